@@ -1,0 +1,83 @@
+"""Every error class of the product. Expected outcomes are values; these are failures with a code.
+
+IsochroneError                 code, message; base of all that follow
+|- InvalidInput                bad file, flag or field: all problems listed, nothing was done
+|- Unavailable                 something outside does not answer just now; trying again may help
+|  |- BusUnavailable           NATS is away or did not acknowledge in time
+|  |- StoreUnavailable         PostgreSQL is away or refused the connection
+|  `- EngineUnavailable        an engine did not start or does not answer
+|- NotFound                    the named thing does not exist (for this tenant)
+|- Conflict                    the same idempotency key with another body, a name already taken
+|- Forbidden                   the caller may not do this
+`- Untrusted                   a signature, token or message code is wrong or too old
+"""
+
+from collections.abc import Sequence
+
+
+class IsochroneError(Exception):
+    """A failure with a stable `code` for machines and a message for people."""
+
+    code = "internal"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidInput(IsochroneError):
+    """Input that cannot be accepted; `problems` holds every fault found, at least one."""
+
+    code = "invalid_input"
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class Unavailable(IsochroneError):
+    """Something outside this process does not answer; a later try may succeed."""
+
+    code = "unavailable"
+
+
+class BusUnavailable(Unavailable):
+    """NATS is away, or did not acknowledge before the deadline."""
+
+    code = "bus_unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    """PostgreSQL is away or closed the connection."""
+
+    code = "store_unavailable"
+
+
+class EngineUnavailable(Unavailable):
+    """An engine did not start, died, or does not answer."""
+
+    code = "engine_unavailable"
+
+
+class NotFound(IsochroneError):
+    """The named thing does not exist, or not for this tenant."""
+
+    code = "not_found"
+
+
+class Conflict(IsochroneError):
+    """A name is taken, or an idempotency key was used before with another body."""
+
+    code = "conflict"
+
+
+class Forbidden(IsochroneError):
+    """The caller is known but may not do this."""
+
+    code = "forbidden"
+
+
+class Untrusted(IsochroneError):
+    """A signature, message code or token is wrong, missing or expired."""
+
+    code = "untrusted"

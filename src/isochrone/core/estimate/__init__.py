@@ -1,0 +1,1 @@
+"""Physics: round trips from measured tables, prefill and decode time."""

@@ -1,0 +1,39 @@
+"""Identifiers: typed strings, and UUIDv7 from a given instant and given random bits.
+
+The request id is made by the ingress gateway from its clock and chance ports and is never taken
+from a client; it keys usage, evidence, decision and charge. No clock or chance is read here.
+"""
+
+from typing import NewType
+from uuid import UUID
+
+RequestId = NewType("RequestId", str)
+OrgId = NewType("OrgId", str)
+ProjectId = NewType("ProjectId", str)
+KeyId = NewType("KeyId", str)
+PolicyId = NewType("PolicyId", str)
+SiteName = NewType("SiteName", str)
+ModelName = NewType("ModelName", str)
+ReplicaId = NewType("ReplicaId", str)
+
+RANDOM_BITS = 74
+_HEX = "%032x"
+
+
+def uuid7(wall_ns: int, random_bits: int) -> str:
+    """Canonical UUIDv7 text: milliseconds of `wall_ns`, then 74 random bits (RFC 9562, 5.7)."""
+    millis = (wall_ns // 1_000_000) & 0xFFFF_FFFF_FFFF
+    rand_a = (random_bits >> 62) & 0xFFF
+    rand_b = random_bits & 0x3FFF_FFFF_FFFF_FFFF
+    value = millis << 80 | 0x7 << 76 | rand_a << 64 | 0b10 << 62 | rand_b
+    text = _HEX % value
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def is_uuid7(text: str) -> bool:
+    """True for the canonical lower-case form of a UUID of version 7."""
+    try:
+        parsed = UUID(text)
+    except ValueError:
+        return False
+    return parsed.version == 7 and str(parsed) == text

@@ -1,0 +1,1 @@
+"""Compiles residency rules into sets of sites; a missing attribute denies."""

@@ -1,0 +1,1 @@
+"""Which site, then which replica, answers a request soonest among those allowed."""

@@ -1,0 +1,1 @@
+"""The nouns of the cloud as frozen values: site, link, model, replica, tenant, digest."""

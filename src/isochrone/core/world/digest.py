@@ -1,0 +1,70 @@
+"""Digest: what a GPU site says about its load about once a second."""
+
+from dataclasses import dataclass
+
+from isochrone.core.ids import ModelName, SiteName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentLoad:
+    """Load of all ready replicas of one model at one site, summed.
+
+    Rates are per replica, measured online: prompt tokens prefilled and output tokens decoded per
+    second by one stream. Pending counts cover requests that are queued or running.
+    """
+
+    model: ModelName
+    revision: str | None
+    ready: int
+    slots: int
+    running: int
+    waiting: int
+    pending_prompt_tokens: int
+    pending_output_tokens: int
+    prefill_tok_s: float
+    decode_tok_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLoad:
+    """One replica in a digest: for status pages and reconciliation, not for routing.
+
+    The token totals are the engine's own counters since its start (None where it has none).
+    """
+
+    id: str
+    model: ModelName
+    generation: int
+    state: str
+    pid: int | None
+    running: int
+    waiting: int
+    restarts: int
+    prompt_tokens_total: int | None
+    cached_tokens_total: int | None
+    output_tokens_total: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbedRtt:
+    """A round trip measured by the agent to a peer gateway (median of recent probes)."""
+
+    peer: SiteName
+    rtt_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteDigest:
+    """The digest of one site; a higher `sequence` of the same `epoch` replaces a lower one.
+
+    `epoch` is drawn at the agent's start; `at` is its wall clock, for display only: receivers
+    judge age by their own clock at arrival.
+    """
+
+    site: SiteName
+    epoch: int
+    sequence: int
+    at: int
+    loads: tuple[DeploymentLoad, ...]
+    replicas: tuple[ReplicaLoad, ...] = ()
+    probes: tuple[ProbedRtt, ...] = ()

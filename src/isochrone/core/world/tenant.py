@@ -1,0 +1,45 @@
+"""Tenants as a gateway sees them: keys and the policies that bind them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from isochrone.core.ids import KeyId, OrgId, PolicyId, ProjectId
+
+Class = Literal["reserved", "on_demand", "batch"]
+Role = Literal["owner", "admin", "developer", "billing", "auditor", "operator"]
+
+ANY = "any"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Where a key's requests may be processed (`residency`) and may enter (`transit`).
+
+    Each axis is a tuple of ISO country codes and bloc names (EU, EEA, ...), or `("any",)`.
+    `residency` bounds engines, caches and logs of content; `transit` bounds the ingress.
+    """
+
+    id: PolicyId
+    org_id: OrgId
+    residency: tuple[str, ...]
+    transit: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A key as gateways hold it: the sha256 of the secret in hex, never the secret."""
+
+    id: KeyId
+    secret_sha256: str
+    org_id: OrgId
+    project_id: ProjectId
+    policy_id: PolicyId
+    classes: tuple[Class, ...] = ("on_demand", "batch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyShard:
+    """All live keys whose hash starts with `shard` (two hex digits)."""
+
+    shard: str
+    keys: tuple[ApiKey, ...]

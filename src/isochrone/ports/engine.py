@@ -1,0 +1,71 @@
+"""Engine: starting, watching and stopping one replica; live drivers are llamacpp and openai.
+
+A driver owns the process of its replica: parent-death signal, own log file, killed after the
+deadline of `stop`. Readiness means that the engine answers a real completion.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from isochrone.core.ids import ModelName, ReplicaId, SiteName
+from isochrone.core.world.model import EngineSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStart:
+    """What a driver needs to start one replica."""
+
+    replica: ReplicaId
+    site: SiteName
+    model: ModelName
+    generation: int
+    spec: EngineSpec
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """Gauges and counters as the engine reports them; None is unknown, never zero."""
+
+    running: int | None
+    waiting: int | None
+    prompt_tokens_total: int | None
+    cached_tokens_total: int | None
+    output_tokens_total: int | None
+    prefill_tok_s: float | None
+    decode_tok_s: float | None
+
+
+class Engine(Protocol):
+    """One started engine."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def base_url(self) -> str:
+        """Ends in /v1, no trailing slash."""
+        ...
+
+    @property
+    def key(self) -> str | None: ...
+
+    async def load(self) -> EngineLoad:
+        """Raises EngineUnavailable."""
+        ...
+
+    async def exited(self) -> str:
+        """Return when the engine has died, with a reason; never returns for an upstream."""
+        ...
+
+    async def stop(self, *, deadline_s: float) -> None: ...
+
+
+class EngineDriver(Protocol):
+    async def start(self, start: EngineStart, *, deadline_s: float) -> Engine:
+        """Return a ready engine. Raises EngineUnavailable with the last lines of its log."""
+        ...
+
+    async def revision(self, spec: EngineSpec) -> str | None:
+        """Identity of the weights (sha256 of a GGUF), None where nobody states it."""
+        ...

@@ -1,0 +1,45 @@
+"""Network: listening and connecting at protocol level; live on sockets, in memory for the twin.
+
+Factories make `asyncio.Protocol` objects; transports behave as asyncio's do. Distance, emulated or
+simulated, is a property of the connection that this port returns, so callers do not know of it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where to connect. `rtt_ms` > 0 asks the network to emulate that round trip on the way."""
+
+    host: str
+    port: int
+    tls: bool = False
+    rtt_ms: float = 0.0
+
+
+class Listener(Protocol):
+    @property
+    def port(self) -> int: ...
+
+    async def close(self) -> None:
+        """Stop accepting; connections that exist go on."""
+        ...
+
+
+class Network(Protocol):
+    async def listen(
+        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
+    ) -> Listener:
+        """Raises OSError when the port is taken."""
+        ...
+
+    async def connect(
+        self, factory: Callable[[], P], address: Address, *, timeout_s: float
+    ) -> P:
+        """Return the connected protocol. Raises OSError or TimeoutError."""
+        ...

@@ -1,0 +1,1 @@
+"""Typed messages that cross a process: versioned, without logic."""
