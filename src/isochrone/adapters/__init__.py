@@ -1,0 +1,1 @@
+"""Live implementations of the ports, one folder per outside thing."""
