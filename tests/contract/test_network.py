@@ -1,0 +1,187 @@
+"""The Network port: one suite on live sockets, on uvloop's sockets and on the twin's memory."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+import uvloop
+
+from isochrone.adapters.network.sockets import SocketNetwork
+from isochrone.ports.network import Address, Network
+from isochrone.twin import loop as virtual
+from isochrone.twin.network import Wire
+
+Main = Callable[[Network], Awaitable[None]]
+
+
+def run_live(main: Main) -> None:
+    async def go() -> None:
+        async with asyncio.timeout(30):
+            await main(SocketNetwork())
+
+    asyncio.run(go())
+
+
+def run_uvloop(main: Main) -> None:
+    async def go() -> None:
+        async with asyncio.timeout(30):
+            await main(SocketNetwork())
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(go())
+
+
+def run_memory(main: Main) -> None:
+    async def go() -> None:
+        await main(Wire(asyncio.get_running_loop()).process("test"))
+
+    virtual.run(go())
+
+
+@pytest.fixture(params=[run_live, run_uvloop, run_memory], ids=["asyncio", "uvloop", "memory"])
+def run(request: pytest.FixtureRequest) -> Callable[[Main], None]:
+    chosen: Callable[[Main], None] = request.param
+    return chosen
+
+
+class Recorder(asyncio.Protocol):
+    """Notes every call in order; `wait_for` returns once a call of that kind has been seen."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.received = b""
+        self.transport: asyncio.Transport | None = None
+        self._changed = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._note("made")
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        self._note("data")
+
+    def eof_received(self) -> bool | None:
+        self._note("eof")
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._note("lost" if exc is None else f"lost:{type(exc).__name__}")
+
+    def pause_writing(self) -> None:
+        self._note("pause")
+
+    def resume_writing(self) -> None:
+        self._note("resume")
+
+    def _note(self, call: str) -> None:
+        if not self.calls or self.calls[-1] != call:
+            self.calls.append(call)
+        self._changed.set()
+
+    @property
+    def open(self) -> asyncio.Transport:
+        assert self.transport is not None
+        return self.transport
+
+    async def until(self, holds: Callable[["Recorder"], bool]) -> None:
+        while not holds(self):
+            self._changed.clear()
+            await self._changed.wait()
+
+
+async def pair(network: Network) -> tuple[Recorder, Recorder]:
+    servers: list[Recorder] = []
+
+    def serve() -> Recorder:
+        servers.append(Recorder())
+        return servers[-1]
+
+    listener = await network.listen(serve, "127.0.0.1", 0)
+    address = Address(host="127.0.0.1", port=listener.port)
+    client = await network.connect(Recorder, address, timeout_s=5)
+    client.open.write(b"hello")
+    while not servers:
+        await asyncio.sleep(0.001)
+    await servers[0].until(lambda r: r.received == b"hello")
+    await listener.close()
+    return client, servers[0]
+
+
+def test_bytes_arrive_in_order_and_close_ends_both_sides(run: Callable[[Main], None]) -> None:
+    async def main(network: Network) -> None:
+        client, server = await pair(network)
+        for i in range(100):
+            client.open.write(b"%03d" % i)
+        client.open.close()
+        await server.until(lambda r: r.calls[-1] == "lost")
+        await client.until(lambda r: r.calls[-1] == "lost")
+        assert server.received == b"hello" + b"".join(b"%03d" % i for i in range(100))
+        assert server.calls == ["made", "data", "eof", "lost"]
+        assert client.calls == ["made", "lost"]
+
+    run(main)
+
+
+def test_abort_ends_the_other_side_too(run: Callable[[Main], None]) -> None:
+    async def main(network: Network) -> None:
+        client, server = await pair(network)
+        client.open.abort()
+        await server.until(lambda r: r.calls[-1].startswith("lost"))
+        await client.until(lambda r: r.calls[-1] == "lost")
+
+    run(main)
+
+
+def test_a_writer_is_paused_by_a_reader_that_does_not_read(run: Callable[[Main], None]) -> None:
+    async def main(network: Network) -> None:
+        client, server = await pair(network)
+        server.open.pause_reading()
+        piece = b"x" * 65_536
+        sent = 0
+        while "pause" not in client.calls and sent < 4096:
+            client.open.write(piece)
+            sent += 1
+            await asyncio.sleep(0)
+        assert "pause" in client.calls
+        server.open.resume_reading()
+        await client.until(lambda r: "resume" in r.calls)
+        await server.until(lambda r: len(r.received) == 5 + sent * len(piece))
+        client.open.close()
+        await server.until(lambda r: r.calls[-1] == "lost")
+
+    run(main)
+
+
+def test_writes_after_close_are_ignored(run: Callable[[Main], None]) -> None:
+    async def main(network: Network) -> None:
+        client, server = await pair(network)
+        client.open.close()
+        assert client.open.is_closing()
+        client.open.write(b"late")
+        await server.until(lambda r: r.calls[-1] == "lost")
+        assert server.received == b"hello"
+
+    run(main)
+
+
+def test_nobody_listens_is_refused(run: Callable[[Main], None]) -> None:
+    async def main(network: Network) -> None:
+        listener = await network.listen(Recorder, "127.0.0.1", 0)
+        port = listener.port
+        await listener.close()
+        with pytest.raises(OSError, match=r"refus|nobody|Connect"):
+            await network.connect(Recorder, Address(host="127.0.0.1", port=port), timeout_s=5)
+
+    run(main)
+
+
+def test_a_port_is_taken_once(run: Callable[[Main], None]) -> None:
+    async def main(network: Network) -> None:
+        first = await network.listen(Recorder, "127.0.0.1", 0)
+        with pytest.raises(OSError):
+            await network.listen(Recorder, "127.0.0.1", first.port)
+        await first.close()
+
+    run(main)
