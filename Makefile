@@ -1,0 +1,54 @@
+# The one task runner. `make help` lists what there is; each target is one line of work.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+COMPILE := $(BIN)/uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11
+UP ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install up test rig lint types check lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed  ## make .venv and install the product from requirements.lock
+
+up: $(VENV)/installed  ## start the whole cloud here (options: make up UP='--port 4100')
+	@exec $(BIN)/isochrone up $(UP)
+
+test: $(VENV)/installed-dev lint types  ## everything that must pass: lint, types, all tests
+	$(BIN)/python -m pytest
+
+rig: $(VENV)/installed-dev  ## only the tests against the real cloud
+	$(BIN)/python -m pytest -m rig
+
+lint: $(VENV)/installed-dev  ## ruff
+	$(BIN)/ruff check .
+
+types: $(VENV)/installed-dev  ## mypy --strict
+	$(BIN)/mypy
+
+check: test  ## the same as test
+
+lock: $(VENV)/installed-dev  ## make the lock files from pyproject.toml
+	$(COMPILE) pyproject.toml --group build -o requirements.lock
+	$(COMPILE) pyproject.toml --group build --group dev -o requirements-dev.lock
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isochrone needs Python 3.11 or newer, this is %s; name another with make PYTHON=..." % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# The stamps hold back the installation until a lock file or the project's metadata changes.
+$(VENV)/installed: requirements.lock pyproject.toml | $(VENV)/bin/python
+	$(PIP) install -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.lock $(VENV)/installed
+	$(PIP) install -r requirements-dev.lock
+	@touch $@
