@@ -43,3 +43,39 @@ class KeyShard:
 
     shard: str
     keys: tuple[ApiKey, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Organisation:
+    """A customer: the tenant that owns projects, keys and policies."""
+
+    id: OrgId
+    name: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """A part of an organisation that keys and usage belong to."""
+
+    id: ProjectId
+    org_id: OrgId
+    name: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Someone who works with the Control API; `org_id` is None for operators of the cloud only."""
+
+    id: str
+    org_id: OrgId | None
+    name: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Whose rows a call may touch: one organisation's, or everyone's when `org_id` is None."""
+
+    org_id: OrgId | None

@@ -1,0 +1,110 @@
+"""Estate: sites, links, models, deployments and how sites join, in the book of record.
+
+Synchronous on purpose: one call is one transaction, instants and hashes of secrets are arguments.
+The estate belongs to the operator of the cloud; only keys and policies in the `Snapshot` carry
+tenants. All calls raise StoreUnavailable when the book is away.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.world.model import Deployment, Model
+from isochrone.core.world.site import Link, Site, SiteLinks
+from isochrone.core.world.tenant import ApiKey, Policy
+from isochrone.ports.tenants import Once, Page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """What the operator's world file asks for; `fingerprint` tells whether it changed."""
+
+    fingerprint: str
+    sites: tuple[Site, ...]
+    models: tuple[Model, ...]
+    deployments: tuple[Deployment, ...]
+    links: tuple[SiteLinks, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything that gateways and agents are told, as one transaction saw it."""
+
+    sites: tuple[Site, ...]
+    links: tuple[SiteLinks, ...]
+    models: tuple[Model, ...]
+    deployments: tuple[Deployment, ...]
+    policies: tuple[Policy, ...]
+    keys: tuple[ApiKey, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteToken:
+    """A one-time token with which `site` may join until `expires_at`."""
+
+    id: str
+    site: SiteName
+    secret_sha256: str
+    created_at: int
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joining:
+    """What a joining site states about itself."""
+
+    token_sha256: str
+    peer_key: str
+    nats_key: str
+    host: str
+    port: int
+    public_url: str
+
+
+class Estate(Protocol):
+    def reconcile(self, intent: Intent, *, now: int) -> bool:
+        """Make the book match; False when this fingerprint was the last one reconciled.
+
+        Sites that remain keep their identity (keys, host, port). What the intent does not name is
+        removed; usage that names it stays.
+        """
+        ...
+
+    def snapshot(self) -> Snapshot: ...
+
+    def sites(self, page: Page) -> Sequence[Site]: ...
+
+    def site(self, name: SiteName) -> Site:
+        """Raises NotFound."""
+        ...
+
+    def links(self, name: SiteName) -> Sequence[Link]: ...
+
+    def set_links(self, links: Sequence[SiteLinks], *, now: int) -> None:
+        """Set measured round trips; emulated links stay as they are, unknown sites are skipped."""
+        ...
+
+    def add_token(self, token: SiteToken, *, once: Once | None) -> SiteToken:
+        """Raises NotFound for an unknown site."""
+        ...
+
+    def join(self, joining: Joining, *, now: int) -> Site:
+        """Spend the token and take over the site's keys and address.
+
+        The same token with the same keys again, before it expires, changes nothing and returns the
+        same site. Raises Untrusted when the token is unknown, expired or spent with other keys.
+        """
+        ...
+
+    def models(self, page: Page) -> Sequence[Model]: ...
+
+    def deployments(self, page: Page, *, site: SiteName | None = None) -> Sequence[Deployment]:
+        """Ordered by site, then model; the page's `after` is `SITE/MODEL`."""
+        ...
+
+    def set_replicas(
+        self, site: SiteName, model: ModelName, replicas: int, *, now: int
+    ) -> Deployment:
+        """Raises NotFound for a deployment that does not exist."""
+        ...

@@ -1,0 +1,16 @@
+"""Registry: the book of record as control sees it, without usage (which is `ports/book.py`)."""
+
+from dataclasses import dataclass
+
+from isochrone.ports.estate import Estate
+from isochrone.ports.leases import Leases
+from isochrone.ports.tenants import Tenants
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registry:
+    """The three parts of the registry over one database."""
+
+    tenants: Tenants
+    estate: Estate
+    leases: Leases

@@ -1,0 +1,121 @@
+"""Tenants: organisations, projects, principals, keys and policies in the book of record.
+
+Synchronous on purpose: one call is one transaction, instants, ids and hashes of secrets are
+arguments. Every call on rows of a tenant takes the `Scope`; a row outside it does not exist for the
+caller (NotFound). All calls raise StoreUnavailable when the book is away.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from isochrone.core.ids import KeyId, OrgId, ProjectId
+from isochrone.core.world.tenant import (
+    ApiKey,
+    Organisation,
+    Policy,
+    Principal,
+    Project,
+    Scope,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Once:
+    """A caller's idempotency key: the same `caller` and `key` do a write at most once.
+
+    `body_sha256` identifies what was asked, path included; another body under the same key raises
+    Conflict.
+    """
+
+    caller: str
+    key: str
+    body_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """At most `most` rows after the row whose id (or name) is `after`, in that order."""
+
+    most: int
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKey:
+    """A key with what people want to know about it; `revoked_at` is None while it is live."""
+
+    key: ApiKey
+    name: str
+    created_at: int
+    revoked_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seed:
+    """What a fresh book holds: one organisation with a project and an open policy, one operator."""
+
+    organisation: Organisation
+    project: Project
+    policy: Policy
+    operator: Principal
+    operator_secret_sha256: str
+
+
+class Tenants(Protocol):
+    def seed(self, seed: Seed, *, now: int) -> None:
+        """Make sure that the seed's rows exist; the operator's secret is brought up to date."""
+        ...
+
+    def principal(self, secret_sha256: str) -> Principal | None:
+        """Who holds this secret."""
+        ...
+
+    def live_key(self, secret_sha256: str) -> StoredKey | None:
+        """The live key with this secret."""
+        ...
+
+    def organisations(self, scope: Scope, page: Page) -> Sequence[Organisation]: ...
+
+    def add_organisation(
+        self, organisation: Organisation, *, once: Once | None
+    ) -> Organisation:
+        """Add it, or return what the same `once` added before. Conflict when the name is taken."""
+        ...
+
+    def projects(
+        self, scope: Scope, page: Page, *, org_id: OrgId | None = None
+    ) -> Sequence[Project]: ...
+
+    def add_project(self, scope: Scope, project: Project, *, once: Once | None) -> Project:
+        """Raises NotFound for an organisation outside the scope, Conflict for a name taken."""
+        ...
+
+    def project_named(self, org_id: OrgId, name: str) -> Project | None: ...
+
+    def project(self, scope: Scope, project_id: ProjectId) -> Project:
+        """Raises NotFound."""
+        ...
+
+    def policies(self, scope: Scope, page: Page) -> Sequence[Policy]: ...
+
+    def add_policy(
+        self, scope: Scope, policy: Policy, *, now: int, once: Once | None
+    ) -> Policy:
+        """Add it, or return the organisation's policy with the same axes when there is one."""
+        ...
+
+    def keys(self, scope: Scope, page: Page) -> Sequence[tuple[StoredKey, Policy]]: ...
+
+    def add_key(
+        self, scope: Scope, key: StoredKey, policy: Policy, *, once: Once | None
+    ) -> tuple[StoredKey, Policy]:
+        """Add the key bound to `policy`, or to the organisation's policy with the same axes.
+
+        Raises NotFound for a project outside the scope or of another organisation than the key.
+        """
+        ...
+
+    def revoke_key(self, scope: Scope, key_id: KeyId, *, now: int) -> StoredKey:
+        """Revoke; a key revoked before keeps its first instant. Raises NotFound."""
+        ...
