@@ -1,0 +1,1 @@
+"""PostgreSQL, the book of record: embedded server, migrations, pool and the stores on it."""
