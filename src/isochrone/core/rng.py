@@ -7,6 +7,8 @@ that a new consumer of chance does not shift the others.
 from hashlib import sha256
 from random import Random
 
+__all__ = ["Random", "stream"]
+
 
 def stream(seed: int, name: str) -> Random:
     """Return the random stream `name` of `seed`; the same pair always gives the same sequence."""

@@ -14,6 +14,7 @@ Rule = Literal[
     "digest_stale",         # nothing heard from the site for too long
     "draining",             # the site is being emptied
     "not_joined",           # the site has no identity yet
+    "unreachable",          # this gateway lost its connection there and waits for a sign of life
     "tried_before",         # this request was refused or lost there already
 ]
 

@@ -1,0 +1,63 @@
+"""Time in an engine: how long a queue takes to drain, a prompt to prefill, an answer to decode.
+
+All results are milliseconds >= 0. Work is counted in tokens, not in requests: one prompt of 8,000
+tokens is more work than fifty of 20. See docs/routing.md for the formulas.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What one replica does for one stream: tokens/s prefilled and tokens/s decoded, both > 0."""
+
+    prefill_tok_s: float
+    decode_tok_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Requests and their tokens that wait or run somewhere; all >= 0."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+NO_WORK = Work()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Servers:
+    """The ready replicas of one model at one site: how many, their slots in sum, their rates."""
+
+    ready: int
+    slots: int
+    rates: Rates
+
+
+def prefill_ms(prompt_tokens: int, rates: Rates) -> float:
+    """Time to read a prompt, nothing of it cached."""
+    return 1000.0 * prompt_tokens / rates.prefill_tok_s
+
+
+def decode_ms(output_tokens: int, rates: Rates) -> float:
+    """Time to write an answer on one stream."""
+    return 1000.0 * output_tokens / rates.decode_tok_s
+
+
+def queue_ms(servers: Servers, ahead: Work) -> float:
+    """Expected wait before a newcomer's prompt is read, with `ahead` queued or running.
+
+    Prompts ahead are prefilled first, spread over the replicas: P / (ready * prefill). A newcomer
+    must also wait for a slot when none is free: of the n requests ahead, n + 1 - slots have to end,
+    and the slots together decode the O tokens ahead in O / (slots * decode), so the wait is the
+    share (n + 1 - slots) / n of that. Never falls when any part of `ahead` grows.
+    """
+    rates = servers.rates
+    wait_s = ahead.prompt_tokens / (servers.ready * rates.prefill_tok_s)
+    must_end = ahead.requests + 1 - servers.slots
+    if must_end > 0 and ahead.requests > 0:
+        drain_s = ahead.output_tokens / (servers.slots * rates.decode_tok_s)
+        wait_s += drain_s * must_end / ahead.requests
+    return 1000.0 * wait_s

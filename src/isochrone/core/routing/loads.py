@@ -1,0 +1,148 @@
+"""Loads: the last digest of every site, corrected by what this gateway has sent there since.
+
+A digest is about a second old, and a second is long: without the correction every gateway would
+send all of it to the site that looked idle. Mutable, owned by one event loop; time is an argument.
+"""
+
+from dataclasses import dataclass, field
+
+from isochrone.core.estimate.service import NO_WORK, Work
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.world.digest import DeploymentLoad, SiteDigest
+
+FIRST_HOLD_NS = 2_000_000_000
+LONGEST_HOLD_NS = 60_000_000_000
+LOSSES_FORGOTTEN_NS = 60_000_000_000  # this long after a hold without another loss: start at 2 s
+
+
+@dataclass(slots=True, kw_only=True)
+class _Dispatch:
+    model: ModelName
+    work: Work
+    arrives_ns: int  # a digest heard before this cannot have counted it
+
+
+@dataclass(slots=True, kw_only=True)
+class SiteLoad:
+    """What is known of one site. `own` sums the dispatches that no digest has counted yet."""
+
+    heard_ns: int = 0
+    epoch: int | None = None
+    left_epoch: int | None = None
+    sequence: int = -1
+    models: dict[ModelName, DeploymentLoad] = field(default_factory=dict)
+    own: dict[ModelName, Work] = field(default_factory=dict)
+    lost_ns: int | None = None
+    hold_ns: int = 0
+    unreachable: bool = False
+    dispatches: dict[int, _Dispatch] = field(default_factory=dict)
+
+
+class Loads:
+    """One gateway's knowledge of load; `stale_after_ms` is how old a digest may be to count."""
+
+    def __init__(self, stale_after_ms: float = 5000.0) -> None:
+        self.stale_after_ms = stale_after_ms
+        self._sites: dict[SiteName, SiteLoad] = {}
+        self._site_of: dict[int, SiteLoad] = {}
+        self._next_ticket = 0
+
+    def of(self, site: SiteName) -> SiteLoad | None:
+        """What is known of a site; None before its first digest, loss or dispatch."""
+        return self._sites.get(site)
+
+    def heard(self, digest: SiteDigest, now_ns: int) -> bool:
+        """Take a digest that arrived now; False when it is older than what is known.
+
+        It counts everything that had reached the site, so own dispatches are dropped, except those
+        still on their way. It ends `unreachable` once the hold after the loss has passed.
+        """
+        load = self._load(digest.site)
+        if digest.epoch == load.left_epoch:
+            return False
+        if digest.epoch == load.epoch and digest.sequence <= load.sequence:
+            return False
+        if digest.epoch != load.epoch:
+            load.left_epoch, load.epoch = load.epoch, digest.epoch
+        load.sequence = digest.sequence
+        load.heard_ns = now_ns
+        load.models = {each.model: each for each in digest.loads}
+        for ticket in [t for t, each in load.dispatches.items() if each.arrives_ns <= now_ns]:
+            self._forget(ticket)
+        if load.unreachable and load.lost_ns is not None:
+            load.unreachable = now_ns < load.lost_ns + load.hold_ns
+        return True
+
+    def dispatched(
+        self,
+        site: SiteName,
+        model: ModelName,
+        prompt_tokens: int,
+        output_tokens: int,
+        now_ns: int,
+        *,
+        rtt_ms: float = 0.0,
+    ) -> int:
+        """Count a request sent to `site` now, and return the ticket for `finished`.
+
+        `rtt_ms`: a digest heard within one round trip was sent before the request arrived.
+        """
+        load = self._load(site)
+        work = Work(requests=1, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        arrives_ns = now_ns + int(rtt_ms * 1_000_000)
+        load.dispatches[ticket] = _Dispatch(model=model, work=work, arrives_ns=arrives_ns)
+        self._site_of[ticket] = load
+        before = load.own.get(model, NO_WORK)
+        load.own[model] = Work(
+            requests=before.requests + 1,
+            prompt_tokens=before.prompt_tokens + prompt_tokens,
+            output_tokens=before.output_tokens + output_tokens,
+        )
+        return ticket
+
+    def finished(self, ticket: int) -> None:
+        """The request of this ticket ended; nothing to do when a digest has counted it."""
+        if ticket in self._site_of:
+            self._forget(ticket)
+
+    def lost(self, site: SiteName, now_ns: int) -> None:
+        """A connection to the site failed: unreachable until a digest after 2 s, doubling to 60 s.
+
+        Losses while it is unreachable change nothing: they are the same loss seen again.
+        """
+        load = self._load(site)
+        if load.unreachable:
+            return
+        forgotten_ns = (load.lost_ns or 0) + load.hold_ns + LOSSES_FORGOTTEN_NS
+        recent = load.lost_ns is not None and now_ns < forgotten_ns
+        load.hold_ns = min(2 * load.hold_ns, LONGEST_HOLD_NS) if recent else FIRST_HOLD_NS
+        load.lost_ns = now_ns
+        load.unreachable = True
+
+    def forget_site(self, site: SiteName) -> None:
+        """Drop everything about a site that left the view."""
+        load = self._sites.pop(site, None)
+        if load is not None:
+            for ticket in load.dispatches:
+                del self._site_of[ticket]
+
+    def _load(self, site: SiteName) -> SiteLoad:
+        load = self._sites.get(site)
+        if load is None:
+            load = self._sites[site] = SiteLoad()
+        return load
+
+    def _forget(self, ticket: int) -> None:
+        load = self._site_of.pop(ticket)
+        dispatch = load.dispatches.pop(ticket)
+        before, work = load.own[dispatch.model], dispatch.work
+        if before.requests == work.requests:
+            del load.own[dispatch.model]
+            return
+        load.own[dispatch.model] = Work(
+            requests=before.requests - work.requests,
+            prompt_tokens=before.prompt_tokens - work.prompt_tokens,
+            output_tokens=before.output_tokens - work.output_tokens,
+        )
