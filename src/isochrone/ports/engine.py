@@ -5,7 +5,7 @@ deadline of `stop`. Readiness means that the engine answers a real completion.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.world.model import EngineSpec
@@ -25,7 +25,12 @@ class EngineStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLoad:
-    """Gauges and counters as the engine reports them; None is unknown, never zero."""
+    """Gauges and counters as the engine reports them; None is unknown, never zero.
+
+    Totals count since the engine's start; `prompt_tokens_total` is without cached tokens. Rates are
+    what one stream saw since the last reading, None when there was no work. `running_prompt_tokens`
+    are still to be prefilled by the running requests, `running_output_tokens` they have decoded.
+    """
 
     running: int | None
     waiting: int | None
@@ -34,6 +39,28 @@ class EngineLoad:
     output_tokens_total: int | None
     prefill_tok_s: float | None
     decode_tok_s: float | None
+    requests_total: int | None = None
+    running_prompt_tokens: int | None = None
+    running_output_tokens: int | None = None
+
+
+UNKNOWN_LOAD = EngineLoad(
+    running=None,
+    waiting=None,
+    prompt_tokens_total=None,
+    cached_tokens_total=None,
+    output_tokens_total=None,
+    prefill_tok_s=None,
+    decode_tok_s=None,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTraits:
+    """How this engine states usage; see `Replica` for the meaning."""
+
+    running_counts: Literal["timings", "usage"] | None = None
+    usage_counts_one_choice: bool = False
 
 
 class Engine(Protocol):
@@ -49,6 +76,9 @@ class Engine(Protocol):
 
     @property
     def key(self) -> str | None: ...
+
+    @property
+    def traits(self) -> EngineTraits: ...
 
     async def load(self) -> EngineLoad:
         """Raises EngineUnavailable."""

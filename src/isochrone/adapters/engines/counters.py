@@ -1,0 +1,150 @@
+"""Reads an engine's Prometheus text into an EngineLoad, whatever the engine calls its series.
+
+Names differ between engines and versions: each need lists its names in order of preference, and a
+series that is missing is unknown, not zero. Rates are what one stream saw since the last reading.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from isochrone.ports.engine import EngineLoad, EngineTraits
+
+Family = Literal["llamacpp", "vllm", "sglang"]
+Series = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """Series of one engine family, best first; `decode` is (tokens, seconds spent on them)."""
+
+    traits: EngineTraits
+    running: tuple[str, ...]
+    waiting: tuple[str, ...]
+    prompt: tuple[str, ...]
+    cached: tuple[str, ...]
+    prompt_includes_cached: bool
+    output: tuple[str, ...]
+    requests: tuple[str, ...] = ()
+    prefill_seconds: str
+    decode: tuple[str, str]
+
+
+FAMILIES: Mapping[Family, Names] = {
+    "llamacpp": Names(
+        traits=EngineTraits(running_counts="timings", usage_counts_one_choice=True),
+        running=("llamacpp:requests_processing",),
+        waiting=("llamacpp:requests_deferred",),
+        prompt=("llamacpp:prompt_tokens_total",),
+        cached=("llamacpp:prompt_tokens_cached_total",),
+        prompt_includes_cached=False,
+        output=("llamacpp:tokens_predicted_total",),
+        prefill_seconds="llamacpp:prompt_seconds_total",
+        decode=("llamacpp:tokens_predicted_total", "llamacpp:tokens_predicted_seconds_total"),
+    ),
+    "vllm": Names(
+        traits=EngineTraits(running_counts="usage"),
+        running=("vllm:num_requests_running",),
+        waiting=("vllm:num_requests_waiting",),
+        prompt=("vllm:prompt_tokens_total", "vllm:prompt_tokens"),
+        cached=(
+            "vllm:prompt_tokens_cached_total",
+            "vllm:prefix_cache_hits_total",
+            "vllm:gpu_prefix_cache_hits_total",
+        ),
+        prompt_includes_cached=True,
+        output=("vllm:generation_tokens_total", "vllm:generation_tokens"),
+        requests=("vllm:request_success_total", "vllm:e2e_request_latency_seconds_count"),
+        prefill_seconds="vllm:request_prefill_time_seconds_sum",
+        decode=(
+            "vllm:inter_token_latency_seconds_count",
+            "vllm:inter_token_latency_seconds_sum",
+        ),
+    ),
+    "sglang": Names(
+        traits=EngineTraits(running_counts="usage"),
+        running=("sglang:num_running_reqs",),
+        waiting=("sglang:num_queue_reqs",),
+        prompt=("sglang:prompt_tokens_total",),
+        cached=("sglang:cached_tokens_total",),
+        prompt_includes_cached=True,
+        output=("sglang:generation_tokens_total",),
+        requests=("sglang:num_requests_total", "sglang:e2e_request_latency_seconds_count"),
+        # Its time to the first token includes the queue: an upper bound of the prefill time.
+        prefill_seconds="sglang:time_to_first_token_seconds_sum",
+        decode=(
+            "sglang:inter_token_latency_seconds_count",
+            "sglang:inter_token_latency_seconds_sum",
+        ),
+    ),
+}
+
+
+def read_series(text: str) -> dict[str, float]:
+    """Sum of each series over its labels; lines that cannot be read are skipped."""
+    series: dict[str, float] = {}
+    for line in text.splitlines():
+        if not line or line[0] == "#":
+            continue
+        name, brace, rest = line.partition("{")
+        if brace:
+            value = rest.rpartition("}")[2].split()
+        else:
+            name, *value = line.split()
+        try:
+            number = float(value[0])
+        except (IndexError, ValueError):
+            continue
+        if number == number and abs(number) != float("inf"):
+            series[name] = series.get(name, 0.0) + number
+    return series
+
+
+def family_of(series: Series) -> Family | None:
+    """Which engine these series come from, by their prefix."""
+    for family in FAMILIES:
+        if any(name.startswith(f"{family}:") for name in series):
+            return family
+    return None
+
+
+def _count(series: Series, names: tuple[str, ...]) -> int | None:
+    return next((round(series[name]) for name in names if name in series), None)
+
+
+@dataclass(slots=True)
+class LoadReader:
+    """Turns successive readings of one engine into loads; remembers the last one for the rates.
+
+    The first reading compares with a fresh engine (all zero).
+    """
+
+    family: Family
+    _before: dict[str, float] = field(default_factory=dict)
+
+    def read(self, series: Series) -> EngineLoad:
+        names = FAMILIES[self.family]
+        prompt, cached = _count(series, names.prompt), _count(series, names.cached)
+        if names.prompt_includes_cached and prompt is not None and cached is not None:
+            prompt = max(0, prompt - cached)
+        return EngineLoad(
+            running=_count(series, names.running),
+            waiting=_count(series, names.waiting),
+            prompt_tokens_total=prompt,
+            cached_tokens_total=cached,
+            output_tokens_total=_count(series, names.output),
+            prefill_tok_s=self._rate("prefill", prompt, series.get(names.prefill_seconds)),
+            decode_tok_s=self._rate(
+                "decode", series.get(names.decode[0]), series.get(names.decode[1])
+            ),
+            requests_total=_count(series, names.requests),
+        )
+
+    def _rate(self, what: str, tokens: float | None, seconds: float | None) -> float | None:
+        """Tokens a second since the last reading; None without work or when unknown."""
+        if tokens is None or seconds is None:
+            return None
+        new_tokens = tokens - self._before.get(f"{what} tokens", 0.0)
+        new_seconds = seconds - self._before.get(f"{what} seconds", 0.0)
+        self._before[f"{what} tokens"], self._before[f"{what} seconds"] = tokens, seconds
+        return new_tokens / new_seconds if new_tokens > 0 and new_seconds > 0 else None
