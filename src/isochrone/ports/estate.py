@@ -29,9 +29,13 @@ class Intent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything that gateways and agents are told, as one transaction saw it."""
+    """Everything that gateways and agents are told, as one transaction saw it.
+
+    `removed_sites` are told to run nothing. `keys` holds live keys only.
+    """
 
     sites: tuple[Site, ...]
+    removed_sites: tuple[SiteName, ...]
     links: tuple[SiteLinks, ...]
     models: tuple[Model, ...]
     deployments: tuple[Deployment, ...]
@@ -43,9 +47,8 @@ class Snapshot:
 class SiteToken:
     """A one-time token with which `site` may join until `expires_at`."""
 
-    id: str
-    site: SiteName
     secret_sha256: str
+    site: SiteName
     created_at: int
     expires_at: int
 
@@ -81,7 +84,7 @@ class Estate(Protocol):
 
     def links(self, name: SiteName) -> Sequence[Link]: ...
 
-    def set_links(self, links: Sequence[SiteLinks], *, now: int) -> None:
+    def set_links(self, links: Sequence[SiteLinks]) -> None:
         """Set measured round trips; emulated links stay as they are, unknown sites are skipped."""
         ...
 
@@ -104,7 +107,7 @@ class Estate(Protocol):
         ...
 
     def set_replicas(
-        self, site: SiteName, model: ModelName, replicas: int, *, now: int
+        self, site: SiteName, model: ModelName, replicas: int
     ) -> Deployment:
         """Raises NotFound for a deployment that does not exist."""
         ...

@@ -1,0 +1,305 @@
+"""The estate in PostgreSQL: sites, links, models, deployments, how sites join, and the snapshot."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+import psycopg
+from psycopg.rows import TupleRow
+
+from isochrone.adapters.postgres.once import made_before
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.core.errors import NotFound, Untrusted
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.world.model import Deployment, EngineSpec, Model
+from isochrone.core.world.site import Hardware, Link, Site, SiteLinks
+from isochrone.core.world.tenant import ApiKey, Policy
+from isochrone.ports.estate import Intent, Joining, SiteToken, Snapshot
+from isochrone.ports.tenants import Once, Page
+
+_SITE = """
+    SELECT name, country, operator, parent, latitude_deg, longitude_deg, hardware, host, port,
+           public_url, peer_key, draining
+    FROM sites WHERE removed_at IS NULL
+"""
+_DEPLOYMENT = "SELECT site, model, replicas, engine, context_tokens FROM deployments"
+_MODEL = "SELECT name, kind, revision, context_tokens, created_at FROM models"
+
+_Connection = psycopg.Connection[TupleRow]
+
+
+class PostgresEstate:
+    """`ports.estate.Estate` on one database; one call is one transaction."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def reconcile(self, intent: Intent, *, now: int) -> bool:
+        with self._pool.transaction() as connection:
+            row = connection.execute("SELECT fingerprint FROM world FOR UPDATE").fetchone()
+            if row is not None and row[0] == intent.fingerprint:
+                return False
+            _reconcile_sites(connection, intent.sites, now)
+            connection.execute("DELETE FROM deployments")
+            _reconcile_models(connection, intent.models)
+            _insert_deployments(connection, intent.deployments)
+            connection.execute("DELETE FROM links")
+            _write_links(connection, intent.links)
+            connection.execute(
+                "INSERT INTO world (fingerprint, reconciled_at) VALUES (%s, %s)"
+                " ON CONFLICT (one) DO UPDATE SET fingerprint = excluded.fingerprint,"
+                " reconciled_at = excluded.reconciled_at",
+                (intent.fingerprint, now),
+            )
+        return True
+
+    def snapshot(self) -> Snapshot:
+        with self._pool.transaction() as connection:
+            # One transaction alone does not give one instant: later statements would see newer
+            # commits, and a key could come without its policy.
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            return Snapshot(
+                sites=tuple(map(_site, connection.execute(_SITE + "ORDER BY name"))),
+                removed_sites=tuple(
+                    SiteName(name)
+                    for (name,) in connection.execute(
+                        "SELECT name FROM sites WHERE removed_at IS NOT NULL ORDER BY name"
+                    )
+                ),
+                links=_site_links(
+                    connection.execute(
+                        "SELECT site, peer, rtt_ms, source FROM links ORDER BY site, peer"
+                    )
+                ),
+                models=tuple(map(_model, connection.execute(_MODEL + " ORDER BY name"))),
+                deployments=tuple(
+                    map(_deployment, connection.execute(_DEPLOYMENT + " ORDER BY site, model"))
+                ),
+                policies=tuple(
+                    Policy(id=row[0], org_id=row[1], residency=tuple(row[2]), transit=tuple(row[3]))
+                    for row in connection.execute(
+                        "SELECT id, org_id, residency, transit FROM policies ORDER BY id"
+                    )
+                ),
+                keys=tuple(
+                    ApiKey(
+                        id=row[0], secret_sha256=row[1], org_id=row[2], project_id=row[3],
+                        policy_id=row[4], classes=tuple(row[5]),
+                    )
+                    for row in connection.execute(
+                        "SELECT id, secret_sha256, org_id, project_id, policy_id, classes"
+                        " FROM api_keys WHERE revoked_at IS NULL ORDER BY id"
+                    )
+                ),
+            )
+
+    def sites(self, page: Page) -> Sequence[Site]:
+        with self._pool.transaction() as connection:
+            rows = connection.execute(
+                _SITE + "AND (%(after)s::text IS NULL OR name > %(after)s)"
+                " ORDER BY name LIMIT %(most)s",
+                {"after": page.after, "most": page.most},
+            ).fetchall()
+        return [_site(row) for row in rows]
+
+    def site(self, name: SiteName) -> Site:
+        with self._pool.transaction() as connection:
+            return _site_named(connection, name)
+
+    def links(self, name: SiteName) -> Sequence[Link]:
+        with self._pool.transaction() as connection:
+            rows = connection.execute(
+                "SELECT site, peer, rtt_ms, source FROM links WHERE site = %s ORDER BY peer",
+                (name,),
+            ).fetchall()
+        return [_link(row) for row in rows]
+
+    def set_links(self, links: Sequence[SiteLinks]) -> None:
+        with self._pool.transaction() as connection:
+            _write_links(connection, links)
+
+    def add_token(self, token: SiteToken, *, once: Once | None) -> SiteToken:
+        with self._pool.transaction() as connection:
+            _site_named(connection, token.site)
+            earlier = made_before(
+                connection, once, resource=token.secret_sha256, now=token.created_at
+            )
+            if earlier is None:
+                connection.execute(
+                    "INSERT INTO site_tokens (token_sha256, site, created_at, expires_at)"
+                    " VALUES (%s, %s, %s, %s)",
+                    (token.secret_sha256, token.site, token.created_at, token.expires_at),
+                )
+            row = connection.execute(
+                "SELECT token_sha256, site, created_at, expires_at FROM site_tokens"
+                " WHERE token_sha256 = %s",
+                (earlier or token.secret_sha256,),
+            ).fetchone()
+        if row is None:
+            raise NotFound(f"there is no such token of site {token.site!r}")
+        return SiteToken(secret_sha256=row[0], site=row[1], created_at=row[2], expires_at=row[3])
+
+    def join(self, joining: Joining, *, now: int) -> Site:
+        with self._pool.transaction() as connection:
+            row = connection.execute(
+                "SELECT t.site, t.used_at, t.expires_at, s.peer_key, s.nats_key"
+                " FROM site_tokens t JOIN sites s ON s.name = t.site"
+                " WHERE t.token_sha256 = %s AND s.removed_at IS NULL FOR UPDATE",
+                (joining.token_sha256,),
+            ).fetchone()
+            if row is None:
+                raise Untrusted("the join token is unknown: ask the operator for a new one")
+            site, used_at, expires_at, peer_key, nats_key = row
+            if now >= expires_at:
+                raise Untrusted("the join token has expired: ask the operator for a new one")
+            if used_at is not None:
+                if (peer_key, nats_key) != (joining.peer_key, joining.nats_key):
+                    raise Untrusted("the join token was used before: ask the operator for another")
+                return _site_named(connection, site)
+            connection.execute(
+                "UPDATE site_tokens SET used_at = %s WHERE token_sha256 = %s",
+                (now, joining.token_sha256),
+            )
+            connection.execute(
+                "UPDATE sites SET peer_key = %s, nats_key = %s, host = %s, port = %s,"
+                " public_url = %s, joined_at = %s WHERE name = %s",
+                (joining.peer_key, joining.nats_key, joining.host, joining.port,
+                 joining.public_url, now, site),
+            )
+            return _site_named(connection, site)
+
+    def models(self, page: Page) -> Sequence[Model]:
+        with self._pool.transaction() as connection:
+            rows = connection.execute(
+                _MODEL + " WHERE (%(after)s::text IS NULL OR name > %(after)s)"
+                " ORDER BY name LIMIT %(most)s",
+                {"after": page.after, "most": page.most},
+            ).fetchall()
+        return [_model(row) for row in rows]
+
+    def deployments(self, page: Page, *, site: SiteName | None = None) -> Sequence[Deployment]:
+        after_site, _, after_model = (page.after or "").partition("/")
+        with self._pool.transaction() as connection:
+            rows = connection.execute(
+                _DEPLOYMENT + " WHERE (%(site)s::text IS NULL OR site = %(site)s)"
+                " AND (site, model) > (%(after_site)s, %(after_model)s)"
+                " ORDER BY site, model LIMIT %(most)s",
+                {"site": site, "after_site": after_site, "after_model": after_model,
+                 "most": page.most},
+            ).fetchall()
+        return [_deployment(row) for row in rows]
+
+    def set_replicas(self, site: SiteName, model: ModelName, replicas: int) -> Deployment:
+        with self._pool.transaction() as connection:
+            row = connection.execute(
+                "UPDATE deployments SET replicas = %s WHERE site = %s AND model = %s"
+                " RETURNING site, model, replicas, engine, context_tokens",
+                (replicas, site, model),
+            ).fetchone()
+        if row is None:
+            raise NotFound(f"there is no deployment of {model!r} at site {site!r}")
+        return _deployment(row)
+
+
+def _reconcile_sites(connection: _Connection, sites: Sequence[Site], now: int) -> None:
+    for site in sites:
+        connection.execute(
+            "INSERT INTO sites (name, country, operator, parent, latitude_deg, longitude_deg,"
+            " hardware, draining, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+            " ON CONFLICT (name) DO UPDATE SET country = excluded.country,"
+            " operator = excluded.operator, parent = excluded.parent,"
+            " latitude_deg = excluded.latitude_deg, longitude_deg = excluded.longitude_deg,"
+            " hardware = excluded.hardware, draining = excluded.draining, removed_at = NULL",
+            (site.name, site.country, site.operator, site.parent, site.latitude_deg,
+             site.longitude_deg, json.dumps(msgspec.to_builtins(site.hardware)), site.draining,
+             now),
+        )
+    # A removed site loses its identity: should it come back, it joins anew.
+    connection.execute(
+        "UPDATE sites SET removed_at = %s, peer_key = NULL, nats_key = NULL, joined_at = NULL"
+        " WHERE removed_at IS NULL AND name <> ALL (%s)",
+        (now, [site.name for site in sites]),
+    )
+
+
+def _reconcile_models(connection: _Connection, models: Sequence[Model]) -> None:
+    for model in models:
+        connection.execute(
+            "INSERT INTO models (name, kind, revision, context_tokens, created_at)"
+            " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (name) DO UPDATE SET"
+            " kind = excluded.kind, revision = excluded.revision,"
+            " context_tokens = excluded.context_tokens",
+            (model.name, model.kind, model.revision, model.context_tokens, model.created_at),
+        )
+    connection.execute(
+        "DELETE FROM models WHERE name <> ALL (%s)", ([model.name for model in models],)
+    )
+
+
+def _insert_deployments(connection: _Connection, deployments: Sequence[Deployment]) -> None:
+    for deployment in deployments:
+        connection.execute(
+            "INSERT INTO deployments (site, model, replicas, engine, context_tokens)"
+            " VALUES (%s, %s, %s, %s, %s)",
+            (deployment.site, deployment.model, deployment.replicas,
+             json.dumps(msgspec.to_builtins(deployment.engine)), deployment.context_tokens),
+        )
+
+
+def _write_links(connection: _Connection, links: Sequence[SiteLinks]) -> None:
+    rows = [
+        (each.site, link.peer, link.rtt_ms, link.source) for each in links for link in each.links
+    ]
+    # One statement for all pairs: a thousand sites have a million links.
+    connection.execute(
+        "INSERT INTO links (site, peer, rtt_ms, source)"
+        " SELECT given.* FROM unnest(%s::text[], %s::text[], %s::float8[], %s::text[])"
+        "   AS given (site, peer, rtt_ms, source)"
+        " JOIN sites s ON s.name = given.site AND s.removed_at IS NULL"
+        " JOIN sites p ON p.name = given.peer AND p.removed_at IS NULL"
+        " ON CONFLICT (site, peer) DO UPDATE"
+        " SET rtt_ms = excluded.rtt_ms, source = excluded.source"
+        " WHERE links.source <> 'emulated'",
+        tuple([row[column] for row in rows] for column in range(4)),
+    )
+
+
+def _site_named(connection: _Connection, name: str) -> Site:
+    row = connection.execute(_SITE + "AND name = %s", (name,)).fetchone()
+    if row is None:
+        raise NotFound(f"there is no site {name!r}")
+    return _site(row)
+
+
+def _site(row: TupleRow) -> Site:
+    return Site(
+        name=row[0], country=row[1], operator=row[2], parent=row[3], latitude_deg=row[4],
+        longitude_deg=row[5], hardware=msgspec.convert(row[6], tuple[Hardware, ...]),
+        host=row[7] or "", port=row[8] or 0, public_url=row[9] or "", peer_key=row[10],
+        draining=row[11],
+    )
+
+
+def _link(row: TupleRow) -> Link:
+    return Link(peer=row[1], rtt_ms=row[2], source=row[3])
+
+
+def _site_links(rows: Sequence[TupleRow] | psycopg.Cursor[TupleRow]) -> tuple[SiteLinks, ...]:
+    by_site: defaultdict[SiteName, list[Link]] = defaultdict(list)
+    for row in rows:
+        by_site[row[0]].append(_link(row))
+    return tuple(SiteLinks(site=site, links=tuple(links)) for site, links in by_site.items())
+
+
+def _model(row: TupleRow) -> Model:
+    return Model(
+        name=row[0], kind=row[1], revision=row[2], context_tokens=row[3], created_at=row[4]
+    )
+
+
+def _deployment(row: TupleRow) -> Deployment:
+    return Deployment(
+        site=row[0], model=row[1], replicas=row[2], engine=msgspec.convert(row[3], EngineSpec),
+        context_tokens=row[4],
+    )

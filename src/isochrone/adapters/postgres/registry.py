@@ -1,0 +1,14 @@
+"""The registry on PostgreSQL: tenants, estate and leases over one pool."""
+
+from isochrone.adapters.postgres.estate import PostgresEstate
+from isochrone.adapters.postgres.leases import PostgresLeases
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.adapters.postgres.tenants import PostgresTenants
+from isochrone.ports.registry import Registry
+
+
+def open_registry(pool: Pool) -> Registry:
+    """The three parts of the registry on `pool`, which stays the caller's to close."""
+    return Registry(
+        tenants=PostgresTenants(pool), estate=PostgresEstate(pool), leases=PostgresLeases(pool)
+    )

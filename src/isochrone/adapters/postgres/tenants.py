@@ -1,0 +1,270 @@
+"""Tenants in PostgreSQL: organisations, projects, principals, keys and policies."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from isochrone.adapters.postgres.once import made_before
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.core.errors import Conflict, NotFound
+from isochrone.core.ids import KeyId, OrgId, ProjectId
+from isochrone.core.world.tenant import (
+    ApiKey,
+    Organisation,
+    Policy,
+    Principal,
+    Project,
+    Scope,
+)
+from isochrone.ports.tenants import Once, Page, Seed, StoredKey
+
+_IN_SCOPE = "(%(org)s::text IS NULL OR org_id = %(org)s)"
+_PAGE = "AND (%(after)s::text IS NULL OR id > %(after)s) ORDER BY id LIMIT %(most)s"
+_KEY = """
+    SELECT k.id, k.secret_sha256, k.org_id, k.project_id, k.policy_id, k.classes, k.name,
+           k.created_at, k.revoked_at, p.residency, p.transit
+    FROM api_keys k JOIN policies p ON p.id = k.policy_id
+"""
+
+_Connection = psycopg.Connection[TupleRow]
+
+
+class PostgresTenants:
+    """`ports.tenants.Tenants` on one database; one call is one transaction."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def seed(self, seed: Seed, *, now: int) -> None:
+        with self._pool.transaction() as connection:
+            connection.execute(
+                "INSERT INTO organisations (id, name, created_at) VALUES (%s, %s, %s)"
+                " ON CONFLICT DO NOTHING",
+                (seed.organisation.id, seed.organisation.name, now),
+            )
+            connection.execute(
+                "INSERT INTO projects (id, org_id, name, created_at) VALUES (%s, %s, %s, %s)"
+                " ON CONFLICT DO NOTHING",
+                (seed.project.id, seed.project.org_id, seed.project.name, now),
+            )
+            _stored_policy(connection, seed.policy, now)
+            operator = seed.operator
+            connection.execute(
+                "INSERT INTO principals (id, org_id, name, role, token_sha256, created_at)"
+                " VALUES (%s, %s, %s, %s, %s, %s)"
+                " ON CONFLICT (id) DO UPDATE SET token_sha256 = excluded.token_sha256",
+                (operator.id, operator.org_id, operator.name, operator.role,
+                 seed.operator_secret_sha256, now),
+            )
+
+    def principal(self, secret_sha256: str) -> Principal | None:
+        with self._pool.transaction() as connection:
+            row = connection.execute(
+                "SELECT id, org_id, name, role FROM principals"
+                " WHERE token_sha256 = %s AND revoked_at IS NULL",
+                (secret_sha256,),
+            ).fetchone()
+        if row is None:
+            return None
+        return Principal(id=row[0], org_id=row[1], name=row[2], role=row[3])
+
+    def live_key(self, secret_sha256: str) -> StoredKey | None:
+        with self._pool.transaction() as connection:
+            row = connection.execute(
+                _KEY + "WHERE k.secret_sha256 = %s AND k.revoked_at IS NULL", (secret_sha256,)
+            ).fetchone()
+        return None if row is None else _key(row)[0]
+
+    def organisations(self, scope: Scope, page: Page) -> Sequence[Organisation]:
+        with self._pool.transaction() as connection:
+            rows = connection.execute(
+                "SELECT id, name, created_at FROM organisations"
+                " WHERE (%(org)s::text IS NULL OR id = %(org)s) " + _PAGE,
+                _arguments(scope, page),
+            ).fetchall()
+        return [_organisation(row) for row in rows]
+
+    def add_organisation(
+        self, organisation: Organisation, *, once: Once | None
+    ) -> Organisation:
+        with self._pool.transaction() as connection:
+            earlier = made_before(
+                connection, once, resource=organisation.id, now=organisation.created_at
+            )
+            if earlier is not None:
+                row = connection.execute(
+                    "SELECT id, name, created_at FROM organisations WHERE id = %s", (earlier,)
+                ).fetchone()
+                return _organisation(_found(row, "organisation", earlier))
+            row = connection.execute(
+                "INSERT INTO organisations (id, name, created_at) VALUES (%s, %s, %s)"
+                " ON CONFLICT (name) DO NOTHING RETURNING id, name, created_at",
+                (organisation.id, organisation.name, organisation.created_at),
+            ).fetchone()
+            if row is None:
+                raise Conflict(f"an organisation named {organisation.name!r} exists already")
+            return _organisation(row)
+
+    def projects(
+        self, scope: Scope, page: Page, *, org_id: OrgId | None = None
+    ) -> Sequence[Project]:
+        with self._pool.transaction() as connection:
+            rows = connection.execute(
+                f"SELECT id, org_id, name, created_at FROM projects WHERE {_IN_SCOPE}"
+                " AND (%(of)s::text IS NULL OR org_id = %(of)s) " + _PAGE,
+                {**_arguments(scope, page), "of": org_id},
+            ).fetchall()
+        return [_project(row) for row in rows]
+
+    def add_project(self, scope: Scope, project: Project, *, once: Once | None) -> Project:
+        with self._pool.transaction() as connection:
+            earlier = made_before(connection, once, resource=project.id, now=project.created_at)
+            if earlier is not None:
+                return _project_in(connection, scope, ProjectId(earlier))
+            _check_organisation(connection, scope, project.org_id)
+            row = connection.execute(
+                "INSERT INTO projects (id, org_id, name, created_at) VALUES (%s, %s, %s, %s)"
+                " ON CONFLICT (org_id, name) DO NOTHING RETURNING id, org_id, name, created_at",
+                (project.id, project.org_id, project.name, project.created_at),
+            ).fetchone()
+            if row is None:
+                raise Conflict(f"the organisation has a project named {project.name!r} already")
+            return _project(row)
+
+    def project(self, scope: Scope, project_id: ProjectId) -> Project:
+        with self._pool.transaction() as connection:
+            return _project_in(connection, scope, project_id)
+
+    def policies(self, scope: Scope, page: Page) -> Sequence[Policy]:
+        with self._pool.transaction() as connection:
+            rows = connection.execute(
+                f"SELECT id, org_id, residency, transit FROM policies WHERE {_IN_SCOPE} " + _PAGE,
+                _arguments(scope, page),
+            ).fetchall()
+        return [_policy(row) for row in rows]
+
+    def add_policy(
+        self, scope: Scope, policy: Policy, *, now: int, once: Once | None
+    ) -> Policy:
+        with self._pool.transaction() as connection:
+            _check_organisation(connection, scope, policy.org_id)
+            # Only for its refusal of another body: the same axes find the same policy anyway.
+            made_before(connection, once, resource=policy.id, now=now)
+            return _stored_policy(connection, policy, now)
+
+    def keys(self, scope: Scope, page: Page) -> Sequence[tuple[StoredKey, Policy]]:
+        with self._pool.transaction() as connection:
+            rows = connection.execute(
+                _KEY + "WHERE (%(org)s::text IS NULL OR k.org_id = %(org)s)"
+                " AND (%(after)s::text IS NULL OR k.id > %(after)s)"
+                " ORDER BY k.id LIMIT %(most)s",
+                _arguments(scope, page),
+            ).fetchall()
+        return [_key(row) for row in rows]
+
+    def add_key(
+        self, scope: Scope, key: StoredKey, policy: Policy, *, once: Once | None
+    ) -> tuple[StoredKey, Policy]:
+        with self._pool.transaction() as connection:
+            earlier = made_before(connection, once, resource=key.key.id, now=key.created_at)
+            if earlier is not None:
+                return _key_in(connection, scope, earlier)
+            project = _project_in(connection, scope, key.key.project_id)
+            if not project.org_id == key.key.org_id == policy.org_id:
+                raise NotFound(f"the organisation has no project {project.id!r}")
+            bound = _stored_policy(connection, policy, key.created_at)
+            connection.execute(
+                "INSERT INTO api_keys (id, org_id, project_id, policy_id, name, secret_sha256,"
+                " classes, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+                (key.key.id, key.key.org_id, key.key.project_id, bound.id, key.name,
+                 key.key.secret_sha256, list(key.key.classes), key.created_at),
+            )
+            return _key_in(connection, scope, key.key.id)
+
+    def revoke_key(self, scope: Scope, key_id: KeyId, *, now: int) -> StoredKey:
+        with self._pool.transaction() as connection:
+            connection.execute(
+                "UPDATE api_keys SET revoked_at = coalesce(revoked_at, %(now)s)"
+                f" WHERE id = %(id)s AND {_IN_SCOPE}",
+                {"id": key_id, "now": now, "org": scope.org_id},
+            )
+            return _key_in(connection, scope, key_id)[0]
+
+
+def _arguments(scope: Scope, page: Page) -> dict[str, object]:
+    return {"org": scope.org_id, "after": page.after, "most": page.most}
+
+
+def _found(row: TupleRow | None, noun: str, name: str) -> TupleRow:
+    if row is None:
+        raise NotFound(f"there is no {noun} {name!r}")
+    return row
+
+
+def _check_organisation(connection: _Connection, scope: Scope, org_id: OrgId) -> None:
+    row = connection.execute(
+        "SELECT id FROM organisations WHERE id = %(id)s"
+        " AND (%(org)s::text IS NULL OR id = %(org)s)",
+        {"id": org_id, "org": scope.org_id},
+    ).fetchone()
+    _found(row, "organisation", org_id)
+
+
+def _project_in(connection: _Connection, scope: Scope, project_id: ProjectId) -> Project:
+    row = connection.execute(
+        f"SELECT id, org_id, name, created_at FROM projects WHERE id = %(id)s AND {_IN_SCOPE}",
+        {"id": project_id, "org": scope.org_id},
+    ).fetchone()
+    return _project(_found(row, "project", project_id))
+
+
+def _key_in(
+    connection: _Connection, scope: Scope, key_id: str
+) -> tuple[StoredKey, Policy]:
+    row = connection.execute(
+        _KEY + "WHERE k.id = %(id)s AND (%(org)s::text IS NULL OR k.org_id = %(org)s)",
+        {"id": key_id, "org": scope.org_id},
+    ).fetchone()
+    return _key(_found(row, "key", key_id))
+
+
+def _stored_policy(connection: _Connection, policy: Policy, now: int) -> Policy:
+    """The organisation's policy with these axes, added under `policy.id` when it has none."""
+    axes = (policy.org_id, list(policy.residency), list(policy.transit))
+    connection.execute(
+        "INSERT INTO policies (id, org_id, residency, transit, created_at)"
+        " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (org_id, residency, transit) DO NOTHING",
+        (policy.id, *axes, now),
+    )
+    row = connection.execute(
+        "SELECT id, org_id, residency, transit FROM policies"
+        " WHERE org_id = %s AND residency = %s::text[] AND transit = %s::text[]",
+        axes,
+    ).fetchone()
+    return _policy(_found(row, "policy", policy.id))
+
+
+def _organisation(row: TupleRow) -> Organisation:
+    return Organisation(id=row[0], name=row[1], created_at=row[2])
+
+
+def _project(row: TupleRow) -> Project:
+    return Project(id=row[0], org_id=row[1], name=row[2], created_at=row[3])
+
+
+def _policy(row: tuple[Any, ...]) -> Policy:
+    return Policy(id=row[0], org_id=row[1], residency=tuple(row[2]), transit=tuple(row[3]))
+
+
+def _key(row: TupleRow) -> tuple[StoredKey, Policy]:
+    key_id, secret, org, project, policy, classes, name, created, revoked, residency, transit = row
+    key = ApiKey(
+        id=key_id, secret_sha256=secret, org_id=org, project_id=project, policy_id=policy,
+        classes=tuple(classes),
+    )
+    return (
+        StoredKey(key=key, name=name, created_at=created, revoked_at=revoked),
+        _policy((policy, org, residency, transit)),
+    )
