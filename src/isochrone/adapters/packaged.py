@@ -1,0 +1,112 @@
+"""Reads the data files that the package ships: countries, round trips, hardware, models, worlds.
+
+Origin, date, licence and changes of every file are in `isochrone/data/README.md`. A damaged file is
+a broken installation, so these functions raise InvalidInput with the file and line.
+"""
+
+import csv
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+from isochrone.core.errors import InvalidInput, NotFound
+from isochrone.core.estimate.hardware import HardwareTable
+from isochrone.core.estimate.round_trip import DistanceRtt, Position, Region, RoundTripTable
+from isochrone.core.estimate.service import Rates
+from isochrone.core.residency.blocs import Blocs
+
+T = TypeVar("T")
+
+DATA = Path(str(files("isochrone"))) / "data"
+
+BLOC_COLUMNS = {
+    "EU": "eu_member",
+    "EEA": "eea_member",
+    "GDPR": "gdpr_direct",
+    "ADEQUATE": "eu_adequate",
+}
+
+
+def load_blocs() -> Blocs:
+    """Every country code and the blocs EU, EEA, GDPR and ADEQUATE."""
+    rows = _rows("countries.csv", dict)
+    return Blocs(
+        countries=frozenset(row["iso2"] for row in rows),
+        members={
+            bloc: frozenset(row["iso2"] for row in rows if row[column] == "1")
+            for bloc, column in BLOC_COLUMNS.items()
+        },
+    )
+
+
+def load_round_trips() -> RoundTripTable:
+    """Measured round trips between cloud regions, and medians by distance."""
+    pairs = _rows(
+        "network/azure_region_rtt.csv",
+        lambda row: ((row["src"], row["dst"]), float(row["rtt_p95_ms"])),
+    )
+    return RoundTripTable(
+        regions=tuple(_rows("network/azure_regions.csv", _region)),
+        rtt_ms=dict(pairs),
+        by_distance=tuple(_rows("network/rtt_vs_distance.csv", _distance)),
+    )
+
+
+def load_hardware() -> HardwareTable:
+    """Rates to assume for each kind of hardware until a replica has been measured."""
+    return dict(
+        _rows(
+            "hardware.csv",
+            lambda row: (
+                row["kind"],
+                Rates(
+                    prefill_tok_s=float(row["prefill_tok_s"]),
+                    decode_tok_s=float(row["decode_tok_s"]),
+                ),
+            ),
+        )
+    )
+
+
+def bundled_model(name: str) -> Path:
+    """Path of a model file that the package ships; raises NotFound with the names that exist."""
+    folder = DATA / "models"
+    names = sorted(path.name for path in folder.glob("*.gguf"))
+    if name not in names:
+        raise NotFound(f"no bundled model {name!r}; the package ships: {', '.join(names)}")
+    return folder / name
+
+
+def default_world() -> str:
+    """The world file of `isochrone up` without `--sites`: three sites, one model."""
+    return (DATA / "worlds" / "three-sites.toml").read_text(encoding="utf-8")
+
+
+def _region(row: dict[str, str]) -> Region:
+    return Region(
+        name=row["region"],
+        position=Position(
+            latitude_deg=float(row["latitude_deg"]), longitude_deg=float(row["longitude_deg"])
+        ),
+    )
+
+
+def _distance(row: dict[str, str]) -> DistanceRtt:
+    return DistanceRtt(km=float(row["km_mean"]), rtt_ms=float(row["rtt_p50_ms"]))
+
+
+def _rows(file: str, parse: Callable[[dict[str, str]], T]) -> list[T]:
+    """Parse each row of a packaged CSV file; empty cells and the code `NA` are plain text."""
+    rows = []
+    with (DATA / file).open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines)
+        for row in reader:
+            try:
+                rows.append(parse(row))
+            except (KeyError, TypeError, ValueError) as error:
+                where = f"{DATA / file}, line {reader.line_num}"
+                raise InvalidInput(
+                    [f"{where}: damaged ({error}); install the package again"]
+                ) from error
+    return rows
