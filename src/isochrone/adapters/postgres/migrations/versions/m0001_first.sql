@@ -136,8 +136,8 @@ CREATE TABLE leases (
     expires_at  bigint NOT NULL
 );
 
--- Exactly one row per request. `rank` orders reports of the same request: 1 recovered,
--- 2 evidence, 3 ingress; a higher one replaces a lower one, whatever the order of arrival.
+-- Exactly one row per request: of several reports the one that core/metering/merge.py prefers.
+-- booked_at is when the present one was booked.
 CREATE TABLE usage (
     request_id         uuid PRIMARY KEY,
     org_id             text NOT NULL,
@@ -168,7 +168,6 @@ CREATE TABLE usage (
     status             integer NOT NULL,
     reason             text,
     reporter           text NOT NULL,
-    rank               smallint NOT NULL CHECK (rank BETWEEN 1 AND 3),
     attempts           integer NOT NULL,
     decision           jsonb,
     booked_at          bigint NOT NULL
@@ -176,18 +175,15 @@ CREATE TABLE usage (
 CREATE INDEX usage_by_time ON usage (received_at, request_id);
 CREATE INDEX usage_by_org ON usage (org_id, received_at, request_id);
 
--- What serving gateways saw, one row per site that worked on the request. settled_at is set when
--- the wait for the ingress is over: the request was booked, from its report or from this evidence.
+-- What serving gateways saw, one row per site that worked on the request; booked_at is when it was
+-- heard. settled_at is set when the wait for the ingress is over: the request was booked, from the
+-- ingress's report or from this.
 CREATE TABLE evidence (
-    request_id    uuid NOT NULL,
-    serving_site  text NOT NULL,
-    org_id        text NOT NULL,
-    event         jsonb NOT NULL,
-    heard_at      bigint NOT NULL,
-    settled_at    bigint,
+    LIKE usage INCLUDING CONSTRAINTS,
+    settled_at  bigint,
     PRIMARY KEY (request_id, serving_site)
 );
-CREATE INDEX evidence_open ON evidence (heard_at) WHERE settled_at IS NULL;
+CREATE INDEX evidence_open ON evidence (booked_at) WHERE settled_at IS NULL;
 
 -- Messages that could not be booked: kept for a person to look at, never dropped.
 CREATE TABLE parked (
