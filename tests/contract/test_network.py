@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import pytest
 import uvloop
@@ -54,8 +55,8 @@ class Recorder(asyncio.Protocol):
         self._changed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports have the methods of asyncio.Transport, but not the class
+        self.transport = cast(asyncio.Transport, transport)
         self._note("made")
 
     def data_received(self, data: bytes) -> None:

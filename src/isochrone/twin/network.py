@@ -63,10 +63,10 @@ class MemoryTransport(asyncio.Transport):
         return self.other._unread_bytes
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._eof_sent:
-            raise RuntimeError("Cannot call write() after write_eof()")
         if self._closing or not data:
             return
+        if self._eof_sent:
+            raise RuntimeError("Cannot call write() after write_eof()")
         piece = bytes(data)
         self.other._unread_bytes += len(piece)
         self._send(piece)
