@@ -1,0 +1,71 @@
+"""Decides the token classes of one request from what its engine said and what the gateway counted.
+
+Sources, best first, and the largest error of each (see docs/metering.md):
+
+- `engine`: the engine's final usage. Taken as it is; no error of ours. For n > 1 some engines
+  count one choice only, so the output is never below what was counted over all choices.
+- `running`: the last running count before the stream broke. Low by at most the tokens that the
+  engine made after the last event that arrived whole, none of which reached the client.
+- `counted`: events that carried text, one token each. Never high where an engine sends at least one
+  token an event; low by (tokens an event - 1) where it packs several. The prompt is its bytes / 4:
+  at most 4 times low (a token covers at least one byte, markers of the chat template aside), high
+  by the factor (mean bytes a token) / 4.
+- `none`: nothing came from an engine, so nothing is counted.
+"""
+
+from dataclasses import dataclass
+
+from isochrone.core.metering.event import Tokens
+
+BYTES_PER_TOKEN = 4
+LARGEST_COUNT = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """Counts in an engine's words: `prompt` includes `cached`."""
+
+    prompt: int
+    cached: int
+    output: int
+
+    @property
+    def plausible(self) -> bool:
+        """False for counts that no request can have; they are then treated as not sent."""
+        return all(0 <= n <= LARGEST_COUNT for n in (self.prompt, self.cached, self.output))
+
+
+def settle(
+    final: Reported | None,
+    running: Reported | None,
+    *,
+    counted: int,
+    prompt_bytes: int,
+    n_choices: int = 1,
+) -> Tokens:
+    """Disjoint classes of one request.
+
+    `counted` is the output counted by the gateway over all choices (for each choice the larger of
+    its running count and its events with text); `prompt_bytes` is the UTF-8 length of the prompt.
+    """
+    floor = counted if n_choices > 1 else 0
+    if final is not None and final.plausible:
+        cached = min(final.cached, final.prompt)
+        return Tokens(
+            input_uncached=final.prompt - cached,
+            input_cached=cached,
+            output=max(final.output, floor),
+            source="engine",
+        )
+    if running is not None and running.plausible:
+        cached = min(running.cached, running.prompt)
+        return Tokens(
+            input_uncached=running.prompt - cached,
+            input_cached=cached,
+            output=max(running.output, floor),
+            source="running",
+        )
+    if counted <= 0:
+        return Tokens()
+    prompt = -(-max(prompt_bytes, 0) // BYTES_PER_TOKEN)
+    return Tokens(input_uncached=prompt, output=counted, source="counted")

@@ -1,0 +1,201 @@
+"""The meter on transcripts of real engines, and on what breaks."""
+
+import json
+
+import pytest
+
+from isochrone.core.metering.event import Tokens
+from isochrone.gateway.counts import tokens_of_answer
+from isochrone.gateway.meter import MAX_EVENT_BYTES, StreamMeter
+
+
+def sse(*events: object) -> bytes:
+    return b"".join(
+        b"data: "
+        + (e.encode() if isinstance(e, str) else json.dumps(e, separators=(",", ":")).encode())
+        + b"\n\n"
+        for e in events
+    )
+
+
+def llamacpp(index: int, text: str | None, predicted: int | None = None) -> dict[str, object]:
+    delta = {"role": "assistant", "content": None} if text is None else {"content": text}
+    event: dict[str, object] = {
+        "choices": [{"finish_reason": None, "index": index, "delta": delta}],
+        "object": "chat.completion.chunk",
+    }
+    if predicted is not None:
+        event["timings"] = {"cache_n": 8, "prompt_n": 4, "prompt_ms": 2.8,
+                            "predicted_n": predicted, "predicted_ms": 1.1}
+    return event
+
+
+def stop(index: int = 0) -> dict[str, object]:
+    return {"choices": [{"finish_reason": "stop", "index": index, "delta": {}}]}
+
+
+def usage(prompt: int, cached: int, output: int) -> dict[str, object]:
+    return {"choices": [], "usage": {"completion_tokens": output, "prompt_tokens": prompt,
+                                     "prompt_tokens_details": {"cached_tokens": cached}}}
+
+
+def metered(*events: object, n: int = 1, asked: bool = False) -> tuple[StreamMeter, bytes]:
+    meter = StreamMeter(n, "chat.completions", asked)
+    return meter, meter.feed(sse(*events))
+
+
+def test_final_usage_is_taken_and_withheld() -> None:
+    talk = (llamacpp(0, None), llamacpp(0, "one", 1), llamacpp(0, ",", 2), stop())
+    meter, seen = metered(*talk, usage(12, 8, 2), "[DONE]")
+    assert meter.finished
+    assert not meter.error
+    assert seen == sse(*talk, "[DONE]")
+    assert meter.tokens(999) == Tokens(
+        input_uncached=4, input_cached=8, output=2, source="engine"
+    )
+
+
+def test_a_client_that_asked_sees_usage() -> None:
+    events = (llamacpp(0, "one", 1), stop(), usage(12, 8, 1), "[DONE]")
+    assert metered(*events, asked=True)[1] == sse(*events)
+
+
+def test_a_broken_stream_has_the_last_running_count() -> None:
+    meter, _ = metered(llamacpp(0, None), llamacpp(0, "a", 1), llamacpp(0, "b", 5))
+    assert not meter.finished
+    assert meter.tokens(0) == Tokens(input_uncached=4, input_cached=8, output=5, source="running")
+    meter.feed(sse(llamacpp(0, "c", 6)))
+    assert meter.tokens(0).output == 6
+
+
+def test_continuous_usage_is_a_running_count() -> None:
+    event = llamacpp(0, "a")
+    event["usage"] = {"prompt_tokens": 9, "completion_tokens": 3}
+    meter, _ = metered(event)
+    assert meter.tokens(0) == Tokens(input_uncached=9, output=3, source="running")
+
+
+def test_an_engine_without_counts_is_counted() -> None:
+    meter, _ = metered(llamacpp(0, None), llamacpp(0, "a"), llamacpp(0, ""), llamacpp(0, "b"))
+    assert meter.tokens(41) == Tokens(input_uncached=11, output=2, source="counted")
+
+
+def test_nothing_from_the_engine_is_nothing() -> None:
+    meter, _ = metered(llamacpp(0, None))
+    assert meter.tokens(4000) == Tokens()
+
+
+def test_reasoning_and_tool_calls_are_output() -> None:
+    thought = {"choices": [{"index": 0, "delta": {"content": None, "reasoning_content": "hm"}}]}
+    call = {"choices": [{"index": 0, "delta": {"tool_calls": [{"function": {"name": "f"}}]}}]}
+    assert metered(thought, call)[0].tokens(0).output == 2
+
+
+def test_llamacpp_with_two_choices_reports_each_apart() -> None:
+    events = (
+        llamacpp(1, None), llamacpp(1, "one", 1), llamacpp(0, None), llamacpp(0, "one", 1),
+        llamacpp(1, ",", 2), stop(1), usage(12, 11, 2), llamacpp(0, ",", 2),
+        llamacpp(0, "two", 3), stop(0), usage(12, 8, 3), "[DONE]",
+    )
+    meter, seen = metered(*events, n=2)
+    assert b'"usage"' not in seen
+    assert meter.tokens(0) == Tokens(input_uncached=4, input_cached=8, output=5, source="engine")
+
+
+def test_usage_of_one_choice_is_never_below_what_was_counted() -> None:
+    two = (llamacpp(0, "a"), llamacpp(1, "a"), llamacpp(0, "b"), llamacpp(1, "b"))
+    meter, _ = metered(*two, usage(12, 0, 2), n=2)
+    assert meter.tokens(0).output == 4
+    meter, _ = metered(llamacpp(0, "a", 7), llamacpp(1, "a", 9), usage(12, 0, 9), n=2)
+    assert meter.tokens(0).output == 16
+
+
+def test_two_choices_are_finished_when_both_are() -> None:
+    meter, _ = metered(stop(0), n=2)
+    assert not meter.finished
+    meter.feed(sse(stop(1)))
+    assert meter.finished
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'data: {"error":{"code":500,"message":"no"}}\n\n',
+        b'event: error\ndata: {"message":"no"}\n\n',
+        b'error: {"code":500}\n\n',
+        b'data: {"object":"error","message":"no"}\n\n',
+    ],
+)
+def test_error_events_are_seen(raw: bytes) -> None:
+    meter = StreamMeter(1, "chat.completions", False)
+    assert meter.feed(raw) == raw
+    assert meter.error
+
+
+def test_text_that_talks_of_errors_and_choices_is_text() -> None:
+    trick = '{"error": "x"} "choices":[] "finish_reason":"stop" "usage":{"a":1}'
+    meter, seen = metered(llamacpp(0, trick))
+    assert seen == sse(llamacpp(0, trick))
+    assert not meter.error
+    assert not meter.finished
+    assert meter.tokens(4).output == 1
+
+
+def test_filters_without_usage_pass() -> None:
+    event: dict[str, object] = {"choices": [], "prompt_filter_results": [{}], "usage": None}
+    assert metered(event)[1] == sse(event)
+
+
+def test_half_an_event_is_not_handed_out() -> None:
+    whole = sse(llamacpp(0, "a"), llamacpp(0, "b"))
+    meter = StreamMeter(1, "chat.completions", False)
+    assert meter.feed(whole[:-5]) == sse(llamacpp(0, "a"))
+    assert meter.tokens(4).output == 1
+
+
+@pytest.mark.parametrize("step", [1000, 65_536, 10**9])
+def test_oversized_events_pass_and_memory_stays_bounded(step: int) -> None:
+    whole = sse(llamacpp(0, "x" * (2 * MAX_EVENT_BYTES)), llamacpp(0, "b"), stop(), "[DONE]")
+    meter = StreamMeter(1, "chat.completions", False)
+    out = [meter.feed(whole[i : i + step]) for i in range(0, len(whole), step)]
+    assert b"".join(out) + meter.end() == whole
+    assert meter.finished
+    assert meter.tokens(4).output == 2
+
+
+def test_absurd_counts_are_treated_as_not_sent() -> None:
+    meter, _ = metered(llamacpp(0, "a"), usage(-1, 0, 5), "[DONE]")
+    assert meter.tokens(8) == Tokens(input_uncached=2, output=1, source="counted")
+    assert metered(llamacpp(0, "a"), usage(5, 9, 5))[0].tokens(0).input_uncached == 0
+
+
+def body(*texts: str, output: int, cached: int = 0) -> bytes:
+    choices = [{"index": i, "message": {"role": "assistant", "content": t}}
+               for i, t in enumerate(texts)]
+    return json.dumps({"choices": choices, "usage": {
+        "prompt_tokens": 12, "completion_tokens": output,
+        "prompt_tokens_details": {"cached_tokens": cached}}}).encode()
+
+
+def test_whole_answers() -> None:
+    chat = tokens_of_answer(body("hello there", output=3, cached=4), "chat.completions", 1)
+    assert chat == Tokens(input_uncached=8, input_cached=4, output=3, source="engine")
+    several = tokens_of_answer(body("ab", "cd", "ef", output=2), "chat.completions", 3)
+    assert several.output == 3
+    assert tokens_of_answer(b'{"error":{"message":"no"}}', "completions", 1) == Tokens()
+    assert tokens_of_answer(b"<html>", "completions", 1) == Tokens()
+    nothing_said = tokens_of_answer(b'{"choices":[{"text":"12345678"}]}', "completions", 1,
+                                    prompt_bytes=8)
+    assert nothing_said == Tokens(input_uncached=2, output=2, source="counted")
+
+
+def test_whole_answer_whose_usage_covers_one_choice() -> None:
+    tokens = tokens_of_answer(
+        body("x" * 40, "y" * 20, output=10), "chat.completions", 2, usage_counts_one_choice=True
+    )
+    assert tokens == Tokens(input_uncached=12, output=15, source="counted")
+
+
+def test_embeddings_have_a_prompt_only() -> None:
+    answer = b'{"data":[{"embedding":[0.1]}],"usage":{"prompt_tokens":6,"total_tokens":6}}'
+    assert tokens_of_answer(answer, "embeddings", 1) == Tokens(input_uncached=6, source="engine")
