@@ -23,6 +23,20 @@ class Work:
     prompt_tokens: int = 0
     output_tokens: int = 0
 
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            requests=self.requests + other.requests,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+        )
+
+    def __sub__(self, other: "Work") -> "Work":
+        return Work(
+            requests=self.requests - other.requests,
+            prompt_tokens=self.prompt_tokens - other.prompt_tokens,
+            output_tokens=self.output_tokens - other.output_tokens,
+        )
+
 
 NO_WORK = Work()
 

@@ -7,19 +7,11 @@ prefill. Batch minimises the expected completion: + decode. See docs/routing.md.
 from dataclasses import dataclass
 from operator import attrgetter
 
-from isochrone.core.estimate.service import (
-    NO_WORK,
-    Rates,
-    Servers,
-    Work,
-    decode_ms,
-    prefill_ms,
-    queue_ms,
-)
+from isochrone.core.estimate.service import Rates, Servers, decode_ms, prefill_ms, queue_ms
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.rng import Random
 from isochrone.core.routing.choice import Candidate, Choice, Refused
-from isochrone.core.routing.loads import Loads, SiteLoad
+from isochrone.core.routing.loads import Loads, ModelLoad, SiteLoad
 from isochrone.core.routing.table import OpenSite, RoutingTable
 from isochrone.core.world.digest import DeploymentLoad
 from isochrone.core.world.tenant import Class
@@ -100,15 +92,15 @@ def _weigh(
     age_ms = (now_ns - known.heard_ns) / 1e6
     if age_ms > loads.stale_after_ms:
         return _stale(site.name, age_ms, loads.stale_after_ms)
-    load = known.models.get(request.model)
-    if load is None or load.ready < 1:
-        return _none_ready(site.name, request.model, load)
-    own = known.own.get(request.model, NO_WORK)
-    rates = _rates(load, site.seed)
-    servers = Servers(ready=load.ready, slots=max(load.slots, load.ready), rates=rates)
-    wait_ms = queue_ms(servers, _ahead(load, own))
-    read_ms = prefill_ms(request.prompt_tokens, rates)
-    write_ms = decode_ms(request.output_tokens, rates) if request.class_ == "batch" else 0.0
+    model = known.models.get(request.model)
+    if model is None or model.load.ready < 1:
+        return _none_ready(site.name, request.model, model)
+    servers = model.servers or _seeded(model.load, site.seed)
+    wait_ms = queue_ms(servers, model.ahead)
+    read_ms = prefill_ms(request.prompt_tokens, servers.rates)
+    write_ms = (
+        decode_ms(request.output_tokens, servers.rates) if request.class_ == "batch" else 0.0
+    )
     return Candidate(
         site=site.name,
         cost_ms=site.rtt_ms + wait_ms + read_ms + write_ms,
@@ -121,22 +113,15 @@ def _weigh(
     )
 
 
-def _ahead(load: DeploymentLoad, own: Work) -> Work:
-    """What the digest reported, and what this gateway has sent there since."""
-    return Work(
-        requests=load.running + load.waiting + own.requests,
-        prompt_tokens=load.pending_prompt_tokens + own.prompt_tokens,
-        output_tokens=load.pending_output_tokens + own.output_tokens,
-    )
-
-
-def _rates(load: DeploymentLoad, seed: Rates) -> Rates:
-    """Measured rates; the seed of the site's hardware where one is not measured yet."""
-    if load.prefill_tok_s > 0 and load.decode_tok_s > 0:
-        return Rates(prefill_tok_s=load.prefill_tok_s, decode_tok_s=load.decode_tok_s)
-    return Rates(
-        prefill_tok_s=load.prefill_tok_s if load.prefill_tok_s > 0 else seed.prefill_tok_s,
-        decode_tok_s=load.decode_tok_s if load.decode_tok_s > 0 else seed.decode_tok_s,
+def _seeded(load: DeploymentLoad, seed: Rates) -> Servers:
+    """Replicas that have not measured a rate yet: the seed of the site's hardware stands in."""
+    return Servers(
+        ready=load.ready,
+        slots=max(load.slots, load.ready),
+        rates=Rates(
+            prefill_tok_s=load.prefill_tok_s if load.prefill_tok_s > 0 else seed.prefill_tok_s,
+            decode_tok_s=load.decode_tok_s if load.decode_tok_s > 0 else seed.decode_tok_s,
+        ),
     )
 
 
@@ -164,7 +149,7 @@ def _stale(site: SiteName, age_ms: float, limit_ms: float) -> Refused:
     return Refused(site=site, rule="digest_stale", detail=detail)
 
 
-def _none_ready(site: SiteName, model: ModelName, load: DeploymentLoad | None) -> Refused:
-    ready = "does not mention it" if load is None else f"says {load.ready} ready"
+def _none_ready(site: SiteName, model: ModelName, known: ModelLoad | None) -> Refused:
+    ready = "does not mention it" if known is None else f"says {known.load.ready} ready"
     detail = f"{site} has no ready replica of {model}: its digest {ready}"
     return Refused(site=site, rule="no_ready_replica", detail=detail)

@@ -6,7 +6,7 @@ send all of it to the site that looked idle. Mutable, owned by one event loop; t
 
 from dataclasses import dataclass, field
 
-from isochrone.core.estimate.service import NO_WORK, Work
+from isochrone.core.estimate.service import NO_WORK, Rates, Servers, Work
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 
@@ -23,6 +23,18 @@ class _Dispatch:
 
 
 @dataclass(slots=True, kw_only=True)
+class ModelLoad:
+    """One model at one site: its last digest's figures, and all work ahead of a newcomer.
+
+    `servers` is ready for the estimate, None when nothing is ready or a rate is not measured yet.
+    """
+
+    load: DeploymentLoad
+    servers: Servers | None
+    ahead: Work
+
+
+@dataclass(slots=True, kw_only=True)
 class SiteLoad:
     """What is known of one site. `own` sums the dispatches that no digest has counted yet."""
 
@@ -30,7 +42,7 @@ class SiteLoad:
     epoch: int | None = None
     left_epoch: int | None = None
     sequence: int = -1
-    models: dict[ModelName, DeploymentLoad] = field(default_factory=dict)
+    models: dict[ModelName, ModelLoad] = field(default_factory=dict)
     own: dict[ModelName, Work] = field(default_factory=dict)
     lost_ns: int | None = None
     hold_ns: int = 0
@@ -66,9 +78,14 @@ class Loads:
             load.left_epoch, load.epoch = load.epoch, digest.epoch
         load.sequence = digest.sequence
         load.heard_ns = now_ns
-        load.models = {each.model: each for each in digest.loads}
         for ticket in [t for t, each in load.dispatches.items() if each.arrives_ns <= now_ns]:
             self._forget(ticket)
+        load.models = {
+            each.model: ModelLoad(load=each, servers=_servers(each), ahead=_reported(each))
+            for each in digest.loads
+        }
+        for model in load.models:
+            _recount(load, model)
         if load.unreachable and load.lost_ns is not None:
             load.unreachable = now_ns < load.lost_ns + load.hold_ns
         return True
@@ -94,12 +111,8 @@ class Loads:
         arrives_ns = now_ns + int(rtt_ms * 1_000_000)
         load.dispatches[ticket] = _Dispatch(model=model, work=work, arrives_ns=arrives_ns)
         self._site_of[ticket] = load
-        before = load.own.get(model, NO_WORK)
-        load.own[model] = Work(
-            requests=before.requests + 1,
-            prompt_tokens=before.prompt_tokens + prompt_tokens,
-            output_tokens=before.output_tokens + output_tokens,
-        )
+        load.own[model] = load.own.get(model, NO_WORK) + work
+        _recount(load, model)
         return ticket
 
     def finished(self, ticket: int) -> None:
@@ -137,12 +150,27 @@ class Loads:
     def _forget(self, ticket: int) -> None:
         load = self._site_of.pop(ticket)
         dispatch = load.dispatches.pop(ticket)
-        before, work = load.own[dispatch.model], dispatch.work
-        if before.requests == work.requests:
-            del load.own[dispatch.model]
-            return
-        load.own[dispatch.model] = Work(
-            requests=before.requests - work.requests,
-            prompt_tokens=before.prompt_tokens - work.prompt_tokens,
-            output_tokens=before.output_tokens - work.output_tokens,
-        )
+        load.own[dispatch.model] -= dispatch.work
+        _recount(load, dispatch.model)
+
+
+def _servers(load: DeploymentLoad) -> Servers | None:
+    if load.ready < 1 or load.prefill_tok_s <= 0 or load.decode_tok_s <= 0:
+        return None
+    rates = Rates(prefill_tok_s=load.prefill_tok_s, decode_tok_s=load.decode_tok_s)
+    return Servers(ready=load.ready, slots=max(load.slots, load.ready), rates=rates)
+
+
+def _reported(load: DeploymentLoad) -> Work:
+    return Work(
+        requests=load.running + load.waiting,
+        prompt_tokens=load.pending_prompt_tokens,
+        output_tokens=load.pending_output_tokens,
+    )
+
+
+def _recount(load: SiteLoad, model: ModelName) -> None:
+    """Work ahead = what the digest reported + what this gateway has sent since."""
+    known = load.models.get(model)
+    if known is not None:
+        known.ahead = _reported(known.load) + load.own.get(model, NO_WORK)
