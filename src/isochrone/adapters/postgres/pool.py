@@ -25,9 +25,9 @@ from isochrone.core.errors import Conflict, InvalidInput, StoreUnavailable
 
 APPLICATION_ROLE = "isochrone_app"
 CONNECT_TIMEOUT_S = 3
-GET_TIMEOUT_S = 4.0
+GET_TIMEOUT_S = 3.0
 STATEMENT_TIMEOUT_MS = 10_000
-LOCK_TIMEOUT_MS = 3_000
+LOCK_TIMEOUT_MS = 2_000
 IDLE_TIMEOUT_MS = 15_000
 
 

@@ -32,7 +32,8 @@ OWNER = "isochrone"
 PORT = 5432
 SOCKET_PATH_MOST_BYTES = 100  # the kernel takes 107; a margin for what PostgreSQL may append
 STOP_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
-ORPHAN_WAIT_S = 5.0
+SERVER_WAIT_TENTHS = 10  # a server that is just being killed
+ORPHAN_WAIT_TENTHS = 50  # its children, which notice a moment later
 _PROGRAM_TIMEOUT_S = 120.0
 
 
@@ -214,16 +215,12 @@ def _check(data: Path, programs: Path) -> None:
         raise InvalidInput([damaged.format("no readable PG_VERSION file")]) from None
     if version != str(MAJOR):
         raise InvalidInput(
-            [f"{data} is of PostgreSQL {version} and this release runs {MAJOR}; move it to "
-             f"{data}.{version}, start once to make a new one, stop, and carry the content over: "
-             f"{programs / 'pg_upgrade'} -U postgres -b <programs of {version}> -B {programs} "
-             f"-d {data}.{version} -D {data}"]
+            [f"{data} is of PostgreSQL {version} and this release runs {MAJOR}; start it with the "
+             f"release that made it, or upgrade it with {programs / 'pg_upgrade'}"]
         )
     control = _run([str(programs / "pg_controldata"), "-D", str(data)])
-    warned = "WARNING" in control.stdout + control.stderr
-    if control.returncode != 0 or warned:
-        said = " ".join(control.stderr.split()) or "pg_control does not match its checksum"
-        raise InvalidInput([damaged.format(said)])
+    if control.returncode != 0 or control.stderr:  # it warns of a wrong checksum and goes on
+        raise InvalidInput([damaged.format(" ".join(control.stderr.split()))])
     missing = [name for name in ("base", "pg_wal", "pg_xact") if not (data / name).is_dir()]
     if missing:
         raise InvalidInput([damaged.format(f"without {', '.join(missing)}")])
@@ -239,18 +236,26 @@ def _clear_stale_locks(data: Path, sockets: Path) -> None:
     """
     if not Path("/proc/self/cwd").exists():
         return
-    for _ in range(int(ORPHAN_WAIT_S / 0.1)):
+    for tenth in range(ORPHAN_WAIT_TENTHS):
         users = _processes_in(data)
-        if not users:
+        if not users or (tenth >= SERVER_WAIT_TENTHS and _written_pid(data) in users):
             break
         time.sleep(0.1)
-    else:
+    if users:
         raise InvalidInput(
             [f"{data} is in use by process {users[0]}; stop that server, or use another state "
              "folder"]
         )
     for lock in (data / "postmaster.pid", *sockets.glob(f".s.PGSQL.{PORT}*")):
         lock.unlink(missing_ok=True)
+
+
+def _written_pid(data: Path) -> int | None:
+    """The process that the server's lock file names."""
+    try:
+        return int((data / "postmaster.pid").read_text(encoding="ascii").splitlines()[0])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _processes_in(folder: Path) -> list[int]:
