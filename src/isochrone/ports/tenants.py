@@ -52,12 +52,21 @@ class StoredKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPolicy:
+    """A policy with the name that whoever added it first gave it."""
+
+    policy: Policy
+    name: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Seed:
     """What a fresh book holds: one organisation with a project and an open policy, one operator."""
 
     organisation: Organisation
     project: Project
-    policy: Policy
+    policy: StoredPolicy
     operator: Principal
     operator_secret_sha256: str
 
@@ -95,22 +104,37 @@ class Tenants(Protocol):
         """Raises NotFound."""
         ...
 
-    def policies(self, scope: Scope, page: Page) -> Sequence[Policy]: ...
+    def principals(self, scope: Scope, page: Page) -> Sequence[Principal]:
+        """Principals that are not revoked."""
+        ...
+
+    def add_principal(
+        self, scope: Scope, principal: Principal, secret_sha256: str, *, now: int, once: Once | None
+    ) -> Principal:
+        """Raises NotFound for an organisation outside the scope, Conflict for a secret in use."""
+        ...
+
+    def revoke_principal(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
+        """Revoke; revoking again changes nothing. Raises NotFound."""
+        ...
+
+    def policies(self, scope: Scope, page: Page) -> Sequence[StoredPolicy]: ...
 
     def add_policy(
-        self, scope: Scope, policy: Policy, *, now: int, once: Once | None
-    ) -> Policy:
+        self, scope: Scope, policy: StoredPolicy, *, once: Once | None
+    ) -> StoredPolicy:
         """Add it, or return the organisation's policy with the same axes when there is one."""
         ...
 
     def keys(self, scope: Scope, page: Page) -> Sequence[tuple[StoredKey, Policy]]: ...
 
     def add_key(
-        self, scope: Scope, key: StoredKey, policy: Policy, *, once: Once | None
+        self, scope: Scope, key: StoredKey, policy: StoredPolicy, *, once: Once | None
     ) -> tuple[StoredKey, Policy]:
         """Add the key bound to `policy`, or to the organisation's policy with the same axes.
 
-        Raises NotFound for a project outside the scope or of another organisation than the key.
+        Raises NotFound for a project outside the scope or of another organisation than the key,
+        Conflict for a secret in use.
         """
         ...
 

@@ -18,7 +18,7 @@ from isochrone.core.world.tenant import (
     Project,
     Scope,
 )
-from isochrone.ports.tenants import Once, Page, Seed, StoredKey
+from isochrone.ports.tenants import Once, Page, Seed, StoredKey, StoredPolicy
 
 _IN_SCOPE = "(%(org)s::text IS NULL OR org_id = %(org)s)"
 _PAGE = "AND (%(after)s::text IS NULL OR id > %(after)s) ORDER BY id LIMIT %(most)s"
@@ -27,6 +27,11 @@ _KEY = """
            k.created_at, k.revoked_at, p.residency, p.transit
     FROM api_keys k JOIN policies p ON p.id = k.policy_id
 """
+
+_PRINCIPAL = "SELECT id, org_id, name, role FROM principals"
+_POLICY = "SELECT id, org_id, residency, transit, name, created_at FROM policies"
+# Secrets made for an idempotency key are the same each time, and the key is forgotten after a day.
+_SECRET_IN_USE = "this idempotency key was used before for the same request; use a new one"
 
 _Connection = psycopg.Connection[TupleRow]
 
@@ -49,7 +54,7 @@ class PostgresTenants:
                 " ON CONFLICT DO NOTHING",
                 (seed.project.id, seed.project.org_id, seed.project.name, now),
             )
-            _stored_policy(connection, seed.policy, now)
+            _stored_policy(connection, seed.policy)
             operator = seed.operator
             connection.execute(
                 "INSERT INTO principals (id, org_id, name, role, token_sha256, created_at)"
@@ -62,13 +67,9 @@ class PostgresTenants:
     def principal(self, secret_sha256: str) -> Principal | None:
         with self._pool.transaction() as connection:
             row = connection.execute(
-                "SELECT id, org_id, name, role FROM principals"
-                " WHERE token_sha256 = %s AND revoked_at IS NULL",
-                (secret_sha256,),
+                f"{_PRINCIPAL} WHERE token_sha256 = %s AND revoked_at IS NULL", (secret_sha256,)
             ).fetchone()
-        if row is None:
-            return None
-        return Principal(id=row[0], org_id=row[1], name=row[2], role=row[3])
+        return None if row is None else _principal(row)
 
     def live_key(self, secret_sha256: str) -> StoredKey | None:
         with self._pool.transaction() as connection:
@@ -137,22 +138,58 @@ class PostgresTenants:
         with self._pool.transaction() as connection:
             return _project_in(connection, scope, project_id)
 
-    def policies(self, scope: Scope, page: Page) -> Sequence[Policy]:
+    def principals(self, scope: Scope, page: Page) -> Sequence[Principal]:
         with self._pool.transaction() as connection:
             rows = connection.execute(
-                f"SELECT id, org_id, residency, transit FROM policies WHERE {_IN_SCOPE} " + _PAGE,
+                f"{_PRINCIPAL} WHERE revoked_at IS NULL AND {_IN_SCOPE} " + _PAGE,
                 _arguments(scope, page),
             ).fetchall()
-        return [_policy(row) for row in rows]
+        return [_principal(row) for row in rows]
+
+    def add_principal(
+        self, scope: Scope, principal: Principal, secret_sha256: str, *, now: int, once: Once | None
+    ) -> Principal:
+        with self._pool.transaction() as connection:
+            earlier = made_before(connection, once, resource=principal.id, now=now)
+            if earlier is not None:
+                return _principal_in(connection, scope, earlier)
+            if principal.org_id is not None:
+                _check_organisation(connection, scope, principal.org_id)
+            added = connection.execute(
+                "INSERT INTO principals (id, org_id, name, role, token_sha256, created_at)"
+                " VALUES (%s, %s, %s, %s, %s, %s)"
+                " ON CONFLICT (token_sha256) DO NOTHING RETURNING id",
+                (principal.id, principal.org_id, principal.name, principal.role, secret_sha256,
+                 now),
+            ).fetchone()
+            if added is None:
+                raise Conflict(_SECRET_IN_USE)
+        return principal
+
+    def revoke_principal(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
+        with self._pool.transaction() as connection:
+            connection.execute(
+                "UPDATE principals SET revoked_at = coalesce(revoked_at, %(now)s)"
+                f" WHERE id = %(id)s AND {_IN_SCOPE}",
+                {"id": principal_id, "now": now, "org": scope.org_id},
+            )
+            return _principal_in(connection, scope, principal_id)
+
+    def policies(self, scope: Scope, page: Page) -> Sequence[StoredPolicy]:
+        with self._pool.transaction() as connection:
+            rows = connection.execute(
+                f"{_POLICY} WHERE {_IN_SCOPE} " + _PAGE, _arguments(scope, page)
+            ).fetchall()
+        return [_stored(row) for row in rows]
 
     def add_policy(
-        self, scope: Scope, policy: Policy, *, now: int, once: Once | None
-    ) -> Policy:
+        self, scope: Scope, policy: StoredPolicy, *, once: Once | None
+    ) -> StoredPolicy:
         with self._pool.transaction() as connection:
-            _check_organisation(connection, scope, policy.org_id)
+            _check_organisation(connection, scope, policy.policy.org_id)
             # Only for its refusal of another body: the same axes find the same policy anyway.
-            made_before(connection, once, resource=policy.id, now=now)
-            return _stored_policy(connection, policy, now)
+            made_before(connection, once, resource=policy.policy.id, now=policy.created_at)
+            return _stored_policy(connection, policy)
 
     def keys(self, scope: Scope, page: Page) -> Sequence[tuple[StoredKey, Policy]]:
         with self._pool.transaction() as connection:
@@ -165,22 +202,25 @@ class PostgresTenants:
         return [_key(row) for row in rows]
 
     def add_key(
-        self, scope: Scope, key: StoredKey, policy: Policy, *, once: Once | None
+        self, scope: Scope, key: StoredKey, policy: StoredPolicy, *, once: Once | None
     ) -> tuple[StoredKey, Policy]:
         with self._pool.transaction() as connection:
             earlier = made_before(connection, once, resource=key.key.id, now=key.created_at)
             if earlier is not None:
                 return _key_in(connection, scope, earlier)
             project = _project_in(connection, scope, key.key.project_id)
-            if not project.org_id == key.key.org_id == policy.org_id:
+            if not project.org_id == key.key.org_id == policy.policy.org_id:
                 raise NotFound(f"the organisation has no project {project.id!r}")
-            bound = _stored_policy(connection, policy, key.created_at)
-            connection.execute(
+            bound = _stored_policy(connection, policy).policy
+            added = connection.execute(
                 "INSERT INTO api_keys (id, org_id, project_id, policy_id, name, secret_sha256,"
-                " classes, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+                " classes, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+                " ON CONFLICT (secret_sha256) DO NOTHING RETURNING id",
                 (key.key.id, key.key.org_id, key.key.project_id, bound.id, key.name,
                  key.key.secret_sha256, list(key.key.classes), key.created_at),
-            )
+            ).fetchone()
+            if added is None:
+                raise Conflict(_SECRET_IN_USE)
             return _key_in(connection, scope, key.key.id)
 
     def revoke_key(self, scope: Scope, key_id: KeyId, *, now: int) -> StoredKey:
@@ -230,20 +270,27 @@ def _key_in(
     return _key(_found(row, "key", key_id))
 
 
-def _stored_policy(connection: _Connection, policy: Policy, now: int) -> Policy:
-    """The organisation's policy with these axes, added under `policy.id` when it has none."""
-    axes = (policy.org_id, list(policy.residency), list(policy.transit))
+def _principal_in(connection: _Connection, scope: Scope, principal_id: str) -> Principal:
+    row = connection.execute(
+        f"{_PRINCIPAL} WHERE id = %(id)s AND {_IN_SCOPE}",
+        {"id": principal_id, "org": scope.org_id},
+    ).fetchone()
+    return _principal(_found(row, "principal", principal_id))
+
+
+def _stored_policy(connection: _Connection, policy: StoredPolicy) -> StoredPolicy:
+    """The organisation's policy with these axes, added as `policy` when it has none."""
+    new = policy.policy
+    axes = (new.org_id, list(new.residency), list(new.transit))
     connection.execute(
-        "INSERT INTO policies (id, org_id, residency, transit, created_at)"
-        " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (org_id, residency, transit) DO NOTHING",
-        (policy.id, *axes, now),
+        "INSERT INTO policies (id, org_id, residency, transit, name, created_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (org_id, residency, transit) DO NOTHING",
+        (new.id, *axes, policy.name, policy.created_at),
     )
     row = connection.execute(
-        "SELECT id, org_id, residency, transit FROM policies"
-        " WHERE org_id = %s AND residency = %s::text[] AND transit = %s::text[]",
-        axes,
+        f"{_POLICY} WHERE org_id = %s AND residency = %s::text[] AND transit = %s::text[]", axes
     ).fetchone()
-    return _policy(_found(row, "policy", policy.id))
+    return _stored(_found(row, "policy", new.id))
 
 
 def _organisation(row: TupleRow) -> Organisation:
@@ -256,6 +303,14 @@ def _project(row: TupleRow) -> Project:
 
 def _policy(row: tuple[Any, ...]) -> Policy:
     return Policy(id=row[0], org_id=row[1], residency=tuple(row[2]), transit=tuple(row[3]))
+
+
+def _stored(row: TupleRow) -> StoredPolicy:
+    return StoredPolicy(policy=_policy(row[:4]), name=row[4], created_at=row[5])
+
+
+def _principal(row: TupleRow) -> Principal:
+    return Principal(id=row[0], org_id=row[1], name=row[2], role=row[3])
 
 
 def _key(row: TupleRow) -> tuple[StoredKey, Policy]:

@@ -31,6 +31,7 @@ CREATE TABLE principals (
 CREATE TABLE policies (
     id          text PRIMARY KEY,
     org_id      text NOT NULL REFERENCES organisations,
+    name        text NOT NULL,
     residency   text[] NOT NULL CHECK (cardinality(residency) > 0),
     transit     text[] NOT NULL CHECK (cardinality(transit) > 0),
     created_at  bigint NOT NULL,
