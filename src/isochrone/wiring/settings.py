@@ -53,7 +53,7 @@ def parse(text: str, kind: type[S], *, source: str, folder: Path) -> S:
 def render(settings: object) -> str:
     """TOML text that `parse` turns into the same settings; unset optional values are left out."""
     lines = [
-        f"{name} = {_toml(value)}" for name, value, _ in _items(settings) if value is not None
+        f"{name} = {toml_value(value)}" for name, value, _ in _items(settings) if value is not None
     ]
     return "\n".join(lines) + "\n"
 
@@ -67,7 +67,7 @@ def render_masked(settings: object) -> str:
         elif secret:
             lines.append(f'{name} = "{MASK}"')
         else:
-            lines.append(f"{name} = {masked(_toml(value))}")
+            lines.append(f"{name} = {masked(toml_value(value))}")
     return "\n".join(lines) + "\n"
 
 
@@ -84,13 +84,14 @@ def _items(settings: object) -> list[tuple[str, Any, bool]]:
     ]
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
+    """TOML text of one scalar or tuple."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
     # A JSON string is a TOML basic string, except that TOML wants DEL escaped too.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 

@@ -105,13 +105,6 @@ class State:
         (self.root / "up.json").unlink(missing_ok=True)
 
 
-def default_folder(environment: Mapping[str, str]) -> Path:
-    """Where `up` and the client commands meet unless told otherwise (XDG base directories)."""
-    base = environment.get("XDG_STATE_HOME", "")
-    root = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
-    return root / "isochrone" / "local"
-
-
 def open_state(folder: Path) -> State:
     """Make or check the folder and lock it; raises InvalidInput with one line that says what is
     wrong and what to do."""

@@ -1,0 +1,94 @@
+"""`isochrone check`: reads a world or settings file as its process would, and starts nothing."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from isochrone.cli.cloud import JsonOption
+from isochrone.core.errors import InvalidInput
+
+Kind = Literal["world", "control", "gateway", "agent"]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        epilog="Examples: `isochrone check world.toml` · `isochrone check gateway.toml` · "
+        "`isochrone check x.toml --as agent`"
+    )(check)
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help="A world, control, gateway or agent file (TOML).")],
+    kind: Annotated[
+        str | None,
+        typer.Option("--as", help="world, control, gateway or agent. [default: by its keys]"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List every problem of a file, or print the effective settings with secrets masked."""
+    from isochrone.cli.show import print_json
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
+    except OSError as error:
+        raise InvalidInput([f"{file}: cannot be read: {error.strerror}"]) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInput([f"{file}: not valid TOML: {error}"]) from error
+    found = _kind(file, kind, set(document))
+    shown = _world(file, text) if found == "world" else _process(file, found)
+    if as_json:
+        print_json({"file": str(file), "kind": found, "problems": []})
+        return
+    print(shown, end="")
+    print(f"# {file}: a good {found} file")
+
+
+def _kind(file: Path, wanted: str | None, keys: set[str]) -> Kind:
+    kinds: tuple[Kind, ...] = ("world", "control", "gateway", "agent")
+    if wanted is not None:
+        for kind in kinds:
+            if kind == wanted:
+                return kind
+        raise InvalidInput([f"--as {wanted}: expected one of {', '.join(kinds)}"])
+    marks: dict[Kind, set[str]] = {
+        "world": {"site", "model", "link", "emulate_distance"},
+        "control": {"database", "nats_secrets", "signing_key"},
+        "gateway": {"journal", "max_body_bytes", "max_head_bytes"},
+        "agent": {"logs", "digest_interval_s", "probe_interval_s"},
+    }
+    for kind in kinds:
+        if marks[kind] & keys:
+            return kind
+    raise InvalidInput(
+        [f"{file}: its keys fit no known file; say what it is with --as {'|'.join(kinds)}"]
+    )
+
+
+def _world(file: Path, text: str) -> str:
+    from isochrone.wiring.world_file import parse_world
+
+    world = parse_world(text, source=str(file))
+    lines = [
+        f"# {len(world.models)} models, {len(world.sites)} sites, {len(world.links)} stated links, "
+        f"distance {'emulated' if world.emulate_distance else 'real'}\n"
+    ]
+    for site in world.sites:
+        runs = ", ".join(f"{one.replicas} x {one.model}" for one in site.deployments) or "nothing"
+        lines.append(f"# {site.name} ({site.country or 'no country'}) runs {runs}\n")
+    return "".join(lines)
+
+
+def _process(file: Path, kind: Kind) -> str:
+    from isochrone.agent.settings import AgentSettings
+    from isochrone.control.settings import ControlSettings
+    from isochrone.gateway.settings import GatewaySettings
+    from isochrone.wiring.settings import load, render_masked
+
+    if kind == "control":
+        return render_masked(load(file, ControlSettings))
+    if kind == "gateway":
+        return render_masked(load(file, GatewaySettings))
+    return render_masked(load(file, AgentSettings))

@@ -1,0 +1,107 @@
+"""`isochrone keys`: make, list and revoke API keys and the policy that binds each."""
+
+import uuid
+from typing import Annotated
+
+import typer
+
+from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
+from isochrone.core.errors import InvalidInput
+
+app = typer.Typer(help="List, make and revoke API keys.")
+
+
+def names(text: str, option: str) -> list[str]:
+    """The names of a list such as DE,EEA; raises InvalidInput when there is none."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise InvalidInput([f"{option} names nothing; expected countries or blocs as in DE,EEA"])
+    return found
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="Examples: `isochrone keys` · `isochrone keys create --residency DE,EEA` · "
+    "`isochrone keys revoke KEY_ID`",
+)
+def list_keys(
+    context: typer.Context,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List keys, without their secrets."""
+    from isochrone.cli.show import instant, print_json, print_table
+
+    if context.invoked_subcommand is not None:
+        return
+    rows = list(find_cloud(state, url, key).api.items("keys"))
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("id", "name", "residency", "transit", "classes", "made", "revoked"),
+        [
+            (
+                row["id"], row.get("name"), row.get("residency"), row.get("transit"),
+                row.get("classes"), instant(row.get("created_at")),
+                instant(row.get("revoked_at")),
+            )
+            for row in rows
+        ],
+    )
+
+
+@app.command(
+    epilog="Examples: `isochrone keys create --residency DE,EEA` · "
+    "`isochrone keys create --name batch --residency EU --transit EU --json`"
+)
+def create(
+    name: Annotated[str, typer.Option(help="A name to recognise it by.")] = "key",
+    residency: Annotated[
+        str, typer.Option(help="Where requests may be processed: countries, blocs, or any.")
+    ] = "any",
+    transit: Annotated[
+        str, typer.Option(help="Where requests may enter: countries, blocs, or any.")
+    ] = "any",
+    classes: Annotated[
+        str, typer.Option(help="Classes it may ask for: reserved, on_demand, batch.")
+    ] = "on_demand,batch",
+    project: Annotated[str | None, typer.Option(help="Project id. [default: default]")] = None,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key. The secret is shown once; only its hash is kept."""
+    from isochrone.cli.show import print_json
+
+    wanted: dict[str, object] = {
+        "name": name,
+        "residency": names(residency, "--residency"),
+        "transit": names(transit, "--transit"),
+        "classes": names(classes, "--classes"),
+    }
+    if project is not None:
+        wanted["project_id"] = project
+    made = find_cloud(state, url, key).api.post("keys", wanted, idempotency_key=str(uuid.uuid4()))
+    if as_json:
+        print_json({part: made[part] for part in ("id", "key", "residency", "transit")})
+        return
+    print(f"key        {made['key']}   (shown once, keep it)")
+    print(f"id         {made['id']}")
+    print(f"residency  {', '.join(made['residency'])}")
+    print(f"transit    {', '.join(made['transit'])}")
+
+
+@app.command(epilog="Example: `isochrone keys revoke KEY_ID`; gateways refuse it within seconds.")
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="Id of the key (see `keys list`).")],
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Revoke a key for good."""
+    from isochrone.cli.show import print_json
+
+    find_cloud(state, url, key).api.delete(f"keys/{key_id}")
+    if as_json:
+        print_json({"id": key_id, "revoked": True})
+    else:
+        print(f"revoked {key_id}")

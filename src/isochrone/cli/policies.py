@@ -1,0 +1,67 @@
+"""`isochrone policies`: where requests may be processed and where they may enter."""
+
+import uuid
+from typing import Annotated
+
+import typer
+
+from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
+from isochrone.cli.keys import names
+
+app = typer.Typer(help="List and make residency policies.")
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="Examples: `isochrone policies` · `isochrone policies create --residency DE`",
+)
+def policies(
+    context: typer.Context,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List policies."""
+    from isochrone.cli.show import print_json, print_table
+
+    if context.invoked_subcommand is not None:
+        return
+    rows = list(find_cloud(state, url, key).api.items("policies"))
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("id", "name", "residency", "transit"),
+        [
+            (row["id"], row.get("name"), row.get("residency"), row.get("transit"))
+            for row in rows
+        ],
+    )
+
+
+@app.command(epilog="Example: `isochrone policies create --residency EU --transit EEA`")
+def create(
+    residency: Annotated[
+        str, typer.Option(help="Where requests may be processed: countries, blocs, or any.")
+    ] = "any",
+    transit: Annotated[
+        str, typer.Option(help="Where requests may enter: countries, blocs, or any.")
+    ] = "any",
+    name: Annotated[str, typer.Option(help="A name to recognise it by.")] = "policy",
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a policy."""
+    from isochrone.cli.show import print_json
+
+    wanted = {
+        "name": name,
+        "residency": names(residency, "--residency"),
+        "transit": names(transit, "--transit"),
+    }
+    made = find_cloud(state, url, key).api.post(
+        "policies", wanted, idempotency_key=str(uuid.uuid4())
+    )
+    if as_json:
+        print_json(made)
+    else:
+        print(made["id"])

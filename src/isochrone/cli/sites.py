@@ -1,0 +1,88 @@
+"""`isochrone sites`, `isochrone site join` and `isochrone site token`: places of the cloud."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
+from isochrone.core.errors import InvalidInput
+
+site_app = typer.Typer(help="Join a site to the cloud.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Examples: `isochrone sites` · `isochrone sites --json`")(sites)
+    app.add_typer(site_app, name="site")
+
+
+def sites(
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List sites with country, operator and endpoint."""
+    from isochrone.cli.show import print_json, print_table
+
+    rows = list(find_cloud(state, url, key).api.items("sites"))
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("site", "country", "operator", "parent", "latitude", "longitude", "joined", "endpoint"),
+        [
+            (
+                row["name"], row["country"], row.get("operator"), row.get("parent"),
+                row.get("latitude_deg"), row.get("longitude_deg"), row.get("joined"),
+                row.get("public_url"),
+            )
+            for row in rows
+        ],
+    )
+
+
+@site_app.command(epilog="Example: `isochrone site token sydney`, then `site join` at the site.")
+def token(
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a one-time token with which the site NAME can join."""
+    from isochrone.cli.show import print_json
+
+    made = find_cloud(state, url, key).api.post(f"sites/{name}/token", {})
+    if as_json:
+        print_json(made)
+    else:
+        print(made["token"])
+
+
+@site_app.command(
+    epilog="Example: `isochrone site join TOKEN --url http://control:4103 --out identity.json "
+    "--host 10.0.0.5 --port 4100`"
+)
+def join(
+    token: Annotated[str, typer.Argument(help="One-time token of `isochrone site token`.")],
+    url: Annotated[str, typer.Option("--url", help="Control API to join.")],
+    out: Annotated[Path, typer.Option("--out", help="Where to write the identity (mode 0600).")],
+    port: Annotated[int, typer.Option("--port", help="Port of the site's gateway.")],
+    host: Annotated[str, typer.Option("--host", help="Address of the gateway.")] = "127.0.0.1",
+    public_url: Annotated[
+        str | None,
+        typer.Option("--public-url", help="Clients' URL, ending in /v1. [default: host and port]"),
+    ] = None,
+) -> None:
+    """Give this site its identity: make keys here, send the public halves with the token.
+
+    Safe to repeat when the reply was lost. The identity file holds the site's private keys.
+    """
+    from isochrone.wiring.joining import join_site
+
+    if not 1 <= port <= 65535:
+        raise InvalidInput([f"--port {port}: expected 1..65535"])
+    if not out.parent.is_dir():
+        raise InvalidInput([f"--out {out}: the folder {out.parent} does not exist"])
+    identity = join_site(
+        token, url, host=host, port=port,
+        public_url=public_url or f"http://{host}:{port}/v1", out=out,
+    )
+    print(f"joined as {identity.site} ({identity.country or 'no country'}); identity in {out}")
