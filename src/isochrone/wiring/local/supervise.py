@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isochrone.adapters.child import child_command
-from isochrone.core.errors import Unavailable
+from isochrone.core.errors import IsochroneError, Unavailable
 
 TRIES_AT_START = 3
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0)
@@ -39,14 +39,15 @@ class ChildSpec:
     log: Path
     ready: Ready
     env: Mapping[str, str] | None = None
-    prepare: Callable[[], None] | None = None
+    prepare: Callable[[], object] | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     stop_s: float = 3.0
     start_s: float = 60.0
 
 
 class Child:
-    """One supervised process; `pid` changes with every restart, None while none runs."""
+    """One supervised process. `pid` changes with every restart and is None while none runs;
+    `failed` says why it was given up before it had ever been ready."""
 
     def __init__(self, spec: ChildSpec, note: Note, on_change: Callable[[], None]) -> None:
         self.spec = spec
@@ -55,22 +56,29 @@ class Child:
         self._note = note
         self._on_change = on_change
         self._stop = asyncio.Event()
-        self._failed: str | None = None
+        self.failed: str | None = None
         self._settled = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._keep_running())
 
     async def wait_ready(self) -> None:
         """Return once it has answered for the first time; raises Unavailable when it will not."""
+        settled = asyncio.ensure_future(self._settled.wait())
         try:
-            async with asyncio.timeout(self.spec.start_s):
-                await self._settled.wait()
-        except TimeoutError:
+            done, _ = await asyncio.wait(
+                (settled, self._task), timeout=self.spec.start_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            settled.cancel()
+        if not done:
             raise Unavailable(
                 f"{self.spec.name} did not answer within {self.spec.start_s:.0f} s"
                 f"{_last_words(self.spec.log)}"
-            ) from None
-        if self._failed is not None:
-            raise Unavailable(self._failed)
+            )
+        if self._task.done():
+            self._task.result()
+        if self.failed is not None:
+            raise Unavailable(self.failed)
 
     async def stop(self) -> None:
         """Ask it to stop, kill it after its deadline; returns when the process is reaped."""
@@ -96,7 +104,10 @@ class Child:
         failures = 0
         while not self._stop.is_set():
             started = time.monotonic()
-            code, was_ready = await self._run_once()
+            try:
+                code, was_ready = await self._run_once()
+            except (IsochroneError, OSError) as error:
+                code, was_ready = str(error), False
             if self._stop.is_set():
                 return
             lived_s = time.monotonic() - started
@@ -118,10 +129,10 @@ class Child:
             return
 
     def _fail(self, what: str) -> None:
-        self._failed = f"{what}{_last_words(self.spec.log)}"
+        self.failed = f"{what}{_last_words(self.spec.log)}"
         self._settled.set()
 
-    async def _run_once(self) -> tuple[int, bool]:
+    async def _run_once(self) -> tuple[int | str, bool]:
         if self.spec.prepare is not None:
             self.spec.prepare()
         log = os.open(self.spec.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -170,9 +181,14 @@ class Supervisor:
         self._on_change = on_change
 
     def start(self, spec: ChildSpec) -> Child:
+        """Start a child and keep it running."""
         child = Child(spec, self._note, self._on_change)
         self.children[spec.name] = child
         return child
+
+    def failures(self) -> list[str]:
+        """Why children were given up."""
+        return [child.failed for child in self.children.values() if child.failed is not None]
 
     def pid(self, name: str) -> int | None:
         child = self.children.get(name)

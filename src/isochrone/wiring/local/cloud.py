@@ -1,0 +1,272 @@
+"""The processes of a local cloud: what each is started with, in which order, and what they say.
+
+First start: PostgreSQL and NATS side by side, then control, then every site joins through the
+Control API with a one-time token, then all gateways and agents at once. Sites that joined in an
+earlier start, at the same addresses, do not wait for control.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from isochrone.adapters.nats import server as nats
+from isochrone.adapters.nats.identity import load_secrets
+from isochrone.adapters.postgres import server as postgres
+from isochrone.agent.settings import AgentSettings
+from isochrone.control.settings import ControlSettings
+from isochrone.core.errors import InvalidInput, Unavailable
+from isochrone.core.world.world import World
+from isochrone.gateway.settings import GatewaySettings
+from isochrone.wiring.control_api import ControlApi
+from isochrone.wiring.joining import join_site, load_identity
+from isochrone.wiring.local.ports import HOST, Ports
+from isochrone.wiring.local.ready import http_status
+from isochrone.wiring.local.state import State
+from isochrone.wiring.local.supervise import ChildSpec, Note, Ready, Supervisor
+from isochrone.wiring.private_file import write_private
+from isochrone.wiring.settings import render
+from isochrone.wiring.world_text import render_world
+
+# Together below ten seconds, which is what stopping the whole cloud may take.
+STOP_SITES_S, STOP_CONTROL_S, STOP_NATS_S, STOP_POSTGRES_S = 4.0, 2.0, 1.0, 2.0
+API_TIMEOUT_S = 5.0
+JOIN_TRIES = 5
+JOIN_PAUSE_S = 0.5
+
+Tell = Callable[[str, str], None]
+T = TypeVar("T")
+
+
+class LocalCloud:
+    """All children of one `up`. `note` writes to up.log; `tell` reports progress to people."""
+
+    def __init__(
+        self, state: State, world: World, ports: Ports, *, supervisor: Supervisor, note: Note,
+        tell: Tell,
+    ) -> None:
+        self.state = state
+        self.world = world
+        self.ports = ports
+        self.supervisor = supervisor
+        self.note = note
+        self.tell = tell
+        self.control_url = f"http://{HOST}:{ports.control}"
+        self.nats_url = f"nats://{HOST}:{ports.nats}"
+        self.api = ControlApi(self.control_url, state.admin_key, timeout_s=API_TIMEOUT_S)
+        self.sites: dict[str, int] = {
+            site.name: port for site, port in zip(world.sites, ports.gateways, strict=True)
+        }
+
+    async def start(self) -> None:
+        """Start everything; returns when control answers and every site's processes are started.
+
+        Raises InvalidInput or Unavailable with what to do.
+        """
+        _, database = await together(self._start_nats(), self._start_postgres())
+        early = [name for name in self.sites if self._joined_here(name)]
+        for name in early:
+            self._start_site(name)
+        await self._start_control(database)
+        joined = {
+            site["name"] for site in await asyncio.to_thread(self._sites) if site["joined"]
+        }
+        await together(
+            *(self._join(name) for name in self.sites if name not in early or name not in joined)
+        )
+        for name in self.sites:
+            if name not in early:
+                self._start_site(name)
+
+    async def stop(self) -> None:
+        """Stop in the reverse order of starting: what depends on others goes first."""
+        gateways = [gateway_child(name) for name in self.sites]
+        agents = [agent_child(name) for name in self.sites]
+        await self.supervisor.stop([*gateways, *agents])
+        await self.supervisor.stop(["control"])
+        await self.supervisor.stop(["nats"])
+        await self.supervisor.stop(["postgres"])
+
+    def first_key(self) -> str:
+        """The API key that `up` prints: made once, kept in secrets/api.key."""
+        if (kept := self.state.api_key) is not None:
+            return kept
+        # The same idempotency key gives the same secret, so a lost reply leaves no stray key.
+        made = self.api.post(
+            "keys", {"name": "first key of isochrone up", "residency": ["any"], "transit": ["any"]},
+            idempotency_key="isochrone-up-first-key",
+        )
+        write_private(self.state.secret("api.key"), f"{made['key']}\n".encode())
+        return str(made["key"])
+
+    async def _start_postgres(self) -> str:
+        """Start PostgreSQL and return its connection string."""
+        self.tell("postgres", "starting")
+        root, run = self.state.root, self.state.path("run")
+        plan = await asyncio.to_thread(postgres.prepare, root, run)
+
+        async def answers() -> bool:
+            return await asyncio.to_thread(postgres.ready, plan)
+
+        spec = ChildSpec(
+            name="postgres", argv=plan.argv, env=plan.env, ready=answers,
+            log=self._log("postgres"), prepare=lambda: postgres.prepare(root, run),
+            stop_signal=plan.stop_signals[0], stop_s=STOP_POSTGRES_S, start_s=60.0,
+        )
+        await self._start_store(spec)
+        return plan.conninfo
+
+    async def _start_nats(self) -> str:
+        """Start NATS and return its URL."""
+        self.tell("nats", "starting")
+        secrets = load_secrets(self.state.secret("nats.json"))
+        plan = nats.prepare(self.state.path("nats"), secrets, self.ports.nats, host=HOST)
+
+        async def answers() -> bool:
+            return await http_status(plan.host, plan.monitor_port, "/healthz") == 200
+
+        await self._start_store(
+            ChildSpec(
+                name="nats", argv=plan.argv, env=plan.env, ready=answers, log=self._log("nats"),
+                stop_s=STOP_NATS_S,
+            )
+        )
+        return plan.url
+
+    async def _start_store(self, spec: ChildSpec) -> None:
+        """Start a child whose data lives in the state folder: if it fails, the folder is to
+        blame."""
+        try:
+            await self.supervisor.start(spec).wait_ready()
+        except Unavailable as error:
+            raise InvalidInput(
+                [f"{error.message}; if {self.state.path(spec.name)} is damaged, restore it from a "
+                 "backup, or choose another folder with --state"]
+            ) from error
+        self.tell(spec.name, "ready")
+
+    async def _start_control(self, database: str) -> None:
+        self.tell("control", "starting")
+        folder = self.state.path("control")
+        write_private(folder / "world.toml", render_world(self.world).encode())
+        settings = ControlSettings(
+            host=HOST, port=self.ports.control, database=database, nats_urls=(self.nats_url,),
+            nats_credentials=self.state.secret("control.nats.json"),
+            nats_secrets=self.state.secret("nats.json"),
+            signing_key=self.state.secret("control.key"),
+            admin_key=self.state.secret("admin.key"), world=folder / "world.toml",
+            public_url=self.control_url,
+        )
+        write_private(folder / "control.toml", render(settings).encode())
+        child = self.supervisor.start(
+            ChildSpec(
+                name="control", argv=_own("control", folder / "control.toml"),
+                log=self._log("control"), stop_s=STOP_CONTROL_S,
+                ready=_answers(self.ports.control, "/api/v1/health"),
+            )
+        )
+        await child.wait_ready()
+        self.tell("control", "ready")
+
+    def _sites(self) -> list[Mapping[str, Any]]:
+        return list(self.api.items("sites"))
+
+    def _joined_here(self, name: str) -> bool:
+        """True when the site's identity was made for the addresses of this start."""
+        path = self.state.site(name) / "identity.json"
+        if not path.exists():
+            return False
+        identity = load_identity(path)
+        return (
+            identity.port == self.sites[name]
+            and identity.nats_urls == (self.nats_url,)
+            and identity.control_url == self.control_url
+        )
+
+    async def _join(self, name: str) -> None:
+        self.tell(name, "joining")
+        for attempt in range(JOIN_TRIES):
+            try:
+                await asyncio.to_thread(self._join_once, name)
+                return
+            except Unavailable as error:
+                self.note("join_again", site=name, reason=error.message)
+                if attempt == JOIN_TRIES - 1:
+                    raise
+            await asyncio.sleep(JOIN_PAUSE_S)
+
+    def _join_once(self, name: str) -> None:
+        port = self.sites[name]
+        token = self.api.post(f"sites/{name}/token", {})["token"]
+        join_site(
+            token, self.control_url, host=HOST, port=port, public_url=endpoint(port),
+            out=self.state.site(name) / "identity.json",
+        )
+
+    def _start_site(self, name: str) -> None:
+        self.tell(name, "starting")
+        folder = self.state.site(name)
+        identity = folder / "identity.json"
+        gateway = GatewaySettings(
+            identity=identity, host=HOST, port=self.sites[name], journal=folder / "journal"
+        )
+        agent = AgentSettings(identity=identity, logs=folder / "logs")
+        write_private(folder / "gateway.toml", render(gateway).encode())
+        write_private(folder / "agent.toml", render(agent).encode())
+        self.supervisor.start(
+            ChildSpec(
+                name=agent_child(name), argv=_own("agent", folder / "agent.toml"),
+                log=self._log(agent_child(name)), ready=_started, stop_s=STOP_SITES_S,
+            )
+        )
+        self.supervisor.start(
+            ChildSpec(
+                name=gateway_child(name), argv=_own("gateway", folder / "gateway.toml"),
+                log=self._log(gateway_child(name)), ready=_answers(self.sites[name], "/health"),
+                stop_s=STOP_SITES_S,
+            )
+        )
+
+    def _log(self, name: str) -> Path:
+        return self.state.path("logs", f"{name}.log")
+
+
+async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """Results of work done side by side; the first failure ends the rest and is raised itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def gateway_child(site: str) -> str:
+    return f"gateway-{site}"
+
+
+def agent_child(site: str) -> str:
+    return f"agent-{site}"
+
+
+def endpoint(port: int) -> str:
+    """What clients use as base URL."""
+    return f"http://{HOST}:{port}/v1"
+
+
+def _own(process: str, config: Path) -> Sequence[str]:
+    """The command line of one of our own processes, by the interpreter that runs this one."""
+    return (sys.executable, "-m", "isochrone", process, "--config", str(config))
+
+
+def _answers(port: int, path: str) -> Ready:
+    async def ready() -> bool:
+        return await http_status(HOST, port, path) == 200
+
+    return ready
+
+
+async def _started() -> bool:
+    """Agents listen nowhere; that one works shows in its digests."""
+    return True

@@ -1,0 +1,170 @@
+"""Judges whether a local cloud is ready, and keeps up.json true while it runs.
+
+Ready means: every gateway's /ready says so and control has heard of every replica that the world
+asks for as ready. Afterwards the file is written again whenever a process or replica was replaced.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from isochrone.core.errors import InvalidInput, IsochroneError, Unavailable
+from isochrone.wiring.local.cloud import LocalCloud, agent_child, endpoint, gateway_child
+from isochrone.wiring.local.ports import HOST
+from isochrone.wiring.local.ready import http_status
+from isochrone.wiring.private_file import write_private
+
+POLL_S = 0.2
+KEEP_S = 1.0
+GIVE_UP_RESTARTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteProgress:
+    """How far one site is: replicas ready of those wanted, and whether its gateway says ready."""
+
+    name: str
+    ready: int
+    wanted: int
+    gateway: bool
+    detail: str | None
+
+    @property
+    def done(self) -> bool:
+        return self.gateway and self.ready >= self.wanted
+
+    def __str__(self) -> str:
+        if self.done:
+            return "ready"
+        replicas = f"replicas {self.ready} of {self.wanted}" if self.wanted else "no replicas"
+        return f"{replicas}, gateway {'ready' if self.gateway else 'starting'}"
+
+
+async def progress(cloud: LocalCloud) -> tuple[list[SiteProgress], Mapping[str, Any]]:
+    """How far every site is, and the status that control gave."""
+    try:
+        status = await asyncio.to_thread(cloud.api.get, "status")
+    except Unavailable:
+        status = {"sites": []}
+    replicas = replicas_by_site(status)
+    ready = await asyncio.gather(
+        *(http_status(HOST, port, "/ready") for port in cloud.sites.values())
+    )
+    found = []
+    for site, answer in zip(cloud.world.sites, ready, strict=True):
+        known = replicas.get(site.name, [])
+        failed = [one for one in known if one["restarts"] >= GIVE_UP_RESTARTS]
+        found.append(
+            SiteProgress(
+                name=site.name,
+                ready=sum(one["state"] == "ready" for one in known),
+                wanted=sum(one.replicas for one in site.deployments),
+                gateway=answer == 200,
+                detail=f"replica {failed[0]['id']} keeps failing" if failed else None,
+            )
+        )
+    return found, status
+
+
+async def wait_ready(cloud: LocalCloud, *, deadline_s: float) -> Mapping[str, Any]:
+    """Return control's status once every site is ready; raises Unavailable naming what is not."""
+    found: list[SiteProgress] = []
+    try:
+        async with asyncio.timeout(deadline_s):
+            while True:
+                if failures := cloud.supervisor.failures():
+                    raise Unavailable("; ".join(failures))
+                found, status = await progress(cloud)
+                for site in found:
+                    cloud.tell(site.name, str(site))
+                    _give_up(cloud, site)
+                if all(site.done for site in found):
+                    return status
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        waiting = "; ".join(f"{site.name}: {site}" for site in found if not site.done)
+        raise Unavailable(
+            f"not ready within {deadline_s:.0f} s ({waiting or 'control does not answer'}); "
+            f"logs are in {cloud.state.path('logs')} and {cloud.state.path('sites')}"
+        ) from None
+
+
+def _give_up(cloud: LocalCloud, site: SiteProgress) -> None:
+    """Raises InvalidInput when engines of the site start again and again without success."""
+    if site.detail is None or site.done:
+        return
+    models = ", ".join(f"{one.name} ({one.file})" for one in cloud.world.models if one.file)
+    raise InvalidInput(
+        [f"{site.name}: {site.detail}; is the model file whole and of a kind that llama.cpp "
+         f"reads? {models}; engine logs are in {cloud.state.path('sites', site.name, 'logs')}"]
+    )
+
+
+def replicas_by_site(status: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Replicas that control has heard of, by site name."""
+    return {site["name"]: list(site.get("replicas") or []) for site in status["sites"]}
+
+
+def up_content(cloud: LocalCloud, api_key: str, status: Mapping[str, Any]) -> dict[str, Any]:
+    """What up.json says."""
+    replicas = replicas_by_site(status)
+    sites: Sequence[dict[str, Any]] = [
+        {
+            "name": site.name,
+            "country": site.country,
+            "endpoint": endpoint(cloud.sites[site.name]),
+            "gateway_pid": cloud.supervisor.pid(gateway_child(site.name)),
+            "agent_pid": cloud.supervisor.pid(agent_child(site.name)),
+            "replicas": [
+                {"id": one["id"], "model": one["model"], "pid": one["pid"]}
+                for one in replicas.get(site.name, [])
+            ],
+        }
+        for site in cloud.world.sites
+    ]
+    return {
+        "control": cloud.control_url,
+        "admin_key": cloud.state.admin_key,
+        "api_key": api_key,
+        "nats": cloud.nats_url,
+        "console": None,
+        "sites": sites,
+    }
+
+
+def server_pids(cloud: LocalCloud) -> dict[str, int | None]:
+    """Process ids of the servers that up.json does not name."""
+    return {name: cloud.supervisor.pid(name) for name in ("postgres", "nats", "control")}
+
+
+def write_up(cloud: LocalCloud, api_key: str, status: Mapping[str, Any]) -> dict[str, Any]:
+    """Publish up.json and, for those who look after the servers, run/pids.json."""
+    content = up_content(cloud, api_key, status)
+    pids = json.dumps(server_pids(cloud)).encode()
+    write_private(cloud.state.path("run", "pids.json"), pids + b"\n")
+    cloud.state.write_up(content)
+    return content
+
+
+async def keep_up_json(cloud: LocalCloud, api_key: str, changed: asyncio.Event) -> None:
+    """Write up.json again whenever what it says has changed; for ever."""
+    status: Mapping[str, Any] | None = None
+    written: object = None
+    while True:
+        try:
+            status = await asyncio.to_thread(cloud.api.get, "status")
+        except IsochroneError as error:
+            cloud.note("status_unknown", reason=error.message)
+        if status is not None:
+            said = (up_content(cloud, api_key, status), server_pids(cloud))
+            if said != written:
+                write_up(cloud, api_key, status)
+                written = said
+        try:
+            async with asyncio.timeout(KEEP_S):
+                await changed.wait()
+        except TimeoutError:
+            continue
+        changed.clear()
