@@ -100,7 +100,9 @@ class Estate(Protocol):
         """
         ...
 
-    def models(self, page: Page) -> Sequence[Model]: ...
+    def models_with_sites(self, page: Page) -> Sequence[tuple[Model, tuple[SiteName, ...]]]:
+        """Models and the sites where at least one replica of each is wanted."""
+        ...
 
     def deployments(self, page: Page, *, site: SiteName | None = None) -> Sequence[Deployment]:
         """Ordered by site, then model; the page's `after` is `SITE/MODEL`."""

@@ -169,14 +169,16 @@ class PostgresEstate:
             )
             return _site_named(connection, site)
 
-    def models(self, page: Page) -> Sequence[Model]:
+    def models_with_sites(self, page: Page) -> Sequence[tuple[Model, tuple[SiteName, ...]]]:
         with self._pool.transaction() as connection:
             rows = connection.execute(
-                _MODEL + " WHERE (%(after)s::text IS NULL OR name > %(after)s)"
+                "SELECT name, kind, revision, context_tokens, created_at, ARRAY("
+                "   SELECT site FROM deployments WHERE model = name AND replicas > 0 ORDER BY site)"
+                " FROM models WHERE (%(after)s::text IS NULL OR name > %(after)s)"
                 " ORDER BY name LIMIT %(most)s",
                 {"after": page.after, "most": page.most},
             ).fetchall()
-        return [_model(row) for row in rows]
+        return [(_model(row), tuple(row[5])) for row in rows]
 
     def deployments(self, page: Page, *, site: SiteName | None = None) -> Sequence[Deployment]:
         after_site, _, after_model = (page.after or "").partition("/")

@@ -1,0 +1,49 @@
+"""Assembles the Control API: one router a resource, problem details, bounds."""
+
+from fastapi import FastAPI
+
+from isochrone import __version__
+from isochrone.control.api import (
+    deployments,
+    docs,
+    keys,
+    models,
+    organisations,
+    policies,
+    principals,
+    problems,
+    projects,
+    requests,
+    sites,
+    status,
+    usage,
+)
+from isochrone.control.api.context import Context
+from isochrone.control.api.limits import BodyLimit
+
+PREFIX = "/api/v1"
+
+RESOURCES = (
+    status, organisations, projects, principals, policies, keys, models, sites, deployments,
+    usage, requests,
+)
+
+
+def build_app(context: Context) -> FastAPI:
+    """The API as an ASGI application."""
+    app = FastAPI(
+        title="Isochrone Control API",
+        version=__version__,
+        description="Send an admin key or a project key: Authorization: Bearer KEY. Writes by POST"
+        " take an Idempotency-Key header: the same key and body again change nothing.",
+        openapi_url=f"{PREFIX}/openapi.json",
+        # The stock pages load their scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+    )
+    problems.install(app)
+    docs.install(app, f"{PREFIX}/docs")
+    for resource in RESOURCES:
+        app.include_router(resource.routes(context), prefix=PREFIX)
+    app.add_middleware(BodyLimit)
+    return app

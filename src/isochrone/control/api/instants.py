@@ -1,0 +1,26 @@
+"""Reads instants that callers give: RFC 3339 text with an offset, or wall nanoseconds UTC."""
+
+from datetime import UTC, datetime, timedelta
+
+from isochrone.core.errors import InvalidInput
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MOST_NS = (1 << 63) - 1
+
+
+def instant_of(name: str, text: str | None) -> int | None:
+    """Wall nanoseconds UTC. Raises InvalidInput, naming the parameter."""
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit() and int(text) <= _MOST_NS:
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    # A plus sign in a query string arrives as a space, hence the example with Z.
+    if moment is None or moment.tzinfo is None:
+        raise InvalidInput(
+            [f"{name}: must be like 2026-11-20T18:00:00Z or wall nanoseconds, not {text!r}"]
+        )
+    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000

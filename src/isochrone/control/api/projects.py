@@ -1,0 +1,70 @@
+"""Projects of an organisation: list, and make one."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, status
+from pydantic import BaseModel
+
+from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.context import Context
+from isochrone.control.api.paging import Listed, Paging, paging
+from isochrone.control.api.shapes import Body, Identifier, Name
+from isochrone.control.api.writing import Repeat, repeat
+from isochrone.core.errors import InvalidInput
+from isochrone.core.ids import OrgId, ProjectId
+from isochrone.core.world.tenant import Project
+
+
+class NewProject(Body):
+    """`org_id` defaults to the caller's own organisation."""
+
+    name: Name
+    org_id: Identifier | None = None
+
+
+class ProjectShape(BaseModel):
+    id: str
+    org_id: str
+    name: str
+    created_at: int
+
+
+def routes(context: Context) -> APIRouter:
+    router = APIRouter(prefix="/projects", tags=["tenants"])
+    tenants = context.registry.tenants
+    known = Depends(authenticator(context))
+
+    @router.get("")
+    def list_projects(
+        caller: Annotated[Caller, known],
+        page: Annotated[Paging, Depends(paging)],
+        org: Annotated[str | None, Query(max_length=100)] = None,
+    ) -> Listed[ProjectShape]:
+        """Projects that the caller sees, of one organisation or of all."""
+        of = None if org is None else OrgId(org)
+        rows = tenants.projects(caller.scope, page.page, org_id=of)
+        return page.listed(rows, _shape, lambda row: row.id)
+
+    @router.post("", status_code=status.HTTP_201_CREATED)
+    def make_project(
+        body: NewProject,
+        caller: Annotated[Caller, known],
+        again: Annotated[Repeat, Depends(repeat)],
+    ) -> ProjectShape:
+        """Make a project."""
+        caller.need("projects.write")
+        org_id = caller.organisation(body.org_id)
+        if org_id is None:
+            raise InvalidInput(["org_id: missing; an operator has to name the organisation"])
+        made = Project(
+            id=ProjectId(context.new_id()), org_id=org_id, name=body.name, created_at=context.now()
+        )
+        return _shape(tenants.add_project(caller.scope, made, once=again.once(caller, body)))
+
+    return router
+
+
+def _shape(row: Project) -> ProjectShape:
+    return ProjectShape(
+        id=row.id, org_id=row.org_id, name=row.name, created_at=row.created_at
+    )

@@ -1,0 +1,196 @@
+"""Explains one request: where it entered, who was considered and refused, what came of it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, Field
+
+from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.context import Context
+from isochrone.core.errors import NotFound
+from isochrone.core.ids import RequestId, is_uuid7
+from isochrone.core.metering.event import Endpoint, Outcome, Reporter, TokenSource
+from isochrone.core.routing.choice import Candidate, Decision, Refused, Rule
+from isochrone.core.world.site import RttSource
+from isochrone.core.world.tenant import Class
+from isochrone.ports.book import Booked
+
+
+class Ingress(BaseModel):
+    """`plaintext` says where the request was seen in clear text on its way in."""
+
+    site: str
+    country: str | None
+    plaintext: str
+
+
+class Serving(BaseModel):
+    site: str | None
+    country: str | None
+    replica: str | None
+
+
+class Timings(BaseModel):
+    """Milliseconds since the request was received; null where the step was not reached."""
+
+    chosen_ms: float | None
+    sent_ms: float | None
+    first_byte_ms: float | None
+    total_ms: float
+
+
+class TokenCounts(BaseModel):
+    """Disjoint classes; `source` says how they were obtained."""
+
+    input_uncached: int
+    input_cached: int
+    output: int
+    source: TokenSource
+
+
+class CandidateShape(BaseModel):
+    """An eligible site; `cost_ms` is the sum of the terms."""
+
+    site: str
+    cost_ms: float
+    rtt_ms: float
+    rtt_source: RttSource
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+    digest_age_ms: float
+
+
+class RefusedShape(BaseModel):
+    """A site that was not eligible, by which rule, and the fact that decided."""
+
+    site: str
+    rule: Rule
+    detail: str
+
+
+class DecisionShape(BaseModel):
+    """Candidates cheapest first (the first was chosen); `tried` lists earlier tries that failed."""
+
+    residency: list[str]
+    transit: list[str]
+    candidates: list[CandidateShape]
+    refused: list[RefusedShape]
+    allowed_exists: bool
+    predicted_ttft_ms: float | None
+    actual_ttft_ms: float | None
+    tried: list[RefusedShape]
+
+
+class Explanation(BaseModel):
+    """Everything that is kept of one request; instants are wall ns UTC of the ingress."""
+
+    id: str
+    org_id: str
+    project_id: str
+    key_id: str
+    client_request_id: str | None
+    endpoint: Endpoint
+    stream: bool
+    class_: Class = Field(serialization_alias="class")
+    model: str
+    revision: str | None
+    received_at: int
+    finished_at: int
+    ingress: Ingress
+    serving: Serving
+    timings: Timings
+    tokens: TokenCounts
+    outcome: Outcome
+    status: int
+    reason: str | None
+    reporter: Reporter
+    attempts: int
+    booked_at: int
+    decision: DecisionShape | None
+
+
+def routes(context: Context) -> APIRouter:
+    router = APIRouter(prefix="/requests", tags=["usage"])
+    known = Depends(authenticator(context))
+
+    @router.get("/{request_id}")
+    def explain(request_id: str, caller: Annotated[Caller, known]) -> Explanation:
+        """Why this request went where it went. It is known a moment after its end."""
+        caller.need("usage.read")
+        booked = None
+        if is_uuid7(request_id):
+            booked = context.book.request(caller.scope, RequestId(request_id))
+        if booked is None or caller.key_id not in (None, booked.event.key_id):
+            raise NotFound(f"no request {request_id!r} is booked (it takes a moment after its end)")
+        return _explanation(booked)
+
+    return router
+
+
+def _explanation(booked: Booked) -> Explanation:
+    event = booked.event
+    decision = event.decision
+    country = decision.plaintext_ingress if decision else event.ingress_country
+    return Explanation(
+        id=event.request_id,
+        org_id=event.org_id,
+        project_id=event.project_id,
+        key_id=event.key_id,
+        client_request_id=event.client_request_id,
+        endpoint=event.endpoint,
+        stream=event.stream,
+        class_=event.class_,
+        model=event.model,
+        revision=event.revision,
+        received_at=event.received_at,
+        finished_at=event.finished_at,
+        ingress=Ingress(
+            site=event.ingress_site,
+            country=event.ingress_country,
+            plaintext=f"ingress {country or 'of unstated country'} saw plaintext",
+        ),
+        serving=Serving(
+            site=event.serving_site, country=event.serving_country, replica=event.replica
+        ),
+        timings=Timings(
+            chosen_ms=event.chosen_ms, sent_ms=event.sent_ms, first_byte_ms=event.first_byte_ms,
+            total_ms=event.total_ms,
+        ),
+        tokens=TokenCounts(
+            input_uncached=event.tokens.input_uncached, input_cached=event.tokens.input_cached,
+            output=event.tokens.output, source=event.tokens.source,
+        ),
+        outcome=event.outcome,
+        status=event.status,
+        reason=event.reason,
+        reporter=event.reporter,
+        attempts=event.attempts,
+        booked_at=booked.booked_at,
+        decision=None if decision is None else _decision(decision),
+    )
+
+
+def _decision(decision: Decision) -> DecisionShape:
+    return DecisionShape(
+        residency=list(decision.policy_residency),
+        transit=list(decision.policy_transit),
+        candidates=[_candidate(each) for each in decision.choice.candidates],
+        refused=[_refused(each) for each in decision.choice.refused],
+        allowed_exists=decision.choice.allowed_exists,
+        predicted_ttft_ms=decision.predicted_ttft_ms,
+        actual_ttft_ms=decision.actual_ttft_ms,
+        tried=[_refused(each) for each in decision.tried],
+    )
+
+
+def _candidate(each: Candidate) -> CandidateShape:
+    return CandidateShape(
+        site=each.site, cost_ms=each.cost_ms, rtt_ms=each.rtt_ms, rtt_source=each.rtt_source,
+        queue_ms=each.queue_ms, prefill_ms=each.prefill_ms, decode_ms=each.decode_ms,
+        digest_age_ms=each.digest_age_ms,
+    )
+
+
+def _refused(each: Refused) -> RefusedShape:
+    return RefusedShape(site=each.site, rule=each.rule, detail=each.detail)

@@ -1,0 +1,162 @@
+"""What the API shows of a site: what the book says of it, and what its last digest says."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+
+from isochrone.control.api.auth import Caller
+from isochrone.control.api.context import Context
+from isochrone.control.fleet_state import Heard
+from isochrone.core.world.digest import DeploymentLoad, ReplicaLoad
+from isochrone.core.world.model import Deployment
+from isochrone.core.world.site import Link, RttSource, Site
+
+STALE_MS = 5000.0  # a digest comes every second
+
+
+class HardwareShape(BaseModel):
+    kind: str
+    count: int
+
+
+class ReplicaShape(BaseModel):
+    """`pid` is shown to operators only; token totals are the engine's own since its start."""
+
+    id: str
+    model: str
+    state: str
+    generation: int
+    pid: int | None
+    running: int
+    waiting: int
+    restarts: int
+    prompt_tokens_total: int | None
+    cached_tokens_total: int | None
+    output_tokens_total: int | None
+
+
+class LoadShape(BaseModel):
+    """Load of all ready replicas of a model; rates are of one stream on one replica."""
+
+    model: str
+    replicas_wanted: int
+    ready: int
+    slots: int
+    running: int
+    waiting: int
+    prefill_tok_s: float | None
+    decode_tok_s: float | None
+
+
+class LinkShape(BaseModel):
+    """`source` says where the figure is from; `emulated` is added by software, not by distance."""
+
+    peer: str
+    rtt_ms: float
+    source: RttSource
+
+
+class SiteShape(BaseModel):
+    """`ready`: it has joined, was heard within 5 s, and every model wanted there has a replica
+    that is ready. `digest_age_ms` is null when this control has not heard from it."""
+
+    name: str
+    country: str | None
+    operator: str | None
+    parent: str | None
+    latitude_deg: float
+    longitude_deg: float
+    public_url: str | None
+    joined: bool
+    draining: bool
+    ready: bool
+    digest_age_ms: float | None
+    hardware: list[HardwareShape]
+
+
+class SiteStatus(SiteShape):
+    loads: list[LoadShape]
+    replicas: list[ReplicaShape]
+
+
+class SiteDetails(SiteStatus):
+    links: list[LinkShape]
+
+
+def status_of(
+    context: Context, caller: Caller, site: Site, deployments: Sequence[Deployment]
+) -> SiteStatus:
+    """A site with the loads and replicas of its last digest."""
+    heard = context.fleet.heard(site.name)
+    wanted = {wish.model: wish.replicas for wish in deployments if wish.replicas > 0}
+    loads = {load.model: load for load in heard.digest.loads} if heard else {}
+    details = caller.may("estate.details")
+    return SiteStatus(
+        **shape_of(context, site, deployments).model_dump(),
+        loads=[
+            _load(model, wanted.get(model, 0), loads.get(model))
+            for model in sorted({*wanted, *loads})
+        ],
+        replicas=[_replica(each, details) for each in heard.digest.replicas] if heard else [],
+    )
+
+
+def shape_of(context: Context, site: Site, deployments: Sequence[Deployment]) -> SiteShape:
+    """A site and whether it can serve."""
+    heard = context.fleet.heard(site.name)
+    return SiteShape(
+        name=site.name,
+        country=site.country,
+        operator=site.operator,
+        parent=site.parent,
+        latitude_deg=site.latitude_deg,
+        longitude_deg=site.longitude_deg,
+        public_url=site.public_url or None,
+        joined=site.peer_key is not None,
+        draining=site.draining,
+        ready=_ready(context, site, deployments, heard),
+        digest_age_ms=None if heard is None else round(context.fleet.age_ms(heard), 1),
+        hardware=[HardwareShape(kind=each.kind, count=each.count) for each in site.hardware],
+    )
+
+
+def links_of(links: Sequence[Link]) -> list[LinkShape]:
+    return [LinkShape(peer=each.peer, rtt_ms=each.rtt_ms, source=each.source) for each in links]
+
+
+def _ready(
+    context: Context, site: Site, deployments: Sequence[Deployment], heard: Heard | None
+) -> bool:
+    if site.peer_key is None or heard is None or context.fleet.age_ms(heard) > STALE_MS:
+        return False
+    ready = {load.model for load in heard.digest.loads if load.ready > 0}
+    return all(wish.model in ready for wish in deployments if wish.replicas > 0)
+
+
+def _load(model: str, wanted: int, load: DeploymentLoad | None) -> LoadShape:
+    return LoadShape(
+        model=model,
+        replicas_wanted=wanted,
+        ready=load.ready if load else 0,
+        slots=load.slots if load else 0,
+        running=load.running if load else 0,
+        waiting=load.waiting if load else 0,
+        prefill_tok_s=load.prefill_tok_s if load else None,
+        decode_tok_s=load.decode_tok_s if load else None,
+    )
+
+
+def _replica(replica: ReplicaLoad, details: bool) -> ReplicaShape:
+    return ReplicaShape(
+        id=replica.id,
+        model=replica.model,
+        state=replica.state,
+        generation=replica.generation,
+        pid=replica.pid if details else None,
+        running=replica.running,
+        waiting=replica.waiting,
+        restarts=replica.restarts,
+        prompt_tokens_total=replica.prompt_tokens_total,
+        cached_tokens_total=replica.cached_tokens_total,
+        output_tokens_total=replica.output_tokens_total,
+    )

@@ -1,0 +1,109 @@
+"""Sites: list, look at one, make a join token, and join with it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, status
+from pydantic import BaseModel, Field
+
+from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.context import Context
+from isochrone.control.api.paging import Listed, Paging, paging
+from isochrone.control.api.shapes import Body, Text
+from isochrone.control.api.site_shapes import (
+    SiteDetails,
+    SiteShape,
+    links_of,
+    shape_of,
+    status_of,
+)
+from isochrone.control.api.writing import SITE_TOKEN_PREFIX, Repeat, new_secret, repeat
+from isochrone.control.joining import invite, join
+from isochrone.core.ids import SiteName
+from isochrone.core.world.model import Deployment
+from isochrone.ports.tenants import Page
+from isochrone.wire.identity import JoinReply, JoinRequest
+
+EVERY = Page(most=1_000_000)
+
+
+class SiteToken(BaseModel):
+    """`token` is shown once; `expires_at` is wall ns UTC."""
+
+    site: str
+    token: str
+    expires_at: int
+
+
+class Join(Body):
+    """What a joining site states; see `isochrone site join`."""
+
+    token: Text
+    peer_key: Annotated[str, Field(max_length=64)]
+    nats_key: Annotated[str, Field(pattern=r"^U[A-Z2-7]{55}$")]
+    host: Annotated[str, Field(max_length=253)]
+    port: int
+    public_url: Text
+
+
+def routes(context: Context) -> APIRouter:
+    router = APIRouter(prefix="/sites", tags=["estate"])
+    known = Depends(authenticator(context))
+
+    @router.get("")
+    def list_sites(
+        caller: Annotated[Caller, known], page: Annotated[Paging, Depends(paging)]
+    ) -> Listed[SiteShape]:
+        """All sites."""
+        rows = context.registry.estate.sites(page.page)
+        wishes = deployments_by_site(context)
+        return page.listed(
+            rows,
+            lambda row: shape_of(context, row, wishes.get(row.name, [])),
+            lambda row: row.name,
+        )
+
+    @router.get("/{name}")
+    def get_site(name: str, caller: Annotated[Caller, known]) -> SiteDetails:
+        """One site with its replicas, and its links with the source of each figure."""
+        estate = context.registry.estate
+        site = estate.site(SiteName(name))
+        shown = status_of(context, caller, site, estate.deployments(EVERY, site=site.name))
+        return SiteDetails(**shown.model_dump(), links=links_of(estate.links(site.name)))
+
+    @router.post("/join")
+    def join_site(body: Join) -> JoinReply:
+        """Spend a one-time token. The same token and keys again give the same answer."""
+        reply = join(
+            context.registry.estate,
+            JoinRequest(**body.model_dump()),
+            context.hub,
+            context.site_credentials,
+            now=context.now(),
+        )
+        context.changed()
+        return reply
+
+    @router.post("/{name}/token", status_code=status.HTTP_201_CREATED)
+    def make_token(
+        name: str,
+        caller: Annotated[Caller, known],
+        again: Annotated[Repeat, Depends(repeat)],
+    ) -> SiteToken:
+        """Make a one-time token with which the site can join for an hour."""
+        caller.need("estate.write")
+        once = again.once(caller, None)
+        secret = new_secret(context, SITE_TOKEN_PREFIX, once)
+        made = invite(
+            context.registry.estate, SiteName(name), secret, now=context.now(), once=once
+        )
+        return SiteToken(site=made.site, token=secret, expires_at=made.expires_at)
+
+    return router
+
+
+def deployments_by_site(context: Context) -> dict[SiteName, list[Deployment]]:
+    """What should run where."""
+    wishes: dict[SiteName, list[Deployment]] = {}
+    for wish in context.registry.estate.deployments(EVERY):
+        wishes.setdefault(wish.site, []).append(wish)
+    return wishes
