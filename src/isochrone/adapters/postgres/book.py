@@ -1,0 +1,269 @@
+"""The book of usage on PostgreSQL: each request exactly once, evidence beside it.
+
+Reports come in by COPY. A request that is new is inserted; for one that is there already, both
+reports are compared by the rule of the core, under a row lock, so that this file holds no second
+copy of that rule.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow, kwargs_row
+
+from isochrone.adapters.postgres.book_rows import COLUMNS, event_of, values_of
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.core.errors import InvalidInput
+from isochrone.core.ids import RequestId, is_uuid7
+from isochrone.core.metering.event import UsageEvent
+from isochrone.core.metering.merge import better
+from isochrone.core.world.tenant import Scope
+from isochrone.ports.book import (
+    Booked,
+    Parked,
+    ReplicaTotal,
+    UsageFilter,
+    UsageGroup,
+    UsageTotal,
+)
+
+Table = LiteralString
+_KEY: dict[Table, tuple[str, ...]] = {
+    "usage": ("request_id",),
+    "evidence": ("request_id", "serving_site"),
+}
+_NAMES = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
+_GROUPS: dict[UsageGroup, LiteralString] = {
+    "key": "key_id",
+    "model": "model",
+    "site": "coalesce(serving_site, '')",
+    # Days of UTC by integer arithmetic: to_timestamp() takes a float and would round.
+    "day": "to_char(date '1970-01-01' + (received_at / 86400000000000)::int, 'YYYY-MM-DD')",
+}
+_SUMS = sql.SQL(
+    "sum(input_uncached)::bigint AS input_uncached, sum(input_cached)::bigint AS input_cached,"
+    " sum(output)::bigint AS output"
+)
+
+
+class PostgresBook:
+    """`ports/book.py` on one pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def book_usage(self, events: Sequence[UsageEvent], *, now: int) -> int:
+        with self._pool.transaction() as connection:
+            return _merge(connection, "usage", events, now=now)
+
+    def note_evidence(self, events: Sequence[UsageEvent], *, now: int) -> int:
+        with self._pool.transaction() as connection:
+            return _merge(connection, "evidence", events, now=now)
+
+    def book_overdue_evidence(self, older_than: int, *, now: int, most: int = 500) -> int:
+        with self._pool.transaction() as connection:
+            rows = connection.execute(
+                sql.SQL(
+                    "UPDATE evidence SET settled_at = %s WHERE (request_id, serving_site) IN ("
+                    " SELECT request_id, serving_site FROM evidence"
+                    " WHERE settled_at IS NULL AND booked_at < %s"
+                    " ORDER BY booked_at, request_id LIMIT %s FOR UPDATE SKIP LOCKED"
+                    ") RETURNING {}"
+                ).format(_NAMES),
+                (now, older_than, most),
+            ).fetchall()
+            lost = [replace(event_of(row), outcome="ingress_lost") for row in rows]
+            _merge(connection, "usage", lost, now=now)
+        return len(rows)
+
+    def request(self, scope: Scope, request_id: RequestId) -> Booked | None:
+        if not is_uuid7(request_id):
+            return None
+        with self._pool.transaction() as connection:
+            row = connection.execute(
+                sql.SQL(
+                    "SELECT booked_at, {} FROM usage WHERE request_id = %(id)s"
+                    " AND (%(org)s::text IS NULL OR org_id = %(org)s)"
+                ).format(_NAMES),
+                {"id": request_id, "org": scope.org_id},
+            ).fetchone()
+        return None if row is None else Booked(event=event_of(row[1:]), booked_at=row[0])
+
+    def requests(
+        self, scope: Scope, chosen: UsageFilter, *, most: int, after: str | None = None
+    ) -> Sequence[Booked]:
+        names = sql.SQL(", ").join(
+            sql.SQL("NULL") if name == "decision" else sql.Identifier(name) for name in COLUMNS
+        )
+        later = sql.SQL(
+            "AND (received_at, request_id) >"
+            " (SELECT received_at, request_id FROM usage WHERE request_id = %(after)s)"
+        )
+        if after is not None and not is_uuid7(after):
+            raise InvalidInput([f"after: {after!r} is not a request id"])
+        with self._pool.transaction() as connection:
+            rows = connection.execute(
+                sql.SQL(
+                    "SELECT booked_at, {names} FROM usage WHERE {chosen} {later}"
+                    " ORDER BY received_at, request_id LIMIT %(most)s"
+                ).format(
+                    names=names,
+                    chosen=_where(scope, chosen),
+                    later=later if after is not None else sql.SQL(""),
+                ),
+                {**_arguments(scope, chosen), "after": after, "most": most},
+            ).fetchall()
+        return [Booked(event=event_of(row[1:]), booked_at=row[0]) for row in rows]
+
+    def totals(
+        self, scope: Scope, chosen: UsageFilter, group: UsageGroup, *, most: int,
+        after: str | None = None,
+    ) -> Sequence[UsageTotal]:
+        with self._pool.transaction() as connection:
+            cursor = connection.cursor(row_factory=kwargs_row(UsageTotal))
+            return cursor.execute(
+                sql.SQL(
+                    'SELECT {name} COLLATE "C" AS name, count(*) AS requests,'
+                    " count(*) FILTER (WHERE outcome = 'finished') AS finished,"
+                    " count(*) FILTER (WHERE token_source <> 'engine') AS unmeasured,"
+                    " {sums}, min(received_at) AS first_at, max(received_at) AS last_at"
+                    " FROM usage WHERE {chosen}"
+                    ' AND (%(after)s::text IS NULL OR {name} COLLATE "C" > %(after)s)'
+                    " GROUP BY 1 ORDER BY 1 LIMIT %(most)s"
+                ).format(name=sql.SQL(_GROUPS[group]), sums=_SUMS, chosen=_where(scope, chosen)),
+                {**_arguments(scope, chosen), "after": after, "most": most},
+            ).fetchall()
+
+    def replica_totals(self, *, since: int) -> Sequence[ReplicaTotal]:
+        with self._pool.transaction() as connection:
+            cursor = connection.cursor(row_factory=kwargs_row(ReplicaTotal))
+            return cursor.execute(
+                sql.SQL(
+                    "SELECT replica, model, serving_site AS site, count(*) AS requests, {sums}"
+                    " FROM usage WHERE received_at >= %s AND replica IS NOT NULL"
+                    " AND serving_site IS NOT NULL"
+                    " GROUP BY replica, model, serving_site"
+                    " ORDER BY serving_site, model, replica"
+                ).format(sums=_SUMS),
+                (since,),
+            ).fetchall()
+
+    def park(self, messages: Sequence[Parked], *, now: int) -> None:
+        with self._pool.transaction() as connection, connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO parked (id, subject, payload, reason, parked_at)"
+                " VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                [(m.id, m.subject, m.payload, m.reason, now) for m in messages],
+            )
+
+    def parked(self, *, most: int) -> Sequence[Parked]:
+        with self._pool.transaction() as connection:
+            cursor = connection.cursor(row_factory=kwargs_row(Parked))
+            return cursor.execute(
+                "SELECT id, subject, payload, reason FROM parked"
+                " ORDER BY parked_at DESC, id LIMIT %s",
+                (most,),
+            ).fetchall()
+
+
+def _where(scope: Scope, chosen: UsageFilter) -> sql.Composable:
+    """The conditions that are set, so that the planner sees only those."""
+    conditions: list[LiteralString] = ["true"]
+    if scope.org_id is not None:
+        conditions.append("org_id = %(org)s")
+    if chosen.since is not None:
+        conditions.append("received_at >= %(since)s")
+    if chosen.until is not None:
+        conditions.append("received_at < %(until)s")
+    if chosen.key_id is not None:
+        conditions.append("key_id = %(key)s")
+    if chosen.model is not None:
+        conditions.append("model = %(model)s")
+    if chosen.site is not None:
+        conditions.append("serving_site = %(site)s")
+    return sql.SQL(" AND ").join(map(sql.SQL, conditions))
+
+
+def _arguments(scope: Scope, chosen: UsageFilter) -> dict[str, object]:
+    return {
+        "org": scope.org_id, "since": chosen.since, "until": chosen.until,
+        "key": chosen.key_id, "model": chosen.model, "site": chosen.site,
+    }
+
+
+def _merge(
+    connection: psycopg.Connection[TupleRow],
+    table: Table,
+    events: Sequence[UsageEvent],
+    *,
+    now: int,
+) -> int:
+    """Bring `events` into `table`; return how many rows are new or were replaced."""
+    incoming = _best_by_key(table, events)
+    if not incoming:
+        return 0
+    _copy(connection, incoming.values(), now=now)
+    key = sql.SQL(", ").join(map(sql.Identifier, _KEY[table]))
+    new = connection.execute(
+        sql.SQL(
+            "INSERT INTO {table} ({names}, booked_at) SELECT {names}, booked_at FROM incoming"
+            " ORDER BY {key} ON CONFLICT DO NOTHING"
+        ).format(table=sql.Identifier(table), names=_NAMES, key=key)
+    ).rowcount
+    if new == len(incoming):
+        return new
+    # Rows in the order of their keys, so that two bookers cannot wait for each other.
+    there = connection.execute(
+        sql.SQL(
+            "SELECT {names} FROM {table} WHERE ({key}) IN (SELECT {key} FROM incoming)"
+            " ORDER BY {key} FOR UPDATE"
+        ).format(table=sql.Identifier(table), names=_NAMES, key=key)
+    ).fetchall()
+    present = _best_by_key(table, map(event_of, there))
+    replacing = [
+        event for key_, event in incoming.items() if better(present[key_], event) != present[key_]
+    ]
+    if replacing:
+        _copy(connection, replacing, now=now)
+        connection.execute(
+            sql.SQL(
+                "UPDATE {table} t SET ({names}, booked_at) = ROW({values}, i.booked_at)"
+                " FROM incoming i WHERE {same}"
+            ).format(
+                table=sql.Identifier(table),
+                names=_NAMES,
+                values=sql.SQL(", ").join(sql.Identifier("i", name) for name in COLUMNS),
+                same=sql.SQL(" AND ").join(
+                    sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier("i", name))
+                    for name in _KEY[table]
+                ),
+            )
+        )
+    return new + len(replacing)
+
+
+def _best_by_key(
+    table: Table, events: Iterable[UsageEvent]
+) -> dict[tuple[object, ...], UsageEvent]:
+    """The standing report of each key, in the order of the keys' first appearance."""
+    found: dict[tuple[object, ...], UsageEvent] = {}
+    for event in events:
+        key = tuple(getattr(event, name) for name in _KEY[table])
+        found[key] = better(found[key], event) if key in found else event
+    return found
+
+
+def _copy(
+    connection: psycopg.Connection[TupleRow], events: Iterable[UsageEvent], *, now: int
+) -> None:
+    """Put the rows of `events` in the connection's own table `incoming`."""
+    connection.execute(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS incoming (LIKE usage) ON COMMIT DELETE ROWS;"
+        "DELETE FROM incoming"
+    )
+    names = sql.SQL("COPY incoming ({names}, booked_at) FROM STDIN").format(names=_NAMES)
+    with connection.cursor() as cursor, cursor.copy(names) as copy:
+        for event in events:
+            copy.write_row((*values_of(event), now))
