@@ -111,20 +111,28 @@ def open_state(folder: Path) -> State:
     root = folder.expanduser().absolute()
     try:
         lock = _locked(root)
-        _check_ours(root)
-        for name in FOLDERS:
-            (root / name).mkdir(mode=0o700, exist_ok=True)
-        if not (root / "state.json").exists():
-            _make_secrets(root)
-        _check_secrets(root)
+        try:
+            _make_or_check(root)
+        except (OSError, InvalidInput):
+            os.close(lock)
+            raise
     except OSError as error:
         where = error.filename or root
         raise InvalidInput(
             [f"state folder {root} cannot be used: {where}: {error.strerror}; {_ELSEWHERE}"]
         ) from error
-    state = State(root=root, lock=lock)
-    state.remove_up()
-    return state
+    return State(root=root, lock=lock)
+
+
+def _make_or_check(root: Path) -> None:
+    _check_ours(root)
+    for name in FOLDERS:
+        (root / name).mkdir(mode=0o700, exist_ok=True)
+    if not (root / "state.json").exists():
+        _make_secrets(root)
+    _check_secrets(root)
+    # It says that a cloud is ready, which is over when its `up` was killed.
+    (root / "up.json").unlink(missing_ok=True)
 
 
 def _locked(root: Path) -> int:
