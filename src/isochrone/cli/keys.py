@@ -24,16 +24,24 @@ def names(text: str, option: str) -> list[str]:
     epilog="Examples: `isochrone keys` · `isochrone keys create --residency DE,EEA` · "
     "`isochrone keys revoke KEY_ID`",
 )
-def list_keys(
+def keys(
     context: typer.Context,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List, make and revoke API keys; alone, list them."""
+    if context.invoked_subcommand is None:
+        list_keys(state, url, key, as_json)
+
+
+@app.command("list", epilog="Example: `isochrone keys list --json`")
+def list_keys(
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List keys, without their secrets."""
     from isochrone.cli.show import instant, print_json, print_table
 
-    if context.invoked_subcommand is not None:
-        return
     rows = list(find_cloud(state, url, key).api.items("keys"))
     if as_json:
         print_json(rows)
@@ -42,9 +50,8 @@ def list_keys(
         ("id", "name", "residency", "transit", "classes", "made", "revoked"),
         [
             (
-                row["id"], row.get("name"), row.get("residency"), row.get("transit"),
-                row.get("classes"), instant(row.get("created_at")),
-                instant(row.get("revoked_at")),
+                row["id"], row["name"], row["residency"], row["transit"], row["classes"],
+                instant(row["created_at"]), instant(row["revoked_at"]),
             )
             for row in rows
         ],

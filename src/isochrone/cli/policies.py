@@ -20,21 +20,26 @@ def policies(
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
+    """List and make residency policies; alone, list them."""
+    if context.invoked_subcommand is None:
+        list_policies(state, url, key, as_json)
+
+
+@app.command("list", epilog="Example: `isochrone policies list --json`")
+def list_policies(
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List policies."""
     from isochrone.cli.show import print_json, print_table
 
-    if context.invoked_subcommand is not None:
-        return
     rows = list(find_cloud(state, url, key).api.items("policies"))
     if as_json:
         print_json(rows)
         return
     print_table(
         ("id", "name", "residency", "transit"),
-        [
-            (row["id"], row.get("name"), row.get("residency"), row.get("transit"))
-            for row in rows
-        ],
+        [(row["id"], row["name"], row["residency"], row["transit"]) for row in rows],
     )
 
 

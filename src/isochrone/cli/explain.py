@@ -1,0 +1,145 @@
+"""`isochrone explain`: why a request ran where it ran, readable by an auditor."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
+
+BAR_WIDTH = 48
+
+SOURCES = {
+    "engine": "counted by the engine, in its final usage",
+    "running": "the engine's last running count; the stream did not reach its end",
+    "counted": "counted by the gateway from the stream; the engine gave no count",
+    "none": "nothing was processed",
+}
+REPORTERS = {
+    "ingress": "reported by the ingress, which saw the end",
+    "evidence": "reported by the serving gateway; the ingress never reported",
+    "recovered": "found open in the journal of the ingress after it had died",
+}
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        epilog="Example: `isochrone explain 019aa1b2-...`, the id of the answer's header "
+        "x-isochrone-request"
+    )(explain)
+
+
+def explain(
+    request_id: Annotated[str, typer.Argument(help="Id from x-isochrone-request or `usage`.")],
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain one request: where it entered, which sites were considered, what each would have
+    cost, which were refused by which rule, and what was used."""
+    from isochrone.cli.show import print_json
+
+    found = find_cloud(state, url, key).api.get(f"requests/{request_id}")
+    if as_json:
+        print_json(found)
+        return
+    for line in summary(found):
+        print(line)
+    decision = found["decision"]
+    if decision is None:
+        print("\nNo decision was recorded: the request ended before a site was chosen.")
+    else:
+        _print_decision(decision)
+    print("\nTime (ms since the request was received)")
+    for line in timings(found["timings"], decision):
+        print(f"  {line}")
+
+
+def summary(found: Mapping[str, Any]) -> list[str]:
+    """Who, what, where, how much: one line each."""
+    from isochrone.cli.show import instant
+
+    ingress, serving, tokens = found["ingress"], found["serving"], found["tokens"]
+    decision = found["decision"]
+    stream = "streamed" if found["stream"] else "not streamed"
+    reason = f", {found['reason']}" if found["reason"] else ""
+    served = "served nowhere"
+    if serving["site"] is not None:
+        served = f"{serving['site']} ({serving['country'] or 'no country'}), " + (
+            f"replica {serving['replica'] or 'unknown'}"
+        )
+    counts = (
+        f"{tokens['input_uncached']} input uncached, {tokens['input_cached']} input cached, "
+        f"{tokens['output']} output"
+    )
+    lines = [
+        ("request", found["id"]),
+        ("asked", f"{found['endpoint']} of {found['model']}, {stream}, class {found['class']}"),
+        ("received", f"{instant(found['received_at'])} UTC, key {found['key_id']}"),
+        ("outcome", f"{found['outcome']}, status {found['status']}{reason}"),
+        ("entered", f"{ingress['site']} ({ingress['country'] or 'no country'}): "
+         f"{ingress['plaintext']}"),
+        ("served", served),
+    ]
+    if found["revision"]:
+        lines.append(("weights", found["revision"]))
+    if decision is not None:
+        lines.append(("policy", f"residency {', '.join(decision['residency'])}; transit "
+                      f"{', '.join(decision['transit'])}"))
+    lines += [
+        ("tokens", f"{counts}; {SOURCES[tokens['source']]}"),
+        ("record", REPORTERS[found["reporter"]]),
+    ]
+    return [f"{name:<10}{text}" for name, text in lines]
+
+
+def timings(times: Mapping[str, Any], decision: Mapping[str, Any] | None) -> list[str]:
+    """A bar per step, to scale; steps that were not reached are left out."""
+    total = max(times["total_ms"], 0.001)
+    steps = [
+        ("chosen", times["chosen_ms"]),
+        ("sent", times["sent_ms"]),
+        ("first byte", times["first_byte_ms"]),
+        ("end", times["total_ms"]),
+    ]
+    lines, before = [], 0.0
+    for name, at in steps:
+        if at is None:
+            continue
+        start = round(BAR_WIDTH * before / total)
+        length = max(1, round(BAR_WIDTH * at / total) - start)
+        bar = (" " * min(start, BAR_WIDTH - 1) + "█" * length)[:BAR_WIDTH]
+        lines.append(f"{name:<11}{at:>10.1f}  {bar:<{BAR_WIDTH}}  +{max(at - before, 0):.1f}")
+        before = at
+    if decision is not None and decision["predicted_ttft_ms"] is not None:
+        actual = decision["actual_ttft_ms"]
+        seen = f"{actual:.1f}" if actual is not None else "not reached"
+        lines.append(f"first token expected after {decision['predicted_ttft_ms']:.1f}, was {seen}")
+    return lines
+
+
+def _print_decision(decision: Mapping[str, Any]) -> None:
+    from isochrone.cli.show import print_table
+
+    print("\nSites that could serve it, soonest first (ms; the first was chosen)")
+    print_table(
+        ("", "site", "expected", "round trip", "round trip is", "queue", "prefill", "decode",
+         "digest age"),
+        [
+            (
+                "→" if number == 0 else "", one["site"], one["cost_ms"], one["rtt_ms"],
+                one["rtt_source"], one["queue_ms"], one["prefill_ms"], one["decode_ms"],
+                one["digest_age_ms"],
+            )
+            for number, one in enumerate(decision["candidates"])
+        ],
+        empty="  none: an allowed site exists, but none was healthy"
+        if decision["allowed_exists"]
+        else "  none: no site that serves the model is allowed",
+    )
+    for title, part in (("Sites refused", "refused"), ("Tried before", "tried")):
+        if decision[part]:
+            print(title)
+            print_table(
+                ("site", "rule", "fact"),
+                [(one["site"], one["rule"], one["detail"]) for one in decision[part]],
+            )
