@@ -1,0 +1,203 @@
+"""Books usage: takes reports from the durable stream into the book and acknowledges them after.
+
+A message may come any number of times and in any order; the book keeps each request once. What
+cannot be booked - bytes that are no batch, a site that reports for another, a value that no column
+holds - is parked in the book and then acknowledged, so that it neither blocks what comes after nor
+gets lost. A second loop settles evidence of requests whose ingress stays silent.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+
+import structlog
+
+from isochrone.control.offload import Offload
+from isochrone.core.errors import BusUnavailable, InvalidInput, StoreUnavailable, Untrusted
+from isochrone.core.metering.event import Reporter, UsageEvent
+from isochrone.ports.book import Book, Parked
+from isochrone.ports.bus import Bus, Durable
+from isochrone.ports.clock import Clock
+from isochrone.wire import fleet
+from isochrone.wire.subjects import BOOK_CONSUMER, USAGE_STREAM, USAGE_SUBJECTS
+
+MESSAGES_MOST = 20  # up to 2,000 events, a transaction of some 15 ms
+PULL_WAIT_S = 5.0
+RETRY_S = 0.5
+SWEEP_MOST = 500
+SWEEP_INTERVAL_S = 2.0
+_NS_PER_S = 1_000_000_000
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True, kw_only=True)
+class Sorted:
+    """What some messages hold: reports of ingresses and evidence, each with the subject that it
+    came by, and what cannot be booked."""
+
+    usage: list[tuple[str, UsageEvent]] = field(default_factory=list)
+    evidence: list[tuple[str, UsageEvent]] = field(default_factory=list)
+    parked: list[Parked] = field(default_factory=list)
+
+
+def sort(messages: Sequence[Durable]) -> Sorted:
+    """Split messages by what is to be done with them; every event ends in exactly one list."""
+    found = Sorted()
+    for message in messages:
+        try:
+            batch = fleet.decode(message.payload, fleet.UsageBatch)
+        except Untrusted as error:
+            found.parked.append(_parked(message.subject, message.payload, error.message))
+            continue
+        if batch.version > fleet.VERSION:
+            reason = f"version {batch.version} is newer than {fleet.VERSION}, which we read"
+            found.parked.append(_parked(message.subject, message.payload, reason))
+            continue
+        kind, _, site = message.subject.partition(".")
+        for event in batch.events:
+            reason_ = _refusal(kind, site, event)
+            if reason_ is not None:
+                found.parked.append(_parked(message.subject, fleet.encode(event), reason_))
+            elif kind == "usage":
+                found.usage.append((message.subject, event))
+            else:
+                found.evidence.append((message.subject, event))
+    return found
+
+
+def _refusal(kind: str, site: str, event: UsageEvent) -> str | None:
+    """Why this event may not come by this subject: a site speaks for itself only."""
+    speaker: str | None
+    reporters: tuple[Reporter, ...]
+    if kind == "usage":
+        speaker, reporters = event.ingress_site, ("ingress", "recovered")
+    elif kind == "evidence":
+        speaker, reporters = event.serving_site, ("evidence",)
+    else:
+        return f"{kind!r} is not a kind of report"
+    if speaker != site:
+        return f"site {site!r} may not report for {speaker!r}"
+    if event.reporter not in reporters:
+        return f"reports on {kind!r} come from {' or '.join(reporters)}, not {event.reporter!r}"
+    return None
+
+
+def _parked(subject: str, payload: bytes, reason: str) -> Parked:
+    name = sha256(subject.encode() + b"\n" + payload).hexdigest()[:32]
+    return Parked(id=name, subject=subject, payload=payload, reason=reason)
+
+
+def _store(
+    call: Callable[[Sequence[UsageEvent]], int], events: Sequence[tuple[str, UsageEvent]]
+) -> list[Parked]:
+    """Store all that can be stored; halves what is refused until the culprits stand alone."""
+    if not events:
+        return []
+    try:
+        call([event for _, event in events])
+    except InvalidInput as error:
+        if len(events) == 1:
+            subject, event = events[0]
+            return [_parked(subject, fleet.encode(event), error.message)]
+        middle = len(events) // 2
+        return _store(call, events[:middle]) + _store(call, events[middle:])
+    return []
+
+
+class Booking:
+    """The booking loops of one copy of control; several copies may run at once."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        book: Book,
+        *,
+        clock: Clock,
+        offload: Offload,
+        evidence_wait_s: float = 30.0,
+    ) -> None:
+        self._bus = bus
+        self._book = book
+        self._clock = clock
+        self._offload = offload
+        self._evidence_wait_ns = int(evidence_wait_s * _NS_PER_S)
+        self._held: Sequence[Durable] = ()
+        self.booked_events = 0
+        self.parked_messages = 0
+
+    async def run(self) -> None:
+        """Book until cancelled; outages of the bus and the book are waited out."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._book_for_ever())
+            group.create_task(self._sweep_for_ever())
+
+    async def _book_for_ever(self) -> None:
+        made = False
+        while True:
+            try:
+                if not made:
+                    await self._bus.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
+                    made = True
+                await self.book_next(PULL_WAIT_S)
+            except (BusUnavailable, StoreUnavailable) as error:
+                log.warning("booking_waits", reason=error.message)
+                made = made and not isinstance(error, BusUnavailable)  # perhaps it lost its disk
+                await asyncio.sleep(RETRY_S)
+
+    async def book_next(self, wait_s: float) -> int:
+        """Book the next messages, if any come within `wait_s`; return how many.
+
+        Raises BusUnavailable, or StoreUnavailable: then the messages are held for the next call,
+        because the stream offers them again only after its own, longer wait.
+        """
+        if not self._held:
+            self._held = await self._bus.pull(
+                USAGE_STREAM, BOOK_CONSUMER, most=MESSAGES_MOST, wait_s=wait_s
+            )
+        if not self._held:
+            return 0
+        messages, now = self._held, self._clock.wall_ns()
+        parked = await self._offload(lambda: self._take(messages, now))
+        self._held = ()
+        for each in parked:
+            log.error("usage_parked", id=each.id, subject=each.subject, reason=each.reason)
+        await self._bus.ack(messages)
+        return len(messages)
+
+    def _take(self, messages: Sequence[Durable], now: int) -> list[Parked]:
+        """Bring the messages into the book, each call a transaction; return what was parked."""
+        found, book = sort(messages), self._book
+        parked = [
+            *found.parked,
+            *_store(lambda events: book.book_usage(events, now=now), found.usage),
+            *_store(lambda events: book.note_evidence(events, now=now), found.evidence),
+        ]
+        if parked:
+            book.park(parked, now=now)
+        self.booked_events += len(found.usage)
+        self.parked_messages += len(parked)
+        return parked
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            try:
+                await self.sweep()
+            except StoreUnavailable as error:
+                log.warning("evidence_waits", reason=error.message)
+
+    async def sweep(self) -> int:
+        """Settle all evidence that waited long enough; return how many pieces."""
+        settled, book = 0, self._book
+        while True:
+            now = self._clock.wall_ns()
+            overdue = partial(
+                book.book_overdue_evidence, now - self._evidence_wait_ns, now=now, most=SWEEP_MOST
+            )
+            done = await self._offload(overdue)
+            settled += done
+            if done < SWEEP_MOST:
+                return settled
