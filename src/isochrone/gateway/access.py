@@ -1,0 +1,54 @@
+"""Who asks, and with which class of service: the bearer key looked up by its hash."""
+
+from hashlib import sha256
+
+from isochrone.core.ids import KeyId
+from isochrone.core.world.tenant import ApiKey, Class, KeyShard
+
+_TIERS: dict[str, Class] = {"flex": "batch", "batch": "batch", "priority": "reserved"}
+
+
+class Keys:
+    """All live keys by the hash of their secret and by id; fed shard by shard."""
+
+    def __init__(self) -> None:
+        self._shards: dict[str, tuple[ApiKey, ...]] = {}
+        self._by_hash: dict[str, ApiKey] = {}
+        self._by_id: dict[KeyId, ApiKey] = {}
+
+    def put(self, shard: KeyShard) -> None:
+        """Replace one shard; keys that it no longer lists stop to work at once."""
+        self.drop(shard.shard)
+        self._shards[shard.shard] = shard.keys
+        for key in shard.keys:
+            self._by_hash[key.secret_sha256] = key
+            self._by_id[key.id] = key
+
+    def drop(self, shard: str) -> None:
+        for key in self._shards.pop(shard, ()):
+            self._by_hash.pop(key.secret_sha256, None)
+            self._by_id.pop(key.id, None)
+
+    def by_id(self, key_id: KeyId) -> ApiKey | None:
+        return self._by_id.get(key_id)
+
+    def by_bearer(self, authorization: bytes | None) -> ApiKey | None:
+        """The key of an `Authorization: Bearer SECRET` header. Looking up a hash tells nothing
+        about the secret, so the time that it takes does not matter."""
+        if authorization is None or authorization[:7].lower() != b"bearer ":
+            return None
+        return self._by_hash.get(sha256(authorization[7:].strip()).hexdigest())
+
+
+def class_of(service_tier: str | None, entitled: tuple[Class, ...]) -> Class:
+    """The class that a request asks for, clamped to what its key may use.
+
+    Unknown tiers and `auto` mean on demand; whoever may not use what is asked for gets on demand,
+    or else the first class that the key has.
+    """
+    wanted = _TIERS.get(service_tier or "", "on_demand")
+    if wanted in entitled:
+        return wanted
+    if "on_demand" in entitled or not entitled:
+        return "on_demand"
+    return entitled[0]

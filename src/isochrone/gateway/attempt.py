@@ -1,0 +1,246 @@
+"""One try of a request at one target: connects, sends, and takes the answer in.
+
+Nothing reaches the client before the first byte of a stream or the whole of another answer is
+there, so everything that goes wrong earlier may be tried again elsewhere; the exchange decides.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from isochrone.core.errors import Unavailable
+from isochrone.core.ids import ReplicaId
+from isochrone.core.metering.event import Tokens
+from isochrone.gateway.meter import StreamMeter
+from isochrone.gateway.peer_hop import parse_tokens
+from isochrone.gateway.replies import EVENTS
+from isochrone.gateway.request import rewrite
+from isochrone.gateway.target import Target, place_of, request_bytes
+from isochrone.gateway.upstream import UpstreamConnection
+from isochrone.wire import peer
+from isochrone.wire.peer import PeerRequest
+
+if TYPE_CHECKING:
+    from isochrone.gateway.forward import Exchange
+
+# Statuses of an engine that say "not here, not now": our key is wrong, it is full or loading.
+TRY_ELSEWHERE = frozenset((401, 403, 429, 502, 503))
+
+
+class Attempt:
+    """Receives the answer of one target for `exchange`."""
+
+    __slots__ = (
+        "_connection",
+        "_exchange",
+        "_over",
+        "_reading",
+        "_size",
+        "content_type",
+        "meter",
+        "pieces",
+        "replica_id",
+        "retry_after",
+        "stated_tokens",
+        "status",
+        "streaming",
+        "target",
+    )
+
+    def __init__(self, exchange: "Exchange", target: Target) -> None:
+        self._exchange = exchange
+        self._connection: UpstreamConnection | None = None
+        self._over = False
+        self._reading = True
+        self._size = 0
+        self.target = target
+        self.replica_id = target.replica.id if target.replica is not None else None
+        self.status = 0
+        self.content_type = ""
+        self.retry_after: str | None = None
+        self.stated_tokens: Tokens | None = None
+        self.streaming = False
+        self.meter: StreamMeter | None = None
+        self.pieces: list[bytes] = []
+
+    def start(self, connect_timeout_s: float) -> None:
+        """Send on an idle connection, or on a new one."""
+        pool = self._exchange.context.pool
+        idle = pool.take(self.target.address)
+        if idle is not None:
+            self._send(idle)
+        else:
+            self._exchange.context.spawn(self._dial(connect_timeout_s))
+
+    def cancel(self) -> None:
+        """Stop; the other side sees its connection close."""
+        self._over = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+
+    def set_reading(self, reading: bool) -> None:
+        """Pause or resume with the client."""
+        self._reading = reading
+        if self._connection is not None:
+            self._connection.set_reading(reading)
+
+    async def _dial(self, timeout_s: float) -> None:
+        try:
+            connection = await self._exchange.context.pool.connect(
+                self.target.address, timeout_s=timeout_s
+            )
+        except TimeoutError:
+            self._fail(f"no connection within {timeout_s:.2f} s", unreachable=True)
+        except OSError as error:
+            self._fail(f"no connection: {error.strerror or error}", unreachable=True)
+        else:
+            if self._over:
+                connection.abort()
+            else:
+                self._send(connection)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
+        try:
+            data = self._peer_request() if self.target.replica is None else self._engine_request()
+        except Unavailable as error:
+            self._connection = None
+            connection.abort()
+            self._fail(error.message, unreachable=False)
+            return
+        self._exchange.mark_sent()
+        connection.send(data, self)
+
+    def _peer_request(self) -> bytes:
+        exchange, context = self._exchange, self._exchange.context
+        assert self.target.peer_key is not None
+        body = exchange.body
+        head = PeerRequest(
+            request_id=exchange.request_id,
+            method="POST",
+            path=exchange.path,
+            ingress=context.site,
+            serving=self.target.site,
+            key_id=exchange.key.id,
+            class_=exchange.class_,
+            sent_at=context.clock.wall_ns(),
+        )
+        headers = context.peers.request_headers(self.target.peer_key, head, body)
+        if exchange.client_request_id is not None:
+            headers.append(("x-request-id", exchange.client_request_id))
+        address = self.target.address
+        host = f"{address.host}:{address.port}"
+        return request_bytes(exchange.path, host, headers, exchange.headers, body)
+
+    def _engine_request(self) -> bytes:
+        exchange, replica = self._exchange, self.target.replica
+        assert replica is not None
+        request = exchange.request
+        _, host, base_path = place_of(replica.base_url)
+        same_name = replica.upstream_model == request.model
+        body = rewrite(
+            exchange.body,
+            model=None if same_name else replica.upstream_model,
+            stream=request.stream,
+            running_counts=replica.running_counts,
+        )
+        secret = replica.engine_key
+        if secret is None:
+            secret = exchange.context.read_credential(replica.credential)
+        headers = [] if secret is None else [("authorization", f"Bearer {secret}")]
+        path = base_path + exchange.path.removeprefix("/v1")
+        return request_bytes(path, host, headers, exchange.headers, body)
+
+    # -- the answer, called by the connection ----------------------------------------------------
+
+    def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
+        self.status = status
+        self.content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
+        retry_after = headers.get(b"retry-after")
+        self.retry_after = None if retry_after is None else retry_after.decode("latin-1")
+        if self.target.replica is None:
+            if not self._peer_is_genuine(status, headers):
+                self._give_up("the answer does not carry the peer's code", unreachable=False)
+                return
+            rule = headers.get(peer.REFUSED.encode())
+            if rule is not None:
+                self._stop()
+                self._exchange.refused_by_peer(self, rule.decode("latin-1"))
+                return
+        elif status in TRY_ELSEWHERE:
+            self._give_up(f"the engine answered with status {status}", unreachable=False)
+            return
+        request = self._exchange.request
+        if status == 200 and request.stream and self.content_type.startswith(EVENTS):
+            self.streaming = True
+            self.meter = StreamMeter(
+                request.choices, request.endpoint, self._exchange.client_gets_usage
+            )
+
+    def _peer_is_genuine(self, status: int, headers: Mapping[bytes, bytes]) -> bool:
+        assert self.target.peer_key is not None
+        code = headers.get(peer.CODE.encode(), b"").decode("latin-1")
+        right = peer.answer_code(
+            self.target.peer_key, self._exchange.request_id, self.target.site, status
+        )
+        if not peer.same_code(code, right):
+            return False
+        replica = headers.get(peer.REPLICA.encode())
+        self.replica_id = None if replica is None else ReplicaId(replica.decode("latin-1"))
+        self.stated_tokens = parse_tokens(headers.get(peer.TOKENS.encode()))
+        return True
+
+    def received(self, data: bytes) -> None:
+        if self.meter is not None:
+            out = self.meter.feed(data)
+            if out:
+                self._exchange.stream(self, out)
+            return
+        self._size += len(data)
+        if self._size > self._exchange.context.settings.max_answer_bytes:
+            self._give_up("the answer is too large", unreachable=False)
+        else:
+            self.pieces.append(data)
+
+    def ended(self) -> None:
+        self._connection = None
+        if self._over:
+            return
+        self._over = True
+        if self.meter is None:
+            self._exchange.answer_whole(self, b"".join(self.pieces))
+            return
+        rest = self.meter.end()
+        if rest:
+            self._exchange.stream(self, rest)
+        self._exchange.stream_ended(self)
+
+    def lost(self, why: str) -> None:
+        connection, self._connection = self._connection, None
+        if self._over or connection is None:
+            return
+        if self.status == 0 and not connection.fresh:
+            # An idle connection that the other side was just closing: not its fault, ask anew.
+            self._exchange.context.spawn(self._dial(self._exchange.connect_time_left_s()))
+            return
+        self._over = True
+        if self._exchange.head_sent:
+            self._exchange.stream_broken(self, why)
+        else:
+            # An engine that closes has died; a gateway that closes has other connections.
+            self._exchange.attempt_failed(
+                self, why, unreachable=self.target.replica is not None
+            )
+
+    def _give_up(self, why: str, *, unreachable: bool) -> None:
+        self._stop()
+        self._exchange.attempt_failed(self, why, unreachable=unreachable)
+
+    def _fail(self, why: str, *, unreachable: bool) -> None:
+        if not self._over:
+            self._over = True
+            self._exchange.attempt_failed(self, why, unreachable=unreachable)
+
+    def _stop(self) -> None:
+        self._over = True
+        self.cancel()

@@ -1,0 +1,67 @@
+"""What all exchanges of one gateway share: ports, knowledge and limits."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from isochrone.core.ids import RANDOM_BITS, RequestId, SiteName, uuid7
+from isochrone.core.rng import Random
+from isochrone.core.routing.loads import Loads
+from isochrone.core.world.site import Site
+from isochrone.gateway.journal import Journal
+from isochrone.gateway.peer_hop import PeerHops
+from isochrone.gateway.request_log import RequestLog
+from isochrone.gateway.settings import GatewaySettings
+from isochrone.gateway.upstream import UpstreamPool
+from isochrone.gateway.view_cache import ViewCache
+from isochrone.ports.clock import Clock
+
+if TYPE_CHECKING:
+    from isochrone.gateway.forward import Exchange
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """`spawn` starts a task that lives as long as the gateway; `read_credential` finds the key of
+    an upstream (`file:PATH`, `env:NAME`) and raises Unavailable. `exchanges` are open requests."""
+
+    settings: GatewaySettings
+    site: SiteName
+    joined_country: str | None
+    clock: Clock
+    rng: Random
+    view: ViewCache
+    loads: Loads
+    pool: UpstreamPool
+    peers: PeerHops
+    journal: Journal
+    log: RequestLog
+    read_credential: Callable[[str | None], str | None]
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
+    exchanges: "dict[Exchange, None]" = field(default_factory=dict)
+    quiet: asyncio.Event = field(default_factory=asyncio.Event)  # no request is open
+
+    def begun(self, exchange: "Exchange") -> None:
+        """A request is open from now on."""
+        self.exchanges[exchange] = None
+        self.quiet.clear()
+
+    def over(self, exchange: "Exchange") -> None:
+        """A request came to its end."""
+        self.exchanges.pop(exchange, None)
+        if not self.exchanges:
+            self.quiet.set()
+
+    @property
+    def own(self) -> Site | None:
+        """This site as the view knows it; None before the view has it."""
+        return self.view.site(self.site)
+
+    @property
+    def country(self) -> str | None:
+        own = self.own
+        return self.joined_country if own is None else own.country
+
+    def new_request_id(self) -> RequestId:
+        return RequestId(uuid7(self.clock.wall_ns(), self.rng.getrandbits(RANDOM_BITS)))

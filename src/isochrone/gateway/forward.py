@@ -1,0 +1,467 @@
+"""The life of one request: admit, choose, try, answer, account.
+
+An exchange is driven by callbacks: of its client connection, of its attempt, and of the sweep that
+watches deadlines. It ends exactly once, in `_end`, which writes its usage event. Before the first
+byte of an answer it may try up to three targets; it never leaves the set of allowed sites, because
+every target comes from a choice within it.
+"""
+
+from isochrone.core.ids import ReplicaId, RequestId
+from isochrone.core.metering.event import Endpoint, Outcome, Tokens
+from isochrone.core.residency.rule import Denied
+from isochrone.core.routing.choice import Choice, Refused, Rule
+from isochrone.core.routing.choose import RouteRequest, choose
+from isochrone.core.world.tenant import ApiKey, Class
+from isochrone.gateway.access import class_of
+from isochrone.gateway.account import closed_event
+from isochrone.gateway.attempt import Attempt
+from isochrone.gateway.context import Context
+from isochrone.gateway.counts import tokens_of_answer
+from isochrone.gateway.incoming import Fault, Incoming
+from isochrone.gateway.peer_hop import Hop
+from isochrone.gateway.recount import recount
+from isochrone.gateway.replies import Origin, Refusal, error_event
+from isochrone.gateway.reply import Reply
+from isochrone.gateway.request import BadRequest, InferenceRequest, parse_request
+from isochrone.gateway.server import ClientConnection
+from isochrone.gateway.target import Target, engine_target, peer_target
+
+MOST_TRIES = 3
+CLIENT_GONE_STATUS = 499
+LEAST_CONNECT_S = 0.25
+
+
+class Exchange:
+    """One request of one client, or of one peer when `hop` is set."""
+
+    def __init__(
+        self,
+        context: Context,
+        connection: ClientConnection,
+        incoming: Incoming,
+        *,
+        key: ApiKey,
+        endpoint: Endpoint,
+        request_id: RequestId,
+        hop: Hop | None = None,
+    ) -> None:
+        self.context = context
+        self.key = key
+        self.endpoint = endpoint
+        self.request_id = request_id
+        self.client_request_id = incoming.client_request_id
+        self.path = incoming.path
+        self.headers = incoming.headers
+        self.body = b""
+        self.class_: Class = class_of(None, key.classes)
+        self.parsed: InferenceRequest | None = None
+        self.choice: Choice | None = None
+        self.attempt: Attempt | None = None
+        self.attempts = 0
+        self.tried: list[Refused] = []
+        self.received_at = context.clock.wall_ns()
+        self.received_ns = incoming.began_ns
+        self.chosen_ns: int | None = None
+        self.sent_ns: int | None = None
+        self.first_ns: int | None = None
+        self.reply = Reply(connection, incoming, hop)
+        self._connection = connection
+        self._incoming = incoming
+        self._tried_replicas: set[ReplicaId] = set()
+        self._started_ns = self.received_ns
+        self._ticket: int | None = None
+        self._opened = False
+        self._over = False
+        self._last_progress: Tokens | None = None
+
+    @property
+    def hop(self) -> Hop | None:
+        """The peer's claim, verified; None for a request of a client."""
+        return self.reply.hop
+
+    @property
+    def request(self) -> InferenceRequest:
+        assert self.parsed is not None, "nothing is tried before the body was parsed"
+        return self.parsed
+
+    @property
+    def client_gets_usage(self) -> bool:
+        """A peer always gets the usage event: it meters too, and withholds it from its client."""
+        return self.hop is not None or self.request.wants_usage
+
+    # -- admission -------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """The whole request is there."""
+        incoming, context = self._incoming, self.context
+        self._started_ns = context.clock.monotonic_ns()
+        self.body = incoming.body
+        incoming.pieces.clear()
+        self._connection.listener = self
+        context.begun(self)
+        try:
+            self.parsed = parse_request(self.endpoint, self.body)
+        except BadRequest as error:
+            self.refuse(
+                Refusal(
+                    status=400, reason="bad_request", message=error.message, param=error.param
+                )
+            )
+            return
+        if self.hop is None:
+            self.class_ = class_of(self.parsed.service_tier, self.key.classes)
+            refusal = self._inadmissible()
+        else:
+            refusal = self._inadmissible_hop()
+        if refusal is not None:
+            self.refuse(refusal)
+        elif self.hop is None:
+            self._choose()
+        elif not self._try_own_site():
+            self._refuse_hop_without_replica()
+
+    def fail(self, fault: Fault) -> None:
+        """The request could not be read to its end."""
+        self.context.begun(self)
+        self.refuse(Refusal(status=fault.status, reason=fault.reason, message=fault.message))
+
+    def _inadmissible(self) -> Refusal | None:
+        """Why this gateway does not take the request on, before any site is considered."""
+        model = self.request.model
+        if not self.context.view.table.is_served(model):
+            return Refusal(
+                status=404, reason="model_not_found", code="model_not_found", param="model",
+                message=f"The model '{model}' does not exist or you do not have access to it.",
+            )
+        return self._journal_refusal()
+
+    def _inadmissible_hop(self) -> Refusal | None:
+        """What the destination checks again in its own view."""
+        if self.class_ not in (self.key.classes or ("on_demand",)):
+            text = f"The key may not use class {self.class_}."
+            return Refusal(status=403, reason="class", message=text)
+        verdict = self.context.view.table.residency_allows(self.key.policy_id)
+        if isinstance(verdict, Denied):
+            return Refusal(status=403, reason=verdict.rule, message=verdict.detail)
+        return self._journal_refusal()
+
+    def _journal_refusal(self) -> Refusal | None:
+        why = self.context.journal.refusal()
+        if why is None:
+            return None
+        return Refusal(
+            status=503, reason="journal", retry_after_s=5,
+            message=f"This gateway cannot record usage now and takes no work: {why}.",
+        )
+
+    # -- choosing and trying ---------------------------------------------------------------------
+
+    def _choose(self) -> None:
+        """Choose among the allowed sites and try the best one."""
+        context, request = self.context, self.request
+        now_ns = context.clock.monotonic_ns()
+        if self.attempts >= MOST_TRIES or (self.attempts and self.connect_time_left_s() <= 0):
+            self._refuse_nobody()
+            return
+        choice = choose(
+            RouteRequest(
+                model=request.model,
+                policy_id=self.key.policy_id,
+                class_=self.class_,
+                prompt_tokens=request.prompt_tokens,
+                output_tokens=request.output_tokens,
+                tried=tuple(self.tried),
+            ),
+            context.view.table,
+            context.loads,
+            now_ns,
+            context.rng,
+        )
+        self.choice = choice
+        if not choice.candidates:
+            self._refuse_nobody()
+            return
+        if self.chosen_ns is None:
+            self.chosen_ns = now_ns
+        chosen = choice.candidates[0]
+        if chosen.site == context.site:
+            if not self._try_own_site():
+                self._refused(Refused(
+                    site=context.site, rule="no_ready_replica",
+                    detail="none of the site's replicas is ready",
+                ))
+            return
+        site = context.view.site(chosen.site)
+        key = None if site is None else context.peers.key_for(site)
+        if site is None or key is None:
+            detail = "the site left the view"
+            self._refused(Refused(site=chosen.site, rule="not_joined", detail=detail))
+            return
+        self._try(peer_target(site, key, context.view.emulated_rtt_ms(site.name)), chosen.rtt_ms)
+
+    def _try_own_site(self) -> bool:
+        """Try a replica of this site; False when none is left."""
+        context = self.context
+        replica = context.view.replicas.pick(
+            self.request.model, self._tried_replicas,
+            now_ns=context.clock.monotonic_ns(), rng=context.rng,
+        )
+        if replica is None:
+            return False
+        if self.chosen_ns is None:
+            self.chosen_ns = context.clock.monotonic_ns()
+        self._tried_replicas.add(replica.id)
+        context.view.replicas.started(replica.id)
+        self._try(engine_target(replica, context.country), 0.0)
+        return True
+
+    def _try(self, target: Target, rtt_ms: float) -> None:
+        context, request = self.context, self.request
+        self.attempts += 1
+        self.attempt = Attempt(self, target)
+        self._ticket = context.loads.dispatched(
+            target.site, request.model, request.prompt_tokens, request.output_tokens,
+            context.clock.monotonic_ns(), rtt_ms=rtt_ms,
+        )
+        candidates = 1 if self.choice is None else len(self.choice.candidates)
+        tries = 1 if target.replica is not None else min(MOST_TRIES + 1 - self.attempts, candidates)
+        share_s = self.connect_time_left_s() / max(tries, 1)
+        self.attempt.start(max(share_s, LEAST_CONNECT_S + rtt_ms / 1000))
+
+    def connect_time_left_s(self) -> float:
+        """What is left of the time for connections; a tenth is kept for the answer itself."""
+        spent_ns = self.context.clock.monotonic_ns() - self._started_ns
+        return 0.9 * self.context.settings.connect_timeout_s - spent_ns / 1e9
+
+    def mark_sent(self) -> None:
+        self.sent_ns = self.context.clock.monotonic_ns()
+
+    def attempt_failed(self, attempt: Attempt, why: str, *, unreachable: bool) -> None:
+        """Nothing reached the client yet: try elsewhere."""
+        context, target = self.context, attempt.target
+        now_ns = context.clock.monotonic_ns()
+        self._release(attempt)
+        if target.replica is not None:
+            if unreachable:
+                context.view.replicas.lost(target.replica, now_ns)
+            if self.attempts < MOST_TRIES and self._try_own_site():
+                return
+            detail = f"replica {target.replica.id}: {why}"
+            self._refused(Refused(site=target.site, rule="no_ready_replica", detail=detail))
+            return
+        if unreachable:
+            context.loads.lost(target.site, now_ns)
+        rule: Rule = "unreachable" if unreachable else "tried_before"
+        self._refused(Refused(site=target.site, rule=rule, detail=why))
+
+    def refused_by_peer(self, attempt: Attempt, rule: str) -> None:
+        """The destination refused with a typed reason: try another allowed site."""
+        self._release(attempt)
+        refused = Refused(site=attempt.target.site, rule="tried_before", detail=f"refused: {rule}")
+        self._refused(refused)
+
+    def _refused(self, refused: Refused) -> None:
+        self.tried.append(refused)
+        if self.hop is None:
+            self._choose()
+        else:
+            self._refuse_hop_without_replica()
+
+    def _refuse_nobody(self) -> None:
+        choice, model = self.choice, self.request.model
+        if choice is not None and not choice.allowed_exists and not self.tried:
+            policy = self.context.view.policy(self.key.policy_id)
+            axis = "unknown" if policy is None else ", ".join(policy.residency)
+            self.refuse(Refusal(
+                status=403, reason="residency",
+                message=f"No site that serves '{model}' is allowed by this key's residency "
+                f"({axis}).",
+            ))
+            return
+        self.refuse(Refusal(
+            status=503, reason="no_healthy_site", retry_after_s=1,
+            message=f"Sites that may serve '{model}' for this key exist, but none can now.",
+        ))
+
+    def _refuse_hop_without_replica(self) -> None:
+        why = self.tried[-1].detail if self.tried else "none of the site's replicas is ready"
+        self.refuse(Refusal(status=503, reason="no_ready_replica", message=why, retry_after_s=1))
+
+    def _release(self, attempt: Attempt) -> None:
+        if self._ticket is not None:
+            self.context.loads.finished(self._ticket)
+            self._ticket = None
+            if attempt.target.replica is not None:
+                self.context.view.replicas.finished(attempt.target.replica.id)
+
+    # -- answering -------------------------------------------------------------------------------
+
+    @property
+    def head_sent(self) -> bool:
+        return self.reply.head_sent
+
+    def answer_whole(self, attempt: Attempt, body: bytes) -> None:
+        """An answer that is not a stream has come in whole."""
+        request, replica = self.request, attempt.target.replica
+        if attempt.status >= 400:
+            self._send_whole(attempt, body, Tokens())
+            return
+        if attempt.stated_tokens is not None:
+            self._send_whole(attempt, body, attempt.stated_tokens)
+            return
+        one_choice = replica is not None and replica.usage_counts_one_choice
+        tokens = tokens_of_answer(
+            body, self.endpoint, request.choices, prompt_bytes=request.prompt_bytes,
+            usage_counts_one_choice=one_choice,
+        )
+        if one_choice and request.choices > 1:
+            self.context.spawn(self._recount(attempt, body, tokens))
+        else:
+            self._send_whole(attempt, body, tokens)
+
+    async def _recount(self, attempt: Attempt, body: bytes, estimate: Tokens) -> None:
+        assert attempt.target.replica is not None
+        tokens = await recount(self.context.pool, attempt.target.replica, body, estimate)
+        if not self._over:
+            self._send_whole(attempt, body, tokens)
+
+    def _send_whole(self, attempt: Attempt, body: bytes, tokens: Tokens) -> None:
+        self.first_ns = self.context.clock.monotonic_ns()
+        self.reply.whole(
+            attempt.status, self._origin(), content_type=attempt.content_type, body=body,
+            replica=attempt.replica_id, tokens=tokens, retry_after=attempt.retry_after,
+        )
+        failed = attempt.status >= 400
+        self._end(
+            "engine_error" if failed else "finished", status=attempt.status,
+            reason="engine_error" if failed else None, tokens=tokens,
+        )
+
+    def stream(self, attempt: Attempt, data: bytes) -> None:
+        """More of a stream for the client; the head goes out with its first byte."""
+        if self.reply.head_sent:
+            self.reply.stream(data)
+        else:
+            self.first_ns = self.context.clock.monotonic_ns()
+            self.reply.begin_stream(self._origin(), attempt.replica_id, data)
+
+    def stream_ended(self, attempt: Attempt) -> None:
+        """The stream came to an orderly end; whether it was complete, its events tell."""
+        assert attempt.meter is not None
+        if not self.reply.head_sent:
+            why = "the engine sent a stream without an event"
+            self.attempt_failed(attempt, why, unreachable=False)
+        elif attempt.meter.error:
+            self.reply.end_stream()
+            self._end("engine_error", status=200, reason="engine_error", tokens=self._tokens())
+        elif attempt.meter.finished:
+            self.reply.end_stream()
+            self._end("finished", status=200, reason=None, tokens=self._tokens())
+        else:
+            self.stream_broken(attempt, "the stream ended without its last event")
+
+    def stream_broken(self, attempt: Attempt, why: str) -> None:
+        """The stream stopped in the middle, after its first byte went to the client."""
+        meter = attempt.meter
+        assert meter is not None
+        if meter.finished and not meter.error:
+            self.reply.end_stream()
+            self._end("finished", status=200, reason=None, tokens=self._tokens())
+            return
+        event = error_event("engine_lost", f"The engine was lost during the answer: {why}.")
+        self.reply.cut_stream(b"" if meter.error else event)
+        self._end("engine_lost", status=200, reason="engine_lost", tokens=self._tokens())
+
+    def refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
+        """Answer with an error of our own."""
+        if outcome == "refused" and self.attempt is not None:
+            # Nothing was served anywhere, so the answer names the site that refuses.
+            self._release(self.attempt)
+            self.attempt = None
+        typed = outcome == "refused" and refusal.status != 400
+        self.reply.refuse(refusal, self._origin(), typed=typed)
+        self._end(outcome, status=refusal.status, reason=refusal.reason, tokens=Tokens())
+
+    def _origin(self) -> Origin:
+        context, target = self.context, None if self.attempt is None else self.attempt.target
+        stages = (("choose", self.chosen_ns), ("send", self.sent_ns), ("first", self.first_ns))
+        timing_ms = {
+            name: (at_ns - self.received_ns) / 1e6 for name, at_ns in stages if at_ns is not None
+        }
+        timing_ms["total"] = (context.clock.monotonic_ns() - self.received_ns) / 1e6
+        return Origin(
+            request_id=self.request_id,
+            site=context.site if target is None else target.site,
+            country=context.country if target is None else target.country,
+            client_request_id=self.client_request_id,
+            timing_ms=timing_ms,
+        )
+
+    # -- the client and the clock ----------------------------------------------------------------
+
+    def client_gone(self) -> None:
+        """The client closed: whatever works for it stops at once."""
+        if self.attempt is not None:
+            self.attempt.cancel()
+        status = 200 if self.reply.head_sent else CLIENT_GONE_STATUS
+        self._end("client_gone", status=status, reason=None, tokens=self._tokens())
+
+    def client_paused(self) -> None:
+        if self.attempt is not None:
+            self.attempt.set_reading(False)
+
+    def client_resumed(self) -> None:
+        if self.attempt is not None:
+            self.attempt.set_reading(True)
+
+    def tick(self, now_ns: int) -> None:
+        """Called a few times a second: deadlines, and progress of open streams."""
+        settings, since_s = self.context.settings, (now_ns - self._started_ns) / 1e9
+        waiting = self.first_ns is None and since_s > settings.first_byte_timeout_s
+        if waiting or since_s > settings.total_timeout_s:
+            self.stop("timeout", f"The answer was not complete after {since_s:.0f} s.")
+        elif self.reply.head_sent and self._opened:
+            tokens = self._tokens()
+            if tokens != self._last_progress:
+                self._last_progress = tokens
+                self.context.journal.progress(self.request_id, tokens)
+
+    def stop(self, reason: str, message: str) -> None:
+        """End the request from our side."""
+        if self.attempt is not None:
+            self.attempt.cancel()
+        if self.reply.head_sent:
+            self.reply.cut_stream(error_event(reason, message))
+            self._end("timed_out", status=200, reason=reason, tokens=self._tokens())
+        else:
+            refusal = Refusal(status=504, reason=reason, message=message)
+            self.refuse(refusal, outcome="timed_out")
+
+    # -- accounting ------------------------------------------------------------------------------
+
+    def _tokens(self) -> Tokens:
+        """Counts of the stream so far; nothing is counted before an engine's first byte."""
+        if self.attempt is None or self.attempt.meter is None or not self.reply.head_sent:
+            return Tokens()
+        return self.attempt.meter.tokens(self.request.prompt_bytes)
+
+    def _end(self, outcome: Outcome, *, status: int, reason: str | None, tokens: Tokens) -> None:
+        """The one way out: settle every count, write the usage event, free the connection."""
+        if self._over:
+            return
+        self._over = True
+        context = self.context
+        context.over(self)
+        if self.attempt is not None:
+            self._release(self.attempt)
+        # A peer's request that was refused here leaves no trace: nothing was processed, and the
+        # ingress says what came of it.
+        if self.hop is None or outcome != "refused":
+            event = closed_event(
+                self, outcome=outcome, status=status, reason=reason, tokens=tokens
+            )
+            if self._opened or reason != "journal":
+                context.journal.closed(event)
+            context.log.request(event)
+        if outcome != "client_gone":
+            self.reply.close()

@@ -1,0 +1,176 @@
+"""One gateway process: assembles its parts, runs their loops, drains when it is told to stop."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from isochrone.core.errors import BusUnavailable, Untrusted
+from isochrone.core.ids import SiteName
+from isochrone.core.rng import Random
+from isochrone.core.routing.loads import Loads
+from isochrone.core.world.digest import SiteDigest
+from isochrone.gateway.context import Context
+from isochrone.gateway.journal import Journal
+from isochrone.gateway.peer_hop import PeerHops
+from isochrone.gateway.request_log import RequestLog
+from isochrone.gateway.routes import Routes
+from isochrone.gateway.server import Server
+from isochrone.gateway.settings import GatewaySettings
+from isochrone.gateway.shipping import Shipper
+from isochrone.gateway.upstream import UpstreamPool
+from isochrone.gateway.view_cache import Data, ViewCache
+from isochrone.ports.bus import Bus
+from isochrone.ports.clock import Clock
+from isochrone.ports.disk import Disk
+from isochrone.ports.network import Network
+from isochrone.wire import fleet, subjects
+from isochrone.wire.identity import SiteIdentity
+
+TICK_S = 0.25
+TICKS_PER_SWEEP = 4
+RETRY_S = 0.5
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What a gateway needs of the world. `read_credential` finds the key of an upstream from
+    `file:PATH` or `env:NAME`; `write_lines` takes the request log, whole lines at a time."""
+
+    clock: Clock
+    network: Network
+    bus: Bus
+    disk: Disk
+    rng: Random
+    read_credential: Callable[[str | None], str | None]
+    write_lines: Callable[[bytes], None]
+
+
+class Gateway:
+    """Construct, then `run`."""
+
+    def __init__(
+        self, settings: GatewaySettings, identity: SiteIdentity, ports: Ports, data: Data
+    ) -> None:
+        site = SiteName(identity.site)
+        self._settings = settings
+        self._ports = ports
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+        journal = Journal(ports.disk, ports.clock, identity.site)
+        self.context = Context(
+            settings=settings,
+            site=site,
+            joined_country=identity.country,
+            clock=ports.clock,
+            rng=ports.rng,
+            view=ViewCache(site, identity.control_key, data),
+            loads=Loads(stale_after_ms=settings.digest_stale_s * 1000),
+            pool=UpstreamPool(ports.network, ports.clock),
+            peers=PeerHops(identity, ports.clock),
+            journal=journal,
+            log=RequestLog(ports.write_lines),
+            read_credential=ports.read_credential,
+            spawn=self._spawn,
+        )
+        self.server = Server(Routes(self.context), settings, ports.clock)
+        self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
+
+    async def run(
+        self, stop: asyncio.Event, on_listening: Callable[[int], None] | None = None
+    ) -> None:
+        """Serve until `stop` is set, then drain. Raises OSError when the port is taken or the
+        journal cannot be opened."""
+        context, settings = self.context, self._settings
+        context.journal.recover()
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self._spawn(context.journal.run())
+            self._spawn(self._shipper.run())
+            self._spawn(self._sweep())
+            self._spawn(self._follow())
+            try:
+                listener = await self._ports.network.listen(
+                    self.server.accept, settings.host, settings.port
+                )
+                log.info("gateway_listening", site=context.site, port=listener.port)
+                if on_listening is not None:
+                    on_listening(listener.port)
+                await stop.wait()
+                log.info("gateway_draining", open=len(context.exchanges))
+                await listener.close()
+                await self._drain()
+            finally:
+                await self._close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        assert self._group is not None, "the gateway runs"
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _follow(self) -> None:
+        """Follow view and digests; while the bus is away at the start, try again."""
+        bus = self._ports.bus
+        subscribed = False
+        while True:
+            try:
+                if not subscribed:
+                    await bus.subscribe(subjects.DIGESTS, self._on_digest)
+                    subscribed = True
+                await self.context.view.follow(bus)
+            except BusUnavailable as error:
+                log.warning("bus_unavailable", why=error.message)
+                await asyncio.sleep(RETRY_S)
+            else:
+                log.info("view_synced", site=self.context.site)
+                return
+
+    def _on_digest(self, subject: str, payload: bytes) -> None:
+        try:
+            digest = fleet.decode(payload, SiteDigest)
+        except Untrusted as error:
+            log.warning("digest_refused", subject=subject, why=error.message)
+            return
+        # The bus lets each site publish under its own subject only.
+        if subject == subjects.digest_subject(digest.site):
+            self.context.loads.heard(digest, self._ports.clock.monotonic_ns())
+
+    async def _sweep(self) -> None:
+        """Deadlines and progress of open requests, idle connections, the request log."""
+        context, ticks = self.context, 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_ns = self._ports.clock.monotonic_ns()
+            for exchange in list(context.exchanges):
+                exchange.tick(now_ns)
+            context.log.flush()
+            ticks += 1
+            if ticks % TICKS_PER_SWEEP == 0:
+                self.server.sweep()
+                context.pool.sweep()
+
+    async def _drain(self) -> None:
+        """Let open requests end, up to the limit; then end them."""
+        self.server.drain()
+        if self.context.exchanges:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.drain_timeout_s):
+                    await self.context.quiet.wait()
+        for exchange in list(self.context.exchanges):
+            exchange.stop("gateway_stopping", "This gateway is stopping.")
+        await asyncio.sleep(0)
+
+    async def _close(self) -> None:
+        """Close connections and end the loops; what the journal holds is shipped next time."""
+        self.server.close()
+        self.context.pool.close()
+        self.context.log.flush()
+        await self.context.view.close()
+        for task in list(self._tasks):
+            task.cancel()

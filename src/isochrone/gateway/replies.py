@@ -1,0 +1,116 @@
+"""Builds the bytes of answers: heads that say where a request ran, and OpenAI's error bodies."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+
+from isochrone.wire import peer
+
+_STATUS = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
+}
+_encode = msgspec.json.encode
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a request is not served. `reason` names the rule for machines (`x-isochrone-reason`),
+    `code` is OpenAI's error code. `retry_after_s` is set where a later try may succeed."""
+
+    status: int
+    reason: str
+    message: str
+    code: str | None = None
+    param: str | None = None
+    retry_after_s: int | None = None
+
+
+def error_type(status: int) -> str:
+    """OpenAI's error type for a status."""
+    if status == 401:
+        return "authentication_error"
+    if status == 403:
+        return "permission_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def error_body(refusal: Refusal) -> bytes:
+    """OpenAI's error body."""
+    return _encode(
+        {
+            "error": {
+                "message": refusal.message,
+                "type": error_type(refusal.status),
+                "param": refusal.param,
+                "code": refusal.code or refusal.reason,
+            }
+        }
+    )
+
+
+def error_event(code: str, message: str) -> bytes:
+    """The last event of a stream that cannot go on: an error, and no [DONE] after it."""
+    error = {"message": message, "type": "server_error", "param": None, "code": code}
+    return b"data: " + _encode({"error": error}) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What every answer says about itself: the request's id and where it was served or refused.
+
+    `timing_ms` is what `server-timing` lists; `client_request_id` is echoed as x-request-id.
+    """
+
+    request_id: str
+    site: str
+    country: str | None
+    client_request_id: str | None
+    timing_ms: Mapping[str, float]
+
+
+def head(
+    status: int,
+    origin: Origin,
+    *,
+    content_type: str,
+    length: int | None,
+    close: bool,
+    extra: Mapping[str, str] | None = None,
+) -> bytes:
+    """The head of an answer. `length` None means chunked, or up to the end when closing."""
+    timing = ", ".join([f"{name};dur={ms:.3f}" for name, ms in origin.timing_ms.items()])
+    lines = [
+        _STATUS.get(status) or f"HTTP/1.1 {status} Status\r\n",
+        f"content-type: {content_type}\r\n",
+        f"{peer.REQUEST}: {origin.request_id}\r\n"
+        f"{peer.SITE}: {origin.site}\r\n"
+        f"{peer.COUNTRY}: {origin.country or 'unknown'}\r\n"
+        f"server-timing: {timing}\r\n",
+    ]
+    if length is not None:
+        lines.append(f"content-length: {length}\r\n")
+    if origin.client_request_id is not None:
+        lines.append(f"x-request-id: {origin.client_request_id}\r\n")
+    if extra:
+        lines += [f"{name}: {value}\r\n" for name, value in extra.items()]
+    if close:
+        lines.append("connection: close\r\n")
+    lines.append("\r\n")
+    return "".join(lines).encode("latin-1")
+
+
+def refusal_headers(refusal: Refusal) -> dict[str, str]:
+    """Headers that go with a refusal."""
+    headers = {peer.REASON: refusal.reason}
+    if refusal.retry_after_s is not None:
+        headers["retry-after"] = str(refusal.retry_after_s)
+    if refusal.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers

@@ -1,0 +1,263 @@
+"""What the gateway does with a request's head: health, models, or inference for a known key.
+
+Whatever can be refused is refused from the head, with the body unread: unknown paths and keys, and
+keys whose policy does not let plain text enter at this site.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import unquote
+
+from isochrone.core.errors import Untrusted
+from isochrone.core.ids import KeyId, RequestId
+from isochrone.core.metering.event import Endpoint
+from isochrone.core.residency.rule import Denied
+from isochrone.core.world.model import Model
+from isochrone.core.world.tenant import ApiKey
+from isochrone.gateway import models_route
+from isochrone.gateway.context import Context
+from isochrone.gateway.forward import Exchange
+from isochrone.gateway.incoming import Fault, Incoming
+from isochrone.gateway.peer_hop import claimed_ingress, claims_hop
+from isochrone.gateway.replies import JSON, Origin, Refusal, error_body, head, refusal_headers
+from isochrone.gateway.reply import Reply
+from isochrone.gateway.request import ENDPOINTS
+from isochrone.gateway.server import ClientConnection, Handler
+
+UNAUTHENTICATED = Refusal(
+    status=401, reason="invalid_api_key", code="invalid_api_key",
+    message="No valid API key: send one as 'Authorization: Bearer KEY'.",
+)
+STARTING = Refusal(
+    status=503, reason="starting", retry_after_s=1,
+    message="This gateway has not received its view yet; try again in a moment.",
+)
+NOT_POST = Refusal(status=405, reason="method", message="Use POST here.")
+NOT_GET = Refusal(status=405, reason="method", message="Use GET here.")
+
+
+class OwnAnswer:
+    """A request that this gateway answers itself, by `action`; and every refusal from the head."""
+
+    def __init__(
+        self,
+        context: Context,
+        connection: ClientConnection,
+        incoming: Incoming,
+        action: "Callable[[OwnAnswer], None] | None" = None,
+    ) -> None:
+        self.context = context
+        self.connection = connection
+        self.incoming = incoming
+        self.request_id = context.new_request_id()
+        self._action = action
+
+    def serve(self) -> None:
+        assert self._action is not None, "refused from the head"
+        self._action(self)
+
+    def fail(self, fault: Fault) -> None:
+        self.refuse(Refusal(status=fault.status, reason=fault.reason, message=fault.message))
+
+    def refuse(self, refusal: Refusal) -> None:
+        self.send(
+            refusal.status, error_body(refusal), reason=refusal.reason,
+            extra=refusal_headers(refusal),
+        )
+
+    def send(
+        self, status: int, body: bytes, *, reason: str, extra: Mapping[str, str] | None = None
+    ) -> None:
+        """Answer with JSON; the reason goes to the log."""
+        context, incoming = self.context, self.incoming
+        close = self.connection.will_close(incoming)
+        total_ms = (context.clock.monotonic_ns() - incoming.began_ns) / 1e6
+        origin = Origin(
+            request_id=self.request_id,
+            site=context.site,
+            country=context.country,
+            client_request_id=incoming.client_request_id,
+            timing_ms={"total": total_ms},
+        )
+        top = head(
+            status, origin, content_type=JSON, length=len(body), close=close, extra=extra
+        )
+        context.log.other(
+            self.request_id, at=context.clock.wall_ns(), status=status, path=incoming.path,
+            reason=reason,
+        )
+        self.connection.answer(top + body, close=close)
+
+
+class HopClaim:
+    """A request that says that a peer sent it: the proof covers the body, so it is checked last."""
+
+    def __init__(
+        self, context: Context, connection: ClientConnection, incoming: Incoming,
+        endpoint: Endpoint,
+    ) -> None:
+        self._context = context
+        self._connection = connection
+        self._incoming = incoming
+        self._endpoint = endpoint
+
+    def serve(self) -> None:
+        context, incoming = self._context, self._incoming
+        ingress = context.view.site(claimed_ingress(incoming))
+        try:
+            hop = context.peers.verify(incoming, ingress, incoming.body)
+        except Untrusted as error:
+            self._refuse(Refusal(status=401, reason="peer_untrusted", message=error.message))
+            return
+        key = context.view.keys.by_id(KeyId(hop.request.key_id))
+        if key is None:
+            reply = Reply(self._connection, incoming, hop)
+            text = "The key is unknown at this site."
+            refusal = Refusal(status=403, reason="key_unknown", message=text)
+            reply.refuse(refusal, self._origin(hop.request.request_id), typed=True)
+            reply.close()
+            return
+        exchange = Exchange(
+            context, self._connection, incoming, key=key, endpoint=self._endpoint,
+            request_id=RequestId(hop.request.request_id), hop=hop,
+        )
+        exchange.serve()
+
+    def fail(self, fault: Fault) -> None:
+        self._refuse(Refusal(status=fault.status, reason=fault.reason, message=fault.message))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        OwnAnswer(self._context, self._connection, self._incoming).refuse(refusal)
+
+    def _origin(self, request_id: str) -> Origin:
+        context = self._context
+        return Origin(
+            request_id=request_id, site=context.site, country=context.country,
+            client_request_id=None, timing_ms={},
+        )
+
+
+class Routes:
+    """The application of the server."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def begin(self, connection: ClientConnection, incoming: Incoming) -> Handler | None:
+        """Decide from the head alone. None when the answer has been given."""
+        path = incoming.path
+        endpoint = ENDPOINTS.get(path)
+        if endpoint is not None:
+            return self._inference(connection, incoming, endpoint)
+        own = OwnAnswer(self._context, connection, incoming, self._action(path))
+        refusal = self._refusal_of_own(path, incoming)
+        if refusal is not None:
+            own.refuse(refusal)
+            return None
+        return own
+
+    def fail(self, connection: ClientConnection, incoming: Incoming, fault: Fault) -> None:
+        OwnAnswer(self._context, connection, incoming).fail(fault)
+
+    # -- inference -------------------------------------------------------------------------------
+
+    def _inference(
+        self, connection: ClientConnection, incoming: Incoming, endpoint: Endpoint
+    ) -> Handler | None:
+        context = self._context
+        if incoming.method != b"POST":
+            OwnAnswer(context, connection, incoming).refuse(NOT_POST)
+            return None
+        if not context.view.synced:
+            OwnAnswer(context, connection, incoming).refuse(STARTING)
+            return None
+        if claims_hop(incoming):
+            return HopClaim(context, connection, incoming, endpoint)
+        key = context.view.keys.by_bearer(incoming.headers.get(b"authorization"))
+        if key is None:
+            OwnAnswer(context, connection, incoming).refuse(UNAUTHENTICATED)
+            return None
+        exchange = Exchange(
+            context, connection, incoming, key=key, endpoint=endpoint,
+            request_id=context.new_request_id(),
+        )
+        verdict = context.view.table.transit_allows(key.policy_id)
+        if isinstance(verdict, Denied):
+            exchange.refuse(self._transit_refusal(key, verdict))
+            return None
+        return exchange
+
+    def _transit_refusal(self, key: ApiKey, verdict: Denied) -> Refusal:
+        sites = self._context.view.table.allowed_ingresses(key.policy_id)
+        endpoints = ", ".join(site.public_url for site in sites) or "none"
+        return Refusal(
+            status=403, reason=verdict.rule,
+            message=f"This key's requests may not enter here ({verdict.detail}); the body was "
+            f"not read. Allowed endpoints: {endpoints}.",
+        )
+
+    # -- answered here ---------------------------------------------------------------------------
+
+    def _refusal_of_own(self, path: str, incoming: Incoming) -> Refusal | None:
+        if self._action(path) is None:
+            text = f"Nothing is served at {incoming.method.decode('latin-1')} {path}."
+            return Refusal(status=404, reason="unknown_path", message=text)
+        if incoming.method != b"GET":
+            return NOT_GET
+        if not path.startswith(models_route.PATH):
+            return None
+        if not self._context.view.synced:
+            return STARTING
+        known = self._context.view.keys.by_bearer(incoming.headers.get(b"authorization"))
+        return UNAUTHENTICATED if known is None else None
+
+    def _action(self, path: str) -> Callable[[OwnAnswer], None] | None:
+        if path == "/health":
+            return _health
+        if path == "/ready":
+            return _ready
+        if path == models_route.PATH:
+            return _models
+        if path.startswith(models_route.PATH + "/"):
+            return _model
+        return None
+
+
+def _health(own: OwnAnswer) -> None:
+    """Alive: the event loop runs."""
+    own.send(200, b'{"status":"ok"}', reason="health")
+
+
+def _ready(own: OwnAnswer) -> None:
+    """Ready: there is a view to serve from, and usage can be recorded."""
+    context = own.context
+    why = context.journal.refusal()
+    if not context.view.synced:
+        own.refuse(STARTING)
+    elif why is not None:
+        own.refuse(Refusal(status=503, reason="journal", message=why, retry_after_s=5))
+    else:
+        own.send(200, b'{"status":"ready"}', reason="ready")
+
+
+def _models(own: OwnAnswer) -> None:
+    own.send(200, models_route.list_body(_allowed_models(own)), reason="models")
+
+
+def _model(own: OwnAnswer) -> None:
+    name = unquote(own.incoming.path.removeprefix(models_route.PATH + "/"))
+    for model in _allowed_models(own):
+        if model.name == name:
+            own.send(200, models_route.model_body(model), reason="model")
+            return
+    own.refuse(
+        Refusal(
+            status=404, reason="model_not_found", param="model",
+            message=f"The model '{name[:200]}' does not exist or you do not have access to it.",
+        )
+    )
+
+
+def _allowed_models(own: OwnAnswer) -> Sequence[Model]:
+    view = own.context.view
+    key = view.keys.by_bearer(own.incoming.headers.get(b"authorization"))
+    return [] if key is None else models_route.allowed_models(view.table, key.policy_id)

@@ -1,0 +1,32 @@
+"""Settings of one gateway process; parsed once from its TOML file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """`identity` is the file that joining wrote; `journal` the folder of the usage journal.
+
+    `connect_timeout_s` is shared by all connection attempts of one request, so that a request for
+    which nobody is healthy is refused within it. `drain_timeout_s` is how long open requests may
+    go on after SIGTERM.
+    """
+
+    identity: Path
+    port: int
+    journal: Path
+    host: str = "127.0.0.1"
+    max_head_bytes: int = 32_768
+    max_body_bytes: int = 16_777_216
+    max_answer_bytes: int = 67_108_864
+    digest_stale_s: float = 5.0
+    first_byte_timeout_s: float = 120.0
+    total_timeout_s: float = 600.0
+    connect_timeout_s: float = 2.0
+    head_timeout_s: float = 30.0
+    body_timeout_s: float = 120.0
+    idle_timeout_s: float = 75.0
+    drain_timeout_s: float = 5.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -1,0 +1,260 @@
+"""Connections to engines and peer gateways: kept alive, one request at a time, HTTP/1.1.
+
+A receiver hears of its answer through four calls, at most one of `ended` and `lost` as the last.
+Body bytes come without their framing, joined per read: what arrived together is handed on together.
+Cancelling is closing: the other side sees it at once.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import httptools
+
+from isochrone.ports.clock import Clock
+from isochrone.ports.network import Address, Network
+
+# Engines close idle connections after a few seconds without saying so (llama.cpp: 5 s).
+IDLE_S = 4.0
+IDLE_MARGIN_S = 1.0
+MOST_IDLE = 256  # an address
+MOST_ANSWER_HEAD_BYTES = 64 * 1024
+
+
+class Receiver(Protocol):
+    """Who takes an answer."""
+
+    def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
+        """The head; names are in lower case."""
+        ...
+
+    def received(self, data: bytes) -> None: ...
+
+    def ended(self) -> None:
+        """The whole body has been received."""
+        ...
+
+    def lost(self, why: str) -> None:
+        """The connection ended, or made no sense, before the end of the answer."""
+        ...
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection; `fresh` until it has been given back to the pool once."""
+
+    __slots__ = (
+        "_by_close",
+        "_complete",
+        "_excess",
+        "_head_due",
+        "_headers",
+        "_interim",
+        "_parser",
+        "_pieces",
+        "_pool",
+        "_reading",
+        "_receiver",
+        "_reusable",
+        "_status",
+        "_transport",
+        "address",
+        "fresh",
+        "idle_until_ns",
+        "open",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, pool: "UpstreamPool", address: Address) -> None:
+        self._pool = pool
+        self.address = address
+        self.fresh = True
+        self.open = False
+        self.idle_until_ns = 0
+        self._receiver: Receiver | None = None
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._headers: dict[bytes, bytes] = {}
+        self._pieces: list[bytes] = []
+        self._head_due = False
+        self._interim = False
+        self._complete = False
+        self._by_close = False
+        self._excess = False  # the other side sent more than one answer to one request
+        self._reusable = False
+        self._reading = True
+        self._status = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.open = True
+
+    def send(self, data: bytes, receiver: Receiver) -> None:
+        """Send one request; the receiver gets its answer."""
+        self._receiver = receiver
+        self._complete = self._by_close = False
+        self._transport.write(data)
+
+    def abort(self) -> None:
+        """Forget the answer and close now."""
+        self._receiver = None
+        self.open = False
+        self._transport.abort()
+
+    def set_reading(self, reading: bool) -> None:
+        """Pause or resume taking the answer from the network."""
+        if self.open and reading != self._reading and not self._transport.is_closing():
+            self._reading = reading
+            if reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    # -- called by the parser: only notes --------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._excess = True
+        else:
+            self._headers = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._excess:
+            self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        if self._excess:
+            return
+        self._status = self._parser.get_status_code()
+        self._interim = 100 <= self._status < 200
+        self._head_due = not self._interim
+        framed = b"content-length" in self._headers or b"transfer-encoding" in self._headers
+        self._by_close = not framed and not self._interim
+
+    def on_body(self, body: bytes) -> None:
+        if not self._excess:
+            self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        if not self._excess:
+            self._complete = not self._interim
+            self._reusable = self._parser.should_keep_alive()
+
+    # -- called by the transport -----------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        receiver = self._receiver
+        if receiver is None:
+            self.abort()  # nobody asked
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            raise
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(f"the answer is not valid HTTP/1.1: {error}")
+            return
+        if self._head_due:
+            self._head_due = False
+            receiver.answered(self._status, self._headers)
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            if self._receiver is receiver:
+                receiver.received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if self._complete and self._receiver is receiver:
+            self._receiver = None
+            self._give_back()
+            receiver.ended()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
+        self._pool.forget(self)
+        receiver, self._receiver = self._receiver, None
+        self._parser = None  # breaks the cycle between the parser and its callbacks
+        if receiver is None:
+            return
+        if self._by_close and exc is None:
+            receiver.ended()
+        else:
+            receiver.lost("the connection was closed" if exc is None else f"{exc}")
+
+    def _fail(self, why: str) -> None:
+        receiver = self._receiver
+        self.abort()
+        if receiver is not None:
+            receiver.lost(why)
+
+    def _give_back(self) -> None:
+        if self._excess or not self._reusable or not self.open or self._transport.is_closing():
+            self.abort()
+            return
+        self.fresh = False
+        self.set_reading(True)
+        self._pool.give(self, _idle_s(self._headers.get(b"keep-alive")))
+
+
+class UpstreamPool:
+    """Idle connections by address; the last one used is used first."""
+
+    def __init__(self, network: Network, clock: Clock) -> None:
+        self._network = network
+        self._clock = clock
+        self._idle: dict[Address, list[UpstreamConnection]] = {}
+
+    def take(self, address: Address) -> UpstreamConnection | None:
+        """An idle connection, None when there is none."""
+        idle = self._idle.get(address)
+        if not idle:
+            return None
+        now_ns = self._clock.monotonic_ns()
+        while idle:
+            connection = idle.pop()
+            if connection.open and connection.idle_until_ns > now_ns:
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self, address: Address, *, timeout_s: float) -> UpstreamConnection:
+        """A new connection. Raises OSError or TimeoutError."""
+        return await self._network.connect(
+            lambda: UpstreamConnection(self, address), address, timeout_s=timeout_s
+        )
+
+    def give(self, connection: UpstreamConnection, idle_s: float) -> None:
+        """Keep a connection whose answer is complete."""
+        idle = self._idle.setdefault(connection.address, [])
+        if len(idle) >= MOST_IDLE:
+            connection.abort()
+            return
+        connection.idle_until_ns = self._clock.monotonic_ns() + int(idle_s * 1e9)
+        idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """A connection was closed."""
+        idle = self._idle.get(connection.address)
+        if idle and connection in idle:
+            idle.remove(connection)
+
+    def sweep(self) -> None:
+        """Close what has been idle for too long."""
+        now_ns = self._clock.monotonic_ns()
+        for address, idle in list(self._idle.items()):
+            for connection in [c for c in idle if c.idle_until_ns <= now_ns]:
+                idle.remove(connection)
+                connection.abort()
+            if not idle:
+                del self._idle[address]
+
+    def close(self) -> None:
+        for idle in self._idle.values():
+            for connection in list(idle):
+                connection.abort()
+        self._idle.clear()
+
+
+def _idle_s(keep_alive: bytes | None) -> float:
+    """How long a connection may stay idle, from `keep-alive: timeout=N` where it is given."""
+    for part in (keep_alive or b"").split(b","):
+        name, _, value = part.strip().partition(b"=")
+        if name.lower() == b"timeout" and value.isdigit() and len(value) < 6:
+            return max(0.0, float(value) - IDLE_MARGIN_S)
+    return IDLE_S

@@ -1,0 +1,93 @@
+"""Composition root of a gateway process: settings and identity in, live adapters around it."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from random import SystemRandom
+
+import structlog
+import uvloop
+
+from isochrone.adapters.clock import SystemClock
+from isochrone.adapters.credentials import read_credential
+from isochrone.adapters.disk.files import FileDisk
+from isochrone.adapters.nats.bus import open_bus
+from isochrone.adapters.nats.identity import Credentials
+from isochrone.adapters.network.sockets import SocketNetwork
+from isochrone.adapters.packaged import load_blocs, load_hardware
+from isochrone.core.rng import Random
+from isochrone.gateway.process import Gateway, Ports
+from isochrone.gateway.settings import GatewaySettings
+from isochrone.gateway.view_cache import Data
+from isochrone.wiring.joining import load_identity
+from isochrone.wiring.settings import load
+
+# Collections are rare and find little: what lives at the start is frozen, and requests make no
+# cycles on purpose.
+GC_THRESHOLDS = (20_000, 50, 50)
+
+
+def run(config: Path) -> None:
+    """Run the gateway of `config` until SIGTERM or SIGINT. Raises InvalidInput."""
+    settings = load(config, GatewaySettings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run_gateway(settings))
+
+
+async def run_gateway(settings: GatewaySettings) -> None:
+    """Serve until a signal asks to stop."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[settings.log_level.upper()]
+        ),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+    )
+    identity = load_identity(settings.identity)
+    clock, rng = SystemClock(), Random(SystemRandom().getrandbits(128))
+    bus = await open_bus(
+        identity.nats_urls,
+        Credentials(jwt=identity.nats_jwt, seed=identity.nats_seed),
+        name=f"gateway-{identity.site}",
+        clock=clock,
+        rng=rng,
+    )
+    disk = FileDisk(settings.journal)
+    ports = Ports(
+        clock=clock, network=SocketNetwork(), bus=bus, disk=disk, rng=rng,
+        read_credential=read_credential, write_lines=_write_lines,
+    )
+    data = Data(blocs=load_blocs(), hardware=load_hardware())
+    gateway = Gateway(settings, identity, ports, data)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await gateway.run(stop, _on_listening)
+    finally:
+        await bus.close()
+        disk.close()
+
+
+def _on_listening(port: int) -> None:
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def _write_lines(lines: bytes) -> None:
+    """Standard output, in order with the other events; a full pipe must not stop the gateway."""
+    sys.stdout.flush()
+    try:
+        os.write(sys.stdout.fileno(), lines)
+    except BlockingIOError:
+        return
