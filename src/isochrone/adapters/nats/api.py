@@ -19,7 +19,6 @@ CONSUMER_NOT_FOUND = 10014
 NS_PER_S = 1_000_000_000
 
 DUPLICATE_WINDOW_S = 120
-ACK_WAIT_S = 15  # what a killed reader held comes back; much later would look like loss
 ACK_PENDING_MOST = 100_000
 STREAM_BYTES = 4 * 1024**3
 
@@ -144,13 +143,18 @@ def durable_config(stream: str, subjects: list[str]) -> dict[str, object]:
     }
 
 
-async def ensure_consumer(connection: Connection, stream: str, consumer: str) -> None:
-    """Make the pull consumer of a durable stream: each message is acknowledged on its own."""
+async def ensure_consumer(
+    connection: Connection, stream: str, consumer: str, *, ack_wait_s: float
+) -> None:
+    """Make the pull consumer of a durable stream: each message is acknowledged on its own.
+
+    What is not acknowledged within `ack_wait_s` is delivered again.
+    """
     config = {
         "durable_name": consumer,
         "name": consumer,
         "ack_policy": "explicit",
-        "ack_wait": ACK_WAIT_S * NS_PER_S,
+        "ack_wait": int(ack_wait_s * NS_PER_S),
         "max_ack_pending": ACK_PENDING_MOST,
         "max_deliver": -1,
         "deliver_policy": "all",

@@ -21,16 +21,21 @@ from isochrone.ports.clock import Clock
 _PUT_S = 5.0
 _LIST_S = 10.0
 _ACK_S = 5.0
+_ANSWER_S = 2.0
 _MARKER_LIFE = "24h"
+ACK_WAIT_S = 15.0  # what a killed reader held comes back; much later would look like loss
 
 
 class NatsBus:
     """Implements ports.bus.Bus; made by `open_bus`."""
 
-    def __init__(self, connection: Connection, *, clock: Clock, rng: Random) -> None:
+    def __init__(
+        self, connection: Connection, *, clock: Clock, rng: Random, ack_wait_s: float = ACK_WAIT_S
+    ) -> None:
         self._connection = connection
         self._clock = clock
         self._rng = rng
+        self._ack_wait_s = ack_wait_s
         self._watches: list[BucketWatch] = []
 
     @property
@@ -69,7 +74,7 @@ class NatsBus:
         self, stream: str, consumer: str, *, most: int, wait_s: float
     ) -> Sequence[Durable]:
         subject = f"{api.API}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        async with self._connection.deadline(wait_s + _ACK_S, subject) as wait:
+        async with self._connection.deadline(wait_s + _ANSWER_S, subject) as wait:
             client = await self._connection.live()
             wait.sent = True
             fetch = _Fetch(client, subject, self._connection.new_inbox())
@@ -128,7 +133,9 @@ class NatsBus:
 
     async def ensure_stream(self, stream: str, subjects: Sequence[str], consumer: str) -> None:
         await api.ensure_stream(self._connection, api.durable_config(stream, list(subjects)))
-        await api.ensure_consumer(self._connection, stream, consumer)
+        await api.ensure_consumer(
+            self._connection, stream, consumer, ack_wait_s=self._ack_wait_s
+        )
 
     async def watch(
         self, bucket: str, prefix: str, on_entry: Callable[[Entry], None]
@@ -204,11 +211,13 @@ async def open_bus(
     clock: Clock,
     rng: Random,
     wait_s: float = 5.0,
+    ack_wait_s: float = ACK_WAIT_S,
 ) -> NatsBus:
     """Start a bus as the user of `credentials`; return once connected, or after `wait_s` anyway.
 
     A bus that is not connected yet goes on trying, so processes may start before NATS does.
+    `ack_wait_s` matters to the maker of a durable stream only.
     """
     connection = Connection(urls, credentials, name=name, rng=rng)
     await connection.open(wait_s=wait_s)
-    return NatsBus(connection, clock=clock, rng=rng)
+    return NatsBus(connection, clock=clock, rng=rng, ack_wait_s=ack_wait_s)

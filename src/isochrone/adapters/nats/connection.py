@@ -108,6 +108,7 @@ class Connection:
         self._interests = [Interest(self, f"{self._answers_at}.*", self._answer)]
         self._waits: list[Wait] = []
         self._last_error = "no server has answered yet"
+        self._told = ""
         self._task: asyncio.Task[None] | None = None
         self.refused = 0
 
@@ -257,6 +258,7 @@ class Connection:
                 for interest in self._interests:
                     interest.active = await client.subscribe(interest.subject, cb=interest.handler)
                 await self._exchange(client, None, b"", None)
+            self._told = ""
             self._log.info("nats_connected", url=url)
             self._client = client
             self._down.clear()
@@ -265,7 +267,9 @@ class Connection:
             self._log.warning("nats_lost", url=url, reason=self._last_error)
         except (OSError, nats.errors.Error, TimeoutError) as error:
             self._note(error)
-            self._log.debug("nats_unreachable", url=url, reason=self._last_error)
+            if self._last_error != self._told:  # once a cause, not once an attempt
+                self._told = self._last_error
+                self._log.warning("nats_unreachable", url=url, reason=self._last_error)
         finally:
             self._client = None
             self._up.clear()

@@ -18,6 +18,7 @@ NOTICE_S = 2.5  # how long a watch needs to find that its bucket was made again
 DUPLICATE_WINDOW_S = 120.0
 _NS_PER_S = 1_000_000_000
 _CALL_S = 5.0
+_ANSWER_S = 2.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -320,7 +321,7 @@ class FakeBus:
     async def pull(
         self, stream: str, consumer: str, *, most: int, wait_s: float
     ) -> Sequence[Durable]:
-        await self._reach(stream, wait_s + _CALL_S)
+        await self._reach(stream, wait_s + _ANSWER_S)
         connection = self._connection
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + wait_s

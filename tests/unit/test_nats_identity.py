@@ -1,0 +1,131 @@
+"""NATS keys and JWTs: encoding, signatures, what is refused, and what the claims say."""
+
+import base64
+import json
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from isochrone.adapters.nats import nkeys
+from isochrone.adapters.nats.identity import (
+    CONTROL_USER,
+    Credentials,
+    claims_of,
+    control_user,
+    load_credentials,
+    load_secrets,
+    new_secrets,
+    new_user,
+    site_user_jwt,
+)
+from isochrone.adapters.nats.server import prepare
+from isochrone.core.errors import InvalidInput, Untrusted
+
+# The example pair of the NATS documentation of nkeys.
+SEED = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
+PUBLIC = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
+
+
+def test_known_pair() -> None:
+    assert nkeys.public_key(SEED) == PUBLIC
+    nkeys.check_public("user", PUBLIC)
+    nkeys.verify(PUBLIC, b"nonce", nkeys.sign(SEED, b"nonce"))
+
+
+@pytest.mark.parametrize(
+    ("role", "letter"), [("operator", "O"), ("account", "A"), ("user", "U")]
+)
+def test_texts_start_with_their_role(role: nkeys.Role, letter: str) -> None:
+    seed = nkeys.new_seed(role)
+    public = nkeys.public_key(seed)
+    assert seed[:2] == f"S{letter}"
+    assert public[0] == letter
+    assert (len(seed), len(public)) == (58, 56)
+    nkeys.check_public(role, public)
+
+
+def test_every_seed_survives_its_text() -> None:
+    for value in (0, 1, 0x7F, 0x80, 0xFF):
+        secret = bytes([value]) * 32
+        seed = nkeys.seed_text("user", secret)
+        expected = Ed25519PrivateKey.from_private_bytes(secret).sign(b"nonce")
+        assert nkeys.sign(seed, b"nonce") == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "S", "U", PUBLIC[:-1], PUBLIC[:-1] + "A", PUBLIC.lower(), "1" * 56, PUBLIC * 2]
+)
+def test_damaged_keys_are_refused(text: str) -> None:
+    with pytest.raises(Untrusted):
+        nkeys.check_public("user", text)
+    with pytest.raises(Untrusted):
+        nkeys.sign(text, b"")
+
+
+def test_roles_and_halves_are_not_mixed() -> None:
+    with pytest.raises(Untrusted):
+        nkeys.check_public("account", PUBLIC)
+    with pytest.raises(Untrusted):
+        nkeys.check_public("user", SEED)
+    with pytest.raises(Untrusted):
+        nkeys.public_key(PUBLIC)
+    with pytest.raises(Untrusted):
+        nkeys.verify(PUBLIC, b"other", nkeys.sign(SEED, b"nonce"))
+
+
+def _verify(jwt: str, issuer: str) -> None:
+    header, payload, signature = jwt.split(".")
+    assert json.loads(base64.urlsafe_b64decode(header + "==")) == {
+        "typ": "JWT", "alg": "ed25519-nkey",
+    }
+    nkeys.verify(
+        issuer, f"{header}.{payload}".encode(), base64.urlsafe_b64decode(signature + "==")
+    )
+
+
+def test_the_chain_of_trust() -> None:
+    secrets = new_secrets()
+    operator = nkeys.public_key(secrets.operator_seed)
+    for jwt in (secrets.operator_jwt, secrets.system_jwt, secrets.account_jwt):
+        _verify(jwt, operator)
+    control = control_user(secrets)
+    _verify(control.jwt, secrets.account)
+    assert control.user == CONTROL_USER
+    public, seed = new_user()
+    jwt = site_user_jwt(secrets, "sydney", public, expires_at=5_000_000_000)
+    signing = nkeys.public_key(secrets.site_signing_seed)
+    _verify(jwt, signing)
+    claims = claims_of(jwt)
+    assert (claims["name"], claims["sub"], claims["iss"], claims["exp"]) == (
+        "sydney", public, signing, 5,
+    )
+    assert Credentials(jwt=jwt, seed=seed).user == "sydney"
+
+
+def test_secrets_survive_their_file(tmp_path: Path) -> None:
+    secrets = new_secrets()
+    file = tmp_path / "nats.json"
+    file.write_bytes(msgspec.json.encode(secrets))
+    assert load_secrets(file) == secrets
+    with pytest.raises(InvalidInput, match=r"nats\.json"):
+        load_credentials(file)
+    with pytest.raises(InvalidInput):
+        load_secrets(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("text", ["", "a", "a.b.c", "a.e30.c", "a.W10.c"])
+def test_what_is_no_jwt_is_refused(text: str) -> None:
+    with pytest.raises(Untrusted):
+        claims_of(text)
+
+
+def test_the_plan_keeps_its_files_private(tmp_path: Path) -> None:
+    plan = prepare(tmp_path / "nats", new_secrets(), 4222)
+    again = prepare(tmp_path / "nats", new_secrets(), 4222)
+    assert (plan.url, plan.store) == ("nats://127.0.0.1:4222", again.store)
+    assert stat.S_IMODE(plan.config.stat().st_mode) == 0o600
+    assert stat.S_IMODE(plan.store.stat().st_mode) == 0o700
+    assert "sync_interval: always" in plan.config.read_text()
