@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isochrone.core.errors import InvalidInput, IsochroneError, Unavailable
+from isochrone.core.world.world import WorldSite
 from isochrone.wiring.local.cloud import LocalCloud, agent_child, endpoint, gateway_child
 from isochrone.wiring.local.ports import HOST
 from isochrone.wiring.local.ready import http_status
@@ -48,24 +49,38 @@ async def progress(cloud: LocalCloud) -> tuple[list[SiteProgress], Mapping[str, 
         status = await asyncio.to_thread(cloud.api.get, "status")
     except Unavailable:
         status = {"sites": []}
-    replicas = replicas_by_site(status)
+    known = {site["name"]: site for site in status["sites"]}
     ready = await asyncio.gather(
         *(http_status(HOST, port, "/ready") for port in cloud.sites.values())
     )
-    found = []
-    for site, answer in zip(cloud.world.sites, ready, strict=True):
-        known = replicas.get(site.name, [])
-        failed = [one for one in known if one["restarts"] >= GIVE_UP_RESTARTS]
-        found.append(
-            SiteProgress(
-                name=site.name,
-                ready=sum(one["state"] == "ready" for one in known),
-                wanted=sum(one.replicas for one in site.deployments),
-                gateway=answer == 200,
-                detail=f"replica {failed[0]['id']} keeps failing" if failed else None,
-            )
-        )
+    found = [
+        _site_progress(site, known.get(site.name, {}), gateway=answer == 200)
+        for site, answer in zip(cloud.world.sites, ready, strict=True)
+    ]
     return found, status
+
+
+def _site_progress(
+    site: WorldSite, known: Mapping[str, Any], *, gateway: bool
+) -> SiteProgress:
+    """What the book wants wins over the world: replicas may have been changed by the API."""
+    loads = known.get("loads")
+    if loads is None:
+        wanted = sum(one.replicas for one in site.deployments)
+    else:
+        wanted = sum(load["replicas_wanted"] for load in loads)
+    failing = [
+        replica["id"]
+        for replica in known.get("replicas", ())
+        if replica["state"] != "ready" and replica["restarts"] >= GIVE_UP_RESTARTS
+    ]
+    return SiteProgress(
+        name=site.name,
+        ready=sum(load["ready"] for load in loads or ()),
+        wanted=wanted,
+        gateway=gateway,
+        detail=f"replica {failing[0]} keeps failing" if failing else None,
+    )
 
 
 async def wait_ready(cloud: LocalCloud, *, deadline_s: float) -> Mapping[str, Any]:
