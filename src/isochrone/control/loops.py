@@ -1,0 +1,81 @@
+"""The loops of one copy of control: booking usage, publishing, hearing the fleet.
+
+Free of threads, sockets and servers, so the twin runs the same loops on virtual time.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from isochrone.control.booking import Booking
+from isochrone.control.fleet_state import FleetState, learn_links, listen
+from isochrone.control.offload import Offload
+from isochrone.control.publish import Publisher
+from isochrone.core.errors import Unavailable
+from isochrone.ports.book import Book
+from isochrone.ports.bus import Bus
+from isochrone.ports.clock import Clock
+from isochrone.ports.registry import Registry
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPlan:
+    """`holder` names this copy in leases: the same name may take its own lease again at once."""
+
+    holder: str
+    signer: Ed25519PrivateKey
+    evidence_wait_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPorts:
+    """What control touches the world with."""
+
+    registry: Registry
+    book: Book
+    bus: Bus
+    clock: Clock
+    offload: Offload
+
+
+class ControlLoops:
+    """Everything of control but its API; `publisher` and `fleet` are for the API to use."""
+
+    def __init__(self, plan: ControlPlan, ports: ControlPorts) -> None:
+        self.ports = ports
+        self.fleet = FleetState(ports.clock)
+        self.publisher = Publisher(
+            ports.registry, ports.bus, clock=ports.clock, signer=plan.signer, holder=plan.holder,
+            offload=ports.offload,
+        )
+        self.booking = Booking(
+            ports.bus, ports.book, clock=ports.clock, offload=ports.offload,
+            evidence_wait_s=plan.evidence_wait_s,
+        )
+
+    async def run(self) -> None:
+        """Work until cancelled; outages of the book and the bus are waited out."""
+        ports = self.ports
+        digests = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.publisher.run(), name="publisher")
+                tasks.create_task(self.booking.run(), name="booking")
+                tasks.create_task(
+                    learn_links(self.fleet, ports.registry.estate, ports.offload), name="links"
+                )
+                digests = await listen(self.fleet, ports.bus)
+        finally:
+            if digests is not None:
+                await digests.close()
+
+    async def resign(self) -> None:
+        """Let another copy take over at once; call it after `run` was cancelled."""
+        try:
+            await self.publisher.resign()
+        except Unavailable as error:
+            log.warning("lease_kept_until_it_expires", reason=str(error))

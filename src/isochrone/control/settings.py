@@ -1,0 +1,25 @@
+"""Settings of the control process: one TOML file, parsed once at its start."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlSettings:
+    """`database` is a PostgreSQL connection string; `nats_credentials` the login of control;
+    `nats_secrets` what site logins are signed with; `signing_key` the Ed25519 seed (hex) of the
+    view; `admin_key` the operator's key. The hash of the latter is kept in the book. `world` is
+    made to hold in the book at the start. `public_url` is where sites and people reach the API.
+    """
+
+    port: int
+    database: str
+    nats_urls: tuple[str, ...]
+    nats_credentials: Path
+    nats_secrets: Path
+    signing_key: Path
+    admin_key: Path
+    public_url: str
+    host: str = "127.0.0.1"
+    world: Path | None = None
+    evidence_wait_s: float = 30.0

@@ -1,0 +1,239 @@
+"""Composition root of control: settings in, adapters picked, one process run."""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import secrets
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from isochrone.adapters.clock import SystemClock
+from isochrone.adapters.nats.bus import open_bus
+from isochrone.adapters.nats.identity import (
+    NatsSecrets,
+    load_credentials,
+    load_secrets,
+    site_user_jwt,
+)
+from isochrone.adapters.packaged import bundled_model, load_blocs, load_round_trips
+from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.migrate import migrate
+from isochrone.adapters.postgres.pool import open_pool
+from isochrone.adapters.postgres.registry import open_registry
+from isochrone.control.api.app import build_app
+from isochrone.control.api.context import Context
+from isochrone.control.joining import Hub, hash_of
+from isochrone.control.loops import ControlLoops, ControlPlan, ControlPorts
+from isochrone.control.process import listen, run_process
+from isochrone.control.settings import ControlSettings
+from isochrone.control.world import Weights, intent_of, seed_of
+from isochrone.core.errors import InvalidInput, StoreUnavailable
+from isochrone.core.ids import ModelName
+from isochrone.core.rng import stream
+from isochrone.core.world.world import World
+from isochrone.ports.registry import Registry
+from isochrone.wiring.log import configure_log
+from isochrone.wiring.settings import load
+from isochrone.wiring.world_file import BUNDLED, parse_world
+
+T = TypeVar("T")
+
+STORE_RETRY_S = 0.5
+BUS_WAIT_S = 0.5  # control serves its API while the bus is still away
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlFiles:
+    """What the files of the settings hold; all are read before anything starts."""
+
+    signer: Ed25519PrivateKey
+    admin_key: str
+    nats: NatsSecrets
+    world: World | None
+
+
+def run(config: Path) -> None:
+    """Run control from a settings file until SIGTERM or SIGINT."""
+    settings = load(config, ControlSettings)
+    configure_log("control")
+    asyncio.run(run_control(settings))
+
+
+async def run_control(settings: ControlSettings) -> None:
+    """Run control until SIGTERM or SIGINT. Raises InvalidInput for a bad file or a port in use."""
+    files = read_files(settings)
+    with listen(settings.host, settings.port) as listener:
+        stop = _stop_at_signals()
+        clock = SystemClock()
+        bus = await open_bus(
+            settings.nats_urls, load_credentials(settings.nats_credentials), name="control",
+            clock=clock, rng=stream(secrets.randbits(64), "bus"), wait_s=BUS_WAIT_S,
+        )
+        pool = open_pool(settings.database)
+        try:
+            registry = open_registry(pool)
+            await prepare_book(settings.database, files, registry, clock, stop)
+            if not stop.is_set():
+                loops = ControlLoops(
+                    ControlPlan(
+                        holder=settings.public_url, signer=files.signer,
+                        evidence_wait_s=settings.evidence_wait_s,
+                    ),
+                    ControlPorts(
+                        registry=registry, book=PostgresBook(pool), bus=bus, clock=clock,
+                        offload=_on_thread,
+                    ),
+                )
+                app = build_app(_context(settings, files, loops, clock))
+                await run_process(loops, app, listener, stop)
+        finally:
+            await bus.close()
+            pool.close()
+
+
+def read_files(settings: ControlSettings) -> ControlFiles:
+    """Read every file that the settings name. Raises InvalidInput with all problems."""
+    problems: list[str] = []
+
+    def attempt(read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except InvalidInput as error:
+            problems.extend(error.problems)
+            return None
+
+    signer = attempt(lambda: _signer(settings.signing_key))
+    admin_key = attempt(lambda: _text(settings.admin_key))
+    nats = attempt(lambda: load_secrets(settings.nats_secrets))
+    attempt(lambda: load_credentials(settings.nats_credentials))
+    path = settings.world
+    world = None if path is None else attempt(lambda: _world(path))
+    if problems or signer is None or admin_key is None or nats is None:
+        raise InvalidInput(problems)
+    return ControlFiles(signer=signer, admin_key=admin_key, nats=nats, world=world)
+
+
+async def prepare_book(
+    database: str, files: ControlFiles, registry: Registry, clock: SystemClock, stop: asyncio.Event
+) -> None:
+    """Migrate, seed, and make the book match the world; waits for a book that is away."""
+    weights = await _on_thread(lambda: weights_of(files.world))
+    while not stop.is_set():
+        try:
+            await _on_thread(lambda: _prepare(database, files, registry, weights, clock.wall_ns()))
+            return
+        except StoreUnavailable as error:
+            log.warning("start_waits_for_the_book", reason=error.message)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STORE_RETRY_S):
+                    await stop.wait()
+
+
+def _prepare(
+    database: str,
+    files: ControlFiles,
+    registry: Registry,
+    weights: Mapping[ModelName, Weights],
+    now: int,
+) -> None:
+    migrate(database)
+    registry.tenants.seed(seed_of(hash_of(files.admin_key), now=now), now=now)
+    if files.world is not None:
+        intent = intent_of(files.world, weights, load_round_trips(), now=now)
+        if registry.estate.reconcile(intent, now=now):
+            log.info("world_reconciled", sites=len(intent.sites), models=len(intent.models))
+
+
+def weights_of(world: World | None) -> dict[ModelName, Weights]:
+    """Path and sha256 of every model file; the latter is unknown for a file on another host."""
+    found = {}
+    for model in () if world is None else world.models:
+        if model.file is None:
+            continue
+        if model.file.startswith(BUNDLED):
+            path = bundled_model(model.file.removeprefix(BUNDLED))
+        else:
+            path = Path(model.file)
+        try:
+            with path.open("rb") as file:
+                revision: str | None = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            revision = model.revision
+        except OSError as error:
+            raise InvalidInput(
+                [f"model {model.name}: {path} cannot be read: {error.strerror}"]
+            ) from error
+        found[model.name] = Weights(path=str(path), revision=revision)
+    return found
+
+
+def _context(
+    settings: ControlSettings, files: ControlFiles, loops: ControlLoops, clock: SystemClock
+) -> Context:
+    """What the API works with; it wakes the publisher from its worker threads."""
+    loop = asyncio.get_running_loop()
+    ports = loops.ports
+
+    def changed() -> None:
+        loop.call_soon_threadsafe(loops.publisher.wake)
+
+    return Context(
+        registry=ports.registry,
+        book=ports.book,
+        fleet=loops.fleet,
+        blocs=load_blocs(),
+        clock=clock,
+        entropy=secrets.token_bytes,
+        changed=changed,
+        bus_connected=lambda: ports.bus.connected,
+        hub=Hub(
+            nats_urls=settings.nats_urls,
+            control_key=files.signer.public_key().public_bytes_raw().hex(),
+            control_url=settings.public_url,
+        ),
+        site_credentials=lambda site, nats_key: site_user_jwt(files.nats, site, nats_key),
+        secret_root=hmac.digest(
+            files.signer.private_bytes_raw(), b"isochrone repeatable secrets v1", "sha256"
+        ),
+    )
+
+
+def _signer(path: Path) -> Ed25519PrivateKey:
+    try:
+        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(_text(path)))
+    except ValueError as error:
+        raise InvalidInput([f"{path}: must hold an Ed25519 seed, 64 hex digits"]) from error
+
+
+def _world(path: Path) -> World:
+    return parse_world(_text(path), source=str(path), folder=path.absolute().parent)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InvalidInput([f"{path}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput([f"{path}: is not UTF-8 text"]) from error
+
+
+async def _on_thread(call: Callable[[], T], /) -> T:
+    return await asyncio.to_thread(call)
+
+
+def _stop_at_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
