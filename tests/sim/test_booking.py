@@ -1,0 +1,199 @@
+"""Booking on virtual time with the real database: each request once, under faults of both sides."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import pytest
+
+from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.control.booking import Booking
+from isochrone.core.errors import StoreUnavailable
+from isochrone.core.ids import RequestId, SiteName, uuid7
+from isochrone.core.metering.event import Reporter, Tokens, UsageEvent
+from isochrone.core.rng import stream
+from isochrone.core.world.tenant import Scope
+from isochrone.ports.book import UsageFilter
+from isochrone.twin.clock import VirtualClock
+from isochrone.twin.fakes.bus import FakeBus, FakeHub
+from isochrone.twin.loop import VirtualLoop, run
+from isochrone.wire import fleet
+from isochrone.wire.subjects import (
+    BOOK_CONSUMER,
+    USAGE_STREAM,
+    USAGE_SUBJECTS,
+    evidence_subject,
+    usage_subject,
+)
+from tests.unit.build_usage import a_usage_event
+
+T = TypeVar("T")
+ALL = Scope(org_id=None)
+SITES = ("ashburn", "frankfurt", "sydney")
+WAIT_S = 30.0
+
+
+@dataclass
+class Desk:
+    """A bus, a booking loop on the real book, and the faults of the store between them."""
+
+    book: PostgresBook
+    faults: Callable[[], str] = field(default=lambda: "none")
+
+    def __post_init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        self.clock = VirtualClock(loop)
+        self.hub = FakeHub(self.clock, redeliver_after_s=5.0)
+        self.gateway, self.control = self.hub.bus(), self.hub.bus()
+        self.booking = Booking(
+            self.control, self.book, clock=self.clock, offload=self.offload,
+            evidence_wait_s=WAIT_S,
+        )
+
+    def offload(self, call: Callable[[], T], /) -> Awaitable[T]:
+        async def answer() -> T:
+            fault = self.faults()
+            if fault == "away":
+                raise StoreUnavailable("away")
+            said = call()
+            if fault == "reply lost":
+                raise StoreUnavailable("the reply was lost after the commit")
+            return said
+
+        return answer()
+
+    async def tell(
+        self, subject: str, events: Sequence[UsageEvent], *, bus: FakeBus | None = None
+    ) -> None:
+        batch_id = f"{subject}/{events[0].request_id}/{len(events)}"
+        batch = fleet.UsageBatch(version=1, batch_id=batch_id, events=tuple(events))
+        await (bus or self.gateway).publish_durable(
+            subject, fleet.encode(batch), message_id=batch_id
+        )
+
+    async def until_empty(self) -> None:
+        async with asyncio.timeout(600):
+            while USAGE_STREAM not in self.hub.streams or self.hub.streams[USAGE_STREAM].messages:
+                await asyncio.sleep(0.1)
+
+    def booked(self) -> list[UsageEvent]:
+        return [row.event for row in self.book.requests(ALL, UsageFilter(), most=5000)]
+
+
+def a_report(
+    number: int, site: str = "sydney", *, reporter: Reporter = "ingress", serving: str = "ashburn"
+) -> UsageEvent:
+    event = a_usage_event(uuid7(number * 1_000_000, number), reporter=reporter)
+    return replace(
+        event, received_at=number, ingress_site=SiteName(site), serving_site=SiteName(serving)
+    )
+
+
+@pytest.fixture
+def book(pool: Pool) -> PostgresBook:
+    return PostgresBook(pool)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_request_is_booked_once_whatever_fails(book: PostgresBook, seed: int) -> None:
+    chance = stream(seed, "faults")
+    kinds = ("none", "none", "away", "reply lost")
+
+    async def main() -> list[UsageEvent]:
+        desk = Desk(book, lambda: chance.choice(kinds))
+        running = asyncio.create_task(desk.booking.run())
+        told = []
+        await desk.gateway.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
+        for number in range(60):
+            site = chance.choice(SITES)
+            events = [a_report(number * 10 + each, site) for each in range(10)]
+            told += events
+            await desk.tell(usage_subject(site), events)
+            match chance.randrange(8):
+                case 0:
+                    desk.control.double_next_pull()
+                case 1:
+                    desk.control.lose_next_reply()
+                case 2:
+                    desk.control.down()
+                    await asyncio.sleep(chance.uniform(0.0, 8.0))
+                    desk.control.up()
+                case _:
+                    await asyncio.sleep(chance.uniform(0.0, 0.5))
+        await desk.until_empty()
+        running.cancel()
+        assert desk.booked() == told
+        assert book.parked(most=10) == []
+        return told
+
+    assert len(run(main())) == 600
+
+
+def test_what_cannot_be_booked_is_parked_and_blocks_nothing(book: PostgresBook) -> None:
+    async def main() -> None:
+        desk = Desk(book)
+        await desk.gateway.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
+        good = [a_report(number) for number in range(1, 6)]
+        await desk.gateway.publish_durable("usage.sydney", b"\xc1 no batch", message_id="poison")
+        newer = fleet.UsageBatch(version=99, batch_id="newer", events=(a_report(8),))
+        await desk.gateway.publish_durable("usage.sydney", fleet.encode(newer), message_id="newer")
+        impostor = a_report(9, "frankfurt")
+        not_served_here = a_report(10, reporter="evidence")
+        negative = replace(a_report(11), tokens=Tokens(output=-5))
+        no_id = replace(a_report(12), request_id=RequestId("mine"))
+        unasked = a_report(13, reporter="evidence")
+        await desk.tell(
+            "usage.sydney", [*good[:2], impostor, negative, good[2], no_id, unasked, *good[3:]]
+        )
+        await desk.tell("evidence.sydney", [not_served_here])
+        running = asyncio.create_task(desk.booking.run())
+        await desk.until_empty()
+        running.cancel()
+
+        assert desk.booked() == good
+        reasons = [each.reason for each in book.parked(most=20)]
+        assert len(reasons) == 7
+        for part in (
+            "'sydney' may not report for 'frankfurt'",
+            "'sydney' may not report for 'ashburn'",
+            "not 'evidence'",
+            "not a UUID of version 7",
+            "not a valid UsageBatch",
+            "violates check constraint",
+            "version 99 is newer",
+        ):
+            assert any(part in reason for reason in reasons), (part, reasons)
+
+    run(main())
+
+
+def test_a_silent_ingress_is_replaced_by_evidence_and_replaces_it_when_it_speaks(
+    book: PostgresBook,
+) -> None:
+    async def main() -> None:
+        desk = Desk(book)
+        running = asyncio.create_task(desk.booking.run())
+        await desk.gateway.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
+        silent, late, prompt = (a_report(number) for number in range(3))
+        await desk.tell(
+            evidence_subject("ashburn"),
+            [replace(event, reporter="evidence") for event in (silent, late, prompt)],
+        )
+        await desk.tell(usage_subject("sydney"), [prompt])
+        await asyncio.sleep(WAIT_S - 1)
+        assert desk.booked() == [prompt]
+
+        await asyncio.sleep(5)
+        assert [event.outcome for event in desk.booked()] == [
+            "ingress_lost", "ingress_lost", "finished"
+        ]
+        await desk.tell(usage_subject("sydney"), [late])
+        await asyncio.sleep(5)
+        running.cancel()
+        assert desk.booked()[1:] == [late, prompt]
+        assert (desk.booked()[0].reporter, desk.booked()[0].outcome) == ("evidence", "ingress_lost")
+
+    run(main())
