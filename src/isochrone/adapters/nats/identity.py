@@ -3,6 +3,10 @@
 One operator signs two accounts: the system's and ours. Ours names a *scoped* signing key: its
 template gives a site rights by the site's name alone, so a new site needs a JWT and no change of
 the server. Control's user is signed by the account itself and may do everything within it.
+
+A limit of NATS: reply subjects are not checked, so a joined site can make the server send one of
+its own acknowledgements (fixed JSON) to any subject. It can thus spoil an entry or a message, but
+forge none: readers must skip what is not signed by control or is no usage batch.
 """
 
 import base64

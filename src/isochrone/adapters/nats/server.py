@@ -128,7 +128,7 @@ async def ready(plan: NatsPlan, *, deadline_s: float = 20.0) -> None:
     """Return when the server takes clients and its store is open. Raises BusUnavailable."""
     try:
         async with asyncio.timeout(deadline_s):
-            while not await _healthy(plan):  # noqa: ASYNC110  another process has no event to wait for
+            while not await _healthy(plan):  # noqa: ASYNC110  a process has no event to wait for
                 await asyncio.sleep(_POLL_S)
     except TimeoutError as error:
         raise BusUnavailable(
