@@ -60,9 +60,8 @@ def test_a_site_may_write_and_read_only_its_own(own_nats: NatsServer) -> None:
         assert list(await sydney.keys(subjects.VIEW_BUCKET)) == ["desired"]
         assert sydney.refused == 0
 
-        late = {"message_id": "m", "timeout_s": 20.0}
-        await refused(sydney.publish_durable("usage.ashburn", b"", **late))  # type: ignore[arg-type]
-        await refused(sydney.publish_durable("evidence.ashburn", b"", **late))  # type: ignore[arg-type]
+        for subject in ("usage.ashburn", "evidence.ashburn"):
+            await refused(sydney.publish_durable(subject, b"", message_id="m", timeout_s=20.0))
         await refused(sydney.put(subjects.VIEW_BUCKET, "desired", b"forged"))
         await refused(sydney.put("site_sydney", "desired", b"forged"))
         await refused(sydney.put("site_ashburn", "replica.x", b"forged"))
