@@ -30,7 +30,8 @@ from isochrone.wiring.settings import render
 from isochrone.wiring.world_text import render_world
 
 # Together below ten seconds, which is what stopping the whole cloud may take.
-STOP_SITES_S, STOP_CONTROL_S, STOP_NATS_S, STOP_POSTGRES_S = 4.0, 2.0, 1.0, 2.0
+STOP_GATEWAY_S, STOP_AGENT_S, STOP_CONTROL_S, STOP_NATS_S, STOP_POSTGRES_S = 3, 2, 1.5, 1, 1.5
+DRAIN_S = 2.0  # what open requests get of a gateway's share
 API_TIMEOUT_S = 5.0
 JOIN_TRIES = 5
 JOIN_PAUSE_S = 0.5
@@ -81,9 +82,8 @@ class LocalCloud:
 
     async def stop(self) -> None:
         """Stop in the reverse order of starting: what depends on others goes first."""
-        gateways = [gateway_child(name) for name in self.sites]
-        agents = [agent_child(name) for name in self.sites]
-        await self.supervisor.stop([*gateways, *agents])
+        await self.supervisor.stop([gateway_child(name) for name in self.sites])
+        await self.supervisor.stop([agent_child(name) for name in self.sites])
         await self.supervisor.stop(["control"])
         await self.supervisor.stop(["nats"])
         await self.supervisor.stop(["postgres"])
@@ -209,7 +209,8 @@ class LocalCloud:
         folder = self.state.site(name)
         identity = folder / "identity.json"
         gateway = GatewaySettings(
-            identity=identity, host=HOST, port=self.sites[name], journal=folder / "journal"
+            identity=identity, host=HOST, port=self.sites[name], journal=folder / "journal",
+            drain_timeout_s=DRAIN_S,
         )
         agent = AgentSettings(identity=identity, logs=folder / "logs")
         write_private(folder / "gateway.toml", render(gateway).encode())
@@ -217,14 +218,14 @@ class LocalCloud:
         self.supervisor.start(
             ChildSpec(
                 name=agent_child(name), argv=_own("agent", folder / "agent.toml"),
-                log=self._log(agent_child(name)), ready=_started, stop_s=STOP_SITES_S,
+                log=self._log(agent_child(name)), ready=_started, stop_s=STOP_AGENT_S,
             )
         )
         self.supervisor.start(
             ChildSpec(
                 name=gateway_child(name), argv=_own("gateway", folder / "gateway.toml"),
                 log=self._log(gateway_child(name)), ready=_answers(self.sites[name], "/health"),
-                stop_s=STOP_SITES_S,
+                stop_s=STOP_GATEWAY_S,
             )
         )
 
