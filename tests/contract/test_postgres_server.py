@@ -58,7 +58,6 @@ def _raise_serial(pool: Pool) -> None:
 def test_a_fresh_server_is_private_and_keeps_its_data_over_stop_and_kill(server: Server) -> None:
     assert _mode(server.plan.data) == 0o700
     assert _mode(server.plan.socket_folder) == 0o700
-    assert server.plan.data.stat().st_uid == os.geteuid()
     migrate(server.plan.conninfo)
     pool = open_pool(server.plan.conninfo)
     _raise_serial(pool)
@@ -138,6 +137,56 @@ def test_the_server_dies_with_its_supervisor(tmp_path: Path) -> None:
     prepare(tmp_path, tmp_path / "run")  # waits for the last of its processes
 
 
+# Makes a user namespace that forbids further ones, as containers often do, and starts there.
+WITHOUT_NAMESPACES = """
+import ctypes, os, sys
+from pathlib import Path
+from isochrone.adapters.postgres.server import prepare
+from tests.fixtures.postgres import spawn, stop
+
+inside, outside = os.pipe(), os.pipe()
+pid = os.fork()
+if pid:
+    os.read(inside[0], 1)
+    for kind in ("uid_map", "gid_map"):
+        Path(f"/proc/{pid}/{kind}").write_text("0 0 65536")
+    os.write(outside[1], b"x")
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+if ctypes.CDLL(None).unshare(0x10000000) != 0:
+    sys.exit(99)
+os.write(inside[1], b"x")
+os.read(outside[0], 1)
+Path("/proc/sys/user/max_user_namespaces").write_text("0")
+state = Path(sys.argv[1])
+for _ in range(2):
+    plan = prepare(state, state / "run")
+    assert "drop" in plan.argv, plan.argv
+    process = spawn(plan, state / "log")
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    assert "Uid:\\t0" not in status, status
+    stop(plan, process)
+sys.exit(process.returncode)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another identity")
+def test_root_without_user_namespaces_drops_to_an_existing_user_and_comes_back(
+    made: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NAMESPACES, str(made)],
+        capture_output=True, text=True, timeout=60, check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    if done.returncode == 99:
+        pytest.skip("this machine forbids user namespaces altogether; every test here drops")
+    assert done.returncode == 0, done.stderr
+    assert made.stat().st_mode & 0o777 == 0o700
+    plan = prepare(made, made / "run")
+    stop(plan, spawn(plan, made / "log"))
+    assert plan.data.stat().st_uid == 0
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -185,6 +234,7 @@ def test_an_unusable_data_folder_is_refused_with_what_to_do(
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state folder with a sound data folder, not running."""
     state = tmp_path_factory.mktemp("made")
+    state.chmod(0o700)
     prepare(state, state / "run")
     return state
 
@@ -208,13 +258,13 @@ def test_a_long_path_gets_a_private_socket_folder_of_the_same_name_each_time(
     tmp_path: Path,
 ) -> None:
     long = tmp_path / ("x" * 90)
-    folder = socket_folder(long)
+    folder = socket_folder(long, user=os.geteuid())
     try:
         assert _mode(folder) == 0o700
         assert len(str(folder)) < 80
-        assert socket_folder(long) == folder
+        assert socket_folder(long, user=os.geteuid()) == folder
         folder.chmod(0o777)  # as a stranger could have made it
-        other = socket_folder(long)
+        other = socket_folder(long, user=os.geteuid())
         assert other != folder
         assert _mode(other) == 0o700
         other.rmdir()

@@ -67,16 +67,16 @@ def prepare(state_dir: Path, run_dir: Path) -> PostgresPlan:
     state, data = state_dir.resolve(), state_dir.resolve() / "postgres"
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sockets = socket_folder(run_dir.resolve())
         prefix, owner = identity_command(state, programs / "postgres")
+        sockets = socket_folder(run_dir.resolve(), user=owner[0] if owner else os.geteuid())
+        _own(sockets, owner)
         if data.exists():
+            _own(data, owner)
             _check(data, programs)
         else:
             _make(data, programs, prefix, owner)
         data.chmod(0o700)
         _clear_stale_locks(data, sockets)
-        if owner is not None:
-            os.chown(sockets, *owner)
     except OSError as error:
         raise InvalidInput(
             [f"cannot use {error.filename or state} for PostgreSQL: {error.strerror}; "
@@ -109,9 +109,12 @@ def ready(plan: PostgresPlan) -> bool:
     return True
 
 
-def socket_folder(run_dir: Path) -> Path:
+def socket_folder(run_dir: Path, *, user: int) -> Path:
     """`run_dir` with mode 0700, or a private folder in the temporary directory if its path is one
-    that a unix socket or a connection string cannot hold. Raises InvalidInput when neither can."""
+    that a unix socket or a connection string cannot hold. Raises InvalidInput when neither can.
+
+    `user` is whom the server runs as: a folder of theirs is as good as one of ours.
+    """
     if _fits(run_dir):
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         run_dir.chmod(0o700)
@@ -125,7 +128,7 @@ def socket_folder(run_dir: Path) -> Path:
         try:
             folder.mkdir(mode=0o700)
         except FileExistsError:
-            if not _private(folder):
+            if not _private(folder, user):
                 folder = Path(tempfile.mkdtemp(prefix="isochrone-", dir=parent))
         if _fits(folder):
             return folder
@@ -141,10 +144,10 @@ def _fits(folder: Path) -> bool:
     return len(path) <= SOCKET_PATH_MOST_BYTES and not set(path) & set(b',"\n')
 
 
-def _private(folder: Path) -> bool:
-    """True when `folder` is a real folder of ours that nobody else can enter."""
+def _private(folder: Path, user: int) -> bool:
+    """True when `folder` is a real folder, of ours or of `user`, that nobody else can enter."""
     found = folder.lstat()
-    return found.st_uid == os.geteuid() and found.st_mode == 0o040700
+    return found.st_uid in (os.geteuid(), user) and found.st_mode == 0o040700
 
 
 def _programs() -> Path:
@@ -201,6 +204,16 @@ def _make(
         said = " ".join(made.stderr.split())
         raise InvalidInput([f"cannot make the PostgreSQL data folder {data}: {said}"])
     new.rename(data)
+
+
+def _own(top: Path, owner: tuple[int, int] | None) -> None:
+    """Give a folder to whom PostgreSQL now runs as, if root made it for another identity."""
+    user, group = owner or (os.geteuid(), os.getegid())
+    if os.geteuid() != 0 or top.stat().st_uid == user:
+        return
+    for folder, _, files in os.walk(top):
+        for path in (folder, *(os.path.join(folder, name) for name in files)):
+            os.chown(path, user, group, follow_symlinks=False)
 
 
 def _check(data: Path, programs: Path) -> None:
