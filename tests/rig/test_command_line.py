@@ -1,0 +1,130 @@
+"""The client commands against a real cloud: tables for people, JSON for scripts, one-line errors."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.rig.cloud import Cloud, isochrone
+from tests.rig.waiting import wait_until
+
+pytestmark = pytest.mark.rig
+
+
+def _told(cloud: Cloud, *arguments: str) -> str:
+    done = isochrone(*arguments, "--state", cloud.state)
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def _json(cloud: Cloud, *arguments: str) -> Any:
+    return json.loads(_told(cloud, *arguments, "--json"))
+
+
+def test_a_request_can_be_found_and_explained(cloud: Cloud) -> None:
+    said = _json(cloud, "chat", "Hello!", "--site", "sydney", "--max-tokens", "8")
+    assert said["content"]
+    assert said["usage"]["completion_tokens"] > 0
+    request = said["request"]
+    rows: dict[str, Any] = {}
+
+    def booked() -> bool:
+        rows.update({row["id"]: row for row in _json(cloud, "usage", "--by", "request")})
+        return request in rows
+
+    wait_until(booked, "the request is booked")
+    row = rows[request]
+    assert row["site"] == said["site"]
+    assert row["country"] == said["country"]
+    assert row["outcome"] == "finished"
+    assert row["source"] == "engine"
+    assert row["output"] == said["usage"]["completion_tokens"]
+    prompt = said["usage"]["prompt_tokens"]
+    assert row["input_uncached"] + row["input_cached"] == prompt
+    explained = _told(cloud, "explain", request)
+    assert "ingress AU saw plaintext" in explained
+    for site in ("sydney", "frankfurt", "ashburn"):
+        assert site in explained
+    assert "emulated" in explained
+    assert "█" in explained
+    assert request in _told(cloud, "usage")
+
+
+def test_a_bound_key_is_served_where_it_may_be(cloud: Cloud) -> None:
+    made = _json(cloud, "keys", "create", "--residency", "DE,EEA", "--name", "bound")
+    assert set(made) == {"id", "key", "residency", "transit"}
+    assert made["residency"] == ["DE", "EEA"]
+    assert made["transit"] == ["any"]
+
+    def served_at() -> str | None:
+        reply = cloud.chat("sydney", key=made["key"])
+        return reply.headers.get("x-isochrone-site") if reply.status == 200 else None
+
+    wait_until(lambda: served_at() is not None, "the gateway knows the key")
+    assert served_at() == "frankfurt"
+    assert made["id"] in _told(cloud, "keys")
+    assert made["key"] not in _told(cloud, "keys", "list")
+    assert _json(cloud, "keys", "revoke", made["id"]) == {"id": made["id"], "revoked": True}
+    wait_until(
+        lambda: cloud.chat("sydney", key=made["key"]).status == 401, "the gateway refuses the key"
+    )
+
+
+def test_lists_of_the_estate(cloud: Cloud) -> None:
+    assert [row["name"] for row in _json(cloud, "models")] == ["tiny-fable"]
+    assert {row["name"] for row in _json(cloud, "sites")} == {"sydney", "frankfurt", "ashburn"}
+    assert "frankfurt" in _told(cloud, "sites")
+    assert "tiny-fable" in _told(cloud, "models")
+    assert len(_json(cloud, "status")["sites"]) == 3
+    assert "ready" in _told(cloud, "status")
+    policy = _json(cloud, "policies", "create", "--residency", "EU", "--transit", "EEA")
+    assert policy["id"] in _told(cloud, "policies")
+    for group in ("key", "model", "site", "day"):
+        assert isinstance(_json(cloud, "usage", "--by", group), list)
+
+
+def test_a_cloud_can_be_named_by_url(cloud: Cloud) -> None:
+    up = cloud.up
+    done = isochrone("sites", "--json", "--url", up["control"], "--key", up["admin_key"])
+    assert len(json.loads(done.stdout)) == 3
+    done = isochrone("chat", "Hi", "--url", up["control"], "--key", up["api_key"], "--json")
+    assert done.returncode == 0, done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("keys", "create", "--residency", "XX"), 2, "XX"),
+        (("keys", "create", "--residency", ","), 2, "names nothing"),
+        (("keys", "revoke", "nobody"), 1, "nobody"),
+        (("explain", "nothing"), 1, "nothing"),
+        (("usage", "--by", "moon"), 2, "expected one of"),
+        (("usage", "--since", "yesterday"), 2, "since"),
+        (("chat", "Hi", "--site", "atlantis"), 2, "atlantis"),
+        (("chat", "Hi", "--model", "gpt-9"), 1, "gpt-9"),
+        (("status", "--key", "isoadm_wrong"), 1, "key"),
+    ],
+)
+def test_errors_are_one_line(
+    cloud: Cloud, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    done = isochrone(*arguments, "--state", cloud.state)
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done
+    assert said in done.stderr
+
+
+def test_check_lists_every_problem_and_masks_secrets(cloud: Cloud) -> None:
+    good = isochrone("check", cloud.state / "control" / "control.toml")
+    assert good.returncode == 0, good
+    assert "a good control file" in good.stdout
+    site = cloud.state / "sites" / "sydney"
+    for name in ("gateway", "agent"):
+        assert isochrone("check", site / f"{name}.toml").returncode == 0
+    bad = isochrone("check", cloud.state / "control" / "world.toml", "--as", "gateway")
+    assert bad.returncode == 2
+    assert len(bad.stderr.strip().splitlines()) >= 4
+    masked = isochrone("check", cloud.state / "up.json")
+    assert masked.returncode == 2
+    assert cloud.up["admin_key"] not in masked.stderr + masked.stdout
