@@ -1,4 +1,4 @@
-"""The client commands against a real cloud: tables for people, JSON for scripts, one-line errors."""
+"""The client commands on a real cloud: tables for people, JSON for scripts, errors of one line."""
 
 import json
 from typing import Any

@@ -257,8 +257,9 @@ def endpoint(port: int) -> str:
 
 
 def _own(process: str, config: Path) -> Sequence[str]:
-    """The command line of one of our own processes, by the interpreter that runs this one."""
-    return (sys.executable, "-m", "isochrone", process, "--config", str(config))
+    """The command line of one of our own processes, by the interpreter that runs this one; -P
+    keeps modules of the present folder from being taken for libraries."""
+    return (sys.executable, "-P", "-m", "isochrone", process, "--config", str(config))
 
 
 def _answers(port: int, path: str) -> Ready:
