@@ -81,6 +81,8 @@ def _fault(location: Sequence[object], message: str, kind: str) -> str:
     """One fault in plain words. The given value is never repeated: it might be a secret."""
     if kind == "json_invalid":
         return "the body is not valid JSON"
+    if kind == "model_attributes_type" and len(location) == 1:
+        return "the body must be a JSON object"
     where = ".".join(str(part) for part in location[1:]) or str(location[0])
     if kind == "extra_forbidden":
         return f"{where}: unknown field"
