@@ -1,0 +1,190 @@
+"""Tells the rest of the cloud what runs here: replica records in the site's bucket, and digests.
+
+Records are kept by comparing what the bucket holds (heard from its watch) with what it should
+hold, so a lost bucket, a second writer and a restart of the agent all heal in the same way.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import structlog
+
+from isochrone.agent.rates import Learned, pending_output_tokens, pending_prompt_tokens
+from isochrone.agent.supervise import Live, Supervisor
+from isochrone.core.errors import BusUnavailable
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.world.digest import DeploymentLoad, ProbedRtt, ReplicaLoad, SiteDigest
+from isochrone.core.world.model import Replica
+from isochrone.ports.bus import Bus, Entry
+from isochrone.ports.clock import Clock
+from isochrone.wire import fleet, subjects
+
+RETRY_S = 1.0
+QUICKEST_DIGEST_S = 0.1
+
+log = structlog.get_logger()
+
+
+def record_of(live: Live) -> Replica:
+    """The record of one replica as gateways and control read it."""
+    status, goal, engine = live.status, live.status.goal, live.engine
+    return Replica(
+        id=goal.id,
+        site=goal.site,
+        model=goal.model,
+        revision=live.revision,
+        generation=status.generation,
+        state=status.state,
+        engine=goal.engine.kind,
+        base_url="" if engine is None else engine.base_url,
+        engine_key=None if engine is None else engine.key,
+        credential=goal.engine.credential,
+        upstream_model=goal.engine.upstream_model or goal.model,
+        slots=goal.engine.slots,
+        pid=None if engine is None else engine.pid,
+        started_at=live.started_at,
+        restarts=status.restarts,
+        running_counts=None if engine is None else engine.traits.running_counts,
+        usage_counts_one_choice=engine is not None and engine.traits.usage_counts_one_choice,
+        detail=status.detail,
+    )
+
+
+class Records:
+    """Makes the `replica.*` entries of the bucket equal to what is wanted."""
+
+    def __init__(self, bus: Bus, bucket: str) -> None:
+        self._bus = bus
+        self._bucket = bucket
+        self._wanted: dict[str, bytes] = {}
+        self._stored: dict[str, bytes] = {}
+        self._wake = asyncio.Event()
+
+    def want(self, replicas: Iterable[Replica]) -> None:
+        self._wanted = {subjects.replica_key(each.id): fleet.encode(each) for each in replicas}
+        self._wake.set()
+
+    def heard(self, entry: Entry) -> None:
+        """Take in what the bucket's watch says about one key of ours."""
+        if entry.value is None:
+            self._stored.pop(entry.key, None)
+        else:
+            self._stored[entry.key] = entry.value
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write and delete until cancelled; a bus that is away is tried again."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self.settle()
+            except BusUnavailable as error:
+                log.warning("replica_records_waiting", bucket=self._bucket, detail=error.message)
+                self._wake.set()
+                await asyncio.sleep(RETRY_S)
+
+    async def settle(self) -> None:
+        """Close the gap once. Raises BusUnavailable."""
+        for key, value in list(self._wanted.items()):
+            if self._stored.get(key) != value:
+                await self._bus.put(self._bucket, key, value)
+                self._stored[key] = value
+        for key in [key for key in self._stored if key not in self._wanted]:
+            await self._bus.delete(self._bucket, key)
+            self._stored.pop(key, None)
+
+
+def replica_load(live: Live) -> ReplicaLoad:
+    status, load = live.status, live.load
+    return ReplicaLoad(
+        id=status.goal.id,
+        model=status.goal.model,
+        generation=status.generation,
+        state=status.state,
+        pid=None if live.engine is None else live.engine.pid,
+        running=load.running or 0,
+        waiting=load.waiting or 0,
+        restarts=status.restarts,
+        prompt_tokens_total=load.prompt_tokens_total,
+        cached_tokens_total=load.cached_tokens_total,
+        output_tokens_total=load.output_tokens_total,
+    )
+
+
+def deployment_load(model: ModelName, group: Sequence[Live], known: Learned) -> DeploymentLoad:
+    """Sum over the ready replicas of one model. What an engine does not state counts as 0: the
+    ingress corrects by its own dispatches."""
+    ready = [live for live in group if live.status.state == "ready"]
+    revisions = {live.revision for live in ready}
+    return DeploymentLoad(
+        model=model,
+        revision=revisions.pop() if len(revisions) == 1 else None,
+        ready=len(ready),
+        slots=sum(live.status.goal.engine.slots for live in ready),
+        running=sum(live.load.running or 0 for live in ready),
+        waiting=sum(live.load.waiting or 0 for live in ready),
+        pending_prompt_tokens=round(sum(pending_prompt_tokens(known, r.load) for r in ready)),
+        pending_output_tokens=round(sum(pending_output_tokens(known, r.load) for r in ready)),
+        prefill_tok_s=known.rates.prefill_tok_s,
+        decode_tok_s=known.rates.decode_tok_s,
+    )
+
+
+class Digests:
+    """Publishes the site's digest every `interval_s` and soon after a replica changed."""
+
+    def __init__(
+        self, site: SiteName, bus: Bus, clock: Clock, *, supervisor: Supervisor,
+        probes: Mapping[SiteName, float], interval_s: float,
+    ) -> None:
+        self._site = site
+        self._bus = bus
+        self._clock = clock
+        self._supervisor = supervisor
+        self._probes = probes
+        self._interval_s = interval_s
+        self._epoch = clock.wall_ns() // 1_000_000
+        self._sequence = 0
+        self._soon = asyncio.Event()
+
+    def soon(self) -> None:
+        """Something changed that routing should know before the next second."""
+        self._soon.set()
+
+    def digest(self) -> SiteDigest:
+        """The next digest; its sequence number grows with every call."""
+        self._sequence += 1
+        groups: dict[ModelName, list[Live]] = defaultdict(list)
+        for live in self._supervisor.replicas.values():
+            groups[live.status.goal.model].append(live)
+        return SiteDigest(
+            site=self._site,
+            epoch=self._epoch,
+            sequence=self._sequence,
+            at=self._clock.wall_ns(),
+            loads=tuple(
+                deployment_load(model, group, self._supervisor.learned(model))
+                for model, group in groups.items()
+            ),
+            replicas=tuple(replica_load(live) for live in self._supervisor.replicas.values()),
+            probes=tuple(
+                ProbedRtt(peer=peer, rtt_ms=rtt_ms) for peer, rtt_ms in self._probes.items()
+            ),
+        )
+
+    async def publish(self) -> None:
+        digest = fleet.encode(self.digest())
+        await self._bus.publish(subjects.digest_subject(self._site), digest)
+
+    async def run(self) -> None:
+        while True:
+            self._soon.clear()
+            await self.publish()
+            await asyncio.sleep(QUICKEST_DIGEST_S)
+            try:
+                async with asyncio.timeout(max(0.0, self._interval_s - QUICKEST_DIGEST_S)):
+                    await self._soon.wait()
+            except TimeoutError:
+                continue
