@@ -22,6 +22,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from isochrone.adapters.child import child_command
 from isochrone.adapters.postgres.identity import identity_command
 from isochrone.adapters.postgres.pool import APPLICATION_ROLE
 from isochrone.core.errors import InvalidInput
@@ -170,7 +171,7 @@ def _environment() -> dict[str, str]:
 
 def _run(argv: Sequence[str], *, stdin: str = "") -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        argv, cwd="/", input=stdin, env=_environment(), capture_output=True, text=True,
+        child_command(argv), cwd="/", input=stdin, env=_environment(), capture_output=True, text=True,
         errors="replace", timeout=_PROGRAM_TIMEOUT_S, check=False,
     )
 
