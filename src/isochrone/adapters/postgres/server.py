@@ -171,8 +171,8 @@ def _environment() -> dict[str, str]:
 
 def _run(argv: Sequence[str], *, stdin: str = "") -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        child_command(argv), cwd="/", input=stdin, env=_environment(), capture_output=True, text=True,
-        errors="replace", timeout=_PROGRAM_TIMEOUT_S, check=False,
+        child_command(argv), cwd="/", input=stdin, env=_environment(), capture_output=True,
+        text=True, errors="replace", timeout=_PROGRAM_TIMEOUT_S, check=False,
     )
 
 
