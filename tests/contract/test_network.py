@@ -1,8 +1,9 @@
-"""The Network port: one suite on live sockets, on uvloop's sockets and on the twin's memory."""
+"""The Network port: one suite on live sockets (near and far) and on the twin's memory."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import cast
+from dataclasses import replace
+from typing import TypeVar, cast
 
 import pytest
 import uvloop
@@ -13,6 +14,7 @@ from isochrone.twin import loop as virtual
 from isochrone.twin.network import Wire
 
 Main = Callable[[Network], Awaitable[None]]
+P = TypeVar("P", bound=asyncio.Protocol)
 
 
 def run_live(main: Main) -> None:
@@ -32,6 +34,22 @@ def run_uvloop(main: Main) -> None:
         runner.run(go())
 
 
+class DistantNetwork(SocketNetwork):
+    """Sockets with 20 ms of emulated round trip on every connection."""
+
+    async def connect(self, factory: Callable[[], P], address: Address, *, timeout_s: float) -> P:
+        return await super().connect(factory, replace(address, rtt_ms=20), timeout_s=timeout_s)
+
+
+def run_distant(main: Main) -> None:
+    async def go() -> None:
+        async with asyncio.timeout(30):
+            await main(DistantNetwork())
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(go())
+
+
 def run_memory(main: Main) -> None:
     async def go() -> None:
         await main(Wire(asyncio.get_running_loop()).process("test"))
@@ -39,7 +57,10 @@ def run_memory(main: Main) -> None:
     virtual.run(go())
 
 
-@pytest.fixture(params=[run_live, run_uvloop, run_memory], ids=["asyncio", "uvloop", "memory"])
+@pytest.fixture(
+    params=[run_live, run_uvloop, run_distant, run_memory],
+    ids=["asyncio", "uvloop", "distant", "memory"],
+)
 def run(request: pytest.FixtureRequest) -> Callable[[Main], None]:
     chosen: Callable[[Main], None] = request.param
     return chosen
