@@ -133,7 +133,7 @@ class Exchange:
                 status=404, reason="model_not_found", code="model_not_found", param="model",
                 message=f"The model '{model}' does not exist or you do not have access to it.",
             )
-        return self._journal_refusal()
+        return None
 
     def _inadmissible_hop(self) -> Refusal | None:
         """What the destination checks again in its own view."""
@@ -143,12 +143,10 @@ class Exchange:
         verdict = self.context.view.table.residency_allows(self.key.policy_id)
         if isinstance(verdict, Denied):
             return Refusal(status=403, reason=verdict.rule, message=verdict.detail)
-        return self._journal_refusal()
-
-    def _journal_refusal(self) -> Refusal | None:
         why = self.context.journal.refusal()
-        if why is None:
-            return None
+        return None if why is None else self._unrecorded(why)
+
+    def _unrecorded(self, why: str) -> Refusal:
         return Refusal(
             status=503, reason="journal", retry_after_s=5,
             message=f"This gateway cannot record usage now and takes no work: {why}.",

@@ -33,6 +33,7 @@ from isochrone.wire.identity import SiteIdentity
 TICK_S = 0.25
 TICKS_PER_SWEEP = 4
 RETRY_S = 0.5
+FLUSH_S = 1.0
 
 log = structlog.get_logger()
 
@@ -105,6 +106,7 @@ class Gateway:
                 log.info("gateway_draining", open=len(context.exchanges))
                 await listener.close()
                 await self._drain()
+                await self._shipper.flush(timeout_s=FLUSH_S)
             finally:
                 await self._close()
 
