@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from isochrone.core.errors import Unavailable
 from isochrone.wiring.control_api import ControlApi, connection
 from tests.rig.waiting import gone, wait_until
 
@@ -106,6 +107,13 @@ class Cloud:
         try:
             return self.chat(site, key=key).status == 200
         except OSError:
+            return False
+
+    def ready(self) -> bool:
+        """True when control answers and says that every site can serve."""
+        try:
+            return all(site["ready"] for site in self.api.get("status")["sites"])
+        except Unavailable:
             return False
 
     def _ended(self) -> bool:

@@ -104,9 +104,7 @@ def test_a_killed_process_comes_back(cloud: Cloud, name: str) -> None:
     wait_until(lambda: gone(pid), "it is dead")
     wait_until(lambda: cloud.pids().get(name) not in (None, pid), f"{name} is back in up.json")
     wait_until(lambda: all(cloud.chats(site) for site, _ in SITES), "every gateway answers")
-    wait_until(
-        lambda: all(site["ready"] for site in cloud.api.get("status")["sites"]), "all is ready"
-    )
+    wait_until(cloud.ready, "control says that every site is ready")
 
 
 def _refused(*arguments: str | Path) -> str:
