@@ -29,7 +29,9 @@ class Disk(Protocol):
         """A new segment with this much space reserved, so that appends cannot fail for room."""
         ...
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """All bytes, durable from now on; zero bytes of the reserve may follow the last append."""
+        ...
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a small note atomically and durably."""

@@ -1,0 +1,1 @@
+"""Disk port on files."""

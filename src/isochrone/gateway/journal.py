@@ -1,0 +1,452 @@
+"""Journal of usage: what was opened, how far it came, how it closed; kept until it is shipped.
+
+A record is handed to the operating system before the request goes on, so the death of this process
+loses nothing. Records are synced together every COMMIT_S; a power cut loses what was written since
+(COMMIT_S and the time of one sync). Room for the closing record of every open request is reserved:
+when there is none for a further request, `refusal` says so before the request is served.
+
+Closed records travel in batches that are marked in the journal itself, so that a batch has the same
+id and the same content whenever it is sent. A segment is deleted when all its batches are shipped;
+what is still open in it is carried forward first.
+"""
+
+import asyncio
+from dataclasses import replace
+
+import structlog
+
+from isochrone.core.errors import Untrusted
+from isochrone.core.ids import RequestId
+from isochrone.core.metering.event import Tokens, UsageEvent
+from isochrone.gateway import records
+from isochrone.gateway.journal_recovery import BATCH_EVENTS, Reader, closed_bodies
+from isochrone.gateway.journal_state import (
+    Batch,
+    JournalSegment,
+    OpenRequest,
+    Pending,
+    Written,
+)
+from isochrone.gateway.records import HEAD_BYTES, Kind, Progress, Shipped
+from isochrone.ports.clock import Clock
+from isochrone.ports.disk import Disk
+from isochrone.wire import fleet
+
+COMMIT_S = 0.02
+PROGRESS_S = 1.0
+RETRY_S = 1.0
+SYNC_LIMIT_S = 5.0
+SEGMENT_BYTES = 4 * 1024 * 1024
+BATCH_BYTES = 256 * 1024
+EVENT_BYTES = 192 * 1024       # a larger event is kept without its decision
+OPENED_BYTES = 3 * 1024        # so is an opening larger than this
+CLOSING_EXTRA_BYTES = 512      # a closing may be this much longer than the opening
+SLACK_BYTES = 256 * 1024
+FEW_BATCHES = 4                # with more than this waiting, batches are filled before they are cut
+CACHED_BATCHES = 64
+HELD_MOST = 10_000
+_PREFIX = "segment-"
+_ASIDE = "damaged-"
+_ALL_USED = "all reserved space is used"
+
+log = structlog.get_logger()
+
+
+class Journal:
+    """Call `recover` once, then `run` for as long as the process serves. One event loop only."""
+
+    def __init__(self, disk: Disk, clock: Clock, gateway_id: str) -> None:
+        self._disk = disk
+        self._clock = clock
+        self._site = gateway_id
+        self._segments: list[JournalSegment] = []  # oldest first; the current one is the last
+        self._current: JournalSegment | None = None
+        self._spares: list[JournalSegment] = []
+        self._last_number = 0
+        self._open: dict[RequestId, OpenRequest] = {}
+        self._reserved_bytes = 0
+        self._held: list[UsageEvent] = []  # closed, but there was no room to write it
+        self._full = "not opened yet"
+        self._sync_began_ns: int | None = None
+        self._dirty = asyncio.Event()
+        self._committing = asyncio.Lock()
+        self.ready = asyncio.Event()  # set when a batch may wait for the shipper
+
+    # -- what a gateway calls --------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Take over what an earlier run left. Raises OSError when the disk cannot be read.
+
+        Requests found open become closed ones; a full disk does not raise, it refuses work.
+        """
+        reader = Reader(self._site)
+        names = self._disk.names()
+        by_name: dict[str, JournalSegment] = {}
+        for name in names:
+            if name.startswith(_PREFIX) and name[len(_PREFIX) :].isdigit():
+                self._last_number = max(self._last_number, int(name[len(_PREFIX) :]))
+                by_name[name] = self._read_segment(reader, name, aside=_ASIDE + name in names)
+        found = reader.found()
+        for old in found.segments:
+            segment = by_name[old.name]
+            segment.batches = {b.offset: Batch(b.start, b.offset) for b in old.batches}
+            segment.open = old.opened
+            self._segments.append(segment)
+        self._make_room()
+        for event in found.orphans:
+            self._open[event.request_id] = OpenRequest(b"", 0)
+            self.closed(event)
+        self._make_room()
+        log.info(
+            "journal_recovered", segments=len(found.segments), left_open=len(found.orphans),
+            batches=sum(len(segment.batches) for segment in self._segments),
+        )
+
+    def refusal(self) -> str | None:
+        """Why no new request may be served now, or None."""
+        if self._current is None or self._room_bytes() < self._reserved_bytes + SLACK_BYTES:
+            return f"no room on the journal's disk ({self._full})"
+        if self._held:
+            return f"{len(self._held)} closing records wait for the journal's disk"
+        began_ns = self._sync_began_ns
+        if began_ns is not None:
+            took_s = (self._clock.monotonic_ns() - began_ns) / 1e9
+            if took_s > SYNC_LIMIT_S:
+                return f"the journal's disk has not finished a sync for {took_s:.0f} s"
+        return None
+
+    def opened(self, event: UsageEvent) -> str | None:
+        """Record that a request is about to be served; `event` is what to say should nothing more
+        be heard of it. Returns None, or why it could not be recorded: then it must be refused."""
+        refused = self.refusal()
+        if refused is not None:
+            return refused
+        bare = fleet.encode(replace(event, decision=None))
+        body = bare if event.decision is None else fleet.encode(event)
+        if len(body) > OPENED_BYTES:
+            body = bare
+        home = self._append(records.OPENED, body)
+        if home is None:
+            return f"the journal's disk does not take records ({self._full})"
+        self._forget(event.request_id)
+        room_bytes = len(bare) + HEAD_BYTES + CLOSING_EXTRA_BYTES
+        self._open[event.request_id] = OpenRequest(body, room_bytes)
+        self._reserved_bytes += room_bytes
+        home.open.add(event.request_id)
+        return None
+
+    def progress(self, request_id: RequestId, tokens: Tokens) -> None:
+        """Note how far an open request has come: once a PROGRESS_S, not when room is scarce."""
+        opened = self._open.get(request_id)
+        if opened is None or self._room_bytes() < self._reserved_bytes + SLACK_BYTES:
+            return
+        at, before = self._clock.wall_ns(), opened.progress
+        if before is not None and 0 <= at - before.at < PROGRESS_S * 1e9:
+            return
+        progress = Progress(request_id=request_id, at=at, tokens=tokens)
+        opened.progress = progress
+        self._append(records.PROGRESS, fleet.encode(progress))
+
+    def closed(self, event: UsageEvent) -> None:
+        """Record how a request ended. Never fails: without room, it is held and work is refused."""
+        scarce = self._room_bytes() < self._reserved_bytes + SLACK_BYTES
+        body = fleet.encode(event)
+        if event.decision is not None and (scarce or len(body) > EVENT_BYTES):
+            body = fleet.encode(replace(event, decision=None))
+        if not self._append_closed(body):
+            log.error("usage_held", request=event.request_id, why=self._full)
+            if len(self._held) < HELD_MOST:
+                self._held.append(event)
+            return
+        self._forget(event.request_id)
+
+    async def run(self) -> None:
+        """Sync records in groups, for ever."""
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(RETRY_S):
+                        await self._dirty.wait()
+                    await asyncio.sleep(COMMIT_S)
+                except TimeoutError:
+                    if self.refusal() is None and not self._behind():
+                        continue
+                self._dirty.clear()
+                await self.commit()
+        finally:
+            for segment in (*self._segments, *self._spares):
+                if segment.handle is not None:
+                    segment.handle.close()
+
+    async def commit(self) -> None:
+        """Cut a batch, sync everything written so far, delete what is done with."""
+        async with self._committing:
+            self._make_room()
+            held, self._held = self._held, []
+            for event in held:
+                self.closed(event)
+            self._carry_forward()
+            self._cut_when_due()
+            # Judged before the sync: what made a segment done is then in what is synced.
+            done = [segment for segment in self._segments if segment.is_done]
+            if await self._sync():
+                self._delete(done)
+            if any(segment.shippable() for segment in self._segments):
+                self.ready.set()
+
+    def pending(self, most: int) -> list[Pending]:
+        """The oldest batches that are synced and not shipped."""
+        found: list[Pending] = []
+        for segment in self._segments:
+            for batch in segment.shippable()[: most - len(found)]:
+                if batch.bodies is None:
+                    self._load(segment)
+                pending = self._unpack(segment, batch)
+                if pending is None:
+                    # It stays in its file, which is kept, for a run that can read it.
+                    segment.keep = True
+                    del segment.batches[batch.offset]
+                else:
+                    found.append(pending)
+            if len(found) >= most:
+                break
+        return found
+
+    def shipped(self, pending: Pending) -> None:
+        """The batch is in the durable stream: it need not be sent again."""
+        for segment in self._segments:
+            if segment.name == pending.segment:
+                segment.batches.pop(pending.offset, None)
+        if self._room_bytes() >= self._reserved_bytes + SLACK_BYTES:
+            note = Shipped(segment=pending.segment, offset=pending.offset)
+            self._append(records.SHIPPED, fleet.encode(note))
+        self._dirty.set()
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def _append(self, kind: Kind, body: bytes) -> JournalSegment | None:
+        """Write one record; returns the segment that took it, None when no segment does."""
+        size_bytes = HEAD_BYTES + len(body)
+        for _ in range(2):
+            current = self._current
+            if current is None:
+                return None
+            fits = current.size_bytes + size_bytes + HEAD_BYTES <= SEGMENT_BYTES
+            if fits and self._write(current, kind, body):
+                return current
+            self._rotate()
+        return None
+
+    def _write(self, segment: JournalSegment, kind: Kind, body: bytes) -> bool:
+        if segment.handle is None or segment.broken:
+            return False
+        data = records.frame(kind, body)
+        try:
+            segment.handle.append(data)
+        except OSError as error:
+            segment.broken = True
+            self._full = str(error)
+            log.error("journal_write_failed", segment=segment.name, why=str(error))
+            return False
+        segment.size_bytes += len(data)
+        segment.unsynced.append(Written(segment.size_bytes, kind, body))
+        self._dirty.set()
+        return True
+
+    def _append_closed(self, body: bytes) -> bool:
+        segment = self._append(records.CLOSED, body)
+        if segment is None:
+            return False
+        segment.uncut.append(Written(segment.size_bytes, records.CLOSED, body))
+        segment.uncut_bytes += len(body)
+        if len(segment.uncut) >= BATCH_EVENTS or segment.uncut_bytes >= BATCH_BYTES:
+            self._cut(segment)
+        return True
+
+    def _cut(self, segment: JournalSegment) -> None:
+        """End the batch of a segment. Room for the mark is always left in it."""
+        if not segment.uncut:
+            return
+        offset = segment.size_bytes
+        if not self._write(segment, records.BATCH, b""):
+            offset = segment.uncut[-1].end  # where the next start will see its end, too
+        waiting = sum(len(each.batches) for each in self._segments)
+        segment.add_batch(offset, cache=waiting < CACHED_BATCHES)
+        self._dirty.set()
+
+    def _cut_when_due(self) -> None:
+        current = self._current
+        if current is None or not current.uncut:
+            return
+        if sum(len(segment.batches) for segment in self._segments) < FEW_BATCHES:
+            self._cut(current)
+
+    def _rotate(self) -> None:
+        """Go on in the next segment; `_current` is None when there is none."""
+        if self._current is not None:
+            self._cut(self._current)
+            self._current.sealed = True
+        self._current = None
+        if not self._spares:
+            self._make_spare()
+        if self._spares:
+            self._current = self._spares.pop(0)
+            self._segments.append(self._current)
+
+    def _make_spare(self) -> bool:
+        number = max(self._clock.wall_ns(), self._last_number + 1)
+        name = f"{_PREFIX}{number:020d}"
+        try:
+            handle = self._disk.create(name, reserve_bytes=SEGMENT_BYTES)
+        except OSError as error:
+            if self._full != str(error):
+                log.error("journal_no_room", why=str(error))
+            self._full = str(error)
+            return False
+        self._last_number, self._full = number, _ALL_USED
+        self._spares.append(JournalSegment(name, handle))
+        return True
+
+    def _make_room(self) -> None:
+        """Keep one segment more than the open requests need."""
+        while self._room_bytes() < self._reserved_bytes + SEGMENT_BYTES and self._make_spare():
+            pass
+        if self._current is None:
+            self._rotate()
+
+    def _room_bytes(self) -> int:
+        current = self._current
+        rest = 0 if current is None else SEGMENT_BYTES - current.size_bytes - HEAD_BYTES
+        return max(rest, 0) + SEGMENT_BYTES * len(self._spares)
+
+    def _forget(self, request_id: RequestId) -> None:
+        opened = self._open.pop(request_id, None)
+        if opened is not None:
+            self._reserved_bytes -= opened.room_bytes
+            for segment in self._segments:
+                segment.open.discard(request_id)
+
+    # -- syncing, carrying, deleting -------------------------------------------------------------
+
+    def _behind(self) -> bool:
+        """True when there is something to do although nothing was written."""
+        return len(self._segments) > 1 or any(segment.uncut for segment in self._segments)
+
+    async def _sync(self) -> bool:
+        """Sync what is written now; False when some of it is not safe."""
+        safe = True
+        for segment in list(self._segments):
+            size_bytes, handle = segment.size_bytes, segment.handle
+            if handle is None:
+                continue
+            if size_bytes > segment.synced_bytes:
+                self._sync_began_ns = self._clock.monotonic_ns()
+                try:
+                    await handle.sync()
+                except OSError as error:
+                    self._sync_failed(segment, error)
+                    safe = False
+                    continue
+                finally:
+                    self._sync_began_ns = None
+                segment.synced(size_bytes)
+            if segment.sealed and segment.synced_bytes == segment.size_bytes:
+                handle.close()
+                segment.handle = None
+        return safe
+
+    def _sync_failed(self, segment: JournalSegment, error: OSError) -> None:
+        """The system may have dropped what it could not write: write it again elsewhere."""
+        log.error("journal_sync_failed", segment=segment.name, why=str(error))
+        self._full = str(error)
+        lost = segment.give_up_unsynced()
+        if segment is self._current:
+            self._rotate()
+        self._carry(segment)
+        for written in lost:
+            if written.kind == records.CLOSED and not self._append_closed(written.body):
+                self._held.append(fleet.decode(written.body, UsageEvent))
+
+    def _carry_forward(self) -> None:
+        """Write what is open in a segment again if that is all that it is kept for."""
+        for segment in list(self._segments):
+            if segment.sealed and not (segment.batches or segment.uncut or segment.keep):
+                self._carry(segment)
+
+    def _carry(self, segment: JournalSegment) -> None:
+        for request_id in sorted(segment.open):
+            opened = self._open.get(request_id)
+            if opened is None or not opened.body:
+                continue
+            if self._room_bytes() < self._reserved_bytes + SLACK_BYTES:
+                return
+            home = self._append(records.OPENED, opened.body)
+            if home is None:
+                return
+            if opened.progress is not None:
+                self._append(records.PROGRESS, fleet.encode(opened.progress))
+            home.open.add(request_id)
+            segment.open.discard(request_id)
+
+    def _delete(self, done: list[JournalSegment]) -> None:
+        """Delete from the oldest on: a later segment may say what of an earlier one is shipped."""
+        for segment in list(self._segments):
+            if segment.keep:
+                continue
+            if segment not in done or segment.handle is not None:
+                return
+            try:
+                self._disk.delete(segment.name)
+            except OSError as error:
+                log.error("journal_delete_failed", segment=segment.name, why=str(error))
+                return
+            self._segments.remove(segment)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def _read_segment(self, reader: Reader, name: str, *, aside: bool) -> JournalSegment:
+        data = self._disk.read(name)
+        found = reader.feed(name, data)
+        segment = JournalSegment(
+            name, size_bytes=len(data), synced_bytes=len(data), sealed=True,
+            keep=found.undecodable > 0,
+        )
+        if found.torn_bytes:
+            log.warning("journal_torn", segment=name, bytes=found.torn_bytes)
+        if found.undecodable:
+            log.error("journal_undecodable", segment=name, records=found.undecodable)
+        if found.damage_bytes:
+            log.error("journal_damaged", segment=name, bytes=found.damage_bytes)
+            if not aside:
+                try:
+                    self._disk.replace(_ASIDE + name, data)
+                except OSError as error:
+                    log.error("journal_not_kept_aside", segment=name, why=str(error))
+                    segment.keep = True
+        return segment
+
+    def _load(self, segment: JournalSegment) -> None:
+        """Read the bodies of a segment's batches from the disk."""
+        absent = [batch for batch in segment.batches.values() if batch.bodies is None]
+        try:
+            data = self._disk.read(segment.name)
+        except OSError as error:
+            log.error("journal_read_failed", segment=segment.name, why=str(error))
+            return
+        for batch, bodies in zip(absent, closed_bodies(data, absent), strict=True):
+            batch.bodies = bodies
+
+    def _unpack(self, segment: JournalSegment, batch: Batch) -> Pending | None:
+        if batch.bodies is None:
+            return None
+        try:
+            events = [fleet.decode(body, UsageEvent) for body in batch.bodies]
+        except Untrusted as error:
+            log.error("journal_undecodable", segment=segment.name, why=error.message)
+            return None
+        return Pending(
+            segment=segment.name,
+            offset=batch.offset,
+            usage=tuple(event for event in events if event.reporter != "evidence"),
+            evidence=tuple(event for event in events if event.reporter == "evidence"),
+        )

@@ -1,0 +1,106 @@
+"""Frames the journal's records: marker, kind, length and checksum, so that damage is seen.
+
+Layout: MARK (4 bytes), kind (1), length of the body (4, little endian), crc32 of kind, length and
+body (4), body (MessagePack). MARK starts with a byte that cannot occur in UTF-8, so that scanning
+can find the next record behind damaged bytes.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+from zlib import crc32
+
+from isochrone.core.ids import RequestId
+from isochrone.core.metering.event import Tokens
+
+MARK = b"\xf5IJ1"
+_HEAD = struct.Struct("<cI")
+_SUM = struct.Struct("<I")
+HEAD_BYTES = len(MARK) + _HEAD.size + _SUM.size
+
+Kind = Literal[b"O", b"P", b"C", b"B", b"S"]
+OPENED: Kind = b"O"     # UsageEvent: what to say if nothing more is heard of the request
+PROGRESS: Kind = b"P"   # Progress
+CLOSED: Kind = b"C"     # UsageEvent
+BATCH: Kind = b"B"      # empty: the closed records since the last BATCH of this segment are one
+SHIPPED: Kind = b"S"    # Shipped
+_KINDS: dict[bytes, Kind] = {k: k for k in (OPENED, PROGRESS, CLOSED, BATCH, SHIPPED)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Tokens of an open request at one instant."""
+
+    request_id: RequestId
+    at: int
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """The batch that ends at `offset` of `segment` is in the durable stream."""
+
+    segment: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One whole record; `offset` is where it starts in its segment."""
+
+    offset: int
+    kind: Kind
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes that are no record. `torn`: no record follows, so they are the torn end of a write."""
+
+    offset: int
+    size_bytes: int
+    torn: bool
+
+
+def frame(kind: Kind, body: bytes) -> bytes:
+    """The bytes of one record."""
+    head = _HEAD.pack(kind, len(body))
+    return b"".join((MARK, head, _SUM.pack(crc32(body, crc32(head))), body))
+
+
+def _record_at(data: bytes, offset: int) -> Record | None:
+    if not data.startswith(MARK, offset) or offset + HEAD_BYTES > len(data):
+        return None
+    head_at = offset + len(MARK)
+    kind, size = _HEAD.unpack_from(data, head_at)
+    (expected,) = _SUM.unpack_from(data, head_at + _HEAD.size)
+    begin = offset + HEAD_BYTES
+    body = data[begin : begin + size]
+    known = _KINDS.get(kind)
+    if known is None or len(body) != size:
+        return None
+    if crc32(body, crc32(data[head_at : head_at + _HEAD.size])) != expected:
+        return None
+    return Record(offset, known, body)
+
+
+def scan(data: bytes) -> Iterator[Record | Damage]:
+    """Every record of a segment in order, and every stretch that is none. Zeros at the end are
+    reserved space and are not reported."""
+    end = len(data.rstrip(b"\0"))  # may cut zeros of the last body: slices below use all of `data`
+    at = 0
+    while at < end:
+        record = _record_at(data, at)
+        if record is not None:
+            yield record
+            at += HEAD_BYTES + len(record.body)
+            continue
+        next_at = data.find(MARK, at + 1)
+        while next_at >= 0 and _record_at(data, next_at) is None:
+            next_at = data.find(MARK, next_at + 1)
+        if next_at < 0:
+            yield Damage(at, end - at, True)
+            return
+        yield Damage(at, next_at - at, False)
+        at = next_at

@@ -1,0 +1,100 @@
+"""Ships closed usage from the journal to the durable stream, at least once, with stable ids.
+
+A batch that was sent and not acknowledged is sent again with the same id and the same content, by
+this run or by the next, so the stream keeps it once within its window and the book keeps each
+request once for ever.
+"""
+
+import asyncio
+import contextlib
+
+import structlog
+
+from isochrone.core.errors import BusUnavailable
+from isochrone.core.metering.event import UsageEvent
+from isochrone.gateway.journal import Journal
+from isochrone.gateway.journal_state import Pending
+from isochrone.ports.bus import Bus
+from isochrone.ports.clock import Clock
+from isochrone.wire import fleet, subjects
+
+AT_ONCE = 8
+TIMEOUT_S = 2.0
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 5.0
+
+log = structlog.get_logger()
+
+
+class Shipper:
+    """Run beside the journal."""
+
+    def __init__(self, journal: Journal, bus: Bus, site: str, clock: Clock) -> None:
+        self._journal = journal
+        self._bus = bus
+        self._site = site
+        self._clock = clock
+        self._away_since_ns: int | None = None
+
+    async def run(self) -> None:
+        """Ship for ever; while the bus is away, try again with growing pauses."""
+        wait_s = FIRST_WAIT_S
+        while True:
+            self._journal.ready.clear()
+            batches = self._journal.pending(AT_ONCE)
+            if not batches:
+                await self._journal.ready.wait()
+                continue
+            if await self._send_all(batches):
+                wait_s = FIRST_WAIT_S
+                continue
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+
+    async def flush(self, *, timeout_s: float) -> bool:
+        """Ship what the journal holds now, for a stop in good order; False when some is left."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._journal.commit()
+                while batches := self._journal.pending(AT_ONCE):
+                    if not await self._send_all(batches):
+                        return False
+                    await self._journal.commit()
+                return True
+        return False
+
+    async def _send_all(self, batches: list[Pending]) -> bool:
+        sent = await asyncio.gather(*(self._send(batch) for batch in batches))
+        self._note(all(sent), waiting=len(batches))
+        return all(sent)
+
+    async def _send(self, batch: Pending) -> bool:
+        name = f"{self._site}-{batch.segment}-{batch.offset}"
+        try:
+            if batch.usage:
+                await self._publish(subjects.usage_subject(self._site), f"{name}-u", batch.usage)
+            if batch.evidence:
+                subject = subjects.evidence_subject(self._site)
+                await self._publish(subject, f"{name}-e", batch.evidence)
+        except BusUnavailable:
+            return False
+        self._journal.shipped(batch)
+        return True
+
+    async def _publish(
+        self, subject: str, batch_id: str, events: tuple[UsageEvent, ...]
+    ) -> None:
+        batch = fleet.UsageBatch(version=fleet.VERSION, batch_id=batch_id, events=events)
+        await self._bus.publish_durable(
+            subject, fleet.encode(batch), message_id=batch_id, timeout_s=TIMEOUT_S
+        )
+
+    def _note(self, sent: bool, *, waiting: int) -> None:
+        """Log the first failure and the first success after it."""
+        now_ns = self._clock.monotonic_ns()
+        if not sent and self._away_since_ns is None:
+            self._away_since_ns = now_ns
+            log.warning("usage_not_shipped", batches=waiting)
+        elif sent and self._away_since_ns is not None:
+            log.info("usage_shipped_again", away_s=(now_ns - self._away_since_ns) / 1e9)
+            self._away_since_ns = None
