@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from statistics import median
+from typing import cast
 
 from isochrone.core.ids import SiteName
 from isochrone.core.world.site import Site
@@ -28,8 +29,8 @@ class HealthProbe(asyncio.Protocol):
         self._answer: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports do not inherit from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._received += data

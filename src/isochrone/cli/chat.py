@@ -85,7 +85,10 @@ def _first_model(base: str, key: str) -> str:
         models = json.loads(answer.read())["data"]
         return str(models[0]["id"])
     except IndexError as error:
-        raise NotFound(f"{base} serves no model yet; see `isochrone status`") from error
+        raise NotFound(
+            f"this key may use no model at {base}: its policy allows no site that serves one, or "
+            "nothing is ready yet; see `isochrone status`"
+        ) from error
     except (ValueError, KeyError, OSError, http.client.HTTPException) as error:
         raise Unavailable(f"{base} did not list its models; is it a gateway?") from error
 
