@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from copy import deepcopy
 
 import pytest
 
@@ -398,5 +399,45 @@ def test_a_stopping_gateway_finishes_what_it_has() -> None:
         assert site.task is not None
         await asyncio.wait([site.task])
         site.task.result()
+
+    run(main)
+
+
+def test_a_request_is_recorded_before_it_is_served() -> None:
+    """The gateway dies in a stream: its next run books what the journal knew."""
+
+    async def main(cloud: GatewayCloud) -> None:
+        site = await one_site(cloud)
+        site.engines[0].hold.clear()
+        client = await Client.open(site)
+        client.send(post(chat_body(stream=True)))
+        await client.reader.readuntil(b"xxxx")
+        exchange = next(iter(site.running.context.exchanges))
+        await until(lambda: exchange._last_progress)
+        left = deepcopy(site.disk)  # what a kill would leave behind
+        site.bus.down()
+        site.stop.set()
+        client.close()
+        assert site.task is not None
+        await asyncio.wait([site.task])
+        left.process_died()
+        site.disk, site.bus = left, cloud.hub.bus()
+        await cloud.start_gateway("frankfurt")
+        event = (await cloud.events(exchange.request_id))[0]
+        assert (event.outcome, event.reporter) == ("ingress_lost", "recovered")
+        assert (event.tokens.output, event.replica) == (1, None)
+
+    run(main)
+
+
+def test_a_full_disk_refuses_work_before_serving_it() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        site = await one_site(cloud)
+        site.disk.capacity_bytes = 0
+        site.running.context.journal._reserved_bytes = 2**30
+        answer = await ask(site, post(chat_body()))
+        assert (answer.status, answer.headers["x-isochrone-reason"]) == (503, "journal")
+        assert site.engines[0].asked == []
+        assert (await ask(site, get("/ready"))).status == 503
 
     run(main)

@@ -13,7 +13,7 @@ from isochrone.core.routing.choice import Choice, Refused, Rule
 from isochrone.core.routing.choose import RouteRequest, choose
 from isochrone.core.world.tenant import ApiKey, Class
 from isochrone.gateway.access import class_of
-from isochrone.gateway.account import closed_event
+from isochrone.gateway.account import closed_event, opened_event
 from isochrone.gateway.attempt import Attempt
 from isochrone.gateway.context import Context
 from isochrone.gateway.counts import tokens_of_answer
@@ -181,6 +181,12 @@ class Exchange:
             return
         if self.chosen_ns is None:
             self.chosen_ns = now_ns
+        if not self._opened:
+            why = context.journal.opened(opened_event(self))
+            if why is not None:
+                self.refuse(self._unrecorded(why))
+                return
+            self._opened = True
         chosen = choice.candidates[0]
         if chosen.site == context.site:
             if not self._try_own_site():
