@@ -134,13 +134,6 @@ class Loads:
         load.lost_ns = now_ns
         load.unreachable = True
 
-    def forget_site(self, site: SiteName) -> None:
-        """Drop everything about a site that left the view."""
-        load = self._sites.pop(site, None)
-        if load is not None:
-            for ticket in load.dispatches:
-                del self._site_of[ticket]
-
     def _load(self, site: SiteName) -> SiteLoad:
         load = self._sites.get(site)
         if load is None:

@@ -1,0 +1,259 @@
+"""Choosing over random worlds and loads: never outside the allowed set, never unexplained."""
+
+from dataclasses import replace
+
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from isochrone.core.ids import PolicyId, SiteName
+from isochrone.core.residency.rule import Admitted, admits
+from isochrone.core.rng import stream
+from isochrone.core.routing.choice import Choice, Refused
+from isochrone.core.routing.choose import RouteRequest, choose
+from isochrone.core.routing.loads import Loads
+from isochrone.core.world.digest import DeploymentLoad
+from isochrone.core.world.site import Site
+from isochrone.core.world.view import View
+from tests.builders import (
+    MODEL,
+    SECOND_NS,
+    a_digest,
+    a_load,
+    a_policy,
+    a_request,
+    a_site,
+    a_table,
+    a_view,
+    some_blocs,
+)
+
+QUICK = settings(max_examples=100)
+
+NAMES = [f"s{number}" for number in range(8)]
+COUNTRIES = st.sampled_from([None, "AU", "DE", "FR", "NA", "NO", "US", "XX"])
+TERMS = st.sampled_from(["AU", "DE", "FR", "NA", "NO", "US", "EU", "EEA", "ZZ"])
+AXES = st.just(("any",)) | st.lists(TERMS, max_size=3, unique=True).map(tuple)
+COUNTS = st.integers(0, 5000)
+RATES = st.floats(0, 50_000, allow_nan=False)
+
+
+@st.composite
+def some_sites(draw: st.DrawFn) -> list[Site]:
+    names = NAMES[: draw(st.integers(1, len(NAMES)))]
+    return [
+        a_site(
+            name,
+            draw(COUNTRIES),
+            peer_key=draw(st.sampled_from(["ab" * 32, "ab" * 32, "ab" * 32, None])),
+            draining=draw(st.sampled_from([False, False, False, True])),
+        )
+        for name in names
+    ]
+
+
+@st.composite
+def some_view(draw: st.DrawFn) -> View:
+    sites = draw(some_sites())
+    names: list[str] = [site.name for site in sites]
+    served = [names, names, names, names[::2], ["elsewhere"]]
+    return a_view(
+        sites,
+        rtt_ms={name: draw(st.floats(0, 400)) for name in names},
+        policies=[a_policy("bound", draw(AXES), draw(AXES))],
+        serving=draw(st.sampled_from(served)),
+    )
+
+
+@st.composite
+def some_load(draw: st.DrawFn) -> DeploymentLoad:
+    return a_load(
+        ready=draw(st.sampled_from([1, 1, 2, 4, 0])),
+        slots=draw(st.integers(0, 16)),
+        running=draw(st.integers(0, 16)),
+        waiting=draw(st.integers(0, 50)),
+        prompt_tokens=draw(COUNTS),
+        output_tokens=draw(COUNTS),
+        prefill_tok_s=draw(RATES),
+        decode_tok_s=draw(RATES),
+    )
+
+
+@st.composite
+def some_loads(draw: st.DrawFn, view: View) -> Loads:
+    """Loads as they may look at 10 s: silent, stale, lost and busy sites."""
+    loads = Loads()
+    for name in sorted(view.sites):
+        heard_s = draw(st.sampled_from([9, 9, 9, 1, None]))
+        if heard_s is not None:
+            loads.heard(a_digest(name, draw(some_load())), heard_s * SECOND_NS)
+        if draw(st.integers(0, 7)) == 0:
+            loads.lost(name, 9 * SECOND_NS)
+        for _ in range(draw(st.integers(0, 2))):
+            loads.dispatched(name, MODEL, draw(COUNTS), draw(COUNTS), 9 * SECOND_NS)
+    return loads
+
+
+NOW_NS = 10 * SECOND_NS
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[View, Loads, RouteRequest]:
+    view = draw(some_view())
+    tried = draw(st.lists(st.sampled_from(sorted(view.sites)), max_size=2, unique=True))
+    request = a_request(
+        policy_id=draw(st.sampled_from(["anywhere", "bound", "bound", "anywhere", "unknown"])),
+        class_=draw(st.sampled_from(["reserved", "on_demand", "batch"])),
+        prompt_tokens=draw(COUNTS),
+        output_tokens=draw(COUNTS),
+        tried=tuple(Refused(site=s, rule="unreachable", detail="gone") for s in tried),
+    )
+    return view, draw(some_loads(view)), request
+
+
+def decide(view: View, loads: Loads, request: RouteRequest, seed: int = 1) -> Choice:
+    return choose(request, a_table(view), loads, NOW_NS, stream(seed, "property"))
+
+
+def allowed(view: View, policy_id: PolicyId) -> set[SiteName]:
+    """The allowed set, decided site by site with the rule itself: no bit sets."""
+    policy = view.policies.get(policy_id)
+    return {
+        site.name
+        for site in view.sites.values()
+        if policy is not None
+        and isinstance(admits(policy.residency, site.country, some_blocs()), Admitted)
+    }
+
+
+@QUICK
+@given(situations())
+def test_a_choice_is_never_outside_the_allowed_set(
+    situation: tuple[View, Loads, RouteRequest]
+) -> None:
+    view, loads, request = situation
+    choice = decide(view, loads, request)
+    chosen = {each.site for each in choice.candidates}
+    within = allowed(view, request.policy_id)
+    assert chosen <= within & view.deployments[MODEL]
+    assert chosen.isdisjoint(each.site for each in request.tried)
+    assert choice.allowed_exists == bool(within & view.deployments[MODEL])
+    for name in chosen:
+        site = view.sites[name]
+        assert not site.draining
+        assert site.peer_key is not None or name == view.own_site
+
+
+@QUICK
+@given(situations())
+def test_every_site_is_explained_exactly_once(
+    situation: tuple[View, Loads, RouteRequest]
+) -> None:
+    view, loads, request = situation
+    choice = decide(view, loads, request)
+    named = [each.site for each in choice.candidates] + [each.site for each in choice.refused]
+    assert sorted(named) == sorted(view.sites)
+    assert all(each.detail for each in choice.refused)
+    policy = view.policies.get(request.policy_id)
+    for each in choice.refused:
+        if each.rule == "attribute_missing":
+            assert view.sites[each.site].country in (None, "XX")
+            assert policy is not None
+            assert policy.residency != ("any",)
+
+
+@QUICK
+@given(situations())
+def test_costs_are_the_sum_of_their_terms_and_sorted_up_to_a_tie(
+    situation: tuple[View, Loads, RouteRequest]
+) -> None:
+    view, loads, request = situation
+    candidates = decide(view, loads, request).candidates
+    for each in candidates:
+        terms = (each.rtt_ms, each.queue_ms, each.prefill_ms, each.decode_ms)
+        assert all(term >= 0 for term in terms)
+        assert abs(each.cost_ms - sum(terms)) <= 1e-9 * max(1.0, each.cost_ms)
+        assert (each.decode_ms > 0) <= (request.class_ == "batch")
+    costs = [each.cost_ms for each in candidates]
+    assert costs[1:] == sorted(costs[1:])
+    if costs:
+        cheapest = min(costs)
+        assert costs[0] <= max(cheapest + 3.0, cheapest * 1.05)
+
+
+@QUICK
+@given(situations())
+def test_the_same_seed_gives_the_same_choice(
+    situation: tuple[View, Loads, RouteRequest]
+) -> None:
+    assert decide(*situation, seed=5) == decide(*situation, seed=5)
+
+
+@QUICK
+@given(some_load(), st.sampled_from(["waiting", "prompt", "output"]), st.integers(1, 5000))
+def test_more_work_ahead_never_makes_a_site_cheaper(
+    load: DeploymentLoad, part: str, more: int
+) -> None:
+    assume(load.ready > 0)
+    busier = {
+        "waiting": replace(load, waiting=load.waiting + more),
+        "prompt": replace(load, pending_prompt_tokens=load.pending_prompt_tokens + more),
+        "output": replace(load, pending_output_tokens=load.pending_output_tokens + more),
+    }[part]
+    view = a_view([a_site("here")])
+    costs = []
+    for each in (load, busier):
+        loads = Loads()
+        loads.heard(a_digest("here", each), NOW_NS)
+        costs.append(decide(view, loads, a_request()).candidates[0].cost_ms)
+    assert costs[1] >= costs[0] * (1 - 1e-12)
+
+
+@QUICK
+@given(situations(), st.data())
+def test_an_own_dispatch_never_makes_its_site_cheaper_and_touches_no_other(
+    situation: tuple[View, Loads, RouteRequest], data: st.DataObject
+) -> None:
+    view, loads, request = situation
+    before = {each.site: each.cost_ms for each in decide(view, loads, request).candidates}
+    assume(before)
+    target = data.draw(st.sampled_from(sorted(before)))
+    ticket = loads.dispatched(target, MODEL, data.draw(COUNTS), data.draw(COUNTS), NOW_NS)
+    after = {each.site: each.cost_ms for each in decide(view, loads, request).candidates}
+    assert after.keys() == before.keys()
+    assert after[target] >= before[target] * (1 - 1e-12)
+    assert all(after[site] == before[site] for site in before if site != target)
+    loads.finished(ticket)
+    final = {each.site: each.cost_ms for each in decide(view, loads, request).candidates}
+    assert final == before
+
+
+@QUICK
+@given(some_view(), st.lists(TERMS, min_size=1, max_size=4, unique=True), st.data())
+def test_narrowing_an_axis_never_adds_a_site(
+    view: View, terms: list[str], data: st.DataObject
+) -> None:
+    kept = data.draw(st.lists(st.sampled_from(terms), unique=True).map(tuple))
+    axes = {"any": ("any",), "wide": tuple(terms), "narrow": kept}
+    policies = {
+        PolicyId(name): a_policy(name, axis, axis) for name, axis in axes.items()
+    }
+    table = a_table(replace(view, policies=policies))
+    processing, entering = (
+        [
+            {site.name for site in table.shortlist(MODEL, PolicyId(name)).open_sites}
+            for name in axes
+        ],
+        [{site.name for site in table.allowed_ingresses(PolicyId(name))} for name in axes],
+    )
+    for widest, wide, narrow in (processing, entering):
+        assert narrow <= wide <= widest
+
+
+@QUICK
+@given(some_view())
+def test_a_missing_country_or_a_drained_site_is_never_open_to_a_bound_key(view: View) -> None:
+    table = a_table(view)
+    bound = table.view.policies[PolicyId("bound")].residency != ("any",)
+    for site in table.shortlist(MODEL, PolicyId("bound")).open_sites:
+        assert not view.sites[site.name].draining
+        assert not bound or view.sites[site.name].country in some_blocs().countries

@@ -1,0 +1,103 @@
+"""What crosses NATS comes back as it was sent, and a signed entry only where it was meant for."""
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isochrone.core.errors import Untrusted
+from isochrone.core.metering.event import Tokens, UsageEvent
+from isochrone.core.routing.choice import Candidate, Choice, Decision, Refused
+from isochrone.core.world.digest import (
+    DeploymentLoad,
+    ProbedRtt,
+    ReplicaLoad,
+    SiteDigest,
+)
+from isochrone.core.world.model import Deployment, Desired, EngineSpec, Model, Replica
+from isochrone.core.world.site import Hardware, Link, Site, SiteLinks
+from isochrone.core.world.tenant import ApiKey, KeyShard, Policy
+from isochrone.wire.fleet import Signed, UsageBatch, decode, encode, open_signed, sign
+
+T = TypeVar("T")
+
+QUICK = settings(max_examples=20)
+SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+STRANGER = Ed25519PrivateKey.from_private_bytes(bytes(32))
+
+NOUNS = (
+    Candidate, Choice, Decision, Deployment, DeploymentLoad, Desired, EngineSpec, Hardware,
+    KeyShard, ApiKey, Link, Model, Policy, ProbedRtt, Refused, Replica, ReplicaLoad, Site,
+    SiteDigest, SiteLinks, Signed, Tokens, UsageBatch, UsageEvent,
+)
+
+
+@pytest.fixture
+def numbers_that_fit() -> Iterator[None]:
+    """MessagePack holds 64 bits, and NaN equals nothing, itself included."""
+    st.register_type_strategy(int, st.integers(-(2**62), 2**62))
+    st.register_type_strategy(float, st.floats(allow_nan=False))
+    yield
+    st.register_type_strategy(int, st.integers())
+    st.register_type_strategy(float, st.floats())
+
+
+@pytest.mark.usefixtures("numbers_that_fit")
+@pytest.mark.parametrize("kind", NOUNS, ids=lambda kind: kind.__name__)
+def test_a_noun_survives_the_wire(kind: type[T]) -> None:
+    @QUICK
+    @given(st.from_type(kind))
+    def there_and_back(noun: T) -> None:
+        assert decode(encode(noun), kind) == noun
+
+    there_and_back()
+
+
+@QUICK
+@given(st.from_type(Policy), st.integers(0, 2**40), st.text(max_size=9), st.text(max_size=9))
+def test_a_signed_entry_opens_only_where_it_was_meant_for(
+    policy: Policy, serial: int, bucket: str, key: str
+) -> None:
+    value = sign(policy, bucket=bucket, key=key, serial=serial, signer=SIGNER)
+    opened = open_signed(value, Policy, bucket=bucket, key=key, verifier=SIGNER.public_key())
+    assert opened == (policy, serial)
+    for other_bucket, other_key, verifier in (
+        (bucket + "x", key, SIGNER), (bucket, key + "x", SIGNER), (bucket, key, STRANGER)
+    ):
+        with pytest.raises(Untrusted):
+            open_signed(
+                value, Policy, bucket=other_bucket, key=other_key, verifier=verifier.public_key()
+            )
+
+
+@QUICK
+@given(st.from_type(Policy), st.data())
+def test_a_changed_entry_is_not_trusted(policy: Policy, data: st.DataObject) -> None:
+    value = sign(policy, bucket="view", key="policy.p", serial=3, signer=SIGNER)
+    entry = decode(value, Signed)
+    changed = data.draw(
+        st.sampled_from(
+            [
+                Signed(version=1, serial=4, body=entry.body, signature=entry.signature),
+                Signed(version=0, serial=3, body=entry.body, signature=entry.signature),
+                Signed(version=1, serial=3, body=entry.body + b"\x00", signature=entry.signature),
+                Signed(version=1, serial=3, body=entry.body, signature=entry.signature[:-1]),
+                Signed(version=9, serial=3, body=entry.body, signature=entry.signature),
+            ]
+        )
+    )
+    with pytest.raises(Untrusted):
+        open_signed(
+            encode(changed), Policy, bucket="view", key="policy.p", verifier=SIGNER.public_key()
+        )
+
+
+@QUICK
+@given(st.binary(max_size=60))
+def test_bytes_from_nowhere_are_refused_not_crashed_on(junk: bytes) -> None:
+    for kind in (SiteDigest, UsageBatch, Signed):
+        with pytest.raises(Untrusted):
+            decode(junk, kind)

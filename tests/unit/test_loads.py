@@ -1,0 +1,111 @@
+"""Loads: digests, own dispatches between them, and sites that do not answer."""
+
+from isochrone.core.estimate.service import NO_WORK, Work
+from isochrone.core.ids import SiteName
+from isochrone.core.routing.loads import Loads
+from tests.builders import MODEL, SECOND_NS, a_digest, a_load
+
+SITE = SiteName("sydney")
+
+
+def ahead(loads: Loads) -> Work:
+    known = loads.of(SITE)
+    assert known is not None
+    return known.models[MODEL].ahead
+
+
+def unreachable(loads: Loads) -> bool:
+    known = loads.of(SITE)
+    assert known is not None
+    return known.unreachable
+
+
+def test_nothing_is_known_of_a_silent_site() -> None:
+    assert Loads().of(SITE) is None
+
+
+def test_a_digest_states_the_work_ahead() -> None:
+    loads = Loads()
+    load = a_load(running=2, waiting=3, prompt_tokens=50, output_tokens=70)
+    assert loads.heard(a_digest(SITE, load), 5)
+    assert ahead(loads) == Work(requests=5, prompt_tokens=50, output_tokens=70)
+
+
+def test_older_and_repeated_digests_are_ignored() -> None:
+    loads = Loads()
+    assert loads.heard(a_digest(SITE, sequence=5), 0)
+    assert not loads.heard(a_digest(SITE, a_load(running=4), sequence=5), 1)
+    assert not loads.heard(a_digest(SITE, a_load(running=4), sequence=4), 2)
+    assert ahead(loads) == NO_WORK
+
+
+def test_a_restarted_agent_starts_a_new_epoch_and_its_last_one_is_over() -> None:
+    loads = Loads()
+    loads.heard(a_digest(SITE, epoch=7, sequence=500), 0)
+    assert loads.heard(a_digest(SITE, a_load(running=1), epoch=3, sequence=1), 1)
+    assert not loads.heard(a_digest(SITE, epoch=7, sequence=501), 2)
+    assert ahead(loads).requests == 1
+
+
+def test_own_dispatches_count_until_they_finish() -> None:
+    loads = Loads()
+    loads.heard(a_digest(SITE), 0)
+    first = loads.dispatched(SITE, MODEL, 100, 20, 1)
+    second = loads.dispatched(SITE, MODEL, 10, 2, 1)
+    assert ahead(loads) == Work(requests=2, prompt_tokens=110, output_tokens=22)
+    loads.finished(first)
+    assert ahead(loads) == Work(requests=1, prompt_tokens=10, output_tokens=2)
+    loads.finished(second)
+    loads.finished(second)
+    assert ahead(loads) == NO_WORK
+
+
+def test_a_digest_takes_over_the_dispatches_that_had_arrived() -> None:
+    loads = Loads()
+    loads.heard(a_digest(SITE), 0)
+    arrived = loads.dispatched(SITE, MODEL, 100, 20, 0, rtt_ms=50)
+    loads.dispatched(SITE, MODEL, 10, 2, 100_000_000, rtt_ms=50)
+    reported = a_load(running=1, prompt_tokens=100, output_tokens=20)
+    loads.heard(a_digest(SITE, reported, sequence=2), 120_000_000)
+    assert ahead(loads) == Work(requests=2, prompt_tokens=110, output_tokens=22)
+    loads.finished(arrived)
+    assert ahead(loads).requests == 2
+    loads.heard(a_digest(SITE, sequence=3), SECOND_NS)
+    assert ahead(loads) == NO_WORK
+
+
+def test_dispatches_before_the_first_digest_count_after_it() -> None:
+    loads = Loads()
+    loads.dispatched(SITE, MODEL, 100, 20, 0, rtt_ms=50)
+    loads.heard(a_digest(SITE), 1)
+    assert ahead(loads).requests == 1
+
+
+def test_a_lost_site_needs_a_digest_after_the_hold() -> None:
+    loads = Loads()
+    loads.heard(a_digest(SITE), 0)
+    loads.lost(SITE, SECOND_NS)
+    assert unreachable(loads)
+    loads.heard(a_digest(SITE, sequence=2), 2 * SECOND_NS)
+    assert unreachable(loads)
+    loads.heard(a_digest(SITE, sequence=3), 3 * SECOND_NS)
+    assert not unreachable(loads)
+
+
+def test_the_hold_doubles_up_to_a_minute_and_is_forgotten() -> None:
+    loads = Loads()
+    now_ns, holds_s = 0, []
+    for sequence in range(8):
+        loads.lost(SITE, now_ns)
+        loads.lost(SITE, now_ns)
+        known = loads.of(SITE)
+        assert known is not None
+        holds_s.append(known.hold_ns // SECOND_NS)
+        now_ns += known.hold_ns
+        loads.heard(a_digest(SITE, sequence=sequence), now_ns)
+    assert holds_s == [2, 4, 8, 16, 32, 60, 60, 60]
+    now_ns += 60 * SECOND_NS
+    loads.lost(SITE, now_ns)
+    known = loads.of(SITE)
+    assert known is not None
+    assert known.hold_ns == 2 * SECOND_NS
