@@ -78,3 +78,20 @@ def test_the_clock_has_two_faces() -> None:
         return clock.wall_ns(), clock.monotonic_ns()
 
     assert run(main()) == (BASE_NS + 1_500_000_005, 1_500_000_000)
+
+
+def test_the_nearest_future_is_not_now() -> None:
+    """Sums of floats miss a tick by the last bit; whoever waits for the rest must get there."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for start_us in range(1, 400):
+            await asyncio.sleep(start_us / 1e6)
+            ends_s = loop.time() + 0.1
+            for _ in range(3):
+                if loop.time() >= ends_s:
+                    break
+                await asyncio.wait([loop.create_future()], timeout=ends_s - loop.time())
+            assert loop.time() >= ends_s
+
+    run(main())

@@ -87,8 +87,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        due = math.ceil(when * TICKS_PER_S - 1e-3) / TICKS_PER_S
-        timer = _Timer(due, callback, args, self, context)
+        due = math.ceil(when * TICKS_PER_S - 1e-3)
+        if when > self.time():
+            # However near, the future is not now: a caller that waits for `time() >= when` and
+            # is woken without the clock having moved would try again for ever.
+            due = max(due, self._ticks + 1)
+        timer = _Timer(due / TICKS_PER_S, callback, args, self, context)
         timer.order = next(self._order)
         heapq.heappush(self._scheduled, timer)
         timer._scheduled = True  # type: ignore[attr-defined]  # so that cancel() is counted
