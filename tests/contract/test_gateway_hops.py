@@ -387,10 +387,10 @@ def test_entries_of_the_view_that_control_did_not_sign_are_refused() -> None:
         await cloud.publish(key, impostor, signer=Ed25519PrivateKey.generate())
         await cloud.publish(subjects.model_key("other"), impostor)  # another noun
         await cloud.publish(key, replace(sydney.site, operator="new"))
-        await until(lambda: (own := context.own) and own.operator == "new")
+        await until(lambda: (own := context.view.own) and own.operator == "new")
         await cloud.control.put(subjects.VIEW_BUCKET, key, old)  # older serial
         await cloud.publish(subjects.site_key("sydney"), replace(sydney.site, operator="newer"))
-        await until(lambda: (own := context.own) and own.operator == "newer")
+        await until(lambda: (own := context.view.own) and own.operator == "newer")
         assert context.country == "AU"
 
     run(main)

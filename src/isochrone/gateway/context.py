@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from isochrone.core.ids import RANDOM_BITS, RequestId, SiteName, uuid7
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
-from isochrone.core.world.site import Site
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
@@ -54,13 +53,9 @@ class Context:
             self.quiet.set()
 
     @property
-    def own(self) -> Site | None:
-        """This site as the view knows it; None before the view has it."""
-        return self.view.site(self.site)
-
-    @property
     def country(self) -> str | None:
-        own = self.own
+        """As the view says; as joining said before there is a view."""
+        own = self.view.own
         return self.joined_country if own is None else own.country
 
     def new_request_id(self) -> RequestId:

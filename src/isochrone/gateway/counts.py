@@ -129,6 +129,8 @@ def tokens_of_answer(
             return Tokens()
         prompt_only = Reported(prompt=final.prompt, cached=final.cached, output=0)
         return settle(prompt_only, None, counted=0, prompt_bytes=0)
+    if final is not None and n <= 1:
+        return settle(final, None, counted=0, prompt_bytes=prompt_bytes)
     choices = sorted(event.choices or (), key=lambda choice: choice.index)
     sizes = [choice.text_bytes for choice in choices]
     if final is None:

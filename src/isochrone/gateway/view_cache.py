@@ -69,6 +69,7 @@ class ViewCache:
         self._names: dict[str, SiteName | PolicyId] = {}  # by entry key, to undo deletions
         self._watches: list[Watch] = []
         self._timer: asyncio.TimerHandle | None = None
+        self.own: Site | None = None  # this site; None before the view has it
         self.table = self._compile()
 
     async def follow(self, bus: Bus) -> None:
@@ -210,6 +211,7 @@ class ViewCache:
         self.table = self._compile()
 
     def _compile(self) -> RoutingTable:
+        self.own = self._sites.get(self.own_site)
         deployments: dict[ModelName, set[SiteName]] = {}
         for deployed in self._deployed.values():
             sites = deployments.setdefault(ModelName(deployed.model), set())
