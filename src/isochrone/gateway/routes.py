@@ -31,6 +31,7 @@ STARTING = Refusal(
     status=503, reason="starting", retry_after_s=1,
     message="This gateway has not received its view yet; try again in a moment.",
 )
+PROBE = "probe"  # answers to supervisors, which ask all the time: not logged
 NOT_POST = Refusal(status=405, reason="method", message="Use POST here.")
 NOT_GET = Refusal(status=405, reason="method", message="Use GET here.")
 
@@ -81,10 +82,11 @@ class OwnAnswer:
         top = head(
             status, origin, content_type=JSON, length=len(body), close=close, extra=extra
         )
-        context.log.other(
-            self.request_id, at=context.clock.wall_ns(), status=status, path=incoming.path,
-            reason=reason,
-        )
+        if reason != PROBE:
+            context.log.other(
+                self.request_id, at=context.clock.wall_ns(), status=status, path=incoming.path,
+                reason=reason,
+            )
         self.connection.answer(top + body, close=close)
 
 
@@ -224,7 +226,7 @@ class Routes:
 
 def _health(own: OwnAnswer) -> None:
     """Alive: the event loop runs."""
-    own.send(200, b'{"status":"ok"}', reason="health")
+    own.send(200, b'{"status":"ok"}', reason=PROBE)
 
 
 def _ready(own: OwnAnswer) -> None:
@@ -236,7 +238,7 @@ def _ready(own: OwnAnswer) -> None:
     elif why is not None:
         own.refuse(Refusal(status=503, reason="journal", message=why, retry_after_s=5))
     else:
-        own.send(200, b'{"status":"ready"}', reason="ready")
+        own.send(200, b'{"status":"ready"}', reason=PROBE)
 
 
 def _models(own: OwnAnswer) -> None:

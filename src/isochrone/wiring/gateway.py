@@ -2,14 +2,12 @@
 
 import asyncio
 import gc
-import logging
 import os
 import signal
 import sys
 from pathlib import Path
 from random import SystemRandom
 
-import structlog
 import uvloop
 
 from isochrone.adapters.clock import SystemClock
@@ -24,6 +22,7 @@ from isochrone.gateway.process import Gateway, Ports
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.view_cache import Data
 from isochrone.wiring.joining import load_identity
+from isochrone.wiring.log import configure_log
 from isochrone.wiring.settings import load
 
 # Collections are rare and find little: what lives at the start is frozen, and requests make no
@@ -40,17 +39,7 @@ def run(config: Path) -> None:
 
 async def run_gateway(settings: GatewaySettings) -> None:
     """Serve until a signal asks to stop."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[settings.log_level.upper()]
-        ),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
-    )
+    configure_log("gateway", settings.log_level)
     identity = load_identity(settings.identity)
     clock, rng = SystemClock(), Random(SystemRandom().getrandbits(128))
     bus = await open_bus(
