@@ -175,7 +175,7 @@ def test_a_site_joins_and_the_signed_view_names_it(control: Control, tmp_path: P
     assert Path(desired.deployments[0].engine.source).is_file()
 
 
-def test_revoking_a_key_reaches_the_bucket_in_half_a_second(control: Control) -> None:
+def test_revoking_a_key_reaches_the_bucket_at_once(control: Control) -> None:
     _, key = control.call("POST", "keys", {"residency": ["DE"]})
 
     async def revoke() -> float:
@@ -219,7 +219,7 @@ def test_revoking_a_key_reaches_the_bucket_in_half_a_second(control: Control) ->
         finally:
             await bus.close()
 
-    assert asyncio.run(revoke()) < 5.0  # 0.05 s on an idle machine; the bound allows for a busy one
+    assert asyncio.run(revoke()) < 5.0  # 0.02 s; the bound allows for a busy machine
 
 
 def test_a_lost_nats_is_filled_again(control: Control, tmp_path: Path) -> None:
@@ -255,4 +255,4 @@ def test_killed_and_started_again_it_keeps_what_it_had(control: Control) -> None
 
 
 def test_it_stops_soon_when_asked(control: Control) -> None:
-    assert control.stop() < 10.0  # 0.4 s on an idle machine
+    assert control.stop() < 10.0  # 0.4 s; the bound allows for a busy machine
