@@ -1,13 +1,12 @@
 """The journal on the twin's disk: what survives, what is refused, what is kept aside."""
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import replace
 from random import Random
-from typing import Any
 
 import pytest
 
+from isochrone.core.ids import SiteName
 from isochrone.core.metering.event import Tokens, UsageEvent
 from isochrone.gateway import journal as journal_module
 from isochrone.gateway.journal import Journal
@@ -31,8 +30,8 @@ def a_journal(disk: MemoryDisk) -> Journal:
 def opening(request: str, *, ingress: str = "sydney") -> UsageEvent:
     event = a_usage_event(request, reporter="recovered")
     return replace(
-        event, ingress_site=ingress, outcome="ingress_lost", tokens=Tokens(), finished_at=
-        event.received_at, total_ms=0.0,
+        event, ingress_site=SiteName(ingress), outcome="ingress_lost", tokens=Tokens(),
+        finished_at=event.received_at, total_ms=0.0,
     )
 
 
@@ -76,10 +75,10 @@ def test_a_killed_gateway_says_what_was_open() -> None:
         disk.process_died()
         again = a_journal(disk)
         await again.commit()
-        found = {event.request_id: event for event in events_of(again.pending(10))}
+        found = {str(event.request_id): event for event in events_of(again.pending(10))}
         assert sorted(found) == ["done", "hop", "local"]
-        assert found["done"] == a_usage_event("done")  # type: ignore[index]
-        local, hop = found["local"], found["hop"]  # type: ignore[index]
+        assert found["done"] == a_usage_event("done")
+        local, hop = found["local"], found["hop"]
         assert (local.reporter, local.outcome, local.tokens.output) == (
             "recovered", "ingress_lost", 7
         )
@@ -254,7 +253,7 @@ def test_records_are_synced_in_groups(delay_s: float) -> None:
         disk = MemoryDisk()
         journal = a_journal(disk)
         loop = asyncio.get_running_loop()
-        task = loop.create_task(_run(journal.run()))
+        task = loop.create_task(journal.run())
         await asyncio.sleep(delay_s)
         journal.closed(a_usage_event("a"))
         begun = loop.time()
@@ -264,7 +263,3 @@ def test_records_are_synced_in_groups(delay_s: float) -> None:
         await asyncio.wait([task])
 
     run(main())
-
-
-async def _run(work: Coroutine[Any, Any, None]) -> None:
-    await work

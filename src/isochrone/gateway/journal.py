@@ -41,7 +41,6 @@ BATCH_BYTES = 256 * 1024
 EVENT_BYTES = 192 * 1024       # a larger event is kept without its decision
 OPENED_BYTES = 3 * 1024        # so is an opening larger than this
 CLOSING_EXTRA_BYTES = 512      # a closing may be this much longer than the opening
-SLACK_BYTES = 256 * 1024
 FEW_BATCHES = 4                # with more than this waiting, batches are filled before they are cut
 CACHED_BATCHES = 64
 HELD_MOST = 10_000
@@ -55,8 +54,12 @@ log = structlog.get_logger()
 class Journal:
     """Call `recover` once, then `run` for as long as the process serves. One event loop only."""
 
-    def __init__(self, disk: Disk, clock: Clock, gateway_id: str) -> None:
+    def __init__(
+        self, disk: Disk, clock: Clock, gateway_id: str, *, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
         self._disk = disk
+        self._segment_bytes = segment_bytes
+        self._slack_bytes = segment_bytes // 16
         self._clock = clock
         self._site = gateway_id
         self._segments: list[JournalSegment] = []  # oldest first; the current one is the last
@@ -66,7 +69,8 @@ class Journal:
         self._open: dict[RequestId, OpenRequest] = {}
         self._reserved_bytes = 0
         self._held: list[UsageEvent] = []  # closed, but there was no room to write it
-        self._full = "not opened yet"
+        self._full = "not opened yet"  # the last reason why room was missing
+        self._may_grow = True          # False after a failed try, until the next commit
         self._sync_began_ns: int | None = None
         self._dirty = asyncio.Event()
         self._committing = asyncio.Lock()
@@ -104,7 +108,9 @@ class Journal:
 
     def refusal(self) -> str | None:
         """Why no new request may be served now, or None."""
-        if self._current is None or self._room_bytes() < self._reserved_bytes + SLACK_BYTES:
+        if self._is_scarce() and self._may_grow:
+            self._make_room()
+        if self._current is None or self._is_scarce():
             return f"no room on the journal's disk ({self._full})"
         if self._held:
             return f"{len(self._held)} closing records wait for the journal's disk"
@@ -138,7 +144,7 @@ class Journal:
     def progress(self, request_id: RequestId, tokens: Tokens) -> None:
         """Note how far an open request has come: once a PROGRESS_S, not when room is scarce."""
         opened = self._open.get(request_id)
-        if opened is None or self._room_bytes() < self._reserved_bytes + SLACK_BYTES:
+        if opened is None or self._is_scarce():
             return
         at, before = self._clock.wall_ns(), opened.progress
         if before is not None and 0 <= at - before.at < PROGRESS_S * 1e9:
@@ -149,9 +155,8 @@ class Journal:
 
     def closed(self, event: UsageEvent) -> None:
         """Record how a request ended. Never fails: without room, it is held and work is refused."""
-        scarce = self._room_bytes() < self._reserved_bytes + SLACK_BYTES
         body = fleet.encode(event)
-        if event.decision is not None and (scarce or len(body) > EVENT_BYTES):
+        if event.decision is not None and (self._is_scarce() or len(body) > EVENT_BYTES):
             body = fleet.encode(replace(event, decision=None))
         if not self._append_closed(body):
             log.error("usage_held", request=event.request_id, why=self._full)
@@ -181,6 +186,7 @@ class Journal:
     async def commit(self) -> None:
         """Cut a batch, sync everything written so far, delete what is done with."""
         async with self._committing:
+            self._may_grow = True
             self._make_room()
             held, self._held = self._held, []
             for event in held:
@@ -217,7 +223,7 @@ class Journal:
         for segment in self._segments:
             if segment.name == pending.segment:
                 segment.batches.pop(pending.offset, None)
-        if self._room_bytes() >= self._reserved_bytes + SLACK_BYTES:
+        if not self._is_scarce():
             note = Shipped(segment=pending.segment, offset=pending.offset)
             self._append(records.SHIPPED, fleet.encode(note))
         self._dirty.set()
@@ -231,7 +237,7 @@ class Journal:
             current = self._current
             if current is None:
                 return None
-            fits = current.size_bytes + size_bytes + HEAD_BYTES <= SEGMENT_BYTES
+            fits = current.size_bytes + size_bytes + HEAD_BYTES <= self._segment_bytes
             if fits and self._write(current, kind, body):
                 return current
             self._rotate()
@@ -297,11 +303,11 @@ class Journal:
         number = max(self._clock.wall_ns(), self._last_number + 1)
         name = f"{_PREFIX}{number:020d}"
         try:
-            handle = self._disk.create(name, reserve_bytes=SEGMENT_BYTES)
+            handle = self._disk.create(name, reserve_bytes=self._segment_bytes)
         except OSError as error:
             if self._full != str(error):
                 log.error("journal_no_room", why=str(error))
-            self._full = str(error)
+            self._full, self._may_grow = str(error), False
             return False
         self._last_number, self._full = number, _ALL_USED
         self._spares.append(JournalSegment(name, handle))
@@ -309,15 +315,20 @@ class Journal:
 
     def _make_room(self) -> None:
         """Keep one segment more than the open requests need."""
-        while self._room_bytes() < self._reserved_bytes + SEGMENT_BYTES and self._make_spare():
+        wanted = self._reserved_bytes + self._segment_bytes
+        while self._room_bytes() < wanted and self._make_spare():
             pass
         if self._current is None:
             self._rotate()
 
     def _room_bytes(self) -> int:
         current = self._current
-        rest = 0 if current is None else SEGMENT_BYTES - current.size_bytes - HEAD_BYTES
-        return max(rest, 0) + SEGMENT_BYTES * len(self._spares)
+        rest = 0 if current is None else self._segment_bytes - current.size_bytes - HEAD_BYTES
+        return max(rest, 0) + self._segment_bytes * len(self._spares)
+
+    def _is_scarce(self) -> bool:
+        """Only closings may be written: what is left is reserved for them."""
+        return self._room_bytes() < self._reserved_bytes + self._slack_bytes
 
     def _forget(self, request_id: RequestId) -> None:
         opened = self._open.pop(request_id, None)
@@ -378,7 +389,7 @@ class Journal:
             opened = self._open.get(request_id)
             if opened is None or not opened.body:
                 continue
-            if self._room_bytes() < self._reserved_bytes + SLACK_BYTES:
+            if self._is_scarce():
                 return
             home = self._append(records.OPENED, opened.body)
             if home is None:
