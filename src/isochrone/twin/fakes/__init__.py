@@ -1,0 +1,1 @@
+"""Fakes of the ports, each held to the contract suite of its live adapter."""
