@@ -134,6 +134,7 @@ def _events(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
                 continue
             data = line[5:].strip()
             if data == b"[DONE]":
+                answer.read()  # to the very end: closing earlier looks like leaving
                 return
             event = json.loads(data)
             if "error" in event:
