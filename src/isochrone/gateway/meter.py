@@ -17,6 +17,9 @@ __all__ = ["MAX_EVENT_BYTES", "StreamMeter", "tokens_of_answer"]
 # An event beyond this is forwarded as it comes and counted as one event, unread.
 MAX_EVENT_BYTES = 256 * 1024
 
+# Behind the first event of a read, this much is worth trying to take at once.
+PLAIN_BYTES = 1024
+
 # Two line ends of any of the three kinds. A carriage return at the end of what has arrived may be
 # half of a line end, so it never ends an event by itself.
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?=\r))(?:\r\n|\n|\r(?=[^\n]))")
@@ -90,6 +93,7 @@ class StreamMeter:
         look_from = max(len(self._held) - 3, 0)
         sent = self._held_sent
         begin = 0
+        first = True
         pieces: list[bytes] = []
         while (end := _event_end(buffer, look_from)) > 0:
             if self._skipping or end - begin > MAX_EVENT_BYTES:
@@ -99,6 +103,9 @@ class StreamMeter:
                 pieces.append(buffer[sent:begin])
                 sent = end
             begin = look_from = end
+            if first and len(buffer) - begin > PLAIN_BYTES and self._n == 1:
+                begin = look_from = self._skip_plain(buffer, begin)
+            first = False
         if self._skipping or len(buffer) - begin > MAX_EVENT_BYTES:
             self._skipping = True
             self._held = buffer[-3:] if begin < len(buffer) - 3 else buffer[begin:]
@@ -111,6 +118,12 @@ class StreamMeter:
             return buffer[sent:begin]
         pieces.append(buffer[sent:begin])
         return b"".join(pieces)
+
+    def _skip_plain(self, buffer: bytes, begin: int) -> int:
+        """Account for the plain events from `begin` to the one that finishes; where they end."""
+        finish = buffer.find(b'"finish_reason":"', begin)
+        end = buffer.rfind(b"\n\n", begin, finish if finish >= 0 else len(buffer)) + 2
+        return end if end > begin and self._take_plain(buffer[begin:end]) else begin
 
     def _take_plain(self, data: bytes) -> bool:
         """Account for a whole read at once, if each of its events is one line of text and nothing
