@@ -8,6 +8,7 @@ earlier start, at the same addresses, do not wait for control.
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from isochrone.adapters.nats.identity import load_secrets
 from isochrone.adapters.postgres import server as postgres
 from isochrone.agent.settings import AgentSettings
 from isochrone.control.settings import ControlSettings
-from isochrone.core.errors import InvalidInput, Unavailable
+from isochrone.core.errors import Forbidden, InvalidInput, Unavailable
 from isochrone.core.world.world import World
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.wiring.control_api import ControlApi
@@ -88,17 +89,30 @@ class LocalCloud:
         await self.supervisor.stop(["nats"])
         await self.supervisor.stop(["postgres"])
 
-    def first_key(self) -> str:
-        """The API key that `up` prints: made once, kept in secrets/api.key."""
-        if (kept := self.state.api_key) is not None:
+    def customer_key(self) -> str:
+        """The API key that `up` prints and keeps in secrets/api.key.
+
+        A new one is made the first time, and when the book does not take the kept one any more
+        (it was revoked, or the book is a new one).
+        """
+        kept = self.state.api_key
+        if kept is not None and self._accepted(kept):
             return kept
         # The same idempotency key gives the same secret, so a lost reply leaves no stray key.
+        after = sha256((kept or "none").encode()).hexdigest()[:16]
         made = self.api.post(
-            "keys", {"name": "first key of isochrone up", "residency": ["any"], "transit": ["any"]},
-            idempotency_key="isochrone-up-first-key",
+            "keys", {"name": "made by isochrone up", "residency": ["any"], "transit": ["any"]},
+            idempotency_key=f"isochrone-up-after-{after}",
         )
         write_private(self.state.secret("api.key"), f"{made['key']}\n".encode())
         return str(made["key"])
+
+    def _accepted(self, key: str) -> bool:
+        try:
+            ControlApi(self.control_url, key, timeout_s=API_TIMEOUT_S).get("usage", {"limit": 1})
+        except Forbidden:
+            return False
+        return True
 
     async def _start_postgres(self) -> str:
         """Start PostgreSQL and return its connection string."""

@@ -19,7 +19,7 @@ from isochrone.wiring.local.cloud import LocalCloud, Tell
 from isochrone.wiring.local.ports import Claims, choose_ports
 from isochrone.wiring.local.state import State, open_state
 from isochrone.wiring.local.supervise import Note, Supervisor, trim_log
-from isochrone.wiring.local.watch import keep_up_json, wait_ready, write_up
+from isochrone.wiring.local.watch import keep_up_json, wait_known, wait_ready, write_up
 from isochrone.wiring.local.world import choose_world
 
 READY_DEADLINE_S = 180.0
@@ -90,7 +90,8 @@ async def _serve(
 ) -> None:
     await cloud.start()
     status = await wait_ready(cloud, deadline_s=READY_DEADLINE_S)
-    key = await asyncio.to_thread(cloud.first_key)
+    key = await asyncio.to_thread(cloud.customer_key)
+    await wait_known(cloud, key, deadline_s=READY_DEADLINE_S)
     content = write_up(cloud, key, status)
     on_ready(content)
     async with asyncio.TaskGroup() as tasks:

@@ -18,6 +18,7 @@ from isochrone.wiring.local.ready import http_status
 from isochrone.wiring.private_file import write_private
 
 POLL_S = 0.2
+KNOWN_POLL_S = 0.05
 KEEP_S = 1.0
 GIVE_UP_RESTARTS = 3
 
@@ -103,6 +104,23 @@ async def wait_ready(cloud: LocalCloud, *, deadline_s: float) -> Mapping[str, An
         raise Unavailable(
             f"not ready within {deadline_s:.0f} s ({waiting or 'control does not answer'}); "
             f"logs are in {cloud.state.path('logs')} and {cloud.state.path('sites')}"
+        ) from None
+
+
+async def wait_known(cloud: LocalCloud, key: str, *, deadline_s: float) -> None:
+    """Return once every gateway takes `key`: what is printed must work at once."""
+    waiting = dict(cloud.sites)
+    try:
+        async with asyncio.timeout(deadline_s):
+            while waiting:
+                for name, port in list(waiting.items()):
+                    if await http_status(HOST, port, "/v1/models", key=key) == 200:
+                        del waiting[name]
+                await asyncio.sleep(KNOWN_POLL_S if waiting else 0)
+    except TimeoutError:
+        raise Unavailable(
+            f"the gateways of {', '.join(waiting)} did not learn the API key within "
+            f"{deadline_s:.0f} s; logs are in {cloud.state.path('logs')}"
         ) from None
 
 
