@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from isochrone.core.ids import ModelName, OrgId, PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
+from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.choose import RouteRequest
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.table import RoutingTable, compile_table
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 from isochrone.core.world.model import Model
 from isochrone.core.world.site import Link, Site
-from isochrone.core.world.tenant import Policy
+from isochrone.core.world.tenant import Class, Policy
 from isochrone.core.world.view import View
 
 MODEL = ModelName("tiny")
@@ -140,13 +141,21 @@ def idle_loads(view: View, now_ns: int = 0) -> Loads:
     return loads
 
 
-def a_request(**changes: object) -> RouteRequest:
-    """A short interactive request of an unbound key; `changes` are fields of `RouteRequest`."""
-    fields: dict[str, object] = {
-        "model": MODEL,
-        "policy_id": ANYWHERE,
-        "class_": "on_demand",
-        "prompt_tokens": 100,
-        "output_tokens": 100,
-    }
-    return RouteRequest(**(fields | changes))  # type: ignore[arg-type]  # a bag of fields on purpose
+def a_request(
+    *,
+    model: str = MODEL,
+    policy_id: str = ANYWHERE,
+    class_: Class = "on_demand",
+    prompt_tokens: int = 100,
+    output_tokens: int = 100,
+    tried: tuple[Refused, ...] = (),
+) -> RouteRequest:
+    """A short interactive request of an unbound key."""
+    return RouteRequest(
+        model=ModelName(model),
+        policy_id=PolicyId(policy_id),
+        class_=class_,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        tried=tried,
+    )

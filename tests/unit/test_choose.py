@@ -1,12 +1,14 @@
 """Choosing a site: the worked example of docs/routing.md, each refusal, ties, and the table."""
 
+from collections.abc import Sequence
+
 import pytest
 
-from isochrone.core.ids import ModelName, PolicyId, SiteName
+from isochrone.core.ids import ModelName, PolicyId, ReplicaId, SiteName
 from isochrone.core.residency.rule import Admitted, Denied
 from isochrone.core.rng import stream
 from isochrone.core.routing.choice import Choice, Refused
-from isochrone.core.routing.choose import choose
+from isochrone.core.routing.choose import RouteRequest, choose
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.replica import ReplicaSlots, choose_replica
 from isochrone.core.routing.table import compile_table
@@ -30,18 +32,25 @@ FRANKFURT = a_site("frankfurt", "DE")
 ASHBURN = a_site("ashburn", "US")
 RTT_MS = {"frankfurt": 290.0, "ashburn": 206.0}
 DE = a_policy("de", ("DE",), ("DE",))
+OF_DE = a_request(policy_id="de")
 
 
-def world(**changes: object) -> View:
+def world(*, own_site: str = "sydney", serving: Sequence[str] | None = None) -> View:
     return a_view(
-        [SYDNEY, FRANKFURT, ASHBURN], rtt_ms=RTT_MS, policies=[DE], **changes,  # type: ignore[arg-type]
+        [SYDNEY, FRANKFURT, ASHBURN],
+        own_site=own_site, rtt_ms=RTT_MS, policies=[DE], serving=serving,
     )
 
 
-def decide(view: View, loads: Loads | None = None, now_ns: int = 0, **request: object) -> Choice:
-    return choose(
-        a_request(**request), a_table(view), loads or idle_loads(view), now_ns, stream(1, "test")
-    )
+def decide(
+    view: View,
+    loads: Loads | None = None,
+    request: RouteRequest | None = None,
+    *,
+    now_ns: int = 0,
+) -> Choice:
+    loads = loads or idle_loads(view)
+    return choose(request or a_request(), a_table(view), loads, now_ns, stream(1, "test"))
 
 
 def refusals(choice: Choice) -> dict[str, str]:
@@ -81,7 +90,7 @@ def test_worked_example_interactive() -> None:
 
 
 def test_worked_example_batch_adds_the_answer() -> None:
-    choice = decide(*worked_example(), class_="batch")
+    choice = decide(*worked_example(), a_request(class_="batch"))
     costs = {each.site: (each.decode_ms, each.cost_ms) for each in choice.candidates}
     assert costs == {
         "ashburn": (1000.0, 1366.0),
@@ -100,7 +109,7 @@ def test_worked_example_own_dispatches() -> None:
 
 
 def test_residency_refuses_and_says_so() -> None:
-    choice = decide(world(), policy_id="de")
+    choice = decide(world(), request=OF_DE)
     assert [each.site for each in choice.candidates] == ["frankfurt"]
     assert choice.refused == (
         Refused(site=ASHBURN.name, rule="residency", detail="the site is in US, the policy "
@@ -114,23 +123,23 @@ def test_allowed_but_unhealthy_is_not_the_same_as_not_allowed() -> None:
     view = world()
     loads = idle_loads(view)
     loads.heard(a_digest("frankfurt", a_load(ready=0), sequence=2), 0)
-    unhealthy = decide(view, loads, policy_id="de")
+    unhealthy = decide(view, loads, OF_DE)
     assert (unhealthy.candidates, unhealthy.allowed_exists) == ((), True)
     assert refusals(unhealthy)["frankfurt"] == "no_ready_replica"
-    elsewhere = decide(world(serving=["sydney", "ashburn"]), policy_id="de")
+    elsewhere = decide(world(serving=["sydney", "ashburn"]), request=OF_DE)
     assert (elsewhere.candidates, elsewhere.allowed_exists) == ((), False)
     assert refusals(elsewhere)["frankfurt"] == "model_not_served"
 
 
 def test_an_unknown_policy_opens_nothing() -> None:
-    choice = decide(world(), policy_id="revoked")
+    choice = decide(world(), request=a_request(policy_id="revoked"))
     assert choice.candidates == ()
     assert set(refusals(choice).values()) == {"residency"}
     assert not choice.allowed_exists
 
 
 def test_an_unknown_model_is_served_nowhere() -> None:
-    choice = decide(world(), model="other")
+    choice = decide(world(), request=a_request(model="other"))
     assert set(refusals(choice).values()) == {"model_not_served"}
     assert not a_table(world()).is_served(ModelName("other"))
 
@@ -143,7 +152,7 @@ def test_lasting_refusals() -> None:
         a_site("nowhere", country=None),
     ]
     view = a_view(sites, policies=[a_policy("au", ("AU",))])
-    choice = decide(view, policy_id="au")
+    choice = decide(view, request=a_request(policy_id="au"))
     assert [each.site for each in choice.candidates] == ["here"]
     assert refusals(choice) == {
         "emptied": "draining",
@@ -186,7 +195,7 @@ def test_passing_refusals_state_their_numbers() -> None:
 
 def test_a_site_that_was_tried_is_not_tried_again() -> None:
     earlier = Refused(site=SYDNEY.name, rule="no_ready_replica", detail="its engine died")
-    choice = decide(world(), tried=(earlier,))
+    choice = decide(world(), request=a_request(tried=(earlier,)))
     assert [each.site for each in choice.candidates] == ["ashburn", "frankfurt"]
     assert choice.refused == (
         Refused(
@@ -218,7 +227,9 @@ def test_rates_not_measured_yet_are_seeded() -> None:
     view = a_view([a_site("here")])
     loads = Loads()
     loads.heard(a_digest("here", a_load(prefill_tok_s=0, decode_tok_s=0)), 0)
-    choice = decide(view, loads, class_="batch", prompt_tokens=20, output_tokens=1)
+    choice = decide(
+        view, loads, a_request(class_="batch", prompt_tokens=20, output_tokens=1)
+    )
     assert (choice.candidates[0].prefill_ms, choice.candidates[0].decode_ms) == (100.0, 100.0)
 
 
@@ -279,7 +290,7 @@ def test_remembered_shortlists_are_bounded_and_stay_right() -> None:
 
 
 def slots(replica: str, running: int, of: int = 4, *, ready: bool = True) -> ReplicaSlots:
-    return ReplicaSlots(id=replica, ready=ready, running=running, slots=of)  # type: ignore[arg-type]
+    return ReplicaSlots(id=ReplicaId(replica), ready=ready, running=running, slots=of)
 
 
 @pytest.mark.parametrize(
