@@ -66,10 +66,6 @@ def state_folder(state: Path | None) -> Path:
     return state if state is not None else default_folder(os.environ)
 
 
-def environment() -> Mapping[str, str]:
-    return os.environ
-
-
 def find_cloud(state: Path | None, url: str | None, key: str | None) -> Cloud:
     """The cloud that the options name. Raises InvalidInput or Unavailable with what to do."""
     if state is None:
