@@ -1,0 +1,115 @@
+"""Every process in turn is killed with -9 under load: each request is in the book exactly once."""
+
+import os
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from isochrone.core.errors import Unavailable
+from tests.rig.cloud import Cloud
+from tests.rig.load import Load, Result
+from tests.rig.waiting import gone, wait_until
+
+pytestmark = pytest.mark.rig
+
+SITES = ("sydney", "frankfurt", "ashburn")
+LOAD_S = 1.5
+EVIDENCE_WAIT_S = 30.0
+
+
+def settle(cloud: Cloud, name: str, results: list[Result]) -> dict[str, dict[str, object]]:
+    """Booked rows of this load by the client's own id, once every answered request is there."""
+    # A request whose head was seen is in the book; one that was sent without an answer may be. A
+    # gateway without a view yet cannot tell whose request it refuses.
+    answered = {
+        one.own_id for one in results if one.request_id is not None and one.reason != "starting"
+    }
+    rows: dict[str, dict[str, object]] = {}
+
+    def complete() -> bool:
+        try:
+            found = [
+                row for row in cloud.api.items("usage")
+                if str(row["client_request_id"]).startswith(f"{name}-")
+            ]
+        except Unavailable:
+            return False  # control, or its book, is just coming back
+        counts = Counter(str(row["client_request_id"]) for row in found)
+        assert all(count == 1 for count in counts.values()), "a request was counted twice"
+        rows.update({str(row["client_request_id"]): row for row in found})
+        return answered <= set(counts)
+
+    try:
+        wait_until(complete, "every answered request is booked", deadline_s=EVIDENCE_WAIT_S + 60)
+    except AssertionError as error:
+        missing = [one for one in results if one.own_id in answered - set(rows)]
+        raise AssertionError(f"{error}; missing: {missing[:20]} of {len(results)}") from error
+    sent = {one.own_id for one in results if one.sent}
+    assert set(rows) <= sent
+    return rows
+
+
+@pytest.mark.parametrize(
+    "victim",
+    ["gateway sydney", "gateway frankfurt", "replica frankfurt", "control", "nats", "postgres"],
+)
+def test_nothing_is_lost_or_counted_twice(cloud: Cloud, victim: str) -> None:
+    name = f"kill-{victim.replace(' ', '-')}-{time.monotonic_ns()}"
+    endpoints = [(site, cloud.endpoint(site)) for site in SITES]
+    load = Load(endpoints, cloud.up["api_key"], name=name).start()
+    try:
+        time.sleep(LOAD_S)
+        pid = cloud.pids()[victim]
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: gone(pid), "it is dead")
+        wait_until(lambda: cloud.pids().get(victim) not in (None, pid), f"{victim} is back")
+        wait_until(lambda: all(cloud.chats(site) for site in SITES), "every gateway answers")
+        time.sleep(LOAD_S)
+    finally:
+        results = load.stop()
+    rows = settle(cloud, name, results)
+    whole = [one for one in results if one.whole and one.status == 200]
+    assert len(whole) > 20
+    for one in whole:
+        row = rows[one.own_id]
+        assert row["id"] == one.request_id
+        assert (row["outcome"], row["source"]) == ("finished", "engine")
+        assert row["site"] == one.served_at
+    if victim in ("control", "nats", "postgres"):
+        # None of these is on the path of a request.
+        assert len(whole) == len(results)
+    for one in results:
+        if one.request_id is not None and not one.whole:
+            assert rows[one.own_id]["outcome"] in ("engine_lost", "ingress_lost", "client_gone")
+
+
+def test_control_may_be_away(cloud: Cloud) -> None:
+    """Frozen for 30 s: every gateway serves, keys and policies hold, usage waits and arrives."""
+    bound = cloud.api.post(
+        "keys", {"name": "bound", "residency": ["DE"], "transit": ["any"]}, idempotency_key="away"
+    )["key"]
+    wait_until(lambda: cloud.chats("sydney", key=bound), "the key is known")
+    control = cloud.pids()["control"]
+    assert control is not None
+    name = f"away-{time.monotonic_ns()}"
+    os.kill(control, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        endpoints = [(site, cloud.endpoint(site)) for site in SITES]
+        load = Load(endpoints, cloud.up["api_key"], name=name, threads=1, max_tokens=4).start()
+        while time.monotonic() - began < 30:
+            for site in SITES:
+                assert cloud.chat(site, key=bound, max_tokens=2).headers[
+                    "x-isochrone-site"
+                ] == "frankfurt"
+                assert cloud.chat(site, key="iso_unknown", max_tokens=2).status == 401
+            time.sleep(1)
+        results = load.stop()
+    finally:
+        os.kill(control, signal.SIGCONT)
+    assert all(one.whole and one.status == 200 for one in results)
+    rows = settle(cloud, name, results)
+    assert len(rows) == len(results)
