@@ -441,3 +441,25 @@ def test_a_full_disk_refuses_work_before_serving_it() -> None:
         assert (await ask(site, get("/ready"))).status == 503
 
     run(main)
+
+
+def test_a_client_that_does_not_read_one_answer_holds_back_the_next() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        site = await one_site(cloud)
+        engine = site.engines[0]
+        engine.chunks, engine.chunk_bytes = 300, 100_000
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.port, limit=2**12)
+        writer.write(post(chat_body(stream=True)) * 3)
+        sent = -1
+        while sent != engine.sent_bytes or not sent:  # until the engine stands still
+            sent = engine.sent_bytes
+            await asyncio.sleep(0.2)
+        assert sent < 40_000_000
+        ends = 0
+        while ends < 3:
+            piece = await reader.read(2**20)
+            assert piece
+            ends += piece.count(b"[DONE]")
+        writer.transport.abort()
+
+    run(main)

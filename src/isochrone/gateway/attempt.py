@@ -33,7 +33,6 @@ class Attempt:
         "_connection",
         "_exchange",
         "_over",
-        "_reading",
         "_size",
         "content_type",
         "meter",
@@ -50,7 +49,6 @@ class Attempt:
         self._exchange = exchange
         self._connection: UpstreamConnection | None = None
         self._over = False
-        self._reading = True
         self._size = 0
         self.target = target
         self.replica_id = target.replica.id if target.replica is not None else None
@@ -80,7 +78,6 @@ class Attempt:
 
     def set_reading(self, reading: bool) -> None:
         """Pause or resume with the client."""
-        self._reading = reading
         if self._connection is not None:
             self._connection.set_reading(reading)
 
@@ -110,6 +107,8 @@ class Attempt:
             return
         self._exchange.mark_sent()
         connection.send(data, self)
+        if self._exchange.client_is_slow:
+            connection.set_reading(False)
 
     def _peer_request(self) -> bytes:
         exchange, context = self._exchange, self._exchange.context

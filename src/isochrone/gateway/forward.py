@@ -85,6 +85,11 @@ class Exchange:
         return self.parsed
 
     @property
+    def client_is_slow(self) -> bool:
+        """Whether the client has still to take what it was sent, perhaps by an earlier answer."""
+        return self._connection.paused
+
+    @property
     def client_gets_usage(self) -> bool:
         """A peer always gets the usage event: it meters too, and withholds it from its client."""
         return self.hop is not None or self.request.wants_usage
@@ -467,5 +472,6 @@ class Exchange:
             if self._opened or reason != "journal":
                 context.journal.closed(event)
             context.log.request(event)
+        self.attempt = None  # breaks the cycle with it, so that no collection is needed
         if outcome != "client_gone":
             self.reply.close()
