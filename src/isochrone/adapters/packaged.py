@@ -78,6 +78,18 @@ def bundled_model(name: str) -> Path:
     return folder / name
 
 
+def bundled_trace(name: str) -> Path:
+    """Path of a recorded trace that the package ships; raises NotFound with the names that exist.
+
+    `name` is the file's name without its endings, as in `azure-conv-sample`.
+    """
+    found = {path.name.partition(".")[0]: path for path in sorted((DATA / "traces").iterdir())}
+    found.pop("README", None)
+    if name not in found:
+        raise NotFound(f"no bundled trace {name!r}; the package ships: {', '.join(found)}")
+    return found[name]
+
+
 def default_world() -> str:
     """The world file of `isochrone up` without `--sites`: three sites, one model."""
     return (DATA / "worlds" / "three-sites.toml").read_text(encoding="utf-8")
