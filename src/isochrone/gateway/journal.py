@@ -127,15 +127,15 @@ class Journal:
         refused = self.refusal()
         if refused is not None:
             return refused
-        bare = fleet.encode(replace(event, decision=None))
-        body = bare if event.decision is None else fleet.encode(event)
-        if len(body) > OPENED_BYTES:
-            body = bare
+        body = fleet.encode(event)
+        if event.decision is not None and len(body) > OPENED_BYTES:
+            body = fleet.encode(replace(event, decision=None))
         home = self._append(records.OPENED, body)
         if home is None:
             return f"the journal's disk does not take records ({self._full})"
         self._forget(event.request_id)
-        room_bytes = len(bare) + HEAD_BYTES + CLOSING_EXTRA_BYTES
+        # Enough for a closing without its decision; one that the opening carried is room to spare.
+        room_bytes = len(body) + HEAD_BYTES + CLOSING_EXTRA_BYTES
         self._open[event.request_id] = OpenRequest(body, room_bytes)
         self._reserved_bytes += room_bytes
         home.open.add(event.request_id)
