@@ -1,6 +1,7 @@
 """The client commands on a real cloud: tables for people, JSON for scripts, errors of one line."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,20 @@ def test_a_cloud_can_be_named_by_url(cloud: Cloud) -> None:
     assert done.returncode == 0, done
 
 
+def test_a_recorded_trace_is_replayed_and_booked_once(cloud: Cloud, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    options = ("--limit", "20", "--speed", "20", "--verify", "--out", str(out))
+    told = _told(cloud, "replay", "azure-conv-sample", *options)
+    assert "the book agrees: 20 requests booked once" in told
+    assert "rows altered" in told
+    report = json.loads(out.read_bytes())
+    assert report["whole"]["requests"] == report["whole"]["finished"] == 20
+    assert report["errors"] == {}
+    assert sum(group["requests"] for group in report["by_site"]) == 20
+    two = ("--limit", "2", "--speed", "99", "--site", "frankfurt", "--out", str(out))
+    assert _json(cloud, "replay", "mooncake-conv-sample", *two)["format"] == "mooncake"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -103,6 +118,9 @@ def test_a_cloud_can_be_named_by_url(cloud: Cloud) -> None:
         (("chat", "Hi", "--site", "atlantis"), 2, "atlantis"),
         (("chat", "Hi", "--model", "gpt-9"), 1, "gpt-9"),
         (("status", "--key", "isoadm_wrong"), 1, "key"),
+        (("replay", "nothing.csv"), 2, "packaged: azure-conv-sample"),
+        (("replay", "azure-conv-sample", "--site", "atlantis"), 2, "atlantis"),
+        (("replay", "azure-conv-sample", "--speed", "0"), 2, "speed"),
     ],
 )
 def test_errors_are_one_line(

@@ -47,15 +47,18 @@ class Cloud:
     def api(self) -> ControlApi:
         return ControlApi(self.control, self.key)
 
+    def endpoints(self) -> list[tuple[str, str]]:
+        """Name and /v1 URL of every site's gateway."""
+        if self.up is not None:
+            return [(one["name"], one["endpoint"]) for one in self.up["sites"]]
+        sites = self.api.items("sites")
+        return [(one["name"], one["public_url"]) for one in sites if one["public_url"]]
+
     def endpoint(self, site: str | None) -> str:
         """The /v1 URL of the gateway at `site`, or of the first site."""
-        places: list[tuple[str, str]]
-        if self.up is not None:
-            places = [(one["name"], one["endpoint"]) for one in self.up["sites"]]
-        else:
-            places = [(one["name"], one["public_url"]) for one in self.api.items("sites")]
+        places = self.endpoints()
         for name, endpoint in places:
-            if site in (None, name) and endpoint:
+            if site in (None, name):
                 return endpoint
         known = ", ".join(name for name, _ in places) or "none"
         raise InvalidInput([f"there is no site {site!r}; known sites: {known}"])
