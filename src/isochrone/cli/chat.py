@@ -97,7 +97,7 @@ def _ask(
     base: str, key: str, method: str, path: str, body: object
 ) -> http.client.HTTPResponse:
     """The answer's head has come and is a success; raises a typed error otherwise."""
-    from isochrone.wiring.control_api import connection
+    from isochrone.wiring.control_api import connection, reason_of
 
     link, prefix = connection(base, timeout_s=TIMEOUT_S)
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
@@ -109,7 +109,9 @@ def _ask(
             return answer
         content = answer.read()
     except (OSError, http.client.HTTPException) as error:
-        raise Unavailable(f"gateway at {base} does not answer ({error}); is it up?") from error
+        raise Unavailable(
+            f"gateway at {base} does not answer ({reason_of(error)}); is it up?"
+        ) from error
     raise _refusal(answer.status, answer.headers.get("x-isochrone-reason"), content)
 
 

@@ -86,7 +86,7 @@ class ControlApi:
             content = answer.read()
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(
-                f"control at {self.url} does not answer ({_reason(error)}); is the cloud up?"
+                f"control at {self.url} does not answer ({reason_of(error)}); is the cloud up?"
             ) from error
         finally:
             link.close()
@@ -95,7 +95,8 @@ class ControlApi:
         return _decoded(self.url, content) if content else None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Short words for a connection that failed."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
