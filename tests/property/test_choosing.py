@@ -34,7 +34,8 @@ COUNTRIES = st.sampled_from([None, "AU", "DE", "FR", "NA", "NO", "US", "XX"])
 TERMS = st.sampled_from(["AU", "DE", "FR", "NA", "NO", "US", "EU", "EEA", "ZZ"])
 AXES = st.just(("any",)) | st.lists(TERMS, max_size=3, unique=True).map(tuple)
 COUNTS = st.integers(0, 5000)
-RATES = st.floats(0, 50_000, allow_nan=False)
+REPORTED = st.integers(-2, 5000)
+RATES = st.floats(0, 50_000) | st.floats()  # a digest is another site's word
 
 
 @st.composite
@@ -69,10 +70,10 @@ def some_load(draw: st.DrawFn) -> DeploymentLoad:
     return a_load(
         ready=draw(st.sampled_from([1, 1, 2, 4, 0])),
         slots=draw(st.integers(0, 16)),
-        running=draw(st.integers(0, 16)),
-        waiting=draw(st.integers(0, 50)),
-        prompt_tokens=draw(COUNTS),
-        output_tokens=draw(COUNTS),
+        running=draw(st.integers(-1, 16)),
+        waiting=draw(st.integers(-1, 50)),
+        prompt_tokens=draw(REPORTED),
+        output_tokens=draw(REPORTED),
         prefill_tok_s=draw(RATES),
         decode_tok_s=draw(RATES),
     )

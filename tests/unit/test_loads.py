@@ -1,5 +1,7 @@
 """Loads: digests, own dispatches between them, and sites that do not answer."""
 
+import pytest
+
 from isochrone.core.estimate.service import NO_WORK, Work
 from isochrone.core.ids import SiteName
 from isochrone.core.routing.loads import Loads
@@ -29,6 +31,23 @@ def test_a_digest_states_the_work_ahead() -> None:
     load = a_load(running=2, waiting=3, prompt_tokens=50, output_tokens=70)
     assert loads.heard(a_digest(SITE, load), 5)
     assert ahead(loads) == Work(requests=5, prompt_tokens=50, output_tokens=70)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1.0, 5e-324, 1e300])
+def test_an_impossible_rate_counts_as_not_measured(rate: float) -> None:
+    loads = Loads()
+    loads.heard(a_digest(SITE, a_load(decode_tok_s=rate)), 0)
+    known = loads.of(SITE)
+    assert known is not None
+    assert known.models[MODEL].servers is None
+    assert known.models[MODEL].load.decode_tok_s == 0
+
+
+def test_negative_counts_do_not_make_a_site_cheaper() -> None:
+    loads = Loads()
+    negative = a_load(running=-5, waiting=-1, prompt_tokens=-100, output_tokens=-100)
+    loads.heard(a_digest(SITE, negative), 0)
+    assert ahead(loads) == NO_WORK
 
 
 def test_older_and_repeated_digests_are_ignored() -> None:

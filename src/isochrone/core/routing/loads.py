@@ -4,7 +4,7 @@ A digest is about a second old, and a second is long: without the correction eve
 send all of it to the site that looked idle. Mutable, owned by one event loop; time is an argument.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from isochrone.core.estimate.service import NO_WORK, Rates, Servers, Work
 from isochrone.core.ids import ModelName, SiteName
@@ -13,6 +13,10 @@ from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 FIRST_HOLD_NS = 2_000_000_000
 LONGEST_HOLD_NS = 60_000_000_000
 LOSSES_FORGOTTEN_NS = 60_000_000_000  # this long after a hold without another loss: start at 2 s
+
+# Rates outside cannot have been measured.
+SLOWEST_TOK_S = 1e-3
+FASTEST_TOK_S = 1e9
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,7 +86,7 @@ class Loads:
             self._forget(ticket)
         load.models = {
             each.model: ModelLoad(load=each, servers=_servers(each), ahead=_reported(each))
-            for each in digest.loads
+            for each in map(_plausible, digest.loads)
         }
         for model in load.models:
             _recount(load, model)
@@ -145,6 +149,26 @@ class Loads:
         dispatch = load.dispatches.pop(ticket)
         load.own[dispatch.model] -= dispatch.work
         _recount(load, dispatch.model)
+
+
+def _plausible(load: DeploymentLoad) -> DeploymentLoad:
+    """The load with rates that nothing can have (NaN, infinite) as not measured, counts >= 0.
+
+    A digest is another site's word: it may make that site look slow, never break the comparison.
+    """
+
+    def rate(tok_s: float) -> float:
+        return tok_s if SLOWEST_TOK_S <= tok_s <= FASTEST_TOK_S else 0.0
+
+    return replace(
+        load,
+        running=max(load.running, 0),
+        waiting=max(load.waiting, 0),
+        pending_prompt_tokens=max(load.pending_prompt_tokens, 0),
+        pending_output_tokens=max(load.pending_output_tokens, 0),
+        prefill_tok_s=rate(load.prefill_tok_s),
+        decode_tok_s=rate(load.decode_tok_s),
+    )
 
 
 def _servers(load: DeploymentLoad) -> Servers | None:
