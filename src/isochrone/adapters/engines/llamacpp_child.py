@@ -19,7 +19,14 @@ from typing import Any
 HTTP_THREADS_BESIDE_SLOTS = 124
 PREFILL_BATCH = 512
 RAM_CACHE_MIB = 256
+METADATA_BYTES = 1 << 20  # a GGUF's own keys come first, the tokenizer's lists after them
 ERRORS_ONLY = 1
+
+
+def states_pooling(path: str) -> bool:
+    """Whether the model's file says how its token vectors become one vector a text."""
+    with open(path, "rb") as file:
+        return b".pooling_type" in file.read(METADATA_BYTES)
 
 
 def parameters(settings: dict[str, Any]) -> Any:  # xllamacpp has no types
@@ -40,6 +47,9 @@ def parameters(settings: dict[str, Any]) -> Any:  # xllamacpp has no types
     if settings["embeddings"]:
         # A text is embedded in one piece, so it must fit into one batch.
         params.n_batch = params.n_ubatch = max(PREFILL_BATCH, settings["context_tokens"])
+        if not states_pooling(settings["model"]):
+            # A chat model's file says nothing, and one vector a text is what clients expect.
+            params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.n_threads_http = settings["slots"] + HTTP_THREADS_BESIDE_SLOTS

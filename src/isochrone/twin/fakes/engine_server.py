@@ -318,12 +318,14 @@ class _Connection(asyncio.Protocol):
             if self._open_choices == 0:
                 self._answer(200, self._whole())
             return
+        counts = {"usage": choice.usage, "timings": choice.timings}
         part: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-        self._event([{"index": choice.index, **part, "finish_reason": "length"}], {})
+        last = [{"index": choice.index, **part, "finish_reason": "length"}]
+        self._event(last, {} if self._chat else counts)
         if self._open_choices:
             return
-        if (self._ask.get("stream_options") or {}).get("include_usage"):
-            self._event([], {"usage": choice.usage, "timings": choice.timings})
+        if self._chat and (self._ask.get("stream_options") or {}).get("include_usage"):
+            self._event([], counts)
         self._chunk(b"data: [DONE]\n\n")
         self._transport.write(b"0\r\n\r\n")
         self._finish()
