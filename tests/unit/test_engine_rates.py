@@ -1,0 +1,111 @@
+"""What the agent learns from engine counters, and how it reads them from each engine family."""
+
+from dataclasses import replace
+
+import pytest
+
+from isochrone.adapters.engines.counters import LoadReader, family_of, read_series
+from isochrone.agent.rates import (
+    learn,
+    pending_output_tokens,
+    pending_prompt_tokens,
+    seeded,
+)
+from isochrone.core.estimate.service import Rates
+from isochrone.ports.engine import UNKNOWN_LOAD, EngineLoad
+
+SEED = seeded(Rates(prefill_tok_s=100.0, decode_tok_s=10.0))
+IDLE = EngineLoad(
+    running=0, waiting=0, prompt_tokens_total=0, cached_tokens_total=0, output_tokens_total=0,
+    prefill_tok_s=None, decode_tok_s=None,
+)
+
+VLLM = """
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_running{engine="1",model_name="m"} 1.0
+vllm:num_requests_waiting{engine="0",model_name="a } b"} 2.0
+vllm:prompt_tokens_total{engine="0"} 1000.0
+vllm:prefix_cache_hits_total{engine="0"} 400.0
+vllm:generation_tokens_total{engine="0"} 5e2
+vllm:request_prefill_time_seconds_sum{engine="0"} 2.0
+vllm:inter_token_latency_seconds_sum{engine="0"} 10.0
+vllm:inter_token_latency_seconds_count{engine="0"} 490.0
+vllm:request_success_total{finished_reason="stop"} 7.0
+vllm:request_success_total{finished_reason="length"} 1.0
+vllm:some_gauge NaN
+a broken line
+"""
+
+
+def test_a_seed_holds_until_there_is_work() -> None:
+    assert SEED.rates == Rates(prefill_tok_s=100.0, decode_tok_s=10.0)
+    assert learn(SEED, IDLE, IDLE) == SEED
+    assert learn(SEED, UNKNOWN_LOAD, UNKNOWN_LOAD) == SEED
+
+
+def test_work_replaces_the_seed_and_later_work_replaces_earlier() -> None:
+    known, before = SEED, IDLE
+    for rate in (1000.0, 400.0):
+        for _ in range(20):
+            assert before.prompt_tokens_total is not None
+            assert before.output_tokens_total is not None
+            after = replace(
+                before, prompt_tokens_total=before.prompt_tokens_total + 4000,
+                output_tokens_total=before.output_tokens_total + 1000,
+                prefill_tok_s=10 * rate, decode_tok_s=rate,
+            )
+            known, before = learn(known, before, after), after
+        assert known.rates.prefill_tok_s == pytest.approx(10 * rate, rel=0.01)
+        assert known.rates.decode_tok_s == pytest.approx(rate, rel=0.01)
+
+
+def test_a_single_token_says_little() -> None:
+    odd = replace(IDLE, output_tokens_total=1, decode_tok_s=1_000_000.0)
+    assert learn(SEED, IDLE, odd).rates.decode_tok_s < 11
+
+
+def test_an_engine_that_started_anew_teaches_nothing() -> None:
+    old = replace(IDLE, output_tokens_total=900, prompt_tokens_total=900)
+    assert learn(SEED, old, replace(IDLE, decode_tok_s=5.0, prefill_tok_s=5.0)) == SEED
+
+
+def test_lengths_come_from_request_counts_or_from_ages() -> None:
+    known = SEED
+    before = replace(IDLE, requests_total=0)
+    after = replace(
+        before, requests_total=3000, output_tokens_total=60_000, prompt_tokens_total=900_000
+    )
+    counted = learn(known, before, after)
+    assert counted.output_tokens == pytest.approx(20, rel=0.1)
+    assert counted.prompt_tokens == pytest.approx(300, rel=0.02)
+    busy = replace(IDLE, running=4, running_output_tokens=4 * 50)
+    for _ in range(100):
+        known = learn(known, busy, busy)
+    assert known.output_tokens == pytest.approx(50, rel=0.01)
+
+
+def test_pending_work_counts_what_runs_and_what_waits() -> None:
+    load = replace(IDLE, running=2, waiting=3, running_prompt_tokens=100)
+    assert pending_prompt_tokens(SEED, load) == 100 + 3 * SEED.prompt_tokens
+    assert pending_output_tokens(SEED, load) == 5 * SEED.output_tokens
+    assert pending_output_tokens(SEED, UNKNOWN_LOAD) == 0
+
+
+def test_series_of_vllm() -> None:
+    series = read_series(VLLM)
+    assert family_of(series) == "vllm"
+    reader = LoadReader(family="vllm")
+    assert reader.read(series) == EngineLoad(
+        running=4, waiting=2, prompt_tokens_total=600, cached_tokens_total=400,
+        output_tokens_total=500, prefill_tok_s=300.0, decode_tok_s=49.0, requests_total=8,
+    )
+    again = reader.read(series)
+    assert (again.prefill_tok_s, again.decode_tok_s) == (None, None), "no work since"
+
+
+def test_missing_series_are_unknown() -> None:
+    assert LoadReader(family="sglang").read({"sglang:num_running_reqs": 1.0}) == replace(
+        UNKNOWN_LOAD, running=1
+    )
+    assert family_of(read_series("process_cpu_seconds_total 3\n")) is None
