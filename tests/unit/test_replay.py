@@ -198,6 +198,7 @@ def test_the_book_is_compared_request_by_request() -> None:
         a_sent(5, error="lost", request_id=None, status=0),
         a_sent(6, error="no_ingress", sent=False, request_id=None, status=0),
         a_sent(7),
+        a_sent(8, error="status_503:starting", status=503),
     ]
     report = summarise(
         sent, run="x", trace=trace, scaled=fit(trace, context_tokens=4096), model="m",
@@ -214,6 +215,7 @@ def test_the_book_is_compared_request_by_request() -> None:
     assert verdict.double == ("replay-x-2",)
     assert verdict.unlike == ("replay-x-3",)
     assert verdict.unheard == ("replay-x-5",)
+    assert verdict.turned_away == ("replay-x-8",)
     assert verdict.unknown == ("replay-x-9",)
     good = summarise(
         sent[:1], run="x", trace=trace, scaled=fit(trace, context_tokens=4096), model="m",

@@ -9,6 +9,10 @@ import msgspec
 from isochrone.replay.report import Report
 
 
+# Refused before any work: the key was not looked up yet, or the journal takes no records.
+_UNRECORDED = ("starting", "invalid_api_key", "journal")
+
+
 class BookedRow(msgspec.Struct, frozen=True):
     """The fields of one row of `isochrone usage --by request --json` that are needed here."""
 
@@ -24,9 +28,9 @@ class Verdict:
     """What does not agree, by client request id; all empty when the book is right.
 
     `lost`: answered, not booked. `double`: booked more than once. `unlike`: the client's usage is
-    not what was booked. `unheard` is no fault: sent, but no answer came and no gateway had recorded
-    the request, so nothing was served. `unknown` counts booked rows of this replay that it did not
-    send.
+    not what was booked. `unknown`: booked rows of this replay that it did not send. No faults are
+    `unheard` (sent, but no answer came and no gateway had recorded it, so nothing was served) and
+    `turned_away` (refused by a gateway that starts, or cannot record: such a refusal has no event).
     """
 
     booked: int
@@ -35,6 +39,7 @@ class Verdict:
     unlike: tuple[str, ...]
     unheard: tuple[str, ...]
     unknown: tuple[str, ...]
+    turned_away: tuple[str, ...]
 
     @property
     def agrees(self) -> bool:
@@ -62,11 +67,14 @@ def verify(report: Report, rows: Sequence[BookedRow]) -> Verdict:
     double: list[str] = []
     unlike: list[str] = []
     unheard: list[str] = []
+    turned_away: list[str] = []
     for name, each in sent.items():
         row = booked.get(name)
         times = max(by_client[name], by_id[each.request_id] if each.request_id else 0)
         if times > 1:
             double.append(name)
+        elif times == 0 and (each.error or "").rpartition(":")[2] in _UNRECORDED:
+            turned_away.append(name)
         elif times == 0 and each.sent:
             (lost if each.request_id or each.error is None else unheard).append(name)
         elif row is not None and each.error is None and each.input_tokens is not None:
@@ -81,4 +89,5 @@ def verify(report: Report, rows: Sequence[BookedRow]) -> Verdict:
         unlike=tuple(unlike),
         unheard=tuple(unheard),
         unknown=tuple(sorted(names)),
+        turned_away=tuple(turned_away),
     )
