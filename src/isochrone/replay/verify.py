@@ -8,7 +8,6 @@ import msgspec
 
 from isochrone.replay.report import Report
 
-
 # Refused before any work: the key was not looked up yet, or the journal takes no records.
 _UNRECORDED = ("starting", "invalid_api_key", "journal")
 
