@@ -143,8 +143,7 @@ def again(status: Status, goal: Goal, generation: int, now_ns: int) -> Status:
         since_ns=now_ns,
         failures=status.failures if same else 0,
         restarts=status.restarts + 1 if status.state == "failed" else status.restarts,
-        retry_at_ns=None,
-        detail=None,
+        retry_at_ns=None,  # `detail` stays: until it is ready, the last failure explains it
     )
 
 
