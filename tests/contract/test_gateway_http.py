@@ -425,7 +425,8 @@ def test_a_request_is_recorded_before_it_is_served() -> None:
         await cloud.start_gateway("frankfurt")
         event = (await cloud.events(exchange.request_id))[0]
         assert (event.outcome, event.reporter) == ("ingress_lost", "recovered")
-        assert (event.tokens.output, event.replica) == (1, None)
+        assert (event.tokens.output, event.serving_site) == (1, "frankfurt")
+        assert event.replica == "frankfurt-tiny-fable-0"
 
     run(main)
 

@@ -128,3 +128,31 @@ def test_the_hold_doubles_up_to_a_minute_and_is_forgotten() -> None:
     known = loads.of(SITE)
     assert known is not None
     assert known.hold_ns == 2 * SECOND_NS
+
+
+def test_silence_of_the_bus_is_no_silence_of_the_sites() -> None:
+    loads = Loads(stale_after_ms=5000)
+    loads.heard(a_digest(SITE), 0)
+    known = loads.of(SITE)
+    assert known is not None
+    loads.deaf(1 * SECOND_NS)
+    loads.deaf(2 * SECOND_NS)  # the first silence counts
+    assert loads.stale_ms(known, 60 * SECOND_NS) == 1000
+    loads.hearing(60 * SECOND_NS)
+    assert loads.stale_ms(known, 60 * SECOND_NS) == 1000
+    assert loads.stale_ms(known, 65 * SECOND_NS) == 6000
+
+
+def test_without_a_bus_a_lost_site_is_tried_again_after_its_hold() -> None:
+    loads = Loads()
+    loads.heard(a_digest(SITE), 0)
+    loads.lost(SITE, 1 * SECOND_NS)
+    known = loads.of(SITE)
+    assert known is not None
+    assert not loads.may_try(known, 4 * SECOND_NS)  # its next digest says when
+    loads.deaf(2 * SECOND_NS)
+    assert not loads.may_try(known, 2 * SECOND_NS)
+    assert loads.may_try(known, 4 * SECOND_NS)
+    loads.lost(SITE, 4 * SECOND_NS)
+    assert not loads.may_try(known, 7 * SECOND_NS)  # held twice as long now
+    assert loads.may_try(known, 9 * SECOND_NS)

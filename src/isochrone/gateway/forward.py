@@ -186,12 +186,6 @@ class Exchange:
             return
         if self.chosen_ns is None:
             self.chosen_ns = now_ns
-        if not self._opened:
-            why = context.journal.opened(opened_event(self))
-            if why is not None:
-                self.refuse(self._unrecorded(why))
-                return
-            self._opened = True
         chosen = choice.candidates[0]
         if chosen.site == context.site:
             if not self._try_own_site():
@@ -220,14 +214,17 @@ class Exchange:
         if self.chosen_ns is None:
             self.chosen_ns = context.clock.monotonic_ns()
         self._tried_replicas.add(replica.id)
-        context.view.replicas.started(replica.id)
         self._try(engine_target(replica, context.country), 0.0)
         return True
 
     def _try(self, target: Target, rtt_ms: float) -> None:
         context, request = self.context, self.request
-        self.attempts += 1
         self.attempt = Attempt(self, target)
+        if self.hop is None and not self._record_opening():
+            return
+        self.attempts += 1
+        if target.replica is not None:
+            context.view.replicas.started(target.replica.id)
         self._ticket = context.loads.dispatched(
             target.site, request.model, request.prompt_tokens, request.output_tokens,
             context.clock.monotonic_ns(), rtt_ms=rtt_ms,
@@ -236,6 +233,16 @@ class Exchange:
         tries = 1 if target.replica is not None else min(MOST_TRIES + 1 - self.attempts, candidates)
         share_s = self.connect_time_left_s() / max(tries, 1)
         self.attempt.start(max(share_s, LEAST_CONNECT_S + rtt_ms / 1000))
+
+    def _record_opening(self) -> bool:
+        """Write down who is about to serve, before it is asked; refuse when that is impossible."""
+        why = self.context.journal.opened(opened_event(self))
+        if why is None:
+            self._opened = True
+            return True
+        self.attempt = None
+        self.refuse(self._unrecorded(why))
+        return False
 
     def connect_time_left_s(self) -> float:
         """What is left of the time for connections; a tenth is kept for the answer itself."""
@@ -410,8 +417,13 @@ class Exchange:
 
     def client_gone(self) -> None:
         """The client closed: whatever works for it stops at once."""
+        meter = None if self.attempt is None else self.attempt.meter
         if self.attempt is not None:
             self.attempt.cancel()
+        if meter is not None and meter.finished and not meter.error and not self._connection.paused:
+            # It has the last event of its answer and did not wait for the end of the stream.
+            self._end("finished", status=200, reason=None, tokens=self._tokens())
+            return
         status = 200 if self.reply.head_sent else CLIENT_GONE_STATUS
         self._end("client_gone", status=status, reason=None, tokens=self._tokens())
 

@@ -33,6 +33,8 @@ from isochrone.wire.identity import SiteIdentity
 TICK_S = 0.25
 TICKS_PER_SWEEP = 4
 RETRY_S = 0.5
+SILENCE_S = 2.5  # the bus sends a heartbeat a second
+FIRST_VIEW_S = 5.0  # a gateway without a view can only refuse, so it does not listen at once
 FLUSH_S = 1.0
 
 log = structlog.get_logger()
@@ -63,6 +65,7 @@ class Gateway:
         self._ports = ports
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
+        self._viewing = asyncio.Event()
         journal = Journal(ports.disk, ports.clock, identity.site)
         self.context = Context(
             settings=settings,
@@ -95,6 +98,9 @@ class Gateway:
             self._spawn(self._shipper.run())
             self._spawn(self._sweep())
             self._spawn(self._follow())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_VIEW_S):
+                    await self._viewing.wait()
             try:
                 listener = await self._ports.network.listen(
                     self.server.accept, settings.host, settings.port
@@ -131,6 +137,7 @@ class Gateway:
                 await asyncio.sleep(RETRY_S)
             else:
                 log.info("view_synced", site=self.context.site)
+                self._viewing.set()
                 return
 
     def _on_digest(self, subject: str, payload: bytes) -> None:
@@ -149,6 +156,7 @@ class Gateway:
         while True:
             await asyncio.sleep(TICK_S)
             now_ns = self._ports.clock.monotonic_ns()
+            self._listen_for_silence(now_ns)
             for exchange in list(context.exchanges):
                 exchange.tick(now_ns)
             context.log.flush()
@@ -156,6 +164,16 @@ class Gateway:
             if ticks % TICKS_PER_SWEEP == 0:
                 self.server.sweep()
                 context.pool.sweep()
+
+    def _listen_for_silence(self, now_ns: int) -> None:
+        """Tell silence of the bus from silence of the sites."""
+        heard_ns = self.context.view.heard_ns
+        if heard_ns is None:
+            return
+        if not self._ports.bus.connected or now_ns - heard_ns > SILENCE_S * 1e9:
+            self.context.loads.deaf(heard_ns)
+        else:
+            self.context.loads.hearing(now_ns)
 
     async def _drain(self) -> None:
         """Let open requests end, up to the limit; then end them."""

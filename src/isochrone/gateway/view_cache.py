@@ -72,14 +72,18 @@ class ViewCache:
         self.own: Site | None = None  # this site; None before the view has it
         self.table = self._compile()
 
+    @property
+    def heard_ns(self) -> int | None:
+        """Monotonic instant of the last proof that the bus reaches us; None before the first."""
+        return max((watch.heard_ns for watch in self._watches), default=None)
+
     async def follow(self, bus: Bus) -> None:
         """Start to follow both buckets; returns when the first listings have been taken."""
-        self._watches = [
-            await bus.watch(subjects.VIEW_BUCKET, "", self.on_view_entry),
-            await bus.watch(
-                subjects.site_bucket(self.own_site), "replica", self.on_replica_entry
-            ),
-        ]
+        own_bucket = subjects.site_bucket(self.own_site)
+        if not self._watches:
+            self._watches.append(await bus.watch(subjects.VIEW_BUCKET, "", self.on_view_entry))
+        if len(self._watches) < 2:
+            self._watches.append(await bus.watch(own_bucket, "replica", self.on_replica_entry))
         for watch in self._watches:
             await watch.synced()
         self._recompile()

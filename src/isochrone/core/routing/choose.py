@@ -87,11 +87,11 @@ def _weigh(
     if known is None or known.epoch is None:
         detail = f"nothing heard from {site.name} yet"
         return Refused(site=site.name, rule="digest_stale", detail=detail)
-    if known.unreachable:
+    if not loads.may_try(known, now_ns):
         return _unreachable(site.name, known, now_ns)
-    age_ms = (now_ns - known.heard_ns) / 1e6
-    if age_ms > loads.stale_after_ms:
-        return _stale(site.name, age_ms, loads.stale_after_ms)
+    stale_ms = loads.stale_ms(known, now_ns)
+    if stale_ms > loads.stale_after_ms:
+        return _stale(site.name, stale_ms, loads.stale_after_ms)
     model = known.models.get(request.model)
     if model is None or model.load.ready < 1:
         return _none_ready(site.name, request.model, model)
@@ -109,7 +109,7 @@ def _weigh(
         queue_ms=wait_ms,
         prefill_ms=read_ms,
         decode_ms=write_ms,
-        digest_age_ms=max(age_ms, 0.0),
+        digest_age_ms=max((now_ns - known.heard_ns) / 1e6, 0.0),
     )
 
 

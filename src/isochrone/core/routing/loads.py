@@ -62,6 +62,37 @@ class Loads:
         self._sites: dict[SiteName, SiteLoad] = {}
         self._site_of: dict[int, SiteLoad] = {}
         self._next_ticket = 0
+        self._deaf_since_ns: int | None = None
+
+    def deaf(self, since_ns: int) -> None:
+        """No digest can have arrived since then: the bus is away, which says nothing about sites.
+
+        Until `hearing`, no digest grows stale, and a site whose connection was lost may be tried
+        again after its hold.
+        """
+        if self._deaf_since_ns is None:
+            self._deaf_since_ns = since_ns
+
+    def hearing(self, now_ns: int) -> None:
+        """Digests arrive again: the time without them does not count against any site."""
+        if self._deaf_since_ns is None:
+            return
+        gap_ns = max(now_ns - self._deaf_since_ns, 0)
+        self._deaf_since_ns = None
+        for load in self._sites.values():
+            load.heard_ns = min(load.heard_ns + gap_ns, now_ns)
+
+    def stale_ms(self, load: SiteLoad, now_ns: int) -> float:
+        """How long a digest could have arrived and did not."""
+        until_ns = now_ns if self._deaf_since_ns is None else min(now_ns, self._deaf_since_ns)
+        return (until_ns - load.heard_ns) / 1e6
+
+    def may_try(self, load: SiteLoad, now_ns: int) -> bool:
+        """Whether a site is worth a connection; one that was lost waits for its next digest."""
+        if not load.unreachable:
+            return True
+        held = load.lost_ns is not None and now_ns < load.lost_ns + load.hold_ns
+        return self._deaf_since_ns is not None and not held
 
     def of(self, site: SiteName) -> SiteLoad | None:
         """What is known of a site; None before its first digest, loss or dispatch."""
@@ -130,7 +161,7 @@ class Loads:
         Losses while it is unreachable change nothing: they are the same loss seen again.
         """
         load = self._load(site)
-        if load.unreachable:
+        if not self.may_try(load, now_ns):
             return
         forgotten_ns = (load.lost_ns or 0) + load.hold_ns + LOSSES_FORGOTTEN_NS
         recent = load.lost_ns is not None and now_ns < forgotten_ns

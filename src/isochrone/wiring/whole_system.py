@@ -1,0 +1,313 @@
+"""Composition root of the whole system on virtual time: one seed, one run, one trace.
+
+Control's loops, gateways and agents are the real ones; NATS, disks, sockets and engines are the
+twin's, the book is a real PostgreSQL called synchronously (virtual time stands still meanwhile).
+A process that is killed here loses its connections, its listeners and its open files at once and
+runs no clean-up that anybody could see, as after kill -9.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from isochrone.adapters.packaged import load_blocs, load_hardware, load_round_trips
+from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.adapters.postgres.registry import open_registry
+from isochrone.agent.process import Agent, AgentPlan, AgentPorts
+from isochrone.control.joining import Hub, hash_of, invite, join
+from isochrone.control.loops import ControlLoops, ControlPlan, ControlPorts
+from isochrone.control.world import Weights, intent_of, seed_of
+from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
+from isochrone.core.rng import stream
+from isochrone.core.world.tenant import ApiKey, Policy, Scope
+from isochrone.core.world.world import World
+from isochrone.gateway.process import Gateway, Ports
+from isochrone.gateway.settings import GatewaySettings
+from isochrone.gateway.upstream import UpstreamPool
+from isochrone.gateway.view_cache import Data
+from isochrone.ports.network import Address
+from isochrone.ports.tenants import StoredKey, StoredPolicy
+from isochrone.twin.clock import VirtualClock
+from isochrone.twin.fakes.bus import FakeBus, FakeHub
+from isochrone.twin.fakes.disk import MemoryDisk
+from isochrone.twin.fakes.engine import FakeEngineDriver
+from isochrone.twin.loop import VirtualLoop
+from isochrone.twin.network import Wire
+from isochrone.wire.identity import JoinRequest, SiteIdentity
+
+T = TypeVar("T")
+
+EVERYTHING = Scope(org_id=None)
+FIRST_PORT = 4100
+BUS_LATENCY_MS = 1.0
+SYNC_S = 0.002
+EVIDENCE_WAIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a client saw: `status` 0 means no answer, `broken` an answer without its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    broken: str | None
+
+    @property
+    def request_id(self) -> str | None:
+        return self.headers.get("x-isochrone-request")
+
+
+class _Call:
+    """Receives one answer; `done` is set when there is nothing more to come."""
+
+    def __init__(self) -> None:
+        self.done = asyncio.Event()
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.broken: str | None = None
+
+    def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
+        self.status = status
+        self.headers = {name.decode(): value.decode() for name, value in headers.items()}
+
+    def received(self, data: bytes) -> None:
+        self.body += data
+
+    def ended(self) -> None:
+        self.done.set()
+
+    def lost(self, why: str) -> None:
+        self.broken = why
+        self.done.set()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Process:
+    """A running process: its task, its login to the bus, and how to stop it politely."""
+
+    task: asyncio.Task[None]
+    bus: FakeBus
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class WholeSystem:
+    """Make it inside a running VirtualLoop. `trace` collects what happened, line by line."""
+
+    def __init__(self, pool: Pool, world: World, *, seed: int) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop), "the whole system runs on virtual time"
+        self.loop = loop
+        self.clock = VirtualClock(loop)
+        self.world = world
+        self.seed = seed
+        self.trace: list[str] = []
+        self.hub = FakeHub(self.clock, latency_ms=BUS_LATENCY_MS)
+        self.wire = Wire(loop)
+        self.registry = open_registry(pool)
+        self.book = PostgresBook(pool)
+        self.engines: dict[SiteName, FakeEngineDriver] = {}
+        self.disks = {site.name: MemoryDisk(sync_s=SYNC_S) for site in world.sites}
+        self._ports = {site.name: FIRST_PORT + i for i, site in enumerate(world.sites)}
+        self._signer = Ed25519PrivateKey.from_private_bytes(self.chance("signer").randbytes(32))
+        self._identities: dict[SiteName, SiteIdentity] = {}
+        self._processes: dict[str, _Process] = {}
+        self._lives: dict[str, int] = {}
+        self._clients = UpstreamPool(self.wire.process("client"), self.clock)
+
+    # -- processes -------------------------------------------------------------------------------
+
+    def chance(self, name: str) -> Random:
+        """The random stream of this name."""
+        return stream(self.seed, name)
+
+    def note(self, line: str) -> None:
+        """Add a line with the virtual time to the trace."""
+        self.trace.append(f"{self.loop.ticks} {line}")
+
+    def digest(self) -> str:
+        """Hash of the trace: equal for equal seeds."""
+        return sha256("\n".join(self.trace).encode()).hexdigest()
+
+    def prepare(self) -> None:
+        """Fill the book with the world, and let every site join."""
+        now = self.clock.wall_ns()
+        self.registry.tenants.seed(seed_of("0" * 64, now=now), now=now)
+        weights = {
+            model.name: Weights(path=f"/{model.name}.gguf", revision=f"revision of {model.name}")
+            for model in self.world.models
+        }
+        intent = intent_of(self.world, weights, load_round_trips(), now=now)
+        self.registry.estate.reconcile(intent, now=now)
+        for name in self._ports:
+            self._identities[name] = self._join(name)
+
+    async def start(self) -> None:
+        """Start every process; they find each other by themselves."""
+        self.start_control()
+        for name in self._ports:
+            self.start_agent(name)
+            self.start_gateway(name)
+
+    def start_control(self) -> None:
+        bus = self.hub.bus()
+        ports = ControlPorts(
+            registry=self.registry, book=self.book, bus=bus, clock=self.clock, offload=_directly
+        )
+        plan = ControlPlan(
+            holder=f"control {self._life('control')}", signer=self._signer,
+            evidence_wait_s=EVIDENCE_WAIT_S,
+        )
+        self._run("control", ControlLoops(plan, ports).run(), bus)
+
+    def start_gateway(self, site: SiteName) -> None:
+        name, identity, bus = f"gateway {site}", self._identities[site], self.hub.bus()
+        settings = GatewaySettings(
+            identity=Path("identity.json"), port=identity.port, journal=Path("journal")
+        )
+        ports = Ports(
+            clock=self.clock, network=self.wire.process(name), bus=bus, disk=self.disks[site],
+            rng=self.chance(f"{name} {self._life(name)}"), read_credential=lambda _: None,
+            write_lines=lambda lines: self._log(name, lines),
+        )
+        data = Data(blocs=load_blocs(), hardware=load_hardware())
+        stop = asyncio.Event()
+        self._run(name, Gateway(settings, identity, ports, data).run(stop), bus, stop)
+
+    def start_agent(self, site: SiteName) -> None:
+        name, bus = f"agent {site}", self.hub.bus()
+        plan = AgentPlan(
+            site=site, control_key=self._signer.public_key(), hardware=load_hardware()
+        )
+        driver = FakeEngineDriver(self.wire.process(name))
+        self.engines[site] = driver
+        ports = AgentPorts(
+            bus=bus, network=self.wire.process(name), clock=self.clock,
+            drivers={"llamacpp": driver, "openai": driver},
+        )
+        self._run(name, Agent(plan, ports).run(), bus)
+
+    async def kill(self, name: str) -> None:
+        """Kill -9: nothing that the process does from now on reaches anybody."""
+        process = self._processes.pop(name)
+        self.note(f"kill {name}")
+        process.bus.down()
+        self.wire.kill(name)
+        site = name.partition(" ")[2]
+        if name.startswith("gateway"):
+            self.disks[SiteName(site)].process_died()
+        process.task.cancel()
+        await asyncio.wait([process.task])
+
+    async def stop(self) -> None:
+        """Stop everything politely."""
+        for process in self._processes.values():
+            process.stop.set()
+        for name in sorted(self._processes):
+            if not name.startswith("gateway"):
+                self._processes[name].task.cancel()
+        await asyncio.wait([process.task for process in self._processes.values()])
+
+    # -- tenants and clients ---------------------------------------------------------------------
+
+    def add_key(self, name: str, *, residency: tuple[str, ...], transit: tuple[str, ...]) -> str:
+        """Put a key into the book; control publishes it. Returns the secret."""
+        now, secret = self.clock.wall_ns(), f"iso_{name}"
+        policy = Policy(
+            id=PolicyId(f"policy-{name}"), org_id=OrgId("default"), residency=residency,
+            transit=transit,
+        )
+        key = ApiKey(
+            id=KeyId(name), secret_sha256=hash_of(secret), org_id=OrgId("default"),
+            project_id=ProjectId("default"), policy_id=policy.id,
+        )
+        self.registry.tenants.add_key(
+            EVERYTHING, StoredKey(key=key, name=name, created_at=now),
+            StoredPolicy(policy=policy, name=name, created_at=now), once=None,
+        )
+        return secret
+
+    async def ask(self, site: str, secret: str, body: Mapping[str, Any]) -> Answer:
+        """One chat request at the gateway of `site`, to the end of its answer."""
+        data = json.dumps(body).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: {site}\r\nauthorization: Bearer {secret}"
+            f"\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        )
+        address = Address(host="127.0.0.1", port=self._ports[SiteName(site)])
+        call = _Call()
+        try:
+            connection = await self._clients.connect(address, timeout_s=5)
+        except OSError as error:
+            return Answer(status=0, headers={}, body=b"", broken=str(error))
+        connection.send(head.encode() + data, call)
+        await call.done.wait()
+        return Answer(
+            status=call.status, headers=call.headers, body=call.body, broken=call.broken
+        )
+
+    async def until(self, holds: Callable[[], bool], what: str, *, limit_s: float = 60.0) -> None:
+        """Let virtual time pass until `holds()`; AssertionError after `limit_s`."""
+        until = self.loop.time() + limit_s
+        while not holds():
+            assert self.loop.time() < until, f"not within {limit_s} virtual seconds: {what}"
+            await asyncio.sleep(0.1)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _life(self, name: str) -> int:
+        return self._lives.get(name, 0)
+
+    def _run(
+        self, name: str, work: Any, bus: FakeBus, stop: asyncio.Event | None = None
+    ) -> None:
+        assert name not in self._processes, f"{name} runs already"
+        self._lives[name] = self._life(name) + 1
+        self.note(f"start {name}")
+        task = self.loop.create_task(work, name=f"{name} {self._lives[name]}")
+        self._processes[name] = _Process(task=task, bus=bus, stop=stop or asyncio.Event())
+
+    def _join(self, name: SiteName) -> SiteIdentity:
+        secret = X25519PrivateKey.from_private_bytes(self.chance(f"peer {name}").randbytes(32))
+        public = secret.public_key().public_bytes_raw().hex()
+        now, port, token = self.clock.wall_ns(), self._ports[name], f"token-{name}"
+        control_key = self._signer.public_key().public_bytes_raw().hex()
+        invite(self.registry.estate, name, token, now=now, once=None)
+        reply = join(
+            self.registry.estate,
+            JoinRequest(
+                token=token, peer_key=public, nats_key=f"U{name}", host="127.0.0.1", port=port,
+                public_url=f"http://127.0.0.1:{port}/v1",
+            ),
+            Hub(nats_urls=(), control_key=control_key, control_url=""),
+            lambda site, key: f"{site} {key}",
+            now=now,
+        )
+        return SiteIdentity(
+            site=reply.site, country=reply.country, nats_urls=(), nats_jwt=reply.nats_jwt,
+            nats_seed="", peer_key=public, peer_secret=secret.private_bytes_raw().hex(),
+            control_key=reply.control_key, control_url="", host="127.0.0.1", port=port,
+        )
+
+    def _log(self, name: str, lines: bytes) -> None:
+        for line in lines.decode().splitlines():
+            self.note(f"{name} {line}")
+
+
+async def _directly(call: Callable[[], T], /) -> T:
+    return call()
+
+
+def model_of(world: World) -> ModelName:
+    """The first model of a world."""
+    return world.models[0].name
