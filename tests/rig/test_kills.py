@@ -113,3 +113,28 @@ def test_control_may_be_away(cloud: Cloud) -> None:
     assert all(one.whole and one.status == 200 for one in results)
     rows = settle(cloud, name, results)
     assert len(rows) == len(results)
+
+
+def test_nats_may_be_away(cloud: Cloud) -> None:
+    """Frozen past the age at which digests go stale: every gateway serves, here and elsewhere."""
+    bound = cloud.api.post(
+        "keys", {"name": "bound", "residency": ["DE"], "transit": ["any"]}, idempotency_key="nats"
+    )["key"]
+    for site in SITES:
+        wait_until(lambda at=site: cloud.chats(at, key=bound), f"the key is known at {site}")
+    nats = cloud.pids()["nats"]
+    assert nats is not None
+    name = f"silent-{time.monotonic_ns()}"
+    load = Load(
+        [(site, cloud.endpoint(site)) for site in SITES], bound, name=name, threads=2, max_tokens=4
+    )
+    os.kill(nats, signal.SIGSTOP)
+    try:
+        load.start()
+        time.sleep(15)
+        results = load.stop()
+    finally:
+        os.kill(nats, signal.SIGCONT)
+    assert [one for one in results if not one.whole or one.status != 200] == []
+    assert {one.served_at for one in results} == {"frankfurt"}
+    assert len(settle(cloud, name, results)) == len(results)
