@@ -120,8 +120,7 @@ def test_nats_may_be_away(cloud: Cloud) -> None:
     bound = cloud.api.post(
         "keys", {"name": "bound", "residency": ["DE"], "transit": ["any"]}, idempotency_key="nats"
     )["key"]
-    for site in SITES:
-        wait_until(lambda at=site: cloud.chats(at, key=bound), f"the key is known at {site}")
+    wait_until(lambda: all(cloud.chats(site, key=bound) for site in SITES), "the key is known")
     nats = cloud.pids()["nats"]
     assert nats is not None
     name = f"silent-{time.monotonic_ns()}"

@@ -60,13 +60,8 @@ def replay(
     are scaled by one factor to fit the model. Ends with a table and a JSON file. Known formats:
     the Azure LLM inference traces (CSV) and Mooncake's (JSON lines), plain or gzip.
     """
-    import asyncio
-
-    from isochrone.adapters.clock import SystemClock
-    from isochrone.adapters.network.sockets import SocketNetwork
     from isochrone.replay.client import Target
     from isochrone.replay.session import Plan
-    from isochrone.replay.session import replay as play
 
     rows = _trace(trace).window(start=start, limit=limit)
     run = time.strftime("%Y%m%dT%H%M%S")
@@ -81,13 +76,30 @@ def replay(
         ingresses=_ingresses(cloud, site or []), api_key=cloud.api_key, model=name
     )
     began_ns = time.time_ns()
-    with _progress(rows, plan, target, quiet=as_json) as (on_ready, on_sent):
-        report = asyncio.run(
+    report = _play(rows, plan, target, quiet=as_json)
+    _keep(report, path, as_json=as_json)
+    if verify:
+        _verify(cloud, report, began_ns, quiet=as_json)
+
+
+def _play(rows: "Trace", plan: "Plan", target: "Target", *, quiet: bool) -> "Report":
+    import asyncio
+
+    from isochrone.adapters.clock import SystemClock
+    from isochrone.adapters.network.sockets import SocketNetwork
+    from isochrone.replay.session import replay as play
+
+    with _progress(rows, plan, target, quiet=quiet) as (on_ready, on_sent):
+        return asyncio.run(
             play(
                 rows, plan, target, SocketNetwork(), SystemClock(), on_ready=on_ready,
                 on_sent=on_sent,
             )
         )
+
+
+def _keep(report: "Report", path: Path, *, as_json: bool) -> None:
+    """Write the result to its file and print it."""
     try:
         path.write_bytes(report.json())
     except OSError as error:
@@ -96,8 +108,6 @@ def replay(
         print(report.json().decode())
     else:
         _print_report(report, path)
-    if verify:
-        _verify(cloud, report, began_ns, quiet=as_json)
 
 
 def _trace(wanted: str) -> "Trace":
@@ -115,7 +125,7 @@ def _trace(wanted: str) -> "Trace":
             )
         path = packaged[wanted]
     try:
-        return parse_trace(path.read_bytes(), str(path))
+        return parse_trace(path.read_bytes(), wanted)
     except OSError as error:
         raise InvalidInput([f"{path}: cannot be read: {error.strerror}"]) from error
 

@@ -83,11 +83,11 @@ class Screen:
         else:
             print(f"{part}: {what}", flush=True)
 
-    def ready(self, up: Mapping[str, Any]) -> None:
+    def ready(self, up: Mapping[str, Any], chat_model: str | None) -> None:
         """End the progress and say where everything is."""
         if self._live is not None:
             self._live.stop()
-        print(welcome(up, self._seconds()), flush=True)
+        print(welcome(up, chat_model, self._seconds()), flush=True)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began
@@ -105,12 +105,9 @@ class Screen:
         return table
 
 
-def welcome(up: Mapping[str, Any], seconds: float) -> str:
+def welcome(up: Mapping[str, Any], chat_model: str | None, seconds: float) -> str:
     """Endpoints, key, API address and one line to try."""
     first = up["sites"][0]
-    model = next(
-        (one["model"] for site in up["sites"] for one in site["replicas"]), "MODEL"
-    )
     lines = [f"\nThe cloud is up after {seconds:.1f} s: {len(up['sites'])} sites.\n"]
     lines += [
         f"  {site['name']:<12} {site['country'] or '--'}   {site['endpoint']}"
@@ -124,12 +121,14 @@ def welcome(up: Mapping[str, Any], seconds: float) -> str:
     ]
     if up["console"] is not None:
         lines.append(f"  console   {up['console']}")
-    body = f'{{"model":"{model}","messages":[{{"role":"user","content":"Hello!"}}]}}'
+    path, data = "models", ""
+    if chat_model is not None:
+        body = f'{{"model":"{chat_model}","messages":[{{"role":"user","content":"Hello!"}}]}}'
+        path, data = "chat/completions", f" -H 'content-type: application/json' -d '{body}'"
     lines += [
         "",
         "Try:",
-        f"  curl -i {first['endpoint']}/chat/completions -H 'authorization: Bearer "
-        f"{up['api_key']}' -H 'content-type: application/json' -d '{body}'",
+        f"  curl -i {first['endpoint']}/{path} -H 'authorization: Bearer {up['api_key']}'{data}",
         "",
         "Ctrl-C stops everything.",
     ]

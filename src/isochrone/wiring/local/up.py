@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import structlog
 
+from isochrone.core.ids import ModelName
+from isochrone.core.world.world import World
 from isochrone.wiring.local.cloud import LocalCloud, Tell
 from isochrone.wiring.local.ports import Claims, choose_ports
 from isochrone.wiring.local.state import State, open_state
@@ -26,6 +28,8 @@ READY_DEADLINE_S = 180.0
 UP_LOG_LIMIT_BYTES = 4 * 2**20
 
 T = TypeVar("T")
+
+OnReady = Callable[[Mapping[str, Any], ModelName | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +43,12 @@ class UpOptions:
 
 
 def run_up(
-    options: UpOptions, *, tell: Tell, on_ready: Callable[[Mapping[str, Any]], None]
+    options: UpOptions, *, tell: Tell, on_ready: OnReady
 ) -> None:
     """Run the cloud in the foreground until SIGINT, SIGTERM or SIGHUP.
 
-    `on_ready` gets the content of up.json. Raises InvalidInput when nothing could be started as
-    asked, Unavailable when something did not come up; nothing runs then any more.
+    `on_ready` gets the content of up.json and a chat model to try. Raises InvalidInput when nothing
+    could be started as asked, Unavailable when something did not come up; nothing runs then any more.
     """
     world = choose_world(options.sites, options.model)
     os.umask(0o077)
@@ -65,7 +69,7 @@ def run_up(
 
 
 async def _until_stopped(
-    cloud: LocalCloud, changed: asyncio.Event, on_ready: Callable[[Mapping[str, Any]], None]
+    cloud: LocalCloud, changed: asyncio.Event, on_ready: OnReady
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -85,15 +89,20 @@ async def _until_stopped(
         await cloud.stop()
 
 
+def chat_model(world: World) -> ModelName | None:
+    """The first model that one can talk to, None when there is none."""
+    return next((model.name for model in world.models if model.kind == "chat"), None)
+
+
 async def _serve(
-    cloud: LocalCloud, changed: asyncio.Event, on_ready: Callable[[Mapping[str, Any]], None]
+    cloud: LocalCloud, changed: asyncio.Event, on_ready: OnReady
 ) -> None:
     await cloud.start()
     status = await wait_ready(cloud, deadline_s=READY_DEADLINE_S)
     key = await asyncio.to_thread(cloud.customer_key)
     await wait_known(cloud, key, deadline_s=READY_DEADLINE_S)
     content = write_up(cloud, key, status)
-    on_ready(content)
+    on_ready(content, chat_model(cloud.world))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(cloud.supervisor.trim_logs())
         tasks.create_task(keep_up_json(cloud, key, changed))
