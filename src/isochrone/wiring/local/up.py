@@ -48,7 +48,7 @@ def run_up(
     """Run the cloud in the foreground until SIGINT, SIGTERM or SIGHUP.
 
     `on_ready` gets the content of up.json and a chat model to try. Raises InvalidInput when nothing
-    could be started as asked, Unavailable when something did not start; then nothing is left running.
+    could be started as asked, Unavailable when something did not start; nothing runs then.
     """
     world = choose_world(options.sites, options.model)
     os.umask(0o077)
