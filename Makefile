@@ -8,7 +8,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --no-annotate --no-header -
 UP ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test rig lint types check lock clean
+.PHONY: help install up test rig lint types check evidence lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ types: $(VENV)/installed-dev  ## mypy --strict
 	$(BIN)/mypy
 
 check: test  ## the same as test
+
+evidence: $(VENV)/installed  ## measure the local cloud (minutes), see benchmarks/local_cloud
+	$(BIN)/python benchmarks/local_cloud/run.py
 
 lock: $(VENV)/installed-dev  ## make the lock files from pyproject.toml
 	$(COMPILE) pyproject.toml --group build -o requirements.lock
