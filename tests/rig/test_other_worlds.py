@@ -1,12 +1,15 @@
 """A world of one's own: an upstream as a replica, embeddings, a site without engines."""
 
+import json
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 
-from tests.rig.cloud import Cloud
+from tests.rig.cloud import COMMAND, Cloud, ask, environment, isochrone
 from tests.rig.waiting import wait_until
 
 pytestmark = pytest.mark.rig
@@ -49,6 +52,35 @@ country = "NO"
 operator = "Example"
 latitude = 59.91
 longitude = 10.75
+
+[[site]]
+name = "bergen"
+country = "NO"
+operator = "Example"
+latitude = 60.39
+longitude = 5.32
+elsewhere = true
+  [[site.deployment]]
+  model = "bergen-fable"
+  replicas = 1
+  engine = "llamacpp"
+
+[[model]]
+name = "bergen-fable"
+file = "bundled:tiny-fable-q8_0.gguf"
+context = 2048
+kind = "chat"
+"""
+
+GATEWAY = """
+identity = "identity.json"
+port = {port}
+journal = "journal"
+"""
+
+AGENT = """
+identity = "identity.json"
+logs = "logs"
 """
 
 
@@ -125,3 +157,55 @@ def test_distance_is_not_emulated_unless_asked_for(other: Cloud) -> None:
     assert "emulated" not in {
         link["source"] for link in other.api.get("sites/oslo").get("links", [])
     }
+
+
+def test_a_site_on_another_host_joins_with_a_token(other: Cloud, tmp_path: Path) -> None:
+    """As its operator would do it: a token, an identity, and two processes with a file each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = isochrone("site", "token", "bergen", "--state", other.state, "--json")
+    assert token.returncode == 0, token.stderr
+    joined = isochrone(
+        "site", "join", json.loads(token.stdout)["token"], "--url", other.up["control"], "--port",
+        str(port), "--out", tmp_path / "identity.json",
+    )
+    assert joined.returncode == 0, joined.stderr
+    (tmp_path / "gateway.toml").write_text(GATEWAY.format(port=port))
+    (tmp_path / "agent.toml").write_text(AGENT)
+    for name in ("gateway", "agent"):
+        assert isochrone("check", tmp_path / f"{name}.toml").returncode == 0
+    processes = [
+        subprocess.Popen(
+            [*COMMAND, name, "--config", str(tmp_path / f"{name}.toml")], env=environment(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for name in ("gateway", "agent")
+    ]
+    body = {
+        "model": "bergen-fable", "max_tokens": 4,
+        "messages": [{"role": "user", "content": "Hello!"}],
+    }
+    key = other.up["api_key"]
+
+    def served_from(base: str) -> bool:
+        try:
+            reply = ask(base, "/chat/completions", key, body)
+        except OSError:
+            return False
+        return reply.status == 200 and reply.headers["x-isochrone-site"] == "bergen"
+
+    try:
+        wait_until(lambda: served_from(f"http://127.0.0.1:{port}/v1"), "Bergen serves itself")
+        wait_until(lambda: served_from(other.endpoint("oslo")), "Oslo sends requests to Bergen")
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(timeout=20)
+    again = isochrone(
+        "site", "join", json.loads(token.stdout)["token"], "--url", other.up["control"], "--port",
+        str(port), "--out", tmp_path / "stolen.json",
+    )
+    assert again.returncode != 0, "a token is spent once"
+    assert not (tmp_path / "stolen.json").exists()

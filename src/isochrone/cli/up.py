@@ -35,6 +35,10 @@ def up(
         str | None,
         typer.Option(metavar="NAME|FILE.gguf", help="Serve this model in the default world."),
     ] = None,
+    host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Listen here, so that sites on other hosts may join."),
+    ] = "127.0.0.1",
 ) -> None:
     """Start a cloud of several sites on this machine and run it until Ctrl-C.
 
@@ -46,7 +50,7 @@ def up(
     screen = Screen(live=sys.stdout.isatty())
     with screen.shown():
         run_up(
-            UpOptions(state=state_folder(state), port=port, sites=sites, model=model),
+            UpOptions(state=state_folder(state), port=port, sites=sites, model=model, host=host),
             tell=screen.tell,
             on_ready=screen.ready,
         )

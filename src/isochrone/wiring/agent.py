@@ -14,7 +14,7 @@ from isochrone.adapters.engines.openai import OpenAiDriver
 from isochrone.adapters.nats.bus import open_bus
 from isochrone.adapters.nats.identity import Credentials
 from isochrone.adapters.network.sockets import SocketNetwork
-from isochrone.adapters.packaged import load_hardware
+from isochrone.adapters.packaged import DATA, load_hardware
 from isochrone.agent.process import Agent, AgentPlan, AgentPorts
 from isochrone.agent.settings import AgentSettings
 from isochrone.core.errors import InvalidInput
@@ -24,6 +24,7 @@ from isochrone.wire.identity import SiteIdentity
 from isochrone.wiring.joining import load_identity
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.settings import load
+from isochrone.wiring.world_file import BUNDLED
 
 BUS_WAIT_S = 0.5  # engines run while the bus is still away
 
@@ -57,7 +58,10 @@ async def run_agent(settings: AgentSettings, identity: SiteIdentity) -> None:
         bus=bus,
         network=SocketNetwork(),
         clock=clock,
-        drivers={"llamacpp": LlamaCppDriver(settings.logs), "openai": OpenAiDriver(clock)},
+        drivers={
+            "llamacpp": LlamaCppDriver(settings.logs, find=model_path),
+            "openai": OpenAiDriver(clock),
+        },
     )
     working = asyncio.ensure_future(Agent(plan, ports).run())
     loop = asyncio.get_running_loop()
@@ -69,6 +73,13 @@ async def run_agent(settings: AgentSettings, identity: SiteIdentity) -> None:
         return
     finally:
         await bus.close()
+
+
+def model_path(source: str) -> Path:
+    """Where a deployment's model lies on this host: bundled with this package, or at its path."""
+    if source.startswith(BUNDLED):
+        return DATA / "models" / source.removeprefix(BUNDLED)
+    return Path(source)
 
 
 def _control_key(settings: AgentSettings, identity: SiteIdentity) -> Ed25519PublicKey:

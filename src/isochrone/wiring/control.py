@@ -172,7 +172,9 @@ def weights_of(world: World | None) -> dict[ModelName, Weights]:
             raise InvalidInput(
                 [f"model {model.name}: {path} cannot be read: {error.strerror}"]
             ) from error
-        found[model.name] = Weights(path=str(path), revision=revision)
+        # A bundled model lies elsewhere on another host, so its name travels, not its path.
+        place = model.file if model.file.startswith(BUNDLED) else str(path)
+        found[model.name] = Weights(path=place, revision=revision)
     return found
 
 

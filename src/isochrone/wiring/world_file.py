@@ -136,6 +136,7 @@ def _site(table: TomlTable, known: _Known) -> WorldSite:
     for model, count in Counter(each.model for each in deployments).items():
         if count > 1 and model:
             table.problem(f'model "{model}" is deployed {count} times; expected once')
+    elsewhere = table.boolean("elsewhere", default=False)
     table.finish()
     return WorldSite(
         name=name,
@@ -146,6 +147,7 @@ def _site(table: TomlTable, known: _Known) -> WorldSite:
         longitude_deg=longitude_deg,
         hardware=hardware,
         deployments=tuple(deployments),
+        elsewhere=elsewhere,
     )
 
 

@@ -45,6 +45,7 @@ def _site(site: WorldSite) -> list[str]:
             "parent": site.parent,
             "latitude": site.latitude_deg,
             "longitude": site.longitude_deg,
+            "elsewhere": site.elsewhere or None,
         },
     )
     hardware = [

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -156,14 +157,17 @@ def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
 
 
 class LlamaCppDriver:
-    """Starts children of this process; logs go to `logs`, one file a replica."""
+    """Starts children of this process; logs go to `logs`, one file a replica. `find` turns the
+    source of a deployment into the path of a GGUF file on this host."""
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, *, find: Callable[[str], Path] = Path) -> None:
         self._logs = logs
+        self._find = find
         self._revisions: dict[tuple[str, int, int], str] = {}
 
     async def start(self, start: EngineStart, *, deadline_s: float) -> LlamaCppEngine:
-        problem = check_gguf(start.spec.source)
+        model = self._find(start.spec.source)
+        problem = check_gguf(model)
         if problem is not None:
             raise EngineUnavailable(problem)
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -197,7 +201,7 @@ class LlamaCppDriver:
     ) -> LlamaCppEngine:
         key = secrets.token_hex(24)
         settings = {
-            "model": str(start.spec.source), "alias": start.model, "key": key,
+            "model": str(self._find(start.spec.source)), "alias": start.model, "key": key,
             "slots": start.spec.slots, "threads": start.spec.threads,
             "context_tokens": start.context_tokens, "embeddings": start.spec.embeddings,
         }
@@ -217,7 +221,7 @@ class LlamaCppDriver:
     async def revision(self, spec: EngineSpec) -> str | None:
         """sha256 of the file; computed in a thread, once for each size and change time."""
         try:
-            return await asyncio.to_thread(self._revision, Path(spec.source))
+            return await asyncio.to_thread(self._revision, self._find(spec.source))
         except OSError as error:
             raise EngineUnavailable(f"{spec.source}: {error.strerror}") from error
 

@@ -98,12 +98,14 @@ def links_of_world(world: World, table: RoundTripTable) -> tuple[SiteLinks, ...]
         for site in world.sites
     }
 
+    elsewhere = {site.name for site in world.sites if site.elsewhere}
+
     def link(site: SiteName, peer: SiteName) -> Link:
         source: RttSource = "stated"
         rtt_ms = stated.get((site, peer))
         if rtt_ms is None:
             rtt_ms, source = estimate_rtt(positions[site], positions[peer], table)
-        if world.emulate_distance:
+        if world.emulate_distance and site not in elsewhere and peer not in elsewhere:
             source = "emulated"
         return Link(peer=peer, rtt_ms=rtt_ms, source=source)
 

@@ -22,7 +22,8 @@ class WorldModel:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldSite:
     """A site before it has joined: what the operator states about it. An `EngineSpec.source` of
-    kind llamacpp is the model's `file` as written."""
+    kind llamacpp is the model's `file` as written. `elsewhere`: its processes run on another host,
+    so nobody here starts them and no distance to it is emulated."""
 
     name: SiteName
     country: str | None
@@ -32,6 +33,7 @@ class WorldSite:
     longitude_deg: float
     hardware: tuple[Hardware, ...]
     deployments: tuple[Deployment, ...]
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,19 +46,21 @@ class LocalCloud:
 
     def __init__(
         self, state: State, world: World, ports: Ports, *, supervisor: Supervisor, note: Note,
-        tell: Tell,
+        tell: Tell, host: str = HOST,
     ) -> None:
         self.state = state
         self.world = world
+        self.host = host
+        self.here = tuple(site for site in world.sites if not site.elsewhere)
         self.ports = ports
         self.supervisor = supervisor
         self.note = note
         self.tell = tell
-        self.control_url = f"http://{HOST}:{ports.control}"
-        self.nats_url = f"nats://{HOST}:{ports.nats}"
+        self.control_url = f"http://{host}:{ports.control}"
+        self.nats_url = f"nats://{host}:{ports.nats}"
         self.api = ControlApi(self.control_url, state.admin_key, timeout_s=API_TIMEOUT_S)
         self.sites: dict[str, int] = {
-            site.name: port for site, port in zip(world.sites, ports.gateways, strict=True)
+            site.name: port for site, port in zip(self.here, ports.gateways, strict=True)
         }
 
     async def start(self) -> None:
@@ -135,7 +137,7 @@ class LocalCloud:
         """Start NATS and return its URL."""
         self.tell("nats", "starting")
         secrets = load_secrets(self.state.secret("nats.json"))
-        plan = nats.prepare(self.state.path("nats"), secrets, self.ports.nats, host=HOST)
+        plan = nats.prepare(self.state.path("nats"), secrets, self.ports.nats, host=self.host)
 
         async def answers() -> bool:
             return await http_status(plan.host, plan.monitor_port, "/healthz") == 200
@@ -165,7 +167,7 @@ class LocalCloud:
         folder = self.state.path("control")
         write_private(folder / "world.toml", render_world(self.world).encode())
         settings = ControlSettings(
-            host=HOST, port=self.ports.control, database=database, nats_urls=(self.nats_url,),
+            host=self.host, port=self.ports.control, database=database, nats_urls=(self.nats_url,),
             nats_credentials=self.state.secret("control.nats.json"),
             nats_secrets=self.state.secret("nats.json"),
             signing_key=self.state.secret("control.key"),
@@ -177,7 +179,7 @@ class LocalCloud:
             ChildSpec(
                 name="control", argv=_own("control", folder / "control.toml"),
                 log=self._log("control"), stop_s=STOP_CONTROL_S,
-                ready=_answers(self.ports.control, "/api/v1/health"),
+                ready=self._answers(self.ports.control, "/api/v1/health"),
             )
         )
         await child.wait_ready()
@@ -193,7 +195,7 @@ class LocalCloud:
             return False
         identity = load_identity(path)
         return (
-            identity.port == self.sites[name]
+            (identity.host, identity.port) == (self.host, self.sites[name])
             and identity.nats_urls == (self.nats_url,)
             and identity.control_url == self.control_url
         )
@@ -214,7 +216,7 @@ class LocalCloud:
         port = self.sites[name]
         token = self.api.post(f"sites/{name}/token", {})["token"]
         join_site(
-            token, self.control_url, host=HOST, port=port, public_url=endpoint(port),
+            token, self.control_url, host=self.host, port=port, public_url=self.endpoint(name),
             out=self.state.site(name) / "identity.json",
         )
 
@@ -223,7 +225,7 @@ class LocalCloud:
         folder = self.state.site(name)
         identity = folder / "identity.json"
         gateway = GatewaySettings(
-            identity=identity, host=HOST, port=self.sites[name], journal=folder / "journal",
+            identity=identity, host=self.host, port=self.sites[name], journal=folder / "journal",
             drain_timeout_s=DRAIN_S,
         )
         agent = AgentSettings(identity=identity, logs=folder / "logs")
@@ -238,10 +240,20 @@ class LocalCloud:
         self.supervisor.start(
             ChildSpec(
                 name=gateway_child(name), argv=_own("gateway", folder / "gateway.toml"),
-                log=self._log(gateway_child(name)), ready=_answers(self.sites[name], "/health"),
-                stop_s=STOP_GATEWAY_S,
+                log=self._log(gateway_child(name)), stop_s=STOP_GATEWAY_S,
+                ready=self._answers(self.sites[name], "/health"),
             )
         )
+
+    def endpoint(self, site: str) -> str:
+        """What clients of this site use as base URL."""
+        return f"http://{self.host}:{self.sites[site]}/v1"
+
+    def _answers(self, port: int, path: str) -> Ready:
+        async def ready() -> bool:
+            return await http_status(self.host, port, path) == 200
+
+        return ready
 
     def _log(self, name: str) -> Path:
         return self.state.path("logs", f"{name}.log")
@@ -265,22 +277,10 @@ def agent_child(site: str) -> str:
     return f"agent-{site}"
 
 
-def endpoint(port: int) -> str:
-    """What clients use as base URL."""
-    return f"http://{HOST}:{port}/v1"
-
-
 def _own(process: str, config: Path) -> Sequence[str]:
     """The command line of one of our own processes, by the interpreter that runs this one; -P
     keeps modules of the present folder from being taken for libraries."""
     return (sys.executable, "-P", "-m", "isochrone", process, "--config", str(config))
-
-
-def _answers(port: int, path: str) -> Ready:
-    async def ready() -> bool:
-        return await http_status(HOST, port, path) == 200
-
-    return ready
 
 
 async def _started() -> bool:

@@ -35,7 +35,8 @@ class Ports:
 class Claims:
     """The ports that this process has claimed; `release` or the end of the process frees them."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = HOST) -> None:
+        self.host = host
         self._held: dict[int, socket.socket | None] = {}
 
     def take(self, ports: Sequence[int]) -> int | None:
@@ -64,7 +65,7 @@ class Claims:
             except OSError:
                 claim.close()
                 return False
-        if not _bindable(port):
+        if not _bindable(self.host, port):
             if claim is not None:
                 claim.close()
             return False
@@ -96,7 +97,7 @@ def choose_ports(
             break
         if claims.take(ports.all) is None:
             return ports
-    raise InvalidInput(["no block of free ports was found on 127.0.0.1; name one with --port"])
+    raise InvalidInput(["no block of free ports was found; name one with --port"])
 
 
 def _wanted(sites: int, first: int, kept: Ports | None, claims: Claims) -> Ports:
@@ -109,7 +110,7 @@ def _wanted(sites: int, first: int, kept: Ports | None, claims: Claims) -> Ports
     if busy is not None:
         raise InvalidInput(
             [
-                f"port {busy} on {HOST} is in use (needed: {first}..{ports.control}); "
+                f"port {busy} on {claims.host} is in use (needed: {first}..{ports.control}); "
                 "stop what uses it, or choose another with --port"
             ]
         )
@@ -118,7 +119,7 @@ def _wanted(sites: int, first: int, kept: Ports | None, claims: Claims) -> Ports
         if nats <= 65535 and claims.take([nats]) is None:
             return Ports(gateways=ports.gateways, control=ports.control, nats=nats)
     while True:
-        nats = _any_free()
+        nats = _any_free(claims.host)
         if claims.take([nats]) is None:
             return Ports(gateways=ports.gateways, control=ports.control, nats=nats)
 
@@ -128,14 +129,18 @@ def _block(sites: int, first: int) -> Ports:
     return Ports(gateways=gateways, control=first + sites, nats=first + sites + 1)
 
 
-def _bindable(port: int) -> bool:
+def _bindable(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As servers do: connections in TIME_WAIT of the last start do not count as use.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
             probe.listen(1)
         except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise InvalidInput(
+                    [f"--host {host} is no address of this machine; name one that others reach"]
+                ) from error
             if error.errno == errno.EACCES:
                 raise InvalidInput(
                     [f"port {port} may only be used by an administrator; choose one above 1023"]
@@ -144,7 +149,7 @@ def _bindable(port: int) -> bool:
     return True
 
 
-def _any_free() -> int:
+def _any_free(host: str) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((HOST, 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])

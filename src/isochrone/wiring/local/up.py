@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 import structlog
 
+from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import ModelName
 from isochrone.core.world.world import World
 from isochrone.wiring.local.cloud import LocalCloud, Tell
-from isochrone.wiring.local.ports import Claims, choose_ports
+from isochrone.wiring.local.ports import HOST, Claims, choose_ports
 from isochrone.wiring.local.state import State, open_state
 from isochrone.wiring.local.supervise import Note, Supervisor, trim_log
 from isochrone.wiring.local.watch import keep_up_json, wait_known, wait_ready, write_up
@@ -40,6 +41,7 @@ class UpOptions:
     port: int | None
     sites: Path | None
     model: str | None
+    host: str = HOST
 
 
 def run_up(
@@ -51,18 +53,22 @@ def run_up(
     could be started as asked, Unavailable when something did not start; nothing runs then.
     """
     world = choose_world(options.sites, options.model)
+    if options.host in ("0.0.0.0", "::", ""):  # sites must be told where to come
+        raise InvalidInput([f"--host {options.host}: name one address that other hosts can reach"])
     os.umask(0o077)
     state = open_state(options.state)
-    claims = Claims()
-    names = [site.name for site in world.sites]
+    claims = Claims(options.host)
+    names = [site.name for site in world.sites if not site.elsewhere]
     ports = choose_ports(
-        len(names), wanted=options.port, kept=state.kept_ports(names), claims=claims
+        len(names), wanted=options.port, kept=state.kept_ports(names), claims=claims,
     )
     state.keep_ports(names, ports)
     note = _note(state)
     changed = asyncio.Event()
     supervisor = Supervisor(note=note, on_change=changed.set)
-    cloud = LocalCloud(state, world, ports, supervisor=supervisor, note=note, tell=tell)
+    cloud = LocalCloud(
+        state, world, ports, supervisor=supervisor, note=note, tell=tell, host=options.host,
+    )
     note("up", pid=os.getpid(), ports=ports.all)
     asyncio.run(_until_stopped(cloud, changed, on_ready))
     note("down")

@@ -12,8 +12,7 @@ from typing import Any
 
 from isochrone.core.errors import InvalidInput, IsochroneError, Unavailable
 from isochrone.core.world.world import WorldSite
-from isochrone.wiring.local.cloud import LocalCloud, agent_child, endpoint, gateway_child
-from isochrone.wiring.local.ports import HOST
+from isochrone.wiring.local.cloud import LocalCloud, agent_child, gateway_child
 from isochrone.wiring.local.ready import http_status
 from isochrone.wiring.private_file import write_private
 
@@ -52,11 +51,11 @@ async def progress(cloud: LocalCloud) -> tuple[list[SiteProgress], Mapping[str, 
         status = {"sites": []}
     known = {site["name"]: site for site in status["sites"]}
     ready = await asyncio.gather(
-        *(http_status(HOST, port, "/ready") for port in cloud.sites.values())
+        *(http_status(cloud.host, port, "/ready") for port in cloud.sites.values())
     )
     found = [
         _site_progress(site, known.get(site.name, {}), gateway=answer == 200)
-        for site, answer in zip(cloud.world.sites, ready, strict=True)
+        for site, answer in zip(cloud.here, ready, strict=True)
     ]
     return found, status
 
@@ -114,7 +113,7 @@ async def wait_known(cloud: LocalCloud, key: str, *, deadline_s: float) -> None:
         async with asyncio.timeout(deadline_s):
             while waiting:
                 for name, port in list(waiting.items()):
-                    if await http_status(HOST, port, "/v1/models", key=key) == 200:
+                    if await http_status(cloud.host, port, "/v1/models", key=key) == 200:
                         del waiting[name]
                 await asyncio.sleep(KNOWN_POLL_S if waiting else 0)
     except TimeoutError:
@@ -147,7 +146,7 @@ def up_content(cloud: LocalCloud, api_key: str, status: Mapping[str, Any]) -> di
         {
             "name": site.name,
             "country": site.country,
-            "endpoint": endpoint(cloud.sites[site.name]),
+            "endpoint": cloud.endpoint(site.name),
             "gateway_pid": cloud.supervisor.pid(gateway_child(site.name)),
             "agent_pid": cloud.supervisor.pid(agent_child(site.name)),
             "replicas": [
@@ -155,7 +154,7 @@ def up_content(cloud: LocalCloud, api_key: str, status: Mapping[str, Any]) -> di
                 for one in replicas.get(site.name, [])
             ],
         }
-        for site in cloud.world.sites
+        for site in cloud.here
     ]
     return {
         "control": cloud.control_url,

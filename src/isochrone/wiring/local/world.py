@@ -37,6 +37,8 @@ def choose_world(sites: Path | None, model: str | None) -> World:
         world = parse_world(default_world(), source="the packaged world")
         if model is not None:
             world = _with_model(world, model)
+    if all(site.elsewhere for site in world.sites):
+        raise InvalidInput(["every site is elsewhere; `up` runs at least one site itself"])
     problems = [problem for one in world.models if (problem := _file_problem(one))]
     if problems:
         raise InvalidInput(problems)
