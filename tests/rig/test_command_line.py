@@ -75,6 +75,7 @@ def test_lists_of_the_estate(cloud: Cloud) -> None:
     assert [row["name"] for row in _json(cloud, "models")] == ["tiny-fable"]
     assert {row["name"] for row in _json(cloud, "sites")} == {"sydney", "frankfurt", "ashburn"}
     assert "frankfurt" in _told(cloud, "sites")
+    assert "emulated" in _told(cloud, "sites", "sydney")
     assert "tiny-fable" in _told(cloud, "models")
     assert len(_json(cloud, "status")["sites"]) == 3
     assert "ready" in _told(cloud, "status")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -12,20 +13,26 @@ site_app = typer.Typer(help="Join a site to the cloud.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog="Examples: `isochrone sites` · `isochrone sites --json`")(sites)
+    app.command(
+        epilog="Examples: `isochrone sites` · `isochrone sites sydney` · `isochrone sites --json`"
+    )(sites)
     app.add_typer(site_app, name="site")
 
 
 def sites(
+    name: Annotated[
+        str | None, typer.Argument(help="One site, with its links to every other.")
+    ] = None,
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List sites with country, operator and endpoint."""
+    """List sites with country, operator and endpoint; with a NAME also its links."""
     from isochrone.cli.show import print_json, print_table
 
-    rows = list(find_cloud(state, url, key).api.items("sites"))
+    api = find_cloud(state, url, key).api
+    rows = list(api.items("sites")) if name is None else [api.get(f"sites/{quote(name, safe='')}")]
     if as_json:
-        print_json(rows)
+        print_json(rows if name is None else rows[0])
         return
     print_table(
         ("site", "country", "operator", "parent", "latitude", "longitude", "joined", "endpoint"),
@@ -38,6 +45,11 @@ def sites(
             for row in rows
         ],
     )
+    if name is not None:
+        print_table(
+            ("link to", "round trip ms", "which is"),
+            [(link["peer"], link["rtt_ms"], link["source"]) for link in rows[0]["links"]],
+        )
 
 
 @site_app.command(epilog="Example: `isochrone site token sydney`, then `site join` at the site.")
