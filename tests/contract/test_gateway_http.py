@@ -6,6 +6,8 @@ from copy import deepcopy
 
 import pytest
 
+from isochrone.core.world.model import Model
+from isochrone.wire import subjects
 from tests.fixtures.gateways import (
     MODEL,
     Client,
@@ -251,6 +253,10 @@ def test_several_choices_are_counted_by_the_engines_tokenizer() -> None:
 def test_embeddings_have_input_only() -> None:
     async def main(cloud: GatewayCloud) -> None:
         site = await one_site(cloud)
+        model = Model(name=MODEL, kind="embedding", revision="r", context_tokens=9, created_at=0)
+        await cloud.publish(subjects.model_key(MODEL), model)
+        view = site.running.context.view
+        await until(lambda: view.table.view.models[MODEL].kind == "embedding")
         body = json.dumps({"model": MODEL, "input": "hello"}).encode()
         answer = await ask(site, post(body, path="/v1/embeddings"))
         assert answer.json["data"][0]["embedding"] == [0.5, 0.25]

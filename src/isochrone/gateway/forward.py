@@ -20,7 +20,7 @@ from isochrone.gateway.counts import tokens_of_answer
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.peer_hop import Hop
 from isochrone.gateway.recount import recount
-from isochrone.gateway.replies import Origin, Refusal, error_event
+from isochrone.gateway.replies import Origin, Refusal, engine_error_body, error_event
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import BadRequest, InferenceRequest, parse_request
 from isochrone.gateway.server import ClientConnection
@@ -137,6 +137,12 @@ class Exchange:
             return Refusal(
                 status=404, reason="model_not_found", code="model_not_found", param="model",
                 message=f"The model '{model}' does not exist or you do not have access to it.",
+            )
+        noun = self.context.view.table.view.models.get(model)
+        if noun is not None and (noun.kind == "embedding") != (self.endpoint == "embeddings"):
+            return Refusal(
+                status=400, reason="model_kind", param="model",
+                message=f"The model '{model}' is for {noun.kind}, which {self.path} is not.",
             )
         return None
 
@@ -320,7 +326,7 @@ class Exchange:
         """An answer that is not a stream has come in whole."""
         request, replica = self.request, attempt.target.replica
         if attempt.status >= 400:
-            self._send_whole(attempt, body, Tokens())
+            self._send_whole(attempt, engine_error_body(body, attempt.status), Tokens())
             return
         if attempt.stated_tokens is not None:
             self._send_whole(attempt, body, attempt.stated_tokens)

@@ -59,8 +59,11 @@ class Incoming:
 
     @property
     def path(self) -> str:
-        """The path without its query."""
-        return self.url.partition(b"?")[0].decode("latin-1")
+        """The path without its query, of a target in either form (RFC 9112, 3.2)."""
+        url = self.url
+        if url[:4].lower() == b"http":
+            url = b"/" + url.partition(b"://")[2].partition(b"/")[2]
+        return url.partition(b"?")[0].decode("latin-1")
 
     @property
     def body(self) -> bytes:

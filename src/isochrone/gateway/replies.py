@@ -55,6 +55,43 @@ def error_body(refusal: Refusal) -> bytes:
     )
 
 
+class _EngineError(msgspec.Struct):
+    message: str = ""
+    type: str | None = None
+    param: str | None = None
+    code: str | int | None = None
+
+
+class _EngineErrorBody(msgspec.Struct):
+    error: _EngineError
+
+
+# What OpenAI's clients look for, by the type that llama.cpp gives.
+_CODES = {"exceed_context_size_error": "context_length_exceeded"}
+_engine_error = msgspec.json.Decoder(_EngineErrorBody)
+
+
+def engine_error_body(body: bytes, status: int) -> bytes:
+    """An engine's error in OpenAI's form; as it came where it has that form or is no JSON error."""
+    try:
+        error = _engine_error.decode(body).error
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return body
+    if not isinstance(error.code, int):
+        return body
+    named = error.type or "engine_error"
+    return _encode(
+        {
+            "error": {
+                "message": error.message,
+                "type": error_type(status),
+                "param": error.param,
+                "code": _CODES.get(named, named),
+            }
+        }
+    )
+
+
 def error_event(code: str, message: str) -> bytes:
     """The last event of a stream that cannot go on: an error, and no [DONE] after it."""
     error = {"message": message, "type": "server_error", "param": None, "code": code}

@@ -99,6 +99,7 @@ class ClientConnection(asyncio.Protocol):
         "_queue",
         "_quiet_ns",
         "_reading",
+        "_resuming",
         "_server",
         "_skipping",
         "_transport",
@@ -116,6 +117,7 @@ class ClientConnection(asyncio.Protocol):
         self._answering = False
         self._pumping = False
         self._reading = True
+        self._resuming = False  # the parser is told again what it has forgotten
         self._ending = False  # no further request is read
         self._skipping = False  # whatever still comes is thrown away
         self._quiet_ns = server.clock.monotonic_ns()
@@ -167,12 +169,18 @@ class ClientConnection(asyncio.Protocol):
     # -- called by the parser: only notes, so that no error of ours passes for one of HTTP ---------
 
     def on_message_begin(self) -> None:
+        if self._resuming:
+            return
         self._queue.append(Incoming(self._server.clock.monotonic_ns()))
 
     def on_url(self, url: bytes) -> None:
+        if self._resuming:
+            return
         self._queue[-1].url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._resuming:
+            return
         incoming = self._queue[-1]
         name = name.lower()
         if name in incoming.headers and incoming.fault is None and name in SINGLE:
@@ -184,6 +192,8 @@ class ClientConnection(asyncio.Protocol):
             incoming.fault = self._head_too_large()
 
     def on_headers_complete(self) -> None:
+        if self._resuming:
+            return
         incoming = self._queue[-1]
         incoming.method = self._parser.get_method()
         version = self._parser.get_http_version()
@@ -228,9 +238,8 @@ class ClientConnection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
             raise
-        except httptools.HttpParserUpgrade:
-            # An upgrade may be ignored; what follows the request on this connection cannot be read.
-            self._queue[-1].keep_alive = False
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             text = f"The request is not valid HTTP/1.1: {error}."
             self._spoil(Fault(status=400, reason="bad_http", message=text))
@@ -241,6 +250,23 @@ class ClientConnection(asyncio.Protocol):
         if len(self._queue) > MOST_PIPELINED:
             text = f"At most {MOST_PIPELINED} requests may be sent ahead."
             self._spoil(Fault(status=400, reason="too_many_pipelined", message=text))
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """An upgrade may be ignored (RFC 9110, 7.8), but the parser has stopped behind the head:
+        a new one is told how the body is framed and goes on with it."""
+        incoming = self._queue[-1]
+        self._parser = httptools.HttpRequestParser(self)
+        if incoming.has_body:
+            incoming.complete = False
+            chunked = b"transfer-encoding" in incoming.headers
+            name = b"transfer-encoding" if chunked else b"content-length"
+            self._resuming = True
+            self._parser.feed_data(
+                b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n" % (name, incoming.headers[name])
+            )
+            self._resuming = False
+        if rest:
+            self._read(rest)
 
     def _spoil(self, fault: Fault) -> None:
         if not self._queue or self._queue[-1].complete:
