@@ -8,7 +8,7 @@ from isochrone.core.metering.event import Tokens
 from isochrone.core.world.tenant import Class
 from isochrone.gateway.access import class_of
 from isochrone.gateway.peer_hop import parse_tokens, render_tokens
-from isochrone.gateway.request import BadRequest, parse_request, rewrite
+from isochrone.gateway.request import BadRequest, parse_request, prompts_of, rewrite
 
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"hello there"}]%b}'
 
@@ -38,11 +38,14 @@ def test_the_output_that_is_expected(fields: bytes, output: int) -> None:
     ("prompt", "choices"),
     [
         (b'"one"', 2), (b'["one","two"]', 4), (b"[1,2,3]", 2), (b"[[1],[2],[3]]", 6), (b"[]", 2),
+        (b'["one",2,3]', 2), (b'[1,"two"]', 2), (b'["one",[2, "three"]]', 4),
     ],
 )
 def test_several_prompts_make_several_choices(prompt: bytes, choices: int) -> None:
     body = b'{"model":"m","n":2,"prompt":%b}' % prompt
-    assert parse_request("completions", body).choices == choices
+    request = parse_request("completions", body)
+    assert (request.choices, request.prompts) == (choices, choices // 2)
+    assert len(prompts_of(body)) == choices // 2
 
 
 @pytest.mark.parametrize(

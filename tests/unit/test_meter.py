@@ -169,6 +169,66 @@ def test_absurd_counts_are_treated_as_not_sent() -> None:
     assert metered(llamacpp(0, "a"), usage(5, 9, 5))[0].tokens(0).input_uncached == 0
 
 
+def spoken(index: int, text: str, prompt: int, output: int, **more: object) -> dict[str, object]:
+    """An event of llama.cpp's completions; the last of a choice has its finish reason and usage."""
+    return {
+        "choices": [{"text": text, "index": index, "finish_reason": None} | more],
+        "timings": {"cache_n": 0, "prompt_n": prompt, "predicted_n": output},
+    }
+
+
+def last(index: int, prompt: int, output: int, cached: int = 0) -> dict[str, object]:
+    return spoken(index, "", prompt, output, finish_reason="length") | {
+        "usage": usage(prompt, cached, output)["usage"]
+    }
+
+
+def prompted(*events: object, n: int, prompts: int) -> tuple[StreamMeter, bytes]:
+    meter = StreamMeter(n, "completions", False, prompts=prompts)
+    return meter, meter.feed(sse(*events))
+
+
+def test_each_prompt_counts_once_however_many_choices_it_has() -> None:
+    each = [(0, 1), (1, 1), (2, 8), (3, 8), (4, 82), (5, 82)]
+    events = [event for index, prompt in each
+              for event in (spoken(index, "a", prompt, 1), last(index, prompt, 2, prompt // 2))]
+    meter, seen = prompted(*events, "[DONE]", n=6, prompts=3)
+    assert seen == sse(*events, "[DONE]")
+    assert meter.tokens(0) == Tokens(
+        input_uncached=46, input_cached=45, output=12, source="engine"
+    )
+
+
+def test_several_prompts_are_the_engines_count_only_when_every_choice_ended() -> None:
+    begun = (last(0, 5, 2), spoken(1, "a", 7, 1))
+    meter, _ = prompted(*begun, n=3, prompts=3)
+    assert meter.tokens(0) == Tokens(input_uncached=12, output=3, source="running")
+    meter.feed(sse(last(1, 7, 2), last(2, 9, 2), "[DONE]"))
+    assert meter.tokens(0) == Tokens(input_uncached=21, output=6, source="engine")
+
+
+def test_one_usage_for_all_prompts_is_taken_as_it_is() -> None:
+    talk = [spoken(index, "a", 50, 1) for index in range(4)]
+    meter, seen = prompted(*talk, usage(100, 10, 4), "[DONE]", n=4, prompts=2)
+    assert seen == sse(*talk, "[DONE]")
+    assert meter.tokens(0) == Tokens(
+        input_uncached=90, input_cached=10, output=4, source="engine"
+    )
+    apart = [usage(prompt, 1, 3) for prompt in (5, 5, 7, 7)]
+    assert prompted(*apart, n=4, prompts=2)[0].tokens(0) == Tokens(
+        input_uncached=10, input_cached=2, output=12, source="engine"
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_events_without_content_are_withheld(n: int) -> None:
+    talk = sse(llamacpp(0, "a", 1), llamacpp(0, "null", 2))
+    for nothing in (b"data: null\n\n", b"data:null\n\n", b": x\r\ndata: null\r\n\r\n"):
+        meter = StreamMeter(n, "chat.completions", True)
+        assert meter.feed(nothing + talk + nothing) == talk
+        assert meter.tokens(0).output == 2
+
+
 def body(*texts: str, output: int, cached: int = 0) -> bytes:
     choices = [{"index": i, "message": {"role": "assistant", "content": t}}
                for i, t in enumerate(texts)]
@@ -194,6 +254,16 @@ def test_whole_answer_whose_usage_covers_one_choice() -> None:
         body("x" * 40, "y" * 20, output=10), "chat.completions", 2, usage_counts_one_choice=True
     )
     assert tokens == Tokens(input_uncached=12, output=15, source="counted")
+
+
+def test_whole_answer_whose_usage_covers_the_first_prompt() -> None:
+    answer = body("abcd", "efgh", output=1, cached=5)
+    first = tokens_of_answer(
+        answer, "completions", 2, prompt_bytes=4000, usage_counts_one_choice=True, prompts=2
+    )
+    assert first == Tokens(input_uncached=995, input_cached=5, output=2, source="counted")
+    whole = tokens_of_answer(answer, "completions", 2, prompt_bytes=4000, prompts=2)
+    assert (whole.input_uncached, whole.source) == (7, "engine")
 
 
 def test_embeddings_have_a_prompt_only() -> None:

@@ -114,11 +114,13 @@ def tokens_of_answer(
     *,
     prompt_bytes: int = 0,
     usage_counts_one_choice: bool = False,
+    prompts: int = 1,
 ) -> Tokens:
     """Token classes of a whole answer that was not streamed.
 
     With `usage_counts_one_choice` and n > 1 the engine's output covers its first choice; the others
-    are taken to have as many bytes a token as that one, and the source is then `counted`.
+    are taken to have as many bytes a token as that one, and the source is then `counted`. Of
+    several prompts its input covers the first; the input is then at least all their bytes / 4.
     """
     event = read(body)
     if event is None or event.is_error:
@@ -142,8 +144,9 @@ def tokens_of_answer(
     first = (max(final.output, 1), max(sizes[0], 1)) if sizes[0] else (1, BYTES_PER_TOKEN)
     others = sum(-(-size * first[0] // first[1]) for size in sizes[1:])
     known = settle(final, None, counted=0, prompt_bytes=prompt_bytes)
+    estimate = -(-prompt_bytes // BYTES_PER_TOKEN) - known.input_cached if prompts > 1 else 0
     return Tokens(
-        input_uncached=known.input_uncached,
+        input_uncached=max(known.input_uncached, estimate),
         input_cached=known.input_cached,
         output=known.output + others,
         source="counted",

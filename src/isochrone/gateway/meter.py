@@ -3,13 +3,14 @@
 The gateway asks every engine for usage, so the chunk that carries nothing but usage is withheld
 from a client that did not ask; every other byte passes unchanged. With one choice no event is
 parsed on the way: bytes are scanned and the last event with counts is kept raw, to be parsed when
-somebody asks. With several choices every event is parsed, because counts are per choice.
+somebody asks. With several choices every event is parsed, because counts are per choice. An event
+whose data is `null`, which llama.cpp sends between prompts and no client expects, is withheld.
 """
 
 import re
 
 from isochrone.core.metering.event import Endpoint, Tokens
-from isochrone.core.metering.tokens import Reported, settle
+from isochrone.core.metering.tokens import Reported, of_answers, of_choices, settle
 from isochrone.gateway.counts import Event, read, tokens_of_answer
 
 __all__ = ["MAX_EVENT_BYTES", "StreamMeter", "tokens_of_answer"]
@@ -19,6 +20,8 @@ MAX_EVENT_BYTES = 256 * 1024
 
 # Behind the first event of a read, this much is worth trying to take at once.
 PLAIN_BYTES = 1024
+
+MOST_NULL_BYTES = 16
 
 # Two line ends of any of the three kinds. A carriage return at the end of what has arrived may be
 # half of a line end, so it never ends an event by itself.
@@ -42,20 +45,25 @@ class StreamMeter:
         "_counted",
         "_counts_raw",
         "_done",
+        "_ended",
         "_error",
-        "_final",
         "_finals",
         "_finished",
         "_held",
         "_held_sent",
-                "_n",
+        "_n",
+        "_prompts",
         "_running",
         "_skipping",
         "_text",
     )
 
-    def __init__(self, n_choices: int, endpoint: Endpoint, client_wants_usage: bool) -> None:
+    def __init__(
+        self, n_choices: int, endpoint: Endpoint, client_wants_usage: bool, *, prompts: int = 1
+    ) -> None:
+        """`n_choices` is over all `prompts`, each of which has the same number, one by one."""
         self._n = max(n_choices, 1)
+        self._prompts = min(max(prompts, 1), self._n)
         self._asked = client_wants_usage
         self._text = _TEXT[endpoint]
         self._held = b""        # the event that has not ended yet
@@ -64,9 +72,9 @@ class StreamMeter:
         self._counted = [0] * self._n
         self._running: list[Reported | None] = [None] * self._n
         self._counts_raw: bytes | None = None
-        self._final: Reported | None = None
-        self._finals = 0
+        self._finals: list[Reported] = []
         self._finished: set[int] = set()
+        self._ended: set[int] = set()  # choices whose last event carried counts
         self._done = False
         self._error = False
 
@@ -164,20 +172,16 @@ class StreamMeter:
         if self._counts_raw is not None:
             event, self._counts_raw = read(self._counts_raw), None
             self._running[0] = (event.reported() if event else None) or self._running[0]
-        known = [count for count in self._running if count is not None]
-        running = None
-        if known:
-            running = Reported(
-                prompt=max(count.prompt for count in known),
-                cached=min(count.cached for count in known),
-                output=sum(count.output for count in known),
-            )
+        running = of_choices(self._running, self._prompts)
+        final = of_answers(self._finals, self._n, self._prompts)
+        if final is None and len(self._ended) == self._n:
+            final = running
         counted = sum(
             max(events, count.output if count else 0)
             for events, count in zip(self._counted, self._running, strict=True)
         )
         return settle(
-            self._final, running, counted=counted, prompt_bytes=prompt_bytes, n_choices=self._n
+            final, running, counted=counted, prompt_bytes=prompt_bytes, n_choices=self._n
         )
 
     # -- one event -------------------------------------------------------------------------------
@@ -193,6 +197,8 @@ class StreamMeter:
                 return True
             payload, named_error = found
             self._error = self._error or named_error
+        if len(payload) <= MOST_NULL_BYTES and payload.strip() == b"null":
+            return False
         if payload.lstrip(b" ").startswith(b"[DONE]"):
             self._done = True
             return True
@@ -223,37 +229,22 @@ class StreamMeter:
             return True
         self._error = self._error or event.is_error
         reported = event.reported()
-        ends = False
         for choice in event.choices or ():
             index = choice.index if 0 <= choice.index < self._n else 0
             self._counted[index] += choice.carries_text
             if choice.finish_reason is not None:
                 self._finished.add(index)
-                ends = True
+                if reported is not None:
+                    self._ended.add(index)
             if reported is not None:
                 self._running[index] = reported
                 self._counts_raw = None
         if event.is_usage_only:
-            self._take_final(reported)
+            if reported is not None:
+                self._finals.append(reported)
+                del self._finals[: -self._n]
             return self._asked
-        if self._n == 1 and ends and reported is not None and self._finals == 0:
-            self._final = reported
         return True
-
-    def _take_final(self, reported: Reported | None) -> None:
-        """Some engines send one usage event for all choices, llama.cpp one for each choice."""
-        if reported is None:
-            return
-        before = self._final if self._finals and self._n > 1 else None
-        self._finals += 1
-        if before is None:
-            self._final = reported
-            return
-        self._final = Reported(
-            prompt=max(before.prompt, reported.prompt),
-            cached=min(before.cached, reported.cached),
-            output=before.output + reported.output,
-        )
 
 
 def _spoke(payload: bytes, event: Event | None) -> bool:
@@ -288,5 +279,3 @@ def _payload(event: bytes) -> tuple[bytes, bool] | None:
     if not data and not named_error:
         return None
     return b"\n".join(data), named_error
-
-

@@ -1,13 +1,17 @@
-"""Counts the output of several choices again where an engine's usage covers only one of them."""
+"""Counts several prompts and choices again where an engine's usage covers only the first of them.
+
+Texts are counted by the engine's own tokenizer, prompts as its completions endpoint reads them.
+"""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
 
 from isochrone.core.metering.event import Tokens
 from isochrone.core.world.model import Replica
+from isochrone.gateway.request import prompts_of
 from isochrone.gateway.target import place_of, request_bytes
 from isochrone.gateway.upstream import UpstreamConnection, UpstreamPool
 
@@ -29,12 +33,22 @@ class _Answer(msgspec.Struct):
     choices: list[_Choice] = []
 
 
+class _Content(msgspec.Struct):
+    """`add_special`: with what the model puts before a prompt, as a prompt is counted."""
+
+    content: msgspec.Raw
+    add_special: bool
+    parse_special: bool = True
+
+
 class _Tokenized(msgspec.Struct):
     tokens: list[msgspec.Raw]
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_tokens = msgspec.json.Decoder(_Tokenized).decode
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
 
 
 class _Whole:
@@ -63,21 +77,55 @@ class _Whole:
 
 
 async def recount(
-    pool: UpstreamPool, replica: Replica, body: bytes, estimate: Tokens
+    pool: UpstreamPool,
+    replica: Replica,
+    body: bytes,
+    estimate: Tokens,
+    *,
+    request_body: bytes | None = None,
 ) -> Tokens:
-    """`estimate` with the output counted by the engine's tokenizer over all choices.
+    """`estimate` with the output counted by the engine's tokenizer over all choices of the answer
+    `body` and, when `request_body` holds several prompts, the input over all prompts.
 
-    Texts only: with tool calls, or when the tokenizer does not answer in time, the estimate stays.
+    What cannot be counted (tool calls, a prompt that is not text or token ids, no answer of the
+    tokenizer in time) stays as in the estimate. The cached part is known of the first prompt only.
     """
     texts = _texts(body)
-    if texts is None:
-        return estimate
+    prompts = [] if request_body is None else prompts_of(request_body)
+    output = whole = None
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            counts = [await _count(pool, replica, text) for text in texts]
+            if texts is not None:
+                said = [msgspec.Raw(_encode(text)) for text in texts if text]
+                output = await _count(pool, replica, said, prompts=False)
+            if len(prompts) > 1:
+                whole = await _count(pool, replica, prompts, prompts=True)
     except (OSError, TimeoutError, ValueError, msgspec.MsgspecError):
-        return estimate
-    return replace(estimate, output=sum(counts), source="counted")
+        pass  # what was counted until now is still better than the estimate
+    if output is not None:
+        estimate = replace(estimate, output=output, source="counted")
+    if whole is not None:
+        uncached = max(whole - estimate.input_cached, 0)
+        estimate = replace(estimate, input_uncached=uncached, source="counted")
+    return estimate
+
+
+async def _count(
+    pool: UpstreamPool, replica: Replica, contents: Sequence[msgspec.Raw], *, prompts: bool
+) -> int:
+    """Tokens of all contents. Raises OSError, TimeoutError, ValueError or MsgspecError."""
+    counts = 0
+    for content in contents:
+        first = bytes(memoryview(content)[:1])
+        if first == b"[" and not any(
+            bytes(memoryview(item)[:1]) == b'"' for item in _decode_items(content)
+        ):
+            counts += len(_decode_items(content))
+        elif first in (b'"', b"["):
+            counts += await _tokenize(pool, replica, content, prompt=prompts)
+        else:
+            raise ValueError("the prompt is neither text nor token ids")
+    return counts
 
 
 def _texts(body: bytes) -> list[str] | None:
@@ -97,16 +145,17 @@ def _texts(body: bytes) -> list[str] | None:
     return texts
 
 
-async def _count(pool: UpstreamPool, replica: Replica, text: str) -> int:
-    """Tokens of one text. Raises OSError, TimeoutError, ValueError or MsgspecError."""
-    if not text:
-        return 0
+async def _tokenize(
+    pool: UpstreamPool, replica: Replica, content: msgspec.Raw, *, prompt: bool
+) -> int:
+    """Tokens of one content. Raises OSError, TimeoutError, ValueError or MsgspecError."""
     address, host, base_path = place_of(replica.base_url)
     headers = [("content-type", "application/json")]
     if replica.engine_key is not None:
         headers.append(("authorization", f"Bearer {replica.engine_key}"))
     path = base_path.removesuffix("/v1") + "/tokenize"
-    data = request_bytes(path, host, headers, {}, msgspec.json.encode({"content": text}))
+    asked = _encode(_Content(content, prompt))
+    data = request_bytes(path, host, headers, {}, asked)
     connection: UpstreamConnection | None = pool.take(address)
     if connection is None:
         connection = await pool.connect(address, timeout_s=TIMEOUT_S)

@@ -55,12 +55,17 @@ class _Body(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceRequest:
-    """What the gateway knows of a request's content. `choices` is n times the number of prompts."""
+    """What the gateway knows of a request's content.
+
+    `choices` is over all prompts: n for each. Those of prompt p have the indices p * n to
+    p * n + n - 1.
+    """
 
     endpoint: Endpoint
     model: ModelName
     stream: bool
     wants_usage: bool
+    prompts: int
     choices: int
     prompt_bytes: int
     prompt_tokens: int
@@ -92,7 +97,7 @@ def parse_request(endpoint: Endpoint, body: bytes) -> InferenceRequest:
         content, prompts = fields.messages, 1
     elif endpoint == "completions":
         content = fields.prompt
-        prompts = _prompts(content)
+        prompts = len(_prompts(content))
     else:
         content, prompts, n = fields.input, 1, 1
     most = fields.max_completion_tokens
@@ -109,6 +114,7 @@ def parse_request(endpoint: Endpoint, body: bytes) -> InferenceRequest:
         model=ModelName(fields.model),
         stream=bool(fields.stream) and endpoint != "embeddings",
         wants_usage=options is not None and bool(options.include_usage),
+        prompts=prompts,
         choices=n * prompts,
         prompt_bytes=prompt_bytes,
         prompt_tokens=max(1, prompt_bytes // BYTES_PER_TOKEN),
@@ -117,15 +123,23 @@ def parse_request(endpoint: Endpoint, body: bytes) -> InferenceRequest:
     )
 
 
-def _prompts(prompt: msgspec.Raw) -> int:
-    """How many prompts a completions request holds: text, token ids, or a list of either."""
+def prompts_of(body: bytes) -> list[msgspec.Raw]:
+    """The prompts of a completions request that parse_request accepted, as the client wrote them.
+
+    One that names no prompt, like one to another endpoint, has one empty prompt.
+    """
+    return _prompts(_decode_body(body).prompt)
+
+
+def _prompts(prompt: msgspec.Raw) -> list[msgspec.Raw]:
+    """A prompt is a text, or token ids, or both mixed; several are a list of such prompts."""
     text = bytes(prompt)
     if not text.startswith(b"["):
-        return 1
+        return [prompt]
     items = _decode_list(text)
-    if items and bytes(items[0])[:1] in (b'"', b"["):
-        return len(items)
-    return 1
+    if items and all(bytes(memoryview(item)[:1]) in (b'"', b"[", b"{") for item in items):
+        return items
+    return [prompt]
 
 
 def rewrite(

@@ -3,7 +3,8 @@
 Sources, best first, and the largest error of each (see docs/metering.md):
 
 - `engine`: the engine's final usage. Taken as it is; no error of ours. For n > 1 some engines
-  count one choice only, so the output is never below what was counted over all choices.
+  count one choice only, so the output is never below what was counted over all choices. For
+  several prompts the input is each prompt once: one usage covers all, or each choice has its own.
 - `running`: the last running count before the stream broke. Low by at most the tokens that the
   engine made after the last event that arrived whole, none of which reached the client.
 - `counted`: events that carried text, one token each. Never high where an engine sends at least one
@@ -13,6 +14,7 @@ Sources, best first, and the largest error of each (see docs/metering.md):
 - `none`: nothing came from an engine, so nothing is counted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isochrone.core.metering.event import Tokens
@@ -33,6 +35,47 @@ class Reported:
     def plausible(self) -> bool:
         """False for counts that no request can have; they are then treated as not sent."""
         return all(0 <= n <= LARGEST_COUNT for n in (self.prompt, self.cached, self.output))
+
+
+def of_choices(counts: Sequence[Reported | None], prompts: int) -> Reported | None:
+    """What the choices of `prompts` prompts were reported with, each apart, put together.
+
+    Choices lie prompt by prompt, the same number for each. A prompt counts once however many
+    choices it has: as the largest that one of them reports. None when nothing was reported.
+    """
+    share = max(len(counts) // max(prompts, 1), 1)
+    known = [count for count in counts if count is not None]
+    if not known:
+        return None
+    prompt = cached = 0
+    for begin in range(0, len(counts), share):
+        one = [count for count in counts[begin : begin + share] if count is not None]
+        if one:
+            prompt += max(count.prompt for count in one)
+            cached += min(count.cached for count in one)
+    return Reported(prompt=prompt, cached=cached, output=sum(count.output for count in known))
+
+
+def of_answers(finals: Sequence[Reported], choices: int, prompts: int) -> Reported | None:
+    """Final usages that name no choice, put together.
+
+    One alone covers the whole request, all prompts and choices. Of several, each covers a choice;
+    of several prompts each is then told once for every of its choices.
+    """
+    if choices <= 1 or len(finals) <= 1:
+        return finals[-1] if finals else None
+    output = sum(count.output for count in finals)
+    if prompts <= 1:
+        prompt = max(count.prompt for count in finals)
+        return Reported(
+            prompt=prompt, cached=min(count.cached for count in finals), output=output
+        )
+    share = max(choices // prompts, 1)
+    return Reported(
+        prompt=-(-sum(count.prompt for count in finals) // share),
+        cached=sum(count.cached for count in finals) // share,
+        output=output,
+    )
 
 
 def settle(
