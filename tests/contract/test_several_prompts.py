@@ -23,6 +23,9 @@ from isochrone.gateway.request import parse_request
 from isochrone.gateway.upstream import UpstreamPool
 from isochrone.ports.engine import Engine
 from tests.contract.test_engines import START_S, a_start, ask, events
+from tests.contract.test_gateway_http import one_site
+from tests.fixtures.gateways import MODEL, a_cloud, post
+from tests.fixtures.gateways import ask as ask_gateway
 
 PROMPTS = ["x", "Once upon a time there was a fox", "word " * 40]
 ODD = ["", "<|im_start|>hi</s> \u00e9\u4e16", [1, 5, 6, 7], [5, "x y"], ["a b", 9, "c"], "y" * 50]
@@ -131,5 +134,27 @@ def test_the_tokenizer_counts_a_prompt_as_the_engine_does(tmp_path: Path) -> Non
             answer = await ask(engine, "/completions", body)
             tokens = await counted(engine, body, answer.body)
             assert tokens.input_uncached + tokens.input_cached == alone + 1, prompt
+
+    with_engine(tmp_path, main)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_gateway_books_every_prompt(tmp_path: Path, stream: bool) -> None:
+    async def main(engine: Engine) -> None:
+        total = sum(await each_alone(engine, PROMPTS))
+        replica = {
+            "base_url": engine.base_url, "engine_key": engine.key, "upstream_model": "tiny",
+            "running_counts": "timings", "usage_counts_one_choice": True,
+        }
+        async with a_cloud() as cloud:
+            site = await one_site(cloud, replica=replica)
+            body = {"model": MODEL, "prompt": PROMPTS, "n": 2, "max_tokens": 4, "stream": stream}
+            raw = json.dumps(body | {"ignore_eos": True}).encode()
+            answer = await ask_gateway(site, post(raw, path="/v1/completions"))
+            tokens = (await cloud.events(answer.request_id))[0].tokens
+        assert b"data: null" not in answer.body
+        assert tokens.input_uncached + tokens.input_cached == total
+        assert tokens.source == ("engine" if stream else "counted")
+        assert 24 * stream <= tokens.output <= 24
 
     with_engine(tmp_path, main)

@@ -173,7 +173,8 @@ class Attempt:
         if status == 200 and request.stream and self.content_type.startswith(EVENTS):
             self.streaming = True
             self.meter = StreamMeter(
-                request.choices, request.endpoint, self._exchange.client_gets_usage
+                request.choices, request.endpoint, self._exchange.client_gets_usage,
+                prompts=request.prompts,
             )
 
     def _peer_is_genuine(self, status: int, headers: Mapping[bytes, bytes]) -> bool:

@@ -334,7 +334,7 @@ class Exchange:
         one_choice = replica is not None and replica.usage_counts_one_choice
         tokens = tokens_of_answer(
             body, self.endpoint, request.choices, prompt_bytes=request.prompt_bytes,
-            usage_counts_one_choice=one_choice,
+            usage_counts_one_choice=one_choice, prompts=request.prompts,
         )
         if one_choice and request.choices > 1:
             self.context.spawn(self._recount(attempt, body, tokens))
@@ -343,7 +343,9 @@ class Exchange:
 
     async def _recount(self, attempt: Attempt, body: bytes, estimate: Tokens) -> None:
         assert attempt.target.replica is not None
-        tokens = await recount(self.context.pool, attempt.target.replica, body, estimate)
+        tokens = await recount(
+            self.context.pool, attempt.target.replica, body, estimate, request_body=self.body
+        )
         if not self._over:
             self._send_whole(attempt, body, tokens)
 
