@@ -19,7 +19,7 @@ from isochrone.control.fleet_state import FleetState
 from isochrone.control.joining import Hub, hash_of
 from isochrone.control.world import seed_of
 from isochrone.core.ids import KeyId, ModelName, OrgId, ProjectId, RequestId, SiteName, uuid7
-from isochrone.core.metering.event import UsageEvent
+from isochrone.core.metering.event import Tokens, UsageEvent
 from isochrone.core.routing.choice import Candidate, Choice, Decision, Refused
 from isochrone.core.world.digest import DeploymentLoad, ReplicaLoad, SiteDigest
 from isochrone.core.world.model import Deployment, EngineSpec, Model
@@ -406,6 +406,31 @@ def test_a_request_is_explained(api: Api) -> None:
     assert found["tokens"]["source"] == "engine"
     missing = uuid7(NOW, 99)
     assert api.call("GET", f"requests/{RequestId(missing)}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "body", "plaintext"),
+    [
+        (403, "transit", "unread", "the body was not read: ingress AU saw no plaintext"),
+        (403, "attribute_missing", "unread", "the body was not read: ingress AU saw no plaintext"),
+        (400, "bad_request", "read", "ingress AU saw plaintext"),
+        (413, "body_too_large", "in_part",
+         "the body was not read to its end: ingress AU may have seen plaintext"),
+    ],
+)
+def test_a_refusal_before_a_model_was_known_says_what_the_ingress_saw(
+    api: Api, status: int, reason: str, body: str, plaintext: str
+) -> None:
+    event = replace(
+        a_usage_event(uuid7(NOW, 1)), model=ModelName(""), stream=False, serving_site=None,
+        serving_country=None, tokens=Tokens(), outcome="refused", status=status, reason=reason,
+    )
+    api.context.book.book_usage([event], now=NOW)
+    found = api.call("GET", f"requests/{event.request_id}")[1]
+    assert found["ingress"] == {
+        "site": "sydney", "country": "AU", "body": body, "plaintext": plaintext,
+    }
+    assert found["decision"] is None
 
 
 def test_the_api_describes_itself_without_help_from_elsewhere(api: Api) -> None:

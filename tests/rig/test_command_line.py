@@ -1,12 +1,15 @@
 """The client commands on a real cloud: tables for people, JSON for scripts, errors of one line."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.rig.cloud import Cloud, isochrone
+from tests.rig.cloud import COMMAND, Cloud, environment, isochrone
 from tests.rig.waiting import wait_until
 
 pytestmark = pytest.mark.rig
@@ -113,7 +116,12 @@ def test_a_recorded_trace_is_replayed_and_booked_once(cloud: Cloud, tmp_path: Pa
         (("keys", "create", "--residency", "XX"), 2, "XX"),
         (("keys", "create", "--residency", ","), 2, "names nothing"),
         (("keys", "revoke", "nobody"), 1, "nobody"),
+        (("keys", "revoke", "../sites"), 1, "isochrone: "),
+        (("keys", "revoke", ""), 2, "empty"),
         (("explain", "nothing"), 1, "nothing"),
+        (("explain", "../keys"), 1, "isochrone: "),
+        (("explain", "a b?c#d"), 1, "a b?c#d"),
+        (("site", "token", "../../keys?"), 1, "isochrone: "),
         (("usage", "--by", "moon"), 2, "expected one of"),
         (("usage", "--since", "yesterday"), 2, "since"),
         (("chat", "Hi", "--site", "atlantis"), 2, "atlantis"),
@@ -132,6 +140,74 @@ def test_errors_are_one_line(
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1, done
     assert said in done.stderr
+
+
+def test_a_refusal_at_the_ingress_is_explained(cloud: Cloud) -> None:
+    made = _json(cloud, "keys", "create", "--transit", "DE", "--name", "enters in DE")
+    wait_until(
+        lambda: cloud.chat("sydney", key=made["key"]).status == 403, "the gateway knows the key"
+    )
+    request = cloud.chat("sydney", key=made["key"]).headers["x-isochrone-request"]
+    wait_until(
+        lambda: isochrone("explain", request, "--state", cloud.state).returncode == 0, "booked"
+    )
+    told = _told(cloud, "explain", request)
+    assert "chat.completions; the body was not read\n" in told
+    assert "refused by rule transit, status 403" in told
+    assert "the body was not read: ingress AU saw no plaintext" in told
+    assert "saw plaintext" not in told
+    totals = _told(cloud, "usage", "--by", "model")
+    assert "(no model)" in totals
+    assert "(no site)" not in totals
+    assert "(no site)" in _told(cloud, "usage", "--by", "site")
+
+
+def test_up_ends_with_130_only_when_it_was_interrupted_before_it_was_ready(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    command = [*COMMAND, "up", "--state", str(state)]
+    early = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert early.stdout is not None
+        assert early.stdout.readline()  # it has begun to start something
+        early.send_signal(signal.SIGINT)
+        told, complaints = early.communicate(timeout=60)
+    finally:
+        early.kill()
+    assert early.returncode == 130, complaints
+    assert "stopped; nothing is left running" in told
+    assert complaints == ""
+    late = Cloud(state).start()
+    try:
+        wait_until(lambda: "The cloud is up" in late.output.read_text(), "it says that it is ready")
+    finally:
+        late.stop(signal.SIGINT)
+    assert late.process is not None
+    assert late.process.returncode == 0
+
+
+@pytest.mark.parametrize("module", ["typer", "isochrone.cli.app", "isochrone.cli.usage"])
+def test_an_interrupt_during_the_imports_ends_quietly(module: str) -> None:
+    interrupted = f"""
+import sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["isochrone", "--help"]
+from isochrone.cli.main import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", interrupted], env=environment(), capture_output=True, text=True,
+        timeout=60, check=False,
+    )
+    assert done.returncode == 130, done
+    assert done.stderr.strip() == ""
 
 
 def test_check_lists_every_problem_and_masks_secrets(cloud: Cloud) -> None:

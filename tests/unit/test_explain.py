@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from isochrone.cli.explain import summary, timings
+import pytest
+
+from isochrone.cli.explain import summary, timings, undecided
 
 DECISION: dict[str, Any] = {
     "residency": ["DE"], "transit": ["any"], "predicted_ttft_ms": 300.0, "actual_ttft_ms": 310.0,
@@ -11,7 +13,9 @@ FOUND: dict[str, Any] = {
     "id": "019a", "endpoint": "chat.completions", "model": "tiny-fable", "stream": True,
     "class": "on_demand", "received_at": 1_763_672_400_000_000_000, "key_id": "k1",
     "outcome": "finished", "status": 200, "reason": None,
-    "ingress": {"site": "sydney", "country": "AU", "plaintext": "ingress AU saw plaintext"},
+    "ingress": {
+        "site": "sydney", "country": "AU", "body": "read", "plaintext": "ingress AU saw plaintext",
+    },
     "serving": {"site": "frankfurt", "country": "DE", "replica": "r1"}, "revision": "abc",
     "tokens": {"input_uncached": 3, "input_cached": 2, "output": 8, "source": "engine"},
     "reporter": "ingress", "decision": DECISION,
@@ -35,6 +39,42 @@ def test_a_request_that_nobody_served_says_so() -> None:
     text = "\n".join(summary(refused))
     assert "served nowhere" in text
     assert "refused, status 403, residency" in text
+
+
+def a_request_without_a_model(*, body: str, status: int, reason: str) -> dict[str, Any]:
+    """A refusal of a request whose body was not understood, or not read."""
+    return FOUND | {
+        "serving": {"site": None, "country": None, "replica": None}, "decision": None,
+        "outcome": "refused", "status": status, "reason": reason, "model": "", "stream": False,
+        "ingress": {
+            "site": "sydney", "country": "AU", "body": body, "plaintext": "what the API says",
+        },
+    }
+
+
+def test_a_refusal_from_the_head_says_that_the_body_was_not_read_and_by_which_rule() -> None:
+    refused = a_request_without_a_model(body="unread", status=403, reason="transit")
+    lines = summary(refused)
+    assert "asked     chat.completions; the body was not read" in lines
+    assert "outcome   refused by rule transit, status 403" in lines
+    assert "entered   sydney (AU): what the API says" in lines
+    assert "rule transit refused the request at its ingress" in undecided(refused)
+
+
+def test_a_body_that_was_read_is_never_said_to_be_unread() -> None:
+    bad = a_request_without_a_model(body="read", status=400, reason="bad_request")
+    assert "asked     chat.completions; the body was not understood" in summary(bad)
+    assert "outcome   refused, status 400, bad_request" in summary(bad)
+    assert "before a site was chosen" in undecided(bad)
+    large = a_request_without_a_model(body="in_part", status=413, reason="body_too_large")
+    assert "asked     chat.completions; the body was not read to its end" in summary(large)
+
+
+@pytest.mark.parametrize("outcome", ["finished", "engine_lost"])
+def test_a_running_count_is_told_alike_for_whole_and_for_broken_answers(outcome: str) -> None:
+    running = FOUND | {"outcome": outcome, "tokens": {**FOUND["tokens"], "source": "running"}}
+    text = "\n".join(summary(running))
+    assert "the engine's last running count; no final usage came from it" in text
 
 
 def test_bars_are_to_scale_and_skip_steps_that_were_not_reached() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -84,6 +85,13 @@ def find_cloud(state: Path | None, url: str | None, key: str | None) -> Cloud:
     return Cloud(
         control=up["control"], key=key or up["admin_key"], api_key=key or up["api_key"], up=up
     )
+
+
+def part(name: str) -> str:
+    """`name` as one part of a URL's path, whatever it holds. Raises InvalidInput when empty."""
+    if not name:
+        raise InvalidInput(["the name is empty; expected an id or a name"])
+    return quote(name, safe="")
 
 
 def _read_up(folder: Path) -> Mapping[str, Any]:

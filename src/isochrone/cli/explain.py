@@ -5,15 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
+from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 
 BAR_WIDTH = 48
 
 SOURCES = {
     "engine": "counted by the engine, in its final usage",
-    "running": "the engine's last running count; the stream did not reach its end",
+    "running": "the engine's last running count; no final usage came from it",
     "counted": "counted by the gateway from the stream; the engine gave no count",
     "none": "nothing was processed",
+}
+BODIES = {
+    "read": "the body was not understood",
+    "in_part": "the body was not read to its end",
+    "unread": "the body was not read",
 }
 REPORTERS = {
     "ingress": "reported by the ingress, which saw the end",
@@ -38,7 +43,7 @@ def explain(
     cost, which were refused by which rule, and what was used."""
     from isochrone.cli.show import print_json
 
-    found = find_cloud(state, url, key).api.get(f"requests/{request_id}")
+    found = find_cloud(state, url, key).api.get(f"requests/{part(request_id)}")
     if as_json:
         print_json(found)
         return
@@ -46,7 +51,7 @@ def explain(
         print(line)
     decision = found["decision"]
     if decision is None:
-        print("\nNo decision was recorded: the request ended before a site was chosen.")
+        print(f"\n{undecided(found)}")
     else:
         _print_decision(decision)
     print("\nTime (ms since the request was received)")
@@ -60,8 +65,6 @@ def summary(found: Mapping[str, Any]) -> list[str]:
 
     ingress, serving, tokens = found["ingress"], found["serving"], found["tokens"]
     decision = found["decision"]
-    stream = "streamed" if found["stream"] else "not streamed"
-    reason = f", {found['reason']}" if found["reason"] else ""
     served = "served nowhere"
     if serving["site"] is not None:
         served = f"{serving['site']} ({serving['country'] or 'no country'}), " + (
@@ -73,9 +76,9 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     )
     lines = [
         ("request", found["id"]),
-        ("asked", f"{found['endpoint']} of {found['model']}, {stream}, class {found['class']}"),
+        ("asked", _asked(found)),
         ("received", f"{instant(found['received_at'])} UTC, key {found['key_id']}"),
-        ("outcome", f"{found['outcome']}, status {found['status']}{reason}"),
+        ("outcome", _outcome(found)),
         ("entered", f"{ingress['site']} ({ingress['country'] or 'no country'}): "
          f"{ingress['plaintext']}"),
         ("served", served),
@@ -90,6 +93,28 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         ("record", REPORTERS[found["reporter"]]),
     ]
     return [f"{name:<10}{text}" for name, text in lines]
+
+
+def undecided(found: Mapping[str, Any]) -> str:
+    """Why there is no decision to show."""
+    if found["ingress"]["body"] == "unread":
+        return f"No site was considered: rule {found['reason']} refused the request at its ingress."
+    return "No decision was recorded: the request ended before a site was chosen."
+
+
+def _asked(found: Mapping[str, Any]) -> str:
+    """What was asked, as far as it is known: model and stream are said in the body."""
+    if not found["model"]:
+        return f"{found['endpoint']}; {BODIES[found['ingress']['body']]}"
+    stream = "streamed" if found["stream"] else "not streamed"
+    return f"{found['endpoint']} of {found['model']}, {stream}, class {found['class']}"
+
+
+def _outcome(found: Mapping[str, Any]) -> str:
+    if found["ingress"]["body"] == "unread":
+        return f"refused by rule {found['reason']}, status {found['status']}"
+    reason = f", {found['reason']}" if found["reason"] else ""
+    return f"{found['outcome']}, status {found['status']}{reason}"
 
 
 def timings(times: Mapping[str, Any], decision: Mapping[str, Any] | None) -> list[str]:
@@ -136,10 +161,10 @@ def _print_decision(decision: Mapping[str, Any]) -> None:
         if decision["allowed_exists"]
         else "  none: no site that serves the model is allowed",
     )
-    for title, part in (("Sites refused", "refused"), ("Tried before", "tried")):
-        if decision[part]:
+    for title, listed in (("Sites refused", "refused"), ("Tried before", "tried")):
+        if decision[listed]:
             print(title)
             print_table(
                 ("site", "rule", "fact"),
-                [(one["site"], one["rule"], one["detail"]) for one in decision[part]],
+                [(one["site"], one["rule"], one["detail"]) for one in decision[listed]],
             )

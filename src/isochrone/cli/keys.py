@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
+from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.core.errors import InvalidInput
 
 app = typer.Typer(help="List, make and revoke API keys.")
@@ -107,7 +107,7 @@ def revoke(
     """Revoke a key for good."""
     from isochrone.cli.show import print_json
 
-    find_cloud(state, url, key).api.delete(f"keys/{key_id}")
+    find_cloud(state, url, key).api.delete(f"keys/{part(key_id)}")
     if as_json:
         print_json({"id": key_id, "revoked": True})
     else:

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
 
-from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
+from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.core.errors import InvalidInput
 
 site_app = typer.Typer(help="Join a site to the cloud.", no_args_is_help=True)
@@ -30,7 +29,7 @@ def sites(
     from isochrone.cli.show import print_json, print_table
 
     api = find_cloud(state, url, key).api
-    rows = list(api.items("sites")) if name is None else [api.get(f"sites/{quote(name, safe='')}")]
+    rows = list(api.items("sites")) if name is None else [api.get(f"sites/{part(name)}")]
     if as_json:
         print_json(rows if name is None else rows[0])
         return
@@ -61,7 +60,7 @@ def token(
     """Make a one-time token with which the site NAME can join."""
     from isochrone.cli.show import print_json
 
-    made = find_cloud(state, url, key).api.post(f"sites/{name}/token", {})
+    made = find_cloud(state, url, key).api.post(f"sites/{part(name)}/token", {})
     if as_json:
         print_json(made)
     else:

@@ -38,5 +38,6 @@ def status(
         ("site", "country", "site is", "model", "replica is", "running", "waiting", "restarts",
          "replica"),
         rows,
-        empty="no sites yet; make one with the Control API, or start with `isochrone up`",
+        empty="no sites yet; start with `isochrone up`, or name one in the world of control: "
+        "`isochrone site token NAME` then makes the token with which it joins",
     )

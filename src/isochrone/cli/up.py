@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isochrone.cli.cloud import StateOption, state_folder
+from isochrone.cli.main import INTERRUPTED
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -55,12 +56,15 @@ def up(
             on_ready=screen.ready,
         )
     print("stopped; nothing is left running")
+    if not screen.was_ready:
+        raise typer.Exit(INTERRUPTED)
 
 
 class Screen:
     """What the user sees: a table that changes on a terminal, a line per change elsewhere."""
 
     def __init__(self, *, live: bool) -> None:
+        self.was_ready = False
         self._began = time.monotonic()
         self._parts: dict[str, str] = {}
         self._wants_live = live
@@ -89,6 +93,7 @@ class Screen:
 
     def ready(self, up: Mapping[str, Any], chat_model: str | None) -> None:
         """End the progress and say where everything is."""
+        self.was_ready = True
         if self._live is not None:
             self._live.stop()
         print(welcome(up, chat_model, self._seconds()), flush=True)

@@ -53,7 +53,7 @@ def usage(
     else:
         print_table(
             (by, "requests", "finished", "uncached", "cached", "output", "not by engine"),
-            [_total(row) for row in rows],
+            [_total(row, by) for row in rows],
             empty="no usage yet; try `isochrone chat 'Hello!'`",
         )
 
@@ -68,8 +68,8 @@ def _request(row: Mapping[str, Any]) -> tuple[object, ...]:
     )
 
 
-def _total(row: Mapping[str, Any]) -> tuple[object, ...]:
+def _total(row: Mapping[str, Any], by: str) -> tuple[object, ...]:
     return (
-        row["name"] or "(no site)", row["requests"], row["finished"], row["input_uncached"],
+        row["name"] or f"(no {by})", row["requests"], row["finished"], row["input_uncached"],
         row["input_cached"], row["output"], row["unmeasured"],
     )

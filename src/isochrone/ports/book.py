@@ -41,8 +41,9 @@ class UsageTotal:
     """Sums over the requests of one group.
 
     `name` is the key id, model, serving site or UTC day (2026-11-20) that the group is about; ''
-    stands for requests that no site served. `unmeasured` counts requests whose source is not
-    `engine`; `first_at` and `last_at` are the earliest and latest `received_at`.
+    stands for requests that no site served, or whose body named no model. `unmeasured` counts
+    requests that were processed without a final count of the engine: source `running` or `counted`.
+    `first_at` and `last_at` are the earliest and latest `received_at`.
     """
 
     name: str

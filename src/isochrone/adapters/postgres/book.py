@@ -127,7 +127,7 @@ class PostgresBook:
                 sql.SQL(
                     'SELECT {name} COLLATE "C" AS name, count(*) AS requests,'
                     " count(*) FILTER (WHERE outcome = 'finished') AS finished,"
-                    " count(*) FILTER (WHERE token_source <> 'engine') AS unmeasured,"
+                    " count(*) FILTER (WHERE token_source NOT IN ('engine', 'none')) AS unmeasured,"
                     " {sums}, min(received_at) AS first_at, max(received_at) AS last_at"
                     " FROM usage WHERE {chosen}"
                     ' AND (%(after)s::text IS NULL OR {name} COLLATE "C" > %(after)s)'

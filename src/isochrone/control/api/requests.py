@@ -1,6 +1,6 @@
 """Explains one request: where it entered, who was considered and refused, what came of it."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
@@ -9,18 +9,22 @@ from isochrone.control.api.auth import Caller, authenticator
 from isochrone.control.api.context import Context
 from isochrone.core.errors import NotFound
 from isochrone.core.ids import RequestId, is_uuid7
-from isochrone.core.metering.event import Endpoint, Outcome, Reporter, TokenSource
+from isochrone.core.metering.event import Endpoint, Outcome, Reporter, TokenSource, UsageEvent
 from isochrone.core.routing.choice import Candidate, Decision, Refused, Rule
 from isochrone.core.world.site import RttSource
 from isochrone.core.world.tenant import Class
 from isochrone.ports.book import Booked
 
+BodyRead = Literal["read", "in_part", "unread"]
+
 
 class Ingress(BaseModel):
-    """`plaintext` says where the request was seen in clear text on its way in."""
+    """`body` says how much of the request's body the ingress read; `plaintext` says in words what
+    clear text it saw. A request that its head alone refuses is `unread`."""
 
     site: str
     country: str | None
+    body: BodyRead
     plaintext: str
 
 
@@ -131,7 +135,6 @@ def routes(context: Context) -> APIRouter:
 def _explanation(booked: Booked) -> Explanation:
     event = booked.event
     decision = event.decision
-    country = decision.plaintext_ingress if decision else event.ingress_country
     return Explanation(
         id=event.request_id,
         org_id=event.org_id,
@@ -145,11 +148,7 @@ def _explanation(booked: Booked) -> Explanation:
         revision=event.revision,
         received_at=event.received_at,
         finished_at=event.finished_at,
-        ingress=Ingress(
-            site=event.ingress_site,
-            country=event.ingress_country,
-            plaintext=f"ingress {country or 'of unstated country'} saw plaintext",
-        ),
+        ingress=_ingress(event),
         serving=Serving(
             site=event.serving_site, country=event.serving_country, replica=event.replica
         ),
@@ -169,6 +168,29 @@ def _explanation(booked: Booked) -> Explanation:
         booked_at=booked.booked_at,
         decision=None if decision is None else _decision(decision),
     )
+
+
+def _ingress(event: UsageEvent) -> Ingress:
+    decision = event.decision
+    country = decision.plaintext_ingress if decision else event.ingress_country
+    who = f"ingress {country or 'of unstated country'}"
+    body = _body_read(event)
+    said: dict[BodyRead, str] = {
+        "read": f"{who} saw plaintext",
+        "in_part": f"the body was not read to its end: {who} may have seen plaintext",
+        "unread": f"the body was not read: {who} saw no plaintext",
+    }
+    return Ingress(
+        site=event.ingress_site, country=event.ingress_country, body=body, plaintext=said[body]
+    )
+
+
+def _body_read(event: UsageEvent) -> BodyRead:
+    """How much of the body the ingress read. The model is known once a body was understood; of the
+    other refusals only 403 comes from the head alone, and only `bad_request` from a whole body."""
+    if event.model or event.reason == "bad_request":
+        return "read"
+    return "unread" if event.outcome == "refused" and event.status == 403 else "in_part"
 
 
 def _decision(decision: Decision) -> DecisionShape:

@@ -48,8 +48,8 @@ class RequestRow(BaseModel):
 
 
 class TotalRow(BaseModel):
-    """Sums of one key, model, serving site or UTC day, which `name` names ('' is no site).
-    `unmeasured` counts requests whose tokens are not the engine's own final count."""
+    """Sums of one key, model, serving site or UTC day, which `name` names ('' is none).
+    `unmeasured` counts processed requests whose tokens are not the engine's own final count."""
 
     name: str
     requests: int
