@@ -171,6 +171,8 @@ class ViewCache:
         if kind == "keys":
             shard = self._open(key, value, KeyShard)
             if shard is not None:
+                if self._timer is not None:
+                    self._recompile()  # a new key's policy came just before it
                 self.keys.put(shard)
             return shard is not None
         return False

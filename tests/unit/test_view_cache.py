@@ -1,0 +1,49 @@
+"""The view cache: what arrives together never lets a key run ahead of its policy."""
+
+import asyncio
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from isochrone.adapters.packaged import load_blocs, load_hardware
+from isochrone.core.ids import KeyId, OrgId, PolicyId, ProjectId, SiteName
+from isochrone.core.residency.rule import Denied
+from isochrone.core.world.site import Site
+from isochrone.core.world.tenant import ApiKey, KeyShard, Policy
+from isochrone.gateway.view_cache import Data, ViewCache
+from isochrone.ports.bus import Entry
+from isochrone.wire import fleet, subjects
+
+SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(32))
+SITE = Site(
+    name=SiteName("sydney"), country="AU", operator=None, parent=None, latitude_deg=0.0,
+    longitude_deg=0.0, host="127.0.0.1", port=1, public_url="", peer_key=None,
+)
+POLICY = Policy(
+    id=PolicyId("p"), org_id=OrgId("o"), residency=("any",), transit=("any",)
+)
+KEY = ApiKey(
+    id=KeyId("k"), secret_sha256="ab" * 32, org_id=OrgId("o"), project_id=ProjectId("p"),
+    policy_id=POLICY.id,
+)
+
+
+def entry(key: str, noun: object) -> Entry:
+    value = fleet.sign(noun, bucket=subjects.VIEW_BUCKET, key=key, serial=1, signer=SIGNER)
+    return Entry(key=key, value=value, revision=1)
+
+
+def test_a_key_never_works_before_its_policy() -> None:
+    async def main() -> None:
+        view = ViewCache(
+            SITE.name, SIGNER.public_key().public_bytes_raw().hex(),
+            Data(blocs=load_blocs(), hardware=load_hardware()),
+        )
+        view.on_view_entry(entry(subjects.site_key(SITE.name), SITE))
+        view.on_view_entry(entry(subjects.policy_key(POLICY.id), POLICY))
+        assert isinstance(view.table.transit_allows(POLICY.id), Denied)  # compiled a little later
+        view.on_view_entry(entry(subjects.keys_key("ab"), KeyShard(shard="ab", keys=(KEY,))))
+        assert view.keys.by_id(KEY.id) == KEY
+        assert not isinstance(view.table.transit_allows(POLICY.id), Denied)
+        await view.close()
+
+    asyncio.run(main())
