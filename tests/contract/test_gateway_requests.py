@@ -92,3 +92,19 @@ def test_a_model_of_the_other_kind_is_a_bad_request() -> None:
         assert len(site.engines[0].asked) == 1
 
     run(main)
+
+
+def test_a_client_that_leaves_after_the_last_event_has_had_its_answer() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        site = await one_site(cloud)
+        site.engines[0].never_ends = True
+        client = await Client.open(site)
+        client.send(post(chat_body(stream=True)))
+        await client.reader.readuntil(b"data: [DONE]\n\n")
+        client.close()
+        await until(cloud.all_events)
+        event = cloud.all_events()[-1]
+        assert (event.outcome, event.status) == ("finished", 200)
+        assert (event.tokens.output, event.tokens.source) == (3, "engine")
+
+    run(main)
