@@ -23,7 +23,7 @@ Outcome = Literal[
     "ingress_lost",  # the ingress died; said by evidence or by its recovered journal
 ]
 Reporter = Literal["recovered", "evidence", "ingress"]
-Endpoint = Literal["chat.completions", "completions", "embeddings"]
+Endpoint = Literal["chat.completions", "completions", "embeddings", "responses", "messages"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,12 +17,26 @@ class Policy:
 
     Each axis is a tuple of ISO country codes and bloc names (EU, EEA, ...), or `("any",)`.
     `residency` bounds engines, caches and logs of content; `transit` bounds the ingress.
+    `max_view_age_s`: a gateway whose view is older refuses keys bound by this policy.
     """
 
     id: PolicyId
     org_id: OrgId
     residency: tuple[str, ...]
     transit: tuple[str, ...]
+    max_view_age_s: float = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one key may use at a gateway; None is no limit. Tokens are input and output together."""
+
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+    concurrent: int | None = None
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +49,7 @@ class ApiKey:
     project_id: ProjectId
     policy_id: PolicyId
     classes: tuple[Class, ...] = ("on_demand", "batch")
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
