@@ -1,9 +1,13 @@
-"""The answer of routing: who was considered, what each would cost, and why others were refused."""
+"""The answer of routing: who was considered, what each would cost, and why others were refused.
+
+An explanation has two parts. What holds for every request of a model under a policy until the view
+changes is the `Ground`, kept once; what is a request's own is the `Decision`, a few hundred bytes.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from isochrone.core.ids import ReplicaId, SiteName
+from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.world.site import RttSource
 
 Rule = Literal[
@@ -43,31 +47,67 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Candidates cheapest first (the first is the chosen site), and every other site with its rule.
-
-    `candidates` is empty when no site can serve now; `allowed_exists` then tells 403 (no site that
-    serves the model is allowed) from 503 (allowed sites exist but none is healthy).
-    """
+class Explanation:
+    """One choice in full: candidates cheapest first except that the chosen one leads, and every
+    other site that serves the model with its rule. `elsewhere` counts the sites of the view that
+    have no deployment of the model."""
 
     candidates: tuple[Candidate, ...]
     refused: tuple[Refused, ...]
     allowed_exists: bool
+    elsewhere: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroundSite:
+    """A site that every lasting rule allows, and the round trip to it."""
+
+    site: SiteName
+    rtt_ms: float
+    rtt_source: RttSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What all choices of one model under one policy share until the view changes.
+
+    `id` is a digest of everything else. `open_sites` are in the order of a decision's arrays.
+    `refused` are the sites that serve the model and are ruled out lastingly; `elsewhere` counts the
+    sites without a deployment of it. `plaintext_ingress` is the country of the ingress, which saw
+    the request in clear text; residency and transit are the policy's axes.
+    """
+
+    id: str
+    model: ModelName
+    policy_id: PolicyId
+    residency: tuple[str, ...]
+    transit: tuple[str, ...]
+    plaintext_ingress: str
+    open_sites: tuple[GroundSite, ...]
+    refused: tuple[Refused, ...]
+    allowed_exists: bool
+    elsewhere: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What is kept of a choice for `explain`, with what came of it.
+    """What is kept of a choice, small because it is kept for every request.
 
-    `plaintext_ingress` is the ingress country, which saw the request in clear text. `tried` lists
-    earlier sites of the same request with the rule or failure that ended each try.
+    `costs_ms` and `queues_ms` hold one little-endian float32 per open site of the ground: the
+    expected cost (infinite for a site that could not take a request just then) and its queue part.
+    `chosen` is the index of the chosen site, -1 for none; `prefill_ms`, `decode_ms` and
+    `digest_age_ms` are the chosen site's. `refused` says why each infinite one was refused, `tried`
+    lists earlier sites of the request with the rule or failure that ended each try.
     """
 
-    choice: Choice
-    policy_residency: tuple[str, ...]
-    policy_transit: tuple[str, ...]
-    plaintext_ingress: str
+    ground: str
+    chosen: int
+    costs_ms: bytes
+    queues_ms: bytes
+    prefill_ms: float
+    decode_ms: float
+    digest_age_ms: float
     predicted_ttft_ms: float | None
     actual_ttft_ms: float | None
-    replica: ReplicaId | None
+    refused: tuple[Refused, ...]
     tried: tuple[Refused, ...] = ()
