@@ -1,7 +1,5 @@
 """Who asks, and with which class of service: the bearer key looked up by its hash."""
 
-from hashlib import sha256
-
 from isochrone.core.ids import KeyId
 from isochrone.core.world.tenant import ApiKey, Class, KeyShard
 
@@ -32,12 +30,10 @@ class Keys:
     def by_id(self, key_id: KeyId) -> ApiKey | None:
         return self._by_id.get(key_id)
 
-    def by_bearer(self, authorization: bytes | None) -> ApiKey | None:
-        """The key of an `Authorization: Bearer SECRET` header. Looking up a hash tells nothing
-        about the secret, so the time that it takes does not matter."""
-        if authorization is None or authorization[:7].lower() != b"bearer ":
-            return None
-        return self._by_hash.get(sha256(authorization[7:].strip()).hexdigest())
+    def by_hash(self, secret_sha256: str | None) -> ApiKey | None:
+        """The key with this hash of its secret, hex. Looking up a hash tells nothing about the
+        secret, so the time that it takes does not matter."""
+        return None if secret_sha256 is None else self._by_hash.get(secret_sha256)
 
 
 def class_of(service_tier: str | None, entitled: tuple[Class, ...]) -> Class:

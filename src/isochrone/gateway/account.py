@@ -1,99 +1,120 @@
-"""Turns what an exchange knows into its usage event: once when it opens, once when it ends."""
+"""Turns what an exchange knows into its records: one when it opens, one when it ends."""
 
 from typing import TYPE_CHECKING
 
 from isochrone.core.ids import ModelName, SiteName
-from isochrone.core.metering.event import Outcome, Reporter, Tokens, UsageEvent
-from isochrone.core.routing.choice import Decision
+from isochrone.core.metering.event import Outcome, Tokens
+from isochrone.wire.usage import DecisionRecord, Opening, UsageRecord
 
 if TYPE_CHECKING:
     from isochrone.gateway.forward import Exchange
 
 
-def opened_event(exchange: "Exchange") -> UsageEvent:
+def opening_of(exchange: "Exchange") -> Opening:
     """What to book should nothing more be heard of this request: the ingress died."""
-    return _event(
-        exchange, outcome="ingress_lost", status=0, reason=None, tokens=Tokens(),
-        reporter="recovered",
+    context, key, attempt = exchange.context, exchange.key, exchange.attempt
+    assert attempt is not None, "opened for a target"
+    target = attempt.target
+    return Opening(
+        exchange.request_id,
+        key.org_id,
+        key.project_id,
+        key.id,
+        exchange.head.client_request_id,
+        exchange.endpoint,
+        exchange.request.stream,
+        exchange.class_,
+        exchange.request.model,
+        _revision(exchange),
+        context.site,
+        context.country,
+        target.site,
+        target.country,
+        attempt.replica_id,
+        exchange.received_at,
+        exchange.attempts + 1,
     )
 
 
-def closed_event(
+def closing_of(
     exchange: "Exchange", *, outcome: Outcome, status: int, reason: str | None, tokens: Tokens
-) -> UsageEvent:
+) -> UsageRecord:
     """How the request ended, said by the ingress or, for a hop, by the serving gateway."""
-    reporter: Reporter = "ingress" if exchange.hop is None else "evidence"
-    return _event(
-        exchange, outcome=outcome, status=status, reason=reason, tokens=tokens, reporter=reporter
+    context, key, attempt, hop = (
+        exchange.context, exchange.key, exchange.attempt, exchange.reply.hop
+    )
+    request = exchange.parsed
+    received_ns = exchange.received_ns
+    spent_ns = context.clock.monotonic_ns() - received_ns
+    if hop is None:
+        ingress, ingress_country = context.site, context.country
+    else:
+        ingress = SiteName(hop.request.ingress)
+        site = context.view.site(ingress)
+        ingress_country = None if site is None else site.country
+    target = None if attempt is None else attempt.target
+    chosen_ns, sent_ns, first_ns = exchange.chosen_ns, exchange.sent_ns, exchange.first_ns
+    return UsageRecord(
+        exchange.request_id,
+        key.org_id,
+        key.project_id,
+        key.id,
+        exchange.head.client_request_id,
+        exchange.endpoint,
+        request is not None and request.stream,
+        exchange.class_,
+        ModelName("") if request is None else request.model,
+        _revision(exchange),
+        ingress,
+        ingress_country,
+        None if target is None else target.site,
+        None if target is None else target.country,
+        None if attempt is None else attempt.replica_id,
+        exchange.received_at,
+        exchange.received_at + spent_ns,
+        None if chosen_ns is None else (chosen_ns - received_ns) / 1e6,
+        None if sent_ns is None else (sent_ns - received_ns) / 1e6,
+        None if first_ns is None else (first_ns - received_ns) / 1e6,
+        spent_ns / 1e6,
+        tokens.input_uncached,
+        tokens.input_cached,
+        tokens.output,
+        tokens.source,
+        outcome,
+        status,
+        reason,
+        "ingress" if hop is None else "evidence",
+        exchange.attempts,
+        _decision(exchange),
     )
 
 
-def elapsed_ms(exchange: "Exchange", at_ns: int | None) -> float | None:
-    """Milliseconds since the request began to arrive."""
-    return None if at_ns is None else (at_ns - exchange.received_ns) / 1e6
+def _revision(exchange: "Exchange") -> str | None:
+    """The revision of the weights that serve: the replica's own, else what the model's entry says.
+    """
+    attempt = exchange.attempt
+    if attempt is not None and attempt.target.replica is not None:
+        return attempt.target.replica.revision
+    if exchange.parsed is None:
+        return None
+    model = exchange.context.view.table.view.models.get(exchange.parsed.model)
+    return None if model is None else model.revision
 
 
-def _event(
-    exchange: "Exchange", *, outcome: Outcome, status: int, reason: str | None, tokens: Tokens,
-    reporter: Reporter,
-) -> UsageEvent:
-    context, request, attempt = exchange.context, exchange.parsed, exchange.attempt
-    hop = exchange.hop
-    now_ns = context.clock.monotonic_ns()
-    total_ms = (now_ns - exchange.received_ns) / 1e6
-    ingress_country = context.country
-    if hop is not None:
-        ingress = context.view.site(SiteName(hop.request.ingress))
-        ingress_country = None if ingress is None else ingress.country
-    model = None if request is None else context.view.table.view.models.get(request.model)
-    serving = None if attempt is None else attempt.target
-    replica = None if serving is None else serving.replica
-    revision = model.revision if replica is None and model is not None else None
-    return UsageEvent(
-        request_id=exchange.request_id,
-        org_id=exchange.key.org_id,
-        project_id=exchange.key.project_id,
-        key_id=exchange.key.id,
-        client_request_id=exchange.client_request_id,
-        endpoint=exchange.endpoint,
-        stream=request is not None and request.stream,
-        class_=exchange.class_,
-        model=ModelName("") if request is None else request.model,
-        revision=revision if replica is None else replica.revision,
-        ingress_site=context.site if hop is None else SiteName(hop.request.ingress),
-        ingress_country=ingress_country,
-        serving_site=None if serving is None else serving.site,
-        serving_country=None if serving is None else serving.country,
-        replica=None if attempt is None else attempt.replica_id,
-        received_at=exchange.received_at,
-        finished_at=exchange.received_at + (now_ns - exchange.received_ns),
-        chosen_ms=elapsed_ms(exchange, exchange.chosen_ns),
-        sent_ms=elapsed_ms(exchange, exchange.sent_ns),
-        first_byte_ms=elapsed_ms(exchange, exchange.first_ns),
-        total_ms=total_ms,
-        tokens=tokens,
-        outcome=outcome,
-        status=status,
-        reason=reason,
-        reporter=reporter,
-        attempts=exchange.attempts,
-        decision=_decision(exchange),
-    )
-
-
-def _decision(exchange: "Exchange") -> Decision | None:
-    choice = exchange.choice
+def _decision(exchange: "Exchange") -> DecisionRecord | None:
+    choice, first_ns = exchange.choice, exchange.first_ns
     if choice is None:
         return None
-    policy = exchange.context.view.policy(exchange.key.policy_id)
-    chosen = choice.candidates[0] if choice.candidates else None
-    return Decision(
-        choice=choice,
-        policy_residency=() if policy is None else policy.residency,
-        policy_transit=() if policy is None else policy.transit,
-        plaintext_ingress=exchange.context.country or "unknown",
-        predicted_ttft_ms=None if chosen is None else chosen.cost_ms - chosen.decode_ms,
-        actual_ttft_ms=elapsed_ms(exchange, exchange.first_ns),
-        replica=None if exchange.attempt is None else exchange.attempt.replica_id,
-        tried=tuple(exchange.tried),
+    return DecisionRecord(
+        choice.ground.id,
+        choice.index,
+        choice.costs_ms(),
+        choice.queues_ms(),
+        choice.prefill_ms,
+        choice.decode_ms,
+        choice.digest_age_ms,
+        choice.predicted_ttft_ms,
+        None if first_ns is None else (first_ns - exchange.received_ns) / 1e6,
+        choice.refused,
+        tuple(exchange.tried),
     )

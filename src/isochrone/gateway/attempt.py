@@ -7,14 +7,13 @@ there, so everything that goes wrong earlier may be tried again elsewhere; the e
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from isochrone.core.errors import Unavailable
 from isochrone.core.ids import ReplicaId
 from isochrone.core.metering.event import Tokens
 from isochrone.gateway.meter import StreamMeter
 from isochrone.gateway.peer_hop import parse_tokens
 from isochrone.gateway.replies import EVENTS
 from isochrone.gateway.request import rewrite
-from isochrone.gateway.target import Target, place_of, request_bytes
+from isochrone.gateway.target import Target
 from isochrone.gateway.upstream import UpstreamConnection
 from isochrone.wire import peer
 from isochrone.wire.peer import PeerRequest
@@ -25,40 +24,30 @@ if TYPE_CHECKING:
 # Statuses of an engine that say "not here, not now": our key is wrong, it is full or loading.
 TRY_ELSEWHERE = frozenset((401, 403, 429, 502, 503))
 
+_CODE, _REFUSED, _REPLICA, _TOKENS = (
+    name.encode() for name in (peer.CODE, peer.REFUSED, peer.REPLICA, peer.TOKENS)
+)
+
 
 class Attempt:
     """Receives the answer of one target for `exchange`."""
 
-    __slots__ = (
-        "_connection",
-        "_exchange",
-        "_over",
-        "_size",
-        "content_type",
-        "meter",
-        "pieces",
-        "replica_id",
-        "retry_after",
-        "stated_tokens",
-        "status",
-        "streaming",
-        "target",
-    )
+    status = 0
+    content_type = "application/json"
+    retry_after: str | None = None
+    stated_tokens: Tokens | None = None
+    meter: StreamMeter | None = None
+    last_ns = 0  # when something was last heard of this attempt
+    _connection: UpstreamConnection | None = None
+    _over = False
+    _size = 0
+    _pieces: list[bytes] | None = None
 
     def __init__(self, exchange: "Exchange", target: Target) -> None:
         self._exchange = exchange
-        self._connection: UpstreamConnection | None = None
-        self._over = False
-        self._size = 0
         self.target = target
-        self.replica_id = target.replica.id if target.replica is not None else None
-        self.status = 0
-        self.content_type = ""
-        self.retry_after: str | None = None
-        self.stated_tokens: Tokens | None = None
-        self.streaming = False
-        self.meter: StreamMeter | None = None
-        self.pieces: list[bytes] = []
+        replica = target.replica
+        self.replica_id: ReplicaId | None = None if replica is None else replica.id
 
     def start(self, connect_timeout_s: float) -> None:
         """Send on an idle connection, or on a new one."""
@@ -97,71 +86,65 @@ class Attempt:
                 self._send(connection)
 
     def _send(self, connection: UpstreamConnection) -> None:
+        exchange = self._exchange
         self._connection = connection
-        try:
-            data = self._peer_request() if self.target.replica is None else self._engine_request()
-        except Unavailable as error:
-            self._connection = None
-            connection.abort()
-            self._fail(error.message, unreachable=False)
-            return
-        self._exchange.mark_sent()
+        data = self._engine_request() if self.target.replica is not None else self._peer_request()
+        exchange.sent_ns = self.last_ns = exchange.context.clock.monotonic_ns()
         connection.send(data, self)
-        if self._exchange.client_is_slow:
+        if exchange.client_is_slow:
             connection.set_reading(False)
+
+    def _engine_request(self) -> bytes:
+        exchange, replica = self._exchange, self.target.replica
+        assert replica is not None
+        request, body = exchange.request, exchange.body
+        same_name = replica.upstream_model == request.model
+        if request.stream or not same_name:
+            body = rewrite(
+                body,
+                model=None if same_name else replica.upstream_model,
+                stream=request.stream,
+                running_counts=replica.running_counts,
+            )
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (
+            self.target.start_of(exchange.head.path), exchange.head.forwarded, len(body), body,
+        )
 
     def _peer_request(self) -> bytes:
         exchange, context = self._exchange, self._exchange.context
         assert self.target.peer_key is not None
-        body = exchange.body
+        body, path = exchange.body, exchange.head.path
         head = PeerRequest(
             request_id=exchange.request_id,
             method="POST",
-            path=exchange.path,
+            path=path,
             ingress=context.site,
             serving=self.target.site,
             key_id=exchange.key.id,
             class_=exchange.class_,
             sent_at=context.clock.wall_ns(),
         )
-        headers = context.peers.request_headers(self.target.peer_key, head, body)
-        if exchange.client_request_id is not None:
-            headers.append(("x-request-id", exchange.client_request_id))
-        address = self.target.address
-        host = f"{address.host}:{address.port}"
-        return request_bytes(exchange.path, host, headers, exchange.headers, body)
-
-    def _engine_request(self) -> bytes:
-        exchange, replica = self._exchange, self.target.replica
-        assert replica is not None
-        request = exchange.request
-        _, host, base_path = place_of(replica.base_url)
-        same_name = replica.upstream_model == request.model
-        body = rewrite(
-            exchange.body,
-            model=None if same_name else replica.upstream_model,
-            stream=request.stream,
-            running_counts=replica.running_counts,
+        lines = context.peers.request_lines(self.target.peer_key, head, body)
+        client_id = exchange.head.client_request_id
+        if client_id is not None:
+            lines += f"x-request-id: {client_id}\r\n"
+        return b"%b%b%bcontent-length: %d\r\n\r\n%b" % (
+            self.target.start_of(path), lines.encode("latin-1"), exchange.head.forwarded,
+            len(body), body,
         )
-        secret = replica.engine_key
-        if secret is None:
-            secret = exchange.context.read_credential(replica.credential)
-        headers = [] if secret is None else [("authorization", f"Bearer {secret}")]
-        path = base_path + exchange.path.removeprefix("/v1")
-        return request_bytes(path, host, headers, exchange.headers, body)
 
     # -- the answer, called by the connection ----------------------------------------------------
 
     def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         self.status = status
-        self.content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
-        retry_after = headers.get(b"retry-after")
-        self.retry_after = None if retry_after is None else retry_after.decode("latin-1")
+        content_type = headers.get(b"content-type")
+        if content_type is not None and content_type != b"application/json":
+            self.content_type = content_type.decode("latin-1")
         if self.target.replica is None:
             if not self._peer_is_genuine(status, headers):
                 self._give_up("the answer does not carry the peer's code", unreachable=False)
                 return
-            rule = headers.get(peer.REFUSED.encode())
+            rule = headers.get(_REFUSED)
             if rule is not None:
                 self._stop()
                 self._exchange.refused_by_peer(self, rule.decode("latin-1"))
@@ -169,9 +152,11 @@ class Attempt:
         elif status in TRY_ELSEWHERE:
             self._give_up(f"the engine answered with status {status}", unreachable=False)
             return
+        if status >= 400:
+            retry_after = headers.get(b"retry-after")
+            self.retry_after = None if retry_after is None else retry_after.decode("latin-1")
         request = self._exchange.request
         if status == 200 and request.stream and self.content_type.startswith(EVENTS):
-            self.streaming = True
             self.meter = StreamMeter(
                 request.choices, request.endpoint, self._exchange.client_gets_usage,
                 prompts=request.prompts,
@@ -179,20 +164,21 @@ class Attempt:
 
     def _peer_is_genuine(self, status: int, headers: Mapping[bytes, bytes]) -> bool:
         assert self.target.peer_key is not None
-        code = headers.get(peer.CODE.encode(), b"").decode("latin-1")
+        code = headers.get(_CODE, b"").decode("latin-1")
         right = peer.answer_code(
             self.target.peer_key, self._exchange.request_id, self.target.site, status
         )
         if not peer.same_code(code, right):
             return False
-        replica = headers.get(peer.REPLICA.encode())
+        replica = headers.get(_REPLICA)
         self.replica_id = None if replica is None else ReplicaId(replica.decode("latin-1"))
-        self.stated_tokens = parse_tokens(headers.get(peer.TOKENS.encode()))
+        self.stated_tokens = parse_tokens(headers.get(_TOKENS))
         return True
 
     def received(self, data: bytes) -> None:
-        if self.meter is not None:
-            out = self.meter.feed(data)
+        meter = self.meter
+        if meter is not None:
+            out = meter.feed(data)
             if out:
                 self._exchange.stream(self, out)
             return
@@ -200,7 +186,9 @@ class Attempt:
         if self._size > self._exchange.context.settings.max_answer_bytes:
             self._give_up("the answer is too large", unreachable=False)
         else:
-            self.pieces.append(data)
+            if self._pieces is None:
+                self._pieces = []
+            self._pieces.append(data)
 
     def ended(self) -> None:
         self._connection = None
@@ -208,7 +196,7 @@ class Attempt:
             return
         self._over = True
         if self.meter is None:
-            self._exchange.answer_whole(self, b"".join(self.pieces))
+            self._exchange.answer_whole(self, b"".join(self._pieces or ()))
             return
         rest = self.meter.end()
         if rest:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from isochrone.core.ids import RANDOM_BITS, RequestId, SiteName, uuid7
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.prefix import Prefixes
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.settings import GatewaySettings
+from isochrone.gateway.target import Targets, where_lines
 from isochrone.gateway.upstream import UpstreamPool
 from isochrone.gateway.view_cache import ViewCache
 from isochrone.ports.clock import Clock
@@ -22,8 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """`spawn` starts a task that lives as long as the gateway; `read_credential` finds the key of
-    an upstream (`file:PATH`, `env:NAME`) and raises Unavailable. `exchanges` are open requests."""
+    """`spawn` starts a task that lives as long as the gateway. `exchanges` are open requests."""
 
     settings: GatewaySettings
     site: SiteName
@@ -32,11 +33,12 @@ class Context:
     rng: Random
     view: ViewCache
     loads: Loads
+    prefixes: Prefixes
     pool: UpstreamPool
+    targets: Targets
     peers: PeerHops
     journal: Journal
     log: RequestLog
-    read_credential: Callable[[str | None], str | None]
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     exchanges: "dict[Exchange, None]" = field(default_factory=dict)
     quiet: asyncio.Event = field(default_factory=asyncio.Event)  # no request is open
@@ -58,5 +60,17 @@ class Context:
         own = self.view.own
         return self.joined_country if own is None else own.country
 
-    def new_request_id(self) -> RequestId:
-        return RequestId(uuid7(self.clock.wall_ns(), self.rng.getrandbits(RANDOM_BITS)))
+    def country_of(self, site: SiteName) -> str | None:
+        """Of a site of the view, or of the own site before there is a view."""
+        if site == self.site:
+            return self.country
+        noun = self.view.site(site)
+        return None if noun is None else noun.country
+
+    @property
+    def where(self) -> str:
+        """The lines of a head that name this site."""
+        return where_lines(self.site, self.country)
+
+    def new_request_id(self, wall_ns: int) -> RequestId:
+        return RequestId(uuid7(wall_ns, self.rng.getrandbits(RANDOM_BITS)))

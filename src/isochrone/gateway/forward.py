@@ -1,38 +1,57 @@
 """The life of one request: admit, choose, try, answer, account.
 
 An exchange is driven by callbacks: of its client connection, of its attempt, and of the sweep that
-watches deadlines. It ends exactly once, in `_end`, which writes its usage event. Before the first
+watches deadlines. It ends exactly once, in `_end`, which writes its usage record. Before the first
 byte of an answer it may try up to three targets; it never leaves the set of allowed sites, because
 every target comes from a choice within it.
+
+Every request makes one exchange, so what most requests leave alone is a default of the class.
 """
 
-from isochrone.core.ids import ReplicaId, RequestId
+from isochrone.core.errors import Unavailable
+from isochrone.core.ids import ReplicaId, RequestId, SiteName
 from isochrone.core.metering.event import Endpoint, Outcome, Tokens
-from isochrone.core.residency.rule import Denied
-from isochrone.core.routing.choice import Choice, Refused, Rule
-from isochrone.core.routing.choose import RouteRequest, choose
+from isochrone.core.routing.choice import Refused, Rule
+from isochrone.core.routing.choose import Choice, choose
 from isochrone.core.world.tenant import ApiKey, Class
+from isochrone.gateway import admission
 from isochrone.gateway.access import class_of
-from isochrone.gateway.account import closed_event, opened_event
+from isochrone.gateway.account import closing_of, opening_of
 from isochrone.gateway.attempt import Attempt
 from isochrone.gateway.context import Context
 from isochrone.gateway.counts import tokens_of_answer
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.peer_hop import Hop
 from isochrone.gateway.recount import recount
-from isochrone.gateway.replies import Origin, Refusal, engine_error_body, error_event
+from isochrone.gateway.replies import Refusal, engine_error_body, error_event
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import BadRequest, InferenceRequest, parse_request
 from isochrone.gateway.server import ClientConnection
-from isochrone.gateway.target import Target, engine_target, peer_target
+from isochrone.gateway.target import Target
 
 MOST_TRIES = 3
 CLIENT_GONE_STATUS = 499
 LEAST_CONNECT_S = 0.25
+NO_TOKENS = Tokens()
 
 
 class Exchange:
     """One request of one client, or of one peer when `hop` is set."""
+
+    class_: Class = "on_demand"
+    body = b""
+    parsed: InferenceRequest | None = None
+    choice: Choice | None = None
+    attempt: Attempt | None = None
+    attempts = 0
+    chosen_ns: int | None = None
+    sent_ns: int | None = None
+    first_ns: int | None = None
+    _tried_replicas: set[ReplicaId] | None = None
+    _ticket: int | None = None
+    _opened = False
+    _over = False
+    _last_progress: Tokens | None = None
 
     def __init__(
         self,
@@ -43,41 +62,20 @@ class Exchange:
         key: ApiKey,
         endpoint: Endpoint,
         request_id: RequestId,
+        received_at: int,
         hop: Hop | None = None,
     ) -> None:
         self.context = context
         self.key = key
         self.endpoint = endpoint
         self.request_id = request_id
-        self.client_request_id = incoming.client_request_id
-        self.path = incoming.path
-        self.headers = incoming.headers
-        self.body = b""
-        self.class_: Class = class_of(None, key.classes)
-        self.parsed: InferenceRequest | None = None
-        self.choice: Choice | None = None
-        self.attempt: Attempt | None = None
-        self.attempts = 0
+        self.head = incoming.head
         self.tried: list[Refused] = []
-        self.received_at = context.clock.wall_ns()
-        self.received_ns = incoming.began_ns
-        self.chosen_ns: int | None = None
-        self.sent_ns: int | None = None
-        self.first_ns: int | None = None
-        self.reply = Reply(connection, incoming, hop)
+        self.received_at = received_at
+        self.received_ns = self._started_ns = incoming.began_ns
+        self.reply = Reply(connection, incoming, request_id, hop)
         self._connection = connection
         self._incoming = incoming
-        self._tried_replicas: set[ReplicaId] = set()
-        self._started_ns = self.received_ns
-        self._ticket: int | None = None
-        self._opened = False
-        self._over = False
-        self._last_progress: Tokens | None = None
-
-    @property
-    def hop(self) -> Hop | None:
-        """The peer's claim, verified; None for a request of a client."""
-        return self.reply.hop
 
     @property
     def request(self) -> InferenceRequest:
@@ -92,20 +90,20 @@ class Exchange:
     @property
     def client_gets_usage(self) -> bool:
         """A peer always gets the usage event: it meters too, and withholds it from its client."""
-        return self.hop is not None or self.request.wants_usage
+        return self.reply.hop is not None or self.request.wants_usage
 
     # -- admission -------------------------------------------------------------------------------
 
     def serve(self) -> None:
         """The whole request is there."""
-        incoming, context = self._incoming, self.context
+        incoming, context, hop = self._incoming, self.context, self.reply.hop
         self._started_ns = context.clock.monotonic_ns()
         self.body = incoming.body
-        incoming.pieces.clear()
+        incoming.pieces = []
         self._connection.listener = self
         context.begun(self)
         try:
-            self.parsed = parse_request(self.endpoint, self.body)
+            parsed = self.parsed = parse_request(self.endpoint, self.body)
         except BadRequest as error:
             self.refuse(
                 Refusal(
@@ -113,55 +111,23 @@ class Exchange:
                 )
             )
             return
-        if self.hop is None:
-            self.class_ = class_of(self.parsed.service_tier, self.key.classes)
-            refusal = self._inadmissible()
+        if hop is None:
+            self.class_ = class_of(parsed.service_tier, self.key.classes)
+            refusal = admission.refuse_request(context, parsed, self.head.path)
         else:
-            refusal = self._inadmissible_hop()
+            self.class_ = hop.class_
+            refusal = admission.refuse_hop(context, self.key, self.class_)
         if refusal is not None:
             self.refuse(refusal)
-        elif self.hop is None:
+        elif hop is None:
             self._choose()
-        elif not self._try_own_site():
+        elif not self._try_replica(context.site, 0.0):
             self._refuse_hop_without_replica()
 
     def fail(self, fault: Fault) -> None:
         """The request could not be read to its end."""
         self.context.begun(self)
         self.refuse(Refusal(status=fault.status, reason=fault.reason, message=fault.message))
-
-    def _inadmissible(self) -> Refusal | None:
-        """Why this gateway does not take the request on, before any site is considered."""
-        model = self.request.model
-        if not self.context.view.table.is_served(model):
-            return Refusal(
-                status=404, reason="model_not_found", code="model_not_found", param="model",
-                message=f"The model '{model}' does not exist or you do not have access to it.",
-            )
-        noun = self.context.view.table.view.models.get(model)
-        if noun is not None and (noun.kind == "embedding") != (self.endpoint == "embeddings"):
-            return Refusal(
-                status=400, reason="model_kind", param="model",
-                message=f"The model '{model}' is for {noun.kind}, which {self.path} is not.",
-            )
-        return None
-
-    def _inadmissible_hop(self) -> Refusal | None:
-        """What the destination checks again in its own view."""
-        if self.class_ not in (self.key.classes or ("on_demand",)):
-            text = f"The key may not use class {self.class_}."
-            return Refusal(status=403, reason="class", message=text)
-        verdict = self.context.view.table.residency_allows(self.key.policy_id)
-        if isinstance(verdict, Denied):
-            return Refusal(status=403, reason=verdict.rule, message=verdict.detail)
-        why = self.context.journal.refusal()
-        return None if why is None else self._unrecorded(why)
-
-    def _unrecorded(self, why: str) -> Refusal:
-        return Refusal(
-            status=503, reason="journal", retry_after_s=5,
-            message=f"This gateway cannot record usage now and takes no work: {why}.",
-        )
 
     # -- choosing and trying ---------------------------------------------------------------------
 
@@ -172,91 +138,98 @@ class Exchange:
         if self.attempts >= MOST_TRIES or (self.attempts and self.connect_time_left_s() <= 0):
             self._refuse_nobody()
             return
-        choice = choose(
-            RouteRequest(
-                model=request.model,
-                policy_id=self.key.policy_id,
-                class_=self.class_,
-                prompt_tokens=request.prompt_tokens,
-                output_tokens=request.output_tokens,
-                tried=tuple(self.tried),
-            ),
+        choice = self.choice = choose(
             context.view.table,
             context.loads,
-            now_ns,
-            context.rng,
+            context.prefixes,
+            model=request.model,
+            policy_id=self.key.policy_id,
+            class_=self.class_,
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=request.output_tokens,
+            blocks=(),
+            tried=self.tried,
+            now_ns=now_ns,
+            rng=context.rng,
         )
-        self.choice = choice
-        if not choice.candidates:
+        site = choice.site
+        if site is None:
             self._refuse_nobody()
             return
         if self.chosen_ns is None:
             self.chosen_ns = now_ns
-        chosen = choice.candidates[0]
-        if chosen.site == context.site:
-            if not self._try_own_site():
+        if site == context.site or context.view.replicas.reaches(site):
+            if not self._try_replica(site, choice.rtt_ms):
                 self._refused(Refused(
-                    site=context.site, rule="no_ready_replica",
+                    site=site, rule="no_ready_replica",
                     detail="none of the site's replicas is ready",
                 ))
             return
-        site = context.view.site(chosen.site)
-        key = None if site is None else context.peers.key_for(site)
-        if site is None or key is None:
+        noun = context.view.site(site)
+        key = None if noun is None else context.peers.key_for(noun)
+        if noun is None or key is None:
             detail = "the site left the view"
-            self._refused(Refused(site=chosen.site, rule="not_joined", detail=detail))
+            self._refused(Refused(site=site, rule="not_joined", detail=detail))
             return
-        self._try(peer_target(site, key, context.view.emulated_rtt_ms(site.name)), chosen.rtt_ms)
+        emulated_rtt_ms = context.view.emulated_rtt_ms(site)
+        self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms))
 
-    def _try_own_site(self) -> bool:
-        """Try a replica of this site; False when none is left."""
+    def _try_replica(self, site: SiteName, rtt_ms: float) -> bool:
+        """Try a replica that this gateway reaches itself; False when none is left."""
         context = self.context
-        replica = context.view.replicas.pick(
-            self.request.model, self._tried_replicas,
-            now_ns=context.clock.monotonic_ns(), rng=context.rng,
-        )
-        if replica is None:
-            return False
-        if self.chosen_ns is None:
-            self.chosen_ns = context.clock.monotonic_ns()
-        self._tried_replicas.add(replica.id)
-        self._try(engine_target(replica, context.country), 0.0)
-        return True
+        now_ns = context.clock.monotonic_ns()
+        while True:
+            replica = context.view.replicas.pick(
+                site, self.request.model, self._tried_replicas or (), now_ns=now_ns,
+                rng=context.rng,
+            )
+            if replica is None:
+                return False
+            if self._tried_replicas is None:
+                self._tried_replicas = set()
+            self._tried_replicas.add(replica.id)
+            try:
+                target = context.targets.engine(replica, context.country_of(site), now_ns)
+            except (Unavailable, ValueError) as error:
+                detail = f"replica {replica.id}: {error}"
+                self.tried.append(Refused(site=site, rule="no_ready_replica", detail=detail))
+                continue
+            if self.chosen_ns is None:
+                self.chosen_ns = now_ns
+            target.rtt_ms = rtt_ms
+            self._try(target)
+            return True
 
-    def _try(self, target: Target, rtt_ms: float) -> None:
+    def _try(self, target: Target) -> None:
         context, request = self.context, self.request
-        self.attempt = Attempt(self, target)
-        if self.hop is None and not self._record_opening():
-            return
+        attempt = self.attempt = Attempt(self, target)
+        if self.reply.hop is None:
+            why = context.journal.opened(opening_of(self))
+            if why is not None:
+                self.attempt = None
+                self.refuse(admission.unrecorded(why))
+                return
+            self._opened = True
         self.attempts += 1
         if target.replica is not None:
             context.view.replicas.started(target.replica.id)
         self._ticket = context.loads.dispatched(
             target.site, request.model, request.prompt_tokens, request.output_tokens,
-            context.clock.monotonic_ns(), rtt_ms=rtt_ms,
+            context.clock.monotonic_ns(), rtt_ms=target.rtt_ms,
         )
-        candidates = 1 if self.choice is None else len(self.choice.candidates)
+        attempt.start(self._connect_share_s(target))
+
+    def _connect_share_s(self, target: Target) -> float:
+        """How long this try may take to connect, so that the next ones have time, too."""
+        candidates = 1 if self.choice is None else self.choice.eligible
         tries = 1 if target.replica is not None else min(MOST_TRIES + 1 - self.attempts, candidates)
         share_s = self.connect_time_left_s() / max(tries, 1)
-        self.attempt.start(max(share_s, LEAST_CONNECT_S + rtt_ms / 1000))
-
-    def _record_opening(self) -> bool:
-        """Write down who is about to serve, before it is asked; refuse when that is impossible."""
-        why = self.context.journal.opened(opened_event(self))
-        if why is None:
-            self._opened = True
-            return True
-        self.attempt = None
-        self.refuse(self._unrecorded(why))
-        return False
+        return max(share_s, LEAST_CONNECT_S + target.rtt_ms / 1000)
 
     def connect_time_left_s(self) -> float:
         """What is left of the time for connections; a tenth is kept for the answer itself."""
         spent_ns = self.context.clock.monotonic_ns() - self._started_ns
         return 0.9 * self.context.settings.connect_timeout_s - spent_ns / 1e9
-
-    def mark_sent(self) -> None:
-        self.sent_ns = self.context.clock.monotonic_ns()
 
     def attempt_failed(self, attempt: Attempt, why: str, *, unreachable: bool) -> None:
         """Nothing reached the client yet: try elsewhere."""
@@ -266,7 +239,7 @@ class Exchange:
         if target.replica is not None:
             if unreachable:
                 context.view.replicas.lost(target.replica, now_ns)
-            if self.attempts < MOST_TRIES and self._try_own_site():
+            if self.attempts < MOST_TRIES and self._try_replica(target.site, target.rtt_ms):
                 return
             detail = f"replica {target.replica.id}: {why}"
             self._refused(Refused(site=target.site, rule="no_ready_replica", detail=detail))
@@ -284,7 +257,7 @@ class Exchange:
 
     def _refused(self, refused: Refused) -> None:
         self.tried.append(refused)
-        if self.hop is None:
+        if self.reply.hop is None:
             self._choose()
         else:
             self._refuse_hop_without_replica()
@@ -292,22 +265,13 @@ class Exchange:
     def _refuse_nobody(self) -> None:
         choice, model = self.choice, self.request.model
         if choice is not None and not choice.allowed_exists and not self.tried:
-            policy = self.context.view.policy(self.key.policy_id)
-            axis = "unknown" if policy is None else ", ".join(policy.residency)
-            self.refuse(Refusal(
-                status=403, reason="residency",
-                message=f"No site that serves '{model}' is allowed by this key's residency "
-                f"({axis}).",
-            ))
-            return
-        self.refuse(Refusal(
-            status=503, reason="no_healthy_site", retry_after_s=1,
-            message=f"Sites that may serve '{model}' for this key exist, but none can now.",
-        ))
+            self.refuse(admission.no_site_allowed(self.context, self.key, model))
+        else:
+            self.refuse(admission.no_site_healthy(model))
 
     def _refuse_hop_without_replica(self) -> None:
         why = self.tried[-1].detail if self.tried else "none of the site's replicas is ready"
-        self.refuse(Refusal(status=503, reason="no_ready_replica", message=why, retry_after_s=1))
+        self.refuse(admission.no_replica(why))
 
     def _release(self, attempt: Attempt) -> None:
         if self._ticket is not None:
@@ -326,7 +290,7 @@ class Exchange:
         """An answer that is not a stream has come in whole."""
         request, replica = self.request, attempt.target.replica
         if attempt.status >= 400:
-            self._send_whole(attempt, engine_error_body(body, attempt.status), Tokens())
+            self._send_whole(attempt, engine_error_body(body, attempt.status), NO_TOKENS)
             return
         if attempt.stated_tokens is not None:
             self._send_whole(attempt, body, attempt.stated_tokens)
@@ -350,24 +314,28 @@ class Exchange:
             self._send_whole(attempt, body, tokens)
 
     def _send_whole(self, attempt: Attempt, body: bytes, tokens: Tokens) -> None:
-        self.first_ns = self.context.clock.monotonic_ns()
+        now_ns = self.first_ns = self.context.clock.monotonic_ns()
+        status = attempt.status
         self.reply.whole(
-            attempt.status, self._origin(), content_type=attempt.content_type, body=body,
-            replica=attempt.replica_id, tokens=tokens, retry_after=attempt.retry_after,
+            status, where=attempt.target.where, timing=self._timing(now_ns),
+            content_type=attempt.content_type, body=body, replica=attempt.replica_id,
+            tokens=tokens, retry_after=attempt.retry_after,
         )
-        failed = attempt.status >= 400
-        self._end(
-            "engine_error" if failed else "finished", status=attempt.status,
-            reason="engine_error" if failed else None, tokens=tokens,
-        )
+        if status >= 400:
+            self._end("engine_error", status=status, reason="engine_error", tokens=tokens)
+        else:
+            self._end("finished", status=status, reason=None, tokens=tokens)
 
     def stream(self, attempt: Attempt, data: bytes) -> None:
         """More of a stream for the client; the head goes out with its first byte."""
         if self.reply.head_sent:
             self.reply.stream(data)
         else:
-            self.first_ns = self.context.clock.monotonic_ns()
-            self.reply.begin_stream(self._origin(), attempt.replica_id, data)
+            now_ns = self.first_ns = self.context.clock.monotonic_ns()
+            self.reply.begin_stream(
+                where=attempt.target.where, timing=self._timing(now_ns),
+                replica=attempt.replica_id, data=data,
+            )
 
     def stream_ended(self, attempt: Attempt) -> None:
         """The stream came to an orderly end; whether it was complete, its events tell."""
@@ -403,22 +371,24 @@ class Exchange:
             self._release(self.attempt)
             self.attempt = None
         typed = outcome == "refused" and refusal.status != 400
-        self.reply.refuse(refusal, self._origin(), typed=typed)
-        self._end(outcome, status=refusal.status, reason=refusal.reason, tokens=Tokens())
+        where = self.context.where if self.attempt is None else self.attempt.target.where
+        timing = self._timing(self.context.clock.monotonic_ns())
+        self.reply.refuse(refusal, where=where, timing=timing, typed=typed)
+        self._end(outcome, status=refusal.status, reason=refusal.reason, tokens=NO_TOKENS)
 
-    def _origin(self) -> Origin:
-        context, target = self.context, None if self.attempt is None else self.attempt.target
-        stages = (("choose", self.chosen_ns), ("send", self.sent_ns), ("first", self.first_ns))
-        timing_ms = {
-            name: (at_ns - self.received_ns) / 1e6 for name, at_ns in stages if at_ns is not None
-        }
-        timing_ms["total"] = (context.clock.monotonic_ns() - self.received_ns) / 1e6
-        return Origin(
-            request_id=self.request_id,
-            site=context.site if target is None else target.site,
-            country=context.country if target is None else target.country,
-            client_request_id=self.client_request_id,
-            timing_ms=timing_ms,
+    def _timing(self, now_ns: int) -> str:
+        """What `server-timing` says: milliseconds since the request began to arrive."""
+        since_ns = self.received_ns
+        if self.first_ns is not None and self.sent_ns is not None and self.chosen_ns is not None:
+            first_ms = (self.first_ns - since_ns) / 1e6
+            return (
+                f"choose;dur={(self.chosen_ns - since_ns) / 1e6:.3f}, "
+                f"send;dur={(self.sent_ns - since_ns) / 1e6:.3f}, first;dur={first_ms:.3f}, "
+                f"total;dur={(now_ns - since_ns) / 1e6:.3f}"
+            )
+        stages = (("choose", self.chosen_ns), ("send", self.sent_ns), ("total", now_ns))
+        return ", ".join(
+            [f"{name};dur={(at - since_ns) / 1e6:.3f}" for name, at in stages if at is not None]
         )
 
     # -- the client and the clock ----------------------------------------------------------------
@@ -471,11 +441,11 @@ class Exchange:
     def _tokens(self) -> Tokens:
         """Counts of the stream so far; nothing is counted before an engine's first byte."""
         if self.attempt is None or self.attempt.meter is None or not self.reply.head_sent:
-            return Tokens()
+            return NO_TOKENS
         return self.attempt.meter.tokens(self.request.prompt_bytes)
 
     def _end(self, outcome: Outcome, *, status: int, reason: str | None, tokens: Tokens) -> None:
-        """The one way out: settle every count, write the usage event, free the connection."""
+        """The one way out: settle every count, write the usage record, free the connection."""
         if self._over:
             return
         self._over = True
@@ -485,13 +455,11 @@ class Exchange:
             self._release(self.attempt)
         # A peer's request that was refused here leaves no trace: nothing was processed, and the
         # ingress says what came of it.
-        if self.hop is None or outcome != "refused":
-            event = closed_event(
-                self, outcome=outcome, status=status, reason=reason, tokens=tokens
-            )
+        if self.reply.hop is None or outcome != "refused":
+            record = closing_of(self, outcome=outcome, status=status, reason=reason, tokens=tokens)
             if self._opened or reason != "journal":
-                context.journal.closed(event)
-            context.log.request(event)
+                context.journal.closed(record, None if self.choice is None else self.choice.ground)
+            context.log.request(record)
         self.attempt = None  # breaks the cycle with it, so that no collection is needed
         if outcome != "client_gone":
             self.reply.close()

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 
+from isochrone.gateway.heads import RequestHead
+
 MOST_HEADERS = 128
-CLIENT_ID_CHARS = 200
 
 # Headers that mean one thing only; given twice, the two readers of a request could differ.
 SINGLE = frozenset(
     (
         b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-type",
-        b"expect", b"x-request-id",
+        b"expect", b"x-request-id", b"x-api-key", b"upgrade",
     )
 )
 
@@ -24,70 +25,35 @@ class Fault:
 
 
 class Incoming:
-    """Filled by the parser of one connection; `headers` have lower-case names."""
+    """Filled by the parser of one connection, or at once with a head that is remembered."""
 
     __slots__ = (
-        "began_ns",
-        "body_bytes",
-        "complete",
-        "fault",
-        "grown_bytes",
-        "head_bytes",
-        "head_complete",
-        "headers",
-        "keep_alive",
-        "method",
-        "old_http",
+        "began_ns", "body_bytes", "complete", "fault", "grown_bytes", "head", "keep_alive",
         "pieces",
-        "url",
     )
 
     def __init__(self, began_ns: int) -> None:
         self.began_ns = began_ns
-        self.method = b""
-        self.url = b""
-        self.headers: dict[bytes, bytes] = {}
-        self.head_bytes = 0  # names and values of whole headers
+        self.head = RequestHead()
+        self.keep_alive = False  # the head's wish, until something goes wrong
         self.grown_bytes = 0  # reads that did not complete the head
-        self.head_complete = False
-        self.keep_alive = False
-        self.old_http = False  # HTTP/1.0: no chunked answers
         self.pieces: list[bytes] = []
         self.body_bytes = 0
         self.complete = False
         self.fault: Fault | None = None
 
-    @property
-    def path(self) -> str:
-        """The path without its query, of a target in either form (RFC 9112, 3.2)."""
-        url = self.url
-        if url[:4].lower() == b"http":
-            url = b"/" + url.partition(b"://")[2].partition(b"/")[2]
-        return url.partition(b"?")[0].decode("latin-1")
+    @classmethod
+    def whole(cls, began_ns: int, head: RequestHead, body: bytes) -> "Incoming":
+        """A request that has come in whole."""
+        incoming = cls.__new__(cls)
+        incoming.began_ns = began_ns
+        incoming.head = head
+        incoming.keep_alive = head.keep_alive
+        incoming.pieces = [body]
+        incoming.complete = True
+        incoming.fault = None
+        return incoming
 
     @property
     def body(self) -> bytes:
         return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
-
-    @property
-    def has_body(self) -> bool:
-        """Whether the head announces a body."""
-        return (
-            self.headers.get(b"content-length", b"0") != b"0"
-            or b"transfer-encoding" in self.headers
-        )
-
-    @property
-    def client_request_id(self) -> str | None:
-        """The client's own id of the request, if it is short and printable."""
-        given = self.headers.get(b"x-request-id")
-        if given is None:
-            return None
-        text = given.decode("latin-1")
-        fit = len(text) <= CLIENT_ID_CHARS and text.isascii() and text.isprintable()
-        return text if fit and text else None
-
-    def header(self, name: str) -> str | None:
-        """A header by its lower-case name."""
-        value = self.headers.get(name.encode())
-        return None if value is None else value.decode("latin-1")

@@ -11,6 +11,7 @@ from isochrone.core.errors import Untrusted
 from isochrone.core.ids import SiteName
 from isochrone.core.metering.event import Tokens, TokenSource
 from isochrone.core.world.site import Site
+from isochrone.core.world.tenant import Class
 from isochrone.gateway.incoming import Incoming
 from isochrone.ports.clock import Clock
 from isochrone.wire import peer
@@ -19,20 +20,24 @@ from isochrone.wire.peer import PeerRequest
 
 MAX_AGE_NS = int(peer.MAX_AGE_S * 1e9)
 KEEP_ALIVE_S = 60
+_CODE = peer.CODE.encode()
+_CLASSES: dict[str, Class] = {c: c for c in ("reserved", "on_demand", "batch")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """A peer request whose code is right. `key` is shared with the ingress."""
+    """A peer request whose code is right. `key` is shared with the ingress; `class_` is what the
+    ingress admitted it as."""
 
     request: PeerRequest
     key: bytes
+    class_: Class
 
 
 def claims_hop(incoming: Incoming) -> bool:
     """Whether a request says that a peer sent it; peers never send the client's own key."""
-    headers = incoming.headers
-    return peer.CODE.encode() in headers and b"authorization" not in headers
+    headers = incoming.head.headers
+    return _CODE in headers and b"authorization" not in headers
 
 
 class PeerHops:
@@ -57,18 +62,14 @@ class PeerHops:
             self._keys[site.peer_key] = known
         return known
 
-    def request_headers(
-        self, key: bytes, head: PeerRequest, body: bytes
-    ) -> list[tuple[str, str]]:
-        """Headers that prove a request of this gateway to a peer."""
-        return [
-            (peer.REQUEST, head.request_id),
-            (peer.PEER, head.ingress),
-            (peer.KEY_ID, head.key_id),
-            (peer.CLASS, head.class_),
-            (peer.SENT_AT, str(head.sent_at)),
-            (peer.CODE, peer.request_code(key, head, body)),
-        ]
+    def request_lines(self, key: bytes, head: PeerRequest, body: bytes) -> str:
+        """Lines of a head that prove a request of this gateway to a peer."""
+        return (
+            f"{peer.REQUEST}: {head.request_id}\r\n{peer.PEER}: {head.ingress}\r\n"
+            f"{peer.KEY_ID}: {head.key_id}\r\n{peer.CLASS}: {head.class_}\r\n"
+            f"{peer.SENT_AT}: {head.sent_at}\r\n"
+            f"{peer.CODE}: {peer.request_code(key, head, body)}\r\n"
+        )
 
     def verify(self, incoming: Incoming, ingress: Site | None, body: bytes) -> Hop:
         """The hop that the headers claim; raises Untrusted when anything is wrong with them.
@@ -80,28 +81,31 @@ class PeerHops:
         key = self.key_for(ingress)
         if key is None:
             raise Untrusted(f"{ingress.name} has not joined")
-        sent_at = incoming.header(peer.SENT_AT) or ""
+        sent_at = incoming.head.header(peer.SENT_AT) or ""
         if not sent_at.isdigit() or len(sent_at) > 20:
             raise Untrusted("no instant of sending")
         head = PeerRequest(
-            request_id=incoming.header(peer.REQUEST) or "",
-            method=incoming.method.decode("latin-1"),
-            path=incoming.path,
+            request_id=incoming.head.header(peer.REQUEST) or "",
+            method=incoming.head.method.decode("latin-1"),
+            path=incoming.head.path,
             ingress=ingress.name,
             serving=self._identity.site,
-            key_id=incoming.header(peer.KEY_ID) or "",
-            class_=incoming.header(peer.CLASS) or "",
+            key_id=incoming.head.header(peer.KEY_ID) or "",
+            class_=incoming.head.header(peer.CLASS) or "",
             sent_at=int(sent_at),
         )
-        code = incoming.header(peer.CODE) or ""
+        code = incoming.head.header(peer.CODE) or ""
         if not peer.same_code(code, peer.request_code(key, head, body)):
             raise Untrusted("the message code is wrong")
         age_ns = self._clock.wall_ns() - head.sent_at
         if abs(age_ns) > MAX_AGE_NS:
             age_s = age_ns / 1e9
             raise Untrusted(f"sent {age_s:.1f} s ago by the clocks, at most {peer.MAX_AGE_S:g} s")
+        class_ = _CLASSES.get(head.class_)
+        if class_ is None:
+            raise Untrusted("an unknown class")
         self._once(code)
-        return Hop(request=head, key=key)
+        return Hop(request=head, key=key, class_=class_)
 
     def _once(self, code: str) -> None:
         """Raise Untrusted for a code used before; codes are kept for as long as they are valid."""
@@ -115,7 +119,7 @@ class PeerHops:
 
 def claimed_ingress(incoming: Incoming) -> SiteName:
     """The site that the headers of a hop name; nothing is proven yet."""
-    return SiteName(incoming.header(peer.PEER) or "")
+    return SiteName(incoming.head.header(peer.PEER) or "")
 
 
 _SOURCES: dict[str, TokenSource] = {

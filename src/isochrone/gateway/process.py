@@ -12,6 +12,7 @@ from isochrone.core.errors import BusUnavailable, Untrusted
 from isochrone.core.ids import SiteName
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.world.digest import SiteDigest
 from isochrone.gateway.context import Context
 from isochrone.gateway.journal import Journal
@@ -21,6 +22,7 @@ from isochrone.gateway.routes import Routes
 from isochrone.gateway.server import Server
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.shipping import Shipper
+from isochrone.gateway.target import Targets
 from isochrone.gateway.upstream import UpstreamPool
 from isochrone.gateway.view_cache import Data, ViewCache
 from isochrone.ports.bus import Bus
@@ -75,11 +77,14 @@ class Gateway:
             rng=ports.rng,
             view=ViewCache(site, identity.control_key, data),
             loads=Loads(stale_after_ms=settings.digest_stale_s * 1000),
-            pool=UpstreamPool(ports.network, ports.clock),
+            prefixes=Prefixes(),
+            pool=UpstreamPool(
+                ports.network, ports.clock, max_answer_bytes=settings.max_answer_bytes
+            ),
+            targets=Targets(ports.read_credential),
             peers=PeerHops(identity, ports.clock),
             journal=journal,
             log=RequestLog(ports.write_lines),
-            read_credential=ports.read_credential,
             spawn=self._spawn,
         )
         self.server = Server(Routes(self.context), settings, ports.clock)

@@ -6,7 +6,7 @@ connection failed is left out for a moment, until the agent has noticed or it an
 
 from collections.abc import Container
 
-from isochrone.core.ids import ModelName, ReplicaId
+from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.rng import Random
 from isochrone.core.routing.replica import ReplicaSlots, choose_replica
 from isochrone.core.world.model import Replica
@@ -42,8 +42,13 @@ class Replicas:
             if not of_model:
                 del self._by_model[replica.model]
 
+    def reaches(self, site: SiteName) -> bool:
+        """Whether this gateway holds replicas of the site."""
+        return any(replica.site == site for replica in self._by_entry.values())
+
     def pick(
-        self, model: ModelName, tried: Container[ReplicaId], *, now_ns: int, rng: Random
+        self, site: SiteName, model: ModelName, tried: Container[ReplicaId], *, now_ns: int,
+        rng: Random,
     ) -> Replica | None:
         """The ready replica with the smallest share of its slots taken; None when none is."""
         of_model = self._by_model.get(model)

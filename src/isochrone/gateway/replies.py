@@ -1,6 +1,5 @@
 """Builds the bytes of answers: heads that say where a request ran, and OpenAI's error bodies."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -98,56 +97,41 @@ def error_event(code: str, message: str) -> bytes:
     return b"data: " + _encode({"error": error}) + b"\n\n"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """What every answer says about itself: the request's id and where it was served or refused.
-
-    `timing_ms` is what `server-timing` lists; `client_request_id` is echoed as x-request-id.
-    """
-
-    request_id: str
-    site: str
-    country: str | None
-    client_request_id: str | None
-    timing_ms: Mapping[str, float]
-
-
 def head(
     status: int,
-    origin: Origin,
     *,
     content_type: str,
+    request_id: str,
+    where: str,
+    timing: str,
     length: int | None,
     close: bool,
-    extra: Mapping[str, str] | None = None,
+    client_request_id: str | None = None,
+    extra: str = "",
 ) -> bytes:
-    """The head of an answer. `length` None means chunked, or up to the end when closing."""
-    timing = ", ".join([f"{name};dur={ms:.3f}" for name, ms in origin.timing_ms.items()])
-    lines = [
-        _STATUS.get(status) or f"HTTP/1.1 {status} Status\r\n",
-        f"content-type: {content_type}\r\n",
-        f"{peer.REQUEST}: {origin.request_id}\r\n"
-        f"{peer.SITE}: {origin.site}\r\n"
-        f"{peer.COUNTRY}: {origin.country or 'unknown'}\r\n"
-        f"server-timing: {timing}\r\n",
-    ]
+    """The head of an answer. `length` None means chunked, or up to the end when closing.
+
+    `where` and `extra` are whole lines; `client_request_id` is echoed as x-request-id.
+    """
+    first = _STATUS.get(status) or f"HTTP/1.1 {status} Status\r\n"
+    text = (
+        f"{first}content-type: {content_type}\r\n{peer.REQUEST}: {request_id}\r\n{where}"
+        f"server-timing: {timing}\r\n{extra}"
+    )
     if length is not None:
-        lines.append(f"content-length: {length}\r\n")
-    if origin.client_request_id is not None:
-        lines.append(f"x-request-id: {origin.client_request_id}\r\n")
-    if extra:
-        lines += [f"{name}: {value}\r\n" for name, value in extra.items()]
+        text = f"{text}content-length: {length}\r\n"
+    if client_request_id is not None:
+        text = f"{text}x-request-id: {client_request_id}\r\n"
     if close:
-        lines.append("connection: close\r\n")
-    lines.append("\r\n")
-    return "".join(lines).encode("latin-1")
+        text += "connection: close\r\n"
+    return (text + "\r\n").encode("latin-1")
 
 
-def refusal_headers(refusal: Refusal) -> dict[str, str]:
-    """Headers that go with a refusal."""
-    headers = {peer.REASON: refusal.reason}
+def refusal_lines(refusal: Refusal) -> str:
+    """Lines of the head that go with a refusal."""
+    text = f"{peer.REASON}: {refusal.reason}\r\n"
     if refusal.retry_after_s is not None:
-        headers["retry-after"] = str(refusal.retry_after_s)
+        text += f"retry-after: {refusal.retry_after_s}\r\n"
     if refusal.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return headers
+        text += "www-authenticate: Bearer\r\n"
+    return text

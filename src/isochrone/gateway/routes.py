@@ -4,21 +4,19 @@ Whatever can be refused is refused from the head, with the body unread: unknown 
 keys whose policy does not let plain text enter at this site.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import unquote
 
 from isochrone.core.errors import Untrusted
 from isochrone.core.ids import KeyId, RequestId
 from isochrone.core.metering.event import Endpoint
-from isochrone.core.residency.rule import Denied
 from isochrone.core.world.model import Model
-from isochrone.core.world.tenant import ApiKey
-from isochrone.gateway import models_route
+from isochrone.gateway import admission, models_route
 from isochrone.gateway.context import Context
 from isochrone.gateway.forward import Exchange
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.peer_hop import claimed_ingress, claims_hop
-from isochrone.gateway.replies import JSON, Origin, Refusal, error_body, head, refusal_headers
+from isochrone.gateway.replies import JSON, Refusal, error_body, head, refusal_lines
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import ENDPOINTS
 from isochrone.gateway.server import ClientConnection, Handler
@@ -49,7 +47,7 @@ class OwnAnswer:
         self.context = context
         self.connection = connection
         self.incoming = incoming
-        self.request_id = context.new_request_id()
+        self.request_id = context.new_request_id(context.clock.wall_ns())
         self._action = action
 
     def serve(self) -> None:
@@ -62,30 +60,23 @@ class OwnAnswer:
     def refuse(self, refusal: Refusal) -> None:
         self.send(
             refusal.status, error_body(refusal), reason=refusal.reason,
-            extra=refusal_headers(refusal),
+            extra=refusal_lines(refusal),
         )
 
-    def send(
-        self, status: int, body: bytes, *, reason: str, extra: Mapping[str, str] | None = None
-    ) -> None:
+    def send(self, status: int, body: bytes, *, reason: str, extra: str = "") -> None:
         """Answer with JSON; the reason goes to the log."""
         context, incoming = self.context, self.incoming
         close = self.connection.will_close(incoming)
         total_ms = (context.clock.monotonic_ns() - incoming.began_ns) / 1e6
-        origin = Origin(
-            request_id=self.request_id,
-            site=context.site,
-            country=context.country,
-            client_request_id=incoming.client_request_id,
-            timing_ms={"total": total_ms},
-        )
         top = head(
-            status, origin, content_type=JSON, length=len(body), close=close, extra=extra
+            status, content_type=JSON, request_id=self.request_id, where=context.where,
+            timing=f"total;dur={total_ms:.3f}", length=len(body), close=close,
+            client_request_id=incoming.head.client_request_id, extra=extra,
         )
         if reason != PROBE:
             context.log.other(
-                self.request_id, at=context.clock.wall_ns(), status=status, path=incoming.path,
-                reason=reason,
+                self.request_id, at=context.clock.wall_ns(), status=status,
+                path=incoming.head.path, reason=reason,
             )
         self.connection.answer(top + body, close=close)
 
@@ -111,16 +102,17 @@ class HopClaim:
             self._refuse(Refusal(status=401, reason="peer_untrusted", message=error.message))
             return
         key = context.view.keys.by_id(KeyId(hop.request.key_id))
+        request_id = RequestId(hop.request.request_id)
         if key is None:
-            reply = Reply(self._connection, incoming, hop)
+            reply = Reply(self._connection, incoming, request_id, hop)
             text = "The key is unknown at this site."
             refusal = Refusal(status=403, reason="key_unknown", message=text)
-            reply.refuse(refusal, self._origin(hop.request.request_id), typed=True)
+            reply.refuse(refusal, where=context.where, timing="total;dur=0", typed=True)
             reply.close()
             return
         exchange = Exchange(
             context, self._connection, incoming, key=key, endpoint=self._endpoint,
-            request_id=RequestId(hop.request.request_id), hop=hop,
+            request_id=request_id, received_at=context.clock.wall_ns(), hop=hop,
         )
         exchange.serve()
 
@@ -129,13 +121,6 @@ class HopClaim:
 
     def _refuse(self, refusal: Refusal) -> None:
         OwnAnswer(self._context, self._connection, self._incoming).refuse(refusal)
-
-    def _origin(self, request_id: str) -> Origin:
-        context = self._context
-        return Origin(
-            request_id=request_id, site=context.site, country=context.country,
-            client_request_id=None, timing_ms={},
-        )
 
 
 class Routes:
@@ -146,7 +131,7 @@ class Routes:
 
     def begin(self, connection: ClientConnection, incoming: Incoming) -> Handler | None:
         """Decide from the head alone. None when the answer has been given."""
-        path = incoming.path
+        path = incoming.head.path
         endpoint = ENDPOINTS.get(path)
         if endpoint is not None:
             return self._inference(connection, incoming, endpoint)
@@ -165,8 +150,8 @@ class Routes:
     def _inference(
         self, connection: ClientConnection, incoming: Incoming, endpoint: Endpoint
     ) -> Handler | None:
-        context = self._context
-        if incoming.method != b"POST":
+        context, head_ = self._context, incoming.head
+        if head_.method != b"POST":
             OwnAnswer(context, connection, incoming).refuse(NOT_POST)
             return None
         if not context.view.synced:
@@ -174,42 +159,34 @@ class Routes:
             return None
         if claims_hop(incoming):
             return HopClaim(context, connection, incoming, endpoint)
-        key = context.view.keys.by_bearer(incoming.headers.get(b"authorization"))
+        key = context.view.keys.by_hash(head_.secret_sha256)
         if key is None:
             OwnAnswer(context, connection, incoming).refuse(UNAUTHENTICATED)
             return None
+        wall_ns = context.clock.wall_ns()
         exchange = Exchange(
             context, connection, incoming, key=key, endpoint=endpoint,
-            request_id=context.new_request_id(),
+            request_id=context.new_request_id(wall_ns), received_at=wall_ns,
         )
-        verdict = context.view.table.transit_allows(key.policy_id)
-        if isinstance(verdict, Denied):
-            exchange.refuse(self._transit_refusal(key, verdict))
+        refusal = admission.refuse_transit(context, key)
+        if refusal is not None:
+            exchange.refuse(refusal)
             return None
         return exchange
-
-    def _transit_refusal(self, key: ApiKey, verdict: Denied) -> Refusal:
-        sites = self._context.view.table.allowed_ingresses(key.policy_id)
-        endpoints = ", ".join(site.public_url for site in sites) or "none"
-        return Refusal(
-            status=403, reason=verdict.rule,
-            message=f"This key's requests may not enter here ({verdict.detail}); the body was "
-            f"not read. Allowed endpoints: {endpoints}.",
-        )
 
     # -- answered here ---------------------------------------------------------------------------
 
     def _refusal_of_own(self, path: str, incoming: Incoming) -> Refusal | None:
         if self._action(path) is None:
-            text = f"Nothing is served at {incoming.method.decode('latin-1')} {path}."
+            text = f"Nothing is served at {incoming.head.method.decode('latin-1')} {path}."
             return Refusal(status=404, reason="unknown_path", message=text)
-        if incoming.method != b"GET":
+        if incoming.head.method != b"GET":
             return NOT_GET
         if not path.startswith(models_route.PATH):
             return None
         if not self._context.view.synced:
             return STARTING
-        known = self._context.view.keys.by_bearer(incoming.headers.get(b"authorization"))
+        known = self._context.view.keys.by_hash(incoming.head.secret_sha256)
         return UNAUTHENTICATED if known is None else None
 
     def _action(self, path: str) -> Callable[[OwnAnswer], None] | None:
@@ -246,7 +223,7 @@ def _models(own: OwnAnswer) -> None:
 
 
 def _model(own: OwnAnswer) -> None:
-    name = unquote(own.incoming.path.removeprefix(models_route.PATH + "/"))
+    name = unquote(own.incoming.head.path.removeprefix(models_route.PATH + "/"))
     for model in _allowed_models(own):
         if model.name == name:
             own.send(200, models_route.model_body(model), reason="model")
@@ -261,5 +238,5 @@ def _model(own: OwnAnswer) -> None:
 
 def _allowed_models(own: OwnAnswer) -> Sequence[Model]:
     view = own.context.view
-    key = view.keys.by_bearer(own.incoming.headers.get(b"authorization"))
+    key = view.keys.by_hash(own.incoming.head.secret_sha256)
     return [] if key is None else models_route.allowed_models(view.table, key.policy_id)

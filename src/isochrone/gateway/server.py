@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 import httptools
 
+from isochrone.gateway.heads import HeadMemory, RequestHead
 from isochrone.gateway.incoming import MOST_HEADERS, SINGLE, Fault, Incoming
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.ports.clock import Clock
@@ -63,6 +64,7 @@ class Server:
         self.settings = settings
         self.clock = clock
         self.connections: dict[ClientConnection, None] = {}
+        self.heads: HeadMemory[RequestHead] = HeadMemory(settings.max_body_bytes)
         self.draining = False
 
     def accept(self) -> "ClientConnection":
@@ -111,7 +113,7 @@ class ClientConnection(asyncio.Protocol):
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._parser: Any = httptools.HttpRequestParser(self)
+        self._parser: Any = None  # made when there is something that only it can read
         self._queue: deque[Incoming] = deque()
         self._ahead = b""
         self._answering = False
@@ -139,6 +141,18 @@ class ClientConnection(asyncio.Protocol):
             if len(self._ahead) > MOST_SENT_AHEAD_BYTES:
                 self._set_reading(False)
             return
+        if not self._queue:
+            server = self._server
+            known = server.heads.recall(data)
+            if known is not None:
+                self._quiet_ns = now_ns = server.clock.monotonic_ns()
+                incoming = Incoming.whole(now_ns, *known)
+                self._queue.append(incoming)
+                self._answering = True
+                handler = server.app.begin(self, incoming)
+                if handler is not None:
+                    handler.serve()
+                return
         self._read(data)
         self._pump()
 
@@ -176,39 +190,41 @@ class ClientConnection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         if self._resuming:
             return
-        self._queue[-1].url += url
+        self._queue[-1].head.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._resuming:
             return
         incoming = self._queue[-1]
+        headers = incoming.head.headers
         name = name.lower()
-        if name in incoming.headers and incoming.fault is None and name in SINGLE:
+        if name in headers and incoming.fault is None and name in SINGLE:
             text = f"The header '{name.decode('latin-1')}' is given twice."
             incoming.fault = Fault(status=400, reason="duplicate_header", message=text)
-        incoming.headers[name] = value
-        incoming.head_bytes += len(name) + len(value) + 4
-        if len(incoming.headers) > MOST_HEADERS and incoming.fault is None:
+        headers[name] = value
+        incoming.head.size_bytes += len(name) + len(value) + 4
+        if len(headers) > MOST_HEADERS and incoming.fault is None:
             incoming.fault = self._head_too_large()
 
     def on_headers_complete(self) -> None:
         if self._resuming:
             return
         incoming = self._queue[-1]
-        incoming.method = self._parser.get_method()
+        head = incoming.head
+        head.method = self._parser.get_method()
         version = self._parser.get_http_version()
-        incoming.old_http = version == "1.0"
-        incoming.keep_alive = self._parser.should_keep_alive()
-        incoming.head_complete = True
+        head.old_http = version == "1.0"
+        head.keep_alive = incoming.keep_alive = self._parser.should_keep_alive()
+        head.settle()
         if incoming.fault is not None:
             return
         settings = self._server.settings
-        length = incoming.headers.get(b"content-length", b"0")
-        if incoming.head_bytes + len(incoming.url) > settings.max_head_bytes:
+        length = head.headers.get(b"content-length", b"0")
+        if head.size_bytes + len(head.url) > settings.max_head_bytes:
             incoming.fault = self._head_too_large()
         elif version not in ("1.1", "1.0"):
             incoming.fault = Fault(status=400, reason="http_version", message="Use HTTP/1.1.")
-        elif incoming.old_http and b"transfer-encoding" in incoming.headers:
+        elif head.old_http and b"transfer-encoding" in head.headers:
             text = "HTTP/1.0 has no transfer-encoding."
             incoming.fault = Fault(status=400, reason="bad_framing", message=text)
         elif len(length) > 18 or int(length) > settings.max_body_bytes:
@@ -234,6 +250,8 @@ class ClientConnection(asyncio.Protocol):
         """Feed the parser; what it finds wrong becomes the fault of the request at the end."""
         self._quiet_ns = self._server.clock.monotonic_ns()
         before = self._queue[-1] if self._queue else None
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -243,7 +261,11 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             text = f"The request is not valid HTTP/1.1: {error}."
             self._spoil(Fault(status=400, reason="bad_http", message=text))
-        if before is not None and before is self._queue[-1] and not before.head_complete:
+        if before is None:
+            if len(self._queue) == 1 and self._queue[0].complete and not self._queue[0].fault:
+                head = self._queue[0].head
+                self._server.heads.learn(data, head.headers, head)
+        elif before is self._queue[-1] and not before.head.complete:
             before.grown_bytes += len(data)
             if before.grown_bytes > self._server.settings.max_head_bytes:
                 before.fault = before.fault or self._head_too_large()
@@ -256,13 +278,14 @@ class ClientConnection(asyncio.Protocol):
         a new one is told how the body is framed and goes on with it."""
         incoming = self._queue[-1]
         self._parser = httptools.HttpRequestParser(self)
-        if incoming.has_body:
+        headers = incoming.head.headers
+        if incoming.head.has_body:
             incoming.complete = False
-            chunked = b"transfer-encoding" in incoming.headers
+            chunked = b"transfer-encoding" in headers
             name = b"transfer-encoding" if chunked else b"content-length"
             self._resuming = True
             self._parser.feed_data(
-                b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n" % (name, incoming.headers[name])
+                b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n" % (name, headers[name])
             )
             self._resuming = False
         if rest:
@@ -309,7 +332,7 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self._handler.fail(incoming.fault)
             return True
-        if not incoming.head_complete:
+        if not incoming.head.complete:
             return False
         if self._handler is None:
             self._answering = True
@@ -318,7 +341,7 @@ class ClientConnection(asyncio.Protocol):
                 return True
             self._answering = False
             self._handler = handler
-            expect = incoming.headers.get(b"expect", b"").lower()
+            expect = incoming.head.headers.get(b"expect", b"").lower()
             if expect == b"100-continue" and not incoming.body_bytes and not incoming.complete:
                 self._transport.write(CONTINUE)
         if not incoming.complete:
@@ -396,7 +419,7 @@ class ClientConnection(asyncio.Protocol):
                 self.abort()
             return
         incoming = self._queue[0]
-        limit_s = settings.body_timeout_s if incoming.head_complete else settings.head_timeout_s
+        limit_s = settings.body_timeout_s if incoming.head.complete else settings.head_timeout_s
         if now_ns - incoming.began_ns > limit_s * 1e9:
             self.abort()
 

@@ -1,6 +1,10 @@
-"""Where one try of a request goes, an engine or a peer gateway, and what is sent there."""
+"""Where one try of a request goes, an engine or a peer gateway, and what is sent there.
 
-from dataclasses import dataclass
+What is the same for every request to one target is worked out once and kept while its replica, or
+its site, is the one in the view.
+"""
+
+from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -8,23 +12,106 @@ from isochrone.core.ids import SiteName
 from isochrone.core.world.model import Replica
 from isochrone.core.world.site import Site
 from isochrone.ports.network import Address
+from isochrone.wire import peer
 
 # Of the client's headers only these go on: others may hold secrets that are not for engines, and
 # content codings that metering could not read.
 FORWARDED = (
     b"content-type", b"accept", b"user-agent", b"traceparent", b"tracestate", b"openai-beta",
+    b"anthropic-version", b"anthropic-beta",
 )
+CREDENTIAL_NS = 1_000_000_000  # a key that was replaced in its file counts after this
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """`replica` for an engine of this site; `peer_key` for the gateway of another site."""
+    """`replica` for an engine; `peer_key` for the gateway of another site, with its `rtt_ms`.
 
-    address: Address
-    site: SiteName
-    country: str | None
-    replica: Replica | None = None
-    peer_key: bytes | None = None
+    `where` are the lines of an answer's head that say where it ran.
+    """
+
+    __slots__ = (
+        "_headers", "_starts", "address", "base_path", "country", "host", "peer_key", "replica",
+        "rtt_ms", "site", "until_ns", "where",
+    )
+
+    def __init__(
+        self, address: Address, site: SiteName, country: str | None, *, host: str,
+        base_path: str = "/v1", headers: str = "", replica: Replica | None = None,
+        peer_key: bytes | None = None, rtt_ms: float = 0.0,
+    ) -> None:
+        self.address = address
+        self.site = site
+        self.country = country
+        self.where = where_lines(site, country)
+        self.host = host
+        self.base_path = base_path
+        self.replica = replica
+        self.peer_key = peer_key
+        self.rtt_ms = rtt_ms
+        self.until_ns = 0
+        self._headers = headers
+        self._starts: dict[str, bytes] = {}
+
+    def start_of(self, path: str) -> bytes:
+        """The first lines of a request to `path` (as the client names it) at this target."""
+        known = self._starts.get(path)
+        if known is None:
+            own_path = self.base_path + path.removeprefix("/v1")
+            text = f"POST {own_path} HTTP/1.1\r\nhost: {self.host}\r\n{self._headers}"
+            known = self._starts[path] = text.encode("latin-1")
+        return known
+
+
+class Targets:
+    """Prepared targets. `read_credential` finds the key of an upstream; raises Unavailable."""
+
+    def __init__(self, read_credential: Callable[[str | None], str | None]) -> None:
+        self._read_credential = read_credential
+        self._engines: dict[str, Target] = {}
+        self._peers: dict[SiteName, tuple[Site, Target]] = {}
+
+    def engine(self, replica: Replica, country: str | None, now_ns: int) -> Target:
+        """The target for a replica. Raises Unavailable, and ValueError for a URL that is none."""
+        known = self._engines.get(replica.id)
+        if (
+            known is not None
+            and known.replica is replica
+            and known.country == country
+            and (replica.credential is None or now_ns < known.until_ns)
+        ):
+            return known
+        address, host, base_path = place_of(replica.base_url)
+        secret = replica.engine_key
+        if secret is None:
+            secret = self._read_credential(replica.credential)
+        headers = "" if secret is None else f"authorization: Bearer {secret}\r\n"
+        target = Target(
+            address, replica.site, country, host=host, base_path=base_path, headers=headers,
+            replica=replica,
+        )
+        target.until_ns = now_ns + CREDENTIAL_NS
+        self._engines[replica.id] = target
+        return target
+
+    def peer(self, site: Site, key: bytes, emulated_rtt_ms: float, rtt_ms: float) -> Target:
+        """The target for the gateway of another site."""
+        known = self._peers.get(site.name)
+        if known is not None and known[0] is site:
+            target = known[1]
+            if target.address.rtt_ms == emulated_rtt_ms and target.rtt_ms == rtt_ms:
+                return target
+        address = Address(host=site.host, port=site.port, rtt_ms=emulated_rtt_ms)
+        target = Target(
+            address, site.name, site.country, host=f"{site.host}:{site.port}", peer_key=key,
+            rtt_ms=rtt_ms,
+        )
+        self._peers[site.name] = (site, target)
+        return target
+
+
+def where_lines(site: SiteName, country: str | None) -> str:
+    """The lines of an answer's head that say where it was served or refused."""
+    return f"{peer.SITE}: {site}\r\n{peer.COUNTRY}: {country or 'unknown'}\r\n"
 
 
 @lru_cache(maxsize=4096)
@@ -39,29 +126,18 @@ def place_of(base_url: str) -> tuple[Address, str, str]:
     return address, parts.netloc.rpartition("@")[2], parts.path.rstrip("/")
 
 
-def engine_target(replica: Replica, country: str | None) -> Target:
-    """The target for a replica of this site; raises ValueError for a URL that is none."""
-    address, _, _ = place_of(replica.base_url)
-    return Target(address=address, site=replica.site, country=country, replica=replica)
-
-
-def peer_target(site: Site, key: bytes, rtt_ms: float) -> Target:
-    """The target for the gateway of another site."""
-    address = Address(host=site.host, port=site.port, rtt_ms=rtt_ms)
-    return Target(address=address, site=site.name, country=site.country, peer_key=key)
+def forwarded_lines(headers: dict[bytes, bytes]) -> bytes:
+    """The client's headers that go on, as lines of a head."""
+    lines = [name + b": " + headers[name] + b"\r\n" for name in FORWARDED if name in headers]
+    if b"content-type" not in headers:
+        lines.append(b"content-type: application/json\r\n")
+    return b"".join(lines)
 
 
 def request_bytes(
     path: str, host: str, headers: list[tuple[str, str]], kept: dict[bytes, bytes], body: bytes
 ) -> bytes:
-    """A POST request. `kept` are the client's headers, of which only FORWARDED go along."""
-    lines = [f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n"]
-    lines += [f"{name}: {value}\r\n" for name, value in headers]
-    head = "".join(lines).encode("latin-1")
-    for name in FORWARDED:
-        value = kept.get(name)
-        if value is not None:
-            head += name + b": " + value + b"\r\n"
-    if b"content-type" not in kept:
-        head += b"content-type: application/json\r\n"
-    return head + b"\r\n" + body
+    """A POST request that is not a client's own. Of `kept` only FORWARDED go along."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    text = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n{lines}"
+    return text.encode("latin-1") + forwarded_lines(kept) + b"\r\n" + body

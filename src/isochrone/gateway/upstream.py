@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 import httptools
 
+from isochrone.gateway.heads import HeadMemory
 from isochrone.ports.clock import Clock
 from isochrone.ports.network import Address, Network
 
@@ -18,7 +19,7 @@ from isochrone.ports.network import Address, Network
 IDLE_S = 4.0
 IDLE_MARGIN_S = 1.0
 MOST_IDLE = 256  # an address
-MOST_ANSWER_HEAD_BYTES = 64 * 1024
+MOST_ANSWER_BYTES = 64 * 1024 * 1024  # of an answer that is taken in one read
 
 
 class Receiver(Protocol):
@@ -57,6 +58,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_reusable",
         "_status",
         "_transport",
+        "_untouched",
         "address",
         "fresh",
         "idle_until_ns",
@@ -72,7 +74,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.open = False
         self.idle_until_ns = 0
         self._receiver: Receiver | None = None
-        self._parser: Any = httptools.HttpResponseParser(self)
+        self._parser: Any = None
         self._headers: dict[bytes, bytes] = {}
         self._pieces: list[bytes] = []
         self._head_due = False
@@ -82,6 +84,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._excess = False  # the other side sent more than one answer to one request
         self._reusable = False
         self._reading = True
+        self._untouched = True  # nothing of this answer has come
         self._status = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -92,6 +95,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Send one request; the receiver gets its answer."""
         self._receiver = receiver
         self._complete = self._by_close = False
+        self._untouched = True
         self._transport.write(data)
 
     def abort(self) -> None:
@@ -146,6 +150,30 @@ class UpstreamConnection(asyncio.Protocol):
         if receiver is None:
             self.abort()  # nobody asked
             return
+        if self._untouched:
+            self._untouched = False
+            known = self._pool.heads.recall(data)
+            if known is not None:
+                self._take_known(receiver, *known)
+                return
+            if self._parser is None:
+                self._parser = httptools.HttpResponseParser(self)
+            self._feed(data, receiver, first=True)
+            return
+        self._feed(data, receiver)
+
+    def _take_known(self, receiver: Receiver, headers: dict[bytes, bytes], body: bytes) -> None:
+        """A whole answer of status 200 whose head is remembered."""
+        self._headers, self._reusable = headers, True
+        receiver.answered(200, headers)
+        if body and self._receiver is receiver:
+            receiver.received(body)
+        if self._receiver is receiver:
+            self._receiver = None
+            self._give_back()
+            receiver.ended()
+
+    def _feed(self, data: bytes, receiver: Receiver, *, first: bool = False) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -162,6 +190,8 @@ class UpstreamConnection(asyncio.Protocol):
                 receiver.received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._complete and self._receiver is receiver:
             self._receiver = None
+            if first and self._status == 200 and self._reusable and not self._excess:
+                self._pool.heads.learn(data, self._headers, self._headers)
             self._give_back()
             receiver.ended()
 
@@ -195,10 +225,13 @@ class UpstreamConnection(asyncio.Protocol):
 class UpstreamPool:
     """Idle connections by address; the last one used is used first."""
 
-    def __init__(self, network: Network, clock: Clock) -> None:
+    def __init__(
+        self, network: Network, clock: Clock, *, max_answer_bytes: int = MOST_ANSWER_BYTES
+    ) -> None:
         self._network = network
         self._clock = clock
         self._idle: dict[Address, list[UpstreamConnection]] = {}
+        self.heads: HeadMemory[dict[bytes, bytes]] = HeadMemory(max_answer_bytes)
 
     def take(self, address: Address) -> UpstreamConnection | None:
         """An idle connection, None when there is none."""

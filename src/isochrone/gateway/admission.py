@@ -1,0 +1,83 @@
+"""What is refused before any site is asked, and how each refusal reads to the client."""
+
+from isochrone.core.residency.rule import Denied
+from isochrone.core.world.tenant import ApiKey, Class
+from isochrone.gateway.context import Context
+from isochrone.gateway.replies import Refusal
+from isochrone.gateway.request import InferenceRequest
+
+
+def refuse_request(context: Context, request: InferenceRequest, path: str) -> Refusal | None:
+    """Why the ingress does not take a request on; None when it does."""
+    table = context.view.table
+    model = request.model
+    if not table.is_served(model):
+        return Refusal(
+            status=404, reason="model_not_found", code="model_not_found", param="model",
+            message=f"The model '{model}' does not exist or you do not have access to it.",
+        )
+    noun = table.view.models.get(model)
+    if noun is not None and (noun.kind == "embedding") != (request.endpoint == "embeddings"):
+        return Refusal(
+            status=400, reason="model_kind", param="model",
+            message=f"The model '{model}' is for {noun.kind}, which {path} is not.",
+        )
+    return None
+
+
+def refuse_hop(context: Context, key: ApiKey, class_: Class) -> Refusal | None:
+    """What the destination of a hop checks again in its own view."""
+    if class_ not in (key.classes or ("on_demand",)):
+        return Refusal(
+            status=403, reason="class", message=f"The key may not use class {class_}."
+        )
+    verdict = context.view.table.residency_allows(key.policy_id)
+    if isinstance(verdict, Denied):
+        return Refusal(status=403, reason=verdict.rule, message=verdict.detail)
+    why = context.journal.refusal()
+    return None if why is None else unrecorded(why)
+
+
+def refuse_transit(context: Context, key: ApiKey) -> Refusal | None:
+    """Whether the key's requests may enter here at all, asked before the body is read."""
+    verdict = context.view.table.transit_allows(key.policy_id)
+    if not isinstance(verdict, Denied):
+        return None
+    sites = context.view.table.allowed_ingresses(key.policy_id)
+    endpoints = ", ".join(site.public_url for site in sites) or "none"
+    return Refusal(
+        status=403, reason=verdict.rule,
+        message=f"This key's requests may not enter here ({verdict.detail}); the body was "
+        f"not read. Allowed endpoints: {endpoints}.",
+    )
+
+
+def unrecorded(why: str) -> Refusal:
+    """Usage cannot be written down now."""
+    return Refusal(
+        status=503, reason="journal", retry_after_s=5,
+        message=f"This gateway cannot record usage now and takes no work: {why}.",
+    )
+
+
+def no_site_allowed(context: Context, key: ApiKey, model: str) -> Refusal:
+    """Sites serve the model, and the key's policy allows none of them."""
+    policy = context.view.policy(key.policy_id)
+    axis = "unknown" if policy is None else ", ".join(policy.residency)
+    return Refusal(
+        status=403, reason="residency",
+        message=f"No site that serves '{model}' is allowed by this key's residency ({axis}).",
+    )
+
+
+def no_site_healthy(model: str) -> Refusal:
+    """Allowed sites exist, and none can serve now."""
+    return Refusal(
+        status=503, reason="no_healthy_site", retry_after_s=1,
+        message=f"Sites that may serve '{model}' for this key exist, but none can now.",
+    )
+
+
+def no_replica(why: str) -> Refusal:
+    """The destination of a hop has no replica for it."""
+    return Refusal(status=503, reason="no_ready_replica", message=why, retry_after_s=1)

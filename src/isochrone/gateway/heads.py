@@ -1,0 +1,155 @@
+"""Heads of messages: what a head says, read once, and the memory of heads that came before.
+
+A client that stays sends the same head again and again, and so does an engine that answers; only
+the length of the body differs. What the parser said of a head is therefore remembered under the
+head's own bytes, the digits of its content-length cut out, and is used again for exactly these
+bytes. Nothing else is ever skipped: a head that is new, has no plain content-length, or does not
+come in one piece with its whole body goes through the parser.
+"""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Generic, TypeVar
+
+from isochrone.gateway.target import forwarded_lines
+from isochrone.wire import peer
+
+T = TypeVar("T")
+
+CLIENT_ID_CHARS = 200
+MOST_REMEMBERED = 2048
+MOST_REMEMBERED_BYTES = 2048  # of one head
+MOST_DIGITS = 9
+
+# Heads with these differ from request to request, so remembering them would only fill the memory.
+_VARYING = frozenset(
+    (b"x-request-id", b"traceparent", b"tracestate", b"idempotency-key", b"transfer-encoding",
+     b"expect", b"upgrade", peer.CODE.encode())
+)
+_NAMES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+_NAME_BYTES = len(_NAMES[0])
+
+
+class RequestHead:
+    """One head. Filled by the parser; complete after `settle` and never changed from then on."""
+
+    __slots__ = (
+        "client_request_id",
+        "complete",
+        "forwarded",
+        "headers",
+        "keep_alive",
+        "method",
+        "old_http",
+        "path",
+        "secret_sha256",
+        "size_bytes",
+        "url",
+    )
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.url = b""
+        self.headers: dict[bytes, bytes] = {}
+        self.size_bytes = 0  # names and values of whole headers
+        self.complete = False
+        self.keep_alive = False
+        self.old_http = False  # HTTP/1.0: no chunked answers
+        self.path = ""
+        self.client_request_id: str | None = None
+        self.secret_sha256: str | None = None
+        self.forwarded = b""
+
+    def settle(self) -> None:
+        """The head is whole: work out once what every request with it needs."""
+        self.complete = True
+        self.path = _path(self.url)
+        self.client_request_id = _client_request_id(self.headers.get(b"x-request-id"))
+        self.secret_sha256 = _secret_sha256(self.headers)
+        self.forwarded = forwarded_lines(self.headers)
+
+    def header(self, name: str) -> str | None:
+        """A header by its lower-case name."""
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body is announced."""
+        return (
+            self.headers.get(b"content-length", b"0") != b"0"
+            or b"transfer-encoding" in self.headers
+        )
+
+
+class HeadMemory(Generic[T]):
+    """What is known of a head by its bytes without the digits of its content-length. Bounded: when
+    it is full, everything is forgotten at once."""
+
+    __slots__ = ("_known", "_max_body_bytes")
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self._known: dict[bytes, T] = {}
+        self._max_body_bytes = max_body_bytes
+
+    def recall(self, data: bytes) -> tuple[T, bytes] | None:
+        """(what is known, body) when `data` is one whole message whose head is remembered."""
+        end = data.find(b"\r\n\r\n")
+        begin = data.find(_NAMES[0], 0, end)
+        if begin < 0:
+            begin = data.find(_NAMES[1], 0, end)
+            if begin < 0:
+                return None
+        begin += _NAME_BYTES
+        stop = data.find(b"\r\n", begin, end + 2)
+        known = self._known.get(data[:begin] + data[stop:end])
+        if known is None:
+            return None
+        digits = data[begin:stop]
+        if not digits.isdigit() or len(digits) > MOST_DIGITS:
+            return None
+        size_bytes = int(digits)
+        if size_bytes > self._max_body_bytes or size_bytes != len(data) - end - 4:
+            return None
+        return known, data[end + 4 :]
+
+    def learn(self, data: bytes, headers: Mapping[bytes, bytes], known: T) -> None:
+        """Remember the head of `data`, one whole message that the parser found nothing wrong with.
+        """
+        end = data.find(b"\r\n\r\n")
+        if not 0 < end <= MOST_REMEMBERED_BYTES or _VARYING & headers.keys():
+            return
+        begin = max(data.find(name, 0, end) for name in _NAMES)
+        if begin < 0:
+            return
+        begin += _NAME_BYTES
+        stop = data.find(b"\r\n", begin, end + 2)
+        if data[begin:stop] != headers.get(b"content-length"):
+            return
+        if len(self._known) >= MOST_REMEMBERED:
+            self._known.clear()
+        self._known[data[:begin] + data[stop:end]] = known
+
+
+def _path(url: bytes) -> str:
+    """The path without its query, of a target in either form (RFC 9112, 3.2)."""
+    if url[:4].lower() == b"http":
+        url = b"/" + url.partition(b"://")[2].partition(b"/")[2]
+    return url.partition(b"?")[0].decode("latin-1")
+
+
+def _client_request_id(given: bytes | None) -> str | None:
+    """The client's own id of the request, if it is short and printable."""
+    if given is None:
+        return None
+    text = given.decode("latin-1")
+    fit = len(text) <= CLIENT_ID_CHARS and text.isascii() and text.isprintable()
+    return text if fit and text else None
+
+
+def _secret_sha256(headers: dict[bytes, bytes]) -> str | None:
+    """The hash of the secret in `Authorization: Bearer SECRET`; None without one."""
+    authorization = headers.get(b"authorization")
+    if authorization is None or authorization[:7].lower() != b"bearer ":
+        return None
+    return sha256(authorization[7:].strip()).hexdigest()
