@@ -1,20 +1,20 @@
 """The journal on the twin's disk: what survives, what is refused, what is kept aside."""
 
 import asyncio
-from dataclasses import replace
 from random import Random
 
 import pytest
 
-from isochrone.core.ids import SiteName
-from isochrone.core.metering.event import Tokens, UsageEvent
+from isochrone.core.metering.event import Tokens
 from isochrone.gateway import journal as journal_module
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.journal_state import Pending
 from isochrone.twin.clock import VirtualClock
 from isochrone.twin.fakes.disk import MemoryDisk
 from isochrone.twin.loop import VirtualLoop, run
-from tests.unit.build_usage import a_usage_event
+from isochrone.wire import fleet
+from isochrone.wire.usage import UsageRecord
+from tests.unit.build_usage import a_usage_record, an_opening
 
 MIB = 1024 * 1024
 
@@ -27,28 +27,25 @@ def a_journal(disk: MemoryDisk) -> Journal:
     return journal
 
 
-def opening(request: str, *, ingress: str = "sydney") -> UsageEvent:
-    event = a_usage_event(request, reporter="recovered")
-    return replace(
-        event, ingress_site=SiteName(ingress), outcome="ingress_lost", tokens=Tokens(),
-        finished_at=event.received_at, total_ms=0.0,
-    )
-
-
-def events_of(batches: list[Pending]) -> list[UsageEvent]:
-    return [event for batch in batches for event in (*batch.usage, *batch.evidence)]
+def records_of(batches: list[Pending]) -> list[UsageRecord]:
+    """All records of these batches."""
+    return [
+        fleet.decode(body, UsageRecord)
+        for batch in batches
+        for body in (*batch.content.usage, *batch.content.evidence)
+    ]
 
 
 def test_a_closed_request_is_shipped_once_and_its_segment_goes() -> None:
     async def main() -> None:
         disk = MemoryDisk()
         journal = a_journal(disk)
-        assert journal.opened(opening("a")) is None
-        journal.closed(a_usage_event("a"))
+        assert journal.opened(an_opening("a")) is None
+        journal.closed(a_usage_record("a"))
         assert journal.pending(10) == []  # nothing is shipped before it is synced
         await journal.commit()
         (batch,) = journal.pending(10)
-        assert batch.usage == (a_usage_event("a"),)
+        assert records_of([batch]) == [a_usage_record("a")]
         assert journal.pending(10) == [batch]
         journal.shipped(batch)
         assert journal.pending(10) == []
@@ -67,19 +64,19 @@ def test_a_killed_gateway_says_what_was_open() -> None:
     async def main() -> None:
         disk = MemoryDisk()
         journal = a_journal(disk)
-        journal.opened(opening("local"))
-        journal.opened(opening("hop", ingress="frankfurt"))
-        journal.opened(opening("done"))
-        journal.progress(opening("local").request_id, Tokens(output=7, source="running"))
-        journal.closed(a_usage_event("done"))
+        journal.opened(an_opening("local"))
+        journal.opened(an_opening("hop", ingress="frankfurt"))
+        journal.opened(an_opening("done"))
+        journal.progress(an_opening("local").request_id, Tokens(output=7, source="running"))
+        journal.closed(a_usage_record("done"))
         disk.process_died()
         again = a_journal(disk)
         await again.commit()
-        found = {str(event.request_id): event for event in events_of(again.pending(10))}
+        found = {str(event.request_id): event for event in records_of(again.pending(10))}
         assert sorted(found) == ["done", "hop", "local"]
-        assert found["done"] == a_usage_event("done")
+        assert found["done"] == a_usage_record("done")
         local, hop = found["local"], found["hop"]
-        assert (local.reporter, local.outcome, local.tokens.output) == (
+        assert (local.reporter, local.outcome, local.output) == (
             "recovered", "ingress_lost", 7
         )
         assert local.finished_at > local.received_at
@@ -93,18 +90,18 @@ def test_unacknowledged_batches_come_again_alike_after_a_restart() -> None:
         disk = MemoryDisk()
         journal = a_journal(disk)
         for i in range(250):
-            journal.closed(a_usage_event(f"r{i}"))
+            journal.closed(a_usage_record(f"r{i}"))
         await journal.commit()
         sent = journal.pending(10)
-        assert [len(batch.usage) for batch in sent] == [100, 100, 50]
+        assert [len(batch.content) for batch in sent] == [100, 100, 50]
         journal.shipped(sent[1])
-        journal.closed(a_usage_event("later"))
+        journal.closed(a_usage_record("later"))
         disk.process_died()
         again = a_journal(disk)
         await again.commit()
         found = again.pending(10)
         assert found[:2] == [sent[0], sent[2]]
-        assert [event.request_id for event in found[2].usage] == ["later"]
+        assert [event.request_id for event in records_of(found[2:])] == ["later"]
 
     run(main())
 
@@ -120,18 +117,18 @@ def test_a_full_disk_refuses_before_serving_and_keeps_every_closing() -> None:
             name = f"r{i}"
             if journal.refusal() is not None:
                 break
-            assert journal.opened(opening(name)) is None
+            assert journal.opened(an_opening(name)) is None
             taken.append(name)
         assert journal.refusal() is not None
-        assert journal.opened(opening("late")) is not None
+        assert journal.opened(an_opening("late")) is not None
         assert len(taken) > 1000
         for name in taken:
-            journal.closed(a_usage_event(name, output=2**30))
+            journal.closed(a_usage_record(name, output=2**30))
         seen: set[str] = set()
         for _ in range(100):
             await journal.commit()
             for batch in journal.pending(50):
-                seen.update(event.request_id for event in batch.usage)
+                seen.update(event.request_id for event in records_of([batch]))
                 journal.shipped(batch)
         assert seen == set(taken)
         disk.capacity_bytes = None
@@ -146,12 +143,12 @@ def test_no_room_at_the_start_refuses_until_there_is() -> None:
         disk = MemoryDisk(capacity_bytes=MIB)
         journal = a_journal(disk)
         assert "no space left" in (journal.refusal() or "")
-        journal.closed(a_usage_event("a"))  # a refusal has no opening, but it is told
+        journal.closed(a_usage_record("a"))  # a refusal has no opening, but it is told
         disk.capacity_bytes = None
         await journal.commit()
         await journal.commit()
         assert journal.refusal() is None
-        assert [event.request_id for event in events_of(journal.pending(10))] == ["a"]
+        assert [event.request_id for event in records_of(journal.pending(10))] == ["a"]
 
     run(main())
 
@@ -161,7 +158,7 @@ def test_damage_in_the_middle_is_kept_aside_and_the_rest_is_told() -> None:
         disk = MemoryDisk()
         journal = a_journal(disk)
         for name in ("a", "b", "c"):
-            journal.closed(a_usage_event(name))
+            journal.closed(a_usage_record(name))
         await journal.commit()
         (segment,) = [name for name in disk.names() if disk.read(name)]
         size = len(disk.read(segment))
@@ -169,7 +166,7 @@ def test_damage_in_the_middle_is_kept_aside_and_the_rest_is_told() -> None:
         disk.process_died()
         again = a_journal(disk)
         await again.commit()
-        told = [event.request_id for event in events_of(again.pending(10))]
+        told = [event.request_id for event in records_of(again.pending(10))]
         assert told == ["a", "c"]
         assert f"damaged-{segment}" in disk.names()
 
@@ -180,20 +177,20 @@ def test_a_failed_sync_loses_nothing() -> None:
     async def main() -> None:
         disk = MemoryDisk()
         journal = a_journal(disk)
-        journal.opened(opening("open"))
-        journal.closed(a_usage_event("early"))
+        journal.opened(an_opening("open"))
+        journal.closed(a_usage_record("early"))
         await journal.commit()
-        journal.opened(opening("late"))
-        journal.closed(a_usage_event("a"))
+        journal.opened(an_opening("late"))
+        journal.closed(a_usage_record("a"))
         disk.failing_syncs = 1
         await journal.commit()
         await journal.commit()
-        told = [event.request_id for event in events_of(journal.pending(10))]
+        told = [event.request_id for event in records_of(journal.pending(10))]
         assert sorted(told) == ["a", "early"]
         disk.power_cut(Random(1))
         again = a_journal(disk)
         await again.commit()
-        told = [event.request_id for event in events_of(again.pending(10))]
+        told = [event.request_id for event in records_of(again.pending(10))]
         assert sorted(set(told)) == ["a", "early", "late", "open"]
 
     run(main())
@@ -203,10 +200,10 @@ def test_open_requests_do_not_hold_old_segments() -> None:
     async def main() -> None:
         disk = MemoryDisk()
         journal = a_journal(disk)
-        journal.opened(opening("long"))
-        journal.progress(opening("long").request_id, Tokens(output=9, source="running"))
+        journal.opened(an_opening("long"))
+        journal.progress(an_opening("long").request_id, Tokens(output=9, source="running"))
         for i in range(15_000):
-            journal.closed(a_usage_event(f"r{i}"))
+            journal.closed(a_usage_record(f"r{i}"))
             if i % 1000 == 0:
                 await journal.commit()
                 for batch in journal.pending(100):
@@ -219,8 +216,8 @@ def test_open_requests_do_not_hold_old_segments() -> None:
         disk.power_cut(Random(1))
         again = a_journal(disk)
         await again.commit()
-        (left,) = events_of(again.pending(10))
-        assert (left.request_id, left.tokens.output) == ("long", 9)
+        (left,) = records_of(again.pending(10))
+        assert (left.request_id, left.output) == ("long", 9)
 
     run(main())
 
@@ -230,16 +227,16 @@ def test_a_long_outage_keeps_batches_on_the_disk_only() -> None:
         disk = MemoryDisk()
         journal = a_journal(disk)
         for i in range(9_000):
-            journal.closed(a_usage_event(f"r{i}"))
+            journal.closed(a_usage_record(f"r{i}"))
         await journal.commit()
         cached = sum(
-            batch.bodies is not None for s in journal._segments for batch in s.batches.values()
+            batch.content is not None for s in journal._segments for batch in s.batches.values()
         )
         assert cached <= journal_module.CACHED_BATCHES
         told: list[str] = []
         while batches := journal.pending(8):
             for batch in batches:
-                told += [event.request_id for event in batch.usage]
+                told += [event.request_id for event in records_of([batch])]
                 journal.shipped(batch)
             await journal.commit()
         assert told == [f"r{i}" for i in range(9_000)]
@@ -255,7 +252,7 @@ def test_records_are_synced_in_groups(delay_s: float) -> None:
         loop = asyncio.get_running_loop()
         task = loop.create_task(journal.run())
         await asyncio.sleep(delay_s)
-        journal.closed(a_usage_event("a"))
+        journal.closed(a_usage_record("a"))
         begun = loop.time()
         await journal.ready.wait()
         assert loop.time() - begun <= journal_module.COMMIT_S + 0.001

@@ -3,10 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
-from isochrone.core.metering.event import UsageEvent
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.shipping import Shipper
 from isochrone.twin.clock import VirtualClock
@@ -15,7 +13,8 @@ from isochrone.twin.fakes.disk import MemoryDisk
 from isochrone.twin.loop import VirtualLoop, run
 from isochrone.wire import fleet
 from isochrone.wire.subjects import BOOK_CONSUMER, USAGE_STREAM, USAGE_SUBJECTS
-from tests.unit.build_usage import a_usage_event
+from isochrone.wire.usage import UsageBatch, UsageRecord
+from tests.unit.build_usage import a_usage_record, an_opening
 
 
 class Site:
@@ -44,10 +43,10 @@ class Site:
             task.cancel()
         await asyncio.wait(self.tasks)
 
-    def stored(self) -> list[tuple[str, str, fleet.UsageBatch]]:
+    def stored(self) -> list[tuple[str, str, UsageBatch]]:
         """(subject, message id, batch) of everything in the stream."""
         return [
-            (m.subject, m.message_id, fleet.decode(m.payload, fleet.UsageBatch))
+            (m.subject, m.message_id, fleet.decode(m.payload, UsageBatch))
             for m in self.hub.streams[USAGE_STREAM].messages.values()
         ]
 
@@ -77,13 +76,13 @@ def on_a_site(test: Callable[[Site], Coroutine[Any, Any, None]]) -> None:
     run(main())
 
 
-def evidence(request: str) -> UsageEvent:
-    return replace(a_usage_event(request), reporter="evidence")
+def evidence(request: str) -> UsageRecord:
+    return a_usage_record(request, reporter="evidence")
 
 
 def test_usage_and_evidence_go_their_ways_within_a_moment() -> None:
     async def test(site: Site) -> None:
-        site.journal.closed(a_usage_event("a"))
+        site.journal.closed(a_usage_record("a"))
         site.journal.closed(evidence("b"))
         await asyncio.sleep(0.05)
         kinds = {subject: [e.request_id for e in batch.events]
@@ -98,7 +97,7 @@ def test_an_outage_is_waited_out_and_the_backlog_comes_in_full_batches() -> None
     async def test(site: Site) -> None:
         site.hub.down()
         for i in range(500):
-            site.journal.closed(a_usage_event(f"r{i}"))
+            site.journal.closed(a_usage_record(f"r{i}"))
             await asyncio.sleep(0.06)
         assert site.stored() == []
         site.hub.up()
@@ -112,7 +111,7 @@ def test_an_outage_is_waited_out_and_the_backlog_comes_in_full_batches() -> None
 def test_a_lost_acknowledgement_does_not_double() -> None:
     async def test(site: Site) -> None:
         site.bus.lose_next_reply()
-        site.journal.closed(a_usage_event("a"))
+        site.journal.closed(a_usage_record("a"))
         await asyncio.sleep(10)
         assert site.requests() == ["a"]
 
@@ -122,13 +121,13 @@ def test_a_lost_acknowledgement_does_not_double() -> None:
 def test_a_killed_gateway_sends_again_under_the_same_id() -> None:
     async def test(site: Site) -> None:
         site.bus.lose_next_reply()
-        site.journal.closed(a_usage_event("a"))
+        site.journal.closed(a_usage_record("a"))
         await asyncio.sleep(0.5)
         (first,) = site.stored()
         await site.kill()
         site.hub.streams[USAGE_STREAM].stored_at.clear()  # so that a second copy would show
         site.start()
-        site.journal.closed(a_usage_event("b"))
+        site.journal.closed(a_usage_record("b"))
         await asyncio.sleep(10)
         assert site.stored()[1] == first
         assert sorted(set(site.requests())) == ["a", "b"]
@@ -138,8 +137,7 @@ def test_a_killed_gateway_sends_again_under_the_same_id() -> None:
 
 def test_what_is_open_when_the_gateway_is_killed_is_told_by_the_next() -> None:
     async def test(site: Site) -> None:
-        site.journal.opened(replace(a_usage_event("a", reporter="recovered"),
-                                    outcome="ingress_lost"))
+        site.journal.opened(an_opening("a"))
         await site.kill()
         site.start()
         await asyncio.sleep(5)
@@ -153,7 +151,7 @@ def test_what_is_open_when_the_gateway_is_killed_is_told_by_the_next() -> None:
 def test_a_full_stream_keeps_usage_at_the_site() -> None:
     async def test(site: Site) -> None:
         site.hub.fill_stream(USAGE_STREAM)
-        site.journal.closed(a_usage_event("a"))
+        site.journal.closed(a_usage_record("a"))
         await asyncio.sleep(30)
         site.hub.fill_stream(USAGE_STREAM, full=False)
         await asyncio.sleep(10)
@@ -164,11 +162,11 @@ def test_a_full_stream_keeps_usage_at_the_site() -> None:
 
 def test_a_stop_in_good_order_ships_the_last_requests() -> None:
     async def test(site: Site) -> None:
-        site.journal.closed(a_usage_event("a"))
+        site.journal.closed(a_usage_record("a"))
         assert await site.shipper.flush(timeout_s=1.0)
         assert site.requests() == ["a"]
         site.hub.down()
-        site.journal.closed(a_usage_event("b"))
+        site.journal.closed(a_usage_record("b"))
         assert not await site.shipper.flush(timeout_s=1.0)
 
     on_a_site(test)

@@ -22,6 +22,7 @@ from isochrone.ports.bus import Bus, Durable
 from isochrone.ports.clock import Clock
 from isochrone.wire import fleet
 from isochrone.wire.subjects import BOOK_CONSUMER, USAGE_STREAM, USAGE_SUBJECTS
+from isochrone.wire.usage import decode_batch
 
 MESSAGES_MOST = 20  # up to 2,000 events, a transaction of some 15 ms
 PULL_WAIT_S = 5.0
@@ -48,16 +49,12 @@ def sort(messages: Sequence[Durable]) -> Sorted:
     found = Sorted()
     for message in messages:
         try:
-            batch = fleet.decode(message.payload, fleet.UsageBatch)
+            grounds, events = decode_batch(message.payload)
         except Untrusted as error:
             found.parked.append(_parked(message.subject, message.payload, error.message))
             continue
-        if batch.version > fleet.VERSION:
-            reason = f"version {batch.version} is newer than {fleet.VERSION}, which we read"
-            found.parked.append(_parked(message.subject, message.payload, reason))
-            continue
         kind, _, site = message.subject.partition(".")
-        for event in batch.events:
+        for event in events:
             reason_ = _refusal(kind, site, event)
             if reason_ is not None:
                 found.parked.append(_parked(message.subject, fleet.encode(event), reason_))

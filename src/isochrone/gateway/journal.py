@@ -11,26 +11,21 @@ what is still open in it is carried forward first.
 """
 
 import asyncio
-from dataclasses import replace
 
+import msgspec
 import structlog
 
-from isochrone.core.errors import Untrusted
 from isochrone.core.ids import RequestId
-from isochrone.core.metering.event import Tokens, UsageEvent
+from isochrone.core.metering.event import Tokens
+from isochrone.core.routing.choice import Ground
 from isochrone.gateway import records
-from isochrone.gateway.journal_recovery import BATCH_EVENTS, Reader, closed_bodies
-from isochrone.gateway.journal_state import (
-    Batch,
-    JournalSegment,
-    OpenRequest,
-    Pending,
-    Written,
-)
-from isochrone.gateway.records import HEAD_BYTES, Kind, Progress, Shipped
+from isochrone.gateway.journal_recovery import BATCH_EVENTS, Reader, contents
+from isochrone.gateway.journal_state import Batch, JournalSegment, OpenRequest, Pending
+from isochrone.gateway.records import HEAD_BYTES, Damage, Kind, Progress, Shipped
 from isochrone.ports.clock import Clock
 from isochrone.ports.disk import Disk
 from isochrone.wire import fleet
+from isochrone.wire.usage import Opening, UsageRecord
 
 COMMIT_S = 0.02
 PROGRESS_S = 1.0
@@ -38,17 +33,19 @@ RETRY_S = 1.0
 SYNC_LIMIT_S = 5.0
 SEGMENT_BYTES = 4 * 1024 * 1024
 BATCH_BYTES = 256 * 1024
-EVENT_BYTES = 192 * 1024       # a larger event is kept without its decision
-OPENED_BYTES = 3 * 1024        # so is an opening larger than this
+RECORD_BYTES = 192 * 1024      # larger with its ground, a record is kept without its decision
 CLOSING_EXTRA_BYTES = 512      # a closing may be this much longer than the opening
 FEW_BATCHES = 4                # with more than this waiting, batches are filled before they are cut
 CACHED_BATCHES = 64
 HELD_MOST = 10_000
+GROUNDS_MOST = 64              # encoded ones that are kept at hand
 _PREFIX = "segment-"
 _ASIDE = "damaged-"
 _ALL_USED = "all reserved space is used"
 
 log = structlog.get_logger()
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Journal:
@@ -68,7 +65,9 @@ class Journal:
         self._last_number = 0
         self._open: dict[RequestId, OpenRequest] = {}
         self._reserved_bytes = 0
-        self._held: list[UsageEvent] = []  # closed, but there was no room to write it
+        self._left_bytes = -1  # what may be written before only closings may; see `_recount`
+        self._grounds: dict[str, bytes] = {}   # by their ids
+        self._held: list[UsageRecord] = []     # closed, but there was no room to write it
         self._full = "not opened yet"  # the last reason why room was missing
         self._may_grow = True          # False after a failed try, until the next commit
         self._sync_began_ns: int | None = None
@@ -97,9 +96,9 @@ class Journal:
             segment.open = old.opened
             self._segments.append(segment)
         self._make_room()
-        for event in found.orphans:
-            self._open[event.request_id] = OpenRequest(b"", 0)
-            self.closed(event)
+        for record in found.orphans:
+            self._open[record.request_id] = OpenRequest(None, b"", 0)
+            self.closed(record)
         self._make_room()
         log.info(
             "journal_recovered", segments=len(found.segments), left_open=len(found.orphans),
@@ -108,9 +107,11 @@ class Journal:
 
     def refusal(self) -> str | None:
         """Why no new request may be served now, or None."""
-        if self._is_scarce() and self._may_grow:
+        if self._left_bytes >= 0 and self._sync_began_ns is None and not self._held:
+            return None
+        if self._left_bytes < 0 and self._may_grow:
             self._make_room()
-        if self._current is None or self._is_scarce():
+        if self._left_bytes < 0:
             return f"no room on the journal's disk ({self._full})"
         if self._held:
             return f"{len(self._held)} closing records wait for the journal's disk"
@@ -121,49 +122,62 @@ class Journal:
                 return f"the journal's disk has not finished a sync for {took_s:.0f} s"
         return None
 
-    def opened(self, event: UsageEvent) -> str | None:
-        """Record that a request is about to be served; `event` is what to say should nothing more
-        be heard of it. Returns None, or why it could not be recorded: then it must be refused."""
+    def opened(self, opening: Opening) -> str | None:
+        """Record that a request is about to be served; `opening` says what to book should nothing
+        more be heard of it. Returns None, or why it is not recorded: then it must be refused."""
         refused = self.refusal()
         if refused is not None:
             return refused
-        body = fleet.encode(event)
-        if event.decision is not None and len(body) > OPENED_BYTES:
-            body = fleet.encode(replace(event, decision=None))
+        body = _encode(opening)
         home = self._append(records.OPENED, body)
         if home is None:
             return f"the journal's disk does not take records ({self._full})"
-        self._forget(event.request_id)
-        # Enough for a closing without its decision; one that the opening carried is room to spare.
+        request_id = opening.request_id
+        if request_id in self._open:
+            self._forget(request_id)
+        # Enough for a closing without its decision.
         room_bytes = len(body) + HEAD_BYTES + CLOSING_EXTRA_BYTES
-        self._open[event.request_id] = OpenRequest(body, room_bytes)
+        self._open[request_id] = OpenRequest(home, body, room_bytes)
         self._reserved_bytes += room_bytes
-        home.open.add(event.request_id)
+        self._left_bytes -= room_bytes
+        home.open.add(request_id)
         return None
 
     def progress(self, request_id: RequestId, tokens: Tokens) -> None:
         """Note how far an open request has come: once a PROGRESS_S, not when room is scarce."""
         opened = self._open.get(request_id)
-        if opened is None or self._is_scarce():
+        if opened is None or self._left_bytes < 0:
             return
         at, before = self._clock.wall_ns(), opened.progress
         if before is not None and 0 <= at - before.at < PROGRESS_S * 1e9:
             return
-        progress = Progress(request_id=request_id, at=at, tokens=tokens)
-        opened.progress = progress
-        self._append(records.PROGRESS, fleet.encode(progress))
+        opened.progress = Progress(request_id, at, tokens)
+        self._append(records.PROGRESS, _encode(opened.progress))
 
-    def closed(self, event: UsageEvent) -> None:
-        """Record how a request ended. Never fails: without room, it is held and work is refused."""
-        body = fleet.encode(event)
-        if event.decision is not None and (self._is_scarce() or len(body) > EVENT_BYTES):
-            body = fleet.encode(replace(event, decision=None))
-        if not self._append_closed(body):
-            log.error("usage_held", request=event.request_id, why=self._full)
+    def closed(self, record: UsageRecord, ground: Ground | None = None) -> None:
+        """Record how a request ended; `ground` is what its decision names. Evidence carries none.
+        Never fails: without room, the record is held and work is refused."""
+        body, decision = _encode(record), record.decision
+        ground_id, ground_body = "", b""
+        if decision is not None:
+            ground_id = decision.ground
+            ground_body = self._grounds.get(ground_id) or self._encode_ground(ground)
+            if len(body) + len(ground_body) > min(self._left_bytes, RECORD_BYTES):
+                body, ground_body = _encode(msgspec.structs.replace(record, decision=None)), b""
+        kind = records.EVIDENCE if record.reporter == "evidence" else records.CLOSED
+        segment = self._append(kind, body, ground_id, ground_body)
+        if segment is None:
+            log.error("usage_held", request=record.request_id, why=self._full)
             if len(self._held) < HELD_MOST:
-                self._held.append(event)
+                self._held.append(record)
             return
-        self._forget(event.request_id)
+        segment.closed_end = segment.size_bytes
+        uncut = segment.uncut
+        (uncut.usage if kind is records.CLOSED else uncut.evidence).append(body)
+        uncut.size_bytes += len(body)
+        if len(uncut) >= BATCH_EVENTS or uncut.size_bytes >= BATCH_BYTES:
+            self._cut(segment)
+        self._forget(record.request_id)
 
     async def run(self) -> None:
         """Sync records in groups, for ever."""
@@ -189,8 +203,8 @@ class Journal:
             self._may_grow = True
             self._make_room()
             held, self._held = self._held, []
-            for event in held:
-                self.closed(event)
+            for record in held:
+                self.closed(record)
             self._carry_forward()
             self._cut_when_due()
             # Judged before the sync: what made a segment done is then in what is synced.
@@ -205,15 +219,14 @@ class Journal:
         found: list[Pending] = []
         for segment in self._segments:
             for batch in segment.shippable()[: most - len(found)]:
-                if batch.bodies is None:
+                if batch.content is None:
                     self._load(segment)
-                pending = self._unpack(segment, batch)
-                if pending is None:
+                if batch.content is None:
                     # It stays in its file, which is kept, for a run that can read it.
                     segment.keep = True
                     del segment.batches[batch.offset]
                 else:
-                    found.append(pending)
+                    found.append(Pending(segment.name, batch.offset, batch.content))
             if len(found) >= most:
                 break
         return found
@@ -223,59 +236,67 @@ class Journal:
         for segment in self._segments:
             if segment.name == pending.segment:
                 segment.batches.pop(pending.offset, None)
-        if not self._is_scarce():
-            note = Shipped(segment=pending.segment, offset=pending.offset)
-            self._append(records.SHIPPED, fleet.encode(note))
+        if self._left_bytes >= 0:
+            self._append(records.SHIPPED, _encode(Shipped(pending.segment, pending.offset)))
         self._dirty.set()
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def _append(self, kind: Kind, body: bytes) -> JournalSegment | None:
-        """Write one record; returns the segment that took it, None when no segment does."""
-        size_bytes = HEAD_BYTES + len(body)
+    def _append(
+        self, kind: Kind, body: bytes, ground_id: str = "", ground_body: bytes = b""
+    ) -> JournalSegment | None:
+        """Write one record; returns the segment that took it, None when no segment does.
+
+        Its ground, if there is one, is in the same batch: written with it unless it is there.
+        """
+        frame = records.frame(kind, body)
         for _ in range(2):
             current = self._current
             if current is None:
                 return None
-            fits = current.size_bytes + size_bytes + HEAD_BYTES <= self._segment_bytes
-            if fits and self._write(current, kind, body):
+            missing = ground_body != b"" and ground_id not in current.named
+            frames = records.frame(records.GROUND, ground_body) + frame if missing else frame
+            fits = current.size_bytes + len(frames) + HEAD_BYTES <= self._segment_bytes
+            if fits and self._write(current, frames):
+                if missing:
+                    current.named.add(ground_id)
+                    current.uncut.add(records.GROUND, ground_body)
                 return current
             self._rotate()
         return None
 
-    def _write(self, segment: JournalSegment, kind: Kind, body: bytes) -> bool:
+    def _write(self, segment: JournalSegment, frames: bytes) -> bool:
         if segment.handle is None or segment.broken:
             return False
-        data = records.frame(kind, body)
         try:
-            segment.handle.append(data)
+            segment.handle.append(frames)
         except OSError as error:
             segment.broken = True
             self._full = str(error)
             log.error("journal_write_failed", segment=segment.name, why=str(error))
             return False
-        segment.size_bytes += len(data)
-        segment.unsynced.append(Written(segment.size_bytes, kind, body))
+        segment.size_bytes += len(frames)
+        self._left_bytes -= len(frames)
+        segment.unsynced.append(frames)
         self._dirty.set()
         return True
 
-    def _append_closed(self, body: bytes) -> bool:
-        segment = self._append(records.CLOSED, body)
-        if segment is None:
-            return False
-        segment.uncut.append(Written(segment.size_bytes, records.CLOSED, body))
-        segment.uncut_bytes += len(body)
-        if len(segment.uncut) >= BATCH_EVENTS or segment.uncut_bytes >= BATCH_BYTES:
-            self._cut(segment)
-        return True
+    def _encode_ground(self, ground: Ground | None) -> bytes:
+        """Encode a ground and keep it at hand; nothing when it is not known any more."""
+        if ground is None:
+            return b""
+        while len(self._grounds) >= GROUNDS_MOST:
+            del self._grounds[next(iter(self._grounds))]
+        body = self._grounds[ground.id] = _encode(ground)
+        return body
 
     def _cut(self, segment: JournalSegment) -> None:
         """End the batch of a segment. Room for the mark is always left in it."""
         if not segment.uncut:
             return
         offset = segment.size_bytes
-        if not self._write(segment, records.BATCH, b""):
-            offset = segment.uncut[-1].end  # where the next start will see its end, too
+        if not self._write(segment, records.frame(records.BATCH, b"")):
+            offset = segment.closed_end  # where the next start will see its end, too
         waiting = sum(len(each.batches) for each in self._segments)
         segment.add_batch(offset, cache=waiting < CACHED_BATCHES)
         self._dirty.set()
@@ -298,6 +319,7 @@ class Journal:
         if self._spares:
             self._current = self._spares.pop(0)
             self._segments.append(self._current)
+        self._recount()
 
     def _make_spare(self) -> bool:
         number = max(self._clock.wall_ns(), self._last_number + 1)
@@ -320,22 +342,29 @@ class Journal:
             pass
         if self._current is None:
             self._rotate()
+        self._recount()
 
     def _room_bytes(self) -> int:
         current = self._current
         rest = 0 if current is None else self._segment_bytes - current.size_bytes - HEAD_BYTES
         return max(rest, 0) + self._segment_bytes * len(self._spares)
 
-    def _is_scarce(self) -> bool:
-        """Only closings may be written: what is left is reserved for them."""
-        return self._room_bytes() < self._reserved_bytes + self._slack_bytes
+    def _recount(self) -> None:
+        """Set what is left for anything but closings, from what every write and request then
+        subtracts. When it is negative, all room is reserved for them."""
+        self._left_bytes = self._room_bytes() - self._reserved_bytes - self._slack_bytes
 
     def _forget(self, request_id: RequestId) -> None:
         opened = self._open.pop(request_id, None)
-        if opened is not None:
-            self._reserved_bytes -= opened.room_bytes
-            for segment in self._segments:
-                segment.open.discard(request_id)
+        if opened is None:
+            return
+        self._reserved_bytes -= opened.room_bytes
+        self._left_bytes += opened.room_bytes
+        if opened.home is not None:
+            opened.home.open.discard(request_id)
+            return
+        for segment in self._segments:
+            segment.open.discard(request_id)
 
     # -- syncing, carrying, deleting -------------------------------------------------------------
 
@@ -351,6 +380,7 @@ class Journal:
             if handle is None:
                 continue
             if size_bytes > segment.synced_bytes:
+                frames = len(segment.unsynced)
                 self._sync_began_ns = self._clock.monotonic_ns()
                 try:
                     await handle.sync()
@@ -360,7 +390,8 @@ class Journal:
                     continue
                 finally:
                     self._sync_began_ns = None
-                segment.synced(size_bytes)
+                segment.synced_bytes = size_bytes
+                del segment.unsynced[:frames]
             if segment.sealed and segment.synced_bytes == segment.size_bytes:
                 handle.close()
                 segment.handle = None
@@ -370,13 +401,14 @@ class Journal:
         """The system may have dropped what it could not write: write it again elsewhere."""
         log.error("journal_sync_failed", segment=segment.name, why=str(error))
         self._full = str(error)
-        lost = segment.give_up_unsynced()
+        lost = b"".join(segment.unsynced)
+        segment.give_up_unsynced()
         if segment is self._current:
             self._rotate()
         self._carry(segment)
-        for written in lost:
-            if written.kind == records.CLOSED and not self._append_closed(written.body):
-                self._held.append(fleet.decode(written.body, UsageEvent))
+        for item in records.scan(lost):
+            if not isinstance(item, Damage) and item.kind in (records.CLOSED, records.EVIDENCE):
+                self.closed(fleet.decode(item.body, UsageRecord))
 
     def _carry_forward(self) -> None:
         """Write what is open in a segment again if that is all that it is kept for."""
@@ -387,17 +419,18 @@ class Journal:
     def _carry(self, segment: JournalSegment) -> None:
         for request_id in sorted(segment.open):
             opened = self._open.get(request_id)
-            if opened is None or not opened.body:
+            if opened is None or opened.home is None:
                 continue
-            if self._is_scarce():
+            if self._left_bytes < 0:
                 return
             home = self._append(records.OPENED, opened.body)
             if home is None:
                 return
             if opened.progress is not None:
-                self._append(records.PROGRESS, fleet.encode(opened.progress))
+                self._append(records.PROGRESS, _encode(opened.progress))
             home.open.add(request_id)
             segment.open.discard(request_id)
+            opened.home = home
 
     def _delete(self, done: list[JournalSegment]) -> None:
         """Delete from the oldest on: a later segment may say what of an earlier one is shipped."""
@@ -437,27 +470,12 @@ class Journal:
         return segment
 
     def _load(self, segment: JournalSegment) -> None:
-        """Read the bodies of a segment's batches from the disk."""
-        absent = [batch for batch in segment.batches.values() if batch.bodies is None]
+        """Read the content of a segment's batches from the disk."""
+        absent = [batch for batch in segment.batches.values() if batch.content is None]
         try:
             data = self._disk.read(segment.name)
         except OSError as error:
             log.error("journal_read_failed", segment=segment.name, why=str(error))
             return
-        for batch, bodies in zip(absent, closed_bodies(data, absent), strict=True):
-            batch.bodies = bodies
-
-    def _unpack(self, segment: JournalSegment, batch: Batch) -> Pending | None:
-        if batch.bodies is None:
-            return None
-        try:
-            events = [fleet.decode(body, UsageEvent) for body in batch.bodies]
-        except Untrusted as error:
-            log.error("journal_undecodable", segment=segment.name, why=error.message)
-            return None
-        return Pending(
-            segment=segment.name,
-            offset=batch.offset,
-            usage=tuple(event for event in events if event.reporter != "evidence"),
-            evidence=tuple(event for event in events if event.reporter == "evidence"),
-        )
+        for batch, content in zip(absent, contents(data, absent), strict=True):
+            batch.content = content

@@ -5,16 +5,45 @@ under the same ids, however often the process dies in between.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from isochrone.core.errors import Untrusted
 from isochrone.core.ids import RequestId
-from isochrone.core.metering.event import UsageEvent
+from isochrone.core.metering.event import Tokens
+from isochrone.core.routing.choice import Ground
 from isochrone.gateway import records
 from isochrone.gateway.records import Damage, Progress, Shipped
 from isochrone.wire import fleet
+from isochrone.wire.usage import Opening, UsageRecord
 
 BATCH_EVENTS = 100
+
+
+@dataclass(slots=True)
+class Content:
+    """Encoded records that travel together: what the ingress says, what it says as the serving
+    site of others, and the grounds that its decisions name."""
+
+    usage: list[bytes] = field(default_factory=list)
+    evidence: list[bytes] = field(default_factory=list)
+    grounds: list[bytes] = field(default_factory=list)
+    size_bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.usage) + len(self.evidence)
+
+    def add(self, kind: records.Kind, body: bytes) -> None:
+        """Take in a record; kinds that are no part of a batch are passed over."""
+        match kind:
+            case records.CLOSED:
+                self.usage.append(body)
+            case records.EVIDENCE:
+                self.evidence.append(body)
+            case records.GROUND:
+                self.grounds.append(body)
+            case _:
+                return
+        self.size_bytes += len(body)
 
 
 @dataclass(slots=True)
@@ -28,7 +57,7 @@ class FoundBatch:
 @dataclass(slots=True)
 class FoundSegment:
     """What one segment holds. `damage` counts bytes that are no record with records behind them,
-    `torn_bytes` those at the end."""
+    `torn_bytes` those at the end. Batches with an undecodable record are not among `batches`."""
 
     name: str
     size_bytes: int
@@ -44,7 +73,7 @@ class Found:
     """The whole journal. `orphans` were opened and never closed: they carry their last progress."""
 
     segments: list[FoundSegment] = field(default_factory=list)
-    orphans: list[UsageEvent] = field(default_factory=list)
+    orphans: list[UsageRecord] = field(default_factory=list)
 
 
 class Reader:
@@ -53,7 +82,7 @@ class Reader:
     def __init__(self, own_site: str) -> None:
         self._own_site = own_site
         self._segments: list[FoundSegment] = []
-        self._opened: dict[RequestId, UsageEvent] = {}
+        self._opened: dict[RequestId, Opening] = {}
         self._progress: dict[RequestId, Progress] = {}
         self._closed: set[RequestId] = set()
         self._shipped: set[tuple[str, int]] = set()
@@ -61,7 +90,7 @@ class Reader:
     def feed(self, name: str, data: bytes) -> FoundSegment:
         """Take in one segment."""
         segment = FoundSegment(name=name, size_bytes=len(data))
-        start, last, since = 0, 0, 0
+        start, last, since, legible = 0, 0, 0, True
         for item in records.scan(data):
             if isinstance(item, Damage):
                 if item.torn:
@@ -73,16 +102,18 @@ class Reader:
             # A batch whose end was damaged is cut where it must have been cut at the latest.
             if item.kind == records.BATCH or since == BATCH_EVENTS:
                 offset = item.offset if item.kind == records.BATCH else last
-                if since:
+                if since and legible:
                     segment.batches.append(FoundBatch(start, offset))
-                start, since = item.offset, 0
-            if item.kind == records.CLOSED:
+                start, since, legible = item.offset, 0, True
+            if item.kind in (records.CLOSED, records.EVIDENCE):
                 since, last = since + 1, end
             try:
                 self._take(segment, item.kind, item.body)
             except Untrusted:
                 segment.undecodable += 1
-        if since:
+                # It stays in its file, which is kept, for a run that can read it.
+                legible = legible and item.kind not in records.IN_BATCHES
+        if since and legible:
             segment.batches.append(FoundBatch(start, last))
         self._segments.append(segment)
         return segment
@@ -90,14 +121,16 @@ class Reader:
     def _take(self, segment: FoundSegment, kind: records.Kind, body: bytes) -> None:
         match kind:
             case records.OPENED:
-                event = fleet.decode(body, UsageEvent)
-                self._opened[event.request_id] = event
-                segment.opened.add(event.request_id)
+                opening = fleet.decode(body, Opening)
+                self._opened[opening.request_id] = opening
+                segment.opened.add(opening.request_id)
             case records.PROGRESS:
                 progress = fleet.decode(body, Progress)
                 self._progress[progress.request_id] = progress
-            case records.CLOSED:
-                self._closed.add(fleet.decode(body, UsageEvent).request_id)
+            case records.CLOSED | records.EVIDENCE:
+                self._closed.add(fleet.decode(body, UsageRecord).request_id)
+            case records.GROUND:
+                fleet.decode(body, Ground)
             case records.SHIPPED:
                 shipped = fleet.decode(body, Shipped)
                 self._shipped.add((shipped.segment, shipped.offset))
@@ -113,34 +146,34 @@ class Reader:
                 if (segment.name, batch.offset) not in self._shipped
             ]
         orphans = [
-            _lost(event, self._progress.get(name), self._own_site)
-            for name, event in self._opened.items()
+            self._lost(opening, self._progress.get(name))
+            for name, opening in self._opened.items()
             if name not in self._closed
         ]
         return Found(segments=self._segments, orphans=orphans)
 
-
-def _lost(event: UsageEvent, progress: Progress | None, own_site: str) -> UsageEvent:
-    """What to say of a request that was open when the process died."""
-    at = event.finished_at if progress is None else max(progress.at, event.received_at)
-    return replace(
-        event,
-        reporter="recovered" if event.ingress_site == own_site else "evidence",
-        outcome="ingress_lost",
-        tokens=event.tokens if progress is None else progress.tokens,
-        finished_at=at,
-        total_ms=(at - event.received_at) / 1e6,
-    )
+    def _lost(self, opening: Opening, progress: Progress | None) -> UsageRecord:
+        """What to say of a request that was open when the process died."""
+        at, tokens = opening.received_at, Tokens()
+        if progress is not None:
+            at, tokens = max(progress.at, at), progress.tokens
+        own = opening.ingress_site == self._own_site
+        return opening.closing(
+            finished_at=at, tokens=tokens, reporter="recovered" if own else "evidence"
+        )
 
 
-def closed_bodies(data: bytes, batches: Sequence[FoundBatch]) -> list[list[bytes]]:
-    """The closed records of each of these batches of one segment."""
-    bodies: list[list[bytes]] = [[] for _ in batches]
+def contents(data: bytes, batches: Sequence[FoundBatch]) -> list[Content]:
+    """What each of these batches of one segment, oldest first, consists of."""
+    found = [Content() for _ in batches]
+    place = 0
     for item in records.scan(data):
-        if isinstance(item, Damage) or item.kind != records.CLOSED:
+        if isinstance(item, Damage):
             continue
-        for place, batch in enumerate(batches):
-            if batch.start <= item.offset < batch.offset:
-                bodies[place].append(item.body)
-                break
-    return bodies
+        while place < len(batches) and batches[place].offset <= item.offset:
+            place += 1
+        if place == len(batches):
+            break
+        if batches[place].start <= item.offset:
+            found[place].add(item.kind, item.body)
+    return found

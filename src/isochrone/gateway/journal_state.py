@@ -2,33 +2,27 @@
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from isochrone.core.ids import RequestId
-from isochrone.core.metering.event import UsageEvent
-from isochrone.gateway.journal_recovery import FoundBatch
-from isochrone.gateway.records import HEAD_BYTES, Kind, Progress
+from isochrone.gateway.journal_recovery import Content, FoundBatch
+from isochrone.gateway.records import HEAD_BYTES, Progress
 from isochrone.ports.disk import Segment
 
 
 @dataclass(slots=True)
 class Batch(FoundBatch):
-    """A batch that is not shipped; `bodies` is None when they are to be read from the disk."""
+    """A batch that is not shipped; `content` is None when it is to be read from the disk."""
 
-    bodies: list[bytes] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A record that is not synced yet; `end` is the offset behind it."""
-
-    end: int
-    kind: Kind
-    body: bytes
+    content: Content | None = None
 
 
 @dataclass(slots=True)
 class JournalSegment:
     """`handle` is None for a segment of an earlier run and once a sealed one is synced.
 
+    `uncut` is closed and in no batch yet, `named` are the ids of its grounds, `closed_end` is the
+    offset behind its last record. `unsynced` are frames as they were written.
     `keep`: it holds something that this run cannot read, so it is never deleted. `broken`: a write
     failed and may have left a part of a record, so nothing is written behind it.
     """
@@ -41,11 +35,12 @@ class JournalSegment:
     keep: bool = False
     broken: bool = False
     batch_start: int = 0
-    uncut: list[Written] = field(default_factory=list)
-    uncut_bytes: int = 0
+    closed_end: int = 0
+    uncut: Content = field(default_factory=Content)
+    named: set[str] = field(default_factory=set)
     batches: dict[int, Batch] = field(default_factory=dict)  # by their end, oldest first
     open: set[RequestId] = field(default_factory=set)
-    unsynced: list[Written] = field(default_factory=list)
+    unsynced: list[bytes] = field(default_factory=list)
 
     @property
     def is_done(self) -> bool:
@@ -60,23 +55,17 @@ class JournalSegment:
 
     def add_batch(self, offset: int, *, cache: bool) -> None:
         """What is not in a batch yet becomes one that ends at `offset`."""
-        bodies = [written.body for written in self.uncut] if cache else None
-        self.batches[offset] = Batch(self.batch_start, offset, bodies)
-        self.uncut, self.uncut_bytes = [], 0
+        self.batches[offset] = Batch(self.batch_start, offset, self.uncut if cache else None)
+        self._begin_batch()
         self.batch_start = self.size_bytes
 
-    def synced(self, size_bytes: int) -> None:
-        """Everything up to `size_bytes` survives a power cut."""
-        self.synced_bytes = size_bytes
-        self.unsynced = [written for written in self.unsynced if written.end > size_bytes]
-
-    def give_up_unsynced(self) -> list[Written]:
-        """Forget what is not synced and seal; returns the forgotten records."""
-        lost, self.unsynced = self.unsynced, []
+    def give_up_unsynced(self) -> None:
+        """Forget what is not synced, and seal."""
+        self.unsynced = []
         tail = self.batch_start
         for offset in [o for o in self.batches if o + HEAD_BYTES > self.synced_bytes]:
             tail = min(tail, self.batches.pop(offset).start)
-        self.uncut, self.uncut_bytes = [], 0
+        self._begin_batch()
         self.size_bytes = self.synced_bytes
         if tail < self.synced_bytes:
             self.batches[self.synced_bytes] = Batch(tail, self.synced_bytes)
@@ -84,13 +73,19 @@ class JournalSegment:
         if self.handle is not None:
             self.handle.close()
             self.handle = None
-        return lost
+
+    def _begin_batch(self) -> None:
+        self.uncut, self.named = Content(), set()
 
 
-@dataclass(slots=True)
-class OpenRequest:
-    """A request that was opened and not closed; `room_bytes` is kept free for its closing."""
+class OpenRequest(msgspec.Struct, gc=False):
+    """A request that was opened and not closed; `room_bytes` is kept free for its closing.
 
+    `home` is the segment that holds it, None when it was found in segments of an earlier run.
+    Made for every request, hence this kind of class.
+    """
+
+    home: JournalSegment | None
     body: bytes
     room_bytes: int
     progress: Progress | None = None
@@ -102,5 +97,4 @@ class Pending:
 
     segment: str
     offset: int
-    usage: tuple[UsageEvent, ...]
-    evidence: tuple[UsageEvent, ...]
+    content: Content

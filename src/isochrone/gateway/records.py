@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 from zlib import crc32
 
+import msgspec
+
 from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Tokens
 
@@ -19,17 +21,21 @@ _HEAD = struct.Struct("<cI")
 _SUM = struct.Struct("<I")
 HEAD_BYTES = len(MARK) + _HEAD.size + _SUM.size
 
-Kind = Literal[b"O", b"P", b"C", b"B", b"S"]
-OPENED: Kind = b"O"     # UsageEvent: what to say if nothing more is heard of the request
+Kind = Literal[b"O", b"P", b"C", b"E", b"G", b"B", b"S"]
+OPENED: Kind = b"O"     # Opening
 PROGRESS: Kind = b"P"   # Progress
-CLOSED: Kind = b"C"     # UsageEvent
-BATCH: Kind = b"B"      # empty: the closed records since the last BATCH of this segment are one
+CLOSED: Kind = b"C"     # UsageRecord
+EVIDENCE: Kind = b"E"   # UsageRecord of a request that came from another site
+GROUND: Kind = b"G"     # Ground: what decisions of the batch in which it stands refer to
+BATCH: Kind = b"B"      # empty: what was closed since the last BATCH of this segment is one
 SHIPPED: Kind = b"S"    # Shipped
-_KINDS: dict[bytes, Kind] = {k: k for k in (OPENED, PROGRESS, CLOSED, BATCH, SHIPPED)}
+IN_BATCHES = frozenset((CLOSED, EVIDENCE, GROUND))
+_KINDS: dict[bytes, Kind] = {
+    k: k for k in (OPENED, PROGRESS, CLOSED, EVIDENCE, GROUND, BATCH, SHIPPED)
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class Progress(msgspec.Struct, array_like=True, frozen=True):
     """Tokens of an open request at one instant."""
 
     request_id: RequestId
@@ -37,8 +43,7 @@ class Progress:
     tokens: Tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shipped:
+class Shipped(msgspec.Struct, array_like=True, frozen=True):
     """The batch that ends at `offset` of `segment` is in the durable stream."""
 
     segment: str
@@ -66,7 +71,7 @@ class Damage:
 def frame(kind: Kind, body: bytes) -> bytes:
     """The bytes of one record."""
     head = _HEAD.pack(kind, len(body))
-    return b"".join((MARK, head, _SUM.pack(crc32(body, crc32(head))), body))
+    return MARK + head + _SUM.pack(crc32(body, crc32(head))) + body
 
 
 def _record_at(data: bytes, offset: int) -> Record | None:

@@ -8,9 +8,37 @@ from collections.abc import Callable
 
 import msgspec
 
-from isochrone.core.metering.event import UsageEvent
+from isochrone.wire.usage import UsageRecord
 
 MOST_KEPT = 4096
+
+
+class _Line(msgspec.Struct, gc=False):
+    """What is said of a request, in the order in which it is written."""
+
+    at: int
+    event: str
+    request: str
+    client_request: str | None
+    key: str
+    endpoint: str
+    stream: bool
+    class_: str = msgspec.field(name="class")
+    model: str
+    ingress: str
+    site: str | None
+    replica: str | None
+    status: int
+    outcome: str
+    reason: str | None
+    attempts: int
+    input_uncached: int
+    input_cached: int
+    output: int
+    source: str
+    chosen_ms: float | None
+    first_byte_ms: float | None
+    total_ms: float
 
 
 class RequestLog:
@@ -18,14 +46,14 @@ class RequestLog:
 
     def __init__(self, sink: Callable[[bytes], None]) -> None:
         self._sink = sink
-        self._events: list[UsageEvent] = []
+        self._records: list[UsageRecord] = []
         self._lines: list[bytes] = []
         self._encoder = msgspec.json.Encoder()
 
-    def request(self, event: UsageEvent) -> None:
+    def request(self, record: UsageRecord) -> None:
         """A request of a known key came to its end."""
-        self._events.append(event)
-        if len(self._events) >= MOST_KEPT:
+        self._records.append(record)
+        if len(self._records) >= MOST_KEPT:
             self.flush()
 
     def other(self, request_id: str, *, at: int, status: int, path: str, reason: str) -> None:
@@ -40,38 +68,38 @@ class RequestLog:
 
     def flush(self) -> None:
         """Write what has gathered."""
-        if not self._events and not self._lines:
+        if not self._records and not self._lines:
             return
-        events, self._events = self._events, []
+        records, self._records = self._records, []
         lines, self._lines = self._lines, []
-        lines += [self._encoder.encode(_line(event)) for event in events]
-        self._sink(b"\n".join(lines) + b"\n")
+        lines += [self._encoder.encode(_line(record)) for record in records]
+        lines.append(b"")
+        self._sink(b"\n".join(lines))
 
 
-def _line(event: UsageEvent) -> dict[str, object]:
-    tokens = event.tokens
-    return {
-        "at": event.finished_at,
-        "event": "request" if event.reporter == "ingress" else "peer_request",
-        "request": event.request_id,
-        "client_request": event.client_request_id,
-        "key": event.key_id,
-        "endpoint": event.endpoint,
-        "stream": event.stream,
-        "class": event.class_,
-        "model": event.model,
-        "ingress": event.ingress_site,
-        "site": event.serving_site,
-        "replica": event.replica,
-        "status": event.status,
-        "outcome": event.outcome,
-        "reason": event.reason,
-        "attempts": event.attempts,
-        "input_uncached": tokens.input_uncached,
-        "input_cached": tokens.input_cached,
-        "output": tokens.output,
-        "source": tokens.source,
-        "chosen_ms": event.chosen_ms,
-        "first_byte_ms": event.first_byte_ms,
-        "total_ms": event.total_ms,
-    }
+def _line(record: UsageRecord) -> _Line:
+    return _Line(
+        record.finished_at,
+        "request" if record.reporter == "ingress" else "peer_request",
+        record.request_id,
+        record.client_request_id,
+        record.key_id,
+        record.endpoint,
+        record.stream,
+        record.class_,
+        record.model,
+        record.ingress_site,
+        record.serving_site,
+        record.replica,
+        record.status,
+        record.outcome,
+        record.reason,
+        record.attempts,
+        record.input_uncached,
+        record.input_cached,
+        record.output,
+        record.token_source,
+        record.chosen_ms,
+        record.first_byte_ms,
+        record.total_ms,
+    )

@@ -7,16 +7,17 @@ request once for ever.
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 import structlog
 
 from isochrone.core.errors import BusUnavailable
-from isochrone.core.metering.event import UsageEvent
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.journal_state import Pending
 from isochrone.ports.bus import Bus
 from isochrone.ports.clock import Clock
-from isochrone.wire import fleet, subjects
+from isochrone.wire import subjects
+from isochrone.wire.usage import encode_batch
 
 AT_ONCE = 8
 TIMEOUT_S = 2.0
@@ -69,24 +70,25 @@ class Shipper:
         return all(sent)
 
     async def _send(self, batch: Pending) -> bool:
-        name = f"{self._site}-{batch.segment}-{batch.offset}"
+        name, content = f"{self._site}-{batch.segment}-{batch.offset}", batch.content
         try:
-            if batch.usage:
-                await self._publish(subjects.usage_subject(self._site), f"{name}-u", batch.usage)
-            if batch.evidence:
+            if content.usage:
+                subject = subjects.usage_subject(self._site)
+                await self._publish(subject, f"{name}-u", content.grounds, content.usage)
+            if content.evidence:
                 subject = subjects.evidence_subject(self._site)
-                await self._publish(subject, f"{name}-e", batch.evidence)
+                await self._publish(subject, f"{name}-e", (), content.evidence)
         except BusUnavailable:
             return False
         self._journal.shipped(batch)
         return True
 
     async def _publish(
-        self, subject: str, batch_id: str, events: tuple[UsageEvent, ...]
+        self, subject: str, batch_id: str, grounds: Sequence[bytes], events: Sequence[bytes]
     ) -> None:
-        batch = fleet.UsageBatch(version=fleet.VERSION, batch_id=batch_id, events=events)
+        payload = encode_batch(batch_id, grounds, events)
         await self._bus.publish_durable(
-            subject, fleet.encode(batch), message_id=batch_id, timeout_s=TIMEOUT_S
+            subject, payload, message_id=batch_id, timeout_s=TIMEOUT_S
         )
 
     def _note(self, sent: bool, *, waiting: int) -> None:

@@ -1,7 +1,7 @@
 """What crosses NATS between control, gateways and agents: encoding, and control's signed entries.
 
-The payloads are the frozen nouns of `core/world` and `core/metering`; msgspec encodes them as
-MessagePack maps, so a newer sender may add fields with defaults and an older reader skips them.
+The payloads are the frozen nouns of `core/world`; msgspec encodes them as MessagePack maps, so a
+newer sender may add fields with defaults and an older reader skips them. Usage is in `wire/usage`.
 Entries of the view and the desired state are wrapped in `Signed`: the signature covers the bucket
 and key too, so that an entry cannot be moved, and `serial` grows, so that it cannot be replayed.
 """
@@ -14,7 +14,6 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from isochrone.core.errors import Untrusted
-from isochrone.core.metering.event import UsageEvent
 
 T = TypeVar("T")
 
@@ -29,15 +28,6 @@ class Signed:
     serial: int
     body: bytes
     signature: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageBatch:
-    """At most 100 events of one gateway; `batch_id` is the durable message id."""
-
-    version: int
-    batch_id: str
-    events: tuple[UsageEvent, ...]
 
 
 def encode(noun: object) -> bytes:

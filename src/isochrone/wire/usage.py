@@ -5,8 +5,11 @@ the path of every request, so they are arrays without field names, built and pac
 sender may add fields with defaults at the end; an older reader skips them. `event` gives the noun.
 """
 
+from collections.abc import Iterable, Sequence
+
 import msgspec
 
+from isochrone.core.errors import Untrusted
 from isochrone.core.ids import KeyId, ModelName, OrgId, ProjectId, ReplicaId, RequestId, SiteName
 from isochrone.core.metering.event import (
     Endpoint,
@@ -118,7 +121,7 @@ class Opening(msgspec.Struct, array_like=True, frozen=True, gc=False):
     received_at: int
     attempts: int
 
-    def closing(self, *, finished_at: int, tokens: Tokens) -> UsageRecord:
+    def closing(self, *, finished_at: int, tokens: Tokens, reporter: Reporter) -> UsageRecord:
         """The request was found open: its ingress died."""
         return UsageRecord(
             self.request_id, self.org_id, self.project_id, self.key_id, self.client_request_id,
@@ -127,7 +130,7 @@ class Opening(msgspec.Struct, array_like=True, frozen=True, gc=False):
             self.replica, self.received_at, finished_at, None, None, None,
             max(finished_at - self.received_at, 0) / 1e6,
             tokens.input_uncached, tokens.input_cached, tokens.output, tokens.source,
-            "ingress_lost", 0, None, "recovered", self.attempts,
+            "ingress_lost", 0, None, reporter, self.attempts,
         )
 
 
@@ -150,3 +153,25 @@ class RawBatch(msgspec.Struct, array_like=True, frozen=True):
     batch_id: str
     grounds: tuple[msgspec.Raw, ...]
     events: tuple[msgspec.Raw, ...]
+
+
+def encode_batch(batch_id: str, grounds: Iterable[bytes], events: Iterable[bytes]) -> bytes:
+    """A `UsageBatch` of encoded grounds and records, none of which is looked at."""
+    raw = RawBatch(
+        VERSION, batch_id, tuple(map(msgspec.Raw, grounds)), tuple(map(msgspec.Raw, events))
+    )
+    return msgspec.msgpack.encode(raw)
+
+
+def decode_batch(payload: bytes) -> tuple[Sequence[Ground], Sequence[UsageEvent]]:
+    """The grounds and events of a batch; raises Untrusted when it is none that we read."""
+    try:
+        batch = _decode_batch(payload)
+    except msgspec.MsgspecError as error:
+        raise Untrusted(f"not a valid UsageBatch: {error}") from error
+    if batch.version > VERSION:
+        raise Untrusted(f"version {batch.version} is newer than {VERSION}, which we read")
+    return batch.grounds, [record.event() for record in batch.events]
+
+
+_decode_batch = msgspec.msgpack.Decoder(UsageBatch).decode
