@@ -8,14 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isochrone.core.ids import RequestId
-from isochrone.core.metering.event import Tokens, UsageEvent
+from isochrone.core.metering.event import Tokens
+from isochrone.core.routing.choice import Ground
 from isochrone.gateway import records
 from isochrone.gateway.journal import Journal
+from isochrone.gateway.journal_state import Pending
 from isochrone.gateway.records import Damage, Record
 from isochrone.twin.clock import VirtualClock
 from isochrone.twin.fakes.disk import MemoryDisk
 from isochrone.twin.loop import VirtualLoop, run
-from tests.unit.build_usage import a_usage_event
+from isochrone.wire import fleet
+from isochrone.wire.usage import UsageRecord
+from tests.unit.build_usage import (
+    a_decision,
+    a_ground,
+    a_record,
+    a_usage_event,
+    an_opening,
+)
 
 STEPS = ("open", "open", "open", "progress", "close", "close", "commit", "commit", "busy_commit",
          "ship", "ship", "ship", "lost_ack", "die", "cut", "bad_sync", "grow", "grow", "grow")
@@ -30,11 +40,11 @@ class World:
     journal: Journal
     made: int = 0
     open: list[str] = field(default_factory=list)
-    closings: dict[str, UsageEvent] = field(default_factory=dict)
+    closings: dict[str, UsageRecord] = field(default_factory=dict)
     fresh: set[str] = field(default_factory=set)  # written since the last crash
     safe: set[str] = field(default_factory=set)   # must be told
-    told: dict[str, set[UsageEvent]] = field(default_factory=dict)
-    batches: dict[tuple[str, int], tuple[UsageEvent, ...]] = field(default_factory=dict)
+    told: dict[str, set[UsageRecord]] = field(default_factory=dict)
+    batches: dict[tuple[str, int], Pending] = field(default_factory=dict)
 
 
 def a_journal(disk: MemoryDisk) -> Journal:
@@ -45,13 +55,32 @@ def a_journal(disk: MemoryDisk) -> Journal:
     return journal
 
 
+GROUNDS = [a_ground(f"ground-{number}", sites=7 * number) for number in range(1, 4)]
+
+
+def a_closing(name: str, rng: Random) -> tuple[UsageRecord, Ground | None]:
+    """Most are of the ingress, with a decision and its ground."""
+    event = a_usage_event(name, output=rng.randint(0, 9))
+    if rng.random() < 0.2:
+        return a_record(replace(event, reporter="evidence")), None
+    ground = rng.choice(GROUNDS)
+    return a_record(replace(event, decision=a_decision(ground))), ground
+
+
 def ship(world: World, *, acked: bool) -> None:
     for batch in world.journal.pending(world.rng.choice((3, 50))):
-        events = (*batch.usage, *batch.evidence)
-        known = world.batches.setdefault((batch.segment, batch.offset), events)
-        assert known == events, "the same batch with another content"
-        for event in events:
-            world.told.setdefault(event.request_id, set()).add(event)
+        known = world.batches.setdefault((batch.segment, batch.offset), batch)
+        assert known == batch, "the same batch with another content"
+        content = batch.content
+        usage = [fleet.decode(body, UsageRecord) for body in content.usage]
+        evidence = [fleet.decode(body, UsageRecord) for body in content.evidence]
+        assert {record.reporter for record in evidence} <= {"evidence"}
+        for record in (*usage, *evidence):
+            world.told.setdefault(record.request_id, set()).add(record)
+        grounds = [fleet.decode(body, Ground) for body in content.grounds]
+        named = {record.decision.ground for record in usage if record.decision is not None}
+        assert sorted(ground.id for ground in grounds) == sorted(named)
+        assert all(ground in GROUNDS for ground in grounds)
         if acked:
             world.journal.shipped(batch)
 
@@ -62,8 +91,7 @@ async def act(world: World, step: str) -> None:
         case "open":
             name = f"r{world.made}"
             world.made += 1
-            opening = a_usage_event(name, reporter="recovered")
-            assert journal.opened(replace(opening, tokens=Tokens())) is None
+            assert journal.opened(an_opening(name)) is None
             world.open.append(name)
             world.fresh.add(name)
         case "progress" if world.open:
@@ -72,8 +100,8 @@ async def act(world: World, step: str) -> None:
         case "close" if world.open:
             late = rng.random() < 0.9  # most are short, some stay open for long
             name = world.open.pop(-1 if late else rng.randrange(len(world.open)))
-            world.closings[name] = a_usage_event(name, output=rng.randint(0, 9))
-            journal.closed(world.closings[name])
+            world.closings[name], ground = a_closing(name, rng)
+            journal.closed(world.closings[name], ground)
         case "grow":
             for _ in range(120):
                 await act(world, "open")

@@ -162,7 +162,7 @@ class Journal:
         if decision is not None:
             ground_id = decision.ground
             ground_body = self._grounds.get(ground_id) or self._encode_ground(ground)
-            if len(body) + len(ground_body) > min(self._left_bytes, RECORD_BYTES):
+            if not self._has_room(len(body) + len(ground_body)):
                 body, ground_body = _encode(msgspec.structs.replace(record, decision=None)), b""
         kind = records.EVIDENCE if record.reporter == "evidence" else records.CLOSED
         segment = self._append(kind, body, ground_id, ground_body)
@@ -348,6 +348,12 @@ class Journal:
         current = self._current
         rest = 0 if current is None else self._segment_bytes - current.size_bytes - HEAD_BYTES
         return max(rest, 0) + self._segment_bytes * len(self._spares)
+
+    def _has_room(self, size_bytes: int) -> bool:
+        """Whether a closing of this size leaves the room that others have reserved."""
+        if size_bytes > self._left_bytes and self._may_grow:
+            self._make_room()
+        return size_bytes <= self._left_bytes and size_bytes <= RECORD_BYTES
 
     def _recount(self) -> None:
         """Set what is left for anything but closings, from what every write and request then
