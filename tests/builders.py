@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from isochrone.core.ids import ModelName, OrgId, PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
-from isochrone.core.routing.choice import Refused
-from isochrone.core.routing.choose import RouteRequest
+from isochrone.core.rng import Random, stream
+from isochrone.core.routing.choice import Choice, Refused
+from isochrone.core.routing.choose import choose
 from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.routing.table import RoutingTable, compile_table
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 from isochrone.core.world.model import Model
@@ -141,21 +143,33 @@ def idle_loads(view: View, now_ns: int = 0) -> Loads:
     return loads
 
 
-def a_request(
+def a_choice(
+    table: RoutingTable,
+    loads: Loads,
     *,
     model: str = MODEL,
     policy_id: str = ANYWHERE,
     class_: Class = "on_demand",
     prompt_tokens: int = 100,
     output_tokens: int = 100,
-    tried: tuple[Refused, ...] = (),
-) -> RouteRequest:
-    """A short interactive request of an unbound key."""
-    return RouteRequest(
+    blocks: Sequence[int] = (),
+    tried: Sequence[Refused] = (),
+    now_ns: int = 0,
+    prefixes: Prefixes | None = None,
+    rng: Random | None = None,
+) -> Choice:
+    """The choice for a short interactive request of an unbound key."""
+    return choose(
+        table,
+        loads,
+        Prefixes() if prefixes is None else prefixes,
         model=ModelName(model),
         policy_id=PolicyId(policy_id),
         class_=class_,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
+        blocks=blocks,
         tried=tried,
+        now_ns=now_ns,
+        rng=stream(1, "test") if rng is None else rng,
     )

@@ -15,30 +15,25 @@ class Rates:
     decode_tok_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Work:
-    """Requests and their tokens that wait or run somewhere; all >= 0."""
+    """Requests and their tokens that wait or run somewhere; all >= 0. A count that is kept."""
 
     requests: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(
-            requests=self.requests + other.requests,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            output_tokens=self.output_tokens + other.output_tokens,
-        )
+    def add(self, prompt_tokens: int, output_tokens: int) -> None:
+        """One more request."""
+        self.requests += 1
+        self.prompt_tokens += prompt_tokens
+        self.output_tokens += output_tokens
 
-    def __sub__(self, other: "Work") -> "Work":
-        return Work(
-            requests=self.requests - other.requests,
-            prompt_tokens=self.prompt_tokens - other.prompt_tokens,
-            output_tokens=self.output_tokens - other.output_tokens,
-        )
-
-
-NO_WORK = Work()
+    def subtract(self, prompt_tokens: int, output_tokens: int) -> None:
+        """One request less; it had been added."""
+        self.requests -= 1
+        self.prompt_tokens -= prompt_tokens
+        self.output_tokens -= output_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,15 @@
 
 An explanation has two parts. What holds for every request of a model under a policy until the view
 changes is the `Ground`, kept once; what is a request's own is the `Decision`, a few hundred bytes.
+A `Choice` is what the gateway acts on, and what a decision is made from.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.world.site import RttSource
@@ -25,7 +30,10 @@ Rule = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """An eligible site with its expected cost; terms in milliseconds, `cost_ms` is their sum."""
+    """An eligible site with its expected cost; terms in milliseconds, `cost_ms` is their sum.
+
+    `digest_age_ms` is kept for the chosen site only.
+    """
 
     site: SiteName
     cost_ms: float
@@ -34,7 +42,7 @@ class Candidate:
     queue_ms: float
     prefill_ms: float
     decode_ms: float
-    digest_age_ms: float
+    digest_age_ms: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +103,10 @@ class Decision:
 
     `costs_ms` and `queues_ms` hold one little-endian float32 per open site of the ground: the
     expected cost (infinite for a site that could not take a request just then) and its queue part.
-    `chosen` is the index of the chosen site, -1 for none; `prefill_ms`, `decode_ms` and
-    `digest_age_ms` are the chosen site's. `refused` says why each infinite one was refused, `tried`
-    lists earlier sites of the request with the rule or failure that ended each try.
+    `decodes_ms` likewise, where decoding counts; empty where it does not. `chosen` is the index of
+    the chosen site, -1 for none; `prefill_ms`, `decode_ms` and `digest_age_ms` are the chosen
+    site's. `refused` says why each infinite one was refused, `tried` lists earlier sites of the
+    request with the rule or failure that ended each try.
     """
 
     ground: str
@@ -111,3 +120,70 @@ class Decision:
     actual_ttft_ms: float | None
     refused: tuple[Refused, ...]
     tried: tuple[Refused, ...] = ()
+    decodes_ms: bytes = b""
+
+
+class Choice:
+    """The chosen site, and all that a decision keeps. Made for every request: no constructor, the
+    attributes are set by `choose`, which is the quickest way that Python has.
+
+    `site` is None and `index` -1 when no site can take the request; the milliseconds are then 0.
+    `index` counts the open sites of `ground`, which is a `Ground.id`. `eligible` is how many could
+    take it. `allowed_exists` tells "not allowed" from "allowed, but not able just now".
+    """
+
+    __slots__ = (
+        "allowed_exists", "cost_ms", "costs", "decode_ms", "decodes", "digest_age_ms", "eligible",
+        "ground", "index", "prefill_ms", "queues", "refused", "rtt_ms", "site",
+    )
+
+    site: SiteName | None
+    index: int
+    eligible: int
+    allowed_exists: bool
+    ground: str
+    rtt_ms: float
+    cost_ms: float
+    prefill_ms: float
+    decode_ms: float
+    digest_age_ms: float
+    refused: tuple[Refused, ...]
+    costs: NDArray[np.float64]
+    queues: bytes
+    decodes: NDArray[np.float64] | None
+
+    @property
+    def predicted_ttft_ms(self) -> float | None:
+        """Expected time to the first token; None when nobody was chosen."""
+        return None if self.site is None else self.cost_ms - self.decode_ms
+
+    def costs_ms(self) -> bytes:
+        """As `Decision.costs_ms`."""
+        return self.costs.astype("<f4").tobytes()
+
+    def queues_ms(self) -> bytes:
+        """As `Decision.queues_ms`."""
+        return self.queues
+
+    def decodes_ms(self) -> bytes:
+        """As `Decision.decodes_ms`."""
+        return b"" if self.decodes is None else self.decodes.astype("<f4").tobytes()
+
+    def decision(
+        self, *, actual_ttft_ms: float | None = None, tried: Sequence[Refused] = ()
+    ) -> Decision:
+        """What is kept of this choice."""
+        return Decision(
+            ground=self.ground,
+            chosen=self.index,
+            costs_ms=self.costs_ms(),
+            queues_ms=self.queues_ms(),
+            prefill_ms=self.prefill_ms,
+            decode_ms=self.decode_ms,
+            digest_age_ms=self.digest_age_ms,
+            predicted_ttft_ms=self.predicted_ttft_ms,
+            actual_ttft_ms=actual_ttft_ms,
+            refused=self.refused,
+            tried=tuple(tried),
+            decodes_ms=self.decodes_ms(),
+        )

@@ -4,16 +4,18 @@ Interactive classes minimise the expected time to the first token: round trip + 
 prefill. Batch minimises the expected completion: + decode. See docs/routing.md.
 """
 
-from dataclasses import dataclass
-from operator import attrgetter
+from collections.abc import Sequence
 
-from isochrone.core.estimate.service import Rates, Servers, decode_ms, prefill_ms, queue_ms
+import numpy as np
+from numpy.typing import NDArray
+
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.rng import Random
-from isochrone.core.routing.choice import Candidate, Choice, Refused
-from isochrone.core.routing.loads import Loads, ModelLoad, SiteLoad
-from isochrone.core.routing.table import OpenSite, RoutingTable
-from isochrone.core.world.digest import DeploymentLoad
+from isochrone.core.routing.board import Board, Part
+from isochrone.core.routing.choice import Choice, Refused
+from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.prefix import Prefixes
+from isochrone.core.routing.table import RoutingTable
 from isochrone.core.world.tenant import Class
 
 # Two costs this near are the same as far as the estimates can tell. Chance then decides, so that
@@ -21,135 +23,113 @@ from isochrone.core.world.tenant import Class
 TIE_MS = 3.0
 TIE_SHARE = 0.05
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteRequest:
-    """What choosing needs of a request. Token counts are expectations >= 0; `tried` are the sites
-    that refused or lost it already, with the rule or failure that ended each try."""
-
-    model: ModelName
-    policy_id: PolicyId
-    class_: Class
-    prompt_tokens: int
-    output_tokens: int
-    tried: tuple[Refused, ...] = ()
+Costs = NDArray[np.float64]
 
 
 def choose(
-    request: RouteRequest, table: RoutingTable, loads: Loads, now_ns: int, rng: Random
+    table: RoutingTable,
+    loads: Loads,
+    prefixes: Prefixes,
+    *,
+    model: ModelName,
+    policy_id: PolicyId,
+    class_: Class,
+    prompt_tokens: int,
+    output_tokens: int,
+    blocks: Sequence[int],
+    tried: Sequence[Refused],
+    now_ns: int,
+    rng: Random,
 ) -> Choice:
-    """Weigh every site of the view; each appears once, as candidate or refused.
+    """Weigh every open site of the shortlist and take the cheapest, near equals by chance.
 
-    `now_ns` is the clock that `loads` was told. Candidates come cheapest first, except that the
-    first is drawn by `rng` among those within 3 ms or 5 % of the cheapest.
+    Token counts are expectations >= 0. `blocks` are the hashes of the prompt's leading blocks, see
+    `Prefixes`. `tried` are the sites that refused or lost the request already, with the rule or
+    failure that ended each try. `now_ns` is the clock that `loads` was told. `rng` draws among the
+    sites within 3 ms or 5 % of the cheapest, and is not asked when there is one.
+
+    Plain arguments: this runs for every request, and a record would cost a tenth of the choice.
     """
-    shortlist = table.shortlist(request.model, request.policy_id)
-    tried = {each.site: each for each in request.tried} if request.tried else None
-    candidates: list[Candidate] = []
-    refused: list[Refused] = []
-    for site in shortlist.open_sites:
-        if tried is not None and site.name in tried:
-            refused.append(_tried_before(tried[site.name]))
-            continue
-        weighed = _weigh(site, request, loads, now_ns)
-        if isinstance(weighed, Candidate):
-            candidates.append(weighed)
-        else:
-            refused.append(weighed)
-    candidates.sort(key=attrgetter("cost_ms"))
-    _break_tie(candidates, rng)
-    return Choice(
-        candidates=tuple(candidates),
-        refused=(*refused, *shortlist.refused),
-        allowed_exists=shortlist.allowed_exists,
-    )
+    listing = table.listing(model, policy_id)
+    shortlist = listing.shortlist
+    part = shortlist.part
+    if part is None or part.board.loads is not loads:
+        part = table.part(model, shortlist, loads)
+    board = part.board
+    if board.changes or now_ns >= board.next_change_ns:
+        board.catch_up(now_ns)
+    if part.version != board.version:
+        part.catch_up()
+
+    costs, queues, decodes = board.prompt_ms * float(prompt_tokens), board.queues_ms, None
+    costs += board.fixed_ms
+    if class_ == "batch":
+        decodes = board.output_ms * float(output_tokens)
+        costs += decodes
+    saved = _credit(board, costs, prefixes, blocks, prompt_tokens) if blocks else None
+    if part.places is not None:
+        costs, queues = costs.take(part.places), queues.take(part.places)
+        decodes = None if decodes is None else decodes.take(part.places)
+    refused = _without(part, costs, tried) if tried else part.refused
+
+    choice = Choice()
+    choice.ground = listing.ground.id
+    choice.allowed_exists = shortlist.allowed_exists
+    choice.eligible = part.eligible if not tried else len(costs) - len(refused)
+    choice.refused = refused
+    choice.costs, choice.decodes, choice.queues = costs, decodes, queues.tobytes()
+    if choice.eligible:
+        _settle(choice, part, _cheapest(costs, rng), prompt_tokens, now_ns)
+        if saved:
+            choice.prefill_ms -= saved.get(choice.site, 0.0)
+    else:
+        choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
+        choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
+    return choice
 
 
-def _break_tie(candidates: list[Candidate], rng: Random) -> None:
-    """Move one of the near-equals to the front; chance is drawn only when there is a tie."""
-    if len(candidates) < 2:
-        return
-    cheapest_ms = candidates[0].cost_ms
+def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: int) -> None:
+    """Say what was chosen, and the terms of its cost without cached prefixes."""
+    board, site = part.board, part.sites[index]
+    place = index if part.places is None else part.places.item(index)
+    known = board.known[place]
+    assert known is not None, "a site of which nothing is known takes no request"
+    choice.site, choice.index, choice.rtt_ms = site.name, index, site.rtt_ms
+    choice.cost_ms = choice.costs.item(index)
+    choice.prefill_ms = prompt_tokens * board.prompt_ms.item(place)
+    choice.decode_ms = 0.0 if choice.decodes is None else choice.decodes.item(index)
+    choice.digest_age_ms = max((now_ns - known.heard_ns) / 1e6, 0.0)
+
+
+def _cheapest(costs: Costs, rng: Random) -> int:
+    """The index of the cheapest site, or of one that is as good as equal."""
+    index = int(costs.argmin())
+    cheapest_ms = costs.item(index)
     limit_ms = max(cheapest_ms + TIE_MS, cheapest_ms * (1 + TIE_SHARE))
-    near = 1
-    while near < len(candidates) and candidates[near].cost_ms <= limit_ms:
-        near += 1
-    if near > 1:
-        drawn = candidates.pop(int(rng.random() * near))
-        candidates.insert(0, drawn)
+    near = (costs <= limit_ms).nonzero()[0]
+    return index if len(near) == 1 else near.item(int(rng.random() * len(near)))
 
 
-def _weigh(
-    site: OpenSite, request: RouteRequest, loads: Loads, now_ns: int
-) -> Candidate | Refused:
-    """The cost of one open site, or why it cannot take a request just now."""
-    known = loads.of(site.name)
-    if known is None or known.epoch is None:
-        detail = f"nothing heard from {site.name} yet"
-        return Refused(site=site.name, rule="digest_stale", detail=detail)
-    if not loads.may_try(known, now_ns):
-        return _unreachable(site.name, known, now_ns)
-    stale_ms = loads.stale_ms(known, now_ns)
-    if stale_ms > loads.stale_after_ms:
-        return _stale(site.name, stale_ms, loads.stale_after_ms)
-    model = known.models.get(request.model)
-    if model is None or model.load.ready < 1:
-        return _none_ready(site.name, request.model, model)
-    servers = model.servers or _seeded(model.load, site.seed)
-    wait_ms = queue_ms(servers, model.ahead)
-    read_ms = prefill_ms(request.prompt_tokens, servers.rates)
-    write_ms = (
-        decode_ms(request.output_tokens, servers.rates) if request.class_ == "batch" else 0.0
-    )
-    return Candidate(
-        site=site.name,
-        cost_ms=site.rtt_ms + wait_ms + read_ms + write_ms,
-        rtt_ms=site.rtt_ms,
-        rtt_source=site.rtt_source,
-        queue_ms=wait_ms,
-        prefill_ms=read_ms,
-        decode_ms=write_ms,
-        digest_age_ms=max((now_ns - known.heard_ns) / 1e6, 0.0),
-    )
+def _credit(
+    board: Board, costs: Costs, prefixes: Prefixes, blocks: Sequence[int], prompt_tokens: int
+) -> dict[SiteName | None, float]:
+    """Take off `costs` the prefill that sites have cached; the milliseconds by site."""
+    saved: dict[SiteName | None, float] = {}
+    for site, tokens in prefixes.cached_tokens(blocks).items():
+        place = board.index_of.get(site)
+        if place is not None:
+            saved_ms = saved[site] = min(tokens, prompt_tokens) * board.prompt_ms.item(place)
+            costs[place] -= saved_ms
+    return saved
 
 
-def _seeded(load: DeploymentLoad, seed: Rates) -> Servers:
-    """Replicas that have not measured a rate yet: the seed of the site's hardware stands in."""
-    return Servers(
-        ready=load.ready,
-        slots=max(load.slots, load.ready),
-        rates=Rates(
-            prefill_tok_s=load.prefill_tok_s if load.prefill_tok_s > 0 else seed.prefill_tok_s,
-            decode_tok_s=load.decode_tok_s if load.decode_tok_s > 0 else seed.decode_tok_s,
-        ),
-    )
-
-
-def _tried_before(earlier: Refused) -> Refused:
-    detail = f"this request was there already: {earlier.rule} ({earlier.detail})"
-    return Refused(site=earlier.site, rule="tried_before", detail=detail)
-
-
-def _unreachable(site: SiteName, known: SiteLoad, now_ns: int) -> Refused:
-    assert known.lost_ns is not None
-    lost_s = (now_ns - known.lost_ns) / 1e9
-    hold_s = known.hold_ns / 1e9
-    detail = (
-        f"the connection to {site} was lost {lost_s:.1f} s ago; "
-        f"tried again at its first digest after {hold_s:.0f} s"
-    )
-    return Refused(site=site, rule="unreachable", detail=detail)
-
-
-def _stale(site: SiteName, age_ms: float, limit_ms: float) -> Refused:
-    detail = (
-        f"the last digest of {site} is {age_ms / 1000:.1f} s old, at most "
-        f"{limit_ms / 1000:.1f} s count"
-    )
-    return Refused(site=site, rule="digest_stale", detail=detail)
-
-
-def _none_ready(site: SiteName, model: ModelName, known: ModelLoad | None) -> Refused:
-    ready = "does not mention it" if known is None else f"says {known.load.ready} ready"
-    detail = f"{site} has no ready replica of {model}: its digest {ready}"
-    return Refused(site=site, rule="no_ready_replica", detail=detail)
+def _without(part: Part, costs: Costs, tried: Sequence[Refused]) -> tuple[Refused, ...]:
+    """Rule out the sites that were tried; all refusals of open sites."""
+    refused = {each.site: each for each in part.refused}
+    for earlier in tried:
+        index = part.index_of.get(earlier.site)
+        if index is not None:
+            costs[index] = np.inf
+            detail = f"this request was there already: {earlier.rule} ({earlier.detail})"
+            refused[earlier.site] = Refused(site=earlier.site, rule="tried_before", detail=detail)
+    return tuple(refused.values())

@@ -4,9 +4,9 @@ A digest is about a second old, and a second is long: without the correction eve
 send all of it to the site that looked idle. Mutable, owned by one event loop; time is an argument.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from isochrone.core.estimate.service import NO_WORK, Rates, Servers, Work
+from isochrone.core.estimate.service import Rates, Servers, Work
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 
@@ -18,40 +18,52 @@ LOSSES_FORGOTTEN_NS = 60_000_000_000  # this long after a hold without another l
 SLOWEST_TOK_S = 1e-3
 FASTEST_TOK_S = 1e9
 
-
-@dataclass(slots=True, kw_only=True)
-class _Dispatch:
-    model: ModelName
-    work: Work
-    arrives_ns: int  # a digest heard before this cannot have counted it
+EVERY_SITE = SiteName("")  # no site has this name
+NEVER_NS = 1 << 63
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, eq=False)
 class ModelLoad:
-    """One model at one site: its last digest's figures, and all work ahead of a newcomer.
+    """One model at one site: what the last digest said, and all work ahead of a newcomer.
 
-    `servers` is ready for the estimate, None when nothing is ready or a rate is not measured yet.
+    `ready` is None when the digest does not mention the model. `servers` is ready for the estimate,
+    None when nothing is ready or a rate is not measured yet (0).
     """
 
-    load: DeploymentLoad
-    servers: Servers | None
-    ahead: Work
+    model: ModelName
+    ready: int | None = None
+    slots: int = 0
+    prefill_tok_s: float = 0.0
+    decode_tok_s: float = 0.0
+    servers: Servers | None = None
+    ahead: Work = field(default_factory=Work)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, eq=False)
 class SiteLoad:
-    """What is known of one site. `own` sums the dispatches that no digest has counted yet."""
+    """What is known of one site. `dispatches` are those that no digest has counted yet."""
 
+    site: SiteName
     heard_ns: int = 0
     epoch: int | None = None
     left_epoch: int | None = None
     sequence: int = -1
     models: dict[ModelName, ModelLoad] = field(default_factory=dict)
-    own: dict[ModelName, Work] = field(default_factory=dict)
     lost_ns: int | None = None
     hold_ns: int = 0
     unreachable: bool = False
-    dispatches: dict[int, _Dispatch] = field(default_factory=dict)
+    dispatches: set["Dispatch"] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class Dispatch:
+    """One request on its way to a site, or served there: the ticket to say that it ended."""
+
+    at: SiteLoad
+    load: ModelLoad
+    prompt_tokens: int
+    output_tokens: int
+    arrives_ns: int  # a digest heard before this cannot have counted it
 
 
 class Loads:
@@ -59,10 +71,57 @@ class Loads:
 
     def __init__(self, stale_after_ms: float = 5000.0) -> None:
         self.stale_after_ms = stale_after_ms
+        self._stale_after_ns = int(stale_after_ms * 1e6)
         self._sites: dict[SiteName, SiteLoad] = {}
-        self._site_of: dict[int, SiteLoad] = {}
-        self._next_ticket = 0
+        self._changes: dict[ModelName, set[SiteName]] = {}
         self._deaf_since_ns: int | None = None
+
+    # -- what is known ---------------------------------------------------------------------------
+
+    def of(self, site: SiteName) -> SiteLoad | None:
+        """What is known of a site; None before its first digest, loss or dispatch."""
+        return self._sites.get(site)
+
+    def stale_ms(self, load: SiteLoad, now_ns: int) -> float:
+        """How long a digest could have arrived and did not."""
+        return (self._listened_until(now_ns) - load.heard_ns) / 1e6
+
+    def is_stale(self, load: SiteLoad, now_ns: int) -> bool:
+        """Whether the last digest is too old to count."""
+        return self._listened_until(now_ns) - load.heard_ns > self._stale_after_ns
+
+    def may_try(self, load: SiteLoad, now_ns: int) -> bool:
+        """Whether a site is worth a connection; one that was lost waits for its next digest."""
+        if not load.unreachable:
+            return True
+        held = load.lost_ns is not None and now_ns < load.lost_ns + load.hold_ns
+        return self._deaf_since_ns is not None and not held
+
+    def next_change_ns(self, load: SiteLoad, now_ns: int) -> int:
+        """When the answers above change by time alone; `NEVER_NS` if only news can change them."""
+        stale_ns = load.heard_ns + self._stale_after_ns + 1
+        deaf_ns = self._deaf_since_ns
+        if stale_ns <= now_ns or (deaf_ns is not None and stale_ns > deaf_ns):
+            stale_ns = NEVER_NS
+        if load.unreachable and load.lost_ns is not None and deaf_ns is not None:
+            tried_ns = load.lost_ns + load.hold_ns
+            if now_ns < tried_ns < stale_ns:
+                return tried_ns
+        return stale_ns
+
+    def changes(self, model: ModelName) -> set[SiteName]:
+        """The sites at which something about the model changes from now on. The reader empties it.
+
+        There is one reader a model: whoever asks takes over. A set with `EVERY_SITE` gets nothing
+        more: its reader looks at every site and asks for another.
+        """
+        former = self._changes.get(model)
+        if former is not None:
+            former.add(EVERY_SITE)
+        changes = self._changes[model] = set()
+        return changes
+
+    # -- news ------------------------------------------------------------------------------------
 
     def deaf(self, since_ns: int) -> None:
         """No digest can have arrived since then: the bus is away, which says nothing about sites.
@@ -72,6 +131,7 @@ class Loads:
         """
         if self._deaf_since_ns is None:
             self._deaf_since_ns = since_ns
+            self._everything_changed()
 
     def hearing(self, now_ns: int) -> None:
         """Digests arrive again: the time without them does not count against any site."""
@@ -81,22 +141,7 @@ class Loads:
         self._deaf_since_ns = None
         for load in self._sites.values():
             load.heard_ns = min(load.heard_ns + gap_ns, now_ns)
-
-    def stale_ms(self, load: SiteLoad, now_ns: int) -> float:
-        """How long a digest could have arrived and did not."""
-        until_ns = now_ns if self._deaf_since_ns is None else min(now_ns, self._deaf_since_ns)
-        return (until_ns - load.heard_ns) / 1e6
-
-    def may_try(self, load: SiteLoad, now_ns: int) -> bool:
-        """Whether a site is worth a connection; one that was lost waits for its next digest."""
-        if not load.unreachable:
-            return True
-        held = load.lost_ns is not None and now_ns < load.lost_ns + load.hold_ns
-        return self._deaf_since_ns is not None and not held
-
-    def of(self, site: SiteName) -> SiteLoad | None:
-        """What is known of a site; None before its first digest, loss or dispatch."""
-        return self._sites.get(site)
+        self._everything_changed()
 
     def heard(self, digest: SiteDigest, now_ns: int) -> bool:
         """Take a digest that arrived now; False when it is older than what is known.
@@ -113,16 +158,12 @@ class Loads:
             load.left_epoch, load.epoch = load.epoch, digest.epoch
         load.sequence = digest.sequence
         load.heard_ns = now_ns
-        for ticket in [t for t, each in load.dispatches.items() if each.arrives_ns <= now_ns]:
-            self._forget(ticket)
-        load.models = {
-            each.model: ModelLoad(load=each, servers=_servers(each), ahead=_reported(each))
-            for each in map(_plausible, digest.loads)
-        }
-        for model in load.models:
-            _recount(load, model)
+        _report(load, digest, now_ns)
         if load.unreachable and load.lost_ns is not None:
             load.unreachable = now_ns < load.lost_ns + load.hold_ns
+        self._site_changed(load)
+        for model in [name for name, known in load.models.items() if _is_empty(known)]:
+            del load.models[model]
         return True
 
     def dispatched(
@@ -134,26 +175,30 @@ class Loads:
         now_ns: int,
         *,
         rtt_ms: float = 0.0,
-    ) -> int:
+    ) -> Dispatch:
         """Count a request sent to `site` now, and return the ticket for `finished`.
 
         `rtt_ms`: a digest heard within one round trip was sent before the request arrived.
         """
-        load = self._load(site)
-        work = Work(requests=1, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
-        ticket = self._next_ticket
-        self._next_ticket += 1
+        at = self._sites.get(site) or self._load(site)
+        load = at.models.get(model)
+        if load is None:
+            load = at.models[model] = ModelLoad(model)
         arrives_ns = now_ns + int(rtt_ms * 1_000_000)
-        load.dispatches[ticket] = _Dispatch(model=model, work=work, arrives_ns=arrives_ns)
-        self._site_of[ticket] = load
-        load.own[model] = load.own.get(model, NO_WORK) + work
-        _recount(load, model)
-        return ticket
+        dispatch = Dispatch(at, load, prompt_tokens, output_tokens, arrives_ns)
+        at.dispatches.add(dispatch)
+        load.ahead.add(prompt_tokens, output_tokens)
+        self._changed(model, site)
+        return dispatch
 
-    def finished(self, ticket: int) -> None:
+    def finished(self, dispatch: Dispatch) -> None:
         """The request of this ticket ended; nothing to do when a digest has counted it."""
-        if ticket in self._site_of:
-            self._forget(ticket)
+        at = dispatch.at
+        if dispatch in at.dispatches:
+            at.dispatches.remove(dispatch)
+            load = dispatch.load
+            load.ahead.subtract(dispatch.prompt_tokens, dispatch.output_tokens)
+            self._changed(load.model, at.site)
 
     def lost(self, site: SiteName, now_ns: int) -> None:
         """A connection to the site failed: unreachable until a digest after 2 s, doubling to 60 s.
@@ -168,57 +213,71 @@ class Loads:
         load.hold_ns = min(2 * load.hold_ns, LONGEST_HOLD_NS) if recent else FIRST_HOLD_NS
         load.lost_ns = now_ns
         load.unreachable = True
+        self._site_changed(load)
+
+    # -- inside ----------------------------------------------------------------------------------
 
     def _load(self, site: SiteName) -> SiteLoad:
         load = self._sites.get(site)
         if load is None:
-            load = self._sites[site] = SiteLoad()
+            load = self._sites[site] = SiteLoad(site)
         return load
 
-    def _forget(self, ticket: int) -> None:
-        load = self._site_of.pop(ticket)
-        dispatch = load.dispatches.pop(ticket)
-        load.own[dispatch.model] -= dispatch.work
-        _recount(load, dispatch.model)
+    def _listened_until(self, now_ns: int) -> int:
+        return now_ns if self._deaf_since_ns is None else min(now_ns, self._deaf_since_ns)
+
+    def _changed(self, model: ModelName, site: SiteName) -> None:
+        changes = self._changes.get(model)
+        if changes is not None:
+            changes.add(site)
+
+    def _site_changed(self, load: SiteLoad) -> None:
+        for model in load.models:
+            self._changed(model, load.site)
+
+    def _everything_changed(self) -> None:
+        for changes in self._changes.values():
+            changes.add(EVERY_SITE)
+        self._changes.clear()
 
 
-def _plausible(load: DeploymentLoad) -> DeploymentLoad:
-    """The load with rates that nothing can have (NaN, infinite) as not measured, counts >= 0.
+def _report(at: SiteLoad, digest: SiteDigest, now_ns: int) -> None:
+    """Replace what was known of the site's work by the digest and what is still on its way."""
+    for known in at.models.values():
+        known.ready, known.servers, known.ahead = None, None, Work()
+    for said in digest.loads:
+        load = at.models.get(said.model)
+        if load is None:
+            load = at.models[said.model] = ModelLoad(said.model)
+        _take(load, said)
+    at.dispatches = {each for each in at.dispatches if each.arrives_ns > now_ns}
+    for each in at.dispatches:
+        each.load.ahead.add(each.prompt_tokens, each.output_tokens)
 
-    A digest is another site's word: it may make that site look slow, never break the comparison.
-    """
 
-    def rate(tok_s: float) -> float:
-        return tok_s if SLOWEST_TOK_S <= tok_s <= FASTEST_TOK_S else 0.0
-
-    return replace(
-        load,
-        running=max(load.running, 0),
-        waiting=max(load.waiting, 0),
-        pending_prompt_tokens=max(load.pending_prompt_tokens, 0),
-        pending_output_tokens=max(load.pending_output_tokens, 0),
-        prefill_tok_s=rate(load.prefill_tok_s),
-        decode_tok_s=rate(load.decode_tok_s),
+def _take(load: ModelLoad, said: DeploymentLoad) -> None:
+    """What the digest says, with rates that nothing can have (NaN, infinite) as not measured and
+    counts >= 0: it is another site's word, and may make that site look slow, never break the
+    comparison."""
+    load.ready = said.ready
+    load.slots = max(said.slots, said.ready)
+    load.prefill_tok_s = _rate(said.prefill_tok_s)
+    load.decode_tok_s = _rate(said.decode_tok_s)
+    load.servers = None
+    if said.ready >= 1 and load.prefill_tok_s > 0 and load.decode_tok_s > 0:
+        rates = Rates(prefill_tok_s=load.prefill_tok_s, decode_tok_s=load.decode_tok_s)
+        load.servers = Servers(ready=said.ready, slots=load.slots, rates=rates)
+    load.ahead = Work(
+        requests=max(said.running, 0) + max(said.waiting, 0),
+        prompt_tokens=max(said.pending_prompt_tokens, 0),
+        output_tokens=max(said.pending_output_tokens, 0),
     )
 
 
-def _servers(load: DeploymentLoad) -> Servers | None:
-    if load.ready < 1 or load.prefill_tok_s <= 0 or load.decode_tok_s <= 0:
-        return None
-    rates = Rates(prefill_tok_s=load.prefill_tok_s, decode_tok_s=load.decode_tok_s)
-    return Servers(ready=load.ready, slots=max(load.slots, load.ready), rates=rates)
+def _rate(tok_s: float) -> float:
+    return tok_s if SLOWEST_TOK_S <= tok_s <= FASTEST_TOK_S else 0.0
 
 
-def _reported(load: DeploymentLoad) -> Work:
-    return Work(
-        requests=load.running + load.waiting,
-        prompt_tokens=load.pending_prompt_tokens,
-        output_tokens=load.pending_output_tokens,
-    )
-
-
-def _recount(load: SiteLoad, model: ModelName) -> None:
-    """Work ahead = what the digest reported + what this gateway has sent since."""
-    known = load.models.get(model)
-    if known is not None:
-        known.ahead = _reported(known.load) + load.own.get(model, NO_WORK)
+def _is_empty(load: ModelLoad) -> bool:
+    """Neither mentioned by the digest nor sent anything that is still on its way."""
+    return load.ready is None and load.ahead.requests == 0

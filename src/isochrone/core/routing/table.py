@@ -5,20 +5,24 @@ residency admits processing, a model the sites that serve it; who is allowed is 
 remains to a request is the short list of open sites and the refusals that are already known.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from isochrone.core.estimate.hardware import HardwareTable, seed_rates
 from isochrone.core.estimate.round_trip import Position, great_circle_km
-from isochrone.core.estimate.service import Rates
-from isochrone.core.ids import ModelName, PolicyId, SiteName
+from isochrone.core.ids import ModelName, PolicyId
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.residency.rule import Admitted, Denied, Verdict, admits, allowed_countries
-from isochrone.core.routing.choice import Refused, Rule
+from isochrone.core.routing.board import Board, OpenSite, Part
+from isochrone.core.routing.choice import Ground, GroundSite, Refused, Rule
+from isochrone.core.routing.loads import Loads
 from isochrone.core.world.site import RttSource, Site
 from isochrone.core.world.view import View
 
 SHORTLISTS_KEPT = 256  # (model, axis) pairs remembered; each is at most a tuple as long as the view
+LISTINGS_KEPT = 4096   # (model, policy) pairs remembered; what is long in them is the shortlist's
+GROUND_ID_BYTES = 10   # the ids of a billion grounds all differ, but for a chance of 1 to 2 million
 
 # Light covers about 200 km of fibre in a millisecond and a round trip goes the way twice, so 100 km
 # of distance cost 1 ms; real cables and routes take about double that.
@@ -29,28 +33,34 @@ FARTHEST_KM = 20_015.0  # half of the Earth's circumference
 Axis = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenSite:
-    """A site that every lasting rule allows, with what a choice needs of it."""
-
-    name: SiteName
-    rtt_ms: float
-    rtt_source: RttSource
-    seed: Rates
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Shortlist:
-    """For one model and one residency axis: sites open, sites refused, as in `Choice`."""
+    """For one model and one residency axis: sites open, and the sites refused that serve the model.
+
+    `ground_sites` are `open_sites` as explanations keep them. `digest` identifies all of this.
+    `part` is remembered by `choose`: what these sites would cost, by one gateway's loads.
+    """
 
     open_sites: tuple[OpenSite, ...]
+    ground_sites: tuple[GroundSite, ...]
     refused: tuple[Refused, ...]
     allowed_exists: bool
+    elsewhere: int
+    digest: bytes
+    part: Part | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """For one model and one policy: what to choose from, and how an explanation says it."""
+
+    shortlist: Shortlist
+    ground: Ground
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingTable:
-    """A compiled view. `sites` are in the order of the bits; `shortlists` only remembers."""
+    """A compiled view. `sites` are in the order of the bits; the last three fields remember."""
 
     view: View
     blocs: Blocs
@@ -61,10 +71,29 @@ class RoutingTable:
     joined: int
     draining: int
     shortlists: dict[tuple[ModelName, Axis | None], Shortlist] = field(repr=False, compare=False)
+    listings: dict[tuple[ModelName, PolicyId], Listing] = field(repr=False, compare=False)
+    boards: dict[ModelName, Board] = field(repr=False, compare=False)
 
     def is_served(self, model: ModelName) -> bool:
         """Whether any site of the view has a deployment of the model."""
         return self.serving.get(model, 0) != 0
+
+    def listing(self, model: ModelName, policy_id: PolicyId) -> Listing:
+        """What a choice for this model under this policy starts from."""
+        listing = self.listings.get((model, policy_id))
+        if listing is None:
+            shortlist = self.shortlist(model, policy_id)
+            listing = Listing(
+                shortlist=shortlist, ground=_ground(self, model, policy_id, shortlist)
+            )
+            if len(self.listings) >= LISTINGS_KEPT:
+                self.listings.clear()
+            self.listings[model, policy_id] = listing
+        return listing
+
+    def ground(self, model: ModelName, policy_id: PolicyId) -> Ground:
+        """What all choices for this model under this policy have in common."""
+        return self.listing(model, policy_id).ground
 
     def shortlist(self, model: ModelName, policy_id: PolicyId) -> Shortlist:
         """Open and refused sites for this model under this policy; unknown policies open none."""
@@ -77,6 +106,17 @@ class RoutingTable:
                 self.shortlists.clear()
             self.shortlists[model, axis] = known
         return known
+
+    def part(self, model: ModelName, shortlist: Shortlist, loads: Loads) -> Part:
+        """The costs at a shortlist's sites; all shortlists of a model share one board."""
+        board = self.boards.get(model)
+        if board is None or board.loads is not loads:
+            takers = self.serving.get(model, 0) & self.joined & ~self.draining
+            board = Board(model, tuple(self.opens[bit] for bit in _members(takers)), loads)
+            if takers:
+                self.boards[model] = board
+        part = shortlist.part = Part(board, shortlist.open_sites)
+        return part
 
     def residency_allows(self, policy_id: PolicyId) -> Verdict:
         """Whether the own site may process for this policy: what a destination re-checks."""
@@ -154,6 +194,8 @@ def compile_table(
         ),
         draining=_bits(site.draining for site in sites),
         shortlists={},
+        listings={},
+        boards={},
     )
 
 
@@ -201,26 +243,71 @@ def _shortlist(table: RoutingTable, model: ModelName, axis: Axis | None) -> Shor
     serving = table.serving.get(model, 0)
     allowed = 0 if axis is None else table.allowed[axis]
     open_bits = serving & allowed & table.joined & ~table.draining
-    opens = []
-    refused = []
-    for bit, site in enumerate(table.sites):
-        if open_bits >> bit & 1:
-            opens.append(table.opens[bit])
-        elif not serving >> bit & 1:
-            detail = f"{site.name} has no deployment of {model}"
-            refused.append(Refused(site=site.name, rule="model_not_served", detail=detail))
-        elif not allowed >> bit & 1:
-            refused.append(_not_allowed(table, site, axis))
-        elif not table.joined >> bit & 1:
-            detail = f"{site.name} has not joined: it has no identity to prove itself with"
-            refused.append(Refused(site=site.name, rule="not_joined", detail=detail))
-        else:
-            detail = f"{site.name} is being emptied and takes no new requests"
-            refused.append(Refused(site=site.name, rule="draining", detail=detail))
+    opens = tuple(table.opens[bit] for bit in _members(open_bits))
+    ground_sites = tuple(
+        GroundSite(site=each.name, rtt_ms=each.rtt_ms, rtt_source=each.rtt_source)
+        for each in opens
+    )
+    refused = tuple(
+        _refused(table, bit, axis, allowed) for bit in _members(serving & ~open_bits)
+    )
+    allowed_exists = serving & allowed != 0
+    elsewhere = len(table.sites) - serving.bit_count()
+    said = repr((
+        [(each.site, each.rtt_ms, each.rtt_source) for each in ground_sites],
+        [(each.site, each.rule, each.detail) for each in refused],
+        allowed_exists, elsewhere,
+    ))
     return Shortlist(
-        open_sites=tuple(opens),
-        refused=tuple(refused),
-        allowed_exists=serving & allowed != 0,
+        open_sites=opens,
+        ground_sites=ground_sites,
+        refused=refused,
+        allowed_exists=allowed_exists,
+        elsewhere=elsewhere,
+        digest=blake2b(said.encode(), digest_size=32).digest(),
+    )
+
+
+def _members(bits: int) -> Iterator[int]:
+    """The numbers of the set bits, ascending."""
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest
+
+
+def _refused(table: RoutingTable, bit: int, axis: Axis | None, allowed: int) -> Refused:
+    """Why a site that serves the model is not open."""
+    site = table.sites[bit]
+    if not allowed >> bit & 1:
+        return _not_allowed(table, site, axis)
+    if not table.joined >> bit & 1:
+        detail = f"{site.name} has not joined: it has no identity to prove itself with"
+        return Refused(site=site.name, rule="not_joined", detail=detail)
+    detail = f"{site.name} is being emptied and takes no new requests"
+    return Refused(site=site.name, rule="draining", detail=detail)
+
+
+def _ground(
+    table: RoutingTable, model: ModelName, policy_id: PolicyId, shortlist: Shortlist
+) -> Ground:
+    policy = table.view.policies.get(policy_id)
+    residency = () if policy is None else policy.residency
+    transit = () if policy is None else policy.transit
+    own = table.view.sites.get(table.view.own_site)
+    ingress = "unknown" if own is None or own.country is None else own.country
+    said = repr((model, policy_id, residency, transit, ingress))
+    return Ground(
+        id=blake2b(shortlist.digest + said.encode(), digest_size=GROUND_ID_BYTES).hexdigest(),
+        model=model,
+        policy_id=policy_id,
+        residency=residency,
+        transit=transit,
+        plaintext_ingress=ingress,
+        open_sites=shortlist.ground_sites,
+        refused=shortlist.refused,
+        allowed_exists=shortlist.allowed_exists,
+        elsewhere=shortlist.elsewhere,
     )
 
 

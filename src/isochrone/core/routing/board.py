@@ -1,0 +1,193 @@
+"""The board: what a model would cost at each site now, as arrays that follow the loads.
+
+A choice is then a few operations on arrays. A cell is weighed again when something happened at its
+site; what time alone changes is watched by one instant, `next_change_ns`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isochrone.core.estimate.service import Rates, Servers, decode_ms, prefill_ms, queue_ms
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.routing.choice import Refused
+from isochrone.core.routing.loads import EVERY_SITE, NEVER_NS, Loads, ModelLoad, SiteLoad
+from isochrone.core.world.site import RttSource
+
+AGES_HOLD_NS = 1_000_000_000  # a refusal that names an age is written anew after this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSite:
+    """A site that every lasting rule allows, with what a choice needs of it."""
+
+    name: SiteName
+    rtt_ms: float
+    rtt_source: RttSource
+    seed: Rates
+
+
+class Board:
+    """Costs of one model at `sites`, in their order; `catch_up` before reading.
+
+    cost = `fixed_ms` + prompt tokens * `prompt_ms` + output tokens * `output_ms`, in milliseconds.
+    A site that cannot take a request now has an infinite `fixed_ms`, and is in `refusals`, of which
+    `version` counts the changes. `queues_ms` is the part of `fixed_ms` that is queue (float32, as
+    decisions keep it).
+    """
+
+    def __init__(self, model: ModelName, sites: tuple[OpenSite, ...], loads: Loads) -> None:
+        count = len(sites)
+        self.loads = loads
+        self.index_of = {site.name: index for index, site in enumerate(sites)}
+        self.fixed_ms = np.full(count, np.inf)
+        self.prompt_ms = np.zeros(count)
+        self.output_ms = np.zeros(count)
+        self.queues_ms = np.zeros(count, dtype="<f4")
+        self.known: list[SiteLoad | None] = [None] * count
+        self.refusals: dict[SiteName, Refused] = {}
+        self.version = 0
+        self.changes = {EVERY_SITE}
+        self.next_change_ns = NEVER_NS
+        self._model = model
+        self._sites = sites
+        self._servers: list[Servers | None] = [None] * count
+
+    def catch_up(self, now_ns: int) -> None:
+        """Weigh what changed. Due when `changes` has something, or at `next_change_ns`."""
+        changes = self.changes
+        if now_ns >= self.next_change_ns or EVERY_SITE in changes:
+            self.changes = self.loads.changes(self._model) if self._sites else set()
+            self.next_change_ns = NEVER_NS
+            for index in range(len(self._sites)):
+                self._weigh(index, now_ns)
+            return
+        for site in changes:
+            index_of_site = self.index_of.get(site)
+            if index_of_site is not None:
+                self._hear(index_of_site, now_ns)
+        changes.clear()
+
+    def _hear(self, index: int, now_ns: int) -> None:
+        """News of one site. An open one that may be tried cannot have grown stale: it is not yet
+        `next_change_ns`."""
+        known = self.known[index]
+        if known is None or known.unreachable or known.site in self.refusals:
+            self._weigh(index, now_ns)
+        else:
+            self._price(index, known)
+
+    def _weigh(self, index: int, now_ns: int) -> None:
+        """Whether the site can take a request now, and for how long that is certain."""
+        loads, site = self.loads, self._sites[index].name
+        known = self.known[index] = loads.of(site)
+        if known is None or known.epoch is None:
+            detail = f"nothing heard from {site} yet"
+            self._refuse(index, Refused(site=site, rule="digest_stale", detail=detail))
+            return
+        self.next_change_ns = min(self.next_change_ns, loads.next_change_ns(known, now_ns))
+        if not loads.may_try(known, now_ns):
+            self._refuse(index, _unreachable(known, now_ns))
+        elif loads.is_stale(known, now_ns):
+            stale_ms = loads.stale_ms(known, now_ns)
+            self._refuse(index, _stale(site, stale_ms, loads.stale_after_ms))
+        else:
+            self._price(index, known)
+            return
+        self.next_change_ns = min(self.next_change_ns, now_ns + AGES_HOLD_NS)
+
+    def _price(self, index: int, known: SiteLoad) -> None:
+        """The cost at a site that may be tried."""
+        load, site = known.models.get(self._model), self._sites[index]
+        if load is None or load.ready is None or load.ready < 1:
+            self._refuse(index, _none_ready(site.name, self._model, load))
+            return
+        servers = load.servers or _seeded(load, load.ready, site.seed)
+        if servers is not self._servers[index]:
+            self._servers[index] = servers
+            self.prompt_ms[index] = prefill_ms(1, servers.rates)
+            self.output_ms[index] = decode_ms(1, servers.rates)
+        wait_ms = queue_ms(servers, load.ahead)
+        self.queues_ms[index] = wait_ms
+        self.fixed_ms[index] = site.rtt_ms + wait_ms
+        if site.name in self.refusals:
+            del self.refusals[site.name]
+            self.version += 1
+
+    def _refuse(self, index: int, refused: Refused) -> None:
+        self.refusals[refused.site] = refused
+        self.version += 1
+        self._servers[index] = None
+        self.fixed_ms[index] = np.inf
+        self.prompt_ms[index] = self.output_ms[index] = self.queues_ms[index] = 0.0
+
+
+class Part:
+    """The sites of a board that one policy axis opens. `places` are their indices there, None when
+    it is all of them; `refused` and `eligible` are about these sites."""
+
+    def __init__(self, board: Board, sites: tuple[OpenSite, ...]) -> None:
+        self.board = board
+        self.sites = sites
+        self.index_of = {site.name: index for index, site in enumerate(sites)}
+        self.places: NDArray[np.intp] | None = None
+        if len(sites) < len(board.index_of):
+            self.places = np.array([board.index_of[site.name] for site in sites], dtype=np.intp)
+        self.refused: tuple[Refused, ...] = ()
+        self.eligible = 0
+        self.version = -1
+
+    def catch_up(self) -> None:
+        """Count anew. Due when `version` differs from the board's."""
+        refusals = self.board.refusals
+        self.version = self.board.version
+        self.refused = tuple(
+            refusals[site.name] for site in self.sites if site.name in refusals
+        )
+        self.eligible = len(self.sites) - len(self.refused)
+
+
+def _seeded(load: ModelLoad, ready: int, seed: Rates) -> Servers:
+    """Replicas that have not measured a rate yet: the seed of the site's hardware stands in."""
+    return Servers(
+        ready=ready,
+        slots=load.slots,
+        rates=Rates(
+            prefill_tok_s=load.prefill_tok_s if load.prefill_tok_s > 0 else seed.prefill_tok_s,
+            decode_tok_s=load.decode_tok_s if load.decode_tok_s > 0 else seed.decode_tok_s,
+        ),
+    )
+
+
+# A board's refusals are shared by the requests of up to a second, so an age is said as a bound.
+
+
+def _unreachable(known: SiteLoad, now_ns: int) -> Refused:
+    assert known.lost_ns is not None
+    detail = (
+        f"the connection to {known.site} was lost at least {_seconds(now_ns - known.lost_ns)} ago; "
+        f"tried again at its first digest after {known.hold_ns // 1_000_000_000} s"
+    )
+    return Refused(site=known.site, rule="unreachable", detail=detail)
+
+
+def _stale(site: SiteName, age_ms: float, limit_ms: float) -> Refused:
+    detail = (
+        f"the last digest of {site} is at least {_seconds(int(age_ms * 1e6))} old, at most "
+        f"{limit_ms / 1000:.1f} s count"
+    )
+    return Refused(site=site, rule="digest_stale", detail=detail)
+
+
+def _seconds(duration_ns: int) -> str:
+    """Rounded down, so that it stays true as a lower bound."""
+    return f"{duration_ns // 100_000_000 / 10:.1f} s"
+
+
+def _none_ready(site: SiteName, model: ModelName, load: ModelLoad | None) -> Refused:
+    said = "does not mention it" if load is None or load.ready is None else (
+        f"says {load.ready} ready"
+    )
+    detail = f"{site} has no ready replica of {model}: its digest {said}"
+    return Refused(site=site, rule="no_ready_replica", detail=detail)

@@ -1,0 +1,61 @@
+"""Puts a decision and its ground together again: every site that serves the model, once.
+
+Pure, and the only way in which decisions are shown: by the Control API, the CLI and the tests.
+"""
+
+import numpy as np
+
+from isochrone.core.routing.choice import Candidate, Decision, Explanation, Ground
+
+DIGITS = 3  # of a millisecond; decisions keep float32
+
+
+def explain(ground: Ground, decision: Decision) -> Explanation:
+    """The choice in full. Raises ValueError when the decision was not made on this ground."""
+    count = len(ground.open_sites)
+    costs = np.frombuffer(decision.costs_ms, dtype="<f4")
+    queues = np.frombuffer(decision.queues_ms, dtype="<f4")
+    decodes = np.frombuffer(decision.decodes_ms, dtype="<f4")
+    if not decision.decodes_ms:
+        decodes = np.zeros(count, dtype="<f4")
+    if decision.ground != ground.id or {len(costs), len(queues), len(decodes)} != {count}:
+        raise ValueError(f"the decision was made on ground {decision.ground}, not {ground.id}")
+    order = sorted(range(count), key=lambda index: (index != decision.chosen, costs[index]))
+    candidates = [
+        _candidate(
+            ground, decision, index,
+            cost_ms=costs.item(index), queue_ms=queues.item(index), decode_ms=decodes.item(index),
+        )
+        for index in order
+        if np.isfinite(costs[index])
+    ]
+    return Explanation(
+        candidates=tuple(candidates),
+        refused=(*decision.refused, *ground.refused),
+        allowed_exists=ground.allowed_exists,
+        elsewhere=ground.elsewhere,
+    )
+
+
+def _candidate(
+    ground: Ground, decision: Decision, index: int, *, cost_ms: float, queue_ms: float,
+    decode_ms: float,
+) -> Candidate:
+    """One open site. What its cost leaves beside the other terms is prefill."""
+    site, chosen = ground.open_sites[index], index == decision.chosen
+    prefill_ms = max(cost_ms - site.rtt_ms - queue_ms - decode_ms, 0.0)
+    if chosen:
+        prefill_ms, decode_ms = decision.prefill_ms, decision.decode_ms
+    rtt_ms, queue_ms, prefill_ms, decode_ms = (
+        round(term, DIGITS) for term in (site.rtt_ms, queue_ms, prefill_ms, decode_ms)
+    )
+    return Candidate(
+        site=site.site,
+        cost_ms=round(rtt_ms + queue_ms + prefill_ms + decode_ms, DIGITS),
+        rtt_ms=rtt_ms,
+        rtt_source=site.rtt_source,
+        queue_ms=queue_ms,
+        prefill_ms=prefill_ms,
+        decode_ms=decode_ms,
+        digest_age_ms=decision.digest_age_ms if chosen else None,
+    )
