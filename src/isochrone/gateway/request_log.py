@@ -46,35 +46,31 @@ class RequestLog:
 
     def __init__(self, sink: Callable[[bytes], None]) -> None:
         self._sink = sink
-        self._records: list[UsageRecord] = []
-        self._lines: list[bytes] = []
+        self._waiting: list[UsageRecord | dict[str, object]] = []
         self._encoder = msgspec.json.Encoder()
 
     def request(self, record: UsageRecord) -> None:
         """A request of a known key came to its end."""
-        self._records.append(record)
-        if len(self._records) >= MOST_KEPT:
+        self._waiting.append(record)
+        if len(self._waiting) >= MOST_KEPT:
             self.flush()
 
     def other(self, request_id: str, *, at: int, status: int, path: str, reason: str) -> None:
         """Anything else that was answered; `path` is cut, it is the client's."""
-        line = {
+        self._waiting.append({
             "at": at, "event": "answer", "request": request_id, "status": status,
             "path": path[:200], "reason": reason,
-        }
-        self._lines.append(self._encoder.encode(line))
-        if len(self._lines) >= MOST_KEPT:
+        })
+        if len(self._waiting) >= MOST_KEPT:
             self.flush()
 
     def flush(self) -> None:
         """Write what has gathered."""
-        if not self._records and not self._lines:
+        if not self._waiting:
             return
-        records, self._records = self._records, []
-        lines, self._lines = self._lines, []
-        lines += [self._encoder.encode(_line(record)) for record in records]
-        lines.append(b"")
-        self._sink(b"\n".join(lines))
+        waiting, self._waiting = self._waiting, []
+        lines = [_line(each) if isinstance(each, UsageRecord) else each for each in waiting]
+        self._sink(self._encoder.encode_lines(lines))
 
 
 def _line(record: UsageRecord) -> _Line:

@@ -38,7 +38,8 @@ class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     predicted_ttft_ms: float | None
     actual_ttft_ms: float | None
     refused: tuple[Refused, ...]
-    tried: tuple[Refused, ...]
+    tried: tuple[Refused, ...] = ()
+    decodes_ms: bytes = b""
 
     def decision(self) -> Decision:
         return Decision(**{name: getattr(self, name) for name in self.__struct_fields__})
@@ -166,6 +167,11 @@ def encode_batch(batch_id: str, grounds: Iterable[bytes], events: Iterable[bytes
 def decode_batch(payload: bytes) -> tuple[Sequence[Ground], Sequence[UsageEvent]]:
     """The grounds and events of a batch; raises Untrusted when it is none that we read."""
     try:
+        if payload.startswith(_FIRST):
+            return (), [
+                msgspec.convert({**event, "decision": None}, UsageEvent)
+                for event in _decode_first(payload).events
+            ]
         batch = _decode_batch(payload)
     except msgspec.MsgspecError as error:
         raise Untrusted(f"not a valid UsageBatch: {error}") from error
@@ -174,4 +180,13 @@ def decode_batch(payload: bytes) -> tuple[Sequence[Ground], Sequence[UsageEvent]
     return batch.grounds, [record.event() for record in batch.events]
 
 
+class _FirstBatch(msgspec.Struct):
+    """A batch of version 1, whose events were maps. Their decisions had another shape: what was
+    used is booked, why it ran where it ran is not shown."""
+
+    events: list[dict[str, object]]
+
+
+_FIRST = b"\x83"  # a map of three; batches since then are arrays
+_decode_first = msgspec.msgpack.Decoder(_FirstBatch).decode
 _decode_batch = msgspec.msgpack.Decoder(UsageBatch).decode

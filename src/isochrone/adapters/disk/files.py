@@ -2,10 +2,14 @@
 
 Space is reserved with posix_fallocate, which makes the file its full length at once: so an append
 cannot fail for room, a sync has no length to write, and `read` may return zero bytes behind the
-last append. The folder is locked, so that two processes never share a journal.
+last append. The first sync also makes the file's entry in the folder durable: after a power cut, a
+segment of which nothing was synced may be missing. Appends are writes, not stores to a mapped page:
+those take a third of a microsecond less, but where a disk breaks its promise of space they kill the
+process. The folder is locked, so that two processes never share a journal.
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 from collections.abc import Sequence
@@ -18,8 +22,9 @@ _LOCK = ".lock"
 class FileSegment:
     """One open segment, written from its start by this process only."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, folder: Path) -> None:
         self._fd = fd
+        self._folder: Path | None = folder  # None once its entry there is durable
         self._size_bytes = 0
         self._syncs = 0
         self._closed = False
@@ -30,20 +35,19 @@ class FileSegment:
 
     def append(self, data: bytes) -> None:
         if self._closed:
-            raise OSError(9, "segment is closed")
-        rest = memoryview(data)
-        while rest:
-            written = os.pwrite(self._fd, rest, self._size_bytes)
-            self._size_bytes += written
-            rest = rest[written:]
+            raise OSError(errno.EBADF, "segment is closed")
+        written = os.pwrite(self._fd, data, self._size_bytes)
+        self._size_bytes += written
+        if written < len(data):
+            self.append(data[written:])  # goes on, or says why it cannot
 
     async def sync(self) -> None:
         if self._closed:
-            raise OSError(9, "segment is closed")
+            raise OSError(errno.EBADF, "segment is closed")
         self._syncs += 1
         # The thread goes on when the waiter is cancelled, so only its end may close the file.
-        running = asyncio.get_running_loop().run_in_executor(None, os.fdatasync, self._fd)
-        running.add_done_callback(lambda _: self._synced())
+        running = asyncio.get_running_loop().run_in_executor(None, self._sync_now, self._folder)
+        running.add_done_callback(self._synced)
         await asyncio.shield(running)
 
     def close(self) -> None:
@@ -52,8 +56,15 @@ class FileSegment:
             if self._syncs == 0:
                 os.close(self._fd)
 
-    def _synced(self) -> None:
+    def _sync_now(self, folder: Path | None) -> None:
+        os.fdatasync(self._fd)
+        if folder is not None:
+            _sync_folder(folder)
+
+    def _synced(self, done: asyncio.Future[None]) -> None:
         self._syncs -= 1
+        if not done.cancelled() and done.exception() is None:
+            self._folder = None
         if self._closed and self._syncs == 0:
             os.close(self._fd)
 
@@ -81,12 +92,11 @@ class FileDisk:
         try:
             if reserve_bytes > 0:
                 os.posix_fallocate(fd, 0, reserve_bytes)
-            self._sync_folder()
         except OSError:
             os.close(fd)
             path.unlink(missing_ok=True)
             raise
-        return FileSegment(fd)
+        return FileSegment(fd, self._folder)
 
     def read(self, name: str) -> bytes:
         # An earlier process may have died before it synced what is read here.
@@ -102,7 +112,7 @@ class FileDisk:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, self._folder / name)
-            self._sync_folder()
+            _sync_folder(self._folder)
         except OSError:
             part.unlink(missing_ok=True)
             raise
@@ -114,12 +124,13 @@ class FileDisk:
         """Give the folder free."""
         os.close(self._lock)
 
-    def _sync_folder(self) -> None:
-        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _private(path: str, flags: int) -> int:
