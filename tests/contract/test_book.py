@@ -12,10 +12,10 @@ from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import KeyId, ModelName, OrgId, ReplicaId, RequestId, SiteName, uuid7
 from isochrone.core.metering.event import Reporter, Tokens, UsageEvent
 from isochrone.core.metering.merge import better
-from isochrone.core.routing.choice import Candidate, Choice, Decision, Refused
+from isochrone.core.routing.choice import Ground, GroundSite
 from isochrone.core.world.tenant import Scope
 from isochrone.ports.book import Parked, UsageFilter, UsageGroup
-from tests.unit.build_usage import a_usage_event
+from tests.unit.build_usage import a_decision, a_ground, a_usage_event
 
 ALL = Scope(org_id=None)
 S = 1_000_000_000
@@ -34,19 +34,6 @@ def a_report(number: int = 1, *, reporter: Reporter = "ingress", output: int = 3
     return replace(event, received_at=at, finished_at=at + S)
 
 
-def a_decision() -> Decision:
-    candidate = Candidate(
-        site=SiteName("sydney"), cost_ms=12.5, rtt_ms=0.1, rtt_source="emulated", queue_ms=1e-7,
-        prefill_ms=12.0, decode_ms=1e22, digest_age_ms=3.0,
-    )
-    refused = Refused(site=SiteName("frankfurt"), rule="residency", detail="DE is not in AU")
-    return Decision(
-        choice=Choice(candidates=(candidate,), refused=(refused,), allowed_exists=True),
-        policy_residency=("AU",), policy_transit=("any",), plaintext_ingress="AU",
-        predicted_ttft_ms=12.5, actual_ttft_ms=None, replica=ReplicaId("r"), tried=(refused,),
-    )
-
-
 def only(book: PostgresBook) -> UsageEvent:
     """The single booked event, with its decision."""
     (row,) = book.requests(ALL, UsageFilter(), most=10)
@@ -59,7 +46,7 @@ def test_an_event_comes_back_as_it_was(book: PostgresBook) -> None:
     plain = a_report(1)
     full = replace(
         a_report(2), client_request_id='tab\tline\nback\\slash "quote" \u00e9', revision="sha",
-        replica=ReplicaId("sydney/tiny/0"), reason="x", decision=a_decision(),
+        replica=ReplicaId("sydney/tiny/0"), reason="x", decision=a_decision(a_ground()),
         tokens=Tokens(input_uncached=0, input_cached=7, output=2**40, source="running"),
     )
     nothing = replace(
@@ -79,7 +66,7 @@ def test_reports_of_one_request_leave_the_better_one_in_every_order(book: Postgr
         a_report(reporter="recovered", output=9),
         a_report(reporter="evidence", output=2),
         a_report(reporter="evidence", output=4),
-        replace(a_report(output=3), decision=a_decision()),
+        replace(a_report(output=3), decision=a_decision(a_ground())),
     ]
     for number, order in enumerate(itertools.permutations(reports), start=1):
         request = RequestId(uuid7(number * S, number))
@@ -110,12 +97,7 @@ def test_the_same_batch_again_changes_nothing(book: PostgresBook) -> None:
 
 def test_what_cannot_be_stored_is_refused_whole(book: PostgresBook) -> None:
     good = a_report(1)
-    infinite = replace(
-        a_decision(), choice=replace(
-            a_decision().choice,
-            candidates=(replace(a_decision().choice.candidates[0], cost_ms=float("inf")),),
-        ),
-    )
+    infinite = replace(a_decision(a_ground()), prefill_ms=float("inf"))
     for bad in (
         replace(a_report(2), request_id=RequestId("mine")),
         replace(a_report(2), tokens=Tokens(output=-1)),
@@ -128,6 +110,48 @@ def test_what_cannot_be_stored_is_refused_whole(book: PostgresBook) -> None:
             book.book_usage([good, bad], now=1)
     assert book.requests(ALL, UsageFilter(), most=10) == []
     assert book.book_usage([good], now=1) == 1
+
+
+def test_a_request_comes_with_the_ground_that_its_own_ingress_told(book: PostgresBook) -> None:
+    ground, twin = a_ground(sites=3), a_ground(sites=40)
+    report = replace(a_report(1), decision=a_decision(ground))
+    book.book_usage([report, replace(a_report(2), decision=a_decision(a_ground("lost")))], now=1)
+    impostor = [(SiteName("frankfurt"), twin)]
+    assert book.keep_grounds(impostor, now=1) == 1
+    assert _ground_of(book, report) is None
+    told = [(SiteName("sydney"), ground)] * 2
+    assert book.keep_grounds(told, now=2) == 1
+    assert book.keep_grounds([*told, (SiteName("sydney"), twin)], now=3) == 0
+    assert _ground_of(book, report) == ground
+    assert _ground_of(book, a_report(2)) is None
+    (first, _) = book.requests(ALL, UsageFilter(), most=10)
+    assert (first.event.decision, first.ground) == (None, None)
+
+
+def _ground_of(book: PostgresBook, event: UsageEvent) -> Ground | None:
+    booked = book.request(ALL, event.request_id)
+    assert booked is not None
+    return booked.ground
+
+
+def test_a_ground_that_cannot_be_stored_is_refused_whole(book: PostgresBook) -> None:
+    sydney, good = SiteName("sydney"), a_ground("good")
+    far = GroundSite(site=SiteName("x"), rtt_ms=float("inf"), rtt_source="emulated")
+    nul = GroundSite(site=SiteName("nul \0 byte"), rtt_ms=1.0, rtt_source="emulated")
+    for bad in (replace(good, id="bad", open_sites=(each,)) for each in (far, nul)):
+        with pytest.raises(InvalidInput):
+            book.keep_grounds([(sydney, good), (sydney, bad)], now=1)
+    assert book.keep_grounds([(sydney, good)], now=1) == 1
+
+
+def test_a_decision_of_another_shape_stays_in_its_row_and_is_not_shown(
+    book: PostgresBook, pool: Pool
+) -> None:
+    report = a_report(1)
+    book.book_usage([report], now=1)
+    with pool.transaction() as connection:
+        connection.execute("""UPDATE usage SET decision = '{"choice": {"candidates": []}}'""")
+    assert only(book) == report
 
 
 def test_evidence_is_booked_when_the_ingress_stays_silent_and_yields_to_its_late_report(

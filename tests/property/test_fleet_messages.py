@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from isochrone.core.errors import Untrusted
 from isochrone.core.metering.event import Tokens, UsageEvent
-from isochrone.core.routing.choice import Candidate, Choice, Decision, Refused
+from isochrone.core.routing.choice import Decision, Ground, Refused
 from isochrone.core.world.digest import (
     DeploymentLoad,
     ProbedRtt,
@@ -20,7 +20,10 @@ from isochrone.core.world.digest import (
 from isochrone.core.world.model import Deployment, Desired, EngineSpec, Model, Replica
 from isochrone.core.world.site import Hardware, Link, Site, SiteLinks
 from isochrone.core.world.tenant import ApiKey, KeyShard, Policy
-from isochrone.wire.fleet import Signed, UsageBatch, decode, encode, open_signed, sign
+from isochrone.gateway.records import Progress, Shipped
+from isochrone.wire.fleet import Signed, decode, encode, open_signed, sign
+from isochrone.wire.usage import Opening, UsageBatch, UsageRecord, decode_batch, encode_batch
+from tests.unit.build_usage import a_record
 
 T = TypeVar("T")
 
@@ -29,9 +32,9 @@ SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 STRANGER = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 NOUNS = (
-    Candidate, Choice, Decision, Deployment, DeploymentLoad, Desired, EngineSpec, Hardware,
-    KeyShard, ApiKey, Link, Model, Policy, ProbedRtt, Refused, Replica, ReplicaLoad, Site,
-    SiteDigest, SiteLinks, Signed, Tokens, UsageBatch, UsageEvent,
+    Decision, Deployment, DeploymentLoad, Desired, EngineSpec, Ground, Hardware, KeyShard, ApiKey,
+    Link, Model, Opening, Policy, ProbedRtt, Progress, Refused, Replica, ReplicaLoad, Shipped, Site,
+    SiteDigest, SiteLinks, Signed, Tokens, UsageBatch, UsageEvent, UsageRecord,
 )
 
 
@@ -101,3 +104,22 @@ def test_bytes_from_nowhere_are_refused_not_crashed_on(junk: bytes) -> None:
     for kind in (SiteDigest, UsageBatch, Signed):
         with pytest.raises(Untrusted):
             decode(junk, kind)
+    for payload in (junk, b"\x83" + junk):
+        with pytest.raises(Untrusted):
+            decode_batch(payload)
+
+
+@pytest.mark.usefixtures("numbers_that_fit")
+def test_a_batch_of_what_is_encoded_already_reads_as_what_it_was() -> None:
+    @QUICK
+    @given(st.from_type(UsageBatch))
+    def there_and_back(batch: UsageBatch) -> None:
+        payload = encode_batch(
+            batch.batch_id, map(encode, batch.grounds), map(encode, batch.events)
+        )
+        assert decode(payload, UsageBatch).events == batch.events
+        grounds, events = decode_batch(payload)
+        assert tuple(grounds) == batch.grounds
+        assert [a_record(event) for event in events] == list(batch.events)
+
+    there_and_back()

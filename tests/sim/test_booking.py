@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import msgspec
 import pytest
 
 from isochrone.adapters.postgres.book import PostgresBook
@@ -14,6 +15,7 @@ from isochrone.core.errors import StoreUnavailable
 from isochrone.core.ids import RequestId, SiteName, uuid7
 from isochrone.core.metering.event import Reporter, Tokens, UsageEvent
 from isochrone.core.rng import stream
+from isochrone.core.routing.choice import Ground, GroundSite
 from isochrone.core.world.tenant import Scope
 from isochrone.ports.book import UsageFilter
 from isochrone.twin.clock import VirtualClock
@@ -27,7 +29,8 @@ from isochrone.wire.subjects import (
     evidence_subject,
     usage_subject,
 )
-from tests.unit.build_usage import a_usage_event
+from isochrone.wire.usage import UsageBatch, encode_batch
+from tests.unit.build_usage import a_decision, a_ground, a_record, a_usage_event
 
 T = TypeVar("T")
 ALL = Scope(org_id=None)
@@ -66,13 +69,14 @@ class Desk:
         return answer()
 
     async def tell(
-        self, subject: str, events: Sequence[UsageEvent], *, bus: FakeBus | None = None
+        self, subject: str, events: Sequence[UsageEvent], *, bus: FakeBus | None = None,
+        grounds: Sequence[Ground] = (),
     ) -> None:
         batch_id = f"{subject}/{events[0].request_id}/{len(events)}"
-        batch = fleet.UsageBatch(version=1, batch_id=batch_id, events=tuple(events))
-        await (bus or self.gateway).publish_durable(
-            subject, fleet.encode(batch), message_id=batch_id
+        payload = encode_batch(
+            batch_id, map(fleet.encode, grounds), (fleet.encode(a_record(e)) for e in events)
         )
+        await (bus or self.gateway).publish_durable(subject, payload, message_id=batch_id)
 
     async def until_empty(self) -> None:
         async with asyncio.timeout(600):
@@ -138,7 +142,7 @@ def test_what_cannot_be_booked_is_parked_and_blocks_nothing(book: PostgresBook) 
         await desk.gateway.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
         good = [a_report(number) for number in range(1, 6)]
         await desk.gateway.publish_durable("usage.sydney", b"\xc1 no batch", message_id="poison")
-        newer = fleet.UsageBatch(version=99, batch_id="newer", events=(a_report(8),))
+        newer = UsageBatch(99, "newer", (), (a_record(a_report(8)),))
         await desk.gateway.publish_durable("usage.sydney", fleet.encode(newer), message_id="newer")
         impostor = a_report(9, "frankfurt")
         not_served_here = a_report(10, reporter="evidence")
@@ -149,13 +153,20 @@ def test_what_cannot_be_booked_is_parked_and_blocks_nothing(book: PostgresBook) 
             "usage.sydney", [*good[:2], impostor, negative, good[2], no_id, unasked, *good[3:]]
         )
         await desk.tell("evidence.sydney", [not_served_here])
+        endless = GroundSite(site=SiteName("x"), rtt_ms=float("inf"), rtt_source="emulated")
+        bad = replace(a_ground("bad"), open_sites=(endless,))
+        decided = replace(a_report(6), decision=a_decision(a_ground()))
+        await desk.tell("usage.sydney", [decided], grounds=[bad, a_ground()])
         running = asyncio.create_task(desk.booking.run())
         await desk.until_empty()
         running.cancel()
 
-        assert desk.booked() == good
+        assert desk.booked() == [*good, replace(decided, decision=None)]
+        booked = book.request(ALL, decided.request_id)
+        assert booked is not None
+        assert (booked.event, booked.ground) == (decided, a_ground())
         reasons = [each.reason for each in book.parked(most=20)]
-        assert len(reasons) == 7
+        assert len(reasons) == 8
         for part in (
             "'sydney' may not report for 'frankfurt'",
             "'sydney' may not report for 'ashburn'",
@@ -164,8 +175,32 @@ def test_what_cannot_be_booked_is_parked_and_blocks_nothing(book: PostgresBook) 
             "not a valid UsageBatch",
             "violates check constraint",
             "version 99 is newer",
+            "the ground bad cannot be kept",
         ):
             assert any(part in reason for reason in reasons), (part, reasons)
+
+    run(main())
+
+
+def test_a_batch_of_the_first_version_is_booked_without_its_decisions(book: PostgresBook) -> None:
+    async def main() -> None:
+        desk = Desk(book)
+        await desk.gateway.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
+        told = [a_report(1), a_report(2)]
+        events = [{**fleet.to_builtins(event), "decision": {"choice": {}}} for event in told]
+        first = {"version": 1, "batch_id": "first", "events": events}
+        wrong = {"version": 1, "batch_id": "wrong", "events": [{**events[0], "status": "x"}]}
+        for batch in (first, wrong):
+            payload = msgspec.msgpack.encode(batch)
+            await desk.gateway.publish_durable(
+                "usage.sydney", payload, message_id=str(batch["batch_id"])
+            )
+        running = asyncio.create_task(desk.booking.run())
+        await desk.until_empty()
+        running.cancel()
+        assert desk.booked() == told
+        (parked,) = book.parked(most=10)
+        assert "not a valid UsageBatch" in parked.reason
 
     run(main())
 

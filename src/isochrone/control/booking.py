@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
+from typing import TypeVar
 
 import structlog
 
 from isochrone.control.offload import Offload
 from isochrone.core.errors import BusUnavailable, InvalidInput, StoreUnavailable, Untrusted
+from isochrone.core.ids import SiteName
 from isochrone.core.metering.event import Reporter, UsageEvent
+from isochrone.core.routing.choice import Ground
 from isochrone.ports.book import Book, Parked
 from isochrone.ports.bus import Bus, Durable
 from isochrone.ports.clock import Clock
@@ -33,12 +36,15 @@ _NS_PER_S = 1_000_000_000
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 
 @dataclass(slots=True, kw_only=True)
 class Sorted:
-    """What some messages hold: reports of ingresses and evidence, each with the subject that it
-    came by, and what cannot be booked."""
+    """What some messages hold: grounds, reports of ingresses and evidence, each with the subject
+    that it came by, and what cannot be booked."""
 
+    grounds: list[tuple[str, Ground]] = field(default_factory=list)
     usage: list[tuple[str, UsageEvent]] = field(default_factory=list)
     evidence: list[tuple[str, UsageEvent]] = field(default_factory=list)
     parked: list[Parked] = field(default_factory=list)
@@ -54,6 +60,8 @@ def sort(messages: Sequence[Durable]) -> Sorted:
             found.parked.append(_parked(message.subject, message.payload, error.message))
             continue
         kind, _, site = message.subject.partition(".")
+        if kind == "usage":
+            found.grounds += [(message.subject, ground) for ground in grounds]
         for event in events:
             reason_ = _refusal(kind, site, event)
             if reason_ is not None:
@@ -88,20 +96,28 @@ def _parked(subject: str, payload: bytes, reason: str) -> Parked:
 
 
 def _store(
-    call: Callable[[Sequence[UsageEvent]], int], events: Sequence[tuple[str, UsageEvent]]
+    call: Callable[[Sequence[tuple[str, T]]], int], told: Sequence[tuple[str, T]]
 ) -> list[Parked]:
     """Store all that can be stored; halves what is refused until the culprits stand alone."""
-    if not events:
+    if not told:
         return []
     try:
-        call([event for _, event in events])
+        call(told)
     except InvalidInput as error:
-        if len(events) == 1:
-            subject, event = events[0]
-            return [_parked(subject, fleet.encode(event), error.message)]
-        middle = len(events) // 2
-        return _store(call, events[:middle]) + _store(call, events[middle:])
+        if len(told) == 1:
+            subject, noun = told[0]
+            return [_parked(subject, fleet.encode(noun), error.message)]
+        middle = len(told) // 2
+        return _store(call, told[:middle]) + _store(call, told[middle:])
     return []
+
+
+def _nouns(told: Sequence[tuple[str, T]]) -> list[T]:
+    return [noun for _, noun in told]
+
+
+def _by_site(told: Sequence[tuple[str, T]]) -> list[tuple[SiteName, T]]:
+    return [(SiteName(subject.partition(".")[2]), noun) for subject, noun in told]
 
 
 class Booking:
@@ -169,8 +185,10 @@ class Booking:
         found, book = sort(messages), self._book
         parked = [
             *found.parked,
-            *_store(lambda events: book.book_usage(events, now=now), found.usage),
-            *_store(lambda events: book.note_evidence(events, now=now), found.evidence),
+            # Before the requests whose decisions name them.
+            *_store(lambda told: book.keep_grounds(_by_site(told), now=now), found.grounds),
+            *_store(lambda told: book.book_usage(_nouns(told), now=now), found.usage),
+            *_store(lambda told: book.note_evidence(_nouns(told), now=now), found.evidence),
         ]
         if parked:
             book.park(parked, now=now)

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from isochrone.core.ids import KeyId, ModelName, ReplicaId, RequestId, SiteName
 from isochrone.core.metering.event import UsageEvent
+from isochrone.core.routing.choice import Ground
 from isochrone.core.world.tenant import Scope
 
 UsageGroup = Literal["key", "model", "site", "day"]
@@ -30,10 +31,14 @@ class UsageFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Booked:
-    """One booked request and when its present report was booked (wall ns)."""
+    """One booked request and when its present report was booked (wall ns).
+
+    `ground` is what its decision names, where the decision was asked for and the ground is kept.
+    """
 
     event: UsageEvent
     booked_at: int
+    ground: Ground | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,14 @@ class Parked:
 
 
 class Book(Protocol):
+    def keep_grounds(self, grounds: Sequence[tuple[SiteName, Ground]], *, now: int) -> int:
+        """Keep what decisions of the ingress at these sites name; return how many were new.
+
+        A ground that is kept already stays as it is. A site's grounds serve its own requests only.
+        Raises InvalidInput, with nothing kept, when a value cannot be stored.
+        """
+        ...
+
     def book_usage(self, events: Sequence[UsageEvent], *, now: int) -> int:
         """Book reports of the ingress; return how many rows are new or were replaced.
 
@@ -104,7 +117,7 @@ class Book(Protocol):
         ...
 
     def request(self, scope: Scope, request_id: RequestId) -> Booked | None:
-        """One request with its decision; None when it is not booked or outside the scope."""
+        """One request with decision and ground; None when not booked or outside the scope."""
         ...
 
     def requests(

@@ -13,12 +13,19 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow, kwargs_row
 
-from isochrone.adapters.postgres.book_rows import COLUMNS, event_of, values_of
+from isochrone.adapters.postgres.book_rows import (
+    COLUMNS,
+    event_of,
+    ground_of,
+    ground_text,
+    values_of,
+)
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.errors import InvalidInput
-from isochrone.core.ids import RequestId, is_uuid7
+from isochrone.core.ids import RequestId, SiteName, is_uuid7
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.metering.merge import better
+from isochrone.core.routing.choice import Ground
 from isochrone.core.world.tenant import Scope
 from isochrone.ports.book import (
     Booked,
@@ -53,6 +60,19 @@ class PostgresBook:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+
+    def keep_grounds(self, grounds: Sequence[tuple[SiteName, Ground]], *, now: int) -> int:
+        # In the order of their keys, so that two bookers cannot wait for each other.
+        rows = {(site, ground.id): ground_text(ground) for site, ground in grounds}
+        new = 0
+        with self._pool.transaction() as connection:
+            for (site, name), text in sorted(rows.items()):
+                new += connection.execute(
+                    "INSERT INTO grounds (site, id, ground, kept_at) VALUES (%s, %s, %s, %s)"
+                    " ON CONFLICT DO NOTHING",
+                    (site, name, text, now),
+                ).rowcount
+        return new
 
     def book_usage(self, events: Sequence[UsageEvent], *, now: int) -> int:
         with self._pool.transaction() as connection:
@@ -89,7 +109,10 @@ class PostgresBook:
                 ).format(_NAMES),
                 {"id": request_id, "org": scope.org_id},
             ).fetchone()
-        return None if row is None else Booked(event=event_of(row[1:]), booked_at=row[0])
+            if row is None:
+                return None
+            event = event_of(row[1:])
+            return Booked(event=event, booked_at=row[0], ground=_ground(connection, event))
 
     def requests(
         self, scope: Scope, chosen: UsageFilter, *, most: int, after: str | None = None
@@ -166,6 +189,17 @@ class PostgresBook:
                 " ORDER BY parked_at DESC, id LIMIT %s",
                 (most,),
             ).fetchall()
+
+
+def _ground(connection: psycopg.Connection[TupleRow], event: UsageEvent) -> Ground | None:
+    """What the decision of `event` names, as its ingress told it."""
+    if event.decision is None:
+        return None
+    row = connection.execute(
+        "SELECT ground FROM grounds WHERE site = %s AND id = %s",
+        (event.ingress_site, event.decision.ground),
+    ).fetchone()
+    return None if row is None else ground_of(row[0])
 
 
 def _where(scope: Scope, chosen: UsageFilter) -> sql.Composable:

@@ -1,4 +1,4 @@
-"""Usage events as rows of the tables `usage` and `evidence`, and back."""
+"""Usage events as rows of the tables `usage` and `evidence`, grounds as JSON, and back."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import msgspec
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import is_uuid7
 from isochrone.core.metering.event import UsageEvent
-from isochrone.core.routing.choice import Decision
+from isochrone.core.routing.choice import Decision, Ground
 
 # Columns in the order of `values_of`; those of the token counts and of `class` are named apart.
 PLAIN = (
@@ -35,10 +35,9 @@ def values_of(event: UsageEvent) -> tuple[object, ...]:
             problems.append(f"{event.request_id}: {name} is {duration}, not a finite number")
     decision = None
     if event.decision is not None:
-        decision = msgspec.json.encode(event.decision).decode()
         try:
-            msgspec.json.decode(decision, type=Decision)
-        except msgspec.ValidationError as error:  # a number that is not finite became null
+            decision = _json(event.decision)
+        except msgspec.ValidationError as error:
             problems.append(f"{event.request_id}: the decision cannot be kept: {error}")
     if problems:
         raise InvalidInput(problems)
@@ -50,11 +49,33 @@ def values_of(event: UsageEvent) -> tuple[object, ...]:
     )
 
 
+def ground_text(ground: Ground) -> str:
+    """A ground as JSON; raises InvalidInput for what cannot be stored and read back."""
+    try:
+        return _json(ground)
+    except msgspec.ValidationError as error:
+        raise InvalidInput([f"the ground {ground.id} cannot be kept: {error}"]) from error
+
+
+def ground_of(stored: object) -> Ground:
+    """The ground of a value of its column."""
+    return msgspec.convert(stored, Ground)
+
+
+def _json(noun: Decision | Ground) -> str:
+    """Text that reads back; ValidationError where a number that is not finite became null."""
+    text = msgspec.json.encode(noun).decode()
+    msgspec.json.decode(text, type=type(noun))
+    return text
+
+
 def event_of(row: Sequence[Any]) -> UsageEvent:
     """The event of a row of `COLUMNS`."""
     fields = dict(zip(COLUMNS, row, strict=True))
     fields["request_id"] = str(fields["request_id"])
     fields["class_"] = fields.pop("class")
+    if fields["decision"] is not None and "ground" not in fields["decision"]:
+        fields["decision"] = None  # of a shape that we no longer show; the row keeps it
     fields["tokens"] = {
         "input_uncached": fields.pop("input_uncached"),
         "input_cached": fields.pop("input_cached"),
