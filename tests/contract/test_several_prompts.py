@@ -18,6 +18,7 @@ from isochrone.core.metering.event import Tokens
 from isochrone.core.world.model import Replica
 from isochrone.gateway.counts import tokens_of_answer
 from isochrone.gateway.meter import StreamMeter
+from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.recount import recount
 from isochrone.gateway.request import parse_request
 from isochrone.gateway.upstream import UpstreamPool
@@ -67,7 +68,7 @@ async def counted(engine: Engine, body: dict[str, Any], answer: bytes) -> Tokens
         answer, "completions", request.choices, prompt_bytes=request.prompt_bytes,
         usage_counts_one_choice=True, prompts=request.prompts,
     )
-    pool = UpstreamPool(SocketNetwork(), SystemClock())
+    pool = UpstreamPool(SocketNetwork(), SystemClock(), Outbox())
     try:
         return await recount(pool, replica_of(engine), answer, estimate, request_body=raw)
     finally:

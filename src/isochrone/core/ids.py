@@ -17,17 +17,18 @@ ModelName = NewType("ModelName", str)
 ReplicaId = NewType("ReplicaId", str)
 
 RANDOM_BITS = 74
-_HEX = "%032x"
 
 
 def uuid7(wall_ns: int, random_bits: int) -> str:
     """Canonical UUIDv7 text: milliseconds of `wall_ns`, then 74 random bits (RFC 9562, 5.7)."""
     millis = (wall_ns // 1_000_000) & 0xFFFF_FFFF_FFFF
-    rand_a = (random_bits >> 62) & 0xFFF
-    rand_b = random_bits & 0x3FFF_FFFF_FFFF_FFFF
-    value = millis << 80 | 0x7 << 76 | rand_a << 64 | 0b10 << 62 | rand_b
-    text = _HEX % value
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return "%08x-%04x-7%03x-%04x-%012x" % (
+        millis >> 16,
+        millis & 0xFFFF,
+        random_bits >> 62 & 0xFFF,
+        0x8000 | random_bits >> 48 & 0x3FFF,
+        random_bits & 0xFFFF_FFFF_FFFF,
+    )
 
 
 def is_uuid7(text: str) -> bool:

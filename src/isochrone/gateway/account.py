@@ -117,4 +117,5 @@ def _decision(exchange: "Exchange") -> DecisionRecord | None:
         None if first_ns is None else (first_ns - exchange.received_ns) / 1e6,
         choice.refused,
         tuple(exchange.tried),
+        choice.decodes_ms(),
     )

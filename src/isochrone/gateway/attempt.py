@@ -49,14 +49,14 @@ class Attempt:
         replica = target.replica
         self.replica_id: ReplicaId | None = None if replica is None else replica.id
 
-    def start(self, connect_timeout_s: float) -> None:
+    def start(self, now_ns: int) -> None:
         """Send on an idle connection, or on a new one."""
-        pool = self._exchange.context.pool
-        idle = pool.take(self.target.address)
+        exchange = self._exchange
+        idle = exchange.context.pool.take(self.target.address, now_ns)
         if idle is not None:
             self._send(idle)
         else:
-            self._exchange.context.spawn(self._dial(connect_timeout_s))
+            exchange.context.spawn(self._dial(exchange.connect_share_s(self.target)))
 
     def cancel(self) -> None:
         """Stop; the other side sees its connection close."""

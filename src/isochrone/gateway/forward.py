@@ -11,8 +11,9 @@ Every request makes one exchange, so what most requests leave alone is a default
 from isochrone.core.errors import Unavailable
 from isochrone.core.ids import ReplicaId, RequestId, SiteName
 from isochrone.core.metering.event import Endpoint, Outcome, Tokens
-from isochrone.core.routing.choice import Refused, Rule
-from isochrone.core.routing.choose import Choice, choose
+from isochrone.core.routing.choice import Choice, Refused, Rule
+from isochrone.core.routing.choose import choose
+from isochrone.core.routing.loads import Dispatch
 from isochrone.core.world.tenant import ApiKey, Class
 from isochrone.gateway import admission
 from isochrone.gateway.access import class_of
@@ -48,7 +49,7 @@ class Exchange:
     sent_ns: int | None = None
     first_ns: int | None = None
     _tried_replicas: set[ReplicaId] | None = None
-    _ticket: int | None = None
+    _ticket: Dispatch | None = None
     _opened = False
     _over = False
     _last_progress: Tokens | None = None
@@ -72,7 +73,8 @@ class Exchange:
         self.head = incoming.head
         self.tried: list[Refused] = []
         self.received_at = received_at
-        self.received_ns = self._started_ns = incoming.began_ns
+        self.received_ns = incoming.began_ns
+        self._started_ns = incoming.ended_ns
         self.reply = Reply(connection, incoming, request_id, hop)
         self._connection = connection
         self._incoming = incoming
@@ -97,7 +99,7 @@ class Exchange:
     def serve(self) -> None:
         """The whole request is there."""
         incoming, context, hop = self._incoming, self.context, self.reply.hop
-        self._started_ns = context.clock.monotonic_ns()
+        self._started_ns = incoming.ended_ns
         self.body = incoming.body
         incoming.pieces = []
         self._connection.listener = self
@@ -120,8 +122,8 @@ class Exchange:
         if refusal is not None:
             self.refuse(refusal)
         elif hop is None:
-            self._choose()
-        elif not self._try_replica(context.site, 0.0):
+            self._choose(self._started_ns)
+        elif not self._try_replica(context.site, 0.0, self._started_ns):
             self._refuse_hop_without_replica()
 
     def fail(self, fault: Fault) -> None:
@@ -131,10 +133,9 @@ class Exchange:
 
     # -- choosing and trying ---------------------------------------------------------------------
 
-    def _choose(self) -> None:
+    def _choose(self, now_ns: int) -> None:
         """Choose among the allowed sites and try the best one."""
         context, request = self.context, self.request
-        now_ns = context.clock.monotonic_ns()
         if self.attempts >= MOST_TRIES or (self.attempts and self.connect_time_left_s() <= 0):
             self._refuse_nobody()
             return
@@ -159,7 +160,7 @@ class Exchange:
         if self.chosen_ns is None:
             self.chosen_ns = now_ns
         if site == context.site or context.view.replicas.reaches(site):
-            if not self._try_replica(site, choice.rtt_ms):
+            if not self._try_replica(site, choice.rtt_ms, now_ns):
                 self._refused(Refused(
                     site=site, rule="no_ready_replica",
                     detail="none of the site's replicas is ready",
@@ -172,12 +173,11 @@ class Exchange:
             self._refused(Refused(site=site, rule="not_joined", detail=detail))
             return
         emulated_rtt_ms = context.view.emulated_rtt_ms(site)
-        self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms))
+        self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms), now_ns)
 
-    def _try_replica(self, site: SiteName, rtt_ms: float) -> bool:
+    def _try_replica(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
         """Try a replica that this gateway reaches itself; False when none is left."""
         context = self.context
-        now_ns = context.clock.monotonic_ns()
         while True:
             replica = context.view.replicas.pick(
                 site, self.request.model, self._tried_replicas or (), now_ns=now_ns,
@@ -197,10 +197,10 @@ class Exchange:
             if self.chosen_ns is None:
                 self.chosen_ns = now_ns
             target.rtt_ms = rtt_ms
-            self._try(target)
+            self._try(target, now_ns)
             return True
 
-    def _try(self, target: Target) -> None:
+    def _try(self, target: Target, now_ns: int) -> None:
         context, request = self.context, self.request
         attempt = self.attempt = Attempt(self, target)
         if self.reply.hop is None:
@@ -215,11 +215,11 @@ class Exchange:
             context.view.replicas.started(target.replica.id)
         self._ticket = context.loads.dispatched(
             target.site, request.model, request.prompt_tokens, request.output_tokens,
-            context.clock.monotonic_ns(), rtt_ms=target.rtt_ms,
+            now_ns, rtt_ms=target.rtt_ms,
         )
-        attempt.start(self._connect_share_s(target))
+        attempt.start(now_ns)
 
-    def _connect_share_s(self, target: Target) -> float:
+    def connect_share_s(self, target: Target) -> float:
         """How long this try may take to connect, so that the next ones have time, too."""
         candidates = 1 if self.choice is None else self.choice.eligible
         tries = 1 if target.replica is not None else min(MOST_TRIES + 1 - self.attempts, candidates)
@@ -239,7 +239,9 @@ class Exchange:
         if target.replica is not None:
             if unreachable:
                 context.view.replicas.lost(target.replica, now_ns)
-            if self.attempts < MOST_TRIES and self._try_replica(target.site, target.rtt_ms):
+            if self.attempts < MOST_TRIES and self._try_replica(
+                target.site, target.rtt_ms, now_ns
+            ):
                 return
             detail = f"replica {target.replica.id}: {why}"
             self._refused(Refused(site=target.site, rule="no_ready_replica", detail=detail))
@@ -258,7 +260,7 @@ class Exchange:
     def _refused(self, refused: Refused) -> None:
         self.tried.append(refused)
         if self.reply.hop is None:
-            self._choose()
+            self._choose(self.context.clock.monotonic_ns())
         else:
             self._refuse_hop_without_replica()
 

@@ -28,12 +28,12 @@ class Incoming:
     """Filled by the parser of one connection, or at once with a head that is remembered."""
 
     __slots__ = (
-        "began_ns", "body_bytes", "complete", "fault", "grown_bytes", "head", "keep_alive",
-        "pieces",
+        "began_ns", "body_bytes", "complete", "ended_ns", "fault", "grown_bytes", "head",
+        "keep_alive", "pieces",
     )
 
     def __init__(self, began_ns: int) -> None:
-        self.began_ns = began_ns
+        self.began_ns = self.ended_ns = began_ns  # first and last read of it
         self.head = RequestHead()
         self.keep_alive = False  # the head's wish, until something goes wrong
         self.grown_bytes = 0  # reads that did not complete the head
@@ -46,7 +46,7 @@ class Incoming:
     def whole(cls, began_ns: int, head: RequestHead, body: bytes) -> "Incoming":
         """A request that has come in whole."""
         incoming = cls.__new__(cls)
-        incoming.began_ns = began_ns
+        incoming.began_ns = incoming.ended_ns = began_ns
         incoming.head = head
         incoming.keep_alive = head.keep_alive
         incoming.pieces = [body]

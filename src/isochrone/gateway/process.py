@@ -16,6 +16,7 @@ from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.world.digest import SiteDigest
 from isochrone.gateway.context import Context
 from isochrone.gateway.journal import Journal
+from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.routes import Routes
@@ -68,6 +69,7 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._viewing = asyncio.Event()
+        outbox = Outbox()
         journal = Journal(ports.disk, ports.clock, identity.site)
         self.context = Context(
             settings=settings,
@@ -79,7 +81,7 @@ class Gateway:
             loads=Loads(stale_after_ms=settings.digest_stale_s * 1000),
             prefixes=Prefixes(),
             pool=UpstreamPool(
-                ports.network, ports.clock, max_answer_bytes=settings.max_answer_bytes
+                ports.network, ports.clock, outbox, max_answer_bytes=settings.max_answer_bytes
             ),
             targets=Targets(ports.read_credential),
             peers=PeerHops(identity, ports.clock),
@@ -87,7 +89,7 @@ class Gateway:
             log=RequestLog(ports.write_lines),
             spawn=self._spawn,
         )
-        self.server = Server(Routes(self.context), settings, ports.clock)
+        self.server = Server(Routes(self.context), settings, ports.clock, outbox)
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
 
     async def run(

@@ -156,7 +156,7 @@ async def _tokenize(
     path = base_path.removesuffix("/v1") + "/tokenize"
     asked = _encode(_Content(content, prompt))
     data = request_bytes(path, host, headers, {}, asked)
-    connection: UpstreamConnection | None = pool.take(address)
+    connection: UpstreamConnection | None = pool.idle(address)
     if connection is None:
         connection = await pool.connect(address, timeout_s=TIMEOUT_S)
     whole = _Whole()

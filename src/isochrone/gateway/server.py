@@ -13,6 +13,7 @@ import httptools
 
 from isochrone.gateway.heads import HeadMemory, RequestHead
 from isochrone.gateway.incoming import MOST_HEADERS, SINGLE, Fault, Incoming
+from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.ports.clock import Clock
 
@@ -59,10 +60,13 @@ class Application(Protocol):
 class Server:
     """All client connections of one gateway."""
 
-    def __init__(self, app: Application, settings: GatewaySettings, clock: Clock) -> None:
+    def __init__(
+        self, app: Application, settings: GatewaySettings, clock: Clock, outbox: Outbox
+    ) -> None:
         self.app = app
         self.settings = settings
         self.clock = clock
+        self.outbox = outbox
         self.connections: dict[ClientConnection, None] = {}
         self.heads: HeadMemory[RequestHead] = HeadMemory(settings.max_body_bytes)
         self.draining = False
@@ -243,6 +247,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._queue[-1].complete = True
+        self._queue[-1].ended_ns = self._quiet_ns
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -343,7 +348,7 @@ class ClientConnection(asyncio.Protocol):
             self._handler = handler
             expect = incoming.head.headers.get(b"expect", b"").lower()
             if expect == b"100-continue" and not incoming.body_bytes and not incoming.complete:
-                self._transport.write(CONTINUE)
+                self.write(CONTINUE)
         if not incoming.complete:
             return False
         self._answering = True
@@ -358,11 +363,11 @@ class ClientConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Part of an answer."""
-        self._transport.write(data)
+        self._server.outbox.write(self._transport, data)
 
     def answer(self, data: bytes, *, close: bool) -> None:
         """A whole answer; `close` says what its head says about the connection."""
-        self._transport.write(data)
+        self._server.outbox.write(self._transport, data)
         self.done(close=close)
 
     def done(self, *, close: bool) -> None:
@@ -370,7 +375,7 @@ class ClientConnection(asyncio.Protocol):
         self.listener = None
         self._handler = None
         self._answering = False
-        self._quiet_ns = self._server.clock.monotonic_ns()
+        self._quiet_ns = 0  # the next sweep says since when
         if not self._queue:
             return  # the client is gone
         incoming = self._queue.popleft()
@@ -387,6 +392,7 @@ class ClientConnection(asyncio.Protocol):
     def _end(self, *, read_on: bool) -> None:
         self._ending = self._skipping = True
         self._queue.clear()
+        self._server.outbox.flush()
         if read_on and self._transport.can_write_eof() and not self._transport.is_closing():
             # Closing with unread bytes would reset the connection and could destroy the answer.
             self._transport.write_eof()
@@ -414,6 +420,8 @@ class ClientConnection(asyncio.Protocol):
         if self._answering:
             return
         settings = self._server.settings
+        if not self._quiet_ns:
+            self._quiet_ns = now_ns
         if not self._queue:
             if now_ns - self._quiet_ns > settings.idle_timeout_s * 1e9:
                 self.abort()

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import httptools
 
 from isochrone.gateway.heads import HeadMemory
+from isochrone.gateway.outbox import Outbox
 from isochrone.ports.clock import Clock
 from isochrone.ports.network import Address, Network
 
@@ -96,7 +97,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._receiver = receiver
         self._complete = self._by_close = False
         self._untouched = True
-        self._transport.write(data)
+        self._pool.outbox.write(self._transport, data)
 
     def abort(self) -> None:
         """Forget the answer and close now."""
@@ -226,25 +227,28 @@ class UpstreamPool:
     """Idle connections by address; the last one used is used first."""
 
     def __init__(
-        self, network: Network, clock: Clock, *, max_answer_bytes: int = MOST_ANSWER_BYTES
+        self, network: Network, clock: Clock, outbox: Outbox, *,
+        max_answer_bytes: int = MOST_ANSWER_BYTES,
     ) -> None:
+        self.outbox = outbox
         self._network = network
         self._clock = clock
-        self._idle: dict[Address, list[UpstreamConnection]] = {}
+        self._idle: dict[str, list[UpstreamConnection]] = {}
         self.heads: HeadMemory[dict[bytes, bytes]] = HeadMemory(max_answer_bytes)
 
-    def take(self, address: Address) -> UpstreamConnection | None:
+    def take(self, address: Address, now_ns: int) -> UpstreamConnection | None:
         """An idle connection, None when there is none."""
-        idle = self._idle.get(address)
-        if not idle:
-            return None
-        now_ns = self._clock.monotonic_ns()
+        idle = self._idle.get(address.key)
         while idle:
             connection = idle.pop()
             if connection.open and connection.idle_until_ns > now_ns:
                 return connection
             connection.abort()
         return None
+
+    def idle(self, address: Address) -> UpstreamConnection | None:
+        """As `take`, now."""
+        return self.take(address, self._clock.monotonic_ns())
 
     async def connect(self, address: Address, *, timeout_s: float) -> UpstreamConnection:
         """A new connection. Raises OSError or TimeoutError."""
@@ -254,7 +258,10 @@ class UpstreamPool:
 
     def give(self, connection: UpstreamConnection, idle_s: float) -> None:
         """Keep a connection whose answer is complete."""
-        idle = self._idle.setdefault(connection.address, [])
+        key = connection.address.key
+        idle = self._idle.get(key)
+        if idle is None:
+            idle = self._idle[key] = []
         if len(idle) >= MOST_IDLE:
             connection.abort()
             return
@@ -263,19 +270,19 @@ class UpstreamPool:
 
     def forget(self, connection: UpstreamConnection) -> None:
         """A connection was closed."""
-        idle = self._idle.get(connection.address)
+        idle = self._idle.get(connection.address.key)
         if idle and connection in idle:
             idle.remove(connection)
 
     def sweep(self) -> None:
         """Close what has been idle for too long."""
         now_ns = self._clock.monotonic_ns()
-        for address, idle in list(self._idle.items()):
+        for key, idle in list(self._idle.items()):
             for connection in [c for c in idle if c.idle_until_ns <= now_ns]:
                 idle.remove(connection)
                 connection.abort()
             if not idle:
-                del self._idle[address]
+                del self._idle[key]
 
     def close(self) -> None:
         for idle in self._idle.values():
@@ -286,7 +293,9 @@ class UpstreamPool:
 
 def _idle_s(keep_alive: bytes | None) -> float:
     """How long a connection may stay idle, from `keep-alive: timeout=N` where it is given."""
-    for part in (keep_alive or b"").split(b","):
+    if keep_alive is None:
+        return IDLE_S
+    for part in keep_alive.split(b","):
         name, _, value = part.strip().partition(b"=")
         if name.lower() == b"timeout" and value.isdigit() and len(value) < 6:
             return max(0.0, float(value) - IDLE_MARGIN_S)

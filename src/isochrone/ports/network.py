@@ -6,7 +6,7 @@ simulated, is a property of the connection that this port returns, so callers do
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -14,12 +14,19 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where to connect. `rtt_ms` > 0 asks the network to emulate that round trip on the way."""
+    """Where to connect. `rtt_ms` > 0 asks the network to emulate that round trip on the way.
+
+    `key` is equal for equal addresses, and quicker to look up."""
 
     host: str
     port: int
     tls: bool = False
     rtt_ms: float = 0.0
+    key: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        key = f"{self.host}:{self.port}:{self.tls}:{self.rtt_ms}"
+        object.__setattr__(self, "key", key)
 
 
 class Listener(Protocol):

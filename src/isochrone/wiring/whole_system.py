@@ -30,6 +30,7 @@ from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, Sit
 from isochrone.core.rng import stream
 from isochrone.core.world.tenant import ApiKey, Policy, Scope
 from isochrone.core.world.world import World
+from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.process import Gateway, Ports
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.upstream import UpstreamPool
@@ -123,7 +124,7 @@ class WholeSystem:
         self._identities: dict[SiteName, SiteIdentity] = {}
         self._processes: dict[str, _Process] = {}
         self._lives: dict[str, int] = {}
-        self._clients = UpstreamPool(self.wire.process("client"), self.clock)
+        self._clients = UpstreamPool(self.wire.process("client"), self.clock, Outbox())
 
     # -- processes -------------------------------------------------------------------------------
 

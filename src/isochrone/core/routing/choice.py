@@ -128,7 +128,7 @@ class Choice:
     attributes are set by `choose`, which is the quickest way that Python has.
 
     `site` is None and `index` -1 when no site can take the request; the milliseconds are then 0.
-    `index` counts the open sites of `ground`, which is a `Ground.id`. `eligible` is how many could
+    `index` counts the open sites of `ground`. `eligible` is how many could
     take it. `allowed_exists` tells "not allowed" from "allowed, but not able just now".
     """
 
@@ -141,7 +141,7 @@ class Choice:
     index: int
     eligible: int
     allowed_exists: bool
-    ground: str
+    ground: Ground
     rtt_ms: float
     cost_ms: float
     prefill_ms: float
@@ -174,7 +174,7 @@ class Choice:
     ) -> Decision:
         """What is kept of this choice."""
         return Decision(
-            ground=self.ground,
+            ground=self.ground.id,
             chosen=self.index,
             costs_ms=self.costs_ms(),
             queues_ms=self.queues_ms(),

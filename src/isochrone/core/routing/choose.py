@@ -73,7 +73,7 @@ def choose(
     refused = _without(part, costs, tried) if tried else part.refused
 
     choice = Choice()
-    choice.ground = listing.ground.id
+    choice.ground = listing.ground
     choice.allowed_exists = shortlist.allowed_exists
     choice.eligible = part.eligible if not tried else len(costs) - len(refused)
     choice.refused = refused
@@ -98,15 +98,17 @@ def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: 
     choice.cost_ms = choice.costs.item(index)
     choice.prefill_ms = prompt_tokens * board.prompt_ms.item(place)
     choice.decode_ms = 0.0 if choice.decodes is None else choice.decodes.item(index)
-    choice.digest_age_ms = max((now_ns - known.heard_ns) / 1e6, 0.0)
+    age_ns = now_ns - known.heard_ns
+    choice.digest_age_ms = age_ns / 1e6 if age_ns > 0 else 0.0
 
 
 def _cheapest(costs: Costs, rng: Random) -> int:
     """The index of the cheapest site, or of one that is as good as equal."""
     index = int(costs.argmin())
     cheapest_ms = costs.item(index)
-    limit_ms = max(cheapest_ms + TIE_MS, cheapest_ms * (1 + TIE_SHARE))
-    near = (costs <= limit_ms).nonzero()[0]
+    share_ms = cheapest_ms * TIE_SHARE
+    near_ms = cheapest_ms + (share_ms if share_ms > TIE_MS else TIE_MS)
+    near = (costs <= near_ms).nonzero()[0]
     return index if len(near) == 1 else near.item(int(rng.random() * len(near)))
 
 
