@@ -149,6 +149,9 @@ def test_no_crash_loses_what_was_safe_or_tells_a_request_in_two_ways(
         world = World(disk, Random(seed), a_journal(disk))
         for step in steps:
             await act(world, step)
+            counted = world.journal._left_bytes
+            world.journal._recount()
+            assert counted == world.journal._left_bytes, "room that is counted wrongly"
         await act(world, "die")
         world.disk.failing_syncs = 0
         for _ in range(400):

@@ -1,12 +1,18 @@
 """The journal on the twin's disk: what survives, what is refused, what is kept aside."""
 
 import asyncio
+from dataclasses import replace
 from random import Random
 
 import pytest
+from msgspec.structs import replace as replace_in
+from structlog.testing import capture_logs
 
+from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Tokens
+from isochrone.core.routing.choice import Ground
 from isochrone.gateway import journal as journal_module
+from isochrone.gateway import records
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.journal_state import Pending
 from isochrone.twin.clock import VirtualClock
@@ -14,7 +20,14 @@ from isochrone.twin.fakes.disk import MemoryDisk
 from isochrone.twin.loop import VirtualLoop, run
 from isochrone.wire import fleet
 from isochrone.wire.usage import UsageRecord
-from tests.unit.build_usage import a_usage_record, an_opening
+from tests.unit.build_usage import (
+    a_decision,
+    a_ground,
+    a_record,
+    a_usage_event,
+    a_usage_record,
+    an_opening,
+)
 
 MIB = 1024 * 1024
 
@@ -258,5 +271,77 @@ def test_records_are_synced_in_groups(delay_s: float) -> None:
         assert loop.time() - begun <= journal_module.COMMIT_S + 0.001
         task.cancel()
         await asyncio.wait([task])
+
+    run(main())
+
+
+def test_a_batch_brings_the_grounds_of_its_decisions_once_each() -> None:
+    async def main() -> None:
+        disk = MemoryDisk()
+        journal = a_journal(disk)
+        near, far = a_ground("near"), a_ground("far", sites=60)
+        for i in range(230):
+            ground = far if i == 7 else near
+            event = replace(a_usage_event(f"r{i}"), decision=a_decision(ground))
+            journal.closed(a_record(event), ground)
+        await journal.commit()
+        sent = journal.pending(10)
+        grounds = [[fleet.decode(g, Ground) for g in batch.content.grounds] for batch in sent]
+        assert grounds == [[near, far], [near], [near]]
+        disk.process_died()
+        again = a_journal(disk)
+        await again.commit()
+        assert again.pending(10) == sent
+
+    run(main())
+
+
+def test_a_decision_gives_way_to_the_charge_where_room_is_scarce() -> None:
+    async def main() -> None:
+        disk = MemoryDisk(capacity_bytes=8 * MIB)
+        journal = a_journal(disk)
+        ground = a_ground(sites=1000)
+        event = replace(a_usage_event("a"), decision=a_decision(ground))
+        journal.closed(a_record(event), ground)
+        disk.capacity_bytes = 0
+        while journal.refusal() is None:
+            journal.opened(an_opening(f"r{len(journal._open)}"))
+        journal.closed(replace_in(a_record(event), request_id=RequestId("b")), ground)
+        huge = a_ground("huge", sites=10_000)
+        disk.capacity_bytes = None
+        await journal.commit()
+        event = replace(a_usage_event("c"), decision=a_decision(huge))
+        journal.closed(a_record(event), huge)
+        await journal.commit()
+        told = {str(each.request_id): each for each in records_of(journal.pending(10))}
+        assert sorted(told) == ["a", "b", "c"]
+        assert [told[name].decision is None for name in "abc"] == [False, True, True]
+
+    run(main())
+
+
+def test_a_segment_of_another_format_is_kept_and_said_to_be_unreadable() -> None:
+    async def main() -> None:
+        disk = MemoryDisk()
+        name = "segment-00000000000000000007"
+        old = fleet.encode(a_usage_event("old"))  # as maps, which earlier releases wrote
+        frames = [
+            records.frame(records.OPENED, old), records.frame(records.CLOSED, old),
+            records.frame(records.BATCH, b""), records.frame(records.CLOSED, old),
+        ]
+        segment = disk.create(name, reserve_bytes=0)
+        segment.append(b"".join(frames))
+        before = disk.read(name)
+        with capture_logs() as logged:
+            journal = a_journal(disk)
+        assert {"event": "journal_undecodable", "log_level": "error", "segment": name,
+                "records": 3} in logged
+        journal.closed(a_usage_record("new"))
+        for _ in range(3):
+            await journal.commit()
+            for batch in journal.pending(10):
+                assert records_of([batch]) == [a_usage_record("new")]
+                journal.shipped(batch)
+        assert disk.read(name) == before
 
     run(main())

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from isochrone.gateway.journal import Journal
@@ -13,8 +14,15 @@ from isochrone.twin.fakes.disk import MemoryDisk
 from isochrone.twin.loop import VirtualLoop, run
 from isochrone.wire import fleet
 from isochrone.wire.subjects import BOOK_CONSUMER, USAGE_STREAM, USAGE_SUBJECTS
-from isochrone.wire.usage import UsageBatch, UsageRecord
-from tests.unit.build_usage import a_usage_record, an_opening
+from isochrone.wire.usage import UsageBatch, UsageRecord, decode_batch
+from tests.unit.build_usage import (
+    a_decision,
+    a_ground,
+    a_record,
+    a_usage_event,
+    a_usage_record,
+    an_opening,
+)
 
 
 class Site:
@@ -168,5 +176,20 @@ def test_a_stop_in_good_order_ships_the_last_requests() -> None:
         site.hub.down()
         site.journal.closed(a_usage_record("b"))
         assert not await site.shipper.flush(timeout_s=1.0)
+
+    on_a_site(test)
+
+
+def test_grounds_go_with_the_decisions_that_name_them() -> None:
+    async def test(site: Site) -> None:
+        ground = a_ground()
+        event = replace(a_usage_event("a"), decision=a_decision(ground))
+        site.journal.closed(a_record(event), ground)
+        site.journal.closed(evidence("b"))
+        await asyncio.sleep(0.05)
+        told = {m.subject: decode_batch(m.payload)
+                for m in site.hub.streams[USAGE_STREAM].messages.values()}
+        assert told["usage.sydney"] == ((ground,), [event])
+        assert told["evidence.sydney"][0] == ()
 
     on_a_site(test)
