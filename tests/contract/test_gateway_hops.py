@@ -91,8 +91,7 @@ def test_the_emulated_distance_is_felt() -> None:
             )
             assert event.first_byte_ms is not None
             assert event.first_byte_ms >= 120
-            assert event.decision is not None
-            assert event.decision.choice.candidates[0].rtt_source == "emulated"
+            assert cloud.explained(event).candidates[0].rtt_source == "emulated"
 
     run(main)
 
@@ -128,8 +127,7 @@ def test_no_allowed_site_is_403() -> None:
         answer = await ask(sydney, post(chat_body(), key="french"))
         assert (answer.status, answer.headers["x-isochrone-reason"]) == (403, "residency")
         event = (await cloud.events(answer.request_id))[0]
-        assert event.decision is not None
-        assert {r.rule for r in event.decision.choice.refused} == {"residency"}
+        assert {r.rule for r in cloud.explained(event).refused} == {"residency"}
 
     run(main)
 
@@ -256,10 +254,11 @@ def signed_by(
     body = chat_body() if body is None else body
     sent_at = sydney.clock.wall_ns() - int(age_s * 1e9)
     head = PeerRequest(
-        request_id=sydney.running.context.new_request_id(), method="POST", path=PATH,
+        request_id=sydney.running.context.new_request_id(sent_at), method="POST", path=PATH,
         ingress="sydney", serving=serving, key_id=f"k-{key}", class_="on_demand", sent_at=sent_at,
     )
-    headers = dict(sydney.running.context.peers.request_headers(shared, head, body))
+    lines = sydney.running.context.peers.request_lines(shared, head, body)
+    headers = dict(line.split(": ", 1) for line in lines.splitlines())
     return post(body, key=None, headers=headers)
 
 

@@ -53,7 +53,7 @@ def test_an_answer_says_where_it_ran_and_is_accounted() -> None:
         assert event.tokens.source == "engine"
         assert (event.serving_site, event.replica) == ("frankfurt", "frankfurt-tiny-fable-0")
         assert event.decision is not None
-        assert event.decision.plaintext_ingress == "DE"
+        assert cloud.ground_of(event).plaintext_ingress == "DE"
 
     run(main)
 
@@ -441,7 +441,9 @@ def test_a_full_disk_refuses_work_before_serving_it() -> None:
     async def main(cloud: GatewayCloud) -> None:
         site = await one_site(cloud)
         site.disk.capacity_bytes = 0
-        site.running.context.journal._reserved_bytes = 2**30
+        journal = site.running.context.journal
+        journal._reserved_bytes = 2**30
+        journal._recount()
         answer = await ask(site, post(chat_body()))
         assert (answer.status, answer.headers["x-isochrone-reason"]) == (503, "journal")
         assert site.engines[0].asked == []
