@@ -11,7 +11,8 @@ class GatewaySettings:
 
     `connect_timeout_s` is shared by all connection attempts of one request, so that a request for
     which nobody is healthy is refused within it. `drain_timeout_s` is how long open requests may
-    go on after SIGTERM.
+    go on after SIGTERM. A view that is older than `view_warn_s` is warned of. `tls_certificate` and
+    `tls_key` are PEM files, both or none; `tls_ca` holds authorities to trust besides the system's.
     """
 
     identity: Path
@@ -30,3 +31,7 @@ class GatewaySettings:
     idle_timeout_s: float = 75.0
     drain_timeout_s: float = 5.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    view_warn_s: float = 60.0
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
