@@ -60,7 +60,7 @@ class ViewStore:
         self._disk = disk
         self._view = view
         self._clock = clock
-        self._version = view.version  # the one in the file
+        self._version = -1            # the one in the file
         self._digest = b""
         self._proved_ns = 0           # monotonic, of the last write
         self._writing = asyncio.Lock()
