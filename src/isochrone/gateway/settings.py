@@ -13,6 +13,8 @@ class GatewaySettings:
     which nobody is healthy is refused within it. `drain_timeout_s` is how long open requests may
     go on after SIGTERM. A view that is older than `view_warn_s` is warned of. `tls_certificate` and
     `tls_key` are PEM files, both or none; `tls_ca` holds authorities to trust besides the system's.
+    `alone`: this process tells its gateway everything, from one file; replicas of other sites are
+    then asked directly. It may be `worker` number 0.. of `workers` on one port.
     """
 
     identity: Path
@@ -35,3 +37,6 @@ class GatewaySettings:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
+    alone: bool = False
+    worker: int = 0
+    workers: int = 1

@@ -59,10 +59,14 @@ class ViewCache:
     `entries` and `replica_entries` are what was accepted, as it came, by key; `version` grows with
     every change of them. `current`: the first listing of this life has been taken. `synced`: there
     is a view to serve from. `aged`: some policy allows no view of this age; see `too_old`.
+    `direct`: replicas of other sites are taken too, because this gateway asks them itself.
     """
 
-    def __init__(self, own_site: SiteName, control_key_hex: str, data: Data) -> None:
+    def __init__(
+        self, own_site: SiteName, control_key_hex: str, data: Data, *, direct: bool = False
+    ) -> None:
         self.own_site = own_site
+        self._direct = direct
         self.control_key = control_key_hex
         self.keys = Keys()
         self.replicas = Replicas()
@@ -222,7 +226,7 @@ class ViewCache:
         self.on_replica_entry(entry)
 
     def on_replica_entry(self, entry: Entry) -> None:
-        """Take one change of the own site's replicas; only its agent may write them."""
+        """Take one change of the site's bucket of replicas; only its agent may write them."""
         if entry.value is None:
             self.replicas.drop(entry.key)
             return
@@ -231,7 +235,8 @@ class ViewCache:
         except Untrusted as error:
             log.warning("replica_entry_refused", key=entry.key, why=error.message)
             return
-        if entry.key != subjects.replica_key(replica.id) or replica.site != self.own_site:
+        foreign = replica.site != self.own_site and not self._direct
+        if entry.key != subjects.replica_key(replica.id) or foreign:
             log.warning("replica_entry_refused", key=entry.key, why="names another replica")
             return
         self.replicas.put(entry.key, replica)

@@ -34,16 +34,20 @@ class SocketListener:
 
 
 class SocketNetwork:
-    """Listens and connects; `Address.rtt_ms` > 0 adds that round trip to the connection."""
+    """Listens and connects; `Address.rtt_ms` > 0 adds that round trip to the connection.
 
-    def __init__(self) -> None:
+    `reuse_port`: several processes may listen on one port; the kernel deals out connections.
+    """
+
+    def __init__(self, *, reuse_port: bool = False) -> None:
+        self._reuse_port = reuse_port
         self._tls: ssl.SSLContext | None = None
 
     async def listen(
         self, factory: Callable[[], asyncio.Protocol], host: str, port: int
     ) -> SocketListener:
         server = await asyncio.get_running_loop().create_server(
-            factory, host, port, backlog=BACKLOG
+            factory, host, port, backlog=BACKLOG, reuse_port=self._reuse_port or None
         )
         return SocketListener(server)
 
