@@ -10,9 +10,13 @@ import pytest
 import uvloop
 from structlog.testing import capture_logs
 
+from isochrone.adapters.clock import SystemClock
 from isochrone.adapters.network.sockets import SocketListener, SocketNetwork
-from isochrone.adapters.network.tls import ServerTls, client_context
+from isochrone.adapters.network.tls import ServerTls, certificate_of, client_context
+from isochrone.agent.probe import Prober
 from isochrone.core.errors import InvalidInput
+from isochrone.core.ids import SiteName
+from isochrone.core.world.site import Site
 from isochrone.ports.network import Address, Certificate
 from tests.fixtures.certificates import Authority
 
@@ -268,3 +272,50 @@ def test_nothing_starts_with_files_that_cannot_be_used(tmp_path: Path) -> None:
     for file in (missing, good.key):
         with pytest.raises(InvalidInput, match="authorities"):
             SocketNetwork(authorities=file)
+
+
+def test_settings_name_a_whole_pair_or_none(tmp_path: Path) -> None:
+    good = Authority(tmp_path).certificate("gateway.test")
+    assert certificate_of(None, None) is None
+    assert certificate_of(good.chain, good.key) == good
+    for chain, key in ((good.chain, None), (None, good.key)):
+        with pytest.raises(InvalidInput, match="belong together"):
+            certificate_of(chain, key)
+    with pytest.raises(InvalidInput, match="PEM"):
+        certificate_of(good.key, good.key)
+
+
+class Health(asyncio.Protocol):
+    """A gateway as far as probes go."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+
+def test_peers_with_tls_are_probed(run: Run, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate = authority.certificate("paris.test")
+
+    async def main() -> None:
+        listener = await SocketNetwork().listen(Health, "127.0.0.1", 0, tls=certificate)
+        sites = {
+            SiteName(name): Site(
+                name=SiteName(name), country=None, operator=None, parent=None, latitude_deg=0.0,
+                longitude_deg=0.0, host="127.0.0.1", port=listener.port, peer_key="00",
+                public_url=f"https://{name}.test:{listener.port}/v1",
+            )
+            for name in ("paris", "oslo")
+        }
+        prober = Prober(
+            SiteName("sydney"), SocketNetwork(authorities=authority.file), SystemClock(),
+            sites=sites, interval_s=1.0,
+        )
+        for _ in range(2):  # with a handshake, and over the kept connection
+            await prober.probe_all()
+            assert list(prober.round_trips) == ["paris"]  # the certificate is not for oslo
+        await listener.close()
+
+    run(main)

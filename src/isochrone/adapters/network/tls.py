@@ -23,6 +23,18 @@ log = structlog.get_logger()
 _Stamp = tuple[tuple[int, int, int], ...]
 
 
+def certificate_of(chain: Path | None, key: Path | None) -> Certificate | None:
+    """The pair that settings name, None when they name none. Raises InvalidInput for half a pair
+    and for one that cannot be used."""
+    if chain is None or key is None:
+        if chain is not key:
+            raise InvalidInput(["tls_certificate and tls_key belong together: only one is set"])
+        return None
+    certificate = Certificate(chain=chain, key=key)
+    server_context(certificate)
+    return certificate
+
+
 class ServerTls:
     """Raises InvalidInput when the pair cannot be used. `context` is for `create_server`."""
 
