@@ -47,7 +47,8 @@ def gateway(
             help="Make the secret of a gateway that has peers, print its public key, and end.",
         ),
     ] = None,
-    worker: Annotated[str | None, typer.Option(hidden=True)] = None,
+    worker: Annotated[int | None, typer.Option(hidden=True)] = None,
+    port: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a gateway: takes OpenAI requests at a site and serves each where it is soonest.
 
@@ -62,10 +63,15 @@ def gateway(
         return
     if config is None:
         raise InvalidInput(["--config is missing; start from examples/standalone.toml"])
-    _run_gateway(config, workers, worker)
+    if worker is not None:
+        from isochrone.wiring.alone import run_alone
+
+        run_alone(config, worker=worker, workers=workers, port=port)
+    else:
+        _run_gateway(config, workers)
 
 
-def _run_gateway(config: Path, workers: int, worker: str | None) -> None:
+def _run_gateway(config: Path, workers: int) -> None:
     """Which kind of file it is decides what is loaded: a gateway alone needs far less."""
     from isochrone.wiring.alone_file import is_alone
 
@@ -75,10 +81,14 @@ def _run_gateway(config: Path, workers: int, worker: str | None) -> None:
         from isochrone.wiring.gateway import run
 
         run(config)
-        return
-    from isochrone.wiring.alone import run_alone
+    elif workers > 1:
+        from isochrone.wiring.workers import run_workers
 
-    run_alone(config)
+        run_workers(config, workers)
+    else:
+        from isochrone.wiring.alone import run_alone
+
+        run_alone(config)
 
 
 def agent(config: ConfigOption) -> None:

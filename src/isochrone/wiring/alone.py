@@ -23,12 +23,15 @@ from isochrone.adapters.credentials import read_credential
 from isochrone.adapters.disk.files import FileDisk
 from isochrone.adapters.network.sockets import SocketNetwork
 from isochrone.adapters.packaged import load_blocs, load_hardware
+from isochrone.core.errors import Unavailable
 from isochrone.core.rng import Random
 from isochrone.gateway.process import Gateway, Ports
+from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.view_cache import Data
 from isochrone.wire.identity import SiteIdentity
 from isochrone.wiring.alone_entries import Teller, told_by
 from isochrone.wiring.alone_file import STANDARD_OUTPUT, AloneFile, load_alone
+from isochrone.wiring.alone_leftover import folders_left_over, ship_left_over, worker_folder
 from isochrone.wiring.alone_reload import Reloader
 from isochrone.wiring.gateway_start import LineFile, freeze_start, write_output
 from isochrone.wiring.log import configure_log
@@ -42,22 +45,32 @@ log = structlog.get_logger()
 def run_alone(config: Path, *, worker: int = 0, workers: int = 1, port: int | None = None) -> None:
     """Run the gateway of `config` until SIGTERM or SIGINT, as `worker` of `workers`.
 
-    `port` replaces the file's. Raises InvalidInput, OSError.
+    `port` replaces the file's. Raises InvalidInput for a bad file, Unavailable when the port or a
+    folder cannot be had.
     """
     file = load_alone(config)
     configure_log("gateway", file.settings.log_level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, file, worker, workers, port))
-
-
-async def _serve(
-    config: Path, file: AloneFile, worker: int, workers: int, port: int | None
-) -> None:
+    if workers > 1:
+        structlog.contextvars.bind_contextvars(worker=worker)
     settings = dataclasses.replace(
         file.settings, alone=True, worker=worker, workers=workers,
-        journal=file.settings.journal / f"worker-{worker}",
+        journal=worker_folder(file.settings.journal, worker),
         port=file.settings.port if port is None else port,
     )
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(config, file, settings))
+    except OSError as error:
+        raise Unavailable(f"the gateway cannot run: {error}") from error
+    except ExceptionGroup as group:
+        failed, others = group.split(OSError)
+        if failed is None or others is not None:
+            raise
+        causes = "; ".join(str(each) for each in failed.exceptions)
+        raise Unavailable(f"the gateway cannot run: {causes}") from group
+
+
+async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> None:
     clock, signer = SystemClock(), Ed25519PrivateKey.generate()
     identity = _identity(file, signer)
     outputs = _Outputs(file, clock)
@@ -67,7 +80,7 @@ async def _serve(
     disk = FileDisk(settings.journal)
     credentials = lru_cache(CREDENTIALS_KEPT)(read_credential)
     ports = Ports(
-        clock=clock, network=SocketNetwork(reuse_port=workers > 1), bus=bus, disk=disk,
+        clock=clock, network=SocketNetwork(reuse_port=settings.workers > 1), bus=bus, disk=disk,
         rng=Random(secrets.randbits(128)), read_credential=credentials,
         write_lines=outputs.write_lines,
     )
@@ -82,11 +95,16 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reloader.ask)
-    reloading = asyncio.ensure_future(reloader.run())
+    beside = [asyncio.ensure_future(reloader.run())]
+    if settings.worker == 0:
+        folders = folders_left_over(file.settings.journal, settings.workers)
+        beside.append(asyncio.ensure_future(ship_left_over(folders, bus, file.site, clock)))
     try:
         await gateway.run(stop, freeze_start)
     finally:
-        reloading.cancel()
+        for task in beside:
+            task.cancel()
+        await asyncio.wait(beside)
         await bus.close()
         outputs.close()
         disk.close()

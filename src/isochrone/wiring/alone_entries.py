@@ -77,7 +77,9 @@ def _unstated_own_site(file: AloneFile) -> AloneSite:
         name=file.site, country=None, operator=None, parent=None, latitude_deg=0.0,
         longitude_deg=0.0, host="", port=0, public_url="", peer_key=None,
     )
-    return AloneSite(site=site, rtt_ms=0.0, is_placed=False, upstreams=(), peer_models=())
+    return AloneSite(
+        site=site, rtt_ms=0.0, is_placed=False, upstreams=(), peer_models=(), peer_slots=1
+    )
 
 
 def _links(file: AloneFile, sites: Mapping[SiteName, AloneSite]) -> SiteLinks:
@@ -145,7 +147,7 @@ def _loads(
         of_model = [each for each in site.upstreams if each.model == name]
         loads.append(DeploymentLoad(
             model=name, revision=models[name].revision, ready=max(len(of_model), 1),
-            slots=sum(each.slots for each in of_model) or 1, running=0, waiting=0,
+            slots=sum(each.slots for each in of_model) or site.peer_slots, running=0, waiting=0,
             pending_prompt_tokens=0, pending_output_tokens=0,
             prefill_tok_s=min((each.prefill_tok_s for each in of_model), default=0.0),
             decode_tok_s=min((each.decode_tok_s for each in of_model), default=0.0),

@@ -19,7 +19,9 @@ from isochrone.wiring.world_file import (
     MOST_SLOTS,
     SITE_NAME,
     UPSTREAM_URL,
-    VARIABLE,
+    check_hardware,
+    country_of,
+    credential_of,
 )
 
 OPENAI = "openai"
@@ -27,6 +29,7 @@ ENGINES = (OPENAI, *FAMILIES)
 HOST_PORT = r"([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}"
 PUBLIC_KEY = r"[0-9a-f]{64}"
 DEFAULT_SLOTS = 16
+MOST_PEER_SLOTS = 1_000_000
 FASTEST_TOK_S = 1e9
 
 RunningCounts = Literal["timings", "usage"] | None
@@ -51,13 +54,15 @@ class Upstream:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AloneSite:
     """One site. `rtt_ms` None: to be estimated from the positions. `peer_models` are served by the
-    site's own gateway, `upstreams` are asked directly; a site has the one or the other."""
+    site's own gateway, `upstreams` are asked directly; a site has the one or the other.
+    `peer_slots`: requests at once that the peer's engines take of each model."""
 
     site: Site
     rtt_ms: float | None
     is_placed: bool
     upstreams: tuple[Upstream, ...]
     peer_models: tuple[ModelName, ...]
+    peer_slots: int
 
     @property
     def is_peer(self) -> bool:
@@ -85,7 +90,7 @@ def read_site(table: TomlTable, known: Known) -> AloneSite:
     name = SiteName(table.need_text(
         "name", pattern=SITE_NAME, expected="1 to 32 lower-case letters, digits or hyphens"
     ))
-    country = _country(table, known)
+    country = country_of(table, known.countries)
     operator, parent = table.text("operator"), table.text("parent")
     is_placed = table.has("latitude") and table.has("longitude")
     latitude_deg = table.number("latitude", -90, 90, default=0.0)
@@ -95,6 +100,7 @@ def read_site(table: TomlTable, known: Known) -> AloneSite:
         table.problem("rtt_ms is missing; state the round trip from here, or a position")
     hardware = _hardware(table, known)
     host, port, peer_key, serving = _peer(table, known)
+    peer_slots = table.integer("slots", 1, MOST_PEER_SLOTS, default=DEFAULT_SLOTS)
     upstreams = tuple(
         _upstream(each, known) for each in table.tables("upstream", name_key="model")
     )
@@ -110,6 +116,7 @@ def read_site(table: TomlTable, known: Known) -> AloneSite:
         ),
         rtt_ms=rtt_ms if table.has("rtt_ms") or name == known.own else None,
         is_placed=is_placed, upstreams=upstreams, peer_models=serving,
+        peer_slots=peer_slots,
     )
 
 
@@ -126,24 +133,11 @@ def _judge_site(
             table.problem(f'upstream {url} serves "{model}" {count} times; expected once')
 
 
-def _country(table: TomlTable, known: Known) -> str | None:
-    expected = 'an ISO 3166-1 alpha-2 code such as "DE"'
-    country = table.text("country", expected=expected)
-    if country is None or country in known.countries:
-        return country
-    hint = f'; did you mean "{country.upper()}"?' if country.upper() in known.countries else ""
-    table.problem(f'country is "{country}", which is no country; expected {expected}{hint}')
-    return None
-
-
 def _hardware(table: TomlTable, known: Known) -> tuple[Hardware, ...]:
     kind = table.text("hardware", expected="a name of the packaged hardware table")
     if kind is None:
         return ()
-    if kind not in known.hardware:
-        family = [each for each in known.hardware if each.lower().startswith(kind.lower())]
-        listed = ", ".join(family or known.hardware)
-        table.problem(f'hardware is "{kind}", which is not in the hardware table; known: {listed}')
+    check_hardware(table, "hardware", kind, known.hardware)
     return (Hardware(kind=kind),)
 
 
@@ -157,7 +151,7 @@ def _peer(
     for name in serving:
         _known_model(table, "serving", name, known)
     if place is None:
-        for wrong in ("peer_key", "serving"):
+        for wrong in ("peer_key", "serving", "slots"):
             if table.has(wrong):
                 table.problem(f"{wrong} is given without gateway; say where the gateway listens")
         return "", 0, None, ()
@@ -191,7 +185,7 @@ def _upstream(table: TomlTable, known: Known) -> Upstream:
         engine=engine,
         url=url,
         upstream_model=table.text("upstream_model") or model,
-        credential=_credential(table, known.folder),
+        credential=credential_of(table, known.folder),
         slots=table.integer("slots", 1, MOST_SLOTS, default=DEFAULT_SLOTS),
         running_counts="timings" if counts == "timings" else "usage" if counts == "usage" else None,
         usage_counts_one_choice=traits.usage_counts_one_choice,
@@ -208,18 +202,6 @@ def _traits(engine: str) -> EngineTraits:
         if family == engine:
             return FAMILIES[family].traits
     return EngineTraits()
-
-
-def _credential(table: TomlTable, folder: Path) -> str | None:
-    file = table.text("key_file", expected="a path to a file that holds the key")
-    variable = table.text(
-        "key_env", pattern=VARIABLE, expected="the name of an environment variable"
-    )
-    if file is not None and variable is not None:
-        table.problem("key_file and key_env are both given; keep one")
-    if file is not None:
-        return f"file:{folder / file}"
-    return None if variable is None else f"env:{variable}"
 
 
 def _known_model(table: TomlTable, key: str, name: str, known: Known) -> None:
