@@ -5,6 +5,7 @@ retained for a subject is told to whoever subscribes later, as nobody says it ag
 subscriptions hear of a change before the call that made it returns.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -57,7 +58,7 @@ class AloneSubscription:
 
 
 class AloneWatch:
-    """A followed bucket; always current."""
+    """A followed bucket; always current once there is such a bucket."""
 
     def __init__(
         self, bus: "AloneBus", bucket: str, prefix: str, on_entry: Callable[[Entry], None]
@@ -66,13 +67,21 @@ class AloneWatch:
         self._bucket = bucket
         self._prefix = prefix
         self._on_entry = on_entry
+        self._listed = asyncio.Event()
 
     async def synced(self) -> None:
-        """The listing was told when the watch was made."""
+        await self._listed.wait()
 
     @property
     def heard_ns(self) -> int:
-        return self._bus.clock.monotonic_ns()
+        return self._bus.clock.monotonic_ns() if self._listed.is_set() else 0
+
+    def begin(self, bucket: str, entries: Sequence[Entry]) -> None:
+        """The bucket exists: take its listing."""
+        for entry in entries:
+            self.hear(bucket, entry)
+        if bucket == self._bucket:
+            self._listed.set()
 
     def hear(self, bucket: str, entry: Entry) -> None:
         key, prefix = entry.key, self._prefix
@@ -146,7 +155,10 @@ class AloneBus:
         return sorted(self._bucket(bucket))
 
     async def ensure_bucket(self, bucket: str) -> None:
-        self._buckets.setdefault(bucket, {})
+        if bucket not in self._buckets:
+            self._buckets[bucket] = {}
+            for watch in list(self.watches):
+                watch.begin(bucket, ())
 
     async def ensure_stream(self, stream: str, subjects: Sequence[str], consumer: str) -> None:
         """Every durable subject has its place already."""
@@ -155,17 +167,18 @@ class AloneBus:
         self, bucket: str, prefix: str, on_entry: Callable[[Entry], None]
     ) -> AloneWatch:
         watch = AloneWatch(self, bucket, prefix, on_entry)
-        for entry in list(self._buckets.get(bucket, {}).values()):
-            watch.hear(bucket, entry)
         self.watches[watch] = None
+        if bucket in self._buckets:
+            watch.begin(bucket, list(self._buckets[bucket].values()))
         return watch
 
     async def close(self) -> None:
         """Nothing is heard any more; durable messages on their way are written first."""
-        self._closed = True
-        self.subscriptions.clear()
-        self.watches.clear()
-        await self._store.close()
+        if not self._closed:
+            self._closed = True
+            self.subscriptions.clear()
+            self.watches.clear()
+            await self._store.close()
 
     def _bucket(self, bucket: str) -> dict[str, Entry]:
         found = self._buckets.get(bucket)
