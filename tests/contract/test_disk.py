@@ -71,6 +71,25 @@ def test_notes_are_replaced_whole(disk_and_run: tuple[Disk, Run]) -> None:
     assert disk.read("note") == b"short"
 
 
+def test_notes_are_saved_whole_while_the_loop_goes_on(disk_and_run: tuple[Disk, Run]) -> None:
+    disk, run = disk_and_run
+
+    async def main() -> None:
+        disk.replace("note", b"first")
+        await disk.save("note", b"x" * 100_000)
+        assert disk.read("note") == b"x" * 100_000
+        cancelled = asyncio.ensure_future(disk.save("note", b"second"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        await disk.save("other", b"y")
+        await disk.save("note", b"third")
+        assert disk.read("note") in (b"second", b"third")  # each of them whole
+        assert list(disk.names()) == ["note", "other"]
+
+    run(main())
+
+
 def test_a_closed_segment_takes_nothing(disk_and_run: tuple[Disk, Run]) -> None:
     disk, _ = disk_and_run
     segment = disk.create("a", reserve_bytes=0)

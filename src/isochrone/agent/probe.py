@@ -1,7 +1,8 @@
 """Measures the round trip to every peer gateway over a kept connection, as requests will see it.
 
-The first sample of a connection is its handshake, the later ones a GET /health each; what is
-reported is the median of the last five. A peer that does not answer loses its figure.
+The first sample of a connection is its handshake where that is one round trip, without TLS; the
+others are a GET /health each. What is reported is the median of the last five. A peer that does not
+answer loses its figure.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from isochrone.core.ids import SiteName
 from isochrone.core.world.site import Site
 from isochrone.ports.clock import Clock
 from isochrone.ports.network import Address, Network
+from isochrone.wire.hop_tls import hop_tls_name
 
 SAMPLES = 5
 TIMEOUT_S = 2.0
@@ -122,15 +124,21 @@ class Prober:
         if kept is not None and (kept[0] != site or not kept[1].open):
             kept[1].close()
             kept = None
-        started_ns = self._clock.monotonic_ns()
+        tls_name = hop_tls_name(site.public_url, site.port)
         async with asyncio.timeout(TIMEOUT_S):
+            started_ns = self._clock.monotonic_ns()
             if kept is None:
-                address = Address(host=site.host, port=site.port)
+                address = Address(
+                    host=site.host, port=site.port, tls=tls_name is not None,
+                    tls_name=tls_name or "",
+                )
                 probe = await self._network.connect(HealthProbe, address, timeout_s=TIMEOUT_S)
-                self._kept[name] = (site, probe)
-            else:
-                await kept[1].ask(site.host)
-        return (self._clock.monotonic_ns() - started_ns) / 1e6
+                self._kept[name] = kept = (site, probe)
+                if tls_name is None:
+                    return (self._clock.monotonic_ns() - started_ns) / 1e6
+                started_ns = self._clock.monotonic_ns()
+            await kept[1].ask(site.host)
+            return (self._clock.monotonic_ns() - started_ns) / 1e6
 
     def _lose(self, name: SiteName) -> None:
         self._samples.pop(name, None)

@@ -9,7 +9,7 @@ import typer
 from isochrone.cli.cloud import JsonOption
 from isochrone.core.errors import InvalidInput
 
-Kind = Literal["world", "control", "gateway", "agent"]
+Kind = Literal["standalone", "world", "control", "gateway", "agent"]
 
 
 def register(app: typer.Typer) -> None:
@@ -20,10 +20,12 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    file: Annotated[Path, typer.Argument(help="A world, control, gateway or agent file (TOML).")],
+    file: Annotated[Path, typer.Argument(help="A file of any of the kinds of --as.")],
     kind: Annotated[
         str | None,
-        typer.Option("--as", help="world, control, gateway or agent. [default: by its keys]"),
+        typer.Option(
+            "--as", help="standalone, world, control, gateway or agent. [default: by its keys]"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,7 +40,10 @@ def check(
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InvalidInput([f"{file}: not valid TOML: {error}"]) from error
     found = _kind(file, kind, set(document))
-    shown = _world(file, text) if found == "world" else _process(file, found)
+    if found == "standalone":
+        shown = _standalone(file)
+    else:
+        shown = _world(file, text) if found == "world" else _process(file, found)
     if as_json:
         print_json({"file": str(file), "kind": found, "problems": []})
         return
@@ -47,13 +52,14 @@ def check(
 
 
 def _kind(file: Path, wanted: str | None, keys: set[str]) -> Kind:
-    kinds: tuple[Kind, ...] = ("world", "control", "gateway", "agent")
+    kinds: tuple[Kind, ...] = ("standalone", "world", "control", "gateway", "agent")
     if wanted is not None:
         for kind in kinds:
             if kind == wanted:
                 return kind
         raise InvalidInput([f"--as {wanted}: expected one of {', '.join(kinds)}"])
     marks: dict[Kind, set[str]] = {
+        "standalone": {"gateway", "key", "policy"},
         "world": {"site", "model", "link", "emulate_distance"},
         "control": {"database", "nats_secrets", "signing_key"},
         "gateway": {"journal", "max_body_bytes", "max_head_bytes"},
@@ -79,6 +85,22 @@ def _world(file: Path, text: str) -> str:
         runs = ", ".join(f"{one.replicas} x {one.model}" for one in site.deployments) or "nothing"
         lines.append(f"# {site.name} ({site.country or 'no country'}) runs {runs}\n")
     return "".join(lines)
+
+
+def _standalone(file: Path) -> str:
+    from isochrone.wiring.alone_file import load_alone
+    from isochrone.wiring.settings import render_masked
+
+    found = load_alone(file)
+    lines = [
+        f"# gateway of site {found.site}, alone: {len(found.models)} models, "
+        f"{len(found.sites)} sites, {len(found.policies)} policies, {len(found.keys)} keys\n"
+    ]
+    for each in found.sites:
+        asked = "by its gateway" if each.is_peer else f"by {len(each.upstreams)} upstreams"
+        serves = f"{', '.join(each.models)} {asked}" if each.models else "nothing"
+        lines.append(f"# {each.site.name} ({each.site.country or 'no country'}) serves {serves}\n")
+    return "".join(lines) + render_masked(found.settings)
 
 
 def _process(file: Path, kind: Kind) -> str:

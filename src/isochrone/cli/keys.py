@@ -8,6 +8,9 @@ import typer
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.core.errors import InvalidInput
 
+SECRET_PREFIX = "iso_"
+LEAST_SECRET = 16
+
 app = typer.Typer(help="List, make and revoke API keys.")
 
 
@@ -96,6 +99,42 @@ def create(
     print(f"id         {made['id']}")
     print(f"residency  {', '.join(made['residency'])}")
     print(f"transit    {', '.join(made['transit'])}")
+
+
+@app.command(
+    "hash",
+    epilog="Examples: `isochrone keys hash --name laptop >> gateway.toml` · "
+    "`echo -n $SECRET | isochrone keys hash --stdin`",
+)
+def hash_secret(
+    name: Annotated[str, typer.Option(help="A name to recognise it by; usage carries it.")] = "key",
+    stdin: Annotated[
+        bool, typer.Option("--stdin", help="Read the secret there instead of making one.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key for the file of a gateway that runs alone: prints its [[key]] table.
+
+    A new secret is said once, on standard error, so that the table can be appended to the file.
+    """
+    import secrets
+    import sys
+    from hashlib import sha256
+
+    from isochrone.cli.show import print_json
+    from isochrone.wiring.settings import toml_value
+
+    secret = sys.stdin.read().strip() if stdin else f"{SECRET_PREFIX}{secrets.token_urlsafe(32)}"
+    if not secret.isascii() or not secret.isprintable() or len(secret) < LEAST_SECRET:
+        raise InvalidInput([f"the secret: expected {LEAST_SECRET} plain characters or more"])
+    digest = sha256(secret.encode()).hexdigest()
+    if as_json:
+        made = {"name": name, "secret_sha256": digest}
+        print_json(made if stdin else {**made, "secret": secret})
+        return
+    if not stdin:
+        print(f"secret  {secret}   (shown once, keep it)", file=sys.stderr)
+    print(f'\n[[key]]\nname = {toml_value(name)}\nsecret_sha256 = "{digest}"')
 
 
 @app.command(epilog="Example: `isochrone keys revoke KEY_ID`; gateways refuse it within seconds.")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from isochrone.core.errors import InvalidInput
+
 ConfigOption = Annotated[
     Path, typer.Option("--config", metavar="FILE", help="Settings of the process (TOML).")
 ]
@@ -12,7 +14,10 @@ ConfigOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     app.command(epilog="Example: `isochrone control --config control.toml`")(control)
-    app.command(epilog="Example: `isochrone gateway --config gateway.toml`")(gateway)
+    app.command(
+        epilog="Alone: `isochrone keys hash` · `isochrone check gateway.toml` · "
+        "`isochrone gateway --config gateway.toml`; start from examples/standalone.toml."
+    )(gateway)
     app.command(epilog="Example: `isochrone agent --config agent.toml`")(agent)
 
 
@@ -23,11 +28,67 @@ def control(config: ConfigOption) -> None:
     run(config)
 
 
-def gateway(config: ConfigOption) -> None:
-    """Run a gateway: takes OpenAI requests at a site and serves each where it is soonest."""
-    from isochrone.wiring.gateway import run
+def gateway(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE",
+            help="TOML: sites, upstreams, keys and policies of a gateway that runs alone, or the "
+            "settings of a gateway of a cloud.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, help="Processes that share the port; only alone.")
+    ] = 1,
+    new_peer_secret: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Make the secret of a gateway that has peers, print its public key, and end.",
+        ),
+    ] = None,
+    worker: Annotated[int | None, typer.Option(hidden=True)] = None,
+    port: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run a gateway: takes OpenAI requests at a site and serves each where it is soonest.
 
-    run(config)
+    With the file of a gateway that runs **alone** it needs nothing else: no NATS, no control, no
+    database. The file names the sites and their upstreams, and holds policies and hashed keys;
+    usage is appended to a file. Changes of the file are taken while it runs (SIGHUP forces it).
+    """
+    if new_peer_secret is not None:
+        from isochrone.wiring.peer_secret import new_peer_secret as make
+
+        print(f'peer_key = "{make(new_peer_secret)}"')
+        return
+    if config is None:
+        raise InvalidInput(["--config is missing; start from examples/standalone.toml"])
+    if worker is not None:
+        from isochrone.wiring.alone import run_alone
+
+        run_alone(config, worker=worker, workers=workers, port=port)
+    else:
+        _run_gateway(config, workers)
+
+
+def _run_gateway(config: Path, workers: int) -> None:
+    """Which kind of file it is decides what is loaded: a gateway alone needs far less."""
+    from isochrone.wiring.alone_file import is_alone
+
+    if not is_alone(config):
+        if workers > 1:
+            raise InvalidInput([f"--workers {workers}: only a gateway that runs alone has workers"])
+        from isochrone.wiring.gateway import run
+
+        run(config)
+    elif workers > 1:
+        from isochrone.wiring.workers import run_workers
+
+        run_workers(config, workers)
+    else:
+        from isochrone.wiring.alone import run_alone
+
+        run_alone(config)
 
 
 def agent(config: ConfigOption) -> None:

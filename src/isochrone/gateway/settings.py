@@ -1,6 +1,6 @@
 """Settings of one gateway process; parsed once from its TOML file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,15 @@ class GatewaySettings:
 
     `connect_timeout_s` is shared by all connection attempts of one request, so that a request for
     which nobody is healthy is refused within it. `drain_timeout_s` is how long open requests may
-    go on after SIGTERM.
+    go on after SIGTERM. A view that is older than `view_warn_s` is warned of. `tls_certificate` and
+    `tls_key` are PEM files, both or none; `tls_ca` holds authorities to trust besides the system's.
+    `alone`: this process tells its gateway everything, from one file; replicas of other sites are
+    then asked directly. It may be `worker` number 0.. of `workers` on one port.
+
+    A stream that says nothing for `between_events_timeout_s` is over. Retries are at most
+    `retry_ratio` of all requests and `retry_min_per_s` besides. A replica is not asked after
+    `breaker_failures` in a row, or a share of `breaker_failure_rate` of the last 20 answers, for a
+    hold between the two that are given.
     """
 
     identity: Path
@@ -30,3 +38,17 @@ class GatewaySettings:
     idle_timeout_s: float = 75.0
     drain_timeout_s: float = 5.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    view_warn_s: float = 60.0
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
+    alone: bool = False
+    worker: int = 0
+    workers: int = 1
+    between_events_timeout_s: float = 60.0
+    retry_ratio: float = field(default=0.1, metadata={"min": 0, "max": 1})
+    retry_min_per_s: float = 10.0
+    breaker_failures: int = field(default=5, metadata={"min": 1, "max": 20})
+    breaker_failure_rate: float = field(default=0.5, metadata={"min": 0.05, "max": 1})
+    breaker_first_hold_s: float = 1.0
+    breaker_longest_hold_s: float = 30.0

@@ -1,11 +1,13 @@
 """The gateway's last good view: follows the buckets, checks control's signature, compiles routes.
 
 Entries of bucket `view` count only when control signed them for exactly that key and with a serial
-not below the one known; anything else is refused and logged, and what was known stays. Nothing here
-ever expires: while NATS or control are away, the gateway goes on with what it knows.
+not below the one known; anything else is refused and logged, and what was known stays. While NATS
+or control are away, the gateway goes on with what it knows, and knows how old that is: `age_s` is
+the time since the bus last proved that nothing newer was published.
 """
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,6 +33,7 @@ from isochrone.wire import fleet, subjects
 T = TypeVar("T")
 
 COMPILE_DELAY_S = 0.02  # changes that arrive together are compiled once
+WARN_S = 60.0
 
 log = structlog.get_logger()
 
@@ -51,13 +54,34 @@ class Data:
 
 
 class ViewCache:
-    """Mutable, owned by the event loop. `table` is always a whole, consistent view."""
+    """Mutable, owned by the event loop. `table` is always a whole, consistent view.
 
-    def __init__(self, own_site: SiteName, control_key_hex: str, data: Data) -> None:
+    `entries` and `replica_entries` are what was accepted, as it came, by key; `version` grows with
+    every change of them. `current`: the first listing of this life has been taken. `synced`: there
+    is a view to serve from. `aged`: some policy allows no view of this age; see `too_old`.
+    `direct`: replicas of other sites are taken too, because this gateway asks them itself.
+    """
+
+    def __init__(
+        self, own_site: SiteName, control_key_hex: str, data: Data, *, direct: bool = False
+    ) -> None:
         self.own_site = own_site
+        self._direct = direct
+        self.control_key = control_key_hex
         self.keys = Keys()
         self.replicas = Replicas()
         self.synced = False
+        self.current = False
+        self.entries: dict[str, bytes] = {}
+        self.replica_entries: dict[str, bytes] = {}
+        self.version = 0
+        self.age_s = math.inf  # unknown
+        self.aged = False
+        self._proved_ns: int | None = None
+        self._strictest_s = math.inf  # what the strictest policy allows
+        self._warned = False
+        self._stored: set[str] = set()  # keys that no listing of this life has confirmed yet
+        self._stored_replicas: set[str] = set()
         self._verifier = Ed25519PublicKey.from_public_bytes(bytes.fromhex(control_key_hex))
         self._data = data
         self._serials: dict[str, int] = {}
@@ -83,11 +107,19 @@ class ViewCache:
         if not self._watches:
             self._watches.append(await bus.watch(subjects.VIEW_BUCKET, "", self.on_view_entry))
         if len(self._watches) < 2:
-            self._watches.append(await bus.watch(own_bucket, "replica", self.on_replica_entry))
-        for watch in self._watches:
-            await watch.synced()
+            self._watches.append(await bus.watch(own_bucket, "replica", self._hear_replica))
+        view, replicas = self._watches
+        await view.synced()
+        # What was stored and is not listed was deleted while this gateway was away.
+        for key in sorted(self._stored):
+            self.on_view_entry(Entry(key=key, value=None, revision=0))
+        self.current = True
+        await replicas.synced()
+        for key in sorted(self._stored_replicas):
+            self._hear_replica(Entry(key=key, value=None, revision=0))
         self._recompile()
         self.synced = True
+        self.judge_age(view.heard_ns)
 
     async def close(self) -> None:
         for watch in self._watches:
@@ -101,30 +133,100 @@ class ViewCache:
     def policy(self, policy_id: PolicyId) -> Policy | None:
         return self._policies.get(policy_id)
 
+    def rtt_ms(self, peer: SiteName) -> float:
+        """The round trip to a peer as the view has it; 0 where it has none."""
+        link = self._links.get(peer)
+        return 0.0 if link is None else link.rtt_ms
+
     def emulated_rtt_ms(self, peer: SiteName) -> float:
         """The round trip to emulate on the way to a peer; 0 on real links."""
         link = self._links.get(peer)
         return link.rtt_ms if link is not None and link.source == "emulated" else 0.0
+
+    # -- stored views and age --------------------------------------------------------------------
+
+    def take_stored(
+        self, view: Mapping[str, bytes], replicas: Mapping[str, bytes], *, proved_ns: int | None
+    ) -> None:
+        """Take entries of an earlier life, checked as if they came from the bus; `proved_ns` is
+        the monotonic instant at which they were current, None when nobody knows."""
+        # Keys last: each that comes behind a policy has the table compiled at once.
+        for key, value in sorted(view.items(), key=lambda item: item[0].startswith("keys.")):
+            self.on_view_entry(Entry(key=key, value=value, revision=0))
+        for key, value in replicas.items():
+            self._hear_replica(Entry(key=key, value=value, revision=0))
+        self._stored, self._stored_replicas = set(self.entries), set(self.replica_entries)
+        self._proved_ns = proved_ns
+        self._recompile()
+
+    def serve_stored(self) -> bool:
+        """Serve from the stored view until there is a live one; False when there is none."""
+        if not self.synced and self.own is not None:
+            self.synced = True
+            log.warning(
+                "view_from_disk", site=self.own_site, entries=len(self.entries),
+                age_s=round(self.age_s, 1) if math.isfinite(self.age_s) else None,
+            )
+        return self.synced
+
+    def judge_age(self, now_ns: int, warn_s: float = WARN_S) -> None:
+        """Renew `age_s` and `aged`; call it about once a second."""
+        if self.current:
+            heard_ns = self._watches[0].heard_ns
+            self._proved_ns = max(heard_ns, self._proved_ns or heard_ns)
+        proved_ns = self._proved_ns
+        self.age_s = math.inf if proved_ns is None else max(now_ns - proved_ns, 0) / 1e9
+        self.aged = self.age_s > self._strictest_s
+        if not self.synced or (self.age_s > warn_s) == self._warned:
+            return
+        self._warned = not self._warned
+        if self._warned:
+            age_s = round(self.age_s, 1) if math.isfinite(self.age_s) else None
+            log.warning("view_is_old", age_s=age_s, warn_s=warn_s)
+        else:
+            log.info("view_is_current_again")
+
+    def too_old(self, policy_id: PolicyId) -> float | None:
+        """The age that the policy allows, in seconds, when the view is older; else None."""
+        policy = self._policies.get(policy_id)
+        if policy is None or self.age_s <= policy.max_view_age_s:
+            return None
+        return policy.max_view_age_s
 
     # -- entries ---------------------------------------------------------------------------------
 
     def on_view_entry(self, entry: Entry) -> None:
         """Take one change of bucket `view`."""
         kind = entry.key.partition(".")[0]
+        self._stored.discard(entry.key)
         if entry.value is None:
             self._remove(kind, entry.key)
+            self.entries.pop(entry.key, None)
         else:
+            if self.entries.get(entry.key) == entry.value:
+                return  # listed again
             try:
                 if not self._take(kind, entry.key, entry.value):
                     return
             except Untrusted as error:
                 log.warning("view_entry_refused", key=entry.key, why=error.message)
                 return
+            self.entries[entry.key] = entry.value
+        self.version += 1
         if kind != "keys":
             self._compile_soon()
 
+    def _hear_replica(self, entry: Entry) -> None:
+        self._stored_replicas.discard(entry.key)
+        if entry.value is None:
+            self.replica_entries.pop(entry.key, None)
+        else:
+            self.replica_entries[entry.key] = entry.value
+        self.version += 1
+        self.on_replica_entry(entry)
+
     def on_replica_entry(self, entry: Entry) -> None:
-        """Take one change of the own site's replicas; only its agent may write them."""
+        """Take one change of the site's bucket of replicas; only its agent may write them."""
         if entry.value is None:
             self.replicas.drop(entry.key)
             return
@@ -133,7 +235,8 @@ class ViewCache:
         except Untrusted as error:
             log.warning("replica_entry_refused", key=entry.key, why=error.message)
             return
-        if entry.key != subjects.replica_key(replica.id) or replica.site != self.own_site:
+        foreign = replica.site != self.own_site and not self._direct
+        if entry.key != subjects.replica_key(replica.id) or foreign:
             log.warning("replica_entry_refused", key=entry.key, why="names another replica")
             return
         self.replicas.put(entry.key, replica)
@@ -230,4 +333,6 @@ class ViewCache:
             deployments={model: frozenset(sites) for model, sites in deployments.items()},
             policies=dict(self._policies),
         )
+        limits_s = (policy.max_view_age_s for policy in self._policies.values())
+        self._strictest_s = min(limits_s, default=math.inf)
         return compile_table(view, self._data.blocs, self._data.hardware)

@@ -7,6 +7,7 @@ simulated, is a property of the connection that this port returns, so callers do
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -16,17 +17,28 @@ P = TypeVar("P", bound=asyncio.Protocol)
 class Address:
     """Where to connect. `rtt_ms` > 0 asks the network to emulate that round trip on the way.
 
-    `key` is equal for equal addresses, and quicker to look up."""
+    With `tls` the certificate must be valid for `tls_name`, or for `host` where that is empty.
+    `key` is equal for equal addresses, and quicker to look up.
+    """
 
     host: str
     port: int
     tls: bool = False
     rtt_ms: float = 0.0
+    tls_name: str = ""
     key: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        key = f"{self.host}:{self.port}:{self.tls}:{self.rtt_ms}"
+        key = f"{self.host}:{self.port}:{self.tls}:{self.rtt_ms}:{self.tls_name}"
         object.__setattr__(self, "key", key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """PEM files of a server: its certificate chain, own certificate first, and the private key."""
+
+    chain: Path
+    key: Path
 
 
 class Listener(Protocol):
@@ -40,9 +52,12 @@ class Listener(Protocol):
 
 class Network(Protocol):
     async def listen(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
+        self, factory: Callable[[], asyncio.Protocol], host: str, port: int, *,
+        tls: Certificate | None = None,
     ) -> Listener:
-        """Raises OSError when the port is taken."""
+        """With `tls` every connection is TLS; when the files change, new connections get the new
+        certificate, or the old one where the new cannot be used. Raises OSError when the port is
+        taken, InvalidInput when the certificate cannot be used."""
         ...
 
     async def connect(

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from isochrone.ports.network import Address
+from isochrone.ports.network import Address, Certificate
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -237,8 +237,10 @@ class MemoryNetwork:
         self._process = process
 
     async def listen(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
+        self, factory: Callable[[], asyncio.Protocol], host: str, port: int, *,
+        tls: Certificate | None = None,
     ) -> _Listener:
+        assert tls is None, "nobody listens in on memory: there is no TLS here"
         return self._wire.listen(self._process, factory, port)
 
     async def connect(

@@ -56,7 +56,7 @@ async def run_agent(settings: AgentSettings, identity: SiteIdentity) -> None:
     )
     ports = AgentPorts(
         bus=bus,
-        network=SocketNetwork(),
+        network=SocketNetwork(authorities=settings.tls_ca),
         clock=clock,
         drivers={
             "llamacpp": LlamaCppDriver(settings.logs, find=model_path),

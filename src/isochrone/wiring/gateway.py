@@ -1,10 +1,7 @@
 """Composition root of a gateway process: settings and identity in, live adapters around it."""
 
 import asyncio
-import gc
-import os
 import signal
-import sys
 from pathlib import Path
 from random import SystemRandom
 
@@ -21,13 +18,10 @@ from isochrone.core.rng import Random
 from isochrone.gateway.process import Gateway, Ports
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.view_cache import Data
+from isochrone.wiring.gateway_start import freeze_start, write_output
 from isochrone.wiring.joining import load_identity
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.settings import load
-
-# Collections are rare and find little: what lives at the start is frozen, and requests make no
-# cycles on purpose.
-GC_THRESHOLDS = (20_000, 50, 50)
 
 
 def run(config: Path) -> None:
@@ -52,7 +46,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     disk = FileDisk(settings.journal)
     ports = Ports(
         clock=clock, network=SocketNetwork(), bus=bus, disk=disk, rng=rng,
-        read_credential=read_credential, write_lines=_write_lines,
+        read_credential=read_credential, write_lines=write_output,
     )
     data = Data(blocs=load_blocs(), hardware=load_hardware())
     gateway = Gateway(settings, identity, ports, data)
@@ -61,22 +55,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        await gateway.run(stop, _on_listening)
+        await gateway.run(stop, freeze_start)
     finally:
         await bus.close()
         disk.close()
-
-
-def _on_listening(port: int) -> None:
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-
-
-def _write_lines(lines: bytes) -> None:
-    """Standard output, in order with the other events; a full pipe must not stop the gateway."""
-    sys.stdout.flush()
-    try:
-        os.write(sys.stdout.fileno(), lines)
-    except BlockingIOError:
-        return

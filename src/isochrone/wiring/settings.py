@@ -14,7 +14,7 @@ import math
 import re
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -44,7 +44,7 @@ def parse(text: str, kind: type[S], *, source: str, folder: Path) -> S:
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput([f"{source}: not valid TOML: {error}"]) from error
     problems: list[str] = []
-    values = _values(document, kind, folder.absolute(), problems)
+    values = values_of(document, kind, folder.absolute(), problems)
     if problems:
         raise InvalidInput([f"{source}: {problem}" for problem in problems])
     return kind(**values)
@@ -96,17 +96,21 @@ def toml_value(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _values(
-    document: Mapping[str, Any], kind: type, folder: Path, problems: list[str]
-) -> dict[str, object]:
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+def values_of(
+    document: Mapping[str, Any], kind: type, folder: Path, problems: list[str],
+    *, without: Container[str] = (),
+) -> dict[str, Any]:
+    """The given values for the fields of `kind`; notes problems. `without` are unknown here."""
+    fields = {
+        field.name: field for field in dataclasses.fields(kind) if field.name not in without
+    }
     hints = get_type_hints(kind)
     known = ", ".join(sorted(fields))
     problems += [
         f"unknown key {name!r}; known keys: {known}"
         for name in sorted(document.keys() - fields.keys())
     ]
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in document:
             problem, value = _value(document[name], hints[name], folder)

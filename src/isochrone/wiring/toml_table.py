@@ -96,17 +96,21 @@ class TomlTable:
             return low if default is None else default
         return value
 
-    def number(self, key: str, low: float, high: float) -> float:
-        """A finite number within [low, high]; the key must be there."""
+    def number(
+        self, key: str, low: float, high: float, *, default: float | None = None
+    ) -> float:
+        """A finite number within [low, high]; without a default the key must be there."""
         expected = f"a number from {low:g} to {high:g}"
-        self._need(key, expected)
+        if default is None:
+            self._need(key, expected)
         value = self._take(key)
+        fallback = low if default is None else default
         if value is None:
-            return low
+            return fallback
         if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
             return float(value)
         self._wrong(key, expected, value)  # NaN is in no range
-        return low
+        return fallback
 
     def texts(self, key: str, count: int) -> tuple[str, ...]:
         """Exactly `count` texts; empty when there is a problem."""
@@ -121,6 +125,21 @@ class TomlTable:
                 return texts
         self._wrong(key, expected, value)
         return ()
+
+    def names(self, key: str, *, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """A list of one text or more; without a default the key must be there."""
+        expected = "a list of names"
+        if default is None:
+            self._need(key, expected)
+        value = self._take(key)
+        if value is None:
+            return default or ()
+        if isinstance(value, list) and value:
+            texts = tuple(each for each in value if isinstance(each, str) and each.strip())
+            if len(texts) == len(value):
+                return texts
+        self._wrong(key, expected, value)
+        return default or ()
 
     def tables(self, key: str, *, name_key: str | None = None) -> list["TomlTable"]:
         """The array of tables `[[key]]`, empty when absent; each knows its name or its number."""

@@ -6,7 +6,7 @@ those who open it. Each problem says where it is and what was expected.
 
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -124,7 +124,7 @@ def _site(table: TomlTable, known: _Known) -> WorldSite:
             "name", pattern=SITE_NAME, expected="1 to 32 lower-case letters, digits or hyphens"
         )
     )
-    country = _country(table, known)
+    country = country_of(table, known.countries)
     operator = table.text("operator")
     parent = table.text("parent")
     latitude_deg = table.number("latitude", -90, 90)
@@ -151,25 +151,31 @@ def _site(table: TomlTable, known: _Known) -> WorldSite:
     )
 
 
-def _country(table: TomlTable, known: _Known) -> str | None:
+def country_of(table: TomlTable, countries: Container[str]) -> str | None:
+    """The country that a site states; an unknown one is a problem."""
     expected = 'an ISO 3166-1 alpha-2 code such as "DE"'
     country = table.text("country", expected=expected)
-    if country is None or country in known.countries:
+    if country is None or country in countries:
         return country
-    hint = f'; did you mean "{country.upper()}"?' if country.upper() in known.countries else ""
+    hint = f'; did you mean "{country.upper()}"?' if country.upper() in countries else ""
     table.problem(f'country is "{country}", which is no country; expected {expected}{hint}')
     return None
 
 
 def _hardware(table: TomlTable, known: _Known) -> Hardware:
     kind = table.need_text("kind", expected="cpu or a name of the packaged hardware table")
-    if kind and kind not in known.hardware:
-        family = [each for each in known.hardware if each.lower().startswith(kind.lower())]
-        listed = ", ".join(family or known.hardware)
-        table.problem(f'kind is "{kind}", which is not in the hardware table; known: {listed}')
+    check_hardware(table, "kind", kind, known.hardware)
     count = table.integer("count", 1, MOST_MACHINES, default=1)
     table.finish()
     return Hardware(kind=kind, count=count)
+
+
+def check_hardware(table: TomlTable, key: str, kind: str, known: Collection[str]) -> None:
+    """Note a kind of hardware that the packaged table does not have."""
+    if kind and kind not in known:
+        family = [each for each in known if each.lower().startswith(kind.lower())]
+        listed = ", ".join(family or known)
+        table.problem(f'{key} is "{kind}", which is not in the hardware table; known: {listed}')
 
 
 def _deployment(table: TomlTable, site: SiteName, known: _Known) -> Deployment:
@@ -203,7 +209,7 @@ def _engine(table: TomlTable, model: WorldModel | None, folder: Path | None) -> 
         "url", pattern=UPSTREAM_URL, expected='a URL that ends in /v1, as "https://host/v1"'
     )
     upstream_model = table.text("upstream_model")
-    credential = _credential(table, folder)
+    credential = credential_of(table, folder)
     embeddings = model is not None and model.kind == "embedding"
     if kind == "openai":
         if not table.has("url"):
@@ -227,7 +233,8 @@ def _engine(table: TomlTable, model: WorldModel | None, folder: Path | None) -> 
     )
 
 
-def _credential(table: TomlTable, folder: Path | None) -> str | None:
+def credential_of(table: TomlTable, folder: Path | None) -> str | None:
+    """Where the key of an upstream is: `file:PATH`, `env:NAME` or None."""
     file = table.text("key_file", expected="a path to a file that holds the key")
     variable = table.text(
         "key_env", pattern=VARIABLE, expected="the name of an environment variable"

@@ -12,6 +12,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +76,7 @@ class FileDisk:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
+        self._saving = threading.Lock()
         self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,12 +119,21 @@ class FileDisk:
             part.unlink(missing_ok=True)
             raise
 
+    async def save(self, name: str, data: bytes) -> None:
+        # The thread goes on when the waiter is cancelled, so the next one may have to wait for it.
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(None, self._save, name, data))
+
     def delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give the folder free."""
         os.close(self._lock)
+
+    def _save(self, name: str, data: bytes) -> None:
+        with self._saving:
+            self.replace(name, data)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,51 +1,75 @@
-"""Network port on TCP sockets of the running event loop (asyncio or uvloop), with TLS outwards.
+"""Network port on TCP sockets of the running event loop (asyncio or uvloop), with and without TLS.
 
 Both loops set TCP_NODELAY on every TCP connection, so a single event of a stream never waits for
 the peer's delayed acknowledgement.
 """
 
 import asyncio
-import ssl
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from isochrone.adapters.network.distance import Distance
-from isochrone.ports.network import Address
+from isochrone.adapters.network.tls import ServerTls, client_context
+from isochrone.ports.network import Address, Certificate
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
 BACKLOG = 2048
+REFRESH_S = 2.0
+TLS_HANDSHAKE_S = 10.0
+TLS_SHUTDOWN_S = 2.0
 
 
 class SocketListener:
-    """One listening TCP port."""
+    """One listening TCP port; with `tls` it follows the files of its certificate."""
 
-    def __init__(self, server: asyncio.Server) -> None:
+    def __init__(self, server: asyncio.Server, tls: ServerTls | None = None) -> None:
         self._server = server
         self._port: int = server.sockets[0].getsockname()[1]
+        self._timer: asyncio.TimerHandle | None = None
+        if tls is not None:
+            self._follow(tls)
 
     @property
     def port(self) -> int:
         return self._port
 
+    def _follow(self, tls: ServerTls) -> None:
+        tls.refresh()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(REFRESH_S, self._follow, tls)
+
     async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         # Not wait_closed(): from Python 3.12 on it would wait for the connections that go on.
         self._server.close()
 
 
 class SocketNetwork:
-    """Listens and connects; `Address.rtt_ms` > 0 adds that round trip to the connection."""
+    """Listens and connects; `Address.rtt_ms` > 0 adds that round trip to the connection.
 
-    def __init__(self) -> None:
-        self._tls: ssl.SSLContext | None = None
+    `reuse_port`: several processes may listen on one port; the kernel deals out connections.
+    `authorities`: a PEM file of those to trust besides the system's; raises InvalidInput when it
+    cannot be used.
+    """
+
+    def __init__(self, *, reuse_port: bool = False, authorities: Path | None = None) -> None:
+        self._reuse_port = reuse_port
+        # The system's authorities take some memory, so they are read when they are needed.
+        self._tls = None if authorities is None else client_context(authorities)
 
     async def listen(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
+        self, factory: Callable[[], asyncio.Protocol], host: str, port: int, *,
+        tls: Certificate | None = None,
     ) -> SocketListener:
+        secured = None if tls is None else ServerTls(tls)
         server = await asyncio.get_running_loop().create_server(
-            factory, host, port, backlog=BACKLOG
+            factory, host, port, backlog=BACKLOG, reuse_port=self._reuse_port or None,
+            **_tls_options(secured),
         )
-        return SocketListener(server)
+        return SocketListener(server, secured)
 
     async def connect(
         self, factory: Callable[[], P], address: Address, *, timeout_s: float
@@ -53,16 +77,30 @@ class SocketNetwork:
         async with asyncio.timeout(timeout_s):
             if address.rtt_ms <= 0:
                 return await self._dial(factory, address)
-            await asyncio.sleep(address.rtt_ms / 1000)  # the handshake is one round trip
+            # TCP's handshake is one round trip, TLS's another.
+            await asyncio.sleep(address.rtt_ms / 1000 * (2 if address.tls else 1))
             protocol = factory()
             distance = Distance(protocol, asyncio.get_running_loop(), address.rtt_ms / 2000)
             await self._dial(lambda: distance, address)
             return protocol
 
     async def _dial(self, factory: Callable[[], P], address: Address) -> P:
-        if address.tls and self._tls is None:
-            self._tls = ssl.create_default_context()
-        _, protocol = await asyncio.get_running_loop().create_connection(
-            factory, address.host, address.port, ssl=self._tls if address.tls else None
+        loop = asyncio.get_running_loop()
+        if not address.tls:
+            return (await loop.create_connection(factory, address.host, address.port))[1]
+        self._tls = self._tls or client_context(None)
+        _, protocol = await loop.create_connection(
+            factory, address.host, address.port, ssl=self._tls,
+            server_hostname=address.tls_name or address.host, ssl_shutdown_timeout=TLS_SHUTDOWN_S,
         )
         return protocol
+
+
+def _tls_options(secured: ServerTls | None) -> dict[str, Any]:
+    """Arguments of `create_server`, which refuses the time-outs where there is no TLS."""
+    if secured is None:
+        return {}
+    return {
+        "ssl": secured.context, "ssl_handshake_timeout": TLS_HANDSHAKE_S,
+        "ssl_shutdown_timeout": TLS_SHUTDOWN_S,
+    }

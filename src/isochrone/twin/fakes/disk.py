@@ -100,6 +100,13 @@ class MemoryDisk:
             raise OSError(errno.ENOSPC, "no space left on device")
         self._files[name] = _File(data=bytearray(data), synced_bytes=len(data))
 
+    async def save(self, name: str, data: bytes) -> None:
+        life = self.life
+        await asyncio.sleep(self.sync_s)
+        if life != self.life:
+            raise OSError(errno.EBADF, "the process that saved is gone")
+        self.replace(name, data)
+
     def delete(self, name: str) -> None:
         self._files.pop(name, None)
 

@@ -1,0 +1,251 @@
+"""Usage as JSON lines in a file that several processes append to, each batch once.
+
+A batch is written whole under the file's lock and synced before it counts as stored; what cannot be
+written whole is cut off again. Every line names its batch. After a start, a batch that an earlier
+run may have written is looked for in the file first, so sending it again adds nothing.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from isochrone.core.errors import BusUnavailable, Untrusted
+from isochrone.core.metering.event import UsageEvent
+from isochrone.ports.clock import Clock
+from isochrone.wire import fleet
+
+RECENT_BATCHES = 4096
+TAIL_BYTES = 64 * 1024 * 1024  # an earlier run's last batches are looked for in this much
+
+LONGEST_LINE_BYTES = 256 * 1024
+
+_BATCH = re.compile(rb'"batch":"([^"\n]{1,200})"\}\n')
+
+log = structlog.get_logger()
+
+
+class UsageLine(msgspec.Struct, frozen=True, gc=False, rename={"class_": "class"}):
+    """One request, as it stands in the file. Instants are UTC, durations milliseconds since
+    `received_at`; null where a step was not reached. `batch` comes last: see `_BATCH`."""
+
+    request_id: str
+    received_at: datetime
+    finished_at: datetime
+    organisation: str
+    project: str
+    key: str
+    client_request_id: str | None
+    endpoint: str
+    stream: bool
+    class_: str
+    model: str
+    revision: str | None
+    ingress: str
+    ingress_country: str | None
+    site: str | None
+    country: str | None
+    replica: str | None
+    input_uncached: int
+    input_cached: int
+    output: int
+    token_source: str
+    outcome: str
+    status: int
+    reason: str | None
+    attempts: int
+    chosen_ms: float | None
+    sent_ms: float | None
+    first_byte_ms: float | None
+    total_ms: float
+    reporter: str
+    batch: str
+
+
+def usage_of(payload: bytes) -> Sequence[UsageEvent]:
+    """The events of a batch as the shipper sends it. Raises Untrusted."""
+    return fleet.decode(payload, fleet.UsageBatch).events
+
+
+def usage_line(event: UsageEvent, batch: str) -> UsageLine:
+    tokens = event.tokens
+    return UsageLine(
+        event.request_id, _instant(event.received_at), _instant(event.finished_at),
+        event.org_id, event.project_id, event.key_id, event.client_request_id,
+        event.endpoint, event.stream, event.class_, event.model, event.revision,
+        event.ingress_site, event.ingress_country, event.serving_site, event.serving_country,
+        event.replica, tokens.input_uncached, tokens.input_cached, tokens.output, tokens.source,
+        event.outcome, event.status, event.reason, event.attempts, event.chosen_ms,
+        event.sent_ms, event.first_byte_ms, event.total_ms, event.reporter, batch,
+    )
+
+
+def _instant(wall_ns: int) -> datetime:
+    return datetime.fromtimestamp(wall_ns / 1e9, UTC)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """One batch on its way to the disk. `maybe_written`: an earlier run may have stored it."""
+
+    batch: str
+    lines: list[bytes]
+    maybe_written: bool
+    done: asyncio.Future[None]
+
+
+class UsageFile:
+    """Stores the durable messages of a gateway alone. Raises OSError when it cannot be opened."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._fd = _open(path)
+        self._started_at = clock.wall_ns()
+        self._encoder = msgspec.json.Encoder()
+        self._on_way: dict[str, _Waiting] = {}
+        self._queue: list[_Waiting] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._stored: dict[str, None] = {}  # the last batches of this run
+        self._earlier: Counter[str] | None = None  # lines by batch of earlier runs, once needed
+        # One thread of its own: a slow disk must not keep the journal's syncs waiting.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="usage")
+
+    async def store(
+        self, subject: str, payload: bytes, *, message_id: str, timeout_s: float
+    ) -> None:
+        """Return once the lines are safe on the disk. Raises BusUnavailable."""
+        if message_id in self._stored:
+            return
+        waiting = self._on_way.get(message_id)
+        if waiting is None:
+            waiting = self._on_way[message_id] = self._encoded(subject, payload, message_id)
+            self._queue.append(waiting)
+        if self._writing is None:
+            self._writing = asyncio.ensure_future(self._write_all())
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(waiting.done)
+        except TimeoutError as error:
+            raise BusUnavailable(f"{self._path}: not written within {timeout_s:g} s") from error
+        except OSError as error:
+            raise BusUnavailable(f"{self._path}: {error.strerror or error}") from error
+
+    def reopen(self) -> None:
+        """Go on in a new file if the old one was moved away. Raises OSError."""
+        fd = _open(self._path)
+        before, self._fd = self._fd, fd
+        self._thread.submit(os.close, before)  # behind what is still written to it
+
+    async def close(self) -> None:
+        """Write what is on its way, then let go of the file."""
+        while self._writing is not None:
+            await self._writing
+        self._thread.shutdown()
+        os.close(self._fd)
+
+    def _encoded(self, subject: str, payload: bytes, batch: str) -> _Waiting:
+        try:
+            events = usage_of(payload)
+        except Untrusted as error:
+            raise BusUnavailable(f"{subject}: {error.message}") from error
+        encode = self._encoder.encode
+        return _Waiting(
+            batch=batch,
+            lines=[encode(usage_line(event, batch)) + b"\n" for event in events],
+            maybe_written=any(event.received_at < self._started_at for event in events),
+            done=asyncio.get_running_loop().create_future(),
+        )
+
+    async def _write_all(self) -> None:
+        """Write everything that waits at once, until nothing waits."""
+        loop = asyncio.get_running_loop()
+        while self._queue:
+            batches, self._queue = self._queue, []
+            try:
+                await loop.run_in_executor(self._thread, self._append, self._fd, batches)
+            except OSError as error:
+                self._settle(batches, error)
+            else:
+                self._settle(batches, None)
+        self._writing = None
+
+    def _settle(self, batches: list[_Waiting], error: OSError | None) -> None:
+        for each in batches:
+            del self._on_way[each.batch]
+            if error is None:
+                self._stored[each.batch] = None
+                each.done.set_result(None)
+            else:
+                each.done.set_exception(error)
+                each.done.exception()  # nobody may be waiting any more
+        while len(self._stored) > RECENT_BATCHES:
+            del self._stored[next(iter(self._stored))]
+
+    # -- in the thread ---------------------------------------------------------------------------
+
+    def _append(self, fd: int, batches: list[_Waiting]) -> None:
+        """All lines of these batches and a sync, or nothing at all."""
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            data = memoryview(b"".join(line for each in batches for line in self._lines(fd, each)))
+            size_bytes = os.fstat(fd).st_size
+            try:
+                while data:
+                    data = data[os.write(fd, data) :]
+                os.fdatasync(fd)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, size_bytes)
+                raise
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+    def _lines(self, fd: int, waiting: _Waiting) -> list[bytes]:
+        """What of a batch is not in the file yet: its writer may have died in the middle."""
+        if not waiting.maybe_written:
+            return waiting.lines
+        if self._earlier is None:
+            self._earlier = _lines_by_batch(fd)
+        return waiting.lines[self._earlier[waiting.batch] :]
+
+
+def _open(path: Path) -> int:
+    """The file for appending, made if need be, without half a line at its end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # whoever writes holds it, so what is half is left over
+        tail = _tail(fd, LONGEST_LINE_BYTES)
+        whole = tail.rfind(b"\n") + 1
+        if whole < len(tail):
+            log.warning("usage_file_torn", path=str(path), bytes=len(tail) - whole)
+            os.ftruncate(fd, os.fstat(fd).st_size - len(tail) + whole)
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _tail(fd: int, most_bytes: int) -> bytes:
+    size_bytes = os.fstat(fd).st_size
+    return os.pread(fd, most_bytes, max(size_bytes - most_bytes, 0))
+
+
+def _lines_by_batch(fd: int) -> Counter[str]:
+    return Counter(found.decode() for found in _BATCH.findall(_tail(fd, TAIL_BYTES)))

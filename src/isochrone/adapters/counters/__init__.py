@@ -1,0 +1,1 @@
+"""Counters port on memory that processes share."""

@@ -1,0 +1,58 @@
+"""Ships what workers left in their journals that are not run any more."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from isochrone.adapters.disk.files import FileDisk
+from isochrone.gateway.journal import Journal
+from isochrone.gateway.shipping import Shipper
+from isochrone.ports.bus import Bus
+from isochrone.ports.clock import Clock
+
+SHIP_S = 60.0
+
+log = structlog.get_logger()
+
+
+def worker_folder(journal: Path, worker: int) -> Path:
+    """Where the journal of a worker lies."""
+    return journal / f"worker-{worker}"
+
+
+def folders_left_over(journal: Path, workers: int) -> list[Path]:
+    """Journals of workers beyond the first `workers`: the gateway ran with more of them before."""
+    kept = {worker_folder(journal, worker) for worker in range(workers)}
+    return sorted(set(journal.glob("worker-*")) - kept)
+
+
+async def ship_left_over(folders: Sequence[Path], bus: Bus, site: str, clock: Clock) -> None:
+    """Ship what is in these journals; what cannot be shipped now waits for the next start."""
+    for folder in folders:
+        try:
+            await _ship(folder, bus, site, clock)
+        except OSError as error:
+            log.error("journal_left_over", folder=str(folder), why=str(error))
+
+
+async def _ship(folder: Path, bus: Bus, site: str, clock: Clock) -> None:
+    disk = FileDisk(folder)
+    try:
+        if not disk.names():
+            return
+        journal = Journal(disk, clock, site)
+        journal.recover()
+        running = asyncio.ensure_future(journal.run())
+        try:
+            shipped = await Shipper(journal, bus, site, clock).flush(timeout_s=SHIP_S)
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+        if shipped:
+            for name in disk.names():
+                disk.delete(name)
+            log.info("journal_left_over_shipped", folder=str(folder))
+    finally:
+        disk.close()
