@@ -10,6 +10,7 @@ class Keys:
     """All live keys by the hash of their secret and by id; fed shard by shard."""
 
     def __init__(self) -> None:
+        self.version = 0  # grows with every change
         self._shards: dict[str, tuple[ApiKey, ...]] = {}
         self._by_hash: dict[str, ApiKey] = {}
         self._by_id: dict[KeyId, ApiKey] = {}
@@ -23,6 +24,7 @@ class Keys:
             self._by_id[key.id] = key
 
     def drop(self, shard: str) -> None:
+        self.version += 1
         for key in self._shards.pop(shard, ()):
             self._by_hash.pop(key.secret_sha256, None)
             self._by_id.pop(key.id, None)

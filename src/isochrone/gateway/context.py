@@ -41,17 +41,16 @@ class Context:
     log: RequestLog
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     exchanges: "dict[Exchange, None]" = field(default_factory=dict)
-    quiet: asyncio.Event = field(default_factory=asyncio.Event)  # no request is open
+    quiet: asyncio.Event | None = None  # while draining: set when no request is open
 
     def begun(self, exchange: "Exchange") -> None:
         """A request is open from now on."""
         self.exchanges[exchange] = None
-        self.quiet.clear()
 
     def over(self, exchange: "Exchange") -> None:
         """A request came to its end."""
         self.exchanges.pop(exchange, None)
-        if not self.exchanges:
+        if self.quiet is not None and not self.exchanges:
             self.quiet.set()
 
     @property

@@ -39,6 +39,7 @@ class RequestHead:
         "forwarded",
         "headers",
         "keep_alive",
+        "known",
         "method",
         "old_http",
         "path",
@@ -59,6 +60,7 @@ class RequestHead:
         self.client_request_id: str | None = None
         self.secret_sha256: str | None = None
         self.forwarded = b""
+        self.known: object = None  # what routing has found out about it, for its own use
 
     def settle(self) -> None:
         """The head is whole: work out once what every request with it needs."""

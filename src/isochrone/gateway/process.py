@@ -186,9 +186,10 @@ class Gateway:
         """Let open requests end, up to the limit; then end them."""
         self.server.drain()
         if self.context.exchanges:
+            quiet = self.context.quiet = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.drain_timeout_s):
-                    await self.context.quiet.wait()
+                    await quiet.wait()
         for exchange in list(self.context.exchanges):
             exchange.stop("gateway_stopping", "This gateway is stopping.")
         await asyncio.sleep(0)

@@ -114,17 +114,16 @@ def head(
     `where` and `extra` are whole lines; `client_request_id` is echoed as x-request-id.
     """
     first = _STATUS.get(status) or f"HTTP/1.1 {status} Status\r\n"
-    text = (
-        f"{first}content-type: {content_type}\r\n{peer.REQUEST}: {request_id}\r\n{where}"
-        f"server-timing: {timing}\r\n{extra}"
-    )
     if length is not None:
-        text = f"{text}content-length: {length}\r\n"
+        extra = f"{extra}content-length: {length}\r\n"
     if client_request_id is not None:
-        text = f"{text}x-request-id: {client_request_id}\r\n"
+        extra = f"{extra}x-request-id: {client_request_id}\r\n"
     if close:
-        text += "connection: close\r\n"
-    return (text + "\r\n").encode("latin-1")
+        extra += "connection: close\r\n"
+    return (
+        f"{first}content-type: {content_type}\r\n{peer.REQUEST}: {request_id}\r\n{where}"
+        f"server-timing: {timing}\r\n{extra}\r\n"
+    ).encode("latin-1")
 
 
 def refusal_lines(refusal: Refusal) -> str:

@@ -46,10 +46,10 @@ class Reply:
         if self.hop is not None:
             extra += self._for_peer(status, replica)
             extra += f"{peer.TOKENS}: {render_tokens(tokens)}\r\n"
-        if retry_after is not None:
-            extra += f"retry-after: {retry_after}\r\n"
         if status >= 400:
             extra += f"{peer.REASON}: engine_error\r\n"
+            if retry_after is not None:
+                extra += f"retry-after: {retry_after}\r\n"
         self._write_whole(status, where, timing, content_type, body, extra)
 
     def refuse(self, refusal: Refusal, *, where: str, timing: str, typed: bool) -> None:

@@ -10,7 +10,9 @@ from urllib.parse import unquote
 from isochrone.core.errors import Untrusted
 from isochrone.core.ids import KeyId, RequestId
 from isochrone.core.metering.event import Endpoint
+from isochrone.core.routing.table import RoutingTable
 from isochrone.core.world.model import Model
+from isochrone.core.world.tenant import ApiKey
 from isochrone.gateway import admission, models_route
 from isochrone.gateway.context import Context
 from isochrone.gateway.forward import Exchange
@@ -123,6 +125,20 @@ class HopClaim:
         OwnAnswer(self._context, self._connection, self._incoming).refuse(refusal)
 
 
+class Entrant:
+    """A head that was let in: by this key, to this endpoint, while table and keys are these."""
+
+    __slots__ = ("endpoint", "key", "keys_version", "table")
+
+    def __init__(
+        self, table: RoutingTable, keys_version: int, key: ApiKey, endpoint: Endpoint
+    ) -> None:
+        self.table = table
+        self.keys_version = keys_version
+        self.key = key
+        self.endpoint = endpoint
+
+
 class Routes:
     """The application of the server."""
 
@@ -131,48 +147,66 @@ class Routes:
 
     def begin(self, connection: ClientConnection, incoming: Incoming) -> Handler | None:
         """Decide from the head alone. None when the answer has been given."""
-        path = incoming.head.path
-        endpoint = ENDPOINTS.get(path)
-        if endpoint is not None:
-            return self._inference(connection, incoming, endpoint)
-        own = OwnAnswer(self._context, connection, incoming, self._action(path))
-        refusal = self._refusal_of_own(path, incoming)
-        if refusal is not None:
-            own.refuse(refusal)
-            return None
-        return own
+        context, view, known = self._context, self._context.view, incoming.head.known
+        if (
+            not isinstance(known, Entrant)
+            or known.table is not view.table
+            or known.keys_version != view.keys.version
+        ):
+            found = self._examine(connection, incoming)
+            if not isinstance(found, Entrant):
+                return found
+            known = found
+        wall_ns = context.clock.wall_ns()
+        return Exchange(
+            context, connection, incoming, key=known.key, endpoint=known.endpoint,
+            request_id=context.new_request_id(wall_ns), received_at=wall_ns,
+        )
 
     def fail(self, connection: ClientConnection, incoming: Incoming, fault: Fault) -> None:
         OwnAnswer(self._context, connection, incoming).fail(fault)
 
     # -- inference -------------------------------------------------------------------------------
 
-    def _inference(
-        self, connection: ClientConnection, incoming: Incoming, endpoint: Endpoint
-    ) -> Handler | None:
-        context, head_ = self._context, incoming.head
-        if head_.method != b"POST":
-            OwnAnswer(context, connection, incoming).refuse(NOT_POST)
+    def _examine(
+        self, connection: ClientConnection, incoming: Incoming
+    ) -> "Entrant | Handler | None":
+        """What a head means that was not seen before, or not since keys or routes changed."""
+        context, path = self._context, incoming.head.path
+        endpoint = ENDPOINTS.get(path)
+        if endpoint is None:
+            own = OwnAnswer(context, connection, incoming, self._action(path))
+            refusal = self._refusal_of_own(path, incoming)
+            if refusal is None:
+                return own
+            own.refuse(refusal)
             return None
-        if not context.view.synced:
-            OwnAnswer(context, connection, incoming).refuse(STARTING)
-            return None
-        if claims_hop(incoming):
+        if claims_hop(incoming) and context.view.synced and incoming.head.method == b"POST":
             return HopClaim(context, connection, incoming, endpoint)
-        key = context.view.keys.by_hash(head_.secret_sha256)
+        key = context.view.keys.by_hash(incoming.head.secret_sha256)
+        if incoming.head.method != b"POST":
+            refusal = NOT_POST
+        elif not context.view.synced:
+            refusal = STARTING
+        elif key is None:
+            refusal = UNAUTHENTICATED
+        else:
+            refusal = admission.refuse_transit(context, key)
         if key is None:
-            OwnAnswer(context, connection, incoming).refuse(UNAUTHENTICATED)
+            assert refusal is not None
+            OwnAnswer(context, connection, incoming).refuse(refusal)
             return None
-        wall_ns = context.clock.wall_ns()
-        exchange = Exchange(
-            context, connection, incoming, key=key, endpoint=endpoint,
-            request_id=context.new_request_id(wall_ns), received_at=wall_ns,
-        )
-        refusal = admission.refuse_transit(context, key)
         if refusal is not None:
+            wall_ns = context.clock.wall_ns()
+            exchange = Exchange(
+                context, connection, incoming, key=key, endpoint=endpoint,
+                request_id=context.new_request_id(wall_ns), received_at=wall_ns,
+            )
             exchange.refuse(refusal)
             return None
-        return exchange
+        view = context.view
+        entrant = incoming.head.known = Entrant(view.table, view.keys.version, key, endpoint)
+        return entrant
 
     # -- answered here ---------------------------------------------------------------------------
 

@@ -381,7 +381,7 @@ class ClientConnection(asyncio.Protocol):
         incoming = self._queue.popleft()
         if close:
             self._end(read_on=not incoming.complete)
-        else:
+        elif self._queue or self._ahead:
             self._pump()
 
     def cut(self) -> None:
