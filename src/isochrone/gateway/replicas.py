@@ -1,95 +1,133 @@
-"""The replicas of this gateway's own site: what the agent says of them, and what they run now.
+"""The replicas that this gateway asks itself: what is said of them, what runs, who is left out.
 
-Running counts are this gateway's own: whatever the site serves passes through here. A replica whose
-connection failed is left out for a moment, until the agent has noticed or it answers again.
+Running counts are this gateway's own. A replica that fails is left out by its breaker, until a
+probe succeeds or the agent has started it anew; `core/routing/pick.py` chooses among the rest.
 """
 
 from collections.abc import Container
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
+from isochrone.core.lifecycle.breaker import CLOSED, BreakerRules, Sign, step
 from isochrone.core.rng import Random
-from isochrone.core.routing.replica import ReplicaSlots, choose_replica
+from isochrone.core.routing.pick import Standing, pick
 from isochrone.core.world.model import Replica
 
-LOST_HOLD_NS = 1_000_000_000
+DEFAULT_RULES = BreakerRules()
 
 
 class Replicas:
-    """By the key of their bucket entry, so that a deletion finds its replica."""
+    """By the key of their bucket entry, so that a deletion finds its replica. Of the own site, and
+    of any other that this gateway reaches without a hop."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: BreakerRules = DEFAULT_RULES) -> None:
+        self.rules = rules
         self._by_entry: dict[str, Replica] = {}
-        self._by_model: dict[ModelName, dict[ReplicaId, Replica]] = {}
-        self._running: dict[ReplicaId, int] = {}
-        self._lost: dict[ReplicaId, tuple[int, int]] = {}  # generation, until (monotonic ns)
+        self._by_id: dict[ReplicaId, Standing] = {}
+        self._by_model: dict[tuple[SiteName, ModelName], list[Standing]] = {}
+        self._sites: dict[SiteName, int] = {}  # how many replicas each has here
 
     def put(self, entry: str, replica: Replica) -> bool:
-        """Take the agent's word; False for a generation older than the one known."""
+        """Take the agent's word; False for a generation older than the one known. A new generation
+        begins with a closed breaker."""
         known = self._by_entry.get(entry)
         if known is not None:
             if replica.generation < known.generation:
                 return False
-            self.drop(entry)
+            self._take_out(known)
         self._by_entry[entry] = replica
-        self._by_model.setdefault(replica.model, {})[replica.id] = replica
+        standing = self._by_id.get(replica.id)
+        if standing is None:
+            standing = self._by_id[replica.id] = Standing(replica)
+        elif standing.replica.generation != replica.generation:
+            standing.breaker = None
+        standing.replica = replica
+        standing.listed = True
+        self._by_model.setdefault((replica.site, replica.model), []).append(standing)
+        self._sites[replica.site] = self._sites.get(replica.site, 0) + 1
         return True
 
     def drop(self, entry: str) -> None:
+        """Nobody speaks of it any more; what runs there is still counted to its end."""
         replica = self._by_entry.pop(entry, None)
         if replica is not None:
-            of_model = self._by_model[replica.model]
-            of_model.pop(replica.id, None)
-            if not of_model:
-                del self._by_model[replica.model]
+            self._take_out(replica)
+            self._forget_unused(self._by_id[replica.id])
 
     def reaches(self, site: SiteName) -> bool:
         """Whether this gateway holds replicas of the site."""
-        return any(replica.site == site for replica in self._by_entry.values())
+        return site in self._sites
 
     def pick(
-        self, site: SiteName, model: ModelName, tried: Container[ReplicaId], *, now_ns: int,
+        self,
+        site: SiteName,
+        model: ModelName,
+        tried: Container[ReplicaId],
+        *,
+        now_ns: int,
         rng: Random,
+        revision: str | None = None,
     ) -> Replica | None:
-        """The ready replica with the smallest share of its slots taken; None when none is."""
-        of_model = self._by_model.get(model)
-        if not of_model:
+        """The replica to ask now; None when none may be asked. `revision`: only these weights.
+
+        Of a replica that was left out, the request becomes the probe.
+        """
+        standings = self._by_model.get((site, model))
+        if standings is None:
             return None
-        slots = [
-            ReplicaSlots(
-                id=replica.id,
-                ready=replica.state == "ready"
-                and replica.id not in tried
-                and not self._is_lost(replica, now_ns),
-                running=self._running.get(replica.id, 0),
-                slots=replica.slots,
-            )
-            for replica in of_model.values()
-        ]
-        chosen = choose_replica(slots, rng)
-        return None if chosen is None else of_model[chosen]
+        standing = pick(standings, tried, now_ns=now_ns, rng=rng, revision=revision)
+        if standing is None:
+            return None
+        if standing.breaker is not None:
+            self._judge(standing, "asked", now_ns, rng)
+        return standing.replica
 
     def started(self, replica: ReplicaId) -> None:
         """A request was sent to it."""
-        self._running[replica] = self._running.get(replica, 0) + 1
+        standing = self._by_id.get(replica)
+        if standing is not None:
+            standing.running += 1
 
-    def finished(self, replica: ReplicaId) -> None:
-        """A request that was sent to it is over."""
-        left = self._running.get(replica, 0) - 1
-        if left > 0:
-            self._running[replica] = left
-        else:
-            self._running.pop(replica, None)
+    def answered(self, replica: ReplicaId, now_ns: int, rng: Random) -> None:
+        """The first byte of a good answer came: it works, however long the rest may take."""
+        standing = self._by_id.get(replica)
+        if standing is not None and standing.breaker is not None:
+            self._judge(standing, "succeeded", now_ns, rng)
 
-    def lost(self, replica: Replica, now_ns: int) -> None:
-        """A connection to it failed."""
-        self._lost[replica.id] = (replica.generation, now_ns + LOST_HOLD_NS)
+    def finished(self, replica: ReplicaId, ok: bool | None, now_ns: int, rng: Random) -> None:
+        """A request that was sent to it is over. `ok` False: it failed (its own error, a time-out,
+        a stream that broke); None: this says nothing of the replica (the client left)."""
+        standing = self._by_id.get(replica)
+        if standing is None:
+            return
+        standing.running -= 1
+        if ok is False:
+            self._judge(standing, "failed", now_ns, rng)
+        elif standing.breaker is not None:
+            self._judge(standing, "succeeded" if ok else "abandoned", now_ns, rng)
+        if not standing.listed:
+            self._forget_unused(standing)
 
-    def _is_lost(self, replica: Replica, now_ns: int) -> bool:
-        mark = self._lost.get(replica.id)
-        if mark is None:
-            return False
-        generation, until_ns = mark
-        if replica.generation == generation and now_ns < until_ns:
-            return True
-        del self._lost[replica.id]
-        return False
+    def lost(self, replica: Replica, now_ns: int, rng: Random) -> None:
+        """It could not be reached, or closed before a byte of its answer came."""
+        standing = self._by_id.get(replica.id)
+        if standing is not None and standing.replica.generation == replica.generation:
+            self._judge(standing, "lost", now_ns, rng)
+
+    def _judge(self, standing: Standing, sign: Sign, now_ns: int, rng: Random) -> None:
+        before = standing.breaker or CLOSED
+        after = step(before, sign, now_ns, rng=rng, rules=self.rules)
+        standing.breaker = None if after == CLOSED else after
+
+    def _take_out(self, replica: Replica) -> None:
+        standing, place = self._by_id[replica.id], (replica.site, replica.model)
+        standing.listed = False
+        self._by_model[place].remove(standing)
+        if not self._by_model[place]:
+            del self._by_model[place]
+        self._sites[replica.site] -= 1
+        if not self._sites[replica.site]:
+            del self._sites[replica.site]
+
+    def _forget_unused(self, standing: Standing) -> None:
+        if standing.running <= 0 and not standing.listed:
+            self._by_id.pop(standing.replica.id, None)

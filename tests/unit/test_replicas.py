@@ -1,0 +1,141 @@
+"""The replicas of a gateway: records that come and go, counts, breakers, several sites."""
+
+from dataclasses import replace
+
+from isochrone.core.ids import ModelName, ReplicaId, SiteName
+from isochrone.core.lifecycle.breaker import BreakerRules
+from isochrone.core.rng import stream
+from isochrone.core.world.model import Replica
+from isochrone.gateway.replicas import Replicas
+from tests.builders import MODEL, SECOND_NS
+
+SITE = SiteName("sydney")
+RNG = stream(5, "replicas")
+
+
+def a_replica(name: str = "sydney/tiny/0", **changes: object) -> Replica:
+    replica = Replica(
+        id=ReplicaId(name), site=SITE, model=MODEL, revision=None, generation=1, state="ready",
+        engine="openai", base_url="http://127.0.0.1:1/v1", engine_key=None, credential=None,
+        upstream_model="tiny", slots=4, pid=None, started_at=0,
+    )
+    return replace(replica, **changes)  # type: ignore[arg-type]
+
+
+def some_replicas(*replicas: Replica) -> Replicas:
+    found = Replicas(BreakerRules(failures=2, first_hold_s=1.0, longest_hold_s=4.0, probe_s=9.0))
+    for replica in replicas:
+        assert found.put(replica.id, replica)
+    return found
+
+
+def picked(
+    replicas: Replicas, now_ns: int = 0, *, site: str = SITE, tried: tuple[str, ...] = ()
+) -> str | None:
+    found = replicas.pick(
+        SiteName(site), MODEL, tuple(map(ReplicaId, tried)), now_ns=now_ns, rng=RNG
+    )
+    return None if found is None else found.id
+
+
+def test_sites_and_models_are_kept_apart() -> None:
+    replicas = some_replicas(
+        a_replica("a"), a_replica("b", site=SiteName("oslo")),
+        a_replica("c", model=ModelName("other")),
+    )
+    assert (picked(replicas), picked(replicas, site="oslo")) == ("a", "b")
+    assert picked(replicas, tried=("a",)) is None
+    assert [replicas.reaches(SiteName(each)) for each in ("sydney", "oslo", "paris")] \
+        == [True, True, False]
+    replicas.drop("b")
+    assert not replicas.reaches(SiteName("oslo"))
+    assert picked(replicas, site="oslo") is None
+
+
+def test_running_requests_decide_and_outlive_a_change_of_the_record() -> None:
+    replicas = some_replicas(a_replica("a"), a_replica("b"))
+    replicas.started(ReplicaId("a"))
+    assert picked(replicas) == "b"
+    assert replicas.put("a", a_replica("a", slots=8))
+    assert picked(replicas) == "b"
+    replicas.finished(ReplicaId("a"), True, 0, RNG)
+    replicas.started(ReplicaId("b"))
+    assert picked(replicas) == "a"
+
+
+def test_a_dropped_replica_is_counted_to_its_end_and_then_forgotten() -> None:
+    replicas = some_replicas(a_replica("a"))
+    replicas.started(ReplicaId("a"))
+    replicas.drop("a")
+    replicas.drop("a")
+    assert picked(replicas) is None
+    assert replicas.put("a", a_replica("a"))
+    assert replicas.put("b", a_replica("b"))
+    assert picked(replicas) == "b"
+    for name in ("a", "b"):
+        replicas.drop(name)
+    replicas.finished(ReplicaId("a"), None, 0, RNG)
+    replicas.finished(ReplicaId("a"), None, 0, RNG)
+    assert replicas._by_id == {}
+
+
+def test_an_older_generation_is_not_believed() -> None:
+    replicas = some_replicas(a_replica("a", generation=2))
+    assert not replicas.put("a", a_replica("a", generation=1, state="failed"))
+    assert picked(replicas) == "a"
+
+
+def test_a_lost_replica_gets_one_probe_after_its_hold() -> None:
+    replica = a_replica("a")
+    replicas = some_replicas(replica)
+    replicas.lost(replica, 0, RNG)
+    assert picked(replicas, SECOND_NS // 2) is None
+    assert picked(replicas, SECOND_NS) == "a"
+    replicas.started(replica.id)
+    assert picked(replicas, SECOND_NS) is None
+    replicas.answered(replica.id, SECOND_NS, RNG)
+    assert picked(replicas, SECOND_NS) == "a"
+
+
+def test_a_failed_probe_doubles_the_hold_and_an_abandoned_one_does_not() -> None:
+    replica = a_replica("a")
+    replicas = some_replicas(replica)
+    replicas.lost(replica, 0, RNG)
+    assert picked(replicas, SECOND_NS) == "a"
+    replicas.started(replica.id)
+    replicas.finished(replica.id, None, SECOND_NS, RNG)
+    assert picked(replicas, SECOND_NS) == "a"
+    replicas.started(replica.id)
+    replicas.finished(replica.id, False, SECOND_NS, RNG)
+    assert picked(replicas, SECOND_NS + SECOND_NS) is None
+    assert picked(replicas, SECOND_NS + 2 * SECOND_NS) == "a"
+
+
+def test_failures_in_a_row_leave_it_out_and_success_between_does_not() -> None:
+    replicas = some_replicas(a_replica("a"))
+    for ok in (False, True, False):
+        replicas.started(ReplicaId("a"))
+        replicas.finished(ReplicaId("a"), ok, 0, RNG)
+    assert picked(replicas) == "a"
+    replicas.started(ReplicaId("a"))
+    replicas.finished(ReplicaId("a"), False, 0, RNG)
+    assert picked(replicas) is None
+
+
+def test_a_new_generation_begins_anew_and_an_old_loss_does_not_touch_it() -> None:
+    old = a_replica("a")
+    replicas = some_replicas(old)
+    replicas.lost(old, 0, RNG)
+    assert picked(replicas) is None
+    assert replicas.put("a", a_replica("a", generation=2))
+    assert picked(replicas) == "a"
+    replicas.lost(old, 0, RNG)
+    assert picked(replicas) == "a"
+
+
+def test_the_state_of_the_same_generation_keeps_its_breaker() -> None:
+    replica = a_replica("a")
+    replicas = some_replicas(replica)
+    replicas.lost(replica, 0, RNG)
+    assert replicas.put("a", replica)
+    assert picked(replicas) is None
