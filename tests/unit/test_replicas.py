@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import pytest
+
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.lifecycle.breaker import BreakerRules
+from isochrone.core.metering.event import Outcome
 from isochrone.core.rng import stream
 from isochrone.core.world.model import Replica
-from isochrone.gateway.replicas import Replicas
+from isochrone.gateway.replicas import Replicas, verdict
 from tests.builders import MODEL, SECOND_NS
 
 SITE = SiteName("sydney")
@@ -139,3 +142,25 @@ def test_the_state_of_the_same_generation_keeps_its_breaker() -> None:
     replicas.lost(replica, 0, RNG)
     assert replicas.put("a", replica)
     assert picked(replicas) is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "reason", "expected"),
+    [
+        ("finished", 200, None, True),
+        ("engine_error", 400, "engine_error", True),
+        ("engine_error", 500, "engine_error", False),
+        ("engine_error", 200, "engine_error", False),
+        ("engine_lost", 200, "engine_lost", False),
+        ("timed_out", 504, "first_byte_timeout", False),
+        ("timed_out", 200, "between_events_timeout", False),
+        ("timed_out", 200, "total_timeout", None),
+        ("timed_out", 503, "gateway_stopping", None),
+        ("client_gone", 499, None, None),
+        ("refused", 503, "no_healthy_site", None),
+    ],
+)
+def test_what_an_end_says_of_the_replica(
+    outcome: Outcome, status: int, reason: str | None, expected: bool | None
+) -> None:
+    assert verdict(outcome, status, reason) is expected

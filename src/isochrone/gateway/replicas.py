@@ -8,6 +8,7 @@ from collections.abc import Container
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.lifecycle.breaker import CLOSED, BreakerRules, Sign, step
+from isochrone.core.metering.event import Outcome
 from isochrone.core.rng import Random
 from isochrone.core.routing.pick import Standing, pick
 from isochrone.core.world.model import Replica
@@ -131,3 +132,16 @@ class Replicas:
     def _forget_unused(self, standing: Standing) -> None:
         if standing.running <= 0 and not standing.listed:
             self._by_id.pop(standing.replica.id, None)
+
+
+def verdict(outcome: Outcome, status: int, reason: str | None) -> bool | None:
+    """Whether the end of a request speaks for its replica, against it, or not of it at all."""
+    if outcome == "finished":
+        return True
+    if outcome == "engine_lost":
+        return False
+    if outcome == "engine_error":
+        return 400 <= status < 500  # the request's own fault; an error within a stream has 200
+    if outcome == "timed_out":
+        return False if reason in ("first_byte_timeout", "between_events_timeout") else None
+    return None
