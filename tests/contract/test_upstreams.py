@@ -14,7 +14,7 @@ from isochrone.adapters.engines.openai import OpenAiDriver
 from isochrone.adapters.http import HttpAnswer, request
 from isochrone.core.errors import EngineUnavailable, Unavailable
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
-from isochrone.core.world.model import EngineSpec
+from isochrone.core.world.model import ALL_ENDPOINTS, EngineSpec
 from isochrone.ports.engine import UNKNOWN_LOAD, EngineStart, EngineTraits
 
 Reply = Callable[[bytes], bytes | None]
@@ -142,7 +142,7 @@ def test_vllm_is_known_by_its_metrics() -> None:
         engine = await OpenAiDriver(SystemClock()).start(a_start(url + "/"), deadline_s=20)
         load = await engine.load()
         assert (load.running, load.waiting, load.output_tokens_total) == (3, 1, None)
-        assert engine.traits == EngineTraits(running_counts="usage")
+        assert engine.traits == EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS)
         assert engine.base_url == url
 
     asyncio.run(asked(reply, use))

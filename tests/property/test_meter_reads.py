@@ -1,5 +1,8 @@
 """However a stream is cut into reads, the meter says and forwards the same."""
 
+import json
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,3 +52,58 @@ def test_reads_do_not_matter(events: list[bytes], cuts: list[int], wants_usage: 
     assert metered([bytes([byte]) for byte in stream], wants_usage) == at_once
     assert metered([read for read in reads if read], wants_usage) == at_once
     assert metered(events, wants_usage) == at_once
+
+
+LONG_HEAD = HEAD.replace(b'"x"', b'"chatcmpl-0123456789abcdef","created":1795218401')
+RUNS = [
+    LONG_HEAD + NULL + b'"delta":{"content":"%b"}}]}\n\n',
+    LONG_HEAD + NULL + b'"delta":{"content":"%b"}}],"timings":{"prompt_n":5,"predicted_n":%d}}\n\n',
+    LONG_HEAD + NULL + b'"delta":{"content":"%b"}}],"usage":{"prompt_tokens":5,'
+    b'"completion_tokens":%d},"more":{"error":%d}}\n\n',
+]
+TEXTS = [b"a", b" longer", b"", b'\\"', b'quoted \\"error\\":1', b"\\\\", b"\xc3\xa9", b"x" * 300]
+OTHERS = [
+    LONG_HEAD + NULL + b'"delta":{"role":"assistant","content":""}}]}\n\n',
+    LONG_HEAD + NULL + b'"delta":{"reasoning_content":"hm"}}]}\n\n',
+    LONG_HEAD + NULL + b'"delta":{"content":"crlf"}}]}\r\n\r\n',
+    b"data: null\n\n",
+    b": a comment\n\n",
+]
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[bytes]:
+    """Events as engines send them: long runs that differ in text and numbers, others in between."""
+    events: list[bytes] = []
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(st.sampled_from(RUNS))
+        texts = draw(st.lists(st.sampled_from(TEXTS[:2] * 10 + TEXTS), max_size=60))
+        for text in texts:
+            numbers = (len(events), 0)[: kind.count(b"%d")]
+            events.append(kind % (text, *numbers))
+        events += draw(st.lists(st.sampled_from(OTHERS), max_size=2))
+    return events
+
+
+@given(runs(), st.lists(st.integers(1, 9000), max_size=8))
+def test_runs_of_like_events_are_counted_one_by_one(events: list[bytes], cuts: list[int]) -> None:
+    said = [json.loads(e[6:]) for e in events if e.startswith(b"data: {")]
+    deltas = [each["choices"][0]["delta"] for each in said]
+    texts = sum(bool(d.get("content") or d.get("reasoning_content")) for d in deltas)
+    counts = [each.get("timings") or each.get("usage") for each in said]
+    last = next((count for count in reversed(counts) if count), None)
+    made = 0 if last is None else last.get("predicted_n", last.get("completion_tokens"))
+    stream = b"".join(events)
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    for reads in (
+        [stream], events, [stream[a:b] for a, b in pairwise(edges) if b > a]
+    ):
+        meter = StreamMeter(1, "chat.completions", False)
+        seen = b"".join(meter.feed(read) for read in reads)
+        assert seen == stream.replace(b"data: null\n\n", b"")
+        assert (meter.finished, meter.error) == (False, False)
+        tokens = meter.tokens(40)
+        if last is not None:
+            assert (tokens.input_uncached, tokens.output) == (5, made)
+        else:
+            assert tokens.output == texts

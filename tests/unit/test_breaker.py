@@ -83,6 +83,13 @@ def test_what_older_requests_say_of_an_open_one_changes_nothing() -> None:
     assert after(breaker, "lost", "failed", "succeeded", "abandoned", now_ns=9) is breaker
 
 
+def test_a_loss_after_the_hold_counts_whether_or_not_its_request_was_given_up_before() -> None:
+    breaker = after(CLOSED, "lost")
+    now_ns = breaker.until_ns
+    assert after(breaker, "asked", "lost", "abandoned", now_ns=now_ns).hold_s == 2
+    assert after(breaker, "asked", "abandoned", "lost", now_ns=now_ns).hold_s == 2
+
+
 @pytest.mark.parametrize("state", ["closed", "open", "half_open"])
 def test_every_state_is_left_by_some_sign(state: str) -> None:
     assert any(before == state != then for (before, _), then in TRANSITIONS.items())

@@ -4,11 +4,19 @@ import json
 
 import pytest
 
-from isochrone.core.metering.event import Tokens
+from isochrone.core.metering.event import Endpoint, Tokens
 from isochrone.core.world.tenant import Class
 from isochrone.gateway.access import class_of
 from isochrone.gateway.peer_hop import parse_tokens, render_tokens
-from isochrone.gateway.request import BadRequest, parse_request, prompts_of, rewrite
+from isochrone.gateway.prefix_hash import BLOCK_BYTES, MOST_BLOCKS, prompt_blocks
+from isochrone.gateway.request import (
+    BadRequest,
+    RunningCounts,
+    engine_body,
+    parse_request,
+    prompts_of,
+    rewrite,
+)
 
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"hello there"}]%b}'
 
@@ -91,6 +99,125 @@ def test_a_name_given_twice_means_the_same_to_gateway_and_engine() -> None:
     body = b'{"model":"cheap","model":"dear","prompt":"x"}'
     request = parse_request("completions", body)
     assert json.loads(rewrite(body, model=None, stream=True))["model"] == request.model
+
+
+COUNTS: tuple[RunningCounts, ...] = (None, "timings", "usage")
+
+
+def for_engine(
+    endpoint: Endpoint, body: bytes, model: str | None, counts: RunningCounts
+) -> bytes:
+    request = parse_request(endpoint, body)
+    return engine_body(request, body, model=model, running_counts=counts)
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("model", [None, "other"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"", b',"stream":true', b',"stream":true,"stream_options":null',
+        b',"stream":true,"stream_options":{"include_usage":true}',
+        b',"stream":true,"stream_options":{"include_usage":false,"mine":1}',
+        b',"stream":true,"timings_per_token":false',
+        b',"stream":true,"stream\\u005foptions":{"include_usage":false}',
+        b',"stream":true,"stream_options":{"include_usage":true},"timings_per_token":false',
+        b',"stream":true,"tools":[{"stream_options":1,"timings_per_token":0}],"user":"{"',
+        b',"stream":true,"stream_options":{"include_usage":true},"stream_options":{}',
+    ],
+)
+def test_an_engine_is_told_the_same_in_front_as_in_place(
+    counts: RunningCounts, model: str | None, more: bytes
+) -> None:
+    body = b" \n" + CHAT % more
+    told = for_engine("chat.completions", body, model, counts)
+    stream = b'"stream":true' in more
+    expected = rewrite(body, model=model, stream=stream, running_counts=counts)
+    assert json.loads(told) == json.loads(expected)
+    names = [name for name, _ in json.loads(told, object_pairs_hook=list)]
+    given = [name for name, _ in json.loads(body, object_pairs_hook=list)]
+    assert len(names) - len(set(names)) <= len(given) - len(set(given)), "no name twice"
+
+
+def test_what_an_engine_is_told_goes_in_front_of_the_bytes_of_the_client() -> None:
+    body = CHAT % b',"stream":true,"x":1e400'
+    told = for_engine("chat.completions", body, None, "timings")
+    assert told.startswith(b'{"stream_options":{"include_usage":true},"timings_per_token":true,')
+    assert told.endswith(body[1:])
+    asked = CHAT % b',"stream":true,"stream_options":{"include_usage":true}'
+    assert for_engine("chat.completions", asked, None, None) is asked
+    whole = CHAT % b""
+    assert for_engine("chat.completions", whole, None, "timings") is whole
+
+
+RESPONSE = b'{"model":"m","instructions":"be kind","input":"hello"%b}'
+
+
+def test_a_response_is_never_stored_by_its_engine() -> None:
+    body = RESPONSE % b',"stream":true,"max_output_tokens":9'
+    told = for_engine("responses", body, None, None)
+    assert told == b'{"store":false,' + body[1:]
+    timed = json.loads(for_engine("responses", body, None, "timings"))
+    assert (timed["store"], timed["timings_per_token"]) == (False, True)
+    for more in (b',"store":false', b',"store":null', b""):
+        told = for_engine("responses", RESPONSE % more, "other", "usage")
+        assert json.loads(told) == {
+            "model": "other", "instructions": "be kind", "input": "hello", "store": False,
+        }
+
+
+def test_what_is_known_of_a_response_and_of_a_message() -> None:
+    response = parse_request("responses", RESPONSE % b',"stream":true,"max_output_tokens":9')
+    assert (response.model, response.stream, response.output_tokens) == ("m", True, 9)
+    assert response.prompt_bytes == len(b'"be kind""hello"')
+    assert (response.choices, response.prompts, response.wants_usage) == (1, 1, True)
+    body = b'{"model":"m","system":"be kind","messages":[{"role":"user"}],"max_tokens":5}'
+    message = parse_request("messages", body)
+    assert (message.stream, message.output_tokens) == (False, 5)
+    assert bytes(message.prompt) == b'"be kind"[{"role":"user"}]'
+    assert for_engine("messages", body, None, "timings") is body
+    assert json.loads(for_engine("messages", body, "other", None))["model"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "more", "param"),
+    [
+        ("responses", b',"store":true', "store"),
+        ("responses", b',"background":true', "background"),
+        ("responses", b',"previous_response_id":"resp_1"', "previous_response_id"),
+        ("responses", b',"conversation":{"id":"conv_1"}', "conversation"),
+        ("responses", b',"prompt":{"id":"pmpt_1"}', "prompt"),
+        ("messages", b',"container":"container_1"', "container"),
+        ("chat.completions", b',"store":true', "store"),
+    ],
+)
+def test_state_that_a_server_would_keep_is_refused(
+    endpoint: Endpoint, more: bytes, param: str
+) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse_request(endpoint, RESPONSE % more)
+    assert refused.value.param == param
+    nothing = b',"%b":%b' % (param.encode(), b"false" if more.endswith(b"true") else b"null")
+    assert parse_request(endpoint, RESPONSE % nothing).model == "m"
+
+
+def test_prompts_share_the_hashes_of_what_they_begin_with() -> None:
+    def blocks(*texts: str, salt: int = 1) -> list[int]:
+        messages = [{"role": "user", "content": text} for text in texts]
+        body = json.dumps({"model": "m", "messages": messages}).encode()
+        return prompt_blocks(parse_request("chat.completions", body), salt)
+
+    turn = "x" * (2 * BLOCK_BYTES)
+    assert blocks("short") == []
+    assert len(blocks(turn)) == 2
+    assert blocks(turn, "and more", turn)[:2] == blocks(turn)
+    assert not set(blocks("y" + turn)) & set(blocks(turn))
+    assert blocks("y" * 1100 + turn)[1] != blocks("z" * 1100 + turn)[1], "each covers all before"
+    assert not set(blocks(turn, salt=2)) & set(blocks(turn))
+    assert len(blocks("x" * 2 * BLOCK_BYTES * MOST_BLOCKS)) == MOST_BLOCKS
+    response = parse_request("responses", b'{"model":"m","instructions":"%b","input":"%b"}' % (
+        b"i" * 600, b"j" * 600))
+    assert len(prompt_blocks(response, 1)) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,13 @@ import pytest
 from isochrone.core.admission.limits import BUCKET_NS, BUCKETS
 from isochrone.core.ids import KeyId, OrgId, PolicyId, ProjectId
 from isochrone.core.world.tenant import ApiKey, Limits
-from isochrone.gateway.key_counts import HEADER_CELLS, MOST_PROBES, SLOT_CELLS
+from isochrone.gateway.key_counts import (
+    HEADER_CELLS,
+    MOST_PROBES,
+    MOST_TOKENS,
+    ROW_CELLS,
+    SLOT_CELLS,
+)
 from isochrone.gateway.limits import KeyLimits, duration_text
 from isochrone.twin.fakes.counters import SharedRows
 from tests.builders import SECOND_NS
@@ -163,6 +169,17 @@ def test_new_limits_of_a_key_hold_at_once_over_what_was_counted() -> None:
     assert limits.admit(a_key(Limits(requests_per_min=4)), 0, NOW_NS) is not None
 
 
+def test_absurd_counts_of_clients_and_engines_do_no_harm() -> None:
+    limits = KeyLimits(some_rows().open(0))
+    key = a_key(Limits(concurrent=3, tokens_per_min=10**12))
+    for used in (-5, 10**30, 10**30):
+        assert limits.admit(key, 10**30, NOW_NS) is None
+        limits.settle(key, 10**30, used, NOW_NS)
+    left = int(limits.headers(key, NOW_NS).split("remaining-tokens: ")[1].split("\r\n")[0])
+    assert left == 10**12 - MOST_TOKENS
+    assert admitted(limits, key) == 3
+
+
 def test_ten_thousand_keys_pass_through_few_slots() -> None:
     rows = some_rows(slots=128)
     limits = KeyLimits(rows.open(0))
@@ -174,6 +191,14 @@ def test_ten_thousand_keys_pass_through_few_slots() -> None:
         limits.settle(key, 0, 0, now_ns)
         limits.settle(key, 0, 0, now_ns)
     assert len(limits._known) <= 120
+
+
+def test_ten_thousand_keys_of_one_minute_have_room() -> None:
+    rows = SharedRows(workers=2, cells=ROW_CELLS)
+    first, second = KeyLimits(rows.open(0)), KeyLimits(rows.open(1))
+    keys = [a_key(Limits(requests_per_min=1), f"key-{number}") for number in range(10_000)]
+    assert all(first.admit(key, 0, NOW_NS) is None for key in keys)
+    assert not any(second.admit(key, 0, NOW_NS) is None for key in keys)
 
 
 def test_a_key_without_room_is_counted_by_its_worker_alone() -> None:

@@ -163,6 +163,48 @@ def test_oversized_events_pass_and_memory_stays_bounded(step: int) -> None:
     assert meter.tokens(4).output == 2
 
 
+def plain(text: str) -> dict[str, object]:
+    return {"id": "chatcmpl-0123456789", "object": "chat.completion.chunk", "choices": [
+        {"index": 0, "delta": {"content": text}, "finish_reason": None}]}
+
+
+@pytest.mark.parametrize("texts", [["a"] * 60, ["a"] * 30 + [""] + ["b"] * 29, ["", *["c"] * 59]])
+def test_a_read_of_many_events_counts_each_with_text(texts: list[str]) -> None:
+    many = sse(*(plain(text) for text in texts))
+    meter = StreamMeter(1, "chat.completions", False)
+    meter.feed(sse(plain("first")))
+    assert meter.feed(many) == many
+    assert meter.tokens(4).output == 1 + sum(map(bool, texts))
+    rest = sse(plain("last"), stop(), usage(5, 0, 9), "[DONE]")
+    assert meter.feed(many + rest) == many + sse(plain("last"), stop(), "[DONE]")
+    assert meter.finished
+    assert meter.tokens(4).output == 9
+
+
+def test_what_is_not_plain_is_found_among_many_plain_events() -> None:
+    many = [plain("a")] * 40
+    for odd in (
+        {"error": {"message": "no"}}, stop(), usage(5, 0, 7), "null", "[DONE]",
+        plain("a") | {"error": {"message": "no"}}, plain("a") | {"usage": usage(5, 0, 7)["usage"]},
+    ):
+        apart, together = (StreamMeter(1, "chat.completions", False) for _ in range(2))
+        events = [*many, odd, *many]
+        assert together.feed(sse(*events)) == b"".join(apart.feed(sse(e)) for e in events)
+        assert together.tokens(4) == apart.tokens(4)
+        assert (together.finished, together.error) == (apart.finished, apart.error)
+
+
+def test_half_an_event_with_counts_is_not_handed_out() -> None:
+    events = [llamacpp(0, "a", 1), llamacpp(0, "b", 2), llamacpp(0, "c", 3)]
+    for cut in range(1, len(sse(events[2]))):
+        meter = StreamMeter(1, "chat.completions", False)
+        meter.feed(sse(*events[:2]))
+        assert meter.feed(sse(events[2])[:cut]) == b""
+        assert meter.tokens(4).output == 2
+        assert meter.feed(sse(events[2])[cut:]) == sse(events[2])
+        assert meter.tokens(4).output == 3
+
+
 def test_absurd_counts_are_treated_as_not_sent() -> None:
     meter, _ = metered(llamacpp(0, "a"), usage(-1, 0, 5), "[DONE]")
     assert meter.tokens(8) == Tokens(input_uncached=2, output=1, source="counted")

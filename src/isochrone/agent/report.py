@@ -15,7 +15,7 @@ from isochrone.agent.supervise import Live, Supervisor
 from isochrone.core.errors import BusUnavailable
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.digest import DeploymentLoad, ProbedRtt, ReplicaLoad, SiteDigest
-from isochrone.core.world.model import Replica
+from isochrone.core.world.model import ALL_ENDPOINTS, COMMON_ENDPOINTS, Replica
 from isochrone.ports.bus import Bus, Entry
 from isochrone.ports.clock import Clock
 from isochrone.wire import fleet, subjects
@@ -48,6 +48,7 @@ def record_of(live: Live) -> Replica:
         running_counts=None if engine is None else engine.traits.running_counts,
         usage_counts_one_choice=engine is not None and engine.traits.usage_counts_one_choice,
         detail=status.detail,
+        endpoints=COMMON_ENDPOINTS if engine is None else engine.traits.endpoints,
     )
 
 
@@ -118,6 +119,7 @@ def deployment_load(model: ModelName, group: Sequence[Live], known: Learned) -> 
     ingress corrects by its own dispatches."""
     ready = [live for live in group if live.status.state == "ready"]
     revisions = {live.revision for live in ready}
+    had = {endpoint for live in ready if live.engine for endpoint in live.engine.traits.endpoints}
     return DeploymentLoad(
         model=model,
         revision=revisions.pop() if len(revisions) == 1 else None,
@@ -129,6 +131,7 @@ def deployment_load(model: ModelName, group: Sequence[Live], known: Learned) -> 
         pending_output_tokens=round(sum(pending_output_tokens(known, r.load) for r in ready)),
         prefill_tok_s=known.rates.prefill_tok_s,
         decode_tok_s=known.rates.decode_tok_s,
+        endpoints=tuple(endpoint for endpoint in ALL_ENDPOINTS if endpoint in had),
     )
 
 

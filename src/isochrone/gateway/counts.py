@@ -3,16 +3,18 @@
 import msgspec
 
 from isochrone.core.metering.event import Endpoint, Tokens
-from isochrone.core.metering.tokens import BYTES_PER_TOKEN, Reported, settle
+from isochrone.core.metering.tokens import BYTES_PER_TOKEN, LARGEST_COUNT, Reported, settle
+from isochrone.gateway.message_counts import tokens_of_message
 
 _EMPTY = (b"", b"null", b'""', b"[]", b"{}")
+_ABSENT = msgspec.Raw()
 
 
-class _Details(msgspec.Struct, frozen=True):
+class _Details(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int | None = None
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """OpenAI's `usage`: `prompt_tokens` includes the cached ones."""
 
     prompt_tokens: int | None = None
@@ -22,13 +24,13 @@ class Usage(msgspec.Struct, frozen=True):
     def reported(self) -> Reported:
         details = self.prompt_tokens_details
         return Reported(
-            prompt=self.prompt_tokens or 0,
-            cached=(details.cached_tokens if details else None) or 0,
-            output=self.completion_tokens or 0,
+            self.prompt_tokens or 0,
+            (details.cached_tokens if details else None) or 0,
+            self.completion_tokens or 0,
         )
 
 
-class Timings(msgspec.Struct, frozen=True):
+class Timings(msgspec.Struct, frozen=True, gc=False):
     """llama.cpp's `timings`: `prompt_n` leaves the cached tokens out."""
 
     prompt_n: int = 0
@@ -36,12 +38,10 @@ class Timings(msgspec.Struct, frozen=True):
     cache_n: int = 0
 
     def reported(self) -> Reported:
-        return Reported(
-            prompt=self.prompt_n + self.cache_n, cached=self.cache_n, output=self.predicted_n
-        )
+        return Reported(self.prompt_n + self.cache_n, self.cache_n, self.predicted_n)
 
 
-class Choice(msgspec.Struct, frozen=True):
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """One choice of a streamed event or of a whole answer."""
 
     index: int = 0
@@ -55,10 +55,10 @@ class Choice(msgspec.Struct, frozen=True):
         """True when anything but the role arrived: content, reasoning, a tool call."""
         if self.text:
             return True
-        return any(
-            name != "role" and bytes(value) not in _EMPTY
-            for name, value in (self.delta or self.message or {}).items()
-        )
+        for name, value in (self.delta or self.message or {}).items():
+            if name != "role" and bytes(value) not in _EMPTY:
+                return True
+        return False
 
     @property
     def text_bytes(self) -> int:
@@ -72,18 +72,29 @@ class Choice(msgspec.Struct, frozen=True):
         )
 
 
-class Event(msgspec.Struct, frozen=True):
+class Counts(msgspec.Struct, frozen=True, gc=False):
+    """What a whole answer says of itself beside its choices."""
+
+    usage: Usage | None = None
+    timings: Timings | None = None
+    error: msgspec.Raw = _ABSENT
+    object: str | None = None
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
     """A streamed event, or a whole answer."""
 
     choices: list[Choice] | None = None
     usage: Usage | None = None
     timings: Timings | None = None
-    error: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = _ABSENT
     object: str | None = None
 
     @property
     def is_error(self) -> bool:
-        return self.object == "error" or bytes(self.error) not in _EMPTY
+        if self.object == "error":
+            return True
+        return self.error is not _ABSENT and bytes(self.error) not in _EMPTY
 
     @property
     def is_usage_only(self) -> bool:
@@ -96,15 +107,35 @@ class Event(msgspec.Struct, frozen=True):
         return found if found is not None and found.plausible else None
 
 
-_decoder = msgspec.json.Decoder(Event)
+_decode = msgspec.json.Decoder(Event).decode
+_decode_counts = msgspec.json.Decoder(Counts).decode
 
 
 def read(payload: bytes) -> Event | None:
     """The event in `payload`, or None when it is not one that we understand."""
     try:
-        return _decoder.decode(payload)
+        return _decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
+
+
+def _stated(body: bytes) -> Tokens | None:
+    """The usage of a whole answer, where that is all that has to be looked at."""
+    try:
+        counts = _decode_counts(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    usage = counts.usage
+    if usage is None or counts.object == "error" or counts.error is not _ABSENT:
+        return None
+    details = usage.prompt_tokens_details
+    prompt, output = usage.prompt_tokens or 0, usage.completion_tokens or 0
+    cached = (details.cached_tokens if details is not None else 0) or 0
+    if not (0 <= cached <= prompt <= LARGEST_COUNT and 0 <= output <= LARGEST_COUNT):
+        return None
+    return Tokens(
+        input_uncached=prompt - cached, input_cached=cached, output=output, source="engine"
+    )
 
 
 def tokens_of_answer(
@@ -122,6 +153,12 @@ def tokens_of_answer(
     are taken to have as many bytes a token as that one, and the source is then `counted`. Of
     several prompts its input covers the first; the input is then at least all their bytes / 4.
     """
+    if endpoint in ("responses", "messages"):
+        return tokens_of_message(body, endpoint, prompt_bytes)
+    if n <= 1 and endpoint != "embeddings":
+        known = _stated(body)
+        if known is not None:
+            return known
     event = read(body)
     if event is None or event.is_error:
         return Tokens()

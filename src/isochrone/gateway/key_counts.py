@@ -20,10 +20,11 @@ SLOT_CELLS = 32
 SLOTS = 16_384
 ROW_CELLS = HEADER_CELLS + SLOTS * SLOT_CELLS
 MOST_PROBES = 64
+MOST_TOKENS = (1 << 36) - 1  # that one request may hold or use, and a key in one bucket
 
 # Within a slot.
 _HASH, _RUNNING, _HELD, _REQUESTS, _TOKENS = 0, 1, 2, 4, 4 + BUCKETS
-_COUNT_BITS = 36  # 69 billion tokens in five seconds; the bits above last longer than a century
+_COUNT_BITS = 36  # the 28 bits of the bucket's number last longer than forty years
 _COUNT = (1 << _COUNT_BITS) - 1
 _NOWHERE = -1
 
@@ -223,9 +224,8 @@ def clear_running(row: memoryview) -> None:
 def _add(row: memoryview, at: int, bucket: int, count: int) -> None:
     cell = row[at]
     if cell >> _COUNT_BITS == bucket:
-        row[at] = cell + count
-    else:
-        row[at] = bucket << _COUNT_BITS | count
+        count += cell & _COUNT
+    row[at] = bucket << _COUNT_BITS | (count if count < _COUNT else _COUNT)
 
 
 def _count(cell: int, bucket: int) -> int:

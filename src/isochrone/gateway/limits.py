@@ -16,7 +16,7 @@ from isochrone.core.admission.limits import (
 )
 from isochrone.core.ids import KeyId
 from isochrone.core.world.tenant import NO_LIMITS, ApiKey, Limits
-from isochrone.gateway.key_counts import KeyCounts, KeyTable
+from isochrone.gateway.key_counts import MOST_TOKENS, KeyCounts, KeyTable
 from isochrone.gateway.replies import Refusal
 from isochrone.ports.counters import Counters
 
@@ -45,6 +45,8 @@ class KeyLimits:
         known = self._limited(key.id, limits)
         if known.template is None:
             return None
+        if estimate_tokens > MOST_TOKENS:
+            estimate_tokens = MOST_TOKENS  # a client may ask for any number
         counts, bucket = known.counts, bucket_of(now_ns)
         counts.claim(bucket, estimate_tokens)
         requests, tokens, running = counts.used(bucket)
@@ -65,7 +67,9 @@ class KeyLimits:
             return
         known = self._limited(key.id, limits)
         if known.template is not None:
-            known.counts.end(bucket_of(now_ns), estimate_tokens, actual_tokens)
+            held = min(estimate_tokens, MOST_TOKENS)
+            used = min(max(actual_tokens, 0), MOST_TOKENS)
+            known.counts.end(bucket_of(now_ns), held, used)
 
     def headers(self, key: ApiKey, now_ns: int) -> str:
         """Lines for the head of an answer, each with its CRLF; none for a key without limits."""

@@ -1,32 +1,31 @@
 """Meters one streamed answer on a tee: counts events, keeps the last counts, hides what we asked.
 
 The gateway asks every engine for usage, so the chunk that carries nothing but usage is withheld
-from a client that did not ask; every other byte passes unchanged. With one choice no event is
-parsed on the way: bytes are scanned and the last event with counts is kept raw, to be parsed when
-somebody asks. With several choices every event is parsed, because counts are per choice. An event
-whose data is `null`, which llama.cpp sends between prompts and no client expects, is withheld.
+from a client that did not ask; every other byte passes unchanged. Most events of a stream differ
+in their text only, so with one choice what stands before and behind the text of one is remembered,
+and the next ones are compared with it; only others are parsed, and the last that carried counts
+when somebody asks. An event whose data is `null`, which llama.cpp sends between prompts and no
+client expects, is withheld.
 """
 
 import re
 
+import numpy as np
+
 from isochrone.core.metering.event import Endpoint, Tokens
 from isochrone.core.metering.tokens import Reported, of_answers, of_choices, settle
 from isochrone.gateway.counts import Event, read, tokens_of_answer
+from isochrone.gateway.event_tee import EventTee, payload_of
 
 __all__ = ["MAX_EVENT_BYTES", "StreamMeter", "tokens_of_answer"]
 
 # An event beyond this is forwarded as it comes and counted as one event, unread.
-MAX_EVENT_BYTES = 256 * 1024
+MAX_EVENT_BYTES = EventTee.most_event_bytes
 
-# Behind the first event of a read, this much is worth trying to take at once.
-PLAIN_BYTES = 1024
+MOST_SPECIAL_BYTES = 16  # of data that is `null` or `[DONE]`
+MANY_BYTES = 2048  # from here on all events of a read are compared together
+MOST_MISSES = 8    # events in a row that were like none before: then no more are remembered
 
-MOST_NULL_BYTES = 16
-
-# Two line ends of any of the three kinds. A carriage return at the end of what has arrived may be
-# half of a line end, so it never ends an event by itself.
-_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?=\r))(?:\r\n|\n|\r(?=[^\n]))")
-_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 _COUNTS = re.compile(rb'"(?:usage|timings)"\s*:\s*\{')
 # How engines write text that is there: behind this comes its first byte. Others are parsed.
@@ -35,13 +34,19 @@ _TEXT: dict[Endpoint, bytes] = {
     "completions": b'"text":"',
     "embeddings": b'"embedding":"',
 }
+_NEVER = b"\n\n?"  # stands where no quotation mark is, so nothing behind a text is like it
+_NUMBERS = b"0123456789.+-eE"
+_BYTES = np.dtype(np.uint8)
+_LINE_END = np.uint8(ord("\n"))
 
 
-class StreamMeter:
-    """One stream. Memory is bounded by two events of MAX_EVENT_BYTES, whatever its length."""
+class StreamMeter(EventTee):
+    """One stream of an endpoint whose answers have choices."""
 
     __slots__ = (
         "_asked",
+        "_before",
+        "_behind",
         "_counted",
         "_counts_raw",
         "_done",
@@ -49,34 +54,46 @@ class StreamMeter:
         "_error",
         "_finals",
         "_finished",
-        "_held",
-        "_held_sent",
+        "_joint",
+        "_learned_at",
+        "_misses",
+        "_mixed",
         "_n",
+        "_plain",
         "_prompts",
         "_running",
-        "_skipping",
+        "_tail",
         "_text",
+        "_textless",
     )
 
     def __init__(
         self, n_choices: int, endpoint: Endpoint, client_wants_usage: bool, *, prompts: int = 1
     ) -> None:
         """`n_choices` is over all `prompts`, each of which has the same number, one by one."""
-        self._n = max(n_choices, 1)
-        self._prompts = min(max(prompts, 1), self._n)
+        super().__init__()
+        self._n = n = max(n_choices, 1)
+        self._prompts = min(max(prompts, 1), n)
         self._asked = client_wants_usage
         self._text = _TEXT[endpoint]
-        self._held = b""        # the event that has not ended yet
-        self._held_sent = 0     # bytes of it that went out already (oversized events only)
-        self._skipping = False
-        self._counted = [0] * self._n
-        self._running: list[Reported | None] = [None] * self._n
+        self._counted = [0] * n  # events with text, those of `_plain` aside
+        self._running: list[Reported | None] = [None] * n
         self._counts_raw: bytes | None = None
         self._finals: list[Reported] = []
         self._finished: set[int] = set()
         self._ended: set[int] = set()  # choices whose last event carried counts
         self._done = False
         self._error = False
+        # Plain events: before and behind their text they are alike, up to the numbers in a tail.
+        self._before = _NEVER
+        self._behind = _NEVER
+        self._tail = b""      # what follows `_behind`, without its numbers
+        self._joint = b""     # between two texts, where there is no tail
+        self._textless = b""  # an event without text
+        self._plain = 0       # such events with text
+        self._learned_at = 0  # how many there were when these were remembered
+        self._misses = 0
+        self._mixed = False   # this read has others among them
 
     @property
     def finished(self) -> bool:
@@ -89,89 +106,43 @@ class StreamMeter:
         return self._error
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes of the body as they come; return what the client gets now.
-
-        An event is returned when it is whole, so a stream that breaks inside one never hands the
-        client half an event.
-        """
-        whole = not self._held and not self._skipping
-        if whole and self._n == 1 and self._take_plain(data):
-            return data
-        buffer = self._held + data if self._held else data
-        look_from = max(len(self._held) - 3, 0)
-        sent = self._held_sent
-        begin = 0
-        first = True
-        pieces: list[bytes] = []
-        while (end := _event_end(buffer, look_from)) > 0:
-            if self._skipping or end - begin > MAX_EVENT_BYTES:
-                self._skipping = False
-                self._counted[0] += 1
-            elif not self._forward(buffer[begin:end]):
-                pieces.append(buffer[sent:begin])
-                sent = end
-            begin = look_from = end
-            if first and len(buffer) - begin > PLAIN_BYTES and self._n == 1:
-                begin = look_from = self._skip_plain(buffer, begin)
-            first = False
-        if self._skipping or len(buffer) - begin > MAX_EVENT_BYTES:
-            self._skipping = True
-            self._held = buffer[-3:] if begin < len(buffer) - 3 else buffer[begin:]
-            self._held_sent = len(self._held)
-            pieces.append(buffer[sent:])
-            return b"".join(pieces)
-        self._held = buffer[begin:]
-        self._held_sent = 0
-        if not pieces:
-            return buffer[sent:begin]
-        pieces.append(buffer[sent:begin])
-        return b"".join(pieces)
-
-    def _skip_plain(self, buffer: bytes, begin: int) -> int:
-        """Account for the plain events from `begin` to the one that finishes; where they end."""
-        finish = buffer.find(b'"finish_reason":"', begin)
-        end = buffer.rfind(b"\n\n", begin, finish if finish >= 0 else len(buffer)) + 2
-        return end if end > begin and self._take_plain(buffer[begin:end]) else begin
-
-    def _take_plain(self, data: bytes) -> bool:
-        """Account for a whole read at once, if each of its events is one line of text and nothing
-        else, as nearly all are; False, with nothing done, when any of them needs a closer look."""
-        events = data.count(self._text)
-        if not (
-            events > 0
-            and len(data) <= MAX_EVENT_BYTES
-            and data.startswith(b"data:")
-            and data.endswith(b"\n\n")
-            and b"\r" not in data
-            and data.count(b"\n") == 2 * events
-            and data.count(b'"finish_reason":null') == events
-            and data.count(b'"finish_reason"') == events
-            and self._text + b'"' not in data
-            and b'"error"' not in data
-        ):
-            return False
-        last = data[data.rfind(b"\n\n", 0, -2) + 2 : -2] if events > 1 else data[:-2]
-        if b'"timings":{' in last or b'"usage":{' in last:
-            self._counts_raw = last[5:]
-        elif b'"timings"' in data or (b'"usage"' in data and _COUNTS.search(data)):
-            return False
-        self._counted[0] += events
-        return True
-
-    def end(self) -> bytes:
-        """The stream ended in an orderly way: judge and return what was held back, if anything."""
-        rest, self._held = self._held[self._held_sent :], b""
-        self._held_sent = 0
-        if self._skipping or not rest:
-            self._skipping = False
-            return b""
-        return rest if self._forward(rest) else b""
+        """As EventTee.feed, and quick for reads of one plain event or of many and nothing else."""
+        mixed = False
+        if not self._held:
+            before, behind = self._before, self._behind
+            at = data.find(b'"', len(before))
+            if data.startswith(behind, at) and data.startswith(before):
+                end, tail = at + len(behind), self._tail
+                if tail:
+                    if data[end:].translate(None, _NUMBERS) == tail:
+                        self._plain += at > len(before)
+                        self._counts_raw = data
+                        return data
+                elif end == len(data):
+                    self._plain += at > len(before)
+                    return data
+                elif len(data) > MANY_BYTES and data.endswith(behind):
+                    if self._take_many(data, 0):
+                        return data
+                    mixed = True
+        self._mixed = mixed
+        return super().feed(data)
 
     def tokens(self, prompt_bytes: int) -> Tokens:
         """Counts up to now; may be asked at any time, for progress as well as at the end."""
         if self._counts_raw is not None:
-            event, self._counts_raw = read(self._counts_raw), None
+            raw, self._counts_raw = self._counts_raw, None
+            event = read(raw[5:] if raw.startswith(b"data:") else raw)
             self._running[0] = (event.reported() if event else None) or self._running[0]
+        if self._n == 1:
+            final = self._finals[-1] if self._finals else None
+            running = self._running[0]
+            if final is None and self._ended:
+                final = running
+            counted = self._counted[0] + self._plain
+            if running is not None and running.output > counted:
+                counted = running.output
+            return settle(final, running, counted=counted, prompt_bytes=prompt_bytes)
         running = of_choices(self._running, self._prompts)
         final = of_answers(self._finals, self._n, self._prompts)
         if final is None and len(self._ended) == self._n:
@@ -184,50 +155,118 @@ class StreamMeter:
             final, running, counted=counted, prompt_bytes=prompt_bytes, n_choices=self._n
         )
 
+    # -- plain events ----------------------------------------------------------------------------
+
+    def _take_ahead(self, buffer: bytes, begin: int) -> int:
+        before, behind, tail = self._before, self._behind, self._tail
+        if not buffer.startswith(before, begin):
+            return begin
+        if len(buffer) - begin > MANY_BYTES and not (tail or self._mixed):
+            begin = self._take_many(buffer, begin)
+        texts, counts_at = 0, -1
+        while buffer.startswith(before, begin):
+            text = begin + len(before)
+            at = buffer.find(b'"', text)
+            if not buffer.startswith(behind, at):
+                break
+            end = at + len(behind)
+            if tail:
+                numbers, end = end, buffer.find(b"\n", end) + 2
+                if buffer[numbers:end].translate(None, _NUMBERS) != tail:
+                    break
+                counts_at = begin
+            texts += at > text
+            begin = end
+        self._plain += texts
+        if counts_at >= 0:
+            self._counts_raw = buffer[counts_at:begin]
+        return begin
+
+    def _take_many(self, buffer: bytes, begin: int) -> int:
+        """Take all plain events up to the last if there is nothing but them; `begin` otherwise.
+
+        What joins two of them is found `joints` times, and there are as many lines as that makes
+        events: so each event has what stands before and behind a text, and its text has no line.
+        """
+        end = buffer.rfind(self._behind) + len(self._behind)
+        data = buffer if not begin and end == len(buffer) else buffer[begin:end]
+        joints = data.count(self._joint)
+        if (
+            np.count_nonzero(np.frombuffer(data, _BYTES) == _LINE_END) == 2 * joints + 2
+            and b"\r" not in data
+            and self._textless not in data
+        ):
+            self._plain += joints + 1
+            return end
+        self._mixed = True
+        return begin
+
+    def _learn(self, event: bytes, text: int) -> None:
+        """Remember what stands before and behind the text of an event, where the next ones may have
+        the same: one line, one text that is there, no finish reason, counts in the tail if at all.
+        """
+        if self._plain - self._learned_at > 1:
+            self._misses = 0
+        self._misses += 1
+        self._learned_at = self._plain
+        at = event.find(b'"', text)
+        before, behind, tail = event[:text], event[at:], b""
+        counts = _COUNTS.search(behind)
+        if counts is not None:
+            behind, tail = behind[: counts.end()], behind[counts.end() :]
+        fixed = before + behind
+        if (
+            at > text
+            and event[at - 1 : at] != b"\\"
+            and fixed.count(self._text) == 1
+            and fixed.count(b'"finish_reason":null') == 1
+            and fixed.count(b'"finish_reason"') == 1
+            and b'"finish_reason"' not in tail
+        ):
+            self._before, self._behind = before, behind
+            self._tail = tail.translate(None, _NUMBERS)
+            self._joint, self._textless = behind + before, fixed
+
     # -- one event -------------------------------------------------------------------------------
 
-    def _forward(self, event: bytes) -> bool:
-        """Account for one whole event; False when it must not reach the client."""
-        one_line = event.find(b"\n") == len(event) - 2 and b"\r" not in event
-        if one_line and event.startswith(b"data:"):
+    def _pass_by(self, head: bytes) -> None:
+        self._counted[0] += 1
+
+    def _account(self, event: bytes) -> bool:
+        plain = event.find(b"\n") == len(event) - 2 and event.startswith(b"data:")
+        plain = plain and b"\r" not in event
+        if plain:
             payload = event[5:-2]
         else:
-            found = _payload(event)
+            found = payload_of(event)
             if found is None:
                 return True
             payload, named_error = found
             self._error = self._error or named_error
-        if len(payload) <= MOST_NULL_BYTES and payload.strip() == b"null":
-            return False
-        if payload.lstrip(b" ").startswith(b"[DONE]"):
-            self._done = True
+        if len(payload) <= MOST_SPECIAL_BYTES:
+            special = payload.strip()
+            if special == b"null":
+                return False
+            if special.startswith(b"[DONE]"):
+                self._done = True
+                return True
+        said = read(payload)
+        if said is None:
+            self._counted[0] += b'"choices"' in payload
+            if self._n == 1 and _FINISH.search(payload):
+                self._finished.add(0)
             return True
-        if self._n > 1 or b'"error"' in payload:
-            return self._read_whole(payload)
-        counts = (b'"timings"' in payload or b'"usage"' in payload) and bool(
-            _COUNTS.search(payload)
-        )
-        if counts and b'"choices":[{' not in payload and _NO_CHOICES.search(payload):
-            return self._read_whole(payload)
-        if b'"finish_reason":null' not in payload and _FINISH.search(payload):
-            self._finished.add(0)
-            if counts:
-                return self._read_whole(payload)
-        if counts:
-            self._counts_raw = payload
-        text = payload.find(self._text) + len(self._text)
-        if text < len(self._text) or payload[text : text + 1] in (b'"', b""):
-            self._counted[0] += _spoke(payload, read(payload))
-        else:
-            self._counted[0] += 1
-        return True
+        shown = self._take(said)
+        if plain and self._n == 1 and self._misses < MOST_MISSES:
+            text = event.find(self._text)
+            if text >= 0 and b'"error"' not in event:
+                self._learn(event, text + len(self._text))
+        return shown
 
-    def _read_whole(self, payload: bytes) -> bool:
-        event = read(payload)
-        if event is None:
-            self._counted[0] += _spoke(payload, None)
-            return True
-        self._error = self._error or event.is_error
+    def _take(self, event: Event) -> bool:
+        """Account for what an event says; False when it must not reach the client."""
+        if event.is_error:
+            self._error = True
         reported = event.reported()
         for choice in event.choices or ():
             index = choice.index if 0 <= choice.index < self._n else 0
@@ -245,37 +284,3 @@ class StreamMeter:
                 del self._finals[: -self._n]
             return self._asked
         return True
-
-
-def _spoke(payload: bytes, event: Event | None) -> bool:
-    """True when the event carries output; one that we cannot read does if it has choices."""
-    if event is None:
-        return b'"choices"' in payload
-    return any(choice.carries_text for choice in event.choices or ())
-
-
-def _event_end(buffer: bytes, look_from: int) -> int:
-    """Offset behind the next blank line, or -1."""
-    if b"\r" not in buffer:
-        found = buffer.find(b"\n\n", look_from)
-        return found + 2 if found >= 0 else -1
-    match = _BLANK_LINE.search(buffer, look_from)
-    return match.end() if match else -1
-
-
-def _payload(event: bytes) -> tuple[bytes, bool] | None:
-    """(data of the event, it is named an error), or None when it carries no data."""
-    data: list[bytes] = []
-    named_error = False
-    for line in event.splitlines():
-        name, _, value = line.partition(b":")
-        if name == b"data":
-            data.append(value)
-        elif name == b"error":  # older llama.cpp: a field of its own
-            data.append(value)
-            named_error = True
-        elif name == b"event" and value.strip() == b"error":
-            named_error = True
-    if not data and not named_error:
-        return None
-    return b"\n".join(data), named_error

@@ -1,11 +1,11 @@
 """Reads of a request's body only what deciding needs, and rewrites single fields for an engine.
 
 The body is decoded once by msgspec into the fields below; everything else is skipped, not parsed.
-A rewrite keeps each other field as the raw bytes that the client sent, so unknown fields go
-through untouched.
+What an engine has to be told is put in front of the client's fields where none of them says
+anything about it; otherwise single fields are replaced and each other one keeps the raw bytes that
+the client sent. Unknown fields go through untouched either way.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -26,6 +26,10 @@ USUAL_OUTPUT_TOKENS = 256  # assumed where the client sets no limit
 
 RunningCounts = Literal["timings", "usage"] | None
 
+_ABSENT = msgspec.Raw(b"")
+_TRUE = msgspec.Raw(b"true")
+_FALSE = msgspec.Raw(b"false")
+
 
 class BadRequest(ValueError):
     """The body cannot be served: `message` for the client, `param` the field at fault."""
@@ -36,29 +40,58 @@ class BadRequest(ValueError):
         self.param = param
 
 
-class _StreamOptions(msgspec.Struct):
+class _StreamOptions(msgspec.Struct, gc=False):
     include_usage: bool | None = None
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, gc=False):
+    """Of chat completions, completions and embeddings."""
+
     model: str
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: _StreamOptions | msgspec.UnsetType | None = msgspec.UNSET
     n: int | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     service_tier: str | None = None
-    messages: msgspec.Raw = msgspec.Raw(b"")
-    prompt: msgspec.Raw = msgspec.Raw(b"")
-    input: msgspec.Raw = msgspec.Raw(b"")
+    messages: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    timings_per_token: msgspec.Raw = _ABSENT
+    store: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceRequest:
+class _ResponsesBody(msgspec.Struct, gc=False):
+    model: str
+    stream: bool | None = None
+    max_output_tokens: int | None = None
+    service_tier: str | None = None
+    instructions: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    timings_per_token: msgspec.Raw = _ABSENT
+    store: bool | msgspec.UnsetType | None = msgspec.UNSET
+    background: bool | None = None
+    previous_response_id: msgspec.Raw = _ABSENT
+    conversation: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+
+
+class _MessagesBody(msgspec.Struct, gc=False):
+    model: str
+    stream: bool | None = None
+    max_tokens: int | None = None
+    service_tier: str | None = None
+    system: msgspec.Raw = _ABSENT
+    messages: msgspec.Raw = _ABSENT
+    container: msgspec.Raw = _ABSENT
+
+
+class InferenceRequest(msgspec.Struct, frozen=True, gc=False):
     """What the gateway knows of a request's content.
 
     `choices` is over all prompts: n for each. Those of prompt p have the indices p * n to
-    p * n + n - 1.
+    p * n + n - 1. `prompt` is the JSON of what the model reads first, for prefix hashes. `tells`:
+    the names of the fields in the body by which the client itself says what `engine_body` would.
     """
 
     endpoint: Endpoint
@@ -71,55 +104,131 @@ class InferenceRequest:
     prompt_tokens: int
     output_tokens: int
     service_tier: str | None
+    prompt: msgspec.Raw
+    tells: tuple[str, ...] = ()
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_responses = msgspec.json.Decoder(_ResponsesBody).decode
+_decode_messages = msgspec.json.Decoder(_MessagesBody).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
-_TRUE = msgspec.Raw(b"true")
 
 
 def parse_request(endpoint: Endpoint, body: bytes) -> InferenceRequest:
     """Decode the needed fields; raises BadRequest with a message fit for the client."""
     try:
-        fields = _decode_body(body)
+        if endpoint == "responses":
+            return _responses(_decode_responses(body))
+        if endpoint == "messages":
+            return _messages(_decode_messages(body))
+        return _classic(endpoint, _decode_body(body))
     except RecursionError as error:
         raise BadRequest("The body is nested too deeply.") from error
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise BadRequest(f"The body is not a valid request: {error}.") from error
-    if not fields.model or len(fields.model) > MODEL_NAME_CHARS:
-        raise BadRequest(f"'model' must have 1 to {MODEL_NAME_CHARS} characters.", "model")
+
+
+def _classic(endpoint: Endpoint, fields: _Body) -> InferenceRequest:
+    """Of OpenAI's older endpoints."""
+    model = fields.model
+    if not model or len(model) > MODEL_NAME_CHARS:
+        raise _bad_model()
+    if fields.store:
+        raise _stateful("store")
     n = 1 if fields.n is None else fields.n
     if not 1 <= n <= MOST_CHOICES:
         raise BadRequest(f"'n' must be 1 to {MOST_CHOICES}, not {n}.", "n")
+    prompts = 1
+    most = fields.max_completion_tokens
+    if most is None:
+        most = fields.max_tokens
+    if most is None or most < 0:
+        most = USUAL_OUTPUT_TOKENS
     if endpoint == "chat.completions":
-        content, prompts = fields.messages, 1
+        content = fields.messages
     elif endpoint == "completions":
         content = fields.prompt
         prompts = len(_prompts(content))
     else:
-        content, prompts, n = fields.input, 1, 1
-    most = fields.max_completion_tokens
-    if most is None:
-        most = fields.max_tokens
-    if endpoint == "embeddings":
-        most = 0
-    elif most is None or most < 0:
-        most = USUAL_OUTPUT_TOKENS
-    prompt_bytes = len(memoryview(content))
-    options = fields.stream_options
+        content, n, most = fields.input, 1, 0
+    stream = bool(fields.stream) and endpoint != "embeddings"
+    wants_usage, tells = _told(fields) if stream else (False, ())
+    choices = n * prompts
+    size = len(memoryview(content))
     return InferenceRequest(
-        endpoint=endpoint,
-        model=ModelName(fields.model),
-        stream=bool(fields.stream) and endpoint != "embeddings",
-        wants_usage=options is not None and bool(options.include_usage),
-        prompts=prompts,
-        choices=n * prompts,
-        prompt_bytes=prompt_bytes,
-        prompt_tokens=max(1, prompt_bytes // BYTES_PER_TOKEN),
-        output_tokens=most * n * prompts,
-        service_tier=fields.service_tier,
+        endpoint, ModelName(model), stream, wants_usage, prompts, choices, size,
+        size // BYTES_PER_TOKEN or 1, most * choices, fields.service_tier, content, tells,
+    )
+
+
+def _told(fields: _Body) -> tuple[bool, tuple[str, ...]]:
+    """(the client wants usage, what it says itself of what `engine_body` would say)."""
+    options, wants_usage = fields.stream_options, False
+    tells: tuple[str, ...] = ()
+    if options is not msgspec.UNSET:
+        wants_usage = options is not None and bool(options.include_usage)
+        tells = ("stream_options",)
+    if fields.timings_per_token is not _ABSENT:
+        tells = (*tells, "timings_per_token")
+    return wants_usage, tells
+
+
+def _responses(fields: _ResponsesBody) -> InferenceRequest:
+    """Of OpenAI's Responses API, without the state that it may keep on its server."""
+    if fields.store is True:
+        raise _stateful("store")
+    if fields.background:
+        raise _stateful("background")
+    for name in ("previous_response_id", "conversation", "prompt"):
+        if bytes(getattr(fields, name)) not in (b"", b"null"):
+            raise _stateful(name)
+    tells = () if fields.store is msgspec.UNSET else ("store",)
+    if fields.timings_per_token is not _ABSENT:
+        tells = (*tells, "timings_per_token")
+    return _one_answer(
+        "responses", fields.model, bool(fields.stream), fields.max_output_tokens,
+        fields.service_tier, fields.instructions, fields.input, tells,
+    )
+
+
+def _messages(fields: _MessagesBody) -> InferenceRequest:
+    """Of Anthropic's Messages API."""
+    if bytes(fields.container) not in (b"", b"null"):
+        raise _stateful("container")
+    return _one_answer(
+        "messages", fields.model, bool(fields.stream), fields.max_tokens, fields.service_tier,
+        fields.system, fields.messages, (),
+    )
+
+
+def _one_answer(
+    endpoint: Endpoint, model: str, stream: bool, most: int | None, service_tier: str | None,
+    first: msgspec.Raw, then: msgspec.Raw, tells: tuple[str, ...],
+) -> InferenceRequest:
+    """A request with one prompt in two parts and one choice, whose stream always has usage."""
+    if not model or len(model) > MODEL_NAME_CHARS:
+        raise _bad_model()
+    if most is None or most < 0:
+        most = USUAL_OUTPUT_TOKENS
+    content = msgspec.Raw(bytes(first) + bytes(then)) if first is not _ABSENT else then
+    size = len(memoryview(content))
+    return InferenceRequest(
+        endpoint, ModelName(model), stream, True, 1, 1, size, size // BYTES_PER_TOKEN or 1, most,
+        service_tier, content, tells,
+    )
+
+
+def _bad_model() -> BadRequest:
+    return BadRequest(f"'model' must have 1 to {MODEL_NAME_CHARS} characters.", "model")
+
+
+def _stateful(param: str) -> BadRequest:
+    return BadRequest(
+        f"'{param}' asks for state that is kept on a server, and none is kept here: send the whole "
+        "conversation with each request.",
+        param,
     )
 
 
@@ -142,12 +251,75 @@ def _prompts(prompt: msgspec.Raw) -> list[msgspec.Raw]:
     return [prompt]
 
 
+# What is put in front of the fields of a stream, by the counts that the engine can send on its way.
+_IN_FRONT: dict[RunningCounts, bytes] = {
+    None: b'"stream_options":{"include_usage":true},',
+    "timings": b'"stream_options":{"include_usage":true},"timings_per_token":true,',
+    "usage": b'"stream_options":{"include_usage":true,"continuous_usage_stats":true},',
+}
+_TIMINGS = b'"timings_per_token":true,'
+_NO_STORE = b'"store":false,'
+
+
+def engine_body(
+    request: InferenceRequest, body: bytes, *, model: str | None, running_counts: RunningCounts
+) -> bytes:
+    """The body as the engine gets it: its own model name (None keeps the client's), for a stream
+    the final usage and running counts asked for, and nothing to be stored.
+
+    `request` is what parse_request made of `body`, a JSON object with at least one field, so that
+    more fields and a comma may follow its first brace. A name given twice goes on as it came where
+    fields are only added: all engines take the last, as this gateway does.
+    """
+    if model is None:
+        more = _in_front(request, running_counts)
+        if more == b"":
+            return body
+        if more is not None:
+            at = body.find(b"{") + 1
+            return b"".join((body[:at], more, memoryview(body)[at:]))
+    if request.endpoint in ("responses", "messages"):
+        return _rewrite_stateless(request, body, model, running_counts)
+    return rewrite(body, model=model, stream=request.stream, running_counts=running_counts)
+
+
+def _in_front(request: InferenceRequest, running_counts: RunningCounts) -> bytes | None:
+    """Fields to add to the client's; None when one of its own would have to be changed."""
+    endpoint, tells = request.endpoint, request.tells
+    if endpoint == "messages":
+        return b""
+    timings = request.stream and running_counts == "timings"
+    if endpoint == "responses":
+        return None if tells else _NO_STORE + _TIMINGS if timings else _NO_STORE
+    if not request.stream:
+        return b""
+    if not tells:
+        return _IN_FRONT[running_counts]
+    if not request.wants_usage or running_counts == "usage":
+        return None
+    if not timings:
+        return b""
+    return None if "timings_per_token" in tells else _TIMINGS
+
+
+def _rewrite_stateless(
+    request: InferenceRequest, body: bytes, model: str | None, running_counts: RunningCounts
+) -> bytes:
+    fields = _decode_fields(body)
+    if model is not None:
+        fields["model"] = msgspec.Raw(_encode(model))
+    if request.endpoint == "responses":
+        fields["store"] = _FALSE
+        if request.stream and running_counts == "timings":
+            fields["timings_per_token"] = _TRUE
+    return _encode(fields)
+
+
 def rewrite(
     body: bytes, *, model: str | None, stream: bool, running_counts: RunningCounts = None
 ) -> bytes:
-    """The body as the engine gets it: its own model name (None keeps the client's) and, for a
-    stream, the final usage and running counts asked for. A name given twice counts once, as last.
-    """
+    """The body of one of OpenAI's older endpoints with single fields replaced, as `engine_body`
+    needs it. A name given twice counts once, as last."""
     if model is None and not stream:
         return body
     fields = _decode_fields(body)

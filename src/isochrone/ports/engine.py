@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
-from isochrone.core.world.model import EngineSpec
+from isochrone.core.world.model import COMMON_ENDPOINTS, Endpoint, EngineSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +57,11 @@ UNKNOWN_LOAD = EngineLoad(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTraits:
-    """How this engine states usage; see `Replica` for the meaning."""
+    """What this engine has and how it states usage; see `Replica` for the meaning."""
 
     running_counts: Literal["timings", "usage"] | None = None
     usage_counts_one_choice: bool = False
+    endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS
 
 
 class Engine(Protocol):

@@ -9,7 +9,6 @@ import dataclasses
 import secrets
 import signal
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import structlog
@@ -36,8 +35,6 @@ from isochrone.wiring.alone_reload import Reloader
 from isochrone.wiring.gateway_start import LineFile, freeze_start, write_output
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.peer_secret import passing_peer_secret, peer_public, read_peer_secret
-
-CREDENTIALS_KEPT = 4096
 
 log = structlog.get_logger()
 
@@ -78,19 +75,13 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
     teller = Teller(bus, file.site, signer)
     await teller.tell(told_by(file, identity.peer_key))
     disk = FileDisk(settings.journal)
-    credentials = lru_cache(CREDENTIALS_KEPT)(read_credential)
     ports = Ports(
         clock=clock, network=SocketNetwork(reuse_port=settings.workers > 1), bus=bus, disk=disk,
-        rng=Random(secrets.randbits(128)), read_credential=credentials,
+        rng=Random(secrets.randbits(128)), read_credential=read_credential,
         write_lines=outputs.write_lines,
     )
     gateway = Gateway(settings, identity, ports, Data(blocs=load_blocs(), hardware=load_hardware()))
-
-    def on_reload() -> None:
-        credentials.cache_clear()
-        outputs.reopen()
-
-    reloader = Reloader(config, file, teller, identity.peer_key, on_reload)
+    reloader = Reloader(config, file, teller, identity.peer_key, outputs.reopen)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

@@ -5,7 +5,6 @@ policies, keys by their hash, and in `[gateway]` the settings of the process. On
 judged here: whether an upstream answers is found out by those who ask it.
 """
 
-import math
 import re
 import tomllib
 from collections import Counter
@@ -44,7 +43,7 @@ DEFAULT_PORT = 4000
 DEFAULT_CONTEXT_TOKENS = 131_072
 DEFAULT_TENANT = "default"
 MOST_LIMIT = 10**12
-LONGEST_VIEW_AGE_S = 10 * 365 * 86_400.0
+LONGEST_VIEW_AGE_S = NEVER_S = 10 * 365 * 86_400.0
 
 STANDARD_OUTPUT = "-"
 NOWHERE = "none"
@@ -154,7 +153,7 @@ class _Process:
         self.settings = values_of(rest, GatewaySettings, folder, found, without=_DECIDED)
         for problem in found:
             problems.add("gateway", problem)
-        self.settings |= {"identity": path, "digest_stale_s": math.inf}
+        self.settings |= {"identity": path, "digest_stale_s": NEVER_S}
 
 
 def _model(table: TomlTable) -> Model:

@@ -125,6 +125,7 @@ class WholeSystem:
         self._processes: dict[str, _Process] = {}
         self._lives: dict[str, int] = {}
         self._clients = UpstreamPool(self.wire.process("client"), self.clock, Outbox())
+        self._control: ControlLoops | None = None
 
     # -- processes -------------------------------------------------------------------------------
 
@@ -169,7 +170,8 @@ class WholeSystem:
             holder=f"control {self._life('control')}", signer=self._signer,
             evidence_wait_s=EVIDENCE_WAIT_S,
         )
-        self._run("control", ControlLoops(plan, ports).run(), bus)
+        self._control = ControlLoops(plan, ports)
+        self._run("control", self._control.run(), bus)
 
     def start_gateway(self, site: SiteName) -> None:
         name, identity, bus = f"gateway {site}", self._identities[site], self.hub.bus()
@@ -210,6 +212,16 @@ class WholeSystem:
         process.task.cancel()
         await asyncio.wait([process.task])
 
+    def cut_off(self, name: str) -> None:
+        """From now on the process does not reach the bus."""
+        self.note(f"cut off {name}")
+        self._processes[name].bus.down()
+
+    def reconnect(self, name: str) -> None:
+        """The process reaches the bus again."""
+        self.note(f"reconnect {name}")
+        self._processes[name].bus.up()
+
     async def stop(self) -> None:
         """Stop everything politely."""
         for process in self._processes.values():
@@ -237,6 +249,12 @@ class WholeSystem:
             StoredPolicy(policy=policy, name=name, created_at=now), once=None,
         )
         return secret
+
+    def revoke_key(self, name: str) -> None:
+        """Revoke a key in the book and tell control, as the Control API does."""
+        self.registry.tenants.revoke_key(EVERYTHING, KeyId(name), now=self.clock.wall_ns())
+        if self._control is not None:
+            self._control.publisher.wake()
 
     async def ask(self, site: str, secret: str, body: Mapping[str, Any]) -> Answer:
         """One chat request at the gateway of `site`, to the end of its answer."""

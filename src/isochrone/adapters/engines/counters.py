@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from isochrone.core.world.model import ALL_ENDPOINTS
 from isochrone.ports.engine import EngineLoad, EngineTraits
 
 Family = Literal["llamacpp", "vllm", "sglang"]
@@ -32,7 +33,9 @@ class Names:
 
 FAMILIES: Mapping[Family, Names] = {
     "llamacpp": Names(
-        traits=EngineTraits(running_counts="timings", usage_counts_one_choice=True),
+        traits=EngineTraits(
+            running_counts="timings", usage_counts_one_choice=True, endpoints=ALL_ENDPOINTS
+        ),
         running=("llamacpp:requests_processing",),
         waiting=("llamacpp:requests_deferred",),
         prompt=("llamacpp:prompt_tokens_total",),
@@ -43,7 +46,7 @@ FAMILIES: Mapping[Family, Names] = {
         decode=("llamacpp:tokens_predicted_total", "llamacpp:tokens_predicted_seconds_total"),
     ),
     "vllm": Names(
-        traits=EngineTraits(running_counts="usage"),
+        traits=EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS),
         running=("vllm:num_requests_running",),
         waiting=("vllm:num_requests_waiting",),
         prompt=("vllm:prompt_tokens_total", "vllm:prompt_tokens"),
@@ -62,7 +65,7 @@ FAMILIES: Mapping[Family, Names] = {
         ),
     ),
     "sglang": Names(
-        traits=EngineTraits(running_counts="usage"),
+        traits=EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS),
         running=("sglang:num_running_reqs",),
         waiting=("sglang:num_queue_reqs",),
         prompt=("sglang:prompt_tokens_total",),

@@ -22,6 +22,7 @@ TRANSITIONS: Mapping[tuple[BreakerState, Sign], BreakerState] = {
     ("closed", "lost"): "open",
     ("closed", "failed"): "open",  # once the rules say that it is too much
     ("open", "asked"): "half_open",
+    ("open", "lost"): "open",  # anew, once its hold is over: an earlier request tells of it
     ("half_open", "asked"): "half_open",  # the probe took too long: this is the next one
     ("half_open", "succeeded"): "closed",
     ("half_open", "failed"): "open",
@@ -75,7 +76,7 @@ def step(breaker: Breaker, sign: Sign, now_ns: int, *, rng: Random, rules: Break
         breaker = _remember(breaker, failed=sign == "failed")
         if state == "open" and not _too_much(breaker.outcomes, rules):
             return breaker
-    if state is None:
+    if state is None or (breaker.state == "open" and not may_ask(breaker, now_ns)):
         return breaker
     if state == "closed":
         return CLOSED
@@ -101,7 +102,7 @@ def _too_much(outcomes: int, rules: BreakerRules) -> bool:
 
 def _opened(breaker: Breaker, now_ns: int, *, rng: Random, rules: BreakerRules) -> Breaker:
     hold_s = rules.first_hold_s
-    if breaker.state == "half_open":
+    if breaker.state != "closed":
         hold_s = min(2 * breaker.hold_s, rules.longest_hold_s)
     held_s = hold_s * (1 - JITTER_SHARE * rng.random())
     return Breaker(state="open", hold_s=hold_s, until_ns=now_ns + int(held_s * 1e9))

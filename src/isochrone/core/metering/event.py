@@ -10,6 +10,7 @@ from typing import Literal
 
 from isochrone.core.ids import KeyId, ModelName, OrgId, ProjectId, ReplicaId, RequestId, SiteName
 from isochrone.core.routing.choice import Decision
+from isochrone.core.world.model import Endpoint as Endpoint
 from isochrone.core.world.tenant import Class
 
 TokenSource = Literal["engine", "running", "counted", "none"]
@@ -23,7 +24,6 @@ Outcome = Literal[
     "ingress_lost",  # the ingress died; said by evidence or by its recovered journal
 ]
 Reporter = Literal["recovered", "evidence", "ingress"]
-Endpoint = Literal["chat.completions", "completions", "embeddings", "responses", "messages"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

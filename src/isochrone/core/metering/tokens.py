@@ -15,7 +15,7 @@ Sources, best first, and the largest error of each (see docs/metering.md):
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from isochrone.core.metering.event import Tokens
 
@@ -23,8 +23,7 @@ BYTES_PER_TOKEN = 4
 LARGEST_COUNT = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reported:
+class Reported(NamedTuple):
     """Counts in an engine's words: `prompt` includes `cached`."""
 
     prompt: int
@@ -34,7 +33,11 @@ class Reported:
     @property
     def plausible(self) -> bool:
         """False for counts that no request can have; they are then treated as not sent."""
-        return all(0 <= n <= LARGEST_COUNT for n in (self.prompt, self.cached, self.output))
+        return (
+            0 <= self.prompt <= LARGEST_COUNT
+            and 0 <= self.cached <= LARGEST_COUNT
+            and 0 <= self.output <= LARGEST_COUNT
+        )
 
 
 def of_choices(counts: Sequence[Reported | None], prompts: int) -> Reported | None:
@@ -112,3 +115,20 @@ def settle(
         return Tokens()
     prompt = -(-max(prompt_bytes, 0) // BYTES_PER_TOKEN)
     return Tokens(input_uncached=prompt, output=counted, source="counted")
+
+
+def settle_begun(begun: Reported | None, *, counted: int, prompt_bytes: int) -> Tokens:
+    """Classes of a request whose engine stated the prompt when it began and then broke off.
+
+    `begun` has the prompt and the engine's last word on the output; the gateway counted `counted`
+    events with text. The source is that of the output, which is the larger of the two.
+    """
+    if begun is None or not begun.plausible or not begun.prompt:
+        return settle(None, None, counted=counted, prompt_bytes=prompt_bytes)
+    cached = min(begun.cached, begun.prompt)
+    return Tokens(
+        input_uncached=begun.prompt - cached,
+        input_cached=cached,
+        output=max(begun.output, counted),
+        source="running" if begun.output >= counted else "counted",
+    )

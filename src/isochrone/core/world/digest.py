@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.world.model import COMMON_ENDPOINTS, Endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,7 +11,8 @@ class DeploymentLoad:
     """Load of all ready replicas of one model at one site, summed.
 
     Rates are per replica, measured online: prompt tokens prefilled and output tokens decoded per
-    second by one stream. Pending counts cover requests that are queued or running.
+    second by one stream. Pending counts cover requests that are queued or running. `endpoints` are
+    the APIs that at least one of them has.
     """
 
     model: ModelName
@@ -23,6 +25,7 @@ class DeploymentLoad:
     pending_output_tokens: int
     prefill_tok_s: float
     decode_tok_s: float
+    endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

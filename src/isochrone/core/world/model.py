@@ -8,6 +8,11 @@ from isochrone.core.ids import ModelName, ReplicaId, SiteName
 ModelKind = Literal["chat", "embedding"]
 EngineKind = Literal["llamacpp", "openai"]
 ReplicaState = Literal["starting", "ready", "draining", "failed", "stopped"]
+Endpoint = Literal["chat.completions", "completions", "embeddings", "responses", "messages"]
+
+# What every engine that speaks OpenAI's protocol has; the others it must declare.
+COMMON_ENDPOINTS: tuple[Endpoint, ...] = ("chat.completions", "completions", "embeddings")
+ALL_ENDPOINTS: tuple[Endpoint, ...] = (*COMMON_ENDPOINTS, "responses", "messages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +74,8 @@ class Replica:
     for an upstream it is None and `credential` is resolved by the gateway. `generation` grows with
     every start of the same replica, so that a stale report can never shadow a newer one.
     `running_counts`: the engine can report counts in every event (`timings` or `usage`).
-    `usage_counts_one_choice`: its final usage covers one choice only when n > 1.
+    `usage_counts_one_choice`: its final usage covers one choice only when n > 1. `endpoints`: the
+    APIs that its engine has.
     """
 
     id: ReplicaId
@@ -90,3 +96,4 @@ class Replica:
     running_counts: Literal["timings", "usage"] | None = None
     usage_counts_one_choice: bool = False
     detail: str | None = None
+    endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS

@@ -1,0 +1,187 @@
+"""Keeps what a stream has delivered, as it was sent, and reads it only when the stream is lost.
+
+The healthy path pays one list entry a write. A long stream is read and packed every FOLD_BYTES, so
+that one stream costs at most that much raw data and MOST_TEXT_BYTES of text; past that bound
+everything is dropped and the stream can no longer be continued.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from isochrone.core.continuation.plan import Progress
+from isochrone.core.metering.tokens import Reported
+from isochrone.gateway.continuation.events import (
+    TEXT,
+    Channel,
+    Identity,
+    Said,
+    Unreadable,
+    payload_of,
+    read_many,
+    read_plain,
+    split,
+)
+
+FOLD_BYTES = 64 * 1024
+MOST_TEXT_BYTES = 64 * 1024
+CLOSELY = 4  # events at each end of what is read
+
+
+@dataclass(slots=True, kw_only=True)
+class Delivered:
+    """What the client has of an answer, packed.
+
+    `tokens` is the engine's count behind the last event with text, `last_piece` that text and
+    `last_jump` its tokens. `tool_ids` are by the channel of the call. `ids` are the token ids of
+    the answer where the engine shows them, up to the last event with text.
+    """
+
+    identity: Identity | None = None
+    channels: dict[Channel, list[str]] = field(default_factory=dict)
+    tool_ids: dict[Channel, str] = field(default_factory=dict)
+    finished: dict[int, str] = field(default_factory=dict)
+    roles: set[int] = field(default_factory=set)
+    done: bool = False
+    usage_sent: bool = False
+    failed: bool = False
+    counts: Reported | None = None
+    tokens: int | None = None
+    events: int = 0
+    text_bytes: int = 0
+    last_piece: str = ""
+    last_jump: int = 0
+    prompt_ids: tuple[int, ...] = ()
+    ids: list[int] = field(default_factory=list)
+    _later_ids: list[int] = field(default_factory=list)
+
+    def text(self, channel: Channel = (0, TEXT)) -> str:
+        return "".join(self.channels.get(channel, ()))
+
+    def has_begun(self, index: int) -> bool:
+        """Whether anything of a choice was delivered, its role at least."""
+        return index in self.roles or any(of == index for of, _ in self.channels)
+
+    def has_call(self, call: Channel) -> bool:
+        """Whether anything of a tool call was delivered."""
+        index, name = call
+        parts = ((index, f"{name}/name"), (index, f"{name}/arguments"))
+        return call in self.tool_ids or any(part in self.channels for part in parts)
+
+    def pack(self) -> None:
+        """Many small pieces cost ten times their text."""
+        for channel, pieces in self.channels.items():
+            self.channels[channel] = ["".join(pieces)]
+
+    def add_plain(self, texts: list[str]) -> None:
+        """Events of text only, whose counts were not read."""
+        whole = "".join(texts)
+        if not whole:
+            return
+        self.events += len(texts) - texts.count("")
+        self.channels.setdefault((0, TEXT), []).append(whole)
+        self.text_bytes += len(whole.encode("utf-8", "surrogatepass"))
+        self.tokens = None
+
+    def add(self, said: Said) -> None:
+        """One more event."""
+        if self.identity is None:
+            self.identity = said.identity
+        self.roles.update(said.roles)
+        self.finished.update(said.finished)
+        self.usage_sent = self.usage_sent or said.usage_only
+        self.failed = self.failed or said.is_error
+        self.counts = said.counts or self.counts
+        self.prompt_ids = self.prompt_ids or said.prompt_ids
+        self._later_ids += said.token_ids
+        for channel, id_ in said.tool_ids:
+            self.tool_ids.setdefault(channel, id_)
+        if not said.pieces:
+            return
+        self.events += 1
+        self.ids += self._later_ids
+        self._later_ids.clear()
+        for channel, piece in said.pieces:
+            self.channels.setdefault(channel, []).append(piece)
+            self.text_bytes += len(piece.encode("utf-8", "surrogatepass"))
+        tokens = None if said.counts is None else said.counts.output
+        self.last_piece = said.pieces[-1][1]
+        unknown = tokens is None or (self.tokens is None and self.events > 1)
+        self.last_jump = 0 if unknown else (tokens or 0) - (self.tokens or 0)
+        self.tokens = tokens
+
+    def progress(self, n_choices: int) -> Progress:
+        """What deciding needs to know of it."""
+        return Progress(
+            tokens=self.tokens,
+            events=self.events,
+            nothing=not self.channels and not self.tool_ids,
+            only_text=not self.tool_ids and self.channels.keys() <= {(0, TEXT)},
+            finished=self.done or len(self.finished) >= n_choices,
+            ids_complete=self.tokens is not None and len(self.ids) == self.tokens,
+            held_back=self.last_jump > 1,
+        )
+
+
+class Retained:
+    """The delivered bytes of one stream. `take` is all that happens while it is healthy."""
+
+    __slots__ = ("_delivered", "_raw", "_raw_bytes", "unkept")
+
+    def __init__(self) -> None:
+        self._raw: list[bytes] = []
+        self._raw_bytes = 0
+        self._delivered = Delivered()
+        self.unkept: Literal["not_retained", "unreadable"] | None = None
+
+    def take(self, data: bytes) -> None:
+        """Bytes that went to the client."""
+        if self.unkept is None:
+            self._raw.append(data)
+            self._raw_bytes += len(data)
+            if self._raw_bytes > FOLD_BYTES:
+                self._fold()
+
+    def delivered(self) -> Delivered | None:
+        """Everything up to now; None when it is not kept or ends in half an event (`unkept`)."""
+        self._fold()
+        if self.unkept is None and self._raw_bytes:
+            self._drop("unreadable")
+        return None if self.unkept else self._delivered
+
+    def _fold(self) -> None:
+        events, rest = split(b"".join(self._raw))
+        self._raw, self._raw_bytes = ([rest], len(rest)) if rest else ([], 0)
+        payloads = []
+        for event in events:
+            payload = payload_of(event)
+            if payload == b"[DONE]":
+                self._delivered.done = True
+            elif payload:
+                payloads.append(payload)
+        try:
+            self._read(payloads)
+        except Unreadable:
+            self._drop("unreadable")
+        if self._delivered.text_bytes > MOST_TEXT_BYTES or self._raw_bytes > FOLD_BYTES:
+            self._drop("not_retained")
+
+    def _read(self, payloads: list[bytes]) -> None:
+        """Pack the payloads. Of a long run of text only its ends are read closely: the first for
+        the answer's identity, the last for the counts."""
+        delivered = self._delivered
+        texts = read_plain(payloads[CLOSELY:-CLOSELY]) if len(payloads) > 2 * CLOSELY else None
+        if texts is None:
+            said = read_many(payloads)
+        else:
+            said = read_many(payloads[:CLOSELY] + payloads[-CLOSELY:])
+        for each in said[:CLOSELY]:
+            delivered.add(each)
+        delivered.add_plain(texts or [])
+        for each in said[CLOSELY:]:
+            delivered.add(each)
+        delivered.pack()
+
+    def _drop(self, why: Literal["not_retained", "unreadable"]) -> None:
+        self.unkept = self.unkept or why
+        self._raw, self._raw_bytes = [], 0
+        self._delivered = Delivered()
