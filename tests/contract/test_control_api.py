@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
+from struct import pack
 from typing import Any
 
 import pytest
@@ -18,9 +19,18 @@ from isochrone.control.api.context import Context
 from isochrone.control.fleet_state import FleetState
 from isochrone.control.joining import Hub, hash_of
 from isochrone.control.world import seed_of
-from isochrone.core.ids import KeyId, ModelName, OrgId, ProjectId, RequestId, SiteName, uuid7
+from isochrone.core.ids import (
+    KeyId,
+    ModelName,
+    OrgId,
+    PolicyId,
+    ProjectId,
+    RequestId,
+    SiteName,
+    uuid7,
+)
 from isochrone.core.metering.event import Tokens, UsageEvent
-from isochrone.core.routing.choice import Candidate, Choice, Decision, Refused
+from isochrone.core.routing.choice import Decision, Ground, GroundSite, Refused
 from isochrone.core.world.digest import DeploymentLoad, ReplicaLoad, SiteDigest
 from isochrone.core.world.model import Deployment, EngineSpec, Model
 from isochrone.core.world.site import Link, Site, SiteLinks
@@ -322,26 +332,26 @@ def test_replicas_are_set_and_the_publisher_hears(api: Api) -> None:
 
 
 def a_booked(api: Api, org: str, key_id: str, number: int) -> UsageEvent:
-    decision = Decision(
-        choice=Choice(
-            candidates=(
-                Candidate(
-                    site=SiteName("frankfurt"), cost_ms=260.0, rtt_ms=250.0,
-                    rtt_source="emulated", queue_ms=0.0, prefill_ms=10.0, decode_ms=0.0,
-                    digest_age_ms=300.0,
-                ),
-            ),
-            refused=(Refused(site=SiteName("sydney"), rule="residency", detail="it is in AU"),),
-            allowed_exists=True,
+    ground = Ground(
+        id="g1", model=ModelName("tiny"), policy_id=PolicyId("bound"), residency=("DE",),
+        transit=("any",), plaintext_ingress="AU",
+        open_sites=(
+            GroundSite(site=SiteName("frankfurt"), rtt_ms=250.0, rtt_source="emulated"),
         ),
-        policy_residency=("DE",), policy_transit=("any",), plaintext_ingress="AU",
-        predicted_ttft_ms=260.0, actual_ttft_ms=270.0, replica=None,
+        refused=(Refused(site=SiteName("sydney"), rule="residency", detail="it is in AU"),),
+        allowed_exists=True, elsewhere=7,
+    )
+    decision = Decision(
+        ground="g1", chosen=0, costs_ms=pack("<f", 260.0), queues_ms=pack("<f", 0.0),
+        prefill_ms=10.0, decode_ms=0.0, digest_age_ms=300.0, predicted_ttft_ms=260.0,
+        actual_ttft_ms=270.0, refused=(),
     )
     event = replace(
         a_usage_event(uuid7(NOW + number * 1_000_000, number)), org_id=OrgId(org),
         key_id=KeyId(key_id), project_id=ProjectId("p"), received_at=NOW + number,
         serving_site=SiteName("frankfurt"), client_request_id=f"c{number}", decision=decision,
     )
+    api.context.book.keep_grounds([(event.ingress_site, ground)], now=NOW + 100)
     api.context.book.book_usage([event], now=NOW + 100)
     return event
 
@@ -401,7 +411,11 @@ def test_a_request_is_explained(api: Api) -> None:
     assert found["decision"]["refused"] == [
         {"site": "sydney", "rule": "residency", "detail": "it is in AU"}
     ]
-    assert found["decision"]["candidates"][0]["rtt_source"] == "emulated"
+    assert found["decision"]["candidates"] == [{
+        "site": "frankfurt", "cost_ms": 260.0, "rtt_ms": 250.0, "rtt_source": "emulated",
+        "queue_ms": 0.0, "prefill_ms": 10.0, "decode_ms": 0.0, "digest_age_ms": 300.0,
+    }]
+    assert (found["decision"]["residency"], found["decision"]["elsewhere"]) == (["DE"], 7)
     assert found["decision"]["predicted_ttft_ms"] == 260.0
     assert found["tokens"]["source"] == "engine"
     missing = uuid7(NOW, 99)

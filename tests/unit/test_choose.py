@@ -1,25 +1,27 @@
 """Choosing a site: the worked example of docs/routing.md, each refusal, ties, and the table."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from isochrone.core.ids import ModelName, PolicyId, ReplicaId, SiteName
 from isochrone.core.residency.rule import Admitted, Denied
 from isochrone.core.rng import stream
-from isochrone.core.routing.choice import Choice, Refused
-from isochrone.core.routing.choose import RouteRequest, choose
+from isochrone.core.routing.choice import Explanation, Refused
+from isochrone.core.routing.explain import explain
 from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.prefix import BLOCK_TOKENS, Prefixes
 from isochrone.core.routing.replica import ReplicaSlots, choose_replica
 from isochrone.core.routing.table import compile_table
 from isochrone.core.world.view import View
 from tests.builders import (
     MODEL,
     SECOND_NS,
+    a_choice,
     a_digest,
     a_load,
     a_policy,
-    a_request,
     a_site,
     a_table,
     a_view,
@@ -32,7 +34,6 @@ FRANKFURT = a_site("frankfurt", "DE")
 ASHBURN = a_site("ashburn", "US")
 RTT_MS = {"frankfurt": 290.0, "ashburn": 206.0}
 DE = a_policy("de", ("DE",), ("DE",))
-OF_DE = a_request(policy_id="de")
 
 
 def world(*, own_site: str = "sydney", serving: Sequence[str] | None = None) -> View:
@@ -42,24 +43,26 @@ def world(*, own_site: str = "sydney", serving: Sequence[str] | None = None) -> 
     )
 
 
-def decide(
-    view: View,
-    loads: Loads | None = None,
-    request: RouteRequest | None = None,
-    *,
-    now_ns: int = 0,
-) -> Choice:
-    loads = loads or idle_loads(view)
-    return choose(request or a_request(), a_table(view), loads, now_ns, stream(1, "test"))
+def decide(view: View, loads: Loads | None = None, **asked: Any) -> Explanation:
+    """The explanation of a choice, as it is shown. `asked` as for `a_choice`."""
+    table = a_table(view)
+    choice = a_choice(table, loads or idle_loads(view), **asked)
+    explained = explain(choice.ground, choice.decision())
+    assert explained is not None
+    return explained
 
 
-def refusals(choice: Choice) -> dict[str, str]:
-    return {each.site: each.rule for each in choice.refused}
+def sites_of(explanation: Explanation) -> list[str]:
+    return [each.site for each in explanation.candidates]
+
+
+def refusals(explanation: Explanation) -> dict[str, str]:
+    return {each.site: each.rule for each in explanation.refused}
 
 
 def test_idle_sites_are_ranked_by_round_trip() -> None:
     choice = decide(world())
-    assert [each.site for each in choice.candidates] == ["sydney", "ashburn", "frankfurt"]
+    assert sites_of(choice) == ["sydney", "ashburn", "frankfurt"]
     assert [each.cost_ms for each in choice.candidates] == [100.0, 306.0, 390.0]
     assert choice.refused == ()
     assert choice.candidates[0].rtt_ms == 0
@@ -85,12 +88,12 @@ def test_worked_example_interactive() -> None:
         "frankfurt": (290.0, 0.0, 100.0, 0.0, 390.0),
         "sydney": (0.0, 1250.0, 100.0, 0.0, 1350.0),
     }
-    assert [each.site for each in choice.candidates] == ["ashburn", "frankfurt", "sydney"]
-    assert {each.digest_age_ms for each in choice.candidates} == {500.0}
+    assert sites_of(choice) == ["ashburn", "frankfurt", "sydney"]
+    assert [each.digest_age_ms for each in choice.candidates] == [500.0, None, None]
 
 
 def test_worked_example_batch_adds_the_answer() -> None:
-    choice = decide(*worked_example(), a_request(class_="batch"))
+    choice = decide(*worked_example(), class_="batch")
     costs = {each.site: (each.decode_ms, each.cost_ms) for each in choice.candidates}
     assert costs == {
         "ashburn": (1000.0, 1366.0),
@@ -104,13 +107,13 @@ def test_worked_example_own_dispatches() -> None:
     view, loads = worked_example()
     loads.dispatched(ASHBURN.name, MODEL, 60, 100, 0, rtt_ms=206.0)
     choice = decide(view, loads)
-    assert [each.site for each in choice.candidates] == ["frankfurt", "ashburn", "sydney"]
+    assert sites_of(choice) == ["frankfurt", "ashburn", "sydney"]
     assert choice.candidates[1].queue_ms == 120.0
 
 
 def test_residency_refuses_and_says_so() -> None:
-    choice = decide(world(), request=OF_DE)
-    assert [each.site for each in choice.candidates] == ["frankfurt"]
+    choice = decide(world(), policy_id="de")
+    assert sites_of(choice) == ["frankfurt"]
     assert choice.refused == (
         Refused(site=ASHBURN.name, rule="residency", detail="the site is in US, the policy "
                 "allows DE"),
@@ -123,24 +126,26 @@ def test_allowed_but_unhealthy_is_not_the_same_as_not_allowed() -> None:
     view = world()
     loads = idle_loads(view)
     loads.heard(a_digest("frankfurt", a_load(ready=0), sequence=2), 0)
-    unhealthy = decide(view, loads, OF_DE)
+    unhealthy = decide(view, loads, policy_id="de")
     assert (unhealthy.candidates, unhealthy.allowed_exists) == ((), True)
     assert refusals(unhealthy)["frankfurt"] == "no_ready_replica"
-    elsewhere = decide(world(serving=["sydney", "ashburn"]), request=OF_DE)
+    elsewhere = decide(world(serving=["sydney", "ashburn"]), policy_id="de")
     assert (elsewhere.candidates, elsewhere.allowed_exists) == ((), False)
-    assert refusals(elsewhere)["frankfurt"] == "model_not_served"
+    assert "frankfurt" not in refusals(elsewhere)
+    assert elsewhere.elsewhere == 1
 
 
 def test_an_unknown_policy_opens_nothing() -> None:
-    choice = decide(world(), request=a_request(policy_id="revoked"))
+    choice = decide(world(), policy_id="revoked")
     assert choice.candidates == ()
     assert set(refusals(choice).values()) == {"residency"}
     assert not choice.allowed_exists
 
 
 def test_an_unknown_model_is_served_nowhere() -> None:
-    choice = decide(world(), request=a_request(model="other"))
-    assert set(refusals(choice).values()) == {"model_not_served"}
+    choice = decide(world(), model="other")
+    assert (choice.candidates, choice.refused, choice.elsewhere) == ((), (), 3)
+    assert not choice.allowed_exists
     assert not a_table(world()).is_served(ModelName("other"))
 
 
@@ -152,8 +157,8 @@ def test_lasting_refusals() -> None:
         a_site("nowhere", country=None),
     ]
     view = a_view(sites, policies=[a_policy("au", ("AU",))])
-    choice = decide(view, request=a_request(policy_id="au"))
-    assert [each.site for each in choice.candidates] == ["here"]
+    choice = decide(view, policy_id="au")
+    assert sites_of(choice) == ["here"]
     assert refusals(choice) == {
         "emptied": "draining",
         "stranger": "not_joined",
@@ -163,7 +168,7 @@ def test_lasting_refusals() -> None:
 
 def test_the_own_site_needs_no_identity_to_serve_itself() -> None:
     choice = decide(a_view([a_site("here", peer_key=None)]))
-    assert [each.site for each in choice.candidates] == ["here"]
+    assert sites_of(choice) == ["here"]
 
 
 def test_passing_refusals_state_their_numbers() -> None:
@@ -179,24 +184,24 @@ def test_passing_refusals_state_their_numbers() -> None:
     assert details == {
         "silent": ("digest_stale", "nothing heard from silent yet"),
         "stale": (
-            "digest_stale", "the last digest of stale is 6.2 s old, at most 5.0 s count"
+            "digest_stale", "the last digest of stale is at least 6.2 s old, at most 5.0 s count"
         ),
         "lost": (
             "unreachable",
-            "the connection to lost was lost 1.2 s ago; "
+            "the connection to lost was lost at least 1.2 s ago; "
             "tried again at its first digest after 2 s",
         ),
         "empty": (
             "no_ready_replica", "empty has no ready replica of tiny: its digest says 0 ready"
         ),
     }
-    assert [each.site for each in choice.candidates] == ["busy"]
+    assert sites_of(choice) == ["busy"]
 
 
 def test_a_site_that_was_tried_is_not_tried_again() -> None:
     earlier = Refused(site=SYDNEY.name, rule="no_ready_replica", detail="its engine died")
-    choice = decide(world(), request=a_request(tried=(earlier,)))
-    assert [each.site for each in choice.candidates] == ["ashburn", "frankfurt"]
+    choice = decide(world(), tried=(earlier,))
+    assert sites_of(choice) == ["ashburn", "frankfurt"]
     assert choice.refused == (
         Refused(
             site=SYDNEY.name,
@@ -212,14 +217,14 @@ def test_near_ties_are_broken_by_chance_and_others_never() -> None:
     )
     table, loads = a_table(view), idle_loads(view)
     rng = stream(7, "ties")
-    firsts = [choose(a_request(), table, loads, 0, rng).candidates[0].site for _ in range(200)]
+    firsts = [a_choice(table, loads, rng=rng).site for _ in range(200)]
     assert set(firsts) == {"here", "near"}  # 100 and 104 ms are within 5 %, 106 ms is not
     assert 60 < firsts.count(SiteName("here")) < 140
 
 
 def test_chance_is_not_asked_without_a_tie() -> None:
     rng = stream(7, "ties")
-    choose(a_request(), a_table(world()), idle_loads(world()), 0, rng)
+    a_choice(a_table(world()), idle_loads(world()), rng=rng)
     assert rng.random() == stream(7, "ties").random()
 
 
@@ -227,10 +232,55 @@ def test_rates_not_measured_yet_are_seeded() -> None:
     view = a_view([a_site("here")])
     loads = Loads()
     loads.heard(a_digest("here", a_load(prefill_tok_s=0, decode_tok_s=0)), 0)
-    choice = decide(
-        view, loads, a_request(class_="batch", prompt_tokens=20, output_tokens=1)
-    )
+    choice = decide(view, loads, class_="batch", prompt_tokens=20, output_tokens=1)
     assert (choice.candidates[0].prefill_ms, choice.candidates[0].decode_ms) == (100.0, 100.0)
+
+
+def test_a_cached_prefix_costs_no_prefill() -> None:
+    prefixes, blocks = Prefixes(), [11, 12, 13]
+    prefixes.saw(ASHBURN.name, blocks[:2])
+    asked: dict[str, Any] = {"prompt_tokens": 700, "blocks": blocks, "prefixes": prefixes}
+    costs = {each.site: each for each in decide(world(), **asked).candidates}
+    assert {site: (each.prefill_ms, each.cost_ms) for site, each in costs.items()} == {
+        "ashburn": (700.0 - 2 * BLOCK_TOKENS, 206 + 700.0 - 2 * BLOCK_TOKENS),
+        "frankfurt": (700.0, 990.0),
+        "sydney": (700.0, 700.0),
+    }
+    assert sites_of(decide(world(), **asked)) == ["ashburn", "sydney", "frankfurt"]
+    choice = a_choice(a_table(world()), idle_loads(world()), **asked)
+    assert (choice.prefill_ms, choice.cost_ms) == (188.0, 394.0)
+
+
+def test_no_more_than_the_prompt_is_cached_and_only_where_it_is_allowed() -> None:
+    prefixes = Prefixes()
+    prefixes.saw(FRANKFURT.name, [1, 2])
+    prefixes.saw(SiteName("left-the-view"), [1])
+    asked: dict[str, Any] = {"prompt_tokens": 300, "blocks": [1, 2], "prefixes": prefixes}
+    frankfurt = decide(world(), policy_id="de", **asked).candidates[0]
+    assert (frankfurt.site, frankfurt.prefill_ms, frankfurt.cost_ms) == ("frankfurt", 0.0, 290.0)
+    prefixes.saw(SYDNEY.name, [1, 2])
+    assert sites_of(decide(world(), policy_id="de", **asked)) == ["frankfurt"]
+
+
+def test_a_choice_among_sixty_of_eleven_hundred_sites() -> None:
+    sites = [a_site(f"s{number:04}", "DE" if number % 2 else "AU") for number in range(1100)]
+    serving = [site.name for site in sites[::18]][:60]
+    rtt_ms: dict[str, float] = {name: 40.0 + number for number, name in enumerate(serving)}
+    view = a_view(
+        sites, own_site=sites[1].name, rtt_ms=rtt_ms, policies=[DE], serving=serving
+    )
+    table, loads = a_table(view), idle_loads(view)
+    choice = a_choice(table, loads)
+    assert (choice.eligible, choice.allowed_exists) == (60, True)
+    assert choice.site in serving[:8]  # 140 ms, and what is within 5 % of it
+    explanation = explain(choice.ground, choice.decision())
+    assert explanation is not None
+    assert len(explanation.candidates) == 60
+    assert explanation.elsewhere == 1040
+    nobody = a_choice(table, loads, policy_id="de")
+    assert (nobody.site, nobody.index, nobody.eligible) == (None, -1, 0)
+    assert not nobody.allowed_exists
+    assert len(nobody.ground.refused) == 60
 
 
 def test_a_missing_link_is_estimated_by_distance() -> None:
@@ -287,6 +337,15 @@ def test_remembered_shortlists_are_bounded_and_stay_right() -> None:
         table.shortlist(ModelName(f"m{number}"), PolicyId("anywhere"))
     assert len(table.shortlists) <= 256
     assert table.shortlist(MODEL, PolicyId("anywhere")).open_sites == table.opens
+
+
+def test_remembered_listings_and_boards_are_bounded() -> None:
+    table, loads = compile_table(a_view([a_site("here")]), some_blocs()), Loads()
+    for number in range(5000):
+        table.listing(MODEL, PolicyId(f"p{number}"))
+        a_choice(table, loads, model=f"m{number}")
+    assert len(table.listings) <= 4096
+    assert table.boards == {}  # nobody serves these models
 
 
 def slots(replica: str, running: int, of: int = 4, *, ready: bool = True) -> ReplicaSlots:

@@ -46,6 +46,7 @@ def a_request_without_a_model(*, body: str, status: int, reason: str) -> dict[st
     return FOUND | {
         "serving": {"site": None, "country": None, "replica": None}, "decision": None,
         "outcome": "refused", "status": status, "reason": reason, "model": "", "stream": False,
+        "timings": {"chosen_ms": None},
         "ingress": {
             "site": "sydney", "country": "AU", "body": body, "plaintext": "what the API says",
         },
@@ -68,6 +69,13 @@ def test_a_body_that_was_read_is_never_said_to_be_unread() -> None:
     assert "before a site was chosen" in undecided(bad)
     large = a_request_without_a_model(body="in_part", status=413, reason="body_too_large")
     assert "asked     chat.completions; the body was not read to its end" in summary(large)
+
+
+def test_a_choice_whose_ground_was_not_reported_is_not_said_to_be_none() -> None:
+    times = {"chosen_ms": 1.0, "sent_ms": 2.0, "first_byte_ms": 300.0, "total_ms": 600.0}
+    lost = FOUND | {"decision": None, "timings": times}
+    assert "A site was chosen" in undecided(lost)
+    assert not [line for line in summary(lost) if line.startswith("policy")]
 
 
 @pytest.mark.parametrize("outcome", ["finished", "engine_lost"])

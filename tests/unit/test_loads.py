@@ -1,13 +1,18 @@
 """Loads: digests, own dispatches between them, and sites that do not answer."""
 
+from dataclasses import replace
+
 import pytest
 
-from isochrone.core.estimate.service import NO_WORK, Work
-from isochrone.core.ids import SiteName
-from isochrone.core.routing.loads import Loads
+from isochrone.core.estimate.service import Work
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.routing.loads import EVERY_SITE, NEVER_NS, Loads
 from tests.builders import MODEL, SECOND_NS, a_digest, a_load
 
 SITE = SiteName("sydney")
+
+
+OTHER = SiteName("oslo")
 
 
 def ahead(loads: Loads) -> Work:
@@ -40,14 +45,14 @@ def test_an_impossible_rate_counts_as_not_measured(rate: float) -> None:
     known = loads.of(SITE)
     assert known is not None
     assert known.models[MODEL].servers is None
-    assert known.models[MODEL].load.decode_tok_s == 0
+    assert known.models[MODEL].decode_tok_s == 0
 
 
 def test_negative_counts_do_not_make_a_site_cheaper() -> None:
     loads = Loads()
     negative = a_load(running=-5, waiting=-1, prompt_tokens=-100, output_tokens=-100)
     loads.heard(a_digest(SITE, negative), 0)
-    assert ahead(loads) == NO_WORK
+    assert ahead(loads) == Work()
 
 
 def test_older_and_repeated_digests_are_ignored() -> None:
@@ -55,7 +60,7 @@ def test_older_and_repeated_digests_are_ignored() -> None:
     assert loads.heard(a_digest(SITE, sequence=5), 0)
     assert not loads.heard(a_digest(SITE, a_load(running=4), sequence=5), 1)
     assert not loads.heard(a_digest(SITE, a_load(running=4), sequence=4), 2)
-    assert ahead(loads) == NO_WORK
+    assert ahead(loads) == Work()
 
 
 def test_a_restarted_agent_starts_a_new_epoch_and_its_last_one_is_over() -> None:
@@ -76,7 +81,7 @@ def test_own_dispatches_count_until_they_finish() -> None:
     assert ahead(loads) == Work(requests=1, prompt_tokens=10, output_tokens=2)
     loads.finished(second)
     loads.finished(second)
-    assert ahead(loads) == NO_WORK
+    assert ahead(loads) == Work()
 
 
 def test_a_digest_takes_over_the_dispatches_that_had_arrived() -> None:
@@ -90,7 +95,7 @@ def test_a_digest_takes_over_the_dispatches_that_had_arrived() -> None:
     loads.finished(arrived)
     assert ahead(loads).requests == 2
     loads.heard(a_digest(SITE, sequence=3), SECOND_NS)
-    assert ahead(loads) == NO_WORK
+    assert ahead(loads) == Work()
 
 
 def test_dispatches_before_the_first_digest_count_after_it() -> None:
@@ -156,3 +161,60 @@ def test_without_a_bus_a_lost_site_is_tried_again_after_its_hold() -> None:
     loads.lost(SITE, 4 * SECOND_NS)
     assert not loads.may_try(known, 7 * SECOND_NS)  # held twice as long now
     assert loads.may_try(known, 9 * SECOND_NS)
+
+
+def test_time_alone_changes_what_holds_at_one_instant() -> None:
+    loads = Loads(stale_after_ms=5000)
+    loads.heard(a_digest(SITE), 0)
+    known = loads.of(SITE)
+    assert known is not None
+    stale_ns = loads.next_change_ns(known, SECOND_NS)
+    assert not loads.is_stale(known, stale_ns - 1)
+    assert loads.is_stale(known, stale_ns)
+    assert loads.next_change_ns(known, stale_ns) == NEVER_NS
+    loads.deaf(2 * SECOND_NS)
+    assert loads.next_change_ns(known, 3 * SECOND_NS) == NEVER_NS  # no digest grows stale now
+    loads.lost(SITE, 3 * SECOND_NS)
+    tried_ns = loads.next_change_ns(known, 4 * SECOND_NS)
+    assert not loads.may_try(known, tried_ns - 1)
+    assert loads.may_try(known, tried_ns)
+
+
+def test_changes_name_the_sites_where_something_happened() -> None:
+    loads = Loads()
+    changes = loads.changes(MODEL)
+    loads.heard(a_digest(SITE), 0)
+    assert changes == {SITE}
+    changes.clear()
+    ticket = loads.dispatched(OTHER, MODEL, 1, 1, 0)
+    assert changes == {OTHER}
+    changes.clear()
+    loads.finished(ticket)
+    loads.lost(SITE, 0)
+    assert changes == {OTHER, SITE}
+    loads.deaf(1)
+    assert EVERY_SITE in changes
+
+
+def test_a_new_reader_of_changes_takes_over() -> None:
+    loads = Loads()
+    former = loads.changes(MODEL)
+    present = loads.changes(MODEL)
+    loads.heard(a_digest(SITE), 0)
+    assert former == {EVERY_SITE}
+    assert present == {SITE}
+
+
+def test_models_that_a_site_ceases_to_mention_are_forgotten_with_their_last_request() -> None:
+    loads = Loads()
+    loads.heard(a_digest(SITE), 0)
+    known = loads.of(SITE)
+    assert known is not None
+    ticket = loads.dispatched(SITE, MODEL, 5, 7, 0, rtt_ms=50)
+    other = replace(a_load(), model=ModelName("other"))
+    loads.heard(a_digest(SITE, other, sequence=2), 1)
+    assert known.models[MODEL].ready is None
+    assert ahead(loads).requests == 1
+    loads.finished(ticket)
+    loads.heard(a_digest(SITE, other, sequence=3), 2)
+    assert list(known.models) == ["other"]

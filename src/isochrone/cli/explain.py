@@ -99,6 +99,8 @@ def undecided(found: Mapping[str, Any]) -> str:
     """Why there is no decision to show."""
     if found["ingress"]["body"] == "unread":
         return f"No site was considered: rule {found['reason']} refused the request at its ingress."
+    if found["timings"]["chosen_ms"] is not None:
+        return "A site was chosen, but what it was chosen from has not been reported."
     return "No decision was recorded: the request ended before a site was chosen."
 
 

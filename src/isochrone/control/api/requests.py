@@ -10,7 +10,8 @@ from isochrone.control.api.context import Context
 from isochrone.core.errors import NotFound
 from isochrone.core.ids import RequestId, is_uuid7
 from isochrone.core.metering.event import Endpoint, Outcome, Reporter, TokenSource, UsageEvent
-from isochrone.core.routing.choice import Candidate, Decision, Refused, Rule
+from isochrone.core.routing.choice import Candidate, Decision, Ground, Refused, Rule
+from isochrone.core.routing.explain import explain as explanation_of
 from isochrone.core.world.site import RttSource
 from isochrone.core.world.tenant import Class
 from isochrone.ports.book import Booked
@@ -53,7 +54,8 @@ class TokenCounts(BaseModel):
 
 
 class CandidateShape(BaseModel):
-    """An eligible site; `cost_ms` is the sum of the terms."""
+    """An eligible site; `cost_ms` is the sum of the terms. `digest_age_ms` is kept for the chosen
+    site only."""
 
     site: str
     cost_ms: float
@@ -62,7 +64,7 @@ class CandidateShape(BaseModel):
     queue_ms: float
     prefill_ms: float
     decode_ms: float
-    digest_age_ms: float
+    digest_age_ms: float | None
 
 
 class RefusedShape(BaseModel):
@@ -74,20 +76,23 @@ class RefusedShape(BaseModel):
 
 
 class DecisionShape(BaseModel):
-    """Candidates cheapest first (the first was chosen); `tried` lists earlier tries that failed."""
+    """Candidates cheapest first (the first was chosen); `refused` are the other sites that serve
+    the model, `elsewhere` counts those that do not. `tried` lists earlier tries that failed."""
 
     residency: list[str]
     transit: list[str]
     candidates: list[CandidateShape]
     refused: list[RefusedShape]
     allowed_exists: bool
+    elsewhere: int
     predicted_ttft_ms: float | None
     actual_ttft_ms: float | None
     tried: list[RefusedShape]
 
 
 class Explanation(BaseModel):
-    """Everything that is kept of one request; instants are wall ns UTC of the ingress."""
+    """Everything that is kept of one request; instants are wall ns UTC of the ingress. `decision`
+    is null when no site was considered, or when what the decision rests on was not reported."""
 
     id: str
     org_id: str
@@ -133,8 +138,7 @@ def routes(context: Context) -> APIRouter:
 
 
 def _explanation(booked: Booked) -> Explanation:
-    event = booked.event
-    decision = event.decision
+    event, ground = booked.event, booked.ground
     return Explanation(
         id=event.request_id,
         org_id=event.org_id,
@@ -148,7 +152,7 @@ def _explanation(booked: Booked) -> Explanation:
         revision=event.revision,
         received_at=event.received_at,
         finished_at=event.finished_at,
-        ingress=_ingress(event),
+        ingress=_ingress(event, ground),
         serving=Serving(
             site=event.serving_site, country=event.serving_country, replica=event.replica
         ),
@@ -166,13 +170,12 @@ def _explanation(booked: Booked) -> Explanation:
         reporter=event.reporter,
         attempts=event.attempts,
         booked_at=booked.booked_at,
-        decision=None if decision is None else _decision(decision),
+        decision=_decision(ground, event.decision),
     )
 
 
-def _ingress(event: UsageEvent) -> Ingress:
-    decision = event.decision
-    country = decision.plaintext_ingress if decision else event.ingress_country
+def _ingress(event: UsageEvent, ground: Ground | None) -> Ingress:
+    country = ground.plaintext_ingress if ground else event.ingress_country
     who = f"ingress {country or 'of unstated country'}"
     body = _body_read(event)
     said: dict[BodyRead, str] = {
@@ -193,13 +196,19 @@ def _body_read(event: UsageEvent) -> BodyRead:
     return "unread" if event.outcome == "refused" and event.status == 403 else "in_part"
 
 
-def _decision(decision: Decision) -> DecisionShape:
+def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape | None:
+    explained = None
+    if ground is not None and decision is not None:
+        explained = explanation_of(ground, decision)
+    if ground is None or decision is None or explained is None:
+        return None
     return DecisionShape(
-        residency=list(decision.policy_residency),
-        transit=list(decision.policy_transit),
-        candidates=[_candidate(each) for each in decision.choice.candidates],
-        refused=[_refused(each) for each in decision.choice.refused],
-        allowed_exists=decision.choice.allowed_exists,
+        residency=list(ground.residency),
+        transit=list(ground.transit),
+        candidates=[_candidate(each) for each in explained.candidates],
+        refused=[_refused(each) for each in explained.refused],
+        allowed_exists=explained.allowed_exists,
+        elsewhere=explained.elsewhere,
         predicted_ttft_ms=decision.predicted_ttft_ms,
         actual_ttft_ms=decision.actual_ttft_ms,
         tried=[_refused(each) for each in decision.tried],

@@ -17,23 +17,11 @@ class Rates:
 
 @dataclass(slots=True, kw_only=True)
 class Work:
-    """Requests and their tokens that wait or run somewhere; all >= 0. A count that is kept."""
+    """Requests and their tokens that wait or run somewhere; all >= 0. Counted in place."""
 
     requests: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
-
-    def add(self, prompt_tokens: int, output_tokens: int) -> None:
-        """One more request."""
-        self.requests += 1
-        self.prompt_tokens += prompt_tokens
-        self.output_tokens += output_tokens
-
-    def subtract(self, prompt_tokens: int, output_tokens: int) -> None:
-        """One request less; it had been added."""
-        self.requests -= 1
-        self.prompt_tokens -= prompt_tokens
-        self.output_tokens -= output_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

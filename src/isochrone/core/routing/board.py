@@ -64,19 +64,15 @@ class Board:
                 self._weigh(index, now_ns)
             return
         for site in changes:
-            index_of_site = self.index_of.get(site)
-            if index_of_site is not None:
-                self._hear(index_of_site, now_ns)
+            at = self.index_of.get(site)
+            if at is None:
+                continue
+            known = self.known[at]
+            if known is None or known.unreachable or site in self.refusals:
+                self._weigh(at, now_ns)
+            else:  # it was open, and before `next_change_ns` it cannot have grown stale
+                self._price(at, known)
         changes.clear()
-
-    def _hear(self, index: int, now_ns: int) -> None:
-        """News of one site. An open one that may be tried cannot have grown stale: it is not yet
-        `next_change_ns`."""
-        known = self.known[index]
-        if known is None or known.unreachable or known.site in self.refusals:
-            self._weigh(index, now_ns)
-        else:
-            self._price(index, known)
 
     def _weigh(self, index: int, now_ns: int) -> None:
         """Whether the site can take a request now, and for how long that is certain."""

@@ -128,8 +128,8 @@ class Choice:
     attributes are set by `choose`, which is the quickest way that Python has.
 
     `site` is None and `index` -1 when no site can take the request; the milliseconds are then 0.
-    `index` counts the open sites of `ground`. `eligible` is how many could
-    take it. `allowed_exists` tells "not allowed" from "allowed, but not able just now".
+    `index` counts the open sites of `ground`. `eligible` is how many could take it.
+    `allowed_exists` tells "not allowed" from "allowed, but not able just now".
     """
 
     __slots__ = (

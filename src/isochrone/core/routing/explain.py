@@ -10,16 +10,13 @@ from isochrone.core.routing.choice import Candidate, Decision, Explanation, Grou
 DIGITS = 3  # of a millisecond; decisions keep float32
 
 
-def explain(ground: Ground, decision: Decision) -> Explanation:
-    """The choice in full. Raises ValueError when the decision was not made on this ground."""
+def explain(ground: Ground, decision: Decision) -> Explanation | None:
+    """The choice in full; None when the decision cannot have been made on this ground."""
     count = len(ground.open_sites)
-    costs = np.frombuffer(decision.costs_ms, dtype="<f4")
-    queues = np.frombuffer(decision.queues_ms, dtype="<f4")
-    decodes = np.frombuffer(decision.decodes_ms, dtype="<f4")
-    if not decision.decodes_ms:
-        decodes = np.zeros(count, dtype="<f4")
-    if decision.ground != ground.id or {len(costs), len(queues), len(decodes)} != {count}:
-        raise ValueError(f"the decision was made on ground {decision.ground}, not {ground.id}")
+    arrays = (decision.costs_ms, decision.queues_ms, decision.decodes_ms or bytes(4 * count))
+    if decision.ground != ground.id or any(len(array) != 4 * count for array in arrays):
+        return None
+    costs, queues, decodes = (np.frombuffer(array, dtype="<f4") for array in arrays)
     order = sorted(range(count), key=lambda index: (index != decision.chosen, costs[index]))
     candidates = [
         _candidate(

@@ -110,7 +110,8 @@ class Loads:
         return stale_ns
 
     def changes(self, model: ModelName) -> set[SiteName]:
-        """The sites at which something about the model changes from now on. The reader empties it.
+        """The sites at which something changes from now on that may concern the model. The reader
+        empties it.
 
         There is one reader a model: whoever asks takes over. A set with `EVERY_SITE` gets nothing
         more: its reader looks at every site and asks for another.
@@ -161,7 +162,7 @@ class Loads:
         _report(load, digest, now_ns)
         if load.unreachable and load.lost_ns is not None:
             load.unreachable = now_ns < load.lost_ns + load.hold_ns
-        self._site_changed(load)
+        self._site_changed(load.site)
         for model in [name for name, known in load.models.items() if _is_empty(known)]:
             del load.models[model]
         return True
@@ -180,15 +181,20 @@ class Loads:
 
         `rtt_ms`: a digest heard within one round trip was sent before the request arrived.
         """
-        at = self._sites.get(site) or self._load(site)
+        at = self._load(site)
         load = at.models.get(model)
         if load is None:
             load = at.models[model] = ModelLoad(model)
         arrives_ns = now_ns + int(rtt_ms * 1_000_000)
         dispatch = Dispatch(at, load, prompt_tokens, output_tokens, arrives_ns)
         at.dispatches.add(dispatch)
-        load.ahead.add(prompt_tokens, output_tokens)
-        self._changed(model, site)
+        ahead = load.ahead
+        ahead.requests += 1
+        ahead.prompt_tokens += prompt_tokens
+        ahead.output_tokens += output_tokens
+        changes = self._changes.get(model)
+        if changes is not None:
+            changes.add(site)
         return dispatch
 
     def finished(self, dispatch: Dispatch) -> None:
@@ -197,8 +203,13 @@ class Loads:
         if dispatch in at.dispatches:
             at.dispatches.remove(dispatch)
             load = dispatch.load
-            load.ahead.subtract(dispatch.prompt_tokens, dispatch.output_tokens)
-            self._changed(load.model, at.site)
+            ahead = load.ahead
+            ahead.requests -= 1
+            ahead.prompt_tokens -= dispatch.prompt_tokens
+            ahead.output_tokens -= dispatch.output_tokens
+            changes = self._changes.get(load.model)
+            if changes is not None:
+                changes.add(at.site)
 
     def lost(self, site: SiteName, now_ns: int) -> None:
         """A connection to the site failed: unreachable until a digest after 2 s, doubling to 60 s.
@@ -213,7 +224,7 @@ class Loads:
         load.hold_ns = min(2 * load.hold_ns, LONGEST_HOLD_NS) if recent else FIRST_HOLD_NS
         load.lost_ns = now_ns
         load.unreachable = True
-        self._site_changed(load)
+        self._site_changed(site)
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -226,14 +237,10 @@ class Loads:
     def _listened_until(self, now_ns: int) -> int:
         return now_ns if self._deaf_since_ns is None else min(now_ns, self._deaf_since_ns)
 
-    def _changed(self, model: ModelName, site: SiteName) -> None:
-        changes = self._changes.get(model)
-        if changes is not None:
+    def _site_changed(self, site: SiteName) -> None:
+        """For every model: also those that the site has ceased to mention."""
+        for changes in self._changes.values():
             changes.add(site)
-
-    def _site_changed(self, load: SiteLoad) -> None:
-        for model in load.models:
-            self._changed(model, load.site)
 
     def _everything_changed(self) -> None:
         for changes in self._changes.values():
@@ -252,7 +259,10 @@ def _report(at: SiteLoad, digest: SiteDigest, now_ns: int) -> None:
         _take(load, said)
     at.dispatches = {each for each in at.dispatches if each.arrives_ns > now_ns}
     for each in at.dispatches:
-        each.load.ahead.add(each.prompt_tokens, each.output_tokens)
+        ahead = each.load.ahead
+        ahead.requests += 1
+        ahead.prompt_tokens += each.prompt_tokens
+        ahead.output_tokens += each.output_tokens
 
 
 def _take(load: ModelLoad, said: DeploymentLoad) -> None:

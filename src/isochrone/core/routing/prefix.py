@@ -1,22 +1,22 @@
-"""Which site got a prompt's beginning last, and so has probably still cached what it computed.
+"""Which sites got a prompt's beginning lately, and have probably cached what they computed of it.
 
 A prompt's beginning is known by the hashes of its blocks of `BLOCK_BYTES`. Each hash covers all
-blocks before it too, so that whoever got a block got everything before it.
+blocks before it too, so that a site which got a block got everything before it.
 """
 
 from collections.abc import Sequence
 
 from isochrone.core.ids import SiteName
 
-BLOCK_BYTES = 1024   # of the prompt's JSON
+BLOCK_BYTES = 1024  # of the prompt's JSON
 BLOCK_TOKENS = BLOCK_BYTES // 4  # four bytes a token, as in the gateway's other estimates
 
 
 class Prefixes:
-    """Block hash -> site, bounded: at most `most` blocks, of which the older half goes at once.
+    """Block hash -> the site that got it last; at most `most` blocks are kept.
 
-    Mutable, owned by one event loop. Half of the bound is kept as blocks that are still used move
-    to the younger half each time.
+    Kept in two halves: a block that is used moves to the younger one, and when that is full the
+    older one goes. Mutable, owned by one event loop.
     """
 
     def __init__(self, most: int = 65_536) -> None:
@@ -28,21 +28,21 @@ class Prefixes:
         return len(self._young) + len(self._old)
 
     def saw(self, site: SiteName, blocks: Sequence[int]) -> None:
-        """A prompt of these leading blocks went to the site."""
+        """A prompt that begins with these blocks went to the site."""
         if len(self._young) + len(blocks) > self._half:
             self._old, self._young = self._young, {}
-        self._young.update(dict.fromkeys(blocks[: self._half], site))
+        self._young.update(dict.fromkeys(blocks[:self._half], site))
 
     def cached_tokens(self, blocks: Sequence[int]) -> dict[SiteName, int]:
-        """How many leading tokens of the prompt each site has computed; others none."""
-        if not blocks or self._site(blocks[0]) is None:
+        """The leading tokens of the prompt that each site has computed; sites without any are not
+        named. The last block that a site got counts, and with it all before."""
+        if not blocks or (blocks[0] not in self._young and blocks[0] not in self._old):
             return {}
         cached: dict[SiteName, int] = {}
-        for number in range(len(blocks), 0, -1):
-            site = self._site(blocks[number - 1])
-            if site is not None and site not in cached:
-                cached[site] = number * BLOCK_TOKENS
+        young, old, tokens = self._young, self._old, 0
+        for block in blocks:
+            tokens += BLOCK_TOKENS
+            site = young.get(block) or old.get(block)
+            if site is not None:
+                cached[site] = tokens
         return cached
-
-    def _site(self, block: int) -> SiteName | None:
-        return self._young.get(block) or self._old.get(block)
