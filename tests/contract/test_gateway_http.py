@@ -379,10 +379,10 @@ def test_deadlines_end_a_request() -> None:
         site = await one_site(cloud, first_byte_timeout_s=0.3, total_timeout_s=0.6)
         site.engines[0].hold.clear()
         answer = await ask(site, post(chat_body()))
-        assert (answer.status, answer.headers["x-isochrone-reason"]) == (504, "timeout")
+        assert (answer.status, answer.headers["x-isochrone-reason"]) == (504, "first_byte_timeout")
         assert (await cloud.events(answer.request_id))[0].outcome == "timed_out"
         answer = await ask(site, post(chat_body(stream=True)))
-        assert json.loads(answer.events[-1])["error"]["code"] == "timeout"
+        assert json.loads(answer.events[-1])["error"]["code"] == "total_timeout"
         event = (await cloud.events(answer.request_id))[0]
         assert (event.outcome, event.tokens.output) == ("timed_out", 1)
 

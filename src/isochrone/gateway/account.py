@@ -8,9 +8,10 @@ from isochrone.wire.usage import DecisionRecord, Opening, UsageRecord
 
 if TYPE_CHECKING:
     from isochrone.gateway.forward import Exchange
+    from isochrone.gateway.tries import Tries
 
 
-def opening_of(exchange: "Exchange") -> Opening:
+def opening_of(exchange: "Tries") -> Opening:
     """What to book should nothing more be heard of this request: the ingress died."""
     context, key, attempt = exchange.context, exchange.key, exchange.attempt
     assert attempt is not None, "opened for a target"
@@ -89,7 +90,7 @@ def closing_of(
     )
 
 
-def _revision(exchange: "Exchange") -> str | None:
+def _revision(exchange: "Tries") -> str | None:
     """The revision of the weights that serve: the replica's own, else what the model's entry says.
     """
     attempt = exchange.attempt

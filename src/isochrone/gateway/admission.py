@@ -52,6 +52,14 @@ def refuse_transit(context: Context, key: ApiKey) -> Refusal | None:
     )
 
 
+def no_retry_left() -> Refusal:
+    """An attempt failed while so much fails that there is no retry for it."""
+    return Refusal(
+        status=503, reason="retry_budget", retry_after_s=1,
+        message="The engine that was asked failed, and too many requests are being tried again.",
+    )
+
+
 def unrecorded(why: str) -> Refusal:
     """Usage cannot be written down now."""
     return Refusal(

@@ -19,7 +19,7 @@ from isochrone.wire import peer
 from isochrone.wire.peer import PeerRequest
 
 if TYPE_CHECKING:
-    from isochrone.gateway.forward import Exchange
+    from isochrone.gateway.tries import Tries
 
 # Statuses of an engine that say "not here, not now": our key is wrong, it is full or loading.
 TRY_ELSEWHERE = frozenset((401, 403, 429, 502, 503))
@@ -43,7 +43,7 @@ class Attempt:
     _size = 0
     _pieces: list[bytes] | None = None
 
-    def __init__(self, exchange: "Exchange", target: Target) -> None:
+    def __init__(self, exchange: "Tries", target: Target) -> None:
         self._exchange = exchange
         self.target = target
         replica = target.replica

@@ -5,15 +5,18 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.ids import RANDOM_BITS, RequestId, SiteName, uuid7
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
 from isochrone.gateway.journal import Journal
+from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.target import Targets, where_lines
+from isochrone.gateway.timeouts import Deadlines
 from isochrone.gateway.upstream import UpstreamPool
 from isochrone.gateway.view_cache import ViewCache
 from isochrone.ports.clock import Clock
@@ -33,6 +36,9 @@ class Context:
     rng: Random
     view: ViewCache
     loads: Loads
+    limits: KeyLimits
+    retries: RetryBudget
+    deadlines: Deadlines
     prefixes: Prefixes
     pool: UpstreamPool
     targets: Targets

@@ -1,58 +1,41 @@
-"""The life of one request: admit, choose, try, answer, account.
+"""The life of one request: admit, try (see `tries`), answer, account.
 
 An exchange is driven by callbacks: of its client connection, of its attempt, and of the sweep that
-watches deadlines. It ends exactly once, in `_end`, which writes its usage record. Before the first
-byte of an answer it may try up to three targets; it never leaves the set of allowed sites, because
-every target comes from a choice within it.
-
-Every request makes one exchange, so what most requests leave alone is a default of the class.
+watches deadlines. It ends exactly once, in `_end`, which writes its usage record.
 """
 
-from isochrone.core.errors import Unavailable
-from isochrone.core.ids import ReplicaId, RequestId, SiteName
+from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Endpoint, Outcome, Tokens
-from isochrone.core.routing.choice import Choice, Refused, Rule
-from isochrone.core.routing.choose import choose
-from isochrone.core.routing.loads import Dispatch
-from isochrone.core.world.tenant import ApiKey, Class
-from isochrone.gateway import admission
+from isochrone.core.world.tenant import NO_LIMITS, ApiKey
+from isochrone.gateway import admission, timeouts
 from isochrone.gateway.access import class_of
-from isochrone.gateway.account import closing_of, opening_of
+from isochrone.gateway.account import closing_of
 from isochrone.gateway.attempt import Attempt
 from isochrone.gateway.context import Context
 from isochrone.gateway.counts import tokens_of_answer
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.peer_hop import Hop
 from isochrone.gateway.recount import recount
+from isochrone.gateway.replicas import verdict
 from isochrone.gateway.replies import Refusal, engine_error_body, error_event
 from isochrone.gateway.reply import Reply
-from isochrone.gateway.request import BadRequest, InferenceRequest, parse_request
+from isochrone.gateway.request import BadRequest, parse_request
 from isochrone.gateway.server import ClientConnection
-from isochrone.gateway.target import Target
+from isochrone.gateway.tries import Tries
 
-MOST_TRIES = 3
 CLIENT_GONE_STATUS = 499
-LEAST_CONNECT_S = 0.25
 NO_TOKENS = Tokens()
 
 
-class Exchange:
-    """One request of one client, or of one peer when `hop` is set."""
+class Exchange(Tries):
+    """One request of one client, or of one peer when `reply.hop` is set."""
 
-    class_: Class = "on_demand"
-    body = b""
-    parsed: InferenceRequest | None = None
-    choice: Choice | None = None
-    attempt: Attempt | None = None
-    attempts = 0
-    chosen_ns: int | None = None
-    sent_ns: int | None = None
     first_ns: int | None = None
-    _tried_replicas: set[ReplicaId] | None = None
-    _ticket: Dispatch | None = None
-    _opened = False
     _over = False
     _last_progress: Tokens | None = None
+    _last_ns: int | None = None  # when the sweep last saw the stream move
+    _silent = True
+    _held_tokens: int | None = None  # claimed from the limits of its key
 
     def __init__(
         self,
@@ -71,18 +54,13 @@ class Exchange:
         self.endpoint = endpoint
         self.request_id = request_id
         self.head = incoming.head
-        self.tried: list[Refused] = []
+        self.tried = []
         self.received_at = received_at
         self.received_ns = incoming.began_ns
-        self._started_ns = incoming.ended_ns
+        self.started_ns = incoming.ended_ns
         self.reply = Reply(connection, incoming, request_id, hop)
         self._connection = connection
         self._incoming = incoming
-
-    @property
-    def request(self) -> InferenceRequest:
-        assert self.parsed is not None, "nothing is tried before the body was parsed"
-        return self.parsed
 
     @property
     def client_is_slow(self) -> bool:
@@ -99,7 +77,7 @@ class Exchange:
     def serve(self) -> None:
         """The whole request is there."""
         incoming, context, hop = self._incoming, self.context, self.reply.hop
-        self._started_ns = incoming.ended_ns
+        self.started_ns = incoming.ended_ns
         self.body = incoming.body
         incoming.pieces = []
         self._connection.listener = self
@@ -116,177 +94,27 @@ class Exchange:
         if hop is None:
             self.class_ = class_of(parsed.service_tier, self.key.classes)
             refusal = admission.refuse_request(context, parsed, self.head.path)
+            if refusal is None and self.key.limits is not NO_LIMITS:
+                estimate = parsed.prompt_tokens + parsed.output_tokens
+                refusal = context.limits.admit(self.key, estimate, self.started_ns)
+                self._held_tokens = estimate if refusal is None else None
+                self.reply.extra = context.limits.headers(self.key, self.started_ns)
         else:
             self.class_ = hop.class_
             refusal = admission.refuse_hop(context, self.key, self.class_)
         if refusal is not None:
             self.refuse(refusal)
         elif hop is None:
-            self._choose(self._started_ns)
-        elif not self._try_replica(context.site, 0.0, self._started_ns):
-            self._refuse_hop_without_replica()
+            self.choose(self.started_ns)
+        elif not self.try_replica(context.site, 0.0, self.started_ns):
+            self.refuse_hop_without_replica()
 
     def fail(self, fault: Fault) -> None:
         """The request could not be read to its end."""
         self.context.begun(self)
         self.refuse(Refusal(status=fault.status, reason=fault.reason, message=fault.message))
 
-    # -- choosing and trying ---------------------------------------------------------------------
-
-    def _choose(self, now_ns: int) -> None:
-        """Choose among the allowed sites and try the best one."""
-        context, request = self.context, self.request
-        if self.attempts >= MOST_TRIES or (self.attempts and self.connect_time_left_s() <= 0):
-            self._refuse_nobody()
-            return
-        choice = self.choice = choose(
-            context.view.table,
-            context.loads,
-            context.prefixes,
-            model=request.model,
-            policy_id=self.key.policy_id,
-            class_=self.class_,
-            prompt_tokens=request.prompt_tokens,
-            output_tokens=request.output_tokens,
-            blocks=(),
-            tried=self.tried,
-            now_ns=now_ns,
-            rng=context.rng,
-        )
-        site = choice.site
-        if site is None:
-            self._refuse_nobody()
-            return
-        if self.chosen_ns is None:
-            self.chosen_ns = now_ns
-        if site == context.site or context.view.replicas.reaches(site):
-            if not self._try_replica(site, choice.rtt_ms, now_ns):
-                self._refused(Refused(
-                    site=site, rule="no_ready_replica",
-                    detail="none of the site's replicas is ready",
-                ))
-            return
-        noun = context.view.site(site)
-        key = None if noun is None else context.peers.key_for(noun)
-        if noun is None or key is None:
-            detail = "the site left the view"
-            self._refused(Refused(site=site, rule="not_joined", detail=detail))
-            return
-        emulated_rtt_ms = context.view.emulated_rtt_ms(site)
-        self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms), now_ns)
-
-    def _try_replica(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
-        """Try a replica that this gateway reaches itself; False when none is left."""
-        context = self.context
-        while True:
-            replica = context.view.replicas.pick(
-                site, self.request.model, self._tried_replicas or (), now_ns=now_ns,
-                rng=context.rng,
-            )
-            if replica is None:
-                return False
-            if self._tried_replicas is None:
-                self._tried_replicas = set()
-            self._tried_replicas.add(replica.id)
-            try:
-                target = context.targets.engine(replica, context.country_of(site), now_ns)
-            except (Unavailable, ValueError) as error:
-                detail = f"replica {replica.id}: {error}"
-                self.tried.append(Refused(site=site, rule="no_ready_replica", detail=detail))
-                continue
-            if self.chosen_ns is None:
-                self.chosen_ns = now_ns
-            target.rtt_ms = rtt_ms
-            self._try(target, now_ns)
-            return True
-
-    def _try(self, target: Target, now_ns: int) -> None:
-        context, request = self.context, self.request
-        attempt = self.attempt = Attempt(self, target)
-        if self.reply.hop is None:
-            why = context.journal.opened(opening_of(self))
-            if why is not None:
-                self.attempt = None
-                self.refuse(admission.unrecorded(why))
-                return
-            self._opened = True
-        self.attempts += 1
-        if target.replica is not None:
-            context.view.replicas.started(target.replica.id)
-        self._ticket = context.loads.dispatched(
-            target.site, request.model, request.prompt_tokens, request.output_tokens,
-            now_ns, rtt_ms=target.rtt_ms,
-        )
-        attempt.start(now_ns)
-
-    def connect_share_s(self, target: Target) -> float:
-        """How long this try may take to connect, so that the next ones have time, too."""
-        candidates = 1 if self.choice is None else self.choice.eligible
-        tries = 1 if target.replica is not None else min(MOST_TRIES + 1 - self.attempts, candidates)
-        share_s = self.connect_time_left_s() / max(tries, 1)
-        return max(share_s, LEAST_CONNECT_S + target.rtt_ms / 1000)
-
-    def connect_time_left_s(self) -> float:
-        """What is left of the time for connections; a tenth is kept for the answer itself."""
-        spent_ns = self.context.clock.monotonic_ns() - self._started_ns
-        return 0.9 * self.context.settings.connect_timeout_s - spent_ns / 1e9
-
-    def attempt_failed(self, attempt: Attempt, why: str, *, unreachable: bool) -> None:
-        """Nothing reached the client yet: try elsewhere."""
-        context, target = self.context, attempt.target
-        now_ns = context.clock.monotonic_ns()
-        self._release(attempt)
-        if target.replica is not None:
-            if unreachable:
-                context.view.replicas.lost(target.replica, now_ns)
-            if self.attempts < MOST_TRIES and self._try_replica(
-                target.site, target.rtt_ms, now_ns
-            ):
-                return
-            detail = f"replica {target.replica.id}: {why}"
-            self._refused(Refused(site=target.site, rule="no_ready_replica", detail=detail))
-            return
-        if unreachable:
-            context.loads.lost(target.site, now_ns)
-        rule: Rule = "unreachable" if unreachable else "tried_before"
-        self._refused(Refused(site=target.site, rule=rule, detail=why))
-
-    def refused_by_peer(self, attempt: Attempt, rule: str) -> None:
-        """The destination refused with a typed reason: try another allowed site."""
-        self._release(attempt)
-        refused = Refused(site=attempt.target.site, rule="tried_before", detail=f"refused: {rule}")
-        self._refused(refused)
-
-    def _refused(self, refused: Refused) -> None:
-        self.tried.append(refused)
-        if self.reply.hop is None:
-            self._choose(self.context.clock.monotonic_ns())
-        else:
-            self._refuse_hop_without_replica()
-
-    def _refuse_nobody(self) -> None:
-        choice, model = self.choice, self.request.model
-        if choice is not None and not choice.allowed_exists and not self.tried:
-            self.refuse(admission.no_site_allowed(self.context, self.key, model))
-        else:
-            self.refuse(admission.no_site_healthy(model))
-
-    def _refuse_hop_without_replica(self) -> None:
-        why = self.tried[-1].detail if self.tried else "none of the site's replicas is ready"
-        self.refuse(admission.no_replica(why))
-
-    def _release(self, attempt: Attempt) -> None:
-        if self._ticket is not None:
-            self.context.loads.finished(self._ticket)
-            self._ticket = None
-            if attempt.target.replica is not None:
-                self.context.view.replicas.finished(attempt.target.replica.id)
-
     # -- answering -------------------------------------------------------------------------------
-
-    @property
-    def head_sent(self) -> bool:
-        return self.reply.head_sent
 
     def answer_whole(self, attempt: Attempt, body: bytes) -> None:
         """An answer that is not a stream has come in whole."""
@@ -330,10 +158,13 @@ class Exchange:
 
     def stream(self, attempt: Attempt, data: bytes) -> None:
         """More of a stream for the client; the head goes out with its first byte."""
+        self._silent = False
         if self.reply.head_sent:
             self.reply.stream(data)
         else:
             now_ns = self.first_ns = self.context.clock.monotonic_ns()
+            if (replica := attempt.target.replica) is not None:
+                self.context.view.replicas.answered(replica.id, now_ns, self.context.rng)
             self.reply.begin_stream(
                 where=attempt.target.where, timing=self._timing(now_ns),
                 replica=attempt.replica_id, data=data,
@@ -370,7 +201,7 @@ class Exchange:
         """Answer with an error of our own."""
         if outcome == "refused" and self.attempt is not None:
             # Nothing was served anywhere, so the answer names the site that refuses.
-            self._release(self.attempt)
+            self.release(self.attempt, None, self.context.clock.monotonic_ns())
             self.attempt = None
         typed = outcome == "refused" and refusal.status != 400
         where = self.context.where if self.attempt is None else self.attempt.target.where
@@ -417,11 +248,14 @@ class Exchange:
 
     def tick(self, now_ns: int) -> None:
         """Called a few times a second: deadlines, and progress of open streams."""
-        settings, since_s = self.context.settings, (now_ns - self._started_ns) / 1e9
-        waiting = self.first_ns is None and since_s > settings.first_byte_timeout_s
-        if waiting or since_s > settings.total_timeout_s:
-            self.stop("timeout", f"The answer was not complete after {since_s:.0f} s.")
-        elif self.reply.head_sent and self._opened:
+        if not self._silent or self._connection.paused:
+            self._silent = True
+            self._last_ns = now_ns
+        deadlines = self.context.deadlines
+        reason = timeouts.expired(self.started_ns, self.first_ns, self._last_ns, now_ns, deadlines)
+        if reason is not None:
+            self.stop(reason, timeouts.refusal(reason, deadlines).message)
+        elif self.reply.head_sent and self.opened:
             tokens = self._tokens()
             if tokens != self._last_progress:
                 self._last_progress = tokens
@@ -453,13 +287,16 @@ class Exchange:
         self._over = True
         context = self.context
         context.over(self)
+        now_ns = context.clock.monotonic_ns()
         if self.attempt is not None:
-            self._release(self.attempt)
+            self.release(self.attempt, verdict(outcome, status, reason), now_ns)
+        if self._held_tokens is not None:
+            context.limits.settle(self.key, self._held_tokens, tokens.total, now_ns)
         # A peer's request that was refused here leaves no trace: nothing was processed, and the
         # ingress says what came of it.
         if self.reply.hop is None or outcome != "refused":
             record = closing_of(self, outcome=outcome, status=status, reason=reason, tokens=tokens)
-            if self._opened or reason != "journal":
+            if self.opened or reason != "journal":
                 context.journal.closed(record, None if self.choice is None else self.choice.ground)
             context.log.request(record)
         self.attempt = None  # breaks the cycle with it, so that no collection is needed

@@ -8,14 +8,17 @@ from typing import Any
 
 import structlog
 
+from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.errors import BusUnavailable, Untrusted
 from isochrone.core.ids import SiteName
+from isochrone.core.lifecycle.breaker import BreakerRules
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.world.digest import SiteDigest
 from isochrone.gateway.context import Context
 from isochrone.gateway.journal import Journal
+from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
@@ -24,10 +27,12 @@ from isochrone.gateway.server import Server
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.shipping import Shipper
 from isochrone.gateway.target import Targets
+from isochrone.gateway.timeouts import deadlines_of
 from isochrone.gateway.upstream import UpstreamPool
 from isochrone.gateway.view_cache import Data, ViewCache
 from isochrone.ports.bus import Bus
 from isochrone.ports.clock import Clock
+from isochrone.ports.counters import Counters
 from isochrone.ports.disk import Disk
 from isochrone.ports.network import Network
 from isochrone.wire import fleet, subjects
@@ -52,6 +57,7 @@ class Ports:
     network: Network
     bus: Bus
     disk: Disk
+    counters: Counters
     rng: Random
     read_credential: Callable[[str | None], str | None]
     write_lines: Callable[[bytes], None]
@@ -79,6 +85,9 @@ class Gateway:
             rng=ports.rng,
             view=ViewCache(site, identity.control_key, data),
             loads=Loads(stale_after_ms=settings.digest_stale_s * 1000),
+            limits=KeyLimits(ports.counters),
+            retries=RetryBudget(settings.retry_ratio, settings.retry_min_per_s),
+            deadlines=deadlines_of(settings),
             prefixes=Prefixes(),
             pool=UpstreamPool(
                 ports.network, ports.clock, outbox, max_answer_bytes=settings.max_answer_bytes
@@ -88,6 +97,12 @@ class Gateway:
             journal=journal,
             log=RequestLog(ports.write_lines),
             spawn=self._spawn,
+        )
+        self.context.view.replicas.rules = BreakerRules(
+            failures=settings.breaker_failures,
+            failure_rate=settings.breaker_failure_rate,
+            first_hold_s=settings.breaker_first_hold_s,
+            longest_hold_s=settings.breaker_longest_hold_s,
         )
         self.server = Server(Routes(self.context), settings, ports.clock, outbox)
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
@@ -171,6 +186,9 @@ class Gateway:
             if ticks % TICKS_PER_SWEEP == 0:
                 self.server.sweep()
                 context.pool.sweep()
+                dead = context.limits.sweep(now_ns)
+                if dead:
+                    log.warning("workers_dead", count=dead)
 
     def _listen_for_silence(self, now_ns: int) -> None:
         """Tell silence of the bus from silence of the sites."""

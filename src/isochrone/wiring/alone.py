@@ -18,15 +18,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from isochrone.adapters.alone.bus import AloneBus, DurableStore, NoStore
 from isochrone.adapters.alone.usage_file import UsageFile
 from isochrone.adapters.clock import SystemClock
+from isochrone.adapters.counters.alone import LoneCounters
+from isochrone.adapters.counters.mapped import MappedCounters
 from isochrone.adapters.credentials import read_credential
 from isochrone.adapters.disk.files import FileDisk
 from isochrone.adapters.network.sockets import SocketNetwork
 from isochrone.adapters.packaged import load_blocs, load_hardware
 from isochrone.core.errors import Unavailable
 from isochrone.core.rng import Random
+from isochrone.gateway.key_counts import ROW_CELLS
 from isochrone.gateway.process import Gateway, Ports
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.view_cache import Data
+from isochrone.ports.counters import Counters
 from isochrone.wire.identity import SiteIdentity
 from isochrone.wiring.alone_entries import Teller, told_by
 from isochrone.wiring.alone_file import STANDARD_OUTPUT, AloneFile, load_alone
@@ -78,7 +82,7 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
     ports = Ports(
         clock=clock, network=SocketNetwork(reuse_port=settings.workers > 1), bus=bus, disk=disk,
         rng=Random(secrets.randbits(128)), read_credential=read_credential,
-        write_lines=outputs.write_lines,
+        write_lines=outputs.write_lines, counters=_counters(file, settings),
     )
     gateway = Gateway(settings, identity, ports, Data(blocs=load_blocs(), hardware=load_hardware()))
     reloader = Reloader(config, file, teller, identity.peer_key, outputs.reopen)
@@ -99,6 +103,16 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
         await bus.close()
         outputs.close()
         disk.close()
+
+
+def _counters(file: AloneFile, settings: GatewaySettings) -> Counters:
+    """What all workers of one gateway count together."""
+    if settings.workers == 1:
+        return LoneCounters(ROW_CELLS)
+    folder = file.settings.journal / "counters"
+    return MappedCounters(
+        folder, own=settings.worker, workers=settings.workers, cells=ROW_CELLS
+    )
 
 
 class _Outputs:

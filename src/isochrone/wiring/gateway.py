@@ -8,6 +8,7 @@ from random import SystemRandom
 import uvloop
 
 from isochrone.adapters.clock import SystemClock
+from isochrone.adapters.counters.alone import LoneCounters
 from isochrone.adapters.credentials import read_credential
 from isochrone.adapters.disk.files import FileDisk
 from isochrone.adapters.nats.bus import open_bus
@@ -15,6 +16,7 @@ from isochrone.adapters.nats.identity import Credentials
 from isochrone.adapters.network.sockets import SocketNetwork
 from isochrone.adapters.packaged import load_blocs, load_hardware
 from isochrone.core.rng import Random
+from isochrone.gateway.key_counts import ROW_CELLS
 from isochrone.gateway.process import Gateway, Ports
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.view_cache import Data
@@ -45,6 +47,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     )
     disk = FileDisk(settings.journal)
     ports = Ports(
+        counters=LoneCounters(ROW_CELLS),
         clock=clock, network=SocketNetwork(), bus=bus, disk=disk, rng=rng,
         read_credential=read_credential, write_lines=write_output,
     )

@@ -30,6 +30,7 @@ from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, Sit
 from isochrone.core.rng import stream
 from isochrone.core.world.tenant import ApiKey, Policy, Scope
 from isochrone.core.world.world import World
+from isochrone.gateway.key_counts import ROW_CELLS
 from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.process import Gateway, Ports
 from isochrone.gateway.settings import GatewaySettings
@@ -39,6 +40,7 @@ from isochrone.ports.network import Address
 from isochrone.ports.tenants import StoredKey, StoredPolicy
 from isochrone.twin.clock import VirtualClock
 from isochrone.twin.fakes.bus import FakeBus, FakeHub
+from isochrone.twin.fakes.counters import SharedRows
 from isochrone.twin.fakes.disk import MemoryDisk
 from isochrone.twin.fakes.engine import FakeEngineDriver
 from isochrone.twin.loop import VirtualLoop
@@ -179,6 +181,7 @@ class WholeSystem:
             identity=Path("identity.json"), port=identity.port, journal=Path("journal")
         )
         ports = Ports(
+            counters=SharedRows(workers=1, cells=ROW_CELLS).open(0),
             clock=self.clock, network=self.wire.process(name), bus=bus, disk=self.disks[site],
             rng=self.chance(f"{name} {self._life(name)}"), read_credential=lambda _: None,
             write_lines=lambda lines: self._log(name, lines),

@@ -23,7 +23,7 @@ import structlog
 from isochrone.core.errors import BusUnavailable, Untrusted
 from isochrone.core.metering.event import UsageEvent
 from isochrone.ports.clock import Clock
-from isochrone.wire import fleet
+from isochrone.wire.usage import decode_batch
 
 RECENT_BATCHES = 4096
 TAIL_BYTES = 64 * 1024 * 1024  # an earlier run's last batches are looked for in this much
@@ -74,7 +74,7 @@ class UsageLine(msgspec.Struct, frozen=True, gc=False, rename={"class_": "class"
 
 def usage_of(payload: bytes) -> Sequence[UsageEvent]:
     """The events of a batch as the shipper sends it. Raises Untrusted."""
-    return fleet.decode(payload, fleet.UsageBatch).events
+    return decode_batch(payload)[1]
 
 
 def usage_line(event: UsageEvent, batch: str) -> UsageLine:

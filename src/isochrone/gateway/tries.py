@@ -1,0 +1,262 @@
+"""Finding who serves one request: choose a site, try it, and go on where that failed.
+
+Nothing is tried outside the set of allowed sites, because every target comes from a choice within
+it; tries are bounded in number, in time, and by the gateway's retry budget.
+"""
+
+from abc import ABC, abstractmethod
+
+from isochrone.core.errors import Unavailable
+from isochrone.core.ids import ReplicaId, RequestId, SiteName
+from isochrone.core.metering.event import Endpoint, Outcome
+from isochrone.core.routing.choice import Choice, Refused, Rule
+from isochrone.core.routing.choose import choose
+from isochrone.core.routing.loads import Dispatch
+from isochrone.core.world.tenant import ApiKey, Class
+from isochrone.gateway import admission, timeouts
+from isochrone.gateway.account import opening_of
+from isochrone.gateway.attempt import Attempt
+from isochrone.gateway.context import Context
+from isochrone.gateway.heads import RequestHead
+from isochrone.gateway.replies import Refusal
+from isochrone.gateway.reply import Reply
+from isochrone.gateway.request import InferenceRequest
+from isochrone.gateway.target import Target
+
+MOST_TRIES = 3
+LEAST_CONNECT_S = 0.25
+
+
+class Tries(ABC):
+    """What an exchange knows of its request, and how it finds who serves it.
+
+    Every request makes one, so what most requests leave alone is a default of the class. `tried`
+    are the sites that refused or lost it, with the rule or failure that ended each try; `opened`:
+    the journal knows of it; instants (`_ns`) are monotonic.
+    """
+
+    context: Context
+    key: ApiKey
+    endpoint: Endpoint
+    request_id: RequestId
+    head: RequestHead
+    reply: Reply
+    tried: list[Refused]
+    received_at: int
+    received_ns: int
+    started_ns: int
+    class_: Class = "on_demand"
+    body = b""
+    parsed: InferenceRequest | None = None
+    choice: Choice | None = None
+    attempt: Attempt | None = None
+    attempts = 0
+    opened = False
+    chosen_ns: int | None = None
+    sent_ns: int | None = None
+    _tried_replicas: set[ReplicaId] | None = None
+    _ticket: Dispatch | None = None
+
+    @abstractmethod
+    def refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
+        """Answer with an error of our own."""
+
+    # What an attempt tells of its answer, and asks.
+
+    @property
+    @abstractmethod
+    def client_is_slow(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def client_gets_usage(self) -> bool: ...
+
+    @property
+    def head_sent(self) -> bool:
+        return self.reply.head_sent
+
+    @abstractmethod
+    def answer_whole(self, attempt: Attempt, body: bytes) -> None: ...
+
+    @abstractmethod
+    def stream(self, attempt: Attempt, data: bytes) -> None: ...
+
+    @abstractmethod
+    def stream_ended(self, attempt: Attempt) -> None: ...
+
+    @abstractmethod
+    def stream_broken(self, attempt: Attempt, why: str) -> None: ...
+
+    @property
+    def request(self) -> InferenceRequest:
+        assert self.parsed is not None, "nothing is tried before the body was parsed"
+        return self.parsed
+
+    def choose(self, now_ns: int) -> None:
+        """Choose among the allowed sites and try the best one."""
+        context, request = self.context, self.request
+        if self.attempts and self.connect_time_left_s() <= 0:
+            self.refuse(timeouts.refusal("connect_timeout", context.deadlines))
+            return
+        if self.attempts >= MOST_TRIES:
+            self._refuse_nobody()
+            return
+        choice = self.choice = choose(
+            context.view.table,
+            context.loads,
+            context.prefixes,
+            model=request.model,
+            policy_id=self.key.policy_id,
+            class_=self.class_,
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=request.output_tokens,
+            blocks=(),
+            tried=self.tried,
+            now_ns=now_ns,
+            rng=context.rng,
+        )
+        site = choice.site
+        if site is None:
+            self._refuse_nobody()
+            return
+        if self.chosen_ns is None:
+            self.chosen_ns = now_ns
+        if site == context.site or context.view.replicas.reaches(site):
+            if not self.try_replica(site, choice.rtt_ms, now_ns):
+                self._refused(Refused(
+                    site=site, rule="no_ready_replica",
+                    detail="none of the site's replicas is ready",
+                ))
+            return
+        noun = context.view.site(site)
+        key = None if noun is None else context.peers.key_for(noun)
+        if noun is None or key is None:
+            detail = "the site left the view"
+            self._refused(Refused(site=site, rule="not_joined", detail=detail))
+            return
+        emulated_rtt_ms = context.view.emulated_rtt_ms(site)
+        self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms), now_ns)
+
+    def try_replica(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
+        """Try a replica that this gateway reaches itself; False when none is left."""
+        context = self.context
+        while True:
+            replica = context.view.replicas.pick(
+                site, self.request.model, self._tried_replicas or (), now_ns=now_ns,
+                rng=context.rng,
+            )
+            if replica is None:
+                return False
+            if self._tried_replicas is None:
+                self._tried_replicas = set()
+            self._tried_replicas.add(replica.id)
+            try:
+                target = context.targets.engine(replica, context.country_of(site), now_ns)
+            except (Unavailable, ValueError) as error:
+                detail = f"replica {replica.id}: {error}"
+                self.tried.append(Refused(site=site, rule="no_ready_replica", detail=detail))
+                continue
+            if self.chosen_ns is None:
+                self.chosen_ns = now_ns
+            target.rtt_ms = rtt_ms
+            self._try(target, now_ns)
+            return True
+
+    def _try(self, target: Target, now_ns: int) -> None:
+        context, request = self.context, self.request
+        attempt = self.attempt = Attempt(self, target)
+        if self.reply.hop is None:
+            why = context.journal.opened(opening_of(self))
+            if why is not None:
+                self.attempt = None
+                self.refuse(admission.unrecorded(why))
+                return
+            self.opened = True
+        if not self.attempts:
+            context.retries.deposit(self.started_ns)
+        self.attempts += 1
+        if target.replica is not None:
+            context.view.replicas.started(target.replica.id)
+        self._ticket = context.loads.dispatched(
+            target.site, request.model, request.prompt_tokens, request.output_tokens,
+            now_ns, rtt_ms=target.rtt_ms,
+        )
+        attempt.start(now_ns)
+
+    def connect_share_s(self, target: Target) -> float:
+        """How long this try may take to connect, so that the next ones have time, too."""
+        candidates = 1 if self.choice is None else self.choice.eligible
+        tries = 1 if target.replica is not None else min(MOST_TRIES + 1 - self.attempts, candidates)
+        share_s = self.connect_time_left_s() / max(tries, 1)
+        return max(share_s, LEAST_CONNECT_S + target.rtt_ms / 1000)
+
+    def connect_time_left_s(self) -> float:
+        """What is left of the time for connections; a tenth is kept for the answer itself."""
+        spent_ns = self.context.clock.monotonic_ns() - self.started_ns
+        return 0.9 * self.context.settings.connect_timeout_s - spent_ns / 1e9
+
+    def attempt_failed(self, attempt: Attempt, why: str, *, unreachable: bool) -> None:
+        """Nothing reached the client yet: try elsewhere."""
+        context, target = self.context, attempt.target
+        now_ns = context.clock.monotonic_ns()
+        if target.replica is not None and unreachable:
+            context.view.replicas.lost(target.replica, now_ns, context.rng)
+        busy = attempt.status in (401, 403, 429)  # says nothing of its health
+        self.release(attempt, None if unreachable or busy else False, now_ns)
+        if not self._may_retry(now_ns):
+            return
+        if target.replica is not None:
+            if self.attempts < MOST_TRIES and self.try_replica(
+                target.site, target.rtt_ms, now_ns
+            ):
+                return
+            detail = f"replica {target.replica.id}: {why}"
+            self._refused(Refused(site=target.site, rule="no_ready_replica", detail=detail))
+            return
+        if unreachable:
+            context.loads.lost(target.site, now_ns)
+        rule: Rule = "unreachable" if unreachable else "tried_before"
+        self._refused(Refused(site=target.site, rule=rule, detail=why))
+
+    def refused_by_peer(self, attempt: Attempt, rule: str) -> None:
+        """The destination refused with a typed reason: try another allowed site."""
+        now_ns = self.context.clock.monotonic_ns()
+        self.release(attempt, None, now_ns)
+        if not self._may_retry(now_ns):
+            return
+        refused = Refused(site=attempt.target.site, rule="tried_before", detail=f"refused: {rule}")
+        self._refused(refused)
+
+    def _may_retry(self, now_ns: int) -> bool:
+        """Whether the budget has a retry for this request; without one it is refused."""
+        if self.attempts >= MOST_TRIES or self.context.retries.try_spend(now_ns):
+            return True
+        self.refuse(admission.no_retry_left())
+        return False
+
+    def _refused(self, refused: Refused) -> None:
+        self.tried.append(refused)
+        if self.reply.hop is None:
+            self.choose(self.context.clock.monotonic_ns())
+        else:
+            self.refuse_hop_without_replica()
+
+    def _refuse_nobody(self) -> None:
+        choice, model = self.choice, self.request.model
+        if choice is not None and not choice.allowed_exists and not self.tried:
+            self.refuse(admission.no_site_allowed(self.context, self.key, model))
+        else:
+            self.refuse(admission.no_site_healthy(model))
+
+    def refuse_hop_without_replica(self) -> None:
+        why = self.tried[-1].detail if self.tried else "none of the site's replicas is ready"
+        self.refuse(admission.no_replica(why))
+
+    def release(self, attempt: Attempt, ok: bool | None, now_ns: int) -> None:
+        """`ok`: what this attempt says of its replica, if anything."""
+        if self._ticket is not None:
+            context = self.context
+            context.loads.finished(self._ticket)
+            self._ticket = None
+            if (replica := attempt.target.replica) is not None:
+                context.view.replicas.finished(replica.id, ok, now_ns, context.rng)
