@@ -21,8 +21,9 @@ from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import UsageEvent
 from isochrone.ports.bus import Bus
 from isochrone.wire import fleet
+from isochrone.wire.usage import encode_batch
 from tests.contract import test_bus as contract
-from tests.unit.build_usage import a_usage_event
+from tests.unit.build_usage import a_record, a_usage_event
 
 DEADLINE_S = 30.0
 
@@ -112,9 +113,7 @@ def events(*names: str, long_ago: bool = False) -> tuple[UsageEvent, ...]:
 async def store(
     usage: UsageFile, batch: str, found: tuple[UsageEvent, ...], timeout_s: float = DEADLINE_S
 ) -> None:
-    payload = fleet.encode(
-        fleet.UsageBatch(version=fleet.VERSION, batch_id=batch, events=found)
-    )
+    payload = encode_batch(batch, [], [fleet.encode(a_record(event)) for event in found])
     await usage.store("usage.here", payload, message_id=batch, timeout_s=timeout_s)
 
 

@@ -16,7 +16,7 @@ SiteName = NewType("SiteName", str)
 ModelName = NewType("ModelName", str)
 ReplicaId = NewType("ReplicaId", str)
 
-RANDOM_BITS = 74
+RANDOM_BITS = 76  # two of them make room for the variant
 
 
 def uuid7(wall_ns: int, random_bits: int) -> str:

@@ -5,9 +5,9 @@ site; what time alone changes is watched by one instant, `next_change_ns`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isochrone.core.estimate.service import Rates, Servers, decode_ms, prefill_ms, queue_ms
 from isochrone.core.ids import ModelName, SiteName
@@ -127,7 +127,7 @@ class Part:
         self.board = board
         self.sites = sites
         self.index_of = {site.name: index for index, site in enumerate(sites)}
-        self.places: NDArray[np.intp] | None = None
+        self.places: np.ndarray[tuple[Any, ...], np.dtype[np.intp]] | None = None
         if len(sites) < len(board.index_of):
             self.places = np.array([board.index_of[site.name] for site in sites], dtype=np.intp)
         self.refused: tuple[Refused, ...] = ()

@@ -7,13 +7,14 @@ A `Choice` is what the gateway acts on, and what a decision is made from.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.world.site import RttSource
+
+Milliseconds = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]  # one a site
 
 Rule = Literal[
     "model_not_served",     # the site has no deployment of the model
@@ -148,9 +149,9 @@ class Choice:
     decode_ms: float
     digest_age_ms: float
     refused: tuple[Refused, ...]
-    costs: NDArray[np.float64]
+    costs: Milliseconds
     queues: bytes
-    decodes: NDArray[np.float64] | None
+    decodes: Milliseconds | None
 
     @property
     def predicted_ttft_ms(self) -> float | None:

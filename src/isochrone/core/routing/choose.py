@@ -7,12 +7,11 @@ prefill. Batch minimises the expected completion: + decode. See docs/routing.md.
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.rng import Random
 from isochrone.core.routing.board import Board, Part
-from isochrone.core.routing.choice import Choice, Refused
+from isochrone.core.routing.choice import Choice, Milliseconds, Refused
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.routing.table import RoutingTable
@@ -22,8 +21,6 @@ from isochrone.core.world.tenant import Class
 # many gateways with the same view do not all run to the same site.
 TIE_MS = 3.0
 TIE_SHARE = 0.05
-
-Costs = NDArray[np.float64]
 
 
 def choose(
@@ -102,7 +99,7 @@ def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: 
     choice.digest_age_ms = age_ns / 1e6 if age_ns > 0 else 0.0
 
 
-def _cheapest(costs: Costs, rng: Random) -> int:
+def _cheapest(costs: Milliseconds, rng: Random) -> int:
     """The index of the cheapest site, or of one that is as good as equal."""
     index = int(costs.argmin())
     cheapest_ms = costs.item(index)
@@ -113,7 +110,7 @@ def _cheapest(costs: Costs, rng: Random) -> int:
 
 
 def _credit(
-    board: Board, costs: Costs, prefixes: Prefixes, blocks: Sequence[int], prompt_tokens: int
+    board: Board, costs: Milliseconds, prefixes: Prefixes, blocks: Sequence[int], prompt_tokens: int
 ) -> dict[SiteName | None, float]:
     """Take off `costs` the prefill that sites have cached; the milliseconds by site."""
     saved: dict[SiteName | None, float] = {}
@@ -125,7 +122,7 @@ def _credit(
     return saved
 
 
-def _without(part: Part, costs: Costs, tried: Sequence[Refused]) -> tuple[Refused, ...]:
+def _without(part: Part, costs: Milliseconds, tried: Sequence[Refused]) -> tuple[Refused, ...]:
     """Rule out the sites that were tried; all refusals of open sites."""
     refused = {each.site: each for each in part.refused}
     for earlier in tried:
