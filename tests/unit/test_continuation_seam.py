@@ -211,6 +211,24 @@ def test_the_prompt_is_that_of_the_first_attempt() -> None:
     )
 
 
+def test_counts_before_and_without_any_of_the_second_attempt() -> None:
+    metered = Tokens(input_uncached=8, input_cached=2, output=2, source="running")
+    lossy = Lossy(role(), said("Once", 1), said(" upon", 2), metered=metered)
+    lossy.then(ContinueText(tokens=2))
+    assert lossy.seam.tokens(40) == metered
+    lossy.seam.feed(second(said(" a"), said(" time")))
+    assert lossy.seam.tokens(40) == Tokens(
+        input_uncached=8, input_cached=2, output=4, source="counted"
+    )
+    uncounted = Lossy(role(), said("Once"), said(" upon"))
+    uncounted.metered = Tokens(input_uncached=10, output=2, source="counted")
+    uncounted.then(Replay(), said("On"))
+    assert uncounted.seam.tokens(40) == uncounted.metered
+    retried = Lossy(role())
+    retried.then(Retry())
+    assert retried.seam.tokens(40) == Tokens()
+
+
 def test_running_counts_are_those_of_the_whole_run() -> None:
     metered = Tokens(input_uncached=8, input_cached=2, output=2, source="running")
     lossy = Lossy(role(), said("Once", 1), said(" upon", 2), metered=metered)
