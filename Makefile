@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11
 UP ?=
+ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test rig lint types check evidence lock clean
+.PHONY: help install up test rig lint types check evidence bench-gateway lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed  ## make .venv and install the product from requirements.lock
 
@@ -32,8 +33,12 @@ types: $(VENV)/installed-dev  ## mypy --strict
 
 check: test  ## the same as test
 
-evidence: $(VENV)/installed  ## measure the local cloud (minutes), see benchmarks/local_cloud
+evidence: $(VENV)/installed  ## measure the local cloud and the gateway (most of an hour), see benchmarks/
 	$(BIN)/python benchmarks/local_cloud/run.py
+	$(BIN)/python -m benchmarks.gateway.run
+
+bench-gateway: $(VENV)/installed  ## measure the gateway beside its peers (options: ARGS=--help)
+	@$(BIN)/python -m benchmarks.gateway.run $(ARGS)
 
 lock: $(VENV)/installed-dev  ## make the lock files from pyproject.toml
 	$(COMPILE) pyproject.toml --group build -o requirements.lock

@@ -129,11 +129,12 @@ class Alone:
         return self.process.wait(DEADLINE_S)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        """Events of this name in the log."""
+        """Events of this name in the log; a line that is still being written is not there yet."""
         if not self.output.exists():
             return []
-        lines = (line for line in self.output.read_text().splitlines() if line.startswith("{"))
-        return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
+        lines = self.output.read_text().split("\n")[:-1]
+        entries = [json.loads(line) for line in lines if line.startswith("{")]
+        return [entry for entry in entries if entry.get("event") == event]
 
     @property
     def url(self) -> str:

@@ -14,6 +14,7 @@ from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.registry import open_registry
 from isochrone.control.loops import ControlLoops, ControlPlan, ControlPorts
+from isochrone.control.publish import LEASE
 from isochrone.control.world import Weights, intent_of, seed_of
 from isochrone.core.errors import Conflict, StoreUnavailable
 from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
@@ -142,6 +143,20 @@ def test_revoking_reaches_the_bucket_at_once(pool: Pool) -> None:
             stage.registry.tenants.revoke_key(ALL, KeyId("ab"), now=NOW)
             loops.publisher.wake()
             await stage.until(lambda: shard not in stage.view(), within_s=0.1)
+
+    on_stage(pool, scene)
+
+
+def test_a_wall_clock_that_is_set_back_does_not_make_a_lease_last(pool: Pool) -> None:
+    async def scene(stage: Stage) -> None:
+        async with stage.running():
+            await stage.until(lambda: full(stage))
+            before = stage.clock.wall_ns()
+            stage.clock.offset_ns = -3_600_000_000_000
+            await asyncio.sleep(20)
+            # The holder has renewed by its present clock; unrenewed, the lease would last longer.
+            taken = stage.registry.leases.take(LEASE, "another", now=before, ttl_ns=1)
+            assert taken is not None
 
     on_stage(pool, scene)
 

@@ -12,7 +12,7 @@ from isochrone.adapters.clock import SystemClock
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
 from isochrone.core.world.digest import SiteDigest
-from isochrone.core.world.model import Replica
+from isochrone.core.world.model import ALL_ENDPOINTS, COMMON_ENDPOINTS, Replica
 from isochrone.core.world.site import Site, SiteLinks
 from isochrone.core.world.tenant import ApiKey, KeyShard, Limits, Policy
 from isochrone.ports.bus import Entry
@@ -86,6 +86,7 @@ url = "https://llm.example/v1"
 model = "words"
 upstream_model = "vendor/words-2"
 key_file = "vendor.key"
+endpoints = ["embeddings"]
 
 [[site]]
 name = "paris"
@@ -151,6 +152,7 @@ def test_a_small_file_needs_little() -> None:
         ),
     )
     (upstream,) = file.sites[0].upstreams
+    assert upstream.endpoints == COMMON_ENDPOINTS
     assert (upstream.model, upstream.upstream_model, upstream.slots) == ("tiny", "tiny", 16)
     assert upstream.running_counts is None
 
@@ -254,6 +256,10 @@ SECOND_UPSTREAM = '[[site.upstream]]\nurl = "http://127.0.0.1:8080/v1"\n[[key]]'
             SMALL + f'[[key]]\nname = "other"\nsecret_sha256 = "{HASH}"\n',
             'key "other": another key has the same secret_sha256',
         ),
+        (
+            SMALL.replace("[[key]]", 'endpoints = ["chat"]\n[[key]]'),
+            'endpoints names "chat"; expected some of chat.completions',
+        ),
         (SMALL.replace("[[key]]", '[[key]]\nclasses = ["fast"]'), 'classes names "fast"'),
         (SMALL.replace("[[key]]", "[[key]]\nconcurrent = 0"), "concurrent is 0; expected a"),
     ],
@@ -309,10 +315,15 @@ def test_the_entries_are_those_of_a_cloud() -> None:
     assert all(key == subjects.replica_key(r.id) for key, r in told.replicas.items())
     assert all(replica.revision == "r7" for replica in told.replicas.values()
                if replica.model == "tiny")
-    (of_tiny, _), (of_paris,), (of_oslo,) = told.loads.values()
+    (of_tiny, of_words), (of_paris,), (of_oslo,) = told.loads.values()
     assert (of_tiny.ready, of_tiny.slots) == (2, 80)
     assert (of_tiny.prefill_tok_s, of_paris.prefill_tok_s) == (0.0, 0.0)  # not all are stated
     assert (of_oslo.ready, of_oslo.slots) == (1, 128)
+    assert (of_tiny.endpoints, of_words.endpoints) == (ALL_ENDPOINTS, ("embeddings",))
+    assert of_oslo.endpoints == COMMON_ENDPOINTS
+    assert [replica.endpoints for replica in told.replicas.values()] == [
+        ALL_ENDPOINTS, ALL_ENDPOINTS, ("embeddings",), COMMON_ENDPOINTS,
+    ]
 
 
 def test_an_own_site_that_is_not_described_is_there_nonetheless() -> None:

@@ -28,6 +28,7 @@ LLAMA = Kin(engine="llamacpp", revision="r1")
 VLLM = Kin(engine="vllm", revision="r1")
 OTHER = Kin(engine="unknown", revision="r1")
 TEXT = ContinueText(tokens=K)
+AGAIN = ContinueText(tokens=K, rewind=True)
 REPLAY = Replay()
 
 
@@ -60,14 +61,12 @@ def a_state(kin: Kin = LLAMA, **changes: Any) -> State:
         ({"output_penalties": True}, TEXT, REPLAY, REPLAY),
         ({"own_answer": True}, TEXT, REPLAY, REPLAY),
         ({"endpoint": "completions", "prompt_ids": True}, TEXT, REPLAY, REPLAY),
-        ({"stops": ("\n",)}, TEXT, TEXT, REPLAY),
-        ({"stops": ("END",)}, TEXT, REPLAY, REPLAY),
+        ({"stops": ("\n",)}, AGAIN, TEXT, REPLAY),
+        ({"stops": ("END",)}, AGAIN, REPLAY, REPLAY),
         ({"held_back": True}, TEXT, TEXT, REPLAY),
-        (
-            {"stops": ("END",), "held_back": True},
-            ContinueText(tokens=K, rewind=True), REPLAY, REPLAY,
-        ),
-        ({"stops": ("END",), "held_back": True, "rewind_differed": True}, REPLAY, REPLAY, REPLAY),
+        ({"stops": ("END",), "held_back": True}, AGAIN, REPLAY, REPLAY),
+        ({"stops": ("END",), "events": 1}, REPLAY, REPLAY, REPLAY),
+        ({"stops": ("END",), "rewind_differed": True}, REPLAY, REPLAY, REPLAY),
         ({"max_tokens": K + 1}, TEXT, TEXT, REPLAY),
     ],
 )
@@ -84,6 +83,10 @@ DIFFERS = Lost(why="replay_differs")
     ("changes", "too_long", "differed"),
     [
         ({"sampled": True}, TEXT, TEXT),  # honest, only with another text
+        ({"sampled": True, "stops": ("END",)}, TEXT, TEXT),
+        ({"sampled": True, "stops": ("END",), "held_back": True}, AGAIN, AGAIN),
+        ({"stops": ("END",), "rewind_differed": True}, TEXT, TEXT),
+        ({"stops": ("END",), "rewind_differed": True, "held_back": True}, DIFFERS, DIFFERS),
         ({"schema": True}, TEXT, TEXT),
         ({"schema": True, "endpoint": "completions"}, TOO_LONG, DIFFERS),
         ({"stateful": "tools"}, TOO_LONG, DIFFERS),

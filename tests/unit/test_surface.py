@@ -1,12 +1,15 @@
 """What is refused at which path, and errors in the form that each API's clients understand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from isochrone.core.ids import ModelName
 from isochrone.core.metering.event import Endpoint
+from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.model import ALL_ENDPOINTS, COMMON_ENDPOINTS
+from isochrone.gateway.known_endpoints import KnownEndpoints
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.surface import (
     PATHS,
@@ -18,8 +21,7 @@ from isochrone.gateway.surface import (
     error_event_for,
     unknown_path,
 )
-
-MODEL = ModelName("tiny")
+from tests.builders import MODEL, a_digest, a_load
 
 
 def test_every_endpoint_has_a_path_and_none_is_unmetered() -> None:
@@ -103,3 +105,20 @@ def test_the_last_event_of_a_lost_stream_has_the_form_of_its_api() -> None:
     assert json.loads(response.partition(b"data: ")[2])["code"] == "engine_lost"
     chat = error_event_for("chat.completions", "engine_lost", "gone")
     assert json.loads(chat.removeprefix(b"data: "))["error"]["code"] == "engine_lost"
+
+
+def test_sites_say_in_their_digests_what_their_engines_have() -> None:
+    def digest(site: str, ready: int, *endpoints: Endpoint) -> SiteDigest:
+        return a_digest(site, replace(a_load(ready=ready), endpoints=endpoints))
+
+    known = KnownEndpoints()
+    assert known.of(MODEL) == []
+    known.heard(digest("paris", 1, *ALL_ENDPOINTS))
+    known.heard(digest("tokyo", 1, *COMMON_ENDPOINTS))
+    known.heard(digest("sydney", 0))
+    assert sorted(known.of(MODEL)) == sorted([ALL_ENDPOINTS, COMMON_ENDPOINTS])
+    assert [refused.site for refused in known.lacking("messages", MODEL)] == ["tokyo"]
+    assert known.lacking("completions", MODEL) == ()
+    assert list(known.lacking("messages", ModelName("other"))) == []
+    known.heard(digest("tokyo", 1, *ALL_ENDPOINTS))
+    assert list(known.lacking("messages", MODEL)) == []

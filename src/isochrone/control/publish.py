@@ -60,6 +60,7 @@ class Publisher:
         self._offload = offload
         self._changed = asyncio.Event()
         self._lease: Lease | None = None
+        self._renew_ns = 0  # monotonic: a wall clock that jumps must not make a lease last
         self._mirrors: dict[str, Mirror] = {}
         self.rounds = 0
 
@@ -114,9 +115,9 @@ class Publisher:
             return
 
     async def _hold_lease(self) -> Lease | None:
-        now, lease = self._clock.wall_ns(), self._lease
+        now, asked_ns, lease = self._clock.wall_ns(), self._clock.monotonic_ns(), self._lease
         leases = self._registry.leases
-        if lease is not None and now < lease.expires_at - LEASE_TTL_NS // 2:
+        if lease is not None and asked_ns < self._renew_ns:
             return lease
         if lease is None:
             self._lease = await self._offload(
@@ -127,6 +128,7 @@ class Publisher:
             self._lease = await self._offload(
                 lambda: leases.renew(held, now=now, ttl_ns=LEASE_TTL_NS)
             )
+        self._renew_ns = asked_ns + LEASE_TTL_NS // 2
         return self._lease
 
     async def _follow(self, wanted: Mapping[Place, Noun]) -> None:

@@ -2,21 +2,24 @@
 
 What is kept are the entries as they came, with control's signatures: reading them back goes through
 the same checks as hearing them from the bus, and their serials are known again, so that nothing
-older is taken afterwards. With them goes the instant at which the bus last proved the view current,
-renewed in a small note of its own: the age of a view survives the process.
+older is taken afterwards. With them goes the last digest of every site, without which nothing could
+be chosen, and the instant at which the bus last proved the view current, renewed in a small note of
+its own: the age of a view survives the process.
 
 Hashes of keys are in it, so it is for the gateway's user only; the disk port sees to that.
 """
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 import structlog
 
 from isochrone.core.errors import Untrusted
+from isochrone.core.ids import SiteName
+from isochrone.core.world.digest import SiteDigest
 from isochrone.gateway.view_cache import ViewCache
 from isochrone.ports.clock import Clock
 from isochrone.ports.disk import Disk
@@ -26,6 +29,7 @@ NAME = "view"
 PROOF_NAME = "view-proved"
 LOOK_EVERY_S = 3.0
 PROVE_EVERY_S = 30.0
+SAVE_EVERY_S = 600.0  # also without a change of the view, for the digests
 SET_BACK_NS = 60_000_000_000  # a proof this far ahead says that our clock was set back
 
 _MAGIC = b"isochrone view 1\n"
@@ -36,13 +40,15 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredView:
-    """Entries of the view and the own site's replicas by key, as they came from the bus."""
+    """Entries of the view and the own site's replicas by key, and digests by site, as they came
+    from the bus."""
 
     site: str
     control_key: str
     proved_at: int
     view: Mapping[str, bytes]
     replicas: Mapping[str, bytes]
+    digests: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +68,9 @@ class ViewStore:
         self._clock = clock
         self._version = -1            # the one in the file
         self._digest = b""
+        self._digests: dict[str, bytes] = {}
         self._proved_ns = 0           # monotonic, of the last write
+        self._saved_ns = 0            # monotonic, of the last write of everything
         self._writing = asyncio.Lock()
         self._failed = ""
 
@@ -91,21 +99,36 @@ class ViewStore:
         )
         self._view.judge_age(now_ns)
         self._version, self._digest = self._view.version, digest
+        self._digests = dict(stored.digests)
         log.info(
             "stored_view_read", entries=len(stored.view), age_s=_rounded(self._view.age_s)
         )
+
+    def heard(self, site: SiteName, digest: bytes) -> None:
+        """The latest digest of a site, as it came."""
+        self._digests[site] = digest
+
+    def digests(self) -> Sequence[SiteDigest]:
+        """The latest digest of every site, of this life or the one before."""
+        found = []
+        for site, digest in self._digests.items():
+            try:
+                found.append(fleet.decode(digest, SiteDigest))
+            except Untrusted as error:
+                log.warning("stored_digest_ignored", site=site, why=error.message)
+        return found
 
     async def run(self) -> None:
         """Write what has changed, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            await self._settle(PROVE_EVERY_S)
+            await self._settle(PROVE_EVERY_S, SAVE_EVERY_S)
 
     async def flush(self) -> None:
-        """Write what has changed, and how old the view is, now."""
-        await self._settle(0.0)
+        """Write everything now."""
+        await self._settle(0.0, 0.0)
 
-    async def _settle(self, prove_every_s: float) -> None:
+    async def _settle(self, prove_every_s: float, save_every_s: float) -> None:
         view = self._view
         # A view that lacks this site is none to start from: the bucket was lost or is being filled.
         if not view.current or view.own is None:
@@ -114,8 +137,10 @@ class ViewStore:
             now_ns = self._clock.monotonic_ns()
             view.judge_age(now_ns)
             try:
-                if view.version != self._version:
+                due = now_ns - self._saved_ns >= save_every_s * 1e9
+                if view.version != self._version or due:
                     await self._save()
+                    self._saved_ns = now_ns
                 elif now_ns - self._proved_ns >= prove_every_s * 1e9:
                     await self._prove()
                 else:
@@ -133,6 +158,10 @@ class ViewStore:
             StoredView(
                 site=view.own_site, control_key=view.control_key, proved_at=self._proved_at(),
                 view=view.entries, replicas=view.replica_entries,
+                digests={
+                    site: digest for site, digest in self._digests.items()
+                    if view.site(SiteName(site)) is not None
+                },
             )
         )
         digest = sha256(body).digest()

@@ -14,7 +14,14 @@ from isochrone.adapters.packaged import load_round_trips
 from isochrone.core.estimate.round_trip import Position, estimate_rtt
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
-from isochrone.core.world.model import Deployment, EngineKind, EngineSpec, Model, Replica
+from isochrone.core.world.model import (
+    ALL_ENDPOINTS,
+    Deployment,
+    EngineKind,
+    EngineSpec,
+    Model,
+    Replica,
+)
 from isochrone.core.world.site import Link, Site, SiteLinks
 from isochrone.core.world.tenant import ApiKey, KeyShard
 from isochrone.wire import fleet, subjects
@@ -78,7 +85,8 @@ def _unstated_own_site(file: AloneFile) -> AloneSite:
         longitude_deg=0.0, host="", port=0, public_url="", peer_key=None,
     )
     return AloneSite(
-        site=site, rtt_ms=0.0, is_placed=False, upstreams=(), peer_models=(), peer_slots=1
+        site=site, rtt_ms=0.0, is_placed=False, upstreams=(), peer_models=(), peer_slots=1,
+        peer_endpoints=(),
     )
 
 
@@ -130,7 +138,7 @@ def _replicas(site: AloneSite, models: Mapping[ModelName, Model]) -> Iterable[Re
             engine=_engine_kind(each), base_url=each.url, engine_key=None,
             credential=each.credential, upstream_model=each.upstream_model, slots=each.slots,
             pid=None, started_at=0, running_counts=each.running_counts,
-            usage_counts_one_choice=each.usage_counts_one_choice,
+            usage_counts_one_choice=each.usage_counts_one_choice, endpoints=each.endpoints,
         )
 
 
@@ -145,12 +153,14 @@ def _loads(
     loads = []
     for name in site.models:
         of_model = [each for each in site.upstreams if each.model == name]
+        had = {endpoint for each in of_model for endpoint in each.endpoints}
         loads.append(DeploymentLoad(
             model=name, revision=models[name].revision, ready=max(len(of_model), 1),
             slots=sum(each.slots for each in of_model) or site.peer_slots, running=0, waiting=0,
             pending_prompt_tokens=0, pending_output_tokens=0,
             prefill_tok_s=min((each.prefill_tok_s for each in of_model), default=0.0),
             decode_tok_s=min((each.decode_tok_s for each in of_model), default=0.0),
+            endpoints=tuple(each for each in ALL_ENDPOINTS if each in had) or site.peer_endpoints,
         ))
     return tuple(loads)
 

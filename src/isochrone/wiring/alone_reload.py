@@ -52,7 +52,10 @@ class Reloader:
                     continue
             self._asked.clear()
             self._taken = seen = _stamp(self._config)
-            await self.reload()
+            try:
+                await self.reload()
+            except Exception:  # supervisor: a change that fails must not hide the next one
+                log.exception("reload_failed")
 
     async def reload(self) -> None:
         """Take the file; one with problems changes nothing."""

@@ -10,7 +10,7 @@ from typing import Literal
 from isochrone.adapters.engines.counters import FAMILIES, Family
 from isochrone.core.estimate.hardware import HardwareTable
 from isochrone.core.ids import ModelName, SiteName
-from isochrone.core.world.model import Model
+from isochrone.core.world.model import ALL_ENDPOINTS, COMMON_ENDPOINTS, Endpoint, Model
 from isochrone.core.world.site import Hardware, Site
 from isochrone.ports.engine import EngineTraits
 from isochrone.wiring.toml_table import TomlTable
@@ -47,6 +47,7 @@ class Upstream:
     slots: int
     running_counts: RunningCounts
     usage_counts_one_choice: bool
+    endpoints: tuple[Endpoint, ...]
     prefill_tok_s: float
     decode_tok_s: float
 
@@ -55,7 +56,8 @@ class Upstream:
 class AloneSite:
     """One site. `rtt_ms` None: to be estimated from the positions. `peer_models` are served by the
     site's own gateway, `upstreams` are asked directly; a site has the one or the other.
-    `peer_slots`: requests at once that the peer's engines take of each model."""
+    `peer_slots`: requests at once that the peer's engines take of each model; `peer_endpoints`: the
+    APIs that they have."""
 
     site: Site
     rtt_ms: float | None
@@ -63,6 +65,7 @@ class AloneSite:
     upstreams: tuple[Upstream, ...]
     peer_models: tuple[ModelName, ...]
     peer_slots: int
+    peer_endpoints: tuple[Endpoint, ...]
 
     @property
     def is_peer(self) -> bool:
@@ -101,6 +104,7 @@ def read_site(table: TomlTable, known: Known) -> AloneSite:
     hardware = _hardware(table, known)
     host, port, peer_key, serving = _peer(table, known)
     peer_slots = table.integer("slots", 1, MOST_PEER_SLOTS, default=DEFAULT_SLOTS)
+    peer_endpoints = _endpoints(table, "endpoints", COMMON_ENDPOINTS)
     upstreams = tuple(
         _upstream(each, known) for each in table.tables("upstream", name_key="model")
     )
@@ -116,7 +120,7 @@ def read_site(table: TomlTable, known: Known) -> AloneSite:
         ),
         rtt_ms=rtt_ms if table.has("rtt_ms") or name == known.own else None,
         is_placed=is_placed, upstreams=upstreams, peer_models=serving,
-        peer_slots=peer_slots,
+        peer_slots=peer_slots, peer_endpoints=peer_endpoints,
     )
 
 
@@ -151,7 +155,7 @@ def _peer(
     for name in serving:
         _known_model(table, "serving", name, known)
     if place is None:
-        for wrong in ("peer_key", "serving", "slots"):
+        for wrong in ("peer_key", "serving", "slots", "endpoints"):
             if table.has(wrong):
                 table.problem(f"{wrong} is given without gateway; say where the gateway listens")
         return "", 0, None, ()
@@ -189,11 +193,22 @@ def _upstream(table: TomlTable, known: Known) -> Upstream:
         slots=table.integer("slots", 1, MOST_SLOTS, default=DEFAULT_SLOTS),
         running_counts="timings" if counts == "timings" else "usage" if counts == "usage" else None,
         usage_counts_one_choice=traits.usage_counts_one_choice,
+        endpoints=_endpoints(table, "endpoints", traits.endpoints),
         prefill_tok_s=table.number("prefill_tok_s", 0, FASTEST_TOK_S, default=0.0),
         decode_tok_s=table.number("decode_tok_s", 0, FASTEST_TOK_S, default=0.0),
     )
     table.finish()
     return upstream
+
+
+def _endpoints(
+    table: TomlTable, key: str, default: tuple[Endpoint, ...]
+) -> tuple[Endpoint, ...]:
+    names = table.names(key, default=default)
+    for name in names:
+        if name not in ALL_ENDPOINTS:
+            table.problem(f'{key} names "{name}"; expected some of {", ".join(ALL_ENDPOINTS)}')
+    return tuple(each for each in ALL_ENDPOINTS if each in names)
 
 
 def _traits(engine: str) -> EngineTraits:

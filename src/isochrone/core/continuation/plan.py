@@ -165,7 +165,7 @@ def decide(state: State) -> Plan:
     if state.lost.revision is None:
         return Lost(why="unknown_revision")
     onward = _continuation(state, progress)
-    if onward is not None and not _rather_replayed(features):
+    if onward is not None and not _rather_replayed(state):
         return onward
     if not state.replay_differed and progress.steps * state.usual_gap_ms <= LONGEST_REPLAY_MS:
         return Replay()
@@ -185,13 +185,13 @@ def _ended(state: State) -> Lost | None:
     return None
 
 
-def _rather_replayed(features: Features) -> bool:
+def _rather_replayed(state: State) -> bool:
     """Whether the same bytes are worth their cost: continuing would be honest, and another text.
 
     A sampled answer starts a new random sequence where it continues; a schema is picked up in the
     middle by llama.cpp, with other bytes half of the time.
     """
-    return features.sampled or features.schema
+    return state.features.sampled or state.features.schema or state.rewind_differed
 
 
 def _continuation(state: State, progress: Progress) -> ContinueIds | ContinueText | None:
@@ -204,12 +204,7 @@ def _continuation(state: State, progress: Progress) -> ContinueIds | ContinueTex
     if engine == "llamacpp":
         if features.schema and state.endpoint != "chat.completions":
             return None
-        # It keeps a text back while it may become a stop string, so only such a text, set free
-        # late, can end inside a token.
-        rewind = bool(features.stops) and progress.held_back
-        if rewind and state.rewind_differed:
-            return None
-        return ContinueText(tokens=progress.tokens, rewind=rewind)
+        return _behind_llamacpp(state, progress, progress.tokens)
     if engine == "vllm":
         # It keeps back as many characters as its longest stop string has, less one, wherever that
         # is; its penalties look at the new text only; its grammars begin anew.
@@ -224,3 +219,18 @@ def _continuation(state: State, progress: Progress) -> ContinueIds | ContinueTex
     if engine == "unknown":
         return None
     assert_never(engine)
+
+
+def _behind_llamacpp(state: State, progress: Progress, tokens: int) -> ContinueText | None:
+    """Its texts end with a token, except the last one before a stop string that begins inside one.
+
+    Such a text may be the one that was delivered last. Where it came with tokens that were kept
+    back before, or where the same text must come again anyway, its event is asked for once more.
+    """
+    features = state.features
+    if not features.stops or (features.sampled and not progress.held_back):
+        return ContinueText(tokens=tokens)
+    if state.rewind_differed:
+        return None if progress.held_back else ContinueText(tokens=tokens)
+    # Of a first event nothing would be left, and an answer that is there but empty is closed.
+    return None if progress.events == 1 else ContinueText(tokens=tokens, rewind=True)

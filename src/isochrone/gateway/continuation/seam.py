@@ -115,20 +115,22 @@ class Seam:
 
         `prompt_bytes` stands in for a prompt that no attempt has counted, as it does in a meter.
         """
-        whole = self._start.whole.with_counts(self._counts, repeats=self._start.repeats)
+        start = self._start
+        whole = start.whole.with_counts(self._counts, repeats=start.repeats)
+        prompt, output = whole.prompt, whole.output
         source: TokenSource = "engine" if self._final else "running"
-        if self._counts is None and self._events:
-            source = "counted"
-            before = 0 if self._start.repeats else whole.output
-            whole = Reported(
-                prompt=whole.prompt or -(-prompt_bytes // BYTES_PER_TOKEN), cached=whole.cached,
-                output=max(before + self._events, whole.output),
-            )
-        if not whole.prompt and not whole.output:
-            return Tokens()
+        if self._counts is None:
+            again = 0 if start.repeats else start.whole.output
+            output = max(output, again + self._events)
+            if not output:
+                return Tokens()
+            if start.whole.prompt is None:
+                prompt = -(-prompt_bytes // BYTES_PER_TOKEN)
+            if self._events or start.whole.prompt is None:
+                source = "counted"
         return Tokens(
-            input_uncached=whole.prompt - whole.cached, input_cached=whole.cached,
-            output=whole.output, source=source,
+            input_uncached=prompt - whole.cached, input_cached=whole.cached, output=output,
+            source=source,
         )
 
     # -- one event -----------------------------------------------------------------------------
