@@ -1,10 +1,12 @@
 """What is refused before any site is asked, and how each refusal reads to the client."""
 
 from isochrone.core.residency.rule import Denied
+from isochrone.core.world.model import COMMON_ENDPOINTS
 from isochrone.core.world.tenant import ApiKey, Class
 from isochrone.gateway.context import Context
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.request import InferenceRequest
+from isochrone.gateway.surface import endpoint_refusal
 
 
 def refuse_request(context: Context, request: InferenceRequest, path: str) -> Refusal | None:
@@ -22,7 +24,9 @@ def refuse_request(context: Context, request: InferenceRequest, path: str) -> Re
             status=400, reason="model_kind", param="model",
             message=f"The model '{model}' is for {noun.kind}, which {path} is not.",
         )
-    return None
+    if request.endpoint in COMMON_ENDPOINTS:
+        return None
+    return endpoint_refusal(request.endpoint, model, context.endpoints.of(model))
 
 
 def refuse_hop(context: Context, key: ApiKey, class_: Class) -> Refusal | None:

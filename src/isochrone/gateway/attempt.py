@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from isochrone.core.ids import ReplicaId
 from isochrone.core.metering.event import Tokens
+from isochrone.gateway.message_meter import MessageMeter, meter_for
 from isochrone.gateway.meter import StreamMeter
 from isochrone.gateway.peer_hop import parse_tokens
 from isochrone.gateway.replies import EVENTS
-from isochrone.gateway.request import rewrite
+from isochrone.gateway.request import engine_body
 from isochrone.gateway.target import Target
 from isochrone.gateway.upstream import UpstreamConnection
 from isochrone.wire import peer
@@ -36,7 +37,7 @@ class Attempt:
     content_type = "application/json"
     retry_after: str | None = None
     stated_tokens: Tokens | None = None
-    meter: StreamMeter | None = None
+    meter: StreamMeter | MessageMeter | None = None
     last_ns = 0  # when something was last heard of this attempt
     _connection: UpstreamConnection | None = None
     _over = False
@@ -99,13 +100,10 @@ class Attempt:
         assert replica is not None
         request, body = exchange.request, exchange.body
         same_name = replica.upstream_model == request.model
-        if request.stream or not same_name:
-            body = rewrite(
-                body,
-                model=None if same_name else replica.upstream_model,
-                stream=request.stream,
-                running_counts=replica.running_counts,
-            )
+        body = engine_body(
+            request, body, model=None if same_name else replica.upstream_model,
+            running_counts=replica.running_counts,
+        )
         return b"%b%bcontent-length: %d\r\n\r\n%b" % (
             self.target.start_of(exchange.head.path), exchange.head.forwarded, len(body), body,
         )
@@ -157,8 +155,8 @@ class Attempt:
             self.retry_after = None if retry_after is None else retry_after.decode("latin-1")
         request = self._exchange.request
         if status == 200 and request.stream and self.content_type.startswith(EVENTS):
-            self.meter = StreamMeter(
-                request.choices, request.endpoint, self._exchange.client_gets_usage,
+            self.meter = meter_for(
+                request.endpoint, request.choices, self._exchange.client_gets_usage,
                 prompts=request.prompts,
             )
 

@@ -12,6 +12,7 @@ from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.limits import KeyLimits
+from isochrone.gateway.known_endpoints import KnownEndpoints
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.settings import GatewaySettings
@@ -40,6 +41,7 @@ class Context:
     retries: RetryBudget
     deadlines: Deadlines
     prefixes: Prefixes
+    endpoints: KnownEndpoints
     pool: UpstreamPool
     targets: Targets
     peers: PeerHops

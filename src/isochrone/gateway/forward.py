@@ -6,6 +6,7 @@ watches deadlines. It ends exactly once, in `_end`, which writes its usage recor
 
 from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Endpoint, Outcome, Tokens
+from isochrone.core.world.model import COMMON_ENDPOINTS
 from isochrone.core.world.tenant import NO_LIMITS, ApiKey
 from isochrone.gateway import admission, timeouts
 from isochrone.gateway.access import class_of
@@ -17,10 +18,11 @@ from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.peer_hop import Hop
 from isochrone.gateway.recount import recount
 from isochrone.gateway.replicas import verdict
-from isochrone.gateway.replies import Refusal, engine_error_body, error_event
+from isochrone.gateway.replies import Refusal
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import BadRequest, parse_request
 from isochrone.gateway.server import ClientConnection
+from isochrone.gateway.surface import engine_error_body_for, error_event_for
 from isochrone.gateway.tries import Tries
 
 CLIENT_GONE_STATUS = 499
@@ -105,6 +107,8 @@ class Exchange(Tries):
         if refusal is not None:
             self.refuse(refusal)
         elif hop is None:
+            if self.endpoint not in COMMON_ENDPOINTS:
+                self.tried.extend(context.endpoints.lacking(self.endpoint, parsed.model))
             self.choose(self.started_ns)
         elif not self.try_replica(context.site, 0.0, self.started_ns):
             self.refuse_hop_without_replica()
@@ -120,7 +124,7 @@ class Exchange(Tries):
         """An answer that is not a stream has come in whole."""
         request, replica = self.request, attempt.target.replica
         if attempt.status >= 400:
-            self._send_whole(attempt, engine_error_body(body, attempt.status), NO_TOKENS)
+            self._send_whole(attempt, engine_error_body_for(self.endpoint, body, attempt.status), NO_TOKENS)
             return
         if attempt.stated_tokens is not None:
             self._send_whole(attempt, body, attempt.stated_tokens)
@@ -193,7 +197,7 @@ class Exchange(Tries):
             self.reply.end_stream()
             self._end("finished", status=200, reason=None, tokens=self._tokens())
             return
-        event = error_event("engine_lost", f"The engine was lost during the answer: {why}.")
+        event = error_event_for(self.endpoint, "engine_lost", f"The engine was lost during the answer: {why}.")
         self.reply.cut_stream(b"" if meter.error else event)
         self._end("engine_lost", status=200, reason="engine_lost", tokens=self._tokens())
 
@@ -266,7 +270,7 @@ class Exchange(Tries):
         if self.attempt is not None:
             self.attempt.cancel()
         if self.reply.head_sent:
-            self.reply.cut_stream(error_event(reason, message))
+            self.reply.cut_stream(error_event_for(self.endpoint, reason, message))
             self._end("timed_out", status=200, reason=reason, tokens=self._tokens())
         else:
             refusal = Refusal(status=504, reason=reason, message=message)

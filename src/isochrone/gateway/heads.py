@@ -150,8 +150,12 @@ def _client_request_id(given: bytes | None) -> str | None:
 
 
 def _secret_sha256(headers: dict[bytes, bytes]) -> str | None:
-    """The hash of the secret in `Authorization: Bearer SECRET`; None without one."""
+    """The hash of the secret in `Authorization: Bearer SECRET`, or else in `x-api-key`, as clients
+    of Anthropic's API send it; None without one."""
     authorization = headers.get(b"authorization")
-    if authorization is None or authorization[:7].lower() != b"bearer ":
+    if authorization is None:
+        secret = headers.get(b"x-api-key")
+        return None if secret is None else sha256(secret.strip()).hexdigest()
+    if authorization[:7].lower() != b"bearer ":
         return None
     return sha256(authorization[7:].strip()).hexdigest()

@@ -4,11 +4,13 @@ The JSON of the prompt is cut into blocks, and each block's hash covers all bloc
 requests share their first n hashes when their prompts begin with the same n blocks.
 """
 
+from functools import lru_cache
+
 from xxhash import xxh3_64_intdigest
 
+from isochrone.core.routing.prefix import BLOCK_BYTES
 from isochrone.gateway.request import InferenceRequest
 
-BLOCK_BYTES = 1024
 MOST_BLOCKS = 256  # requests that agree so far are taken for one prefix
 
 
@@ -26,3 +28,9 @@ def prompt_blocks(request: InferenceRequest, salt: int) -> list[int]:
         block = xxh3_64_intdigest(content[begin : begin + BLOCK_BYTES], block)
         blocks.append(block)
     return blocks
+
+
+@lru_cache(maxsize=65_536)
+def salt_of(tenant: str) -> int:
+    """The salt of one tenant."""
+    return xxh3_64_intdigest(tenant)

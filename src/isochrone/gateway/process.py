@@ -19,6 +19,7 @@ from isochrone.core.world.digest import SiteDigest
 from isochrone.gateway.context import Context
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.limits import KeyLimits
+from isochrone.gateway.known_endpoints import KnownEndpoints
 from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
@@ -84,6 +85,7 @@ class Gateway:
             clock=ports.clock,
             rng=ports.rng,
             view=ViewCache(site, identity.control_key, data),
+            endpoints=KnownEndpoints(),
             loads=Loads(stale_after_ms=settings.digest_stale_s * 1000),
             limits=KeyLimits(ports.counters),
             retries=RetryBudget(settings.retry_ratio, settings.retry_min_per_s),
@@ -171,6 +173,7 @@ class Gateway:
         # The bus lets each site publish under its own subject only.
         if subject == subjects.digest_subject(digest.site):
             self.context.loads.heard(digest, self._ports.clock.monotonic_ns())
+            self.context.endpoints.heard(digest)
 
     async def _sweep(self) -> None:
         """Deadlines and progress of open requests, idle connections, the request log."""

@@ -11,7 +11,7 @@ from isochrone.core.lifecycle.breaker import CLOSED, BreakerRules, Sign, step
 from isochrone.core.metering.event import Outcome
 from isochrone.core.rng import Random
 from isochrone.core.routing.pick import Standing, pick
-from isochrone.core.world.model import Replica
+from isochrone.core.world.model import Endpoint, Replica
 
 DEFAULT_RULES = BreakerRules()
 
@@ -67,6 +67,7 @@ class Replicas:
         now_ns: int,
         rng: Random,
         revision: str | None = None,
+        endpoint: Endpoint = "chat.completions",
     ) -> Replica | None:
         """The replica to ask now; None when none may be asked. `revision`: only these weights.
 
@@ -75,7 +76,9 @@ class Replicas:
         standings = self._by_model.get((site, model))
         if standings is None:
             return None
-        standing = pick(standings, tried, now_ns=now_ns, rng=rng, revision=revision)
+        standing = pick(
+            standings, tried, now_ns=now_ns, rng=rng, revision=revision, endpoint=endpoint
+        )
         if standing is None:
             return None
         if standing.breaker is not None:

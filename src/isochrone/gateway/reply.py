@@ -7,8 +7,9 @@ from isochrone.core.ids import ReplicaId, RequestId
 from isochrone.core.metering.event import Tokens
 from isochrone.gateway.incoming import Incoming
 from isochrone.gateway.peer_hop import KEEP_ALIVE_S, Hop, render_tokens
-from isochrone.gateway.replies import EVENTS, JSON, Refusal, error_body, head, refusal_lines
+from isochrone.gateway.replies import EVENTS, JSON, Refusal, head, refusal_lines
 from isochrone.gateway.server import ClientConnection
+from isochrone.gateway.surface import ROUTES, error_body_for
 from isochrone.wire import peer
 
 
@@ -59,7 +60,8 @@ class Reply:
             extra += self._for_peer(refusal.status, None)
             if typed:
                 extra += f"{peer.REFUSED}: {refusal.reason}\r\n"
-        self._write_whole(refusal.status, where, timing, JSON, error_body(refusal), extra)
+        body = error_body_for(ROUTES.get(self._incoming.head.path), refusal)
+        self._write_whole(refusal.status, where, timing, JSON, body, extra)
 
     def _write_whole(
         self, status: int, where: str, timing: str, content_type: str, body: bytes, extra: str

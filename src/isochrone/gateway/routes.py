@@ -18,10 +18,10 @@ from isochrone.gateway.context import Context
 from isochrone.gateway.forward import Exchange
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.peer_hop import claimed_ingress, claims_hop
-from isochrone.gateway.replies import JSON, Refusal, error_body, head, refusal_lines
+from isochrone.gateway.replies import JSON, Refusal, head, refusal_lines
 from isochrone.gateway.reply import Reply
-from isochrone.gateway.request import ENDPOINTS
 from isochrone.gateway.server import ClientConnection, Handler
+from isochrone.gateway.surface import ROUTES, error_body_for, unknown_path
 
 UNAUTHENTICATED = Refusal(
     status=401, reason="invalid_api_key", code="invalid_api_key",
@@ -61,8 +61,8 @@ class OwnAnswer:
 
     def refuse(self, refusal: Refusal) -> None:
         self.send(
-            refusal.status, error_body(refusal), reason=refusal.reason,
-            extra=refusal_lines(refusal),
+            refusal.status, error_body_for(ROUTES.get(self.incoming.head.path), refusal),
+            reason=refusal.reason, extra=refusal_lines(refusal),
         )
 
     def send(self, status: int, body: bytes, *, reason: str, extra: str = "") -> None:
@@ -173,7 +173,7 @@ class Routes:
     ) -> "Entrant | Handler | None":
         """What a head means that was not seen before, or not since keys or routes changed."""
         context, path = self._context, incoming.head.path
-        endpoint = ENDPOINTS.get(path)
+        endpoint = ROUTES.get(path)
         if endpoint is None:
             own = OwnAnswer(context, connection, incoming, self._action(path))
             refusal = self._refusal_of_own(path, incoming)
@@ -212,8 +212,7 @@ class Routes:
 
     def _refusal_of_own(self, path: str, incoming: Incoming) -> Refusal | None:
         if self._action(path) is None:
-            text = f"Nothing is served at {incoming.head.method.decode('latin-1')} {path}."
-            return Refusal(status=404, reason="unknown_path", message=text)
+            return unknown_path(incoming.head.method.decode("latin-1"), path)
         if incoming.head.method != b"GET":
             return NOT_GET
         if not path.startswith(models_route.PATH):

@@ -12,12 +12,14 @@ from isochrone.core.metering.event import Endpoint, Outcome
 from isochrone.core.routing.choice import Choice, Refused, Rule
 from isochrone.core.routing.choose import choose
 from isochrone.core.routing.loads import Dispatch
+from isochrone.core.routing.prefix import BLOCK_BYTES
 from isochrone.core.world.tenant import ApiKey, Class
 from isochrone.gateway import admission, timeouts
 from isochrone.gateway.account import opening_of
 from isochrone.gateway.attempt import Attempt
 from isochrone.gateway.context import Context
 from isochrone.gateway.heads import RequestHead
+from isochrone.gateway.prefix_hash import prompt_blocks, salt_of
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import InferenceRequest
@@ -56,6 +58,7 @@ class Tries(ABC):
     sent_ns: int | None = None
     _tried_replicas: set[ReplicaId] | None = None
     _ticket: Dispatch | None = None
+    _prompt_blocks: list[int] | None = None
 
     @abstractmethod
     def refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
@@ -110,7 +113,7 @@ class Tries(ABC):
             class_=self.class_,
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
-            blocks=(),
+            blocks=self._blocks(),
             tried=self.tried,
             now_ns=now_ns,
             rng=context.rng,
@@ -137,13 +140,21 @@ class Tries(ABC):
         emulated_rtt_ms = context.view.emulated_rtt_ms(site)
         self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms), now_ns)
 
+    def _blocks(self) -> list[int]:
+        """Hashes of the prompt's beginning, salted by the organisation."""
+        if self.request.prompt_bytes < BLOCK_BYTES:
+            return []
+        if self._prompt_blocks is None:
+            self._prompt_blocks = prompt_blocks(self.request, salt_of(self.key.org_id))
+        return self._prompt_blocks
+
     def try_replica(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
         """Try a replica that this gateway reaches itself; False when none is left."""
         context = self.context
         while True:
             replica = context.view.replicas.pick(
                 site, self.request.model, self._tried_replicas or (), now_ns=now_ns,
-                rng=context.rng,
+                rng=context.rng, endpoint=self.endpoint,
             )
             if replica is None:
                 return False
@@ -181,6 +192,8 @@ class Tries(ABC):
             target.site, request.model, request.prompt_tokens, request.output_tokens,
             now_ns, rtt_ms=target.rtt_ms,
         )
+        if self._prompt_blocks:
+            context.prefixes.saw(target.site, self._prompt_blocks)
         attempt.start(now_ns)
 
     def connect_share_s(self, target: Target) -> float:
@@ -243,7 +256,7 @@ class Tries(ABC):
 
     def _refuse_nobody(self) -> None:
         choice, model = self.choice, self.request.model
-        if choice is not None and not choice.allowed_exists and not self.tried:
+        if choice is not None and not choice.allowed_exists and not self.attempts:
             self.refuse(admission.no_site_allowed(self.context, self.key, model))
         else:
             self.refuse(admission.no_site_healthy(model))

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable
 from isochrone.core.ids import ReplicaId
 from isochrone.core.lifecycle.breaker import Breaker, may_ask
 from isochrone.core.rng import Random
-from isochrone.core.world.model import Replica
+from isochrone.core.world.model import Endpoint, Replica
 
 
 class Standing:
@@ -31,9 +31,11 @@ def pick(
     now_ns: int,
     rng: Random,
     revision: str | None = None,
+    endpoint: Endpoint = "chat.completions",
 ) -> Standing | None:
     """The least loaded replica that is ready, untried and let through by its breaker, equals by
-    chance; None when there is none. `revision`: only replicas of exactly these weights."""
+    chance; None when there is none. `revision`: only replicas of exactly these weights; `endpoint`: only
+    replicas whose engine has it."""
     best: Standing | None = None
     running, slots, equals = 0, 1, 1
     for each in standings:
@@ -41,6 +43,8 @@ def pick(
         if replica.state != "ready" or replica.id in tried:
             continue
         if each.breaker is not None and not may_ask(each.breaker, now_ns):
+            continue
+        if endpoint not in replica.endpoints:
             continue
         if revision is not None and replica.revision != revision:
             continue
