@@ -126,6 +126,11 @@ def on_stage(scene: Callable[[Stage], Awaitable[None]]) -> None:
     run(main())
 
 
+def picked(view: ViewCache) -> Replica | None:
+    """The replica that a request would get at the own site."""
+    return view.replicas.pick(view.own_site, ModelName("m"), (), now_ns=0, rng=Random(1))
+
+
 def test_a_gateway_starts_from_its_last_good_view() -> None:
     async def scene(stage: Stage) -> None:
         await stage.stored()
@@ -135,7 +140,7 @@ def test_a_gateway_starts_from_its_last_good_view() -> None:
         assert view.own == SITE
         assert view.keys.by_id(KEY.id) == KEY
         assert view.policy(POLICY.id) == POLICY
-        assert view.replicas.pick(view.own_site, ModelName("m"), (), now_ns=0, rng=Random(1)) == REPLICA
+        assert picked(view) == REPLICA
         assert view.table.view.policies.keys() == {POLICY.id, PATIENT.id}
         await view.close()
 
@@ -163,7 +168,7 @@ def test_what_was_deleted_meanwhile_vanishes_at_the_first_listing() -> None:
         assert view.keys.by_id(KEY.id) == KEY
         await view.follow(stage.hub.bus())
         assert view.keys.by_id(KEY.id) is None
-        assert view.replicas.pick(view.own_site, ModelName("m"), (), now_ns=0, rng=Random(1)) is None
+        assert picked(view) is None
         assert view.own == SITE
         await store.flush()
         view, _ = await stage.life(connected=False)  # the file has forgotten it too

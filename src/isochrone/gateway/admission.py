@@ -48,7 +48,7 @@ def refuse_transit(context: Context, key: ApiKey) -> Refusal | None:
     if not isinstance(verdict, Denied):
         return None
     sites = context.view.table.allowed_ingresses(key.policy_id)
-    endpoints = ", ".join(site.public_url for site in sites) or "none"
+    endpoints = ", ".join(site.public_url for site in sites if site.public_url) or "none"
     return Refusal(
         status=403, reason=verdict.rule,
         message=f"This key's requests may not enter here ({verdict.detail}); the body was "

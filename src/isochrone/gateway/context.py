@@ -11,8 +11,8 @@ from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
 from isochrone.gateway.journal import Journal
-from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.known_endpoints import KnownEndpoints
+from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.settings import GatewaySettings

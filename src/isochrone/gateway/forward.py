@@ -124,7 +124,8 @@ class Exchange(Tries):
         """An answer that is not a stream has come in whole."""
         request, replica = self.request, attempt.target.replica
         if attempt.status >= 400:
-            self._send_whole(attempt, engine_error_body_for(self.endpoint, body, attempt.status), NO_TOKENS)
+            error = engine_error_body_for(self.endpoint, body, attempt.status)
+            self._send_whole(attempt, error, NO_TOKENS)
             return
         if attempt.stated_tokens is not None:
             self._send_whole(attempt, body, attempt.stated_tokens)
@@ -197,7 +198,8 @@ class Exchange(Tries):
             self.reply.end_stream()
             self._end("finished", status=200, reason=None, tokens=self._tokens())
             return
-        event = error_event_for(self.endpoint, "engine_lost", f"The engine was lost during the answer: {why}.")
+        text = f"The engine was lost during the answer: {why}."
+        event = error_event_for(self.endpoint, "engine_lost", text)
         self.reply.cut_stream(b"" if meter.error else event)
         self._end("engine_lost", status=200, reason="engine_lost", tokens=self._tokens())
 

@@ -18,8 +18,8 @@ from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.world.digest import SiteDigest
 from isochrone.gateway.context import Context
 from isochrone.gateway.journal import Journal
-from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.known_endpoints import KnownEndpoints
+from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
@@ -84,7 +84,7 @@ class Gateway:
             joined_country=identity.country,
             clock=ports.clock,
             rng=ports.rng,
-            view=ViewCache(site, identity.control_key, data),
+            view=ViewCache(site, identity.control_key, data, direct=settings.alone),
             endpoints=KnownEndpoints(),
             loads=Loads(stale_after_ms=settings.digest_stale_s * 1000),
             limits=KeyLimits(ports.counters),
@@ -100,6 +100,9 @@ class Gateway:
             log=RequestLog(ports.write_lines),
             spawn=self._spawn,
         )
+        if settings.alone:
+            # Nobody says a digest twice: none grows stale, and a lost site is tried after its hold.
+            self.context.loads.deaf(0)
         self.context.view.replicas.rules = BreakerRules(
             failures=settings.breaker_failures,
             failure_rate=settings.breaker_failure_rate,
@@ -196,7 +199,7 @@ class Gateway:
     def _listen_for_silence(self, now_ns: int) -> None:
         """Tell silence of the bus from silence of the sites."""
         heard_ns = self.context.view.heard_ns
-        if heard_ns is None:
+        if heard_ns is None or self._settings.alone:
             return
         if not self._ports.bus.connected or now_ns - heard_ns > SILENCE_S * 1e9:
             self.context.loads.deaf(heard_ns)

@@ -21,9 +21,9 @@ import msgspec
 import structlog
 
 from isochrone.core.errors import BusUnavailable, Untrusted
-from isochrone.core.metering.event import UsageEvent
 from isochrone.ports.clock import Clock
-from isochrone.wire.usage import decode_batch
+from isochrone.wire import fleet
+from isochrone.wire.usage import UsageRecord
 
 RECENT_BATCHES = 4096
 TAIL_BYTES = 64 * 1024 * 1024  # an earlier run's last batches are looked for in this much
@@ -72,21 +72,29 @@ class UsageLine(msgspec.Struct, frozen=True, gc=False, rename={"class_": "class"
     batch: str
 
 
-def usage_of(payload: bytes) -> Sequence[UsageEvent]:
-    """The events of a batch as the shipper sends it. Raises Untrusted."""
-    return decode_batch(payload)[1]
+class _Batch(msgspec.Struct, array_like=True, frozen=True):
+    """`wire.usage.UsageBatch` without a look at its grounds: they list every site."""
+
+    version: int
+    batch_id: str
+    grounds: msgspec.Raw
+    events: list[UsageRecord]
 
 
-def usage_line(event: UsageEvent, batch: str) -> UsageLine:
-    tokens = event.tokens
+def usage_of(payload: bytes) -> Sequence[UsageRecord]:
+    """The records of a batch as the shipper sends it. Raises Untrusted."""
+    return fleet.decode(payload, _Batch).events
+
+
+def usage_line(event: UsageRecord, batch: str) -> UsageLine:
     return UsageLine(
         event.request_id, _instant(event.received_at), _instant(event.finished_at),
         event.org_id, event.project_id, event.key_id, event.client_request_id,
         event.endpoint, event.stream, event.class_, event.model, event.revision,
         event.ingress_site, event.ingress_country, event.serving_site, event.serving_country,
-        event.replica, tokens.input_uncached, tokens.input_cached, tokens.output, tokens.source,
-        event.outcome, event.status, event.reason, event.attempts, event.chosen_ms,
-        event.sent_ms, event.first_byte_ms, event.total_ms, event.reporter, batch,
+        event.replica, event.input_uncached, event.input_cached, event.output,
+        event.token_source, event.outcome, event.status, event.reason, event.attempts,
+        event.chosen_ms, event.sent_ms, event.first_byte_ms, event.total_ms, event.reporter, batch,
     )
 
 

@@ -34,8 +34,8 @@ def pick(
     endpoint: Endpoint = "chat.completions",
 ) -> Standing | None:
     """The least loaded replica that is ready, untried and let through by its breaker, equals by
-    chance; None when there is none. `revision`: only replicas of exactly these weights; `endpoint`: only
-    replicas whose engine has it."""
+    chance; None when there is none. `revision`: only replicas of exactly these weights;
+    `endpoint`: only replicas whose engine has it."""
     best: Standing | None = None
     running, slots, equals = 0, 1, 1
     for each in standings:
