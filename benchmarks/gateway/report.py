@@ -380,9 +380,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="a results file to read")
     parser.add_argument("--print", action="store_true", help="print instead of rewriting README.md")
     options = parser.parse_args()
-    runs = read_runs(options.results.read_text().splitlines())
+    lines = options.results.read_text().splitlines() if options.results.exists() else []
+    runs = read_runs(lines)
     if not runs:
-        raise SystemExit(f"{options.results} has no run")
+        raise SystemExit(f"{options.results} has no run; make one with `make bench-gateway`")
     if options.print:
         sys.stdout.write(text(runs[-1]))
     else:

@@ -44,6 +44,7 @@ class Session:
         self.lines: list[dict[str, Any]] = []
         now = datetime.now(UTC)
         self.name = now.strftime("%Y%m%dT%H%M%SZ")
+        self.folder: Path = self.work / "runs" / self.name
         everything = workloads(quick=options.quick, seconds=options.seconds)
         wanted = options.only or [each.name for each in everything]
         self.workloads = [each for each in everything if each.name in wanted]
@@ -114,7 +115,7 @@ class Session:
     @contextmanager
     def started(self, router: Router) -> Iterator[Bench]:
         """The upstream, and the router before it, in an empty folder of their own."""
-        folder = self.work / "runs" / self.name / router.name
+        folder = self.folder / router.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         probe = body_file(self.work / "bodies", "short").read_bytes().splitlines()[0]
@@ -249,6 +250,8 @@ def main() -> int:
         tools.say("interrupted; everything is stopped")
     if session.lines:
         sys.stdout.write(session.text())
+    if not session.failures:
+        shutil.rmtree(session.folder, ignore_errors=True)  # logs are of use after failures only
     whole = not (options.quick or options.only or options.routers or interrupted)
     if whole if options.record is None else options.record and not interrupted:
         session.record()
