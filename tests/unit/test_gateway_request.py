@@ -5,10 +5,11 @@ import json
 import pytest
 
 from isochrone.core.metering.event import Endpoint, Tokens
+from isochrone.core.routing.prefix import BLOCK_BYTES
 from isochrone.core.world.tenant import Class
 from isochrone.gateway.access import class_of
 from isochrone.gateway.peer_hop import parse_tokens, render_tokens
-from isochrone.gateway.prefix_hash import BLOCK_BYTES, MOST_BLOCKS, prompt_blocks
+from isochrone.gateway.prefix_hash import MOST_BLOCKS, prompt_blocks
 from isochrone.gateway.request import (
     BadRequest,
     RunningCounts,

@@ -33,4 +33,4 @@ def prompt_blocks(request: InferenceRequest, salt: int) -> list[int]:
 @lru_cache(maxsize=65_536)
 def salt_of(tenant: str) -> int:
     """The salt of one tenant."""
-    return xxh3_64_intdigest(tenant)
+    return xxh3_64_intdigest(tenant.encode())
