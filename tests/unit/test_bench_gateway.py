@@ -88,6 +88,14 @@ def test_a_target_that_must_be_undercut_is_not_met_by_its_equal() -> None:
     assert target(a_run(*steps), "W1 short request, 32 connections: cheapest of any").met is False
 
 
+def test_failing_is_not_winning() -> None:
+    steps = [a_step("isochrone", "W3-c64", router_cpu_s=0.1, events=9, failed=1)]
+    steps += [a_step("robin", "W3-c64", router_cpu_s=1.0, events=9)]
+    found = target(a_run(*steps), "W3")
+    assert found.measured == pytest.approx(0.1)
+    assert found.met is False
+
+
 def test_slow_streams_are_compared_by_the_whole_run() -> None:
     steps = [
         a_step("isochrone", "W4-20ms", router_cpu_s=3.0, events=100),

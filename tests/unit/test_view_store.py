@@ -117,6 +117,10 @@ class Stage:
         return self.disk.read(view_store.NAME)
 
 
+def picked(view: ViewCache) -> Replica | None:
+    return view.replicas.pick(SYDNEY, ModelName("m"), (), now_ns=0, rng=Random(1))
+
+
 def on_stage(scene: Callable[[Stage], Awaitable[None]]) -> None:
     async def main() -> None:
         stage = Stage()

@@ -1,5 +1,7 @@
 """What is refused before any site is asked, and how each refusal reads to the client."""
 
+import math
+
 from isochrone.core.residency.rule import Denied
 from isochrone.core.world.model import COMMON_ENDPOINTS
 from isochrone.core.world.tenant import ApiKey, Class
@@ -35,11 +37,28 @@ def refuse_hop(context: Context, key: ApiKey, class_: Class) -> Refusal | None:
         return Refusal(
             status=403, reason="class", message=f"The key may not use class {class_}."
         )
+    refusal = refuse_old_view(context, key)
+    if refusal is not None:
+        return refusal
     verdict = context.view.table.residency_allows(key.policy_id)
     if isinstance(verdict, Denied):
         return Refusal(status=403, reason=verdict.rule, message=verdict.detail)
     why = context.journal.refusal()
     return None if why is None else unrecorded(why)
+
+
+def refuse_old_view(context: Context, key: ApiKey) -> Refusal | None:
+    """Whether this gateway may know too little of what has changed since for this key's policy."""
+    view = context.view
+    limit_s = view.too_old(key.policy_id) if view.aged else None
+    if limit_s is None:
+        return None
+    age = f"{view.age_s:.0f} s" if math.isfinite(view.age_s) else "unknown"
+    return Refusal(
+        status=503, reason="view_too_old", retry_after_s=5,
+        message=f"This gateway has not heard from the cloud for longer than this key's policy "
+        f"allows (age of its view: {age}; allowed: {limit_s:.0f} s).",
+    )
 
 
 def refuse_transit(context: Context, key: ApiKey) -> Refusal | None:

@@ -16,6 +16,7 @@ from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.settings import GatewaySettings
+from isochrone.gateway.skew import Skew
 from isochrone.gateway.target import Targets, where_lines
 from isochrone.gateway.timeouts import Deadlines
 from isochrone.gateway.upstream import UpstreamPool
@@ -45,6 +46,7 @@ class Context:
     pool: UpstreamPool
     targets: Targets
     peers: PeerHops
+    skew: Skew
     journal: Journal
     log: RequestLog
     spawn: Callable[[Coroutine[Any, Any, None]], object]

@@ -27,15 +27,17 @@ from isochrone.gateway.routes import Routes
 from isochrone.gateway.server import Server
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.shipping import Shipper
+from isochrone.gateway.skew import Skew
 from isochrone.gateway.target import Targets
 from isochrone.gateway.timeouts import deadlines_of
 from isochrone.gateway.upstream import UpstreamPool
 from isochrone.gateway.view_cache import Data, ViewCache
+from isochrone.gateway.view_store import ViewStore
 from isochrone.ports.bus import Bus
 from isochrone.ports.clock import Clock
 from isochrone.ports.counters import Counters
 from isochrone.ports.disk import Disk
-from isochrone.ports.network import Network
+from isochrone.ports.network import Certificate, Network
 from isochrone.wire import fleet, subjects
 from isochrone.wire.identity import SiteIdentity
 
@@ -52,7 +54,8 @@ log = structlog.get_logger()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """What a gateway needs of the world. `read_credential` finds the key of an upstream from
-    `file:PATH` or `env:NAME`; `write_lines` takes the request log, whole lines at a time."""
+    `file:PATH` or `env:NAME`; `write_lines` takes the request log, whole lines at a time. With a
+    `certificate` clients and peers are served TLS."""
 
     clock: Clock
     network: Network
@@ -62,6 +65,7 @@ class Ports:
     rng: Random
     read_credential: Callable[[str | None], str | None]
     write_lines: Callable[[bytes], None]
+    certificate: Certificate | None = None
 
 
 class Gateway:
@@ -96,6 +100,7 @@ class Gateway:
             ),
             targets=Targets(ports.read_credential),
             peers=PeerHops(identity, ports.clock),
+            skew=Skew(site, ports.clock),
             journal=journal,
             log=RequestLog(ports.write_lines),
             spawn=self._spawn,
@@ -111,6 +116,10 @@ class Gateway:
         )
         self.server = Server(Routes(self.context), settings, ports.clock, outbox)
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
+        # Alone, the view is made anew at every start, under a key that nobody else has.
+        self._views: ViewStore | None = None
+        if not settings.alone:
+            self._views = ViewStore(ports.disk, self.context.view, ports.clock)
 
     async def run(
         self, stop: asyncio.Event, on_listening: Callable[[int], None] | None = None
@@ -119,18 +128,23 @@ class Gateway:
         journal cannot be opened."""
         context, settings = self.context, self._settings
         context.journal.recover()
+        if self._views is not None:
+            self._views.load()
         async with asyncio.TaskGroup() as group:
             self._group = group
             self._spawn(context.journal.run())
             self._spawn(self._shipper.run())
             self._spawn(self._sweep())
             self._spawn(self._follow())
+            if self._views is not None:
+                self._spawn(self._views.run())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_VIEW_S):
                     await self._viewing.wait()
+            self._start_from_disk()
             try:
                 listener = await self._ports.network.listen(
-                    self.server.accept, settings.host, settings.port
+                    self.server.accept, settings.host, settings.port, tls=self._ports.certificate
                 )
                 log.info("gateway_listening", site=context.site, port=listener.port)
                 if on_listening is not None:
@@ -140,6 +154,7 @@ class Gateway:
                 await listener.close()
                 await self._drain()
                 await self._shipper.flush(timeout_s=FLUSH_S)
+                await self._store_view()
             finally:
                 await self._close()
 
@@ -177,6 +192,9 @@ class Gateway:
         if subject == subjects.digest_subject(digest.site):
             self.context.loads.heard(digest, self._ports.clock.monotonic_ns())
             self.context.endpoints.heard(digest)
+            self.context.skew.heard(digest.site, digest.at)
+            if self._views is not None:
+                self._views.heard(digest.site, payload)
 
     async def _sweep(self) -> None:
         """Deadlines and progress of open requests, idle connections, the request log."""
@@ -195,6 +213,8 @@ class Gateway:
                 dead = context.limits.sweep(now_ns)
                 if dead:
                     log.warning("workers_dead", count=dead)
+                context.view.judge_age(now_ns, self._settings.view_warn_s)
+                context.skew.sweep()
 
     def _listen_for_silence(self, now_ns: int) -> None:
         """Tell silence of the bus from silence of the sites."""
@@ -217,6 +237,22 @@ class Gateway:
         for exchange in list(self.context.exchanges):
             exchange.stop("gateway_stopping", "This gateway is stopping.")
         await asyncio.sleep(0)
+
+    def _start_from_disk(self) -> None:
+        """The bus has not answered in time: serve from the last good view, if there is one."""
+        context = self.context
+        if self._views is None or context.view.synced or not context.view.serve_stored():
+            return
+        now_ns = self._ports.clock.monotonic_ns()
+        for digest in self._views.digests():
+            if context.loads.of(digest.site) is None:
+                context.loads.heard(digest, now_ns)
+
+    async def _store_view(self) -> None:
+        if self._views is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    await self._views.flush()
 
     async def _close(self) -> None:
         """Close connections and end the loops; what the journal holds is shipped next time."""

@@ -4,11 +4,12 @@ Whatever can be refused is refused from the head, with the body unread: unknown 
 keys whose policy does not let plain text enter at this site.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from urllib.parse import unquote
 
 from isochrone.core.errors import Untrusted
-from isochrone.core.ids import KeyId, RequestId
+from isochrone.core.ids import KeyId, RequestId, SiteName
 from isochrone.core.metering.event import Endpoint
 from isochrone.core.routing.table import RoutingTable
 from isochrone.core.world.model import Model
@@ -105,6 +106,8 @@ class HopClaim:
             return
         key = context.view.keys.by_id(KeyId(hop.request.key_id))
         request_id = RequestId(hop.request.request_id)
+        sender = SiteName(hop.request.ingress)
+        context.skew.heard(sender, hop.request.sent_at, context.view.rtt_ms(sender))
         if key is None:
             reply = Reply(self._connection, incoming, request_id, hop)
             text = "The key is unknown at this site."
@@ -152,6 +155,7 @@ class Routes:
             not isinstance(known, Entrant)
             or known.table is not view.table
             or known.keys_version != view.keys.version
+            or view.aged
         ):
             found = self._examine(connection, incoming)
             if not isinstance(found, Entrant):
@@ -191,7 +195,9 @@ class Routes:
         elif key is None:
             refusal = UNAUTHENTICATED
         else:
-            refusal = admission.refuse_transit(context, key)
+            refusal = admission.refuse_old_view(context, key)
+            if refusal is None:
+                refusal = admission.refuse_transit(context, key)
         if key is None:
             assert refusal is not None
             OwnAnswer(context, connection, incoming).refuse(refusal)
@@ -248,7 +254,11 @@ def _ready(own: OwnAnswer) -> None:
     elif why is not None:
         own.refuse(Refusal(status=503, reason="journal", message=why, retry_after_s=5))
     else:
-        own.send(200, b'{"status":"ready"}', reason=PROBE)
+        view = context.view
+        age = f"{view.age_s:.1f}" if math.isfinite(view.age_s) else "null"
+        source = "live" if view.current else "stored"
+        body = f'{{"status":"ready","view":"{source}","view_age_s":{age}}}'
+        own.send(200, body.encode(), reason=PROBE)
 
 
 def _models(own: OwnAnswer) -> None:

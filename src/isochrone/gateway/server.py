@@ -197,9 +197,9 @@ class ClientConnection(asyncio.Protocol):
         self._queue[-1].head.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._resuming:
-            return
         incoming = self._queue[-1]
+        if self._resuming or incoming.head.complete:
+            return  # a trailer is no header: nobody looks at it
         headers = incoming.head.headers
         name = name.lower()
         if name in headers and incoming.fault is None and name in SINGLE:

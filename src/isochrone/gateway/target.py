@@ -13,6 +13,7 @@ from isochrone.core.world.model import Replica
 from isochrone.core.world.site import Site
 from isochrone.ports.network import Address
 from isochrone.wire import peer
+from isochrone.wire.hop_tls import hop_tls_name
 
 # Of the client's headers only these go on: others may hold secrets that are not for engines, and
 # content codings that metering could not read.
@@ -100,7 +101,11 @@ class Targets:
             target = known[1]
             if target.address.rtt_ms == emulated_rtt_ms and target.rtt_ms == rtt_ms:
                 return target
-        address = Address(host=site.host, port=site.port, rtt_ms=emulated_rtt_ms)
+        tls_name = hop_tls_name(site.public_url, site.port)
+        address = Address(
+            host=site.host, port=site.port, rtt_ms=emulated_rtt_ms, tls=tls_name is not None,
+            tls_name=tls_name or "",
+        )
         target = Target(
             address, site.name, site.country, host=f"{site.host}:{site.port}", peer_key=key,
             rtt_ms=rtt_ms,

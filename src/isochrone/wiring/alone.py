@@ -23,6 +23,7 @@ from isochrone.adapters.counters.mapped import MappedCounters
 from isochrone.adapters.credentials import read_credential
 from isochrone.adapters.disk.files import FileDisk
 from isochrone.adapters.network.sockets import SocketNetwork
+from isochrone.adapters.network.tls import certificate_of
 from isochrone.adapters.packaged import load_blocs, load_hardware
 from isochrone.core.errors import Unavailable
 from isochrone.core.rng import Random
@@ -79,10 +80,12 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
     teller = Teller(bus, file.site, signer)
     await teller.tell(told_by(file, identity.peer_key))
     disk = FileDisk(settings.journal)
+    network = SocketNetwork(reuse_port=settings.workers > 1, authorities=settings.tls_ca)
     ports = Ports(
-        clock=clock, network=SocketNetwork(reuse_port=settings.workers > 1), bus=bus, disk=disk,
-        rng=Random(secrets.randbits(128)), read_credential=read_credential,
-        write_lines=outputs.write_lines, counters=_counters(file, settings),
+        clock=clock, network=network, bus=bus, disk=disk, rng=Random(secrets.randbits(128)),
+        read_credential=read_credential, write_lines=outputs.write_lines,
+        counters=_counters(file, settings),
+        certificate=certificate_of(settings.tls_certificate, settings.tls_key),
     )
     gateway = Gateway(settings, identity, ports, Data(blocs=load_blocs(), hardware=load_hardware()))
     reloader = Reloader(config, file, teller, identity.peer_key, outputs.reopen)

@@ -14,6 +14,7 @@ from isochrone.adapters.disk.files import FileDisk
 from isochrone.adapters.nats.bus import open_bus
 from isochrone.adapters.nats.identity import Credentials
 from isochrone.adapters.network.sockets import SocketNetwork
+from isochrone.adapters.network.tls import certificate_of
 from isochrone.adapters.packaged import load_blocs, load_hardware
 from isochrone.core.rng import Random
 from isochrone.gateway.key_counts import ROW_CELLS
@@ -37,6 +38,8 @@ async def run_gateway(settings: GatewaySettings) -> None:
     """Serve until a signal asks to stop."""
     configure_log("gateway", settings.log_level)
     identity = load_identity(settings.identity)
+    certificate = certificate_of(settings.tls_certificate, settings.tls_key)
+    network = SocketNetwork(authorities=settings.tls_ca)
     clock, rng = SystemClock(), Random(SystemRandom().getrandbits(128))
     bus = await open_bus(
         identity.nats_urls,
@@ -48,8 +51,9 @@ async def run_gateway(settings: GatewaySettings) -> None:
     disk = FileDisk(settings.journal)
     ports = Ports(
         counters=LoneCounters(ROW_CELLS),
-        clock=clock, network=SocketNetwork(), bus=bus, disk=disk, rng=rng,
+        clock=clock, network=network, bus=bus, disk=disk, rng=rng,
         read_credential=read_credential, write_lines=write_output,
+        certificate=certificate,
     )
     data = Data(blocs=load_blocs(), hardware=load_hardware())
     gateway = Gateway(settings, identity, ports, data)
