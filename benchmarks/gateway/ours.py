@@ -36,7 +36,7 @@ OTHERS = ("US", "BR", "IN", "JP", "AU", "ZA", "CA")
 POLICIES = {"anywhere": ("any",), "europe": ("EU",)}
 NEAREST = 0  # the serving site where the gateway stands, or the second gateway of a hop
 NOBODY = "127.0.0.1:9"
-CLOUD_READY_S = 60.0
+READY_S = 30.0
 
 Form = Literal["alone", "tls", "hop", "jetstream"]
 Value = str | int | float | Sequence[str]
@@ -145,7 +145,7 @@ def _jetstream(place: Place, form: Form) -> Iterator[Running]:
         log = place.folder / "cloud.log"
         cloud = stack.enter_context(processes.running(speaker, core=aside, log=log))
         config = place.folder / "gateway.toml"
-        processes.wait(config.exists, "the cloud is described", CLOUD_READY_S, cloud, log)
+        processes.wait(config.exists, "the cloud is described", READY_S, cloud, log)
         pid = stack.enter_context(_gateway(config, place, port, name="gateway"))
         yield Running(port=port, roots=(pid,))
 
@@ -156,7 +156,7 @@ def _gateway(
 ) -> Iterator[int]:
     argv = [sys.executable, "-P", "-m", "isochrone", "gateway", "--config", str(config)]
     env = {"PYTHONPATH": str(place.source)}
-    with serving(argv, place, name=name, port=port, tls=tls, env=env) as process:
+    with serving(argv, place, name=name, port=port, tls=tls, env=env, ready_s=READY_S) as process:
         yield process.pid
 
 
