@@ -130,11 +130,6 @@ def on_stage(scene: Callable[[Stage], Awaitable[None]]) -> None:
     run(main())
 
 
-def picked(view: ViewCache) -> Replica | None:
-    """The replica that a request would get at the own site."""
-    return view.replicas.pick(view.own_site, ModelName("m"), (), now_ns=0, rng=Random(1))
-
-
 def test_a_gateway_starts_from_its_last_good_view() -> None:
     async def scene(stage: Stage) -> None:
         await stage.stored()
