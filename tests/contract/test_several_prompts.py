@@ -68,7 +68,7 @@ async def counted(engine: Engine, body: dict[str, Any], answer: bytes) -> Tokens
         answer, "completions", request.choices, prompt_bytes=request.prompt_bytes,
         usage_counts_one_choice=True, prompts=request.prompts,
     )
-    pool = UpstreamPool(SocketNetwork(), SystemClock(), Outbox())
+    pool = UpstreamPool(SocketNetwork(), SystemClock(), Outbox(lambda: None))
     try:
         return await recount(pool, replica_of(engine), answer, estimate, request_body=raw)
     finally:

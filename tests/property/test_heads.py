@@ -82,7 +82,7 @@ def served(packets: list[bytes], *, remember: bool) -> tuple[list[tuple[Any, ...
 
     async def main() -> tuple[list[tuple[Any, ...]], bool]:
         app, wire = Seen(), Wire()
-        server = Server(app, SETTINGS, SystemClock(), Outbox())
+        server = Server(app, SETTINGS, SystemClock(), Outbox(lambda: None))
         if not remember:
             server.heads = Forgetful(0)
         connection = server.accept()

@@ -209,6 +209,45 @@ def test_a_failed_sync_loses_nothing() -> None:
     run(main())
 
 
+def test_records_of_a_round_are_handed_over_together() -> None:
+    async def main() -> None:
+        disk = MemoryDisk()
+        journal = a_journal(disk)
+        journal.defer()
+        before = sum(len(disk.read(name).rstrip(b"\0")) for name in disk.names())
+        journal.opened(an_opening("open"))
+        journal.closed(a_usage_record("closed"))
+        assert sum(len(disk.read(name).rstrip(b"\0")) for name in disk.names()) == before
+        await asyncio.sleep(0)
+        disk.process_died()
+        again = a_journal(disk)
+        await again.commit()
+        told = [event.request_id for event in records_of(again.pending(10))]
+        assert sorted(told) == ["closed", "open"]
+
+    run(main())
+
+
+def test_a_failed_write_at_the_end_of_a_round_loses_nothing() -> None:
+    async def main() -> None:
+        disk = MemoryDisk()
+        journal = a_journal(disk)
+        journal.defer()
+        journal.closed(a_usage_record("early"))
+        await journal.commit()
+        journal.opened(an_opening("open"))
+        journal.closed(a_usage_record("late"))
+        disk.failing_appends = 1
+        journal.flush()
+        disk.process_died()
+        again = a_journal(disk)
+        await again.commit()
+        told = [event.request_id for event in records_of(again.pending(10))]
+        assert sorted(set(told)) == ["early", "late", "open"]
+
+    run(main())
+
+
 def test_open_requests_do_not_hold_old_segments() -> None:
     async def main() -> None:
         disk = MemoryDisk()

@@ -1,9 +1,10 @@
 """Journal of usage: what was opened, how far it came, how it closed; kept until it is shipped.
 
-A record is handed to the operating system before the request goes on, so the death of this process
-loses nothing. Records are synced together every COMMIT_S; a power cut loses what was written since
-(COMMIT_S and the time of one sync). Room for the closing record of every open request is reserved:
-when there is none for a further request, `refusal` says so before the request is served.
+A record is handed to the operating system before the request goes on, together with the others of
+its round of the event loop, so the death of this process loses nothing. Records are synced every
+COMMIT_S; a power cut loses what was written since (COMMIT_S and the time of one sync). Room for the
+closing record of every open request is reserved: when there is none for a further request,
+`refusal` says so before the request is served.
 
 Closed records travel in batches that are marked in the journal itself, so that a batch has the same
 id and the same content whenever it is sent. A segment is deleted when all its batches are shipped;
@@ -19,6 +20,7 @@ from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Tokens
 from isochrone.core.routing.choice import Ground
 from isochrone.gateway import records
+from isochrone.gateway.journal_reading import ASIDE, read_segment
 from isochrone.gateway.journal_recovery import BATCH_EVENTS, Reader, contents
 from isochrone.gateway.journal_state import Batch, JournalSegment, OpenRequest, Pending
 from isochrone.gateway.records import HEAD_BYTES, Damage, Kind, Progress, Shipped
@@ -38,9 +40,9 @@ CLOSING_EXTRA_BYTES = 512      # a closing may be this much longer than the open
 FEW_BATCHES = 4                # with more than this waiting, batches are filled before they are cut
 CACHED_BATCHES = 64
 HELD_MOST = 10_000
+FLUSHES = 3                    # tries to hand over what one round recorded
 GROUNDS_MOST = 64              # encoded ones that are kept at hand
 _PREFIX = "segment-"
-_ASIDE = "damaged-"
 _ALL_USED = "all reserved space is used"
 
 log = structlog.get_logger()
@@ -71,6 +73,8 @@ class Journal:
         self._full = "not opened yet"  # the last reason why room was missing
         self._may_grow = True          # False after a failed try, until the next commit
         self._sync_began_ns: int | None = None
+        self._late: JournalSegment | None = None  # has records that are not handed over yet
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._dirty = asyncio.Event()
         self._committing = asyncio.Lock()
         self.ready = asyncio.Event()  # set when a batch may wait for the shipper
@@ -88,7 +92,9 @@ class Journal:
         for name in names:
             if name.startswith(_PREFIX) and name[len(_PREFIX) :].isdigit():
                 self._last_number = max(self._last_number, int(name[len(_PREFIX) :]))
-                by_name[name] = self._read_segment(reader, name, aside=_ASIDE + name in names)
+                by_name[name] = read_segment(
+                    self._disk, reader, name, aside=ASIDE + name in names
+                )
         found = reader.found()
         for old in found.segments:
             segment = by_name[old.name]
@@ -121,6 +127,24 @@ class Journal:
             if took_s > SYNC_LIMIT_S:
                 return f"the journal's disk has not finished a sync for {took_s:.0f} s"
         return None
+
+    def defer(self) -> None:
+        """From now on records of one round of the running loop are handed over together, by
+        `flush` at its end: whoever sends what they are about calls it first."""
+        self._loop = asyncio.get_running_loop()
+
+    def flush(self) -> None:
+        """Hand to the operating system what is recorded and was not handed over yet."""
+        for _ in range(FLUSHES):
+            segment, self._late = self._late, None
+            if segment is None or segment.handle is None:
+                return
+            frames, segment.unwritten = segment.unwritten, []
+            try:
+                segment.handle.append(b"".join(frames))
+                return
+            except OSError as error:
+                self._give_up(segment, error)  # which records everything again elsewhere
 
     def opened(self, opening: Opening) -> str | None:
         """Record that a request is about to be served; `opening` says what to book should nothing
@@ -193,6 +217,7 @@ class Journal:
                 self._dirty.clear()
                 await self.commit()
         finally:
+            self.flush()
             for segment in (*self._segments, *self._spares):
                 if segment.handle is not None:
                     segment.handle.close()
@@ -268,17 +293,24 @@ class Journal:
     def _write(self, segment: JournalSegment, frames: bytes) -> bool:
         if segment.handle is None or segment.broken:
             return False
-        try:
-            segment.handle.append(frames)
-        except OSError as error:
-            segment.broken = True
-            self._full = str(error)
-            log.error("journal_write_failed", segment=segment.name, why=str(error))
-            return False
+        if self._loop is not None and segment is self._current:
+            if self._late is None:
+                self._late = segment
+                self._loop.call_soon(self.flush)
+                self._dirty.set()
+            segment.unwritten.append(frames)
+        else:
+            try:
+                segment.handle.append(frames)
+            except OSError as error:
+                segment.broken = True
+                self._full = str(error)
+                log.error("journal_write_failed", segment=segment.name, why=str(error))
+                return False
+            self._dirty.set()
         segment.size_bytes += len(frames)
         self._left_bytes -= len(frames)
         segment.unsynced.append(frames)
-        self._dirty.set()
         return True
 
     def _encode_ground(self, ground: Ground | None) -> bytes:
@@ -312,6 +344,8 @@ class Journal:
         """Go on in the next segment; `_current` is None when there is none."""
         if self._current is not None:
             self._cut(self._current)
+            self.flush()
+        if self._current is not None:
             self._current.sealed = True
         self._current = None
         if not self._spares:
@@ -380,6 +414,7 @@ class Journal:
 
     async def _sync(self) -> bool:
         """Sync what is written now; False when some of it is not safe."""
+        self.flush()
         safe = True
         for segment in list(self._segments):
             size_bytes, handle = segment.size_bytes, segment.handle
@@ -391,7 +426,7 @@ class Journal:
                 try:
                     await handle.sync()
                 except OSError as error:
-                    self._sync_failed(segment, error)
+                    self._give_up(segment, error)
                     safe = False
                     continue
                 finally:
@@ -403,9 +438,9 @@ class Journal:
                 segment.handle = None
         return safe
 
-    def _sync_failed(self, segment: JournalSegment, error: OSError) -> None:
-        """The system may have dropped what it could not write: write it again elsewhere."""
-        log.error("journal_sync_failed", segment=segment.name, why=str(error))
+    def _give_up(self, segment: JournalSegment, error: OSError) -> None:
+        """The system did not take, or may have dropped, what is not synced: write it elsewhere."""
+        log.error("journal_write_failed", segment=segment.name, why=str(error))
         self._full = str(error)
         lost = b"".join(segment.unsynced)
         segment.give_up_unsynced()
@@ -453,27 +488,6 @@ class Journal:
             self._segments.remove(segment)
 
     # -- reading ---------------------------------------------------------------------------------
-
-    def _read_segment(self, reader: Reader, name: str, *, aside: bool) -> JournalSegment:
-        data = self._disk.read(name)
-        found = reader.feed(name, data)
-        segment = JournalSegment(
-            name, size_bytes=len(data), synced_bytes=len(data), sealed=True,
-            keep=found.undecodable > 0,
-        )
-        if found.torn_bytes:
-            log.warning("journal_torn", segment=name, bytes=found.torn_bytes)
-        if found.undecodable:
-            log.error("journal_undecodable", segment=name, records=found.undecodable)
-        if found.damage_bytes:
-            log.error("journal_damaged", segment=name, bytes=found.damage_bytes)
-            if not aside:
-                try:
-                    self._disk.replace(_ASIDE + name, data)
-                except OSError as error:
-                    log.error("journal_not_kept_aside", segment=name, why=str(error))
-                    segment.keep = True
-        return segment
 
     def _load(self, segment: JournalSegment) -> None:
         """Read the content of a segment's batches from the disk."""

@@ -41,6 +41,7 @@ class JournalSegment:
     batches: dict[int, Batch] = field(default_factory=dict)  # by their end, oldest first
     open: set[RequestId] = field(default_factory=set)
     unsynced: list[bytes] = field(default_factory=list)
+    unwritten: list[bytes] = field(default_factory=list)  # the last of `unsynced`, still here
 
     @property
     def is_done(self) -> bool:
@@ -61,7 +62,7 @@ class JournalSegment:
 
     def give_up_unsynced(self) -> None:
         """Forget what is not synced, and seal."""
-        self.unsynced = []
+        self.unsynced, self.unwritten = [], []
         tail = self.batch_start
         for offset in [o for o in self.batches if o + HEAD_BYTES > self.synced_bytes]:
             tail = min(tail, self.batches.pop(offset).start)

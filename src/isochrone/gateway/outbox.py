@@ -6,14 +6,17 @@ machines is most of what a write costs. A round without other work ends at once,
 """
 
 import asyncio
+from collections.abc import Callable
 
 
 class Outbox:
-    """The writes of one event loop, in order."""
+    """The writes of one event loop, in order. `before` runs ahead of them: what they are about is
+    on record by then."""
 
-    __slots__ = ("_loop", "_waiting")
+    __slots__ = ("_before", "_loop", "_waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, before: Callable[[], None]) -> None:
+        self._before = before
         self._waiting: list[tuple[asyncio.Transport, bytes]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -30,6 +33,7 @@ class Outbox:
         """Write what waits now: before a connection is closed, or at the end of a round."""
         waiting = self._waiting
         if waiting:
+            self._before()
             self._waiting = []
             for transport, data in waiting:
                 if not transport.is_closing():

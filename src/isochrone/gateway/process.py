@@ -80,8 +80,8 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._viewing = asyncio.Event()
-        outbox = Outbox()
         journal = Journal(ports.disk, ports.clock, identity.site)
+        outbox = Outbox(journal.flush)
         self.context = Context(
             settings=settings,
             site=site,
@@ -128,6 +128,7 @@ class Gateway:
         journal cannot be opened."""
         context, settings = self.context, self._settings
         context.journal.recover()
+        context.journal.defer()
         if self._views is not None:
             self._views.load()
         async with asyncio.TaskGroup() as group:

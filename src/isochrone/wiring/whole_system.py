@@ -126,7 +126,7 @@ class WholeSystem:
         self._identities: dict[SiteName, SiteIdentity] = {}
         self._processes: dict[str, _Process] = {}
         self._lives: dict[str, int] = {}
-        self._clients = UpstreamPool(self.wire.process("client"), self.clock, Outbox())
+        self._clients = UpstreamPool(self.wire.process("client"), self.clock, Outbox(lambda: None))
         self._control: ControlLoops | None = None
 
     # -- processes -------------------------------------------------------------------------------

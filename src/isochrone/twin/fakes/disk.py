@@ -37,6 +37,9 @@ class MemorySegment:
 
     def append(self, data: bytes) -> None:
         self._check()
+        if self._disk.failing_appends > 0:
+            self._disk.failing_appends -= 1
+            raise OSError(errno.EIO, "input/output error")
         grows = len(self._file.data) + len(data) - self._file.occupied_bytes
         room = self._disk.free_bytes
         if grows > room:
@@ -70,6 +73,7 @@ class MemoryDisk:
         self.capacity_bytes = capacity_bytes
         self.sync_s = sync_s
         self.failing_syncs = 0
+        self.failing_appends = 0
         self.life = 0
         self._files: dict[str, _File] = {}
 

@@ -1,0 +1,37 @@
+"""Takes over one segment of the journal that an earlier run left."""
+
+import structlog
+
+from isochrone.gateway.journal_recovery import Reader
+from isochrone.gateway.journal_state import JournalSegment
+from isochrone.ports.disk import Disk
+
+ASIDE = "damaged-"
+
+log = structlog.get_logger()
+
+
+def read_segment(disk: Disk, reader: Reader, name: str, *, aside: bool) -> JournalSegment:
+    """Feed the segment to `reader`. A copy of a damaged one is kept, unless it is `aside` already.
+
+    Raises OSError when it cannot be read.
+    """
+    data = disk.read(name)
+    found = reader.feed(name, data)
+    segment = JournalSegment(
+        name, size_bytes=len(data), synced_bytes=len(data), sealed=True,
+        keep=found.undecodable > 0,
+    )
+    if found.torn_bytes:
+        log.warning("journal_torn", segment=name, bytes=found.torn_bytes)
+    if found.undecodable:
+        log.error("journal_undecodable", segment=name, records=found.undecodable)
+    if found.damage_bytes:
+        log.error("journal_damaged", segment=name, bytes=found.damage_bytes)
+        if not aside:
+            try:
+                disk.replace(ASIDE + name, data)
+            except OSError as error:
+                log.error("journal_not_kept_aside", segment=name, why=str(error))
+                segment.keep = True
+    return segment
