@@ -1,0 +1,350 @@
+"""Streams that lose their engine or their serving site in the middle, against undisturbed answers.
+
+Three sites: Madrid has no engines and takes the clients, Lisbon is near and serves, Ashburn is far
+and may go on. Lisbon's processes belong to the test, so that what is killed stays dead.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from isochrone.adapters.engines.llamacpp import LlamaCppDriver
+from isochrone.adapters.packaged import bundled_model
+from isochrone.core.errors import Unavailable
+from isochrone.core.ids import ModelName, ReplicaId, SiteName
+from isochrone.core.world.model import EngineSpec
+from isochrone.ports.engine import EngineStart
+from tests.fixtures.recorded_answers import Received
+from tests.rig.cloud import Cloud
+from tests.rig.own_site import OwnSite
+from tests.rig.streams import Ask, Client, Stream, answers, until
+from tests.rig.waiting import wait_until
+
+MODEL = "tiny-fable"
+GGUF = "tiny-fable-q8_0.gguf"
+CONTEXT_TOKENS = 512
+INGRESS, SERVING, OTHER = "madrid", "lisbon", "ashburn"
+START_S = 60.0
+BOOKED_S = 90.0
+LEAST_TEXTS = 5  # a stream has received before the kill
+SPARE = 1.5      # more prompts than streams, since some answers end early
+STOP_EVERY, SILENT_EVERY, PLAIN_EVERY = 10, 7, 9
+
+WHO = (
+    "dragon", "fox", "bear", "lost dog", "queen", "miller", "sailor", "witch", "mouse", "giant",
+    "robin", "shepherd", "clock maker", "ghost", "little train", "old king", "hedgehog", "whale",
+    "brave girl", "tired wizard",
+)
+WHAT = (
+    "a key", "the sea", "a lamp", "the moon", "a red boat", "a secret door", "an apple tree",
+    "the winter", "a song", "a bridge", "a mirror", "seven stones", "the rain", "a feather",
+    "a golden cup",
+)
+
+WORLD = """
+emulate_distance = true
+
+[[model]]
+name = "{model}"
+kind = "chat"
+file = "bundled:{file}"
+context = {context}
+
+[[site]]
+name = "madrid"
+country = "ES"
+latitude = 40.42
+longitude = -3.70
+
+[[site]]
+name = "lisbon"
+country = "PT"
+latitude = 38.72
+longitude = -9.14
+elsewhere = true
+{serving}
+
+[[site]]
+name = "ashburn"
+country = "US"
+latitude = 39.04
+longitude = -77.49
+{other}
+
+[[link]]
+between = ["madrid", "lisbon"]
+rtt_ms = 8.0
+
+[[link]]
+between = ["madrid", "ashburn"]
+rtt_ms = {far_rtt_ms}
+"""
+
+ENGINES = """
+  [[site.hardware]]
+  kind = "cpu"
+  [[site.deployment]]
+  model = "{model}"
+  engine = "llamacpp"
+  replicas = {replicas}
+  slots = {slots}
+  threads = {threads}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A request and the answer that an undisturbed engine gives to it."""
+
+    ask: Ask
+    undisturbed: Received
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        return self.undisturbed.usages[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rig:
+    """The three sites, running. `free` is a key for every site, `bound` one for Portugal only."""
+
+    cloud: Cloud
+    serving: OwnSite
+    free: str
+    bound: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """A stream, what it should say, and whether its key lets another site go on with it."""
+
+    case: Case
+    stream: Stream
+    bound: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """All streams of one kill, ended. Instants are monotonic seconds."""
+
+    sent: Sequence[Sent]
+    began_at: float
+    killed_at: float
+    ended_at: float
+
+    @property
+    def free(self) -> list[Sent]:
+        return [each for each in self.sent if not each.bound]
+
+    @property
+    def bound(self) -> list[Sent]:
+        return [each for each in self.sent if each.bound]
+
+
+@contextmanager
+def a_rig(folder: Path, *, streams: int) -> Iterator[Rig]:
+    """Engines of Lisbon and Ashburn have a slot for every stream, and for those that are bound."""
+    slots = 2 * streams
+    world = folder / "world.toml"
+    world.write_text(WORLD.format(
+        model=MODEL, file=GGUF, context=CONTEXT_TOKENS, far_rtt_ms=400.0,
+        serving=ENGINES.format(model=MODEL, replicas=2, slots=slots, threads=1),
+        other=ENGINES.format(model=MODEL, replicas=1, slots=slots, threads=2),
+    ))
+    cloud = Cloud(folder / "state", "--sites", world)
+    serving: OwnSite | None = None
+    try:
+        cloud.start()
+        serving = OwnSite(cloud, SERVING, folder / SERVING).start(replicas=2)
+        bound = cloud.api.post(
+            "keys", {"name": "bound", "residency": ["PT"], "transit": ["any"]},
+            idempotency_key="bound",
+        )["key"]
+        rig = Rig(cloud=cloud, serving=serving, free=cloud.up["api_key"], bound=bound)
+        wait_until_served(rig)
+        yield rig
+    finally:
+        if serving is not None:
+            serving.stop()
+        cloud.stop()
+
+
+def wait_until_served(rig: Rig) -> None:
+    """Return once Madrid sends both keys to Lisbon, and Lisbon takes both itself."""
+    for key in (rig.free, rig.bound):
+        wait_until(lambda key=key: _served(rig, key), "Madrid sends requests to Lisbon")  # type: ignore[misc]
+
+
+def _served(rig: Rig, key: str) -> bool:
+    reply = rig.cloud.chat(INGRESS, key=key, max_tokens=1)
+    return reply.status == 200 and reply.headers["x-isochrone-site"] == SERVING
+
+
+# -- what an undisturbed engine says ---------------------------------------------------------------
+
+
+async def undisturbed(name: str, count: int, *, max_tokens: int, logs: Path) -> list[Case]:
+    """`count` cases with long answers, by an engine of this function's own."""
+    prompts = [f"Tell me a story about a {who} and {what}." for what, who in product(WHAT, WHO)]
+    asks = [_ask(name, i, prompts[i], max_tokens) for i in range(min(int(count * SPARE) + 4, 300))]
+    spec = EngineSpec(
+        kind="llamacpp", source=str(bundled_model(GGUF)), slots=len(asks), threads=2
+    )
+    start = EngineStart(
+        replica=ReplicaId("undisturbed/tiny/0"), site=SiteName("undisturbed"),
+        model=ModelName(MODEL), generation=1, spec=spec, context_tokens=CONTEXT_TOKENS,
+    )
+    engine = await LlamaCppDriver(logs).start(start, deadline_s=START_S)
+    try:
+        plain = await _cases(asks, engine.base_url, engine.key or "")
+        long = [each for each in plain if each.usage["completion_tokens"] >= 0.75 * max_tokens]
+        assert len(long) >= count, "too few answers are long enough"
+        again = [_varied(i, case) for i, case in enumerate(long[:count])]
+        return await _cases(again, engine.base_url, engine.key or "")
+    finally:
+        await engine.stop(deadline_s=5)
+
+
+def _ask(name: str, number: int, prompt: str, max_tokens: int) -> Ask:
+    body: dict[str, Any] = {
+        "model": MODEL, "stream": True, "temperature": 0, "max_tokens": max_tokens,
+        "stream_options": {"include_usage": True},
+    }
+    if number % PLAIN_EVERY == 0:
+        return Ask(own_id=f"{name}-{number}", path="/completions", body={**body, "prompt": prompt})
+    messages = [{"role": "user", "content": prompt}]
+    return Ask(
+        own_id=f"{name}-{number}", path="/chat/completions", body={**body, "messages": messages}
+    )
+
+
+def _varied(number: int, case: Case) -> Ask:
+    """Some requests with a stop string that comes late in the answer."""
+    stop = _late_words(case.undisturbed.text) if number % STOP_EVERY == 0 else None
+    return case.ask if stop is None else replace(case.ask, body={**case.ask.body, "stop": [stop]})
+
+
+def _late_words(text: str) -> str | None:
+    """Two words behind three quarters of a text that do not stand together before."""
+    words = text.split(" ")
+    for at in range(3 * len(words) // 4, len(words) - 2):
+        pair = " ".join(words[at : at + 2])
+        if pair.isascii() and text.find(pair) >= 0.7 * len(text):
+            return pair
+    return None
+
+
+async def _cases(asks: Sequence[Ask], base: str, key: str) -> list[Case]:
+    streams = await answers(asks, base, key)
+    return [
+        Case(ask=stream.ask, undisturbed=stream.received()) for stream in streams
+    ]
+
+
+# -- a kill ----------------------------------------------------------------------------------------
+
+
+async def kill_in_the_middle(
+    rig: Rig, cases: Sequence[Case], bound: Sequence[Case], *, entries: Sequence[str],
+    kill: Callable[[], object],
+) -> Round:
+    """Open all streams at the entries in turn, and kill once each has its first texts."""
+    client, sent = Client(), []
+    for i, case in enumerate((*cases, *bound)):
+        is_bound = i >= len(cases)
+        key, ask = rig.bound if is_bound else rig.free, case.ask
+        if i % SILENT_EVERY == 0:
+            body = {name: each for name, each in ask.body.items() if name != "stream_options"}
+            ask = replace(ask, body=body)
+        stream = client.add(ask, entries[i % len(entries)], key)
+        sent.append(Sent(case=case, stream=stream, bound=is_bound))
+    began_at = time.monotonic()
+    await client.begin()
+    await until(
+        lambda: all(one.ended or one.texts >= LEAST_TEXTS for one in client.streams),
+        "every stream has begun",
+    )
+    killed_at = time.monotonic()
+    kill()
+    for stream in client.streams:
+        stream.texts_at_kill = sum(at <= killed_at for at in stream.text_at) if stream.open else 0
+    await client.finish()
+    return Round(
+        sent=sent, began_at=began_at, killed_at=killed_at, ended_at=time.monotonic()
+    )
+
+
+def faults(sent: Sent) -> list[str]:
+    """What a client could complain of in a stream, other than a text that fell the other way."""
+    stream, case = sent.stream, sent.case
+    if not stream.error_free:
+        return [f"status {stream.status}, {stream.lost}, ended with {stream.data[-300:]!r}"]
+    got, found = stream.received(), []
+    same_text = got.text == case.undisturbed.text
+    if len(got.ids) != 1 or len(got.created) != 1:
+        found.append(f"ids {got.ids}, created {got.created}")
+    if got.roles != case.undisturbed.roles:
+        found.append(f"{got.roles} role events")
+    if got.done != 1 or set(got.finish) != {0}:
+        found.append(f"{got.done} [DONE], finish reasons {got.finish}")
+    if same_text and got.finish != case.undisturbed.finish:
+        found.append(f"finish reason {got.finish}, expected {case.undisturbed.finish}")
+    if len(got.usages) != stream.ask.wants_usage:
+        found.append(f"{len(got.usages)} usage events")
+    for usage in got.usages:
+        if usage["prompt_tokens"] != case.usage["prompt_tokens"]:
+            found.append(f"prompt {usage}, expected {case.usage}")
+        if usage["completion_tokens"] > stream.ask.max_tokens:
+            found.append(f"more than max_tokens: {usage}")
+        if same_text and usage["completion_tokens"] != case.usage["completion_tokens"]:
+            found.append(f"output {usage}, expected {case.usage}")
+    if any(stop in got.text for stop in stream.ask.body.get("stop", ())):
+        found.append("a stop string was passed on")
+    return found
+
+
+# -- the book --------------------------------------------------------------------------------------
+
+
+def booked(cloud: Cloud, sent: Sequence[Sent]) -> dict[str, dict[str, Any]]:
+    """The rows of these streams by the client's own id, once all are there; never two of one."""
+    wanted = {each.stream.ask.own_id for each in sent}
+    rows: dict[str, dict[str, Any]] = {}
+
+    def complete() -> bool:
+        try:
+            found = [
+                row for row in cloud.api.items("usage") if row["client_request_id"] in wanted
+            ]
+        except Unavailable:
+            return False
+        counts = Counter(row["client_request_id"] for row in found)
+        assert all(count == 1 for count in counts.values()), "a request was counted twice"
+        rows.update({row["client_request_id"]: row for row in found})
+        return set(rows) == wanted
+
+    wait_until(complete, "every stream is booked", deadline_s=BOOKED_S)
+    return rows
+
+
+def misbooked(sent: Sent, row: dict[str, Any]) -> list[str]:
+    """Where the book differs from what the client of a finished stream saw."""
+    got, found = sent.stream.received(), []
+    seen = got.usages[0] if got.usages else sent.case.usage
+    prompt = row["input_uncached"] + row["input_cached"]
+    if row["id"] != sent.stream.headers["x-isochrone-request"]:
+        found.append(f"booked under {row['id']}")
+    if (row["outcome"], row["source"]) != ("finished", "engine"):
+        found.append(f"booked as {row['outcome']}, counted by {row['source']}")
+    if prompt != seen["prompt_tokens"]:
+        found.append(f"booked prompt {prompt}, seen {seen}")
+    if (got.usages or got.text == sent.case.undisturbed.text) and (
+        row["output"] != seen["completion_tokens"]
+    ):
+        found.append(f"booked output {row['output']}, seen {seen}")
+    return found
