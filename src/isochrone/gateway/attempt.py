@@ -7,8 +7,11 @@ there, so everything that goes wrong earlier may be tried again elsewhere; the e
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from isochrone.core.continuation.kin import Kin, kin_of
 from isochrone.core.ids import ReplicaId
 from isochrone.core.metering.event import Tokens
+from isochrone.gateway.continuation.hop import kin_lines, parse_kin
+from isochrone.gateway.continuation.seam import Seam
 from isochrone.gateway.message_meter import MessageMeter, meter_for
 from isochrone.gateway.meter import StreamMeter
 from isochrone.gateway.peer_hop import parse_tokens
@@ -37,8 +40,9 @@ class Attempt:
     content_type = "application/json"
     retry_after: str | None = None
     stated_tokens: Tokens | None = None
-    meter: StreamMeter | MessageMeter | None = None
-    last_ns = 0  # when something was last heard of this attempt
+    meter: StreamMeter | MessageMeter | Seam | None = None
+    last_ns = 0  # when the request was last sent
+    _headers: Mapping[bytes, bytes] = {}  # of a peer's answer
     _connection: UpstreamConnection | None = None
     _over = False
     _size = 0
@@ -49,6 +53,12 @@ class Attempt:
         self.target = target
         replica = target.replica
         self.replica_id: ReplicaId | None = None if replica is None else replica.id
+
+    @property
+    def kin(self) -> Kin | None:
+        """Of the replica that answers; None where a peer has not told."""
+        replica = self.target.replica
+        return parse_kin(self._headers) if replica is None else kin_of(replica)
 
     def start(self, now_ns: int) -> None:
         """Send on an idle connection, or on a new one."""
@@ -90,7 +100,9 @@ class Attempt:
         exchange = self._exchange
         self._connection = connection
         data = self._engine_request() if self.target.replica is not None else self._peer_request()
-        exchange.sent_ns = self.last_ns = exchange.context.clock.monotonic_ns()
+        self.last_ns = exchange.context.clock.monotonic_ns()
+        if not exchange.head_sent:
+            exchange.sent_ns = self.last_ns
         connection.send(data, self)
         if exchange.client_is_slow:
             connection.set_reading(False)
@@ -98,7 +110,7 @@ class Attempt:
     def _engine_request(self) -> bytes:
         exchange, replica = self._exchange, self.target.replica
         assert replica is not None
-        request, body = exchange.request, exchange.body
+        request, body = exchange.request, exchange.asking or exchange.body
         same_name = replica.upstream_model == request.model
         body = engine_body(
             request, body, model=None if same_name else replica.upstream_model,
@@ -111,7 +123,7 @@ class Attempt:
     def _peer_request(self) -> bytes:
         exchange, context = self._exchange, self._exchange.context
         assert self.target.peer_key is not None
-        body, path = exchange.body, exchange.head.path
+        body, path = exchange.asking or exchange.body, exchange.head.path
         head = PeerRequest(
             request_id=exchange.request_id,
             method="POST",
@@ -126,6 +138,8 @@ class Attempt:
         client_id = exchange.head.client_request_id
         if client_id is not None:
             lines += f"x-request-id: {client_id}\r\n"
+        if exchange.wanted is not None:
+            lines += kin_lines(exchange.wanted)
         return b"%b%b%bcontent-length: %d\r\n\r\n%b" % (
             self.target.start_of(path), lines.encode("latin-1"), exchange.head.forwarded,
             len(body), body,
@@ -155,10 +169,14 @@ class Attempt:
             self.retry_after = None if retry_after is None else retry_after.decode("latin-1")
         request = self._exchange.request
         if status == 200 and request.stream and self.content_type.startswith(EVENTS):
-            self.meter = meter_for(
-                request.endpoint, request.choices, self._exchange.client_gets_usage,
-                prompts=request.prompts,
-            )
+            self._begin_stream()
+
+    def _begin_stream(self) -> None:
+        request = self._exchange.request
+        self.meter = meter_for(
+            request.endpoint, request.choices, self._exchange.client_gets_usage,
+            prompts=request.prompts,
+        )
 
     def _peer_is_genuine(self, status: int, headers: Mapping[bytes, bytes]) -> bool:
         assert self.target.peer_key is not None
@@ -171,13 +189,17 @@ class Attempt:
         replica = headers.get(_REPLICA)
         self.replica_id = None if replica is None else ReplicaId(replica.decode("latin-1"))
         self.stated_tokens = parse_tokens(headers.get(_TOKENS))
+        self._headers = headers
         return True
 
     def received(self, data: bytes) -> None:
         meter = self.meter
         if meter is not None:
             out = meter.feed(data)
-            if out:
+            if meter.error and self._exchange.retained is not None:
+                self._stop()
+                self._exchange.engine_failed(self, out)
+            elif out:
                 self._exchange.stream(self, out)
             return
         self._size += len(data)
@@ -197,6 +219,9 @@ class Attempt:
             self._exchange.answer_whole(self, b"".join(self._pieces or ()))
             return
         rest = self.meter.end()
+        if self.meter.error and self._exchange.retained is not None:
+            self._exchange.engine_failed(self, rest)
+            return
         if rest:
             self._exchange.stream(self, rest)
         self._exchange.stream_ended(self)
@@ -210,7 +235,7 @@ class Attempt:
             self._exchange.context.spawn(self._dial(self._exchange.connect_time_left_s()))
             return
         self._over = True
-        if self._exchange.head_sent:
+        if self._exchange.head_sent and self.status:
             self._exchange.stream_broken(self, why)
         else:
             # An engine that closes has died; a gateway that closes has other connections.

@@ -12,7 +12,11 @@ from isochrone.gateway import admission, timeouts
 from isochrone.gateway.access import class_of
 from isochrone.gateway.account import closing_of
 from isochrone.gateway.attempt import Attempt
+from isochrone.gateway.carry_on import CONTINUED, CarryingOn
 from isochrone.gateway.context import Context
+from isochrone.gateway.continuation.body import with_seed
+from isochrone.gateway.continuation.hop import parse_kin
+from isochrone.gateway.continuation.retained import Retained
 from isochrone.gateway.counts import tokens_of_answer
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.peer_hop import Hop
@@ -23,20 +27,15 @@ from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import BadRequest, parse_request
 from isochrone.gateway.server import ClientConnection
 from isochrone.gateway.surface import engine_error_body_for, error_event_for
-from isochrone.gateway.tries import Tries
 
 CLIENT_GONE_STATUS = 499
 NO_TOKENS = Tokens()
 
 
-class Exchange(Tries):
+class Exchange(CarryingOn):
     """One request of one client, or of one peer when `reply.hop` is set."""
 
-    first_ns: int | None = None
     _over = False
-    _last_progress: Tokens | None = None
-    _last_ns: int | None = None  # when the sweep last saw the stream move
-    _silent = True
     _held_tokens: int | None = None  # claimed from the limits of its key
 
     def __init__(
@@ -109,9 +108,18 @@ class Exchange(Tries):
         elif hop is None:
             if self.endpoint not in COMMON_ENDPOINTS:
                 self.tried.extend(context.endpoints.lacking(self.endpoint, parsed.model))
+            if parsed.stream and self._may_continue:
+                self.body = with_seed(self.body, context.rng)
             self.choose(self.started_ns)
-        elif not self.try_replica(context.site, 0.0, self.started_ns):
-            self.refuse_hop_without_replica()
+        else:
+            self.wanted = parse_kin(self.head.headers)
+            if not self.try_replica(context.site, 0.0, self.started_ns):
+                self.refuse_hop_without_replica()
+
+    @property
+    def _may_continue(self) -> bool:
+        """Whether a stream of this request can be gone on with, should its engine be lost."""
+        return self.endpoint in CONTINUED and self.request.prompts == 1
 
     def fail(self, fault: Fault) -> None:
         """The request could not be read to its end."""
@@ -164,47 +172,30 @@ class Exchange(Tries):
     def stream(self, attempt: Attempt, data: bytes) -> None:
         """More of a stream for the client; the head goes out with its first byte."""
         self._silent = False
+        retained = self.retained
         if self.reply.head_sent:
+            if retained is not None:
+                retained.take(data)
             self.reply.stream(data)
         else:
+            meter = attempt.meter
+            if self._may_continue and meter is not None and not meter.error:
+                retained = self.retained = Retained()
+                retained.take(data)
             now_ns = self.first_ns = self.context.clock.monotonic_ns()
             if (replica := attempt.target.replica) is not None:
                 self.context.view.replicas.answered(replica.id, now_ns, self.context.rng)
             self.reply.begin_stream(
                 where=attempt.target.where, timing=self._timing(now_ns),
-                replica=attempt.replica_id, data=data,
+                replica=attempt.replica_id, kin=None if self.reply.hop is None else attempt.kin,
+                data=data,
             )
-
-    def stream_ended(self, attempt: Attempt) -> None:
-        """The stream came to an orderly end; whether it was complete, its events tell."""
-        assert attempt.meter is not None
-        if not self.reply.head_sent:
-            why = "the engine sent a stream without an event"
-            self.attempt_failed(attempt, why, unreachable=False)
-        elif attempt.meter.error:
-            self.reply.end_stream()
-            self._end("engine_error", status=200, reason="engine_error", tokens=self._tokens())
-        elif attempt.meter.finished:
-            self.reply.end_stream()
-            self._end("finished", status=200, reason=None, tokens=self._tokens())
-        else:
-            self.stream_broken(attempt, "the stream ended without its last event")
-
-    def stream_broken(self, attempt: Attempt, why: str) -> None:
-        """The stream stopped in the middle, after its first byte went to the client."""
-        meter = attempt.meter
-        assert meter is not None
-        if meter.finished and not meter.error:
-            self.reply.end_stream()
-            self._end("finished", status=200, reason=None, tokens=self._tokens())
-            return
-        text = f"The engine was lost during the answer: {why}."
-        event = error_event_for(self.endpoint, "engine_lost", text)
-        self.reply.cut_stream(b"" if meter.error else event)
-        self._end("engine_lost", status=200, reason="engine_lost", tokens=self._tokens())
 
     def refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
         """Answer with an error of our own."""
+        if self.reply.head_sent:
+            self.nobody_goes_on()
+            return
         if outcome == "refused" and self.attempt is not None:
             # Nothing was served anywhere, so the answer names the site that refuses.
             self.release(self.attempt, None, self.context.clock.monotonic_ns())
@@ -260,31 +251,29 @@ class Exchange(Tries):
         deadlines = self.context.deadlines
         reason = timeouts.expired(self.started_ns, self.first_ns, self._last_ns, now_ns, deadlines)
         if reason is not None:
-            self.stop(reason, timeouts.refusal(reason, deadlines).message)
+            message = timeouts.refusal(reason, deadlines).message
+            if reason != "between_events_timeout" or not self.fell_silent(message):
+                self.stop(reason, message)
         elif self.reply.head_sent and self.opened:
             tokens = self._tokens()
             if tokens != self._last_progress:
                 self._last_progress = tokens
                 self.context.journal.progress(self.request_id, tokens)
+            self.wait_audibly(now_ns)
 
     def stop(self, reason: str, message: str) -> None:
         """End the request from our side."""
         if self.attempt is not None:
             self.attempt.cancel()
         if self.reply.head_sent:
-            self.reply.cut_stream(error_event_for(self.endpoint, reason, message))
+            event = error_event_for(self.endpoint, reason, message)
+            self.reply.cut_stream(b"" if self.leaves_it_to_the_ingress else event)
             self._end("timed_out", status=200, reason=reason, tokens=self._tokens())
         else:
             refusal = Refusal(status=504, reason=reason, message=message)
             self.refuse(refusal, outcome="timed_out")
 
     # -- accounting ------------------------------------------------------------------------------
-
-    def _tokens(self) -> Tokens:
-        """Counts of the stream so far; nothing is counted before an engine's first byte."""
-        if self.attempt is None or self.attempt.meter is None or not self.reply.head_sent:
-            return NO_TOKENS
-        return self.attempt.meter.tokens(self.request.prompt_bytes)
 
     def _end(self, outcome: Outcome, *, status: int, reason: str | None, tokens: Tokens) -> None:
         """The one way out: settle every count, write the usage record, free the connection."""

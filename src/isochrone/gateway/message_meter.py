@@ -51,6 +51,11 @@ class MessageMeter(EventTee):
         return self._finished
 
     @property
+    def done(self) -> bool:
+        """The same: nothing follows the terminal event."""
+        return self._finished
+
+    @property
     def error(self) -> bool:
         """The engine sent an error event, or said that the response failed."""
         return self._error

@@ -96,6 +96,11 @@ class StreamMeter(EventTee):
         self._mixed = False   # this read has others among them
 
     @property
+    def done(self) -> bool:
+        """`[DONE]` came: nothing of the stream is missing."""
+        return self._done
+
+    @property
     def finished(self) -> bool:
         """`[DONE]` came, or every choice has its finish reason."""
         return self._done or len(self._finished) >= self._n

@@ -3,8 +3,10 @@
 What a serving gateway adds for its peer (message code, replica, token counts) is added here too.
 """
 
+from isochrone.core.continuation.kin import Kin
 from isochrone.core.ids import ReplicaId, RequestId
 from isochrone.core.metering.event import Tokens
+from isochrone.gateway.continuation.hop import kin_lines
 from isochrone.gateway.incoming import Incoming
 from isochrone.gateway.peer_hop import KEEP_ALIVE_S, Hop, render_tokens
 from isochrone.gateway.replies import EVENTS, JSON, Refusal, head, refusal_lines
@@ -75,13 +77,16 @@ class Reply:
         self._connection.write(top + body)
 
     def begin_stream(
-        self, *, where: str, timing: str, replica: ReplicaId | None, data: bytes
+        self, *, where: str, timing: str, replica: ReplicaId | None, kin: Kin | None, data: bytes
     ) -> None:
-        """The head of a stream together with its first bytes."""
+        """The head of a stream together with its first bytes. A peer is told the `kin` of the
+        replica, so that it knows who could go on."""
         self.head_sent = True
         extra = self.extra + "cache-control: no-cache\r\n"
         if self.hop is not None:
             extra += self._for_peer(200, replica)
+            if kin is not None:
+                extra += kin_lines(kin)
         if self._incoming.head.old_http:
             self._incoming.keep_alive = False  # the end of the connection is the end of the body
         else:

@@ -6,6 +6,7 @@ it; tries are bounded in number, in time, and by the gateway's retry budget.
 
 from abc import ABC, abstractmethod
 
+from isochrone.core.continuation.kin import Kin, kin_of
 from isochrone.core.errors import Unavailable
 from isochrone.core.ids import ReplicaId, RequestId, SiteName
 from isochrone.core.metering.event import Endpoint, Outcome
@@ -18,11 +19,14 @@ from isochrone.gateway import admission, timeouts
 from isochrone.gateway.account import opening_of
 from isochrone.gateway.attempt import Attempt
 from isochrone.gateway.context import Context
+from isochrone.gateway.continuation.coordinator import Continuation
+from isochrone.gateway.continuation.retained import Retained
 from isochrone.gateway.heads import RequestHead
 from isochrone.gateway.prefix_hash import prompt_blocks, salt_of
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import InferenceRequest
+from isochrone.gateway.resumed import Resumed
 from isochrone.gateway.target import Target
 
 MOST_TRIES = 3
@@ -35,6 +39,10 @@ class Tries(ABC):
     Every request makes one, so what most requests leave alone is a default of the class. `tried`
     are the sites that refused or lost it, with the rule or failure that ended each try; `opened`:
     the journal knows of it; instants (`_ns`) are monotonic.
+
+    `retained` is what a stream has delivered, `continuation` there is once it was lost, and then
+    tries are counted anew. `asking` takes the place of the body, `wanted` is what its replica must
+    be, None where any will do.
     """
 
     context: Context
@@ -56,6 +64,13 @@ class Tries(ABC):
     opened = False
     chosen_ns: int | None = None
     sent_ns: int | None = None
+    retained: Retained | None = None
+    continuation: Continuation | None = None
+    asking: bytes | None = None
+    wanted: Kin | None = None
+    _tries_before = 0  # those before the stream was lost
+    _tried_before = 0
+    _tries_began_ns: int | None = None
     _tried_replicas: set[ReplicaId] | None = None
     _ticket: Dispatch | None = None
     _prompt_blocks: list[int] | None = None
@@ -90,6 +105,12 @@ class Tries(ABC):
     @abstractmethod
     def stream_broken(self, attempt: Attempt, why: str) -> None: ...
 
+    @abstractmethod
+    def engine_failed(self, attempt: Attempt, data: bytes) -> None: ...
+
+    @abstractmethod
+    def went_on(self, attempt: Attempt) -> None: ...
+
     @property
     def request(self) -> InferenceRequest:
         assert self.parsed is not None, "nothing is tried before the body was parsed"
@@ -98,10 +119,11 @@ class Tries(ABC):
     def choose(self, now_ns: int) -> None:
         """Choose among the allowed sites and try the best one."""
         context, request = self.context, self.request
-        if self.attempts and self.connect_time_left_s() <= 0:
+        tries, tried = self.attempts - self._tries_before, self.tried
+        if tries and self.connect_time_left_s() <= 0:
             self.refuse(timeouts.refusal("connect_timeout", context.deadlines))
             return
-        if self.attempts >= MOST_TRIES:
+        if tries >= MOST_TRIES:
             self._refuse_nobody()
             return
         choice = self.choice = choose(
@@ -114,7 +136,7 @@ class Tries(ABC):
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
             blocks=self._blocks(),
-            tried=self.tried,
+            tried=tried[self._tried_before :] if self._tried_before else tried,
             now_ns=now_ns,
             rng=context.rng,
         )
@@ -150,17 +172,20 @@ class Tries(ABC):
 
     def try_replica(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
         """Try a replica that this gateway reaches itself; False when none is left."""
-        context = self.context
+        context, wanted = self.context, self.wanted
         while True:
             replica = context.view.replicas.pick(
                 site, self.request.model, self._tried_replicas or (), now_ns=now_ns,
                 rng=context.rng, endpoint=self.endpoint,
+                revision=None if wanted is None else wanted.revision,
             )
             if replica is None:
                 return False
             if self._tried_replicas is None:
                 self._tried_replicas = set()
             self._tried_replicas.add(replica.id)
+            if wanted is not None and not kin_of(replica).may_follow(wanted):
+                continue
             try:
                 target = context.targets.engine(replica, context.country_of(site), now_ns)
             except (Unavailable, ValueError) as error:
@@ -175,11 +200,15 @@ class Tries(ABC):
 
     def _try(self, target: Target, now_ns: int) -> None:
         context, request = self.context, self.request
-        attempt = self.attempt = Attempt(self, target)
+        seam = None if self.continuation is None else self.continuation.seam
+        before = self.attempt
+        attempt = self.attempt = (
+            Attempt(self, target) if seam is None else Resumed(self, target, seam)
+        )
         if self.reply.hop is None:
             why = context.journal.opened(opening_of(self))
             if why is not None:
-                self.attempt = None
+                self.attempt = before
                 self.refuse(admission.unrecorded(why))
                 return
             self.opened = True
@@ -199,17 +228,18 @@ class Tries(ABC):
     def connect_share_s(self, target: Target) -> float:
         """How long this try may take to connect, so that the next ones have time, too."""
         candidates = 1 if self.choice is None else self.choice.eligible
-        tries = 1 if target.replica is not None else min(MOST_TRIES + 1 - self.attempts, candidates)
+        left = MOST_TRIES + 1 - (self.attempts - self._tries_before)
+        tries = 1 if target.replica is not None else min(left, candidates)
         share_s = self.connect_time_left_s() / max(tries, 1)
         return max(share_s, LEAST_CONNECT_S + target.rtt_ms / 1000)
 
     def connect_time_left_s(self) -> float:
         """What is left of the time for connections; a tenth is kept for the answer itself."""
-        spent_ns = self.context.clock.monotonic_ns() - self.started_ns
+        spent_ns = self.context.clock.monotonic_ns() - (self._tries_began_ns or self.started_ns)
         return 0.9 * self.context.settings.connect_timeout_s - spent_ns / 1e9
 
     def attempt_failed(self, attempt: Attempt, why: str, *, unreachable: bool) -> None:
-        """Nothing reached the client yet: try elsewhere."""
+        """Nothing of it reached the client: try elsewhere."""
         context, target = self.context, attempt.target
         now_ns = context.clock.monotonic_ns()
         if target.replica is not None and unreachable:
@@ -218,10 +248,13 @@ class Tries(ABC):
         self.release(attempt, None if unreachable or busy else False, now_ns)
         if not self._may_retry(now_ns):
             return
+        tries = self.attempts - self._tries_before
+        if self.continuation is not None:
+            if attempt.last_ns:
+                self._tries_began_ns = now_ns  # it was connected: the time went into its answer
+            tries += 1  # the last one is for another site
         if target.replica is not None:
-            if self.attempts < MOST_TRIES and self.try_replica(
-                target.site, target.rtt_ms, now_ns
-            ):
+            if tries < MOST_TRIES and self.try_replica(target.site, target.rtt_ms, now_ns):
                 return
             detail = f"replica {target.replica.id}: {why}"
             self._refused(Refused(site=target.site, rule="no_ready_replica", detail=detail))
@@ -237,12 +270,17 @@ class Tries(ABC):
         self.release(attempt, None, now_ns)
         if not self._may_retry(now_ns):
             return
+        if self.continuation is not None:
+            self._tries_before += 1  # said at once and without work: it costs no try
         refused = Refused(site=attempt.target.site, rule="tried_before", detail=f"refused: {rule}")
         self._refused(refused)
 
     def _may_retry(self, now_ns: int) -> bool:
-        """Whether the budget has a retry for this request; without one it is refused."""
-        if self.attempts >= MOST_TRIES or self.context.retries.try_spend(now_ns):
+        """Whether the budget has a retry for this request; without one it is refused. Streams that
+        have begun are tried a few times anyway, since all that was done for them would be lost."""
+        if self.continuation is not None or self.attempts >= MOST_TRIES:
+            return True
+        if self.context.retries.try_spend(now_ns):
             return True
         self.refuse(admission.no_retry_left())
         return False

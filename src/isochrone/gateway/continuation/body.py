@@ -16,11 +16,15 @@ def with_seed(body: bytes, rng: Random) -> bytes:
     """The body with a seed, if the client gave none.
 
     It goes to the front, so that nothing has to be decoded; a request that mentions one anywhere is
-    looked at closely. Engine and peer then see the same request in every attempt.
+    looked at closely. Engine and peer then see the same request in every attempt. What is no object
+    to a strict reader stays as it is; its engine will say so.
     """
     seed = b"%d" % rng.getrandbits(SEED_BITS)
     if b'"seed"' in body:
-        fields = fields_of(body)
+        try:
+            fields = fields_of(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return body
         if "seed" in fields:
             if bytes(fields["seed"]) != b"null":
                 return body

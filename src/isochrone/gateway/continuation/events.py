@@ -11,7 +11,9 @@ from typing import Literal
 import msgspec
 
 from isochrone.core.metering.tokens import Reported
+from isochrone.gateway import event_tee
 from isochrone.gateway.counts import Timings, Usage
+from isochrone.gateway.event_tee import event_end
 
 Fields = dict[str, msgspec.Raw]
 
@@ -290,16 +292,22 @@ def with_counts(fields: Fields, whole: Reported) -> None:
 
 
 def before_error(data: bytes) -> bytes:
-    """The whole events in `data` up to the first error event, which is left out with the rest."""
-    if b'"error"' not in data:
-        return data
-    kept = []
-    for event in split(data)[0]:
-        payload = payload_of(event)
-        try:
-            if payload not in (None, b"", b"null", b"[DONE]") and read_said(payload).is_error:
-                break
-        except Unreadable:
-            break
-        kept.append(event + b"\n\n")
-    return b"".join(kept)
+    """What of whole events comes before the first error event."""
+    begin = 0
+    while (end := event_end(data, begin)) > 0 and not _is_error(data[begin:end]):
+        begin = end
+    return data[:begin]
+
+
+def _is_error(event: bytes) -> bool:
+    """Whether it is one, or so odd that it may be."""
+    found = event_tee.payload_of(event)
+    if found is None:
+        return False
+    payload, named_error = found
+    if named_error or payload.strip() in (b"", b"null", b"[DONE]"):
+        return named_error
+    try:
+        return read_said(payload).is_error
+    except Unreadable:
+        return True

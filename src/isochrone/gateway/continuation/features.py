@@ -53,8 +53,8 @@ def fields_of(body: bytes) -> Fields:
 def features_of(endpoint: Endpoint, body: bytes) -> Features:
     """Features of a request that was accepted. A field of the wrong type counts as stateful: the
     engine took it, so it means something that is not known here."""
-    fields = {name: raw for name, raw in _decode(body).items() if bytes(raw) != b"null"}
     try:
+        fields = {name: raw for name, raw in _decode(body).items() if bytes(raw) != b"null"}
         for name in _NUMBERS:
             _number(fields, name, 0)
         return Features(

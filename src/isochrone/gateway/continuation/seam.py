@@ -85,7 +85,12 @@ class Seam:
     def finished(self) -> bool:
         """`[DONE]` came, or every choice has its finish reason."""
         complete = len(self._finished) >= self._start.n_choices
-        return self.outcome in ("finished", "stopped") or (self.outcome == "open" and complete)
+        return self.done or (self.outcome == "open" and complete)
+
+    @property
+    def done(self) -> bool:
+        """The answer has its end: nothing of it is missing."""
+        return self.outcome in ("finished", "stopped")
 
     @property
     def error(self) -> bool:

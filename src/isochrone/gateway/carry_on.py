@@ -1,0 +1,260 @@
+"""Keeps a stream alive that has begun: where its engine or its site is lost, another goes on.
+
+`core/continuation` decides what is honest, `gateway/continuation` knows what to ask and how the
+second answer is joined to the first. Here a loss is noticed, the next target is tried, and where
+nobody goes on the stream ends with the reason. A serving gateway goes on at its own site only; else
+it breaks the hop without a word, so that the ingress can go on elsewhere.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from isochrone.core.continuation.plan import (
+    ContinueIds,
+    ContinueText,
+    FinishLocally,
+    Lost,
+    Replay,
+    Retry,
+)
+from isochrone.core.metering.event import Endpoint, Outcome, Tokens
+from isochrone.core.routing.choice import Refused
+from isochrone.gateway.attempt import Attempt
+from isochrone.gateway.continuation.coordinator import (
+    Continuation,
+    Loss,
+    StreamRequest,
+    message_of,
+)
+from isochrone.gateway.continuation.events import WAITING, before_error
+from isochrone.gateway.surface import error_event_for
+from isochrone.gateway.tries import Tries
+
+CONTINUED: frozenset[Endpoint] = frozenset(("chat.completions", "completions"))
+WAITING_NS = 1_000_000_000  # between comments to a client that waits in a gap
+
+Method = Literal["retry", "continue_ids", "continue_text", "replay"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continued:
+    """A continuation whose answer reached the client: the `nth` of its stream, from 1, and how long
+    nothing came between the loss and its first bytes."""
+
+    method: Method
+    nth: int
+    gap_ms: float
+
+
+class CarryingOn(Tries):
+    """The part of an exchange that has a stream to lose. `lost_why` once it was given up."""
+
+    first_ns: int | None = None
+    continued: tuple[Continued, ...] = ()
+    lost_why: Lost | None = None
+    _silent = True
+    _last_progress: Tokens | None = None
+    _last_ns: int | None = None  # when the sweep last saw the stream move
+    _lost_ns: int | None = None  # since when the client waits for a continuation
+    _waiting_ns = 0  # when it was last told so
+    _method: Method = "retry"
+    _usual_gap_ms = 0.0
+    _engine_error = b""  # what the client gets if nobody goes on where an engine sent an error
+    _silence: str | None = None  # the same, where one said nothing more
+
+    @abstractmethod
+    def _end(self, outcome: Outcome, *, status: int, reason: str | None, tokens: Tokens) -> None:
+        """The one way out."""
+
+    def stream_ended(self, attempt: Attempt) -> None:
+        """The stream came to an orderly end; whether it was complete, its events tell."""
+        meter = attempt.meter
+        assert meter is not None
+        if not self.reply.head_sent:
+            why = "the engine sent a stream without an event"
+            self.attempt_failed(attempt, why, unreachable=False)
+        elif meter.error:
+            self.reply.end_stream()
+            tokens = meter.tokens(self.request.prompt_bytes)
+            self._end("engine_error", status=200, reason="engine_error", tokens=tokens)
+        else:
+            self.stream_broken(attempt, "the stream ended without its last event")
+
+    def stream_broken(self, attempt: Attempt, why: str) -> None:
+        """The stream stopped, after its first byte went to the client."""
+        meter = attempt.meter
+        assert meter is not None
+        complete = meter.finished and not meter.error
+        has_end = complete and (meter.done or self.retained is None)
+        if not has_end and self.retained is not None and self.carry_on(attempt):
+            return
+        if complete:
+            self.reply.end_stream()
+            tokens = meter.tokens(self.request.prompt_bytes)
+            self._end("finished", status=200, reason=None, tokens=tokens)
+        else:
+            self.give_up_stream(why)
+
+    def engine_failed(self, attempt: Attempt, data: bytes) -> None:
+        """The engine sent an error event in `data`: it is kept back while another may go on."""
+        before = before_error(data)
+        self._engine_error = data[len(before) :]
+        if before:
+            self.stream(attempt, before)
+        self.stream_broken(attempt, "the engine sent an error")
+
+    def give_up_stream(self, why: str) -> None:
+        """Nobody goes on: end with an error event and without an end of the body."""
+        attempt = self.attempt
+        if self.continuation is not None:
+            tokens = self.continuation.tokens()
+        elif attempt is None or attempt.meter is None:
+            tokens = Tokens()
+        else:
+            tokens = attempt.meter.tokens(self.request.prompt_bytes)
+        if self._engine_error:
+            self.reply.stream(self._engine_error)
+            self.reply.end_stream()
+            self._end("engine_error", status=200, reason="engine_error", tokens=tokens)
+            return
+        text, reason = f"The engine was lost during the answer: {why}.", "engine_lost"
+        if self._silence is not None:
+            text, reason = self._silence, "between_events_timeout"
+        elif self.lost_why is not None:
+            text = message_of(self.lost_why)
+        event = error_event_for(self.endpoint, reason, text)
+        said = attempt is not None and attempt.meter is not None and attempt.meter.error
+        self.reply.cut_stream(b"" if said or self.leaves_it_to_the_ingress else event)
+        outcome: Outcome = "engine_lost" if self._silence is None else "timed_out"
+        self._end(outcome, status=200, reason=reason, tokens=tokens)
+
+    @property
+    def leaves_it_to_the_ingress(self) -> bool:
+        """Whether a peer asked that can go on with the stream, if it just breaks."""
+        return self.reply.hop is not None and self.retained is not None
+
+    def nobody_goes_on(self) -> None:
+        """No target is left for a continuation, or none may be asked."""
+        self.lost_why = Lost(why="no_replica")
+        self.give_up_stream("no other replica takes it")
+
+    def fell_silent(self, message: str) -> bool:
+        """The stream has said nothing for too long: go on without its engine, if possible."""
+        if self.retained is None or self.attempt is None:
+            return False
+        self._silence = message
+        return self.carry_on(self.attempt)
+
+    # -- going on --------------------------------------------------------------------------------
+
+    def carry_on(self, attempt: Attempt) -> bool:
+        """Go on without `attempt`; False when that is not honest, and `lost_why` says why."""
+        assert attempt.meter is not None
+        now_ns = self.context.clock.monotonic_ns()
+        metered = attempt.meter.tokens(self.request.prompt_bytes)
+        continuation = self._begin_continuation(metered, now_ns)
+        total_ns = self.context.deadlines.total_ns
+        plan = continuation.plan(Loss(
+            kin=attempt.kin, metered=metered, usual_gap_ms=self._usual_gap_ms,
+            deadline_passed=now_ns - self.started_ns > total_ns,
+        ))
+        if isinstance(plan, Lost):
+            self.lost_why = plan
+            return False
+        attempt.cancel()
+        if isinstance(plan, FinishLocally):
+            rest = continuation.closing(plan)
+            if rest:
+                self.reply.stream(rest)
+            self.reply.end_stream()
+            self._end("finished", status=200, reason=None, tokens=continuation.tokens())
+            return True
+        self._ask(attempt, plan, now_ns)
+        return True
+
+    def _begin_continuation(self, metered: Tokens, now_ns: int) -> Continuation:
+        """The first loss begins it; from then on tries are counted anew."""
+        if self.continuation is None:
+            assert self.retained is not None
+            self.continuation = Continuation(
+                StreamRequest(
+                    endpoint=self.endpoint, body=self.body, n_choices=self.request.choices,
+                    client_gets_usage=self.client_gets_usage,
+                ),
+                self.retained,
+            )
+            since_ns = self.first_ns or now_ns
+            last_ns = now_ns if not self._silent else self._last_ns or since_ns
+            self._usual_gap_ms = (last_ns - since_ns) / 1e6 / max(metered.output - 1, 1)
+            self._tried_before, self._tried_replicas = len(self.tried), set()
+        return self.continuation
+
+    def _ask(
+        self, attempt: Attempt, plan: Retry | ContinueIds | ContinueText | Replay, now_ns: int
+    ) -> None:
+        """Ask the next target as planned: another replica of the same site, then another site."""
+        continuation, target = self.continuation, attempt.target
+        assert continuation is not None
+        seam, replica = continuation.seam, target.replica
+        differed = seam is not None and seam.outcome == "differs"  # so it lives, and may continue
+        self.asking = continuation.ask(plan)
+        if not isinstance(plan, Retry):
+            self.wanted = continuation.kin
+        self._method = _method_of(plan)
+        self.release(attempt, None if differed else False, now_ns)
+        self._tries_before, self._tries_began_ns = self.attempts, now_ns
+        if self._lost_ns is None:
+            self._lost_ns = self._waiting_ns = now_ns
+        self._silent, self._last_ns, self._last_progress = True, now_ns, None
+        if replica is not None:
+            tried = self._tried_replicas = self._tried_replicas or set()
+            if differed:
+                tried.discard(replica.id)
+            else:
+                tried.add(replica.id)
+            if self.try_replica(target.site, target.rtt_ms, now_ns):
+                return
+        elif differed:
+            self.choose(now_ns)
+            return
+        self._refused(Refused(
+            site=target.site, rule="tried_before", detail="lost during the answer"
+        ))
+
+    def went_on(self, attempt: Attempt) -> None:
+        """The first bytes of a continuation are there."""
+        if self._lost_ns is None or self.continuation is None:
+            return
+        gap_ns = self.context.clock.monotonic_ns() - self._lost_ns
+        self._lost_ns, self._engine_error, self._silence = None, b"", None
+        self.continued += (
+            Continued(
+                method=self._method, nth=self.continuation.continuations, gap_ms=gap_ns / 1e6
+            ),
+        )
+
+    def wait_audibly(self, now_ns: int) -> None:
+        """Now and then tell a client that waits for a continuation that it is not forgotten."""
+        if self._lost_ns is None or self.client_is_slow:
+            return
+        if now_ns - self._waiting_ns >= WAITING_NS:
+            self._waiting_ns = now_ns
+            self.reply.stream(WAITING)
+
+    def _tokens(self) -> Tokens:
+        """Counts of the stream so far; nothing is counted before an engine's first byte."""
+        if not self.reply.head_sent:
+            return Tokens()
+        attempt = self.attempt
+        if attempt is None or attempt.meter is None:
+            return Tokens() if self.continuation is None else self.continuation.tokens()
+        return attempt.meter.tokens(self.request.prompt_bytes)
+
+
+def _method_of(plan: Retry | ContinueIds | ContinueText | Replay) -> Method:
+    if isinstance(plan, Retry):
+        return "retry"
+    if isinstance(plan, Replay):
+        return "replay"
+    return "continue_ids" if isinstance(plan, ContinueIds) else "continue_text"
