@@ -28,7 +28,7 @@ def a_standing(
             upstream_model="tiny", slots=slots, pid=None, started_at=0,
         )
     )
-    standing.running = running
+    standing.count(running)
     standing.breaker = breaker
     return standing
 

@@ -27,7 +27,6 @@ _VARYING = frozenset(
      b"expect", b"upgrade", peer.CODE.encode())
 )
 _NAMES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
-_NAME_BYTES = len(_NAMES[0])
 
 
 class RequestHead:
@@ -88,49 +87,73 @@ class HeadMemory(Generic[T]):
     """What is known of a head by its bytes without the digits of its content-length. Bounded: when
     it is full, everything is forgotten at once."""
 
-    __slots__ = ("_known", "_max_body_bytes")
+    __slots__ = ("_after", "_before", "_known", "_last", "_max_body_bytes")
 
     def __init__(self, max_body_bytes: int) -> None:
         self._known: dict[bytes, T] = {}
         self._max_body_bytes = max_body_bytes
+        # The head that came last, up to its digits and behind them: most come again at once.
+        self._before = self._after = b"\0"
+        self._last: T | None = None
 
     def recall(self, data: bytes) -> tuple[T, bytes] | None:
         """(what is known, body) when `data` is one whole message whose head is remembered."""
-        end = data.find(b"\r\n\r\n")
-        begin = data.find(_NAMES[0], 0, end)
-        if begin < 0:
-            begin = data.find(_NAMES[1], 0, end)
-            if begin < 0:
+        before, after = self._before, self._after
+        if data.startswith(before):
+            begin = len(before)
+            stop = data.find(b"\r\n", begin)
+            if data.startswith(after, stop):
+                known = self._last
+                digits = data[begin:stop]
+                begin = stop + len(after)
+                if known is not None and digits.isdigit() and len(digits) <= MOST_DIGITS:
+                    size_bytes = int(digits)
+                    if size_bytes == len(data) - begin and size_bytes <= self._max_body_bytes:
+                        return known, data[begin:]
                 return None
-        begin += _NAME_BYTES
-        stop = data.find(b"\r\n", begin, end + 2)
-        known = self._known.get(data[:begin] + data[stop:end])
+        return self._look_up(data)
+
+    def _look_up(self, data: bytes) -> tuple[T, bytes] | None:
+        parts = _split(data)
+        if parts is None:
+            return None
+        before, after = parts
+        known = self._known.get(before + after)
         if known is None:
             return None
-        digits = data[begin:stop]
-        if not digits.isdigit() or len(digits) > MOST_DIGITS:
-            return None
-        size_bytes = int(digits)
-        if size_bytes > self._max_body_bytes or size_bytes != len(data) - end - 4:
-            return None
-        return known, data[end + 4 :]
+        self._before, self._after, self._last = before, after, known
+        return self.recall(data)
 
     def learn(self, data: bytes, headers: Mapping[bytes, bytes], known: T) -> None:
         """Remember the head of `data`, one whole message that the parser found nothing wrong with.
         """
-        end = data.find(b"\r\n\r\n")
-        if not 0 < end <= MOST_REMEMBERED_BYTES or _VARYING & headers.keys():
+        parts = _split(data)
+        if parts is None or _VARYING & headers.keys():
             return
-        begin = max(data.find(name, 0, end) for name in _NAMES)
-        if begin < 0:
-            return
-        begin += _NAME_BYTES
-        stop = data.find(b"\r\n", begin, end + 2)
-        if data[begin:stop] != headers.get(b"content-length"):
+        before, after = parts
+        size_bytes = len(before) + len(after)
+        stop = data.find(b"\r\n", len(before))
+        if size_bytes > MOST_REMEMBERED_BYTES or (
+            data[len(before) : stop] != headers.get(b"content-length")
+        ):
             return
         if len(self._known) >= MOST_REMEMBERED:
             self._known.clear()
-        self._known[data[:begin] + data[stop:end]] = known
+        self._known[before + after] = known
+
+
+def _split(data: bytes) -> tuple[bytes, bytes] | None:
+    """The head up to the digits of its first content-length, and behind them to its end."""
+    end = data.find(b"\r\n\r\n") + 4
+    if end < 4:
+        return None
+    for name in _NAMES:
+        at = data.find(name, 0, end)
+        if at >= 0:
+            begin = at + len(name)
+            stop = data.find(b"\r\n", begin, end)
+            return data[:begin], data[stop:end]
+    return None
 
 
 def _path(url: bytes) -> str:

@@ -22,7 +22,7 @@ from isochrone.core.routing.choice import Ground
 from isochrone.gateway import records
 from isochrone.gateway.journal_reading import ASIDE, read_segment
 from isochrone.gateway.journal_recovery import BATCH_EVENTS, Reader, contents
-from isochrone.gateway.journal_state import Batch, JournalSegment, OpenRequest, Pending
+from isochrone.gateway.journal_state import Batch, Grounds, JournalSegment, OpenRequest, Pending
 from isochrone.gateway.records import HEAD_BYTES, Damage, Kind, Progress, Shipped
 from isochrone.ports.clock import Clock
 from isochrone.ports.disk import Disk
@@ -41,10 +41,8 @@ FEW_BATCHES = 4                # with more than this waiting, batches are filled
 CACHED_BATCHES = 64
 HELD_MOST = 10_000
 FLUSHES = 3                    # tries to hand over what one round recorded
-GROUNDS_MOST = 64              # encoded ones that are kept at hand
 _PREFIX = "segment-"
 _ALL_USED = "all reserved space is used"
-
 log = structlog.get_logger()
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -68,7 +66,7 @@ class Journal:
         self._open: dict[RequestId, OpenRequest] = {}
         self._reserved_bytes = 0
         self._left_bytes = -1  # what may be written before only closings may; see `_recount`
-        self._grounds: dict[str, bytes] = {}   # by their ids
+        self._grounds = Grounds()
         self._held: list[UsageRecord] = []     # closed, but there was no room to write it
         self._full = "not opened yet"  # the last reason why room was missing
         self._may_grow = True          # False after a failed try, until the next commit
@@ -139,9 +137,10 @@ class Journal:
             segment, self._late = self._late, None
             if segment is None or segment.handle is None:
                 return
-            frames, segment.unwritten = segment.unwritten, []
+            frames, segment.unwritten = b"".join(segment.unwritten), []
+            segment.unsynced.append(frames)
             try:
-                segment.handle.append(b"".join(frames))
+                segment.handle.append(frames)
                 return
             except OSError as error:
                 self._give_up(segment, error)  # which records everything again elsewhere
@@ -149,9 +148,10 @@ class Journal:
     def opened(self, opening: Opening) -> str | None:
         """Record that a request is about to be served; `opening` says what to book should nothing
         more be heard of it. Returns None, or why it is not recorded: then it must be refused."""
-        refused = self.refusal()
-        if refused is not None:
-            return refused
+        if self._left_bytes < 0 or self._sync_began_ns is not None or self._held:
+            refused = self.refusal()
+            if refused is not None:
+                return refused
         body = _encode(opening)
         home = self._append(records.OPENED, body)
         if home is None:
@@ -169,11 +169,10 @@ class Journal:
 
     def progress(self, request_id: RequestId, tokens: Tokens) -> None:
         """Note how far an open request has come: once a PROGRESS_S, not when room is scarce."""
-        opened = self._open.get(request_id)
+        opened, at = self._open.get(request_id), self._clock.wall_ns()
         if opened is None or self._left_bytes < 0:
             return
-        at, before = self._clock.wall_ns(), opened.progress
-        if before is not None and 0 <= at - before.at < PROGRESS_S * 1e9:
+        if opened.progress is not None and 0 <= at - opened.progress.at < PROGRESS_S * 1e9:
             return
         opened.progress = Progress(request_id, at, tokens)
         self._append(records.PROGRESS, _encode(opened.progress))
@@ -185,8 +184,11 @@ class Journal:
         ground_id, ground_body = "", b""
         if decision is not None:
             ground_id = decision.ground
-            ground_body = self._grounds.get(ground_id) or self._encode_ground(ground)
-            if not self._has_room(len(body) + len(ground_body)):
+            ground_body = self._grounds.encoded(ground_id, ground)
+            size_bytes = len(body) + len(ground_body)
+            if size_bytes > self._left_bytes and self._may_grow:
+                self._make_room()
+            if size_bytes > self._left_bytes or size_bytes > RECORD_BYTES:
                 body, ground_body = _encode(msgspec.structs.replace(record, decision=None)), b""
         kind = records.EVIDENCE if record.reporter == "evidence" else records.CLOSED
         segment = self._append(kind, body, ground_id, ground_body)
@@ -275,6 +277,17 @@ class Journal:
         Its ground, if there is one, is in the same batch: written with it unless it is there.
         """
         frame = records.frame(kind, body)
+        current = self._current
+        if current is not None and current is self._late and (
+            not ground_body or ground_id in current.named
+        ):
+            # Not the first record of a round: nothing but to put it with the others.
+            size_bytes = current.size_bytes + len(frame)
+            if size_bytes + HEAD_BYTES <= self._segment_bytes:
+                current.unwritten.append(frame)
+                current.size_bytes = size_bytes
+                self._left_bytes -= len(frame)
+                return current
         for _ in range(2):
             current = self._current
             if current is None:
@@ -299,6 +312,8 @@ class Journal:
                 self._loop.call_soon(self.flush)
                 self._dirty.set()
             segment.unwritten.append(frames)
+            segment.size_bytes += len(frames)
+            self._left_bytes -= len(frames)
         else:
             try:
                 segment.handle.append(frames)
@@ -308,19 +323,10 @@ class Journal:
                 log.error("journal_write_failed", segment=segment.name, why=str(error))
                 return False
             self._dirty.set()
-        segment.size_bytes += len(frames)
-        self._left_bytes -= len(frames)
-        segment.unsynced.append(frames)
+            segment.size_bytes += len(frames)
+            self._left_bytes -= len(frames)
+            segment.unsynced.append(frames)
         return True
-
-    def _encode_ground(self, ground: Ground | None) -> bytes:
-        """Encode a ground and keep it at hand; nothing when it is not known any more."""
-        if ground is None:
-            return b""
-        while len(self._grounds) >= GROUNDS_MOST:
-            del self._grounds[next(iter(self._grounds))]
-        body = self._grounds[ground.id] = _encode(ground)
-        return body
 
     def _cut(self, segment: JournalSegment) -> None:
         """End the batch of a segment. Room for the mark is always left in it."""
@@ -372,27 +378,20 @@ class Journal:
     def _make_room(self) -> None:
         """Keep one segment more than the open requests need."""
         wanted = self._reserved_bytes + self._segment_bytes
-        while self._room_bytes() < wanted and self._make_spare():
+        while self._recount() < wanted and self._make_spare():
             pass
         if self._current is None:
             self._rotate()
         self._recount()
 
-    def _room_bytes(self) -> int:
+    def _recount(self) -> int:
+        """The room there is. Sets what is left for anything but closings, from what every write
+        and request then subtracts; when it is negative, all room is reserved for them."""
         current = self._current
         rest = 0 if current is None else self._segment_bytes - current.size_bytes - HEAD_BYTES
-        return max(rest, 0) + self._segment_bytes * len(self._spares)
-
-    def _has_room(self, size_bytes: int) -> bool:
-        """Whether a closing of this size leaves the room that others have reserved."""
-        if size_bytes > self._left_bytes and self._may_grow:
-            self._make_room()
-        return size_bytes <= self._left_bytes and size_bytes <= RECORD_BYTES
-
-    def _recount(self) -> None:
-        """Set what is left for anything but closings, from what every write and request then
-        subtracts. When it is negative, all room is reserved for them."""
-        self._left_bytes = self._room_bytes() - self._reserved_bytes - self._slack_bytes
+        room_bytes = max(rest, 0) + self._segment_bytes * len(self._spares)
+        self._left_bytes = room_bytes - self._reserved_bytes - self._slack_bytes
+        return room_bytes
 
     def _forget(self, request_id: RequestId) -> None:
         opened = self._open.pop(request_id, None)

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 import msgspec
 
 from isochrone.core.ids import RequestId
+from isochrone.core.routing.choice import Ground
 from isochrone.gateway.journal_recovery import Content, FoundBatch
 from isochrone.gateway.records import HEAD_BYTES, Progress
 from isochrone.ports.disk import Segment
+
+GROUNDS_MOST = 64
 
 
 @dataclass(slots=True)
@@ -41,7 +44,7 @@ class JournalSegment:
     batches: dict[int, Batch] = field(default_factory=dict)  # by their end, oldest first
     open: set[RequestId] = field(default_factory=set)
     unsynced: list[bytes] = field(default_factory=list)
-    unwritten: list[bytes] = field(default_factory=list)  # the last of `unsynced`, still here
+    unwritten: list[bytes] = field(default_factory=list)  # not handed over yet
 
     @property
     def is_done(self) -> bool:
@@ -99,3 +102,23 @@ class Pending:
     segment: str
     offset: int
     content: Content
+
+
+class Grounds:
+    """Grounds as records hold them, encoded once; the latest are kept at hand."""
+
+    __slots__ = ("_bodies",)
+
+    def __init__(self) -> None:
+        self._bodies: dict[str, bytes] = {}
+
+    def encoded(self, ground_id: str, ground: Ground | None) -> bytes:
+        """The ground with this id; nothing when it is not known any more."""
+        body = self._bodies.get(ground_id)
+        if body is None:
+            if ground is None:
+                return b""
+            while len(self._bodies) >= GROUNDS_MOST:
+                del self._bodies[next(iter(self._bodies))]
+            body = self._bodies[ground_id] = msgspec.msgpack.encode(ground)
+        return body

@@ -1,8 +1,9 @@
 """Frames the journal's records: marker, kind, length and checksum, so that damage is seen.
 
-Layout: MARK (4 bytes), kind (1), length of the body (4, little endian), crc32 of kind, length and
-body (4), body (MessagePack). MARK starts with a byte that cannot occur in UTF-8, so that scanning
-can find the next record behind damaged bytes.
+Layout: MARK (4 bytes), kind (1), length of the body (4, little endian), checksum (4), body
+(MessagePack). The checksum is crc32 of the body, begun with kind and length as its value. MARK
+starts with a byte that cannot occur in UTF-8, so that scanning can find the next record behind
+damaged bytes.
 """
 
 import struct
@@ -17,9 +18,9 @@ from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Tokens
 
 MARK = b"\xf5IJ1"
-_HEAD = struct.Struct("<cI")
-_SUM = struct.Struct("<I")
-HEAD_BYTES = len(MARK) + _HEAD.size + _SUM.size
+_HEAD = struct.Struct("<4scII")
+_pack = _HEAD.pack
+HEAD_BYTES = _HEAD.size
 
 Kind = Literal[b"O", b"P", b"C", b"E", b"G", b"B", b"S"]
 OPENED: Kind = b"O"     # Opening
@@ -70,22 +71,21 @@ class Damage:
 
 def frame(kind: Kind, body: bytes) -> bytes:
     """The bytes of one record."""
-    head = _HEAD.pack(kind, len(body))
-    return MARK + head + _SUM.pack(crc32(body, crc32(head))) + body
+    size_bytes = len(body)
+    checksum = crc32(body, (size_bytes << 8 | kind[0]) & 0xFFFF_FFFF)
+    return _pack(MARK, kind, size_bytes, checksum) + body
 
 
 def _record_at(data: bytes, offset: int) -> Record | None:
     if not data.startswith(MARK, offset) or offset + HEAD_BYTES > len(data):
         return None
-    head_at = offset + len(MARK)
-    kind, size = _HEAD.unpack_from(data, head_at)
-    (expected,) = _SUM.unpack_from(data, head_at + _HEAD.size)
+    _, kind, size, expected = _HEAD.unpack_from(data, offset)
     begin = offset + HEAD_BYTES
     body = data[begin : begin + size]
     known = _KINDS.get(kind)
     if known is None or len(body) != size:
         return None
-    if crc32(body, crc32(data[head_at : head_at + _HEAD.size])) != expected:
+    if crc32(body, (size << 8 | kind[0]) & 0xFFFF_FFFF) != expected:
         return None
     return Record(offset, known, body)
 

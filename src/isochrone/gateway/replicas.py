@@ -4,7 +4,7 @@ Running counts are this gateway's own. A replica that fails is left out by its b
 probe succeeds or the agent has started it anew; `core/routing/pick.py` chooses among the rest.
 """
 
-from collections.abc import Container
+from collections.abc import Collection
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.lifecycle.breaker import CLOSED, BreakerRules, Sign, step
@@ -41,7 +41,7 @@ class Replicas:
             standing = self._by_id[replica.id] = Standing(replica)
         elif standing.replica.generation != replica.generation:
             standing.breaker = None
-        standing.replica = replica
+        standing.take(replica)
         standing.listed = True
         self._by_model.setdefault((replica.site, replica.model), []).append(standing)
         self._sites[replica.site] = self._sites.get(replica.site, 0) + 1
@@ -62,7 +62,7 @@ class Replicas:
         self,
         site: SiteName,
         model: ModelName,
-        tried: Container[ReplicaId],
+        tried: Collection[ReplicaId],
         *,
         now_ns: int,
         rng: Random,
@@ -89,7 +89,7 @@ class Replicas:
         """A request was sent to it."""
         standing = self._by_id.get(replica)
         if standing is not None:
-            standing.running += 1
+            standing.count(1)
 
     def answered(self, replica: ReplicaId, now_ns: int, rng: Random) -> None:
         """The first byte of a good answer came: it works, however long the rest may take."""
@@ -103,7 +103,7 @@ class Replicas:
         standing = self._by_id.get(replica)
         if standing is None:
             return
-        standing.running -= 1
+        standing.count(-1)
         if ok is False:
             self._judge(standing, "failed", now_ns, rng)
         elif standing.breaker is not None:

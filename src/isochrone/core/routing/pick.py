@@ -3,7 +3,8 @@
 The decision runs over records that the gateway keeps up to date, so that a request builds nothing.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Iterable
+from math import inf
 
 from isochrone.core.ids import ReplicaId
 from isochrone.core.lifecycle.breaker import Breaker, may_ask
@@ -12,21 +13,35 @@ from isochrone.core.world.model import Endpoint, Replica
 
 
 class Standing:
-    """One replica as its gateway sees it now. `running` may exceed its slots: the rest queues.
-    `breaker` None is a closed one without failures; `listed` False once nobody speaks of it."""
+    """One replica as its gateway sees it now. `running` may exceed its slots: the rest queues;
+    `share` is running / slots, and has to be kept so. `breaker` None is a closed one without
+    failures; `listed` False once nobody speaks of it."""
 
-    __slots__ = ("breaker", "listed", "replica", "running")
+    __slots__ = ("breaker", "listed", "ready", "replica", "running", "share", "slot_share")
 
     def __init__(self, replica: Replica) -> None:
-        self.replica = replica
         self.running = 0
+        self.share = 0.0
         self.breaker: Breaker | None = None
         self.listed = True
+        self.take(replica)
+
+    def take(self, replica: Replica) -> None:
+        """What is said of the replica now."""
+        self.replica = replica
+        self.ready = replica.state == "ready"
+        self.slot_share = 1.0 / max(replica.slots, 1)
+        self.share = self.running * self.slot_share
+
+    def count(self, change: int) -> None:
+        """Requests that were sent to it, or came to their end."""
+        self.running += change
+        self.share = self.running * self.slot_share
 
 
 def pick(
     standings: Iterable[Standing],
-    tried: Container[ReplicaId],
+    tried: Collection[ReplicaId],
     *,
     now_ns: int,
     rng: Random,
@@ -37,25 +52,24 @@ def pick(
     chance; None when there is none. `revision`: only replicas of exactly these weights;
     `endpoint`: only replicas whose engine has it."""
     best: Standing | None = None
-    running, slots, equals = 0, 1, 1
+    least, equals = inf, 1
     for each in standings:
+        share = each.share
+        if share > least or not each.ready:
+            continue
         replica = each.replica
-        if replica.state != "ready" or replica.id in tried:
+        if (
+            endpoint not in replica.endpoints
+            or (tried and replica.id in tried)
+            or (revision is not None and replica.revision != revision)
+            or (each.breaker is not None and not may_ask(each.breaker, now_ns))
+        ):
             continue
-        if each.breaker is not None and not may_ask(each.breaker, now_ns):
-            continue
-        if endpoint not in replica.endpoints:
-            continue
-        if revision is not None and replica.revision != revision:
-            continue
-        ours, theirs = each.running * slots, running * (replica.slots or 1)  # shares, as integers
-        if best is None or ours < theirs:
-            equals = 1
-        elif ours > theirs:
-            continue
-        else:
+        if share == least:
             equals += 1
             if rng.random() * equals >= 1:
                 continue
-        best, running, slots = each, each.running, replica.slots or 1
+        else:
+            least, equals = share, 1
+        best = each
     return best
