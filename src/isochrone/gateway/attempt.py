@@ -196,10 +196,7 @@ class Attempt:
         meter = self.meter
         if meter is not None:
             out = meter.feed(data)
-            if meter.error and self._exchange.retained is not None:
-                self._stop()
-                self._exchange.engine_failed(self, out)
-            elif out:
+            if out and not (meter.error and self._exchange.engine_failed(self, out)):
                 self._exchange.stream(self, out)
             return
         self._size += len(data)
@@ -219,10 +216,9 @@ class Attempt:
             self._exchange.answer_whole(self, b"".join(self._pieces or ()))
             return
         rest = self.meter.end()
-        if self.meter.error and self._exchange.retained is not None:
-            self._exchange.engine_failed(self, rest)
-            return
         if rest:
+            if self.meter.error and self._exchange.engine_failed(self, rest):
+                return
             self._exchange.stream(self, rest)
         self._exchange.stream_ended(self)
 

@@ -28,6 +28,7 @@ from isochrone.gateway.continuation.coordinator import (
     message_of,
 )
 from isochrone.gateway.continuation.events import WAITING, before_error
+from isochrone.gateway.continuation.retained import Retained
 from isochrone.gateway.surface import error_event_for
 from isochrone.gateway.tries import Tries
 
@@ -96,13 +97,25 @@ class CarryingOn(Tries):
         else:
             self.give_up_stream(why)
 
-    def engine_failed(self, attempt: Attempt, data: bytes) -> None:
-        """The engine sent an error event in `data`: it is kept back while another may go on."""
+    def engine_failed(self, attempt: Attempt, data: bytes) -> bool:
+        """The engine sent an error event in `data`: it is kept back while another may go on. False
+        where that is out of the question, and for an answer that begins with its error."""
         before = before_error(data)
+        if self.retained is None:
+            if self.reply.head_sent or not before or not self._may_continue:
+                return False
+            self.retained = Retained()
         self._engine_error = data[len(before) :]
+        attempt.cancel()
         if before:
             self.stream(attempt, before)
         self.stream_broken(attempt, "the engine sent an error")
+        return True
+
+    @property
+    def _may_continue(self) -> bool:
+        """Whether a stream of this request can be gone on with, should its engine be lost."""
+        return self.endpoint in CONTINUED and self.request.prompts == 1
 
     def give_up_stream(self, why: str) -> None:
         """Nobody goes on: end with an error event and without an end of the body."""

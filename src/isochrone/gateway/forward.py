@@ -12,7 +12,7 @@ from isochrone.gateway import admission, timeouts
 from isochrone.gateway.access import class_of
 from isochrone.gateway.account import closing_of
 from isochrone.gateway.attempt import Attempt
-from isochrone.gateway.carry_on import CONTINUED, CarryingOn
+from isochrone.gateway.carry_on import CarryingOn
 from isochrone.gateway.context import Context
 from isochrone.gateway.continuation.body import with_seed
 from isochrone.gateway.continuation.hop import parse_kin
@@ -116,11 +116,6 @@ class Exchange(CarryingOn):
             if not self.try_replica(context.site, 0.0, self.started_ns):
                 self.refuse_hop_without_replica()
 
-    @property
-    def _may_continue(self) -> bool:
-        """Whether a stream of this request can be gone on with, should its engine be lost."""
-        return self.endpoint in CONTINUED and self.request.prompts == 1
-
     def fail(self, fault: Fault) -> None:
         """The request could not be read to its end."""
         self.context.begun(self)
@@ -179,8 +174,9 @@ class Exchange(CarryingOn):
             self.reply.stream(data)
         else:
             meter = attempt.meter
-            if self._may_continue and meter is not None and not meter.error:
+            if retained is None and self._may_continue and meter is not None and not meter.error:
                 retained = self.retained = Retained()
+            if retained is not None:
                 retained.take(data)
             now_ns = self.first_ns = self.context.clock.monotonic_ns()
             if (replica := attempt.target.replica) is not None:
