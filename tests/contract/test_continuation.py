@@ -128,7 +128,8 @@ def events(stream: bytes) -> list[bytes]:
 
 def is_one_answer(got: Received, whole: Received, bill: Tokens) -> None:
     """Everything but the text, which may fall the other way at a near tie."""
-    assert (got.ids, got.created, got.models) == (whole.ids, whole.created, whole.models)
+    assert (got.ids, got.models) == (whole.ids, whole.models)
+    assert got.created <= whole.created  # this engine dates each event by itself
     assert (got.roles, got.done, len(got.usages)) == (whole.roles, 1, 1)
     usage = got.usages[0]
     assert usage["prompt_tokens"] == whole.usages[0]["prompt_tokens"]
