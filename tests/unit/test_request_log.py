@@ -1,14 +1,16 @@
 """The request log: the fields of its lines are what operators query, so they are listed here."""
 
 import json
+from dataclasses import replace
 
+from isochrone.core.ids import ModelName
 from isochrone.gateway.request_log import MOST_KEPT, RequestLog
-from tests.unit.build_usage import a_usage_record
+from tests.unit.build_usage import a_decision, a_ground, a_record, a_usage_event, a_usage_record
 
 
 def test_a_line_has_these_fields_in_this_order() -> None:
     written: list[bytes] = []
-    log = RequestLog(written.append)
+    log = RequestLog(written.append, worker=2)
     log.request(a_usage_record("a"))
     log.other("b", at=7, status=404, path="/x" * 500, reason="not_found")
     log.request(a_usage_record("c", reporter="evidence"))
@@ -19,17 +21,18 @@ def test_a_line_has_these_fields_in_this_order() -> None:
     assert text.endswith(b"}\n")
     first, second, third = (json.loads(line) for line in text.splitlines())
     assert list(first.items()) == [
-        ("at", 2_000_000_000), ("event", "request"), ("request", "a"), ("client_request", None),
-        ("key", "key"), ("endpoint", "chat.completions"), ("stream", True),
-        ("class", "on_demand"), ("model", "tiny-fable"), ("ingress", "sydney"),
-        ("site", "sydney"), ("replica", None), ("status", 200), ("outcome", "finished"),
-        ("reason", None), ("attempts", 1), ("input_uncached", 5), ("input_cached", 0),
-        ("output", 3), ("source", "engine"), ("chosen_ms", 0.1), ("first_byte_ms", 10.0),
+        ("at", 2_000_000_000), ("event", "request"), ("worker", 2), ("request", "a"),
+        ("client_request", None), ("key", "key"), ("endpoint", "chat.completions"),
+        ("stream", True), ("class", "on_demand"), ("model", "tiny-fable"), ("ingress", "sydney"),
+        ("site", "sydney"), ("country", "AU"), ("replica", None), ("status", 200),
+        ("outcome", "finished"), ("reason", None), ("attempts", 1), ("continued", 0),
+        ("input_uncached", 5), ("input_cached", 0), ("output", 3), ("source", "engine"),
+        ("chosen_ms", 0.1), ("sent_ms", 0.2), ("first_byte_ms", 10.0), ("predicted_ms", None),
         ("total_ms", 1000.0),
     ]
     assert second == {
-        "at": 7, "event": "answer", "request": "b", "status": 404, "path": "/x" * 100,
-        "reason": "not_found",
+        "at": 7, "event": "answer", "worker": 2, "request": "b", "status": 404,
+        "path": "/x" * 100, "reason": "not_found",
     }
     assert (third["event"], third["request"]) == ("peer_request", "c")
 
@@ -40,3 +43,30 @@ def test_a_busy_gateway_writes_before_much_is_kept() -> None:
     for _ in range(MOST_KEPT):
         log.request(a_usage_record())
     assert sum(text.count(b"\n") for text in written) == MOST_KEPT
+
+
+def test_a_line_says_what_was_predicted_and_how_often_a_stream_went_on() -> None:
+    written: list[bytes] = []
+    log = RequestLog(written.append)
+    event = replace(a_usage_event(), decision=a_decision(a_ground()))
+    log.request(a_record(event), continued=2)
+    log.request(a_record(event))
+    log.flush()
+    continued, plain = (json.loads(line) for line in written[0].splitlines())
+    assert continued["continued"] == 2
+    assert continued == {**plain, "continued": 2}
+    assert plain["predicted_ms"] == 12.0
+
+
+def test_what_a_client_sends_cannot_end_a_line_or_add_a_field() -> None:
+    written: list[bytes] = []
+    log = RequestLog(written.append)
+    nasty = 'x","outcome":"finished"}\n{"event":"request"\u2028\x00'
+    event = replace(a_usage_event(), client_request_id=nasty, model=ModelName(nasty))
+    log.request(a_record(event))
+    log.other("b", at=7, status=404, path=nasty, reason="unknown_path")
+    log.flush()
+    first, second = written[0].splitlines()
+    assert json.loads(first)["client_request"] == json.loads(first)["model"] == nasty
+    assert json.loads(second)["path"] == nasty
+    assert written[0].count(b"\n") == 2

@@ -1,7 +1,8 @@
 """One canonical line a request, written in batches; never a prompt, never a key.
 
 Lines are kept as records until the next flush: encoding and writing happen off the path of the
-request.
+request. A line is one JSON object, so nothing that a client sends can end it or add a field. The
+fields are listed in docs/observability.md.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import msgspec
 
 from isochrone.wire.usage import UsageRecord
 
-MOST_KEPT = 4096
+MOST_KEPT = 512  # writing these takes less than a millisecond
+PATH_CHARS = 200
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -18,6 +20,7 @@ class _Line(msgspec.Struct, gc=False):
 
     at: int
     event: str
+    worker: int
     request: str
     client_request: str | None
     key: str
@@ -27,40 +30,56 @@ class _Line(msgspec.Struct, gc=False):
     model: str
     ingress: str
     site: str | None
+    country: str | None
     replica: str | None
     status: int
     outcome: str
     reason: str | None
     attempts: int
+    continued: int
     input_uncached: int
     input_cached: int
     output: int
     source: str
     chosen_ms: float | None
+    sent_ms: float | None
     first_byte_ms: float | None
+    predicted_ms: float | None
     total_ms: float
+
+
+class _Answer(msgspec.Struct, gc=False):
+    """What is said of anything else that was answered."""
+
+    at: int
+    event: str
+    worker: int
+    request: str
+    status: int
+    path: str
+    reason: str
 
 
 class RequestLog:
     """`sink` takes whole lines of JSON, each with its line end."""
 
-    def __init__(self, sink: Callable[[bytes], None]) -> None:
+    def __init__(self, sink: Callable[[bytes], None], *, worker: int = 0) -> None:
         self._sink = sink
-        self._waiting: list[UsageRecord | dict[str, object]] = []
+        self._worker = worker
+        self._waiting: list[UsageRecord | _Line | _Answer] = []
         self._encoder = msgspec.json.Encoder()
 
-    def request(self, record: UsageRecord) -> None:
-        """A request of a known key came to its end."""
-        self._waiting.append(record)
+    def request(self, record: UsageRecord, continued: int = 0) -> None:
+        """A request of a known key came to its end, after so many continuations of its stream."""
+        self._waiting.append(_line(record, self._worker, continued) if continued else record)
         if len(self._waiting) >= MOST_KEPT:
             self.flush()
 
     def other(self, request_id: str, *, at: int, status: int, path: str, reason: str) -> None:
         """Anything else that was answered; `path` is cut, it is the client's."""
-        self._waiting.append({
-            "at": at, "event": "answer", "request": request_id, "status": status,
-            "path": path[:200], "reason": reason,
-        })
+        self._waiting.append(
+            _Answer(at, "answer", self._worker, request_id, status, path[:PATH_CHARS], reason)
+        )
         if len(self._waiting) >= MOST_KEPT:
             self.flush()
 
@@ -69,14 +88,19 @@ class RequestLog:
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
-        lines = [_line(each) if isinstance(each, UsageRecord) else each for each in waiting]
+        worker = self._worker
+        lines = [
+            _line(each, worker, 0) if isinstance(each, UsageRecord) else each for each in waiting
+        ]
         self._sink(self._encoder.encode_lines(lines))
 
 
-def _line(record: UsageRecord) -> _Line:
+def _line(record: UsageRecord, worker: int, continued: int) -> _Line:
+    decision = record.decision
     return _Line(
         record.finished_at,
         "request" if record.reporter == "ingress" else "peer_request",
+        worker,
         record.request_id,
         record.client_request_id,
         record.key_id,
@@ -86,16 +110,20 @@ def _line(record: UsageRecord) -> _Line:
         record.model,
         record.ingress_site,
         record.serving_site,
+        record.serving_country,
         record.replica,
         record.status,
         record.outcome,
         record.reason,
         record.attempts,
+        continued,
         record.input_uncached,
         record.input_cached,
         record.output,
         record.token_source,
         record.chosen_ms,
+        record.sent_ms,
         record.first_byte_ms,
+        None if decision is None else decision.predicted_ttft_ms,
         record.total_ms,
     )

@@ -20,6 +20,10 @@ class GatewaySettings:
     `retry_ratio` of all requests and `retry_min_per_s` besides. A replica is not asked after
     `breaker_failures` in a row, or a share of `breaker_failure_rate` of the last 20 answers, for a
     hold between the two that are given.
+
+    Metrics are served at `metrics_port` (0: any), worker n's at n ports above it, if one is given.
+    A share of `otlp_sample_ratio` of all traces goes to the collector at `otlp_endpoint`, its full
+    URL, if one is given.
     """
 
     identity: Path
@@ -52,3 +56,7 @@ class GatewaySettings:
     breaker_failure_rate: float = field(default=0.5, metadata={"min": 0.05, "max": 1})
     breaker_first_hold_s: float = 1.0
     breaker_longest_hold_s: float = 30.0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = field(default=None, metadata={"min": 0, "max": 65_000})
+    otlp_endpoint: str | None = None
+    otlp_sample_ratio: float = field(default=1.0, metadata={"min": 0, "max": 1})

@@ -1,0 +1,237 @@
+"""Declares every metric of a gateway: name, kind, unit, labels, and what it means.
+
+`measured.py` counts what happens, `gauges.py` reads how things stand; docs/observability.md lists
+what is declared here. Labels take few values: endpoints, classes and outcomes are fixed, models and
+sites come from the view. Nothing is labelled by tenant or by anything that a client makes up.
+"""
+
+from isochrone.ports.telemetry import Metric
+
+_P = "isochrone_gateway_"
+
+# From a quarter of a millisecond, what a gateway adds, to minutes, what a long answer takes.
+QUICK_S = (
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
+)
+LATENCY_S = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0,
+)
+RATIO = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+
+# -- requests of known keys, counted at their end --------------------------------------------------
+
+# `source`: "client" where this gateway is the ingress, "peer" for what another gateway sent here.
+_SHAPE = ("endpoint", "model", "class", "source")
+
+REQUESTS = Metric(
+    name=_P + "requests_total", kind="counter", unit="requests",
+    labels=(*_SHAPE, "outcome", "status", "site"),
+    help="Requests that ended, with the HTTP status sent and the site that served them.",
+)
+TOKENS = Metric(
+    name=_P + "tokens_total", kind="counter", unit="tokens",
+    labels=("model", "class", "source", "kind"),
+    help="Tokens metered, in disjoint kinds: input_uncached, input_cached, output.",
+)
+TOKEN_REPORTS = Metric(
+    name=_P + "token_reports_total", kind="counter", unit="reports", labels=("source", "counted"),
+    help="Requests by how their tokens were counted: engine, running, counted, none.",
+)
+REFUSALS = Metric(
+    name=_P + "refusals_total", kind="counter", unit="refusals", labels=("source", "reason"),
+    help="Requests of known keys that were refused, by the reason that the client was told.",
+)
+FAILURES = Metric(
+    name=_P + "failures_total", kind="counter", unit="failures",
+    labels=("source", "outcome", "reason"),
+    help="Requests that ended neither well nor by refusal or by their client, by reason.",
+)
+ANSWERS = Metric(
+    name=_P + "answers_total", kind="counter", unit="answers", labels=("status", "reason"),
+    help="Answers to anything else: models, unknown paths and keys, malformed requests.",
+)
+DURATION = Metric(
+    name=_P + "request_duration_seconds", kind="histogram", unit="seconds", labels=_SHAPE,
+    buckets=LATENCY_S,
+    help="From the first byte of a request to the last of its answer.",
+)
+FIRST_BYTE = Metric(
+    name=_P + "time_to_first_token_seconds", kind="histogram", unit="seconds", labels=_SHAPE,
+    buckets=LATENCY_S,
+    help="Streams: from the first byte of a request to the first of its answer.",
+)
+ADDED = Metric(
+    name=_P + "added_latency_seconds", kind="histogram", unit="seconds", labels=("source",),
+    buckets=QUICK_S,
+    help="From a request being there to its being sent on: choice, journal, connecting, retries.",
+)
+RECEIVING = Metric(
+    name=_P + "receive_duration_seconds", kind="histogram", unit="seconds", labels=("source",),
+    buckets=QUICK_S,
+    help="From the first byte of a request to its last; long where clients are slow.",
+)
+PREDICTION_RATIO = Metric(
+    name=_P + "time_to_first_token_prediction_ratio", kind="histogram", unit="ratio",
+    labels=("model",), buckets=RATIO,
+    help="Streams of one attempt: actual over predicted time to first token; 1 is right.",
+)
+PREFIX_HITS = Metric(
+    name=_P + "prefix_hits_total", kind="counter", unit="hits", labels=("model", "source"),
+    help="Requests of whose prompt the engine had a part cached.",
+)
+
+# -- attempts and continuations --------------------------------------------------------------------
+
+ATTEMPTS = Metric(
+    name=_P + "attempts_total", kind="counter", unit="attempts", labels=("source",),
+    help="Times that a request was sent on, first and further ones.",
+)
+FAILED_ATTEMPTS = Metric(
+    name=_P + "failed_attempts_total", kind="counter", unit="attempts", labels=("rule",),
+    help="Sites that a request had to leave, by the rule or failure that ended the try.",
+)
+RETRIES = Metric(
+    name=_P + "retries_total", kind="counter", unit="retries", labels=("granted",),
+    help="Retries that were asked of the retry budget, by whether it had one.",
+)
+RETRY_BUDGET = Metric(
+    name=_P + "retry_budget_retries", kind="gauge", unit="retries",
+    help="Retries that the budget would grant now.",
+)
+CONTINUATIONS = Metric(
+    name=_P + "continuations_total", kind="counter", unit="continuations",
+    labels=("method", "outcome"),
+    help="Streams that lost their engine, by how they were to go on and what came of it.",
+)
+
+# -- what is open ----------------------------------------------------------------------------------
+
+OPEN_REQUESTS = Metric(
+    name=_P + "open_requests", kind="gauge", unit="requests", labels=("source",),
+    help="Requests being received whole, waiting for an engine, or being answered.",
+)
+OPEN_STREAMS = Metric(
+    name=_P + "open_streams", kind="gauge", unit="streams", labels=("source",),
+    help="Requests of which the first bytes of a stream went out.",
+)
+CLIENT_CONNECTIONS = Metric(
+    name=_P + "client_connections", kind="gauge", unit="connections",
+    help="Connections of clients and peers, idle ones too.",
+)
+UPSTREAM_CONNECTIONS = Metric(
+    name=_P + "upstream_connections", kind="gauge", unit="connections", labels=("state",),
+    help="Connections to engines and peers: busy with a request, or idle.",
+)
+BREAKERS = Metric(
+    name=_P + "breaker_replicas", kind="gauge", unit="replicas", labels=("state",),
+    help="Replicas that this gateway asks itself, by the state of their breaker.",
+)
+
+# -- journal, shipping, log, spans -----------------------------------------------------------------
+
+JOURNAL_RESERVED = Metric(
+    name=_P + "journal_reserved_bytes", kind="gauge", unit="bytes",
+    help="Room in the journal that is kept for the ends of open requests.",
+)
+JOURNAL_FREE = Metric(
+    name=_P + "journal_free_bytes", kind="gauge", unit="bytes",
+    help="Room made ready in the journal for anything else; below 0 new work is refused.",
+)
+JOURNAL_BATCHES = Metric(
+    name=_P + "journal_waiting_batches", kind="gauge", unit="batches",
+    help="Batches of usage that are not yet in the durable stream.",
+)
+JOURNAL_HELD = Metric(
+    name=_P + "journal_held_records", kind="gauge", unit="records",
+    help="Records of ended requests that the disk did not take; above 0 new work is refused.",
+)
+JOURNAL_SYNC = Metric(
+    name=_P + "journal_sync_age_seconds", kind="gauge", unit="seconds",
+    help="How long something written has waited for its sync; 0 when all is synced.",
+)
+SHIPPING = Metric(
+    name=_P + "shipping_lag_seconds", kind="gauge", unit="seconds",
+    help="How long shipping usage has failed without a success; 0 when it works.",
+)
+SPANS = Metric(
+    name=_P + "spans_total", kind="counter", unit="spans", labels=("outcome",),
+    help="Spans: exported, dropped for want of room, failed at the collector.",
+)
+
+# -- what is known of the cloud --------------------------------------------------------------------
+
+VIEW_AGE = Metric(
+    name=_P + "view_age_seconds", kind="gauge", unit="seconds",
+    help="Time since the bus last proved the view current; +Inf when that is unknown.",
+)
+VIEW_ENTRIES = Metric(
+    name=_P + "view_entries", kind="gauge", unit="entries", labels=("kind",),
+    help="What the view holds: sites, models, policies, keys.",
+)
+DIGESTS = Metric(
+    name=_P + "digest_sites", kind="gauge", unit="sites", labels=("state",),
+    help="Sites of the view by what is heard of their load: fresh, stale, unreachable, unheard.",
+)
+DIGEST_AGE = Metric(
+    name=_P + "oldest_digest_age_seconds", kind="gauge", unit="seconds",
+    help="Age of the oldest digest that counts.",
+)
+PREFIXES = Metric(
+    name=_P + "prefix_blocks", kind="gauge", unit="blocks",
+    help="Beginnings of prompts whose site is remembered.",
+)
+CLOCK_OFFSET = Metric(
+    name=_P + "clock_offset_seconds", kind="gauge", unit="seconds",
+    help="How far the own clock is ahead of the other sites'; absent while unknown.",
+)
+
+# -- the process -----------------------------------------------------------------------------------
+
+READY = Metric(
+    name=_P + "ready", kind="gauge", unit="",
+    help="1 when there is a view to serve from and usage can be recorded.",
+)
+DRAINING = Metric(
+    name=_P + "draining", kind="gauge", unit="", help="1 when the gateway is stopping.",
+)
+INFO = Metric(
+    name=_P + "info", kind="gauge", unit="", labels=("version", "site", "country", "worker"),
+    help="Always 1; says which gateway this is.",
+)
+LOOP_LAG = Metric(
+    name=_P + "loop_lag_seconds", kind="histogram", unit="seconds", buckets=QUICK_S,
+    help="How late a timer of the event loop is; everything else is as late.",
+)
+COLLECTION = Metric(
+    name=_P + "collection_pause_seconds", kind="histogram", unit="seconds",
+    labels=("generation",), buckets=QUICK_S,
+    help="Pauses by Python's cyclic garbage collector.",
+)
+CPU = Metric(
+    name="process_cpu_seconds_total", kind="counter", unit="seconds",
+    help="CPU time of this process, user and system.",
+)
+MEMORY = Metric(
+    name="process_resident_memory_bytes", kind="gauge", unit="bytes",
+    help="Resident memory of this process.",
+)
+OPEN_FDS = Metric(
+    name="process_open_fds", kind="gauge", unit="fds", help="File descriptors in use.",
+)
+MOST_FDS = Metric(
+    name="process_max_fds", kind="gauge", unit="fds", help="File descriptors allowed.",
+)
+STARTED = Metric(
+    name="process_start_time_seconds", kind="gauge", unit="seconds",
+    help="When the process started, in seconds since 1970.",
+)
+
+METRICS: tuple[Metric, ...] = (
+    REQUESTS, TOKENS, TOKEN_REPORTS, REFUSALS, FAILURES, ANSWERS, DURATION, FIRST_BYTE, ADDED,
+    RECEIVING, PREDICTION_RATIO, PREFIX_HITS,
+    ATTEMPTS, FAILED_ATTEMPTS, RETRIES, RETRY_BUDGET, CONTINUATIONS,
+    OPEN_REQUESTS, OPEN_STREAMS, CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS, BREAKERS,
+    JOURNAL_RESERVED, JOURNAL_FREE, JOURNAL_BATCHES, JOURNAL_HELD, JOURNAL_SYNC, SHIPPING, SPANS,
+    VIEW_AGE, VIEW_ENTRIES, DIGESTS, DIGEST_AGE, PREFIXES, CLOCK_OFFSET,
+    READY, DRAINING, INFO, LOOP_LAG, COLLECTION, CPU, MEMORY, OPEN_FDS, MOST_FDS, STARTED,
+)
