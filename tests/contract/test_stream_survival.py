@@ -3,185 +3,27 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from isochrone.core.metering.merge import better
 from isochrone.gateway.continuation.retained import MOST_TEXT_BYTES
-from tests.fixtures.gateways import (
-    MODEL,
-    Answer,
-    Client,
-    GatewayCloud,
-    RunningSite,
-    ask,
-    chat_body,
-    post,
-    run,
-    until,
+from tests.fixtures.gateways import MODEL, Client, GatewayCloud, RunningSite, ask, post, run, until
+from tests.fixtures.recorded_answers import PROMPT_TOKENS, received
+from tests.fixtures.tellers import (
+    AT,
+    TALE,
+    TEXT,
+    Fate,
+    asked,
+    billed,
+    body,
+    europe,
+    is_whole,
+    lost,
+    site,
+    usage_is_whole,
 )
-from tests.fixtures.recorded_answers import (
-    CACHED_TOKENS,
-    PROMPT_TOKENS,
-    DeterministicEngine,
-    Received,
-    received,
-)
-from tests.fixtures.scripted_engine import ScriptedEngine
-
-TALE = ("Once", " upon", " a", " time", ",", " there", " was", " a", " fox", ".")
-TEXT = "".join(TALE)
-AT = 6  # events until the engine is lost: the role and five tokens
-ERROR = b'data: {"error":{"code":500,"message":"out of memory"}}\n\n'
-
-
-@dataclass(slots=True, kw_only=True)
-class Fate:
-    """What happens to the answers of all engines that share it, in the order in which they are
-    asked: (how, behind how many events). `gate` lets one go on that waits at its place; `tales` are
-    told instead, one by one; `reached` counts those that came to their place."""
-
-    answer: tuple[str, ...] = TALE
-    places: list[tuple[str, int]] = field(default_factory=list)
-    gate: asyncio.Event = field(default_factory=asyncio.Event)
-    tales: list[tuple[str, ...]] = field(default_factory=list)
-    asked: int = 0
-    reached: int = 0
-
-    def engine(self) -> ScriptedEngine:
-        return Teller(fate=self)
-
-
-@dataclass(slots=True, kw_only=True)
-class Teller(ScriptedEngine):
-    """An engine that tells the same tale as all of its fate, and goes on where a tale is open."""
-
-    fate: Fate
-
-    async def _stream(
-        self, body: dict[str, Any], writer: asyncio.StreamWriter, reader: asyncio.StreamReader
-    ) -> None:
-        fate = self.fate
-        how, place = fate.places.pop(0) if fate.places else ("whole", 0)
-        said = fate.tales.pop(0) if fate.tales else fate.answer
-        teller = DeterministicEngine(answer=said, asked=[{}] * fate.asked)
-        fate.asked += 1
-        events = teller.stream(json.dumps(body).encode()).decode().split("\n\n")[:-1]
-        if place == 0 and how != "whole":
-            await self._meet(how, writer, reader)
-        writer.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-            b"transfer-encoding: chunked\r\n\r\n"
-        )
-        for number, event in enumerate(events):
-            if number == place and place and await self._meet(how, writer, reader):
-                return
-            data = f"{event}\n\n".encode()
-            writer.write(b"%x\r\n%b\r\n" % (len(data), data))
-            await writer.drain()
-            await asyncio.sleep(0)
-        writer.write(b"0\r\n\r\n")
-        await writer.drain()
-
-    async def _meet(
-        self, how: str, writer: asyncio.StreamWriter, reader: asyncio.StreamReader
-    ) -> bool:
-        """Whether it ends here."""
-        self.fate.reached += 1
-        if how == "reset":
-            await asyncio.sleep(0.02)  # what was sent before is delivered, not thrown away
-            writer.transport.abort()
-            raise ConnectionResetError
-        if how == "error":
-            writer.write(b"%x\r\n%b\r\n" % (len(ERROR), ERROR))
-        if how in ("end", "error"):
-            writer.write(b"0\r\n\r\n")
-            return True
-        if how == "wait":
-            self.hold = self.fate.gate
-            await self._held(reader)
-        return False
-
-
-def body(**fields: Any) -> bytes:
-    options = {"include_usage": True}
-    return chat_body(stream=True, **{"temperature": 0, "stream_options": options, **fields})
-
-
-async def site(
-    cloud: GatewayCloud, fate: Fate, name: str, country: str, engines: int = 1,
-    replica: dict[str, Any] | None = None, **settings: Any,
-) -> RunningSite:
-    return await cloud.add_site(
-        name, country, engines=engines, make_engine=fate.engine,
-        replica={"running_counts": "timings", **(replica or {})}, **settings,
-    )
-
-
-async def europe(cloud: GatewayCloud, fate: Fate, *names: str) -> RunningSite:
-    """An ingress without engines, one site for each name, and one that is not allowed."""
-    ingress = await cloud.add_site("lisbon", "PT", engines=0)
-    for name in names:
-        await site(cloud, fate, name, {"paris": "FR", "berlin": "DE", "rome": "IT"}[name])
-    await site(cloud, fate, "boston", "US")
-    await cloud.key("secret", residency=("EU",))
-    await cloud.ready()
-    return ingress
-
-
-def asked(cloud: GatewayCloud) -> dict[str, int]:
-    return {
-        name: sum(len(engine.asked) for engine in running.engines)
-        for name, running in cloud.sites.items()
-    }
-
-
-def is_whole(answer: Answer, text: str = TEXT) -> Received:
-    """One uninterrupted answer, as far as its client can see."""
-    assert (answer.status, answer.whole) == (200, True)
-    got = received(answer.body)
-    assert got.text == text
-    assert (len(got.ids), len(got.created), len(got.models)) == (1, 1, 1)
-    assert (got.roles, got.done, got.finish) == (1, 1, {0: "stop"})
-    return got
-
-
-async def billed(cloud: GatewayCloud, answer: Answer, output: int = len(TALE)) -> None:
-    """One charge: the prompt once, and what was delivered, whoever reported."""
-    await until(lambda: any(
-        e.reporter == "ingress" for e in cloud.all_events() if e.request_id == answer.request_id
-    ))
-    events = [e for e in cloud.all_events() if e.request_id == answer.request_id]
-    assert sum(e.reporter == "ingress" for e in events) == 1
-    best = events[0]
-    for event in events[1:]:
-        best = better(best, event)
-    assert best.outcome == "finished"
-    tokens = best.tokens
-    assert (tokens.input_cached, tokens.input_uncached) == (
-        CACHED_TOKENS, PROMPT_TOKENS - CACHED_TOKENS
-    )
-    assert tokens.output == output
-
-
-async def usage_is_whole(cloud: GatewayCloud, answer: Answer, got: Received) -> None:
-    usage = got.usages[-1]
-    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (PROMPT_TOKENS, len(TALE))
-    assert usage["total_tokens"] == PROMPT_TOKENS + len(TALE)
-    await billed(cloud, answer)
-
-
-def lost(answer: Answer) -> str:
-    """What the terminal error event says; the body has no end."""
-    assert not answer.whole
-    assert "[DONE]" not in answer.events
-    assert sum('"error"' in event for event in answer.events) == 1
-    error = json.loads(answer.events[-1])["error"]
-    assert error["code"] == "engine_lost"
-    return str(error["message"])
-
 
 # -- who goes on -----------------------------------------------------------------------------------
 
