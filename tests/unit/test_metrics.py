@@ -15,6 +15,7 @@ from isochrone.adapters.telemetry.process import process_use
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.routing.choice import Refused
 from isochrone.gateway import metrics
+from isochrone.gateway.carry_on import Continued
 from isochrone.gateway.exposition import OPENMETRICS_END, accepts_openmetrics, text_of
 from isochrone.gateway.measured import MOST_ROWS, OTHER, Measured
 from isochrone.gateway.metrics import METRICS
@@ -179,14 +180,29 @@ def test_attempts_and_why_sites_were_left() -> None:
     assert values(families, metrics.FAILED_ATTEMPTS) == {("unreachable",): 2}
 
 
-def test_what_is_told_besides() -> None:
+def test_answers_to_anything_else() -> None:
     counts = measured()
     counts.answered(404, "unknown_path")
-    counts.continued("ids", "finished")
-    counts.continued("ids", "finished")
+    assert values(counts.families(), metrics.ANSWERS) == {("404", "unknown_path"): 1}
+
+
+def test_streams_that_lost_their_engine() -> None:
+    counts, record = measured(), a_usage_record()
+    once = Continued(method="continue_ids", nth=1, gap_ms=300.0)
+    twice = Continued(method="replay", nth=2, gap_ms=700.0)
+    counts.lost_engine(record, (once,), None)
+    counts.lost_engine(record, (once, twice), None)
+    lost = msgspec.structs.replace(record, outcome="engine_lost", reporter="evidence")
+    counts.lost_engine(lost, (once,), "no_replica")
     families = list(counts.families())
-    assert values(families, metrics.ANSWERS) == {("404", "unknown_path"): 1}
-    assert values(families, metrics.CONTINUATIONS) == {("ids", "finished"): 2}
+    assert values(families, metrics.CONTINUATIONS) == {
+        ("client", "continue_ids", "finished"): 1,
+        ("client", "continue_ids", "lost"): 1,
+        ("client", "replay", "finished"): 1,
+        ("peer", "continue_ids", "lost"): 1,
+    }
+    assert values(families, metrics.CONTINUATION_GAP) == {("continue_ids",): 3, ("replay",): 1}
+    assert values(families, metrics.ABANDONED) == {("peer", "no_replica"): 1}
 
 
 # -- labels stay few -------------------------------------------------------------------------------

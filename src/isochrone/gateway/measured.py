@@ -8,10 +8,14 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import add
+from typing import TYPE_CHECKING
 
 from isochrone.gateway import metrics
 from isochrone.ports.telemetry import Distribution, Family, Metric, Sample
 from isochrone.wire.usage import UsageRecord
+
+if TYPE_CHECKING:
+    from isochrone.gateway.carry_on import Continued
 
 MOST_ROWS = 20_000  # more combinations than any gateway should see
 OTHER = "other"     # a model that the view does not have
@@ -58,6 +62,8 @@ class Measured:
         self._left: Counter[_Names] = Counter()
         self._answers: Counter[_Names] = Counter()
         self._continuations: Counter[_Names] = Counter()
+        self._abandoned: Counter[_Names] = Counter()
+        self._gaps: dict[str, _Tally] = {}
 
     # -- what happens ----------------------------------------------------------------------------
 
@@ -97,9 +103,21 @@ class Measured:
         """Anything else was answered, by this gateway itself."""
         self._answers[str(status), reason] += 1
 
-    def continued(self, method: str, outcome: str) -> None:
-        """A stream lost its engine: how it was to go on, and what came of that."""
-        self._continuations[method, outcome] += 1
+    def lost_engine(
+        self, record: UsageRecord, continued: "Sequence[Continued]", why: str | None
+    ) -> None:
+        """The stream of a request that ended had lost its engine: how it went on, in order, and
+        why it did not in the end."""
+        source = _source(record)
+        for each in continued:
+            last = each is continued[-1] and why is None
+            self._continuations[source, each.method, record.outcome if last else "lost"] += 1
+            gap_s = each.gap_ms / 1000
+            counts, gaps_s = self._gaps.get(each.method) or ([0] * (len(_LATENCY_MS) + 1), 0.0)
+            counts[bisect_left(metrics.LATENCY_S, gap_s)] += 1
+            self._gaps[each.method] = counts, gaps_s + gap_s
+        if why is not None:
+            self._abandoned[source, why] += 1
 
     def _row(self, record: UsageRecord, key: tuple[str | int | None, ...]) -> _Row:
         """The row of a combination seen for the first time, or of a model that nobody has: what
@@ -108,8 +126,7 @@ class Measured:
         known = model == NONE or self._is_known(record.model)
         labels = (
             record.endpoint, model if known else OTHER, record.class_,
-            "peer" if record.reporter == "evidence" else "client", record.outcome,
-            str(record.status), record.serving_site or NONE,
+            _source(record), record.outcome, str(record.status), record.serving_site or NONE,
         )
         row = self._by_labels.get(labels)
         if row is None:
@@ -156,6 +173,10 @@ class Measured:
         })
         yield _counts(metrics.FAILED_ATTEMPTS, self._left)
         yield _counts(metrics.CONTINUATIONS, self._continuations)
+        yield _spread(metrics.CONTINUATION_GAP, (
+            ((method,), tally) for method, tally in self._gaps.items()
+        ))
+        yield _counts(metrics.ABANDONED, self._abandoned)
 
     def _tokens(self, rows: Sequence[tuple[_Names, _Row]]) -> Family:
         tokens: Counter[_Names] = Counter()
@@ -193,6 +214,10 @@ class Measured:
 
 
 _MODEL, _CLASS, _SOURCE = 1, 2, 3  # of a row's labels
+
+
+def _source(record: UsageRecord) -> str:
+    return "peer" if record.reporter == "evidence" else "client"
 
 
 def _count_first(row: _Row, record: UsageRecord, first_ms: float) -> None:

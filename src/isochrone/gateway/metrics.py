@@ -100,8 +100,17 @@ RETRY_BUDGET = Metric(
 )
 CONTINUATIONS = Metric(
     name=_P + "continuations_total", kind="counter", unit="continuations",
-    labels=("method", "outcome"),
-    help="Streams that lost their engine, by how they were to go on and what came of it.",
+    labels=("source", "method", "outcome"),
+    help="Streams that went on elsewhere, by how, and by how they ended; lost: once more.",
+)
+CONTINUATION_GAP = Metric(
+    name=_P + "continuation_gap_seconds", kind="histogram", unit="seconds", labels=("method",),
+    buckets=LATENCY_S,
+    help="From the loss of a stream's engine to the first bytes of the one that went on.",
+)
+ABANDONED = Metric(
+    name=_P + "abandoned_streams_total", kind="counter", unit="streams", labels=("source", "why"),
+    help="Streams that lost their engine and could not go on, by why not.",
 )
 
 # -- what is open ----------------------------------------------------------------------------------
@@ -146,8 +155,8 @@ JOURNAL_HELD = Metric(
     help="Records of ended requests that the disk did not take; above 0 new work is refused.",
 )
 JOURNAL_SYNC = Metric(
-    name=_P + "journal_sync_age_seconds", kind="gauge", unit="seconds",
-    help="How long something written has waited for its sync; 0 when all is synced.",
+    name=_P + "journal_sync_seconds", kind="gauge", unit="seconds",
+    help="How long the present sync has taken, of which there are fifty a second; 0 between them.",
 )
 SHIPPING = Metric(
     name=_P + "shipping_lag_seconds", kind="gauge", unit="seconds",
@@ -229,7 +238,8 @@ STARTED = Metric(
 METRICS: tuple[Metric, ...] = (
     REQUESTS, TOKENS, TOKEN_REPORTS, REFUSALS, FAILURES, ANSWERS, DURATION, FIRST_BYTE, ADDED,
     RECEIVING, PREDICTION_RATIO, PREFIX_HITS,
-    ATTEMPTS, FAILED_ATTEMPTS, RETRIES, RETRY_BUDGET, CONTINUATIONS,
+    ATTEMPTS, FAILED_ATTEMPTS, RETRIES, RETRY_BUDGET,
+    CONTINUATIONS, CONTINUATION_GAP, ABANDONED,
     OPEN_REQUESTS, OPEN_STREAMS, CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS, BREAKERS,
     JOURNAL_RESERVED, JOURNAL_FREE, JOURNAL_BATCHES, JOURNAL_HELD, JOURNAL_SYNC, SHIPPING, SPANS,
     VIEW_AGE, VIEW_ENTRIES, DIGESTS, DIGEST_AGE, PREFIXES, CLOCK_OFFSET,
