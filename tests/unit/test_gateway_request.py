@@ -246,3 +246,17 @@ def test_token_headers_of_a_hop() -> None:
     assert parse_tokens(render_tokens(tokens).encode()) == tokens
     for wrong in (None, b"", b"1,2,3", b"1,2,3,guess", b"-1,2,3,engine", b"1,2,x,engine"):
         assert parse_tokens(wrong) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","messages":[],"\xff":1}',
+        b'{"model":"m","messages":[{"role":"user","content":"\xc3"}]}',
+        b'{"model":"m","messages":[],"x":{"deep":"\xed\xa0\x80"}}',
+    ],
+)
+def test_a_body_that_is_not_utf_8_is_refused_wherever_it_is_not(body: bytes) -> None:
+    with pytest.raises(BadRequest, match="not a valid request"):
+        parse_request("chat.completions", body)
+    parse_request("chat.completions", '{"model":"m","messages":[],"ü":"日本"}'.encode())

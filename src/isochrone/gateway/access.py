@@ -1,7 +1,9 @@
 """Who asks, and with which class of service: the bearer key looked up by its hash."""
 
+from dataclasses import replace
+
 from isochrone.core.ids import KeyId
-from isochrone.core.world.tenant import ApiKey, Class, KeyShard
+from isochrone.core.world.tenant import NO_LIMITS, ApiKey, Class, KeyShard
 
 _TIERS: dict[str, Class] = {"flex": "batch", "batch": "batch", "priority": "reserved"}
 
@@ -20,6 +22,8 @@ class Keys:
         self.drop(shard.shard)
         self._shards[shard.shard] = shard.keys
         for key in shard.keys:
+            if key.limits == NO_LIMITS:
+                key = replace(key, limits=NO_LIMITS)  # the same one, so that `is` will do
             self._by_hash[key.secret_sha256] = key
             self._by_id[key.id] = key
 

@@ -119,6 +119,8 @@ _encode = msgspec.json.Encoder().encode
 def parse_request(endpoint: Endpoint, body: bytes) -> InferenceRequest:
     """Decode the needed fields; raises BadRequest with a message fit for the client."""
     try:
+        if not body.isascii():
+            body.decode()  # what the decoders below skip they do not check
         if endpoint == "responses":
             return _responses(_decode_responses(body))
         if endpoint == "messages":
