@@ -181,7 +181,7 @@ BAD_REQUESTS = {
     "two keys": (HEAD + "authorization: Bearer x\r\ncontent-length: 2\r\n\r\n{}", 400),
     "signed length": (HEAD + "content-length: +2\r\n\r\n{}", 400),
     "space before colon": (HEAD + "transfer-encoding : chunked\r\n\r\n0\r\n\r\n", 400),
-    "unknown coding": (HEAD + "transfer-encoding: xchunked\r\n\r\n0\r\n\r\n", 400),
+    "unknown coding": (HEAD + "transfer-encoding: xchunked\r\n\r\n0\r\n\r\n", 501),
     "bare line feeds": ("POST /v1/chat/completions HTTP/1.1\nhost: t\n\n", 400),
     "bad chunk": (HEAD + "transfer-encoding: chunked\r\n\r\nzz\r\n", 400),
     "no http": ("hello\r\n\r\n", 400),

@@ -32,6 +32,12 @@ class Wire(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.closed
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
     def can_write_eof(self) -> bool:
         return False
 
@@ -104,7 +110,7 @@ extras = st.lists(
     st.sampled_from([
         "Authorization: Bearer a", "Authorization: Bearer b", "Connection: close", "X: y",
         "Transfer-Encoding: chunked", "Content-Length: 3", "Expect: 100-continue", "Upgrade: h2c",
-        "X-A: content-length: 5", "Host: h",
+        "X-A: content-length: 5", "Host: h", "Expect: more",
     ]),
     max_size=3,
 )
@@ -114,6 +120,8 @@ extras = st.lists(
 def requests(draw: st.DrawFn) -> bytes:
     body = draw(bodies)
     lines = [f"POST /{draw(st.sampled_from('ab'))} HTTP/1.1"]
+    if draw(st.integers(0, 9)):
+        lines.append("Host: h")
     before = draw(extras)
     length = draw(lengths if draw(st.booleans()) else st.just("{n}")).format(n=len(body))
     separator = draw(st.sampled_from([": ", ":", ":  "]))

@@ -4,16 +4,6 @@ from dataclasses import dataclass
 
 from isochrone.gateway.heads import RequestHead
 
-MOST_HEADERS = 128
-
-# Headers that mean one thing only; given twice, the two readers of a request could differ.
-SINGLE = frozenset(
-    (
-        b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-type",
-        b"expect", b"x-request-id", b"x-api-key", b"upgrade",
-    )
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
@@ -25,20 +15,31 @@ class Fault:
 
 
 class Incoming:
-    """Filled by the parser of one connection, or at once with a head that is remembered."""
+    """Filled by the reader of one connection, or at once with a head that is remembered."""
 
     __slots__ = (
-        "began_ns", "body_bytes", "complete", "ended_ns", "fault", "grown_bytes", "head",
-        "keep_alive", "pieces",
+        "began_ns",
+        "bodiless",
+        "body_bytes",
+        "complete",
+        "ended_ns",
+        "fault",
+        "head",
+        "keep_alive",
+        "pieces",
+        "read_bytes",
+        "uploading_bytes",
     )
 
     def __init__(self, began_ns: int) -> None:
         self.began_ns = self.ended_ns = began_ns  # first and last read of it
         self.head = RequestHead()
         self.keep_alive = False  # the head's wish, until something goes wrong
-        self.grown_bytes = 0  # reads that did not complete the head
-        self.pieces: list[bytes] = []
+        self.bodiless = False  # HEAD: the answer's body is not sent
+        self.read_bytes = 0  # by reads that hold nothing but this request
+        self.pieces: list[bytes | bytearray] = []
         self.body_bytes = 0
+        self.uploading_bytes = 0  # of the body, counted while more is to come
         self.complete = False
         self.fault: Fault | None = None
 
@@ -54,6 +55,29 @@ class Incoming:
         incoming.fault = None
         return incoming
 
+    def add(self, body: bytes) -> None:
+        """More of the body. From the second piece on they share one buffer: a body that comes in
+        many small pieces takes no more memory than one that does not."""
+        pieces = self.pieces
+        if not pieces:
+            pieces.append(body)
+        elif len(pieces) == 1:
+            pieces.append(bytearray(body))
+        else:
+            pieces[1] += body
+
     @property
     def body(self) -> bytes:
-        return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+        pieces = self.pieces
+        if len(pieces) == 1 and isinstance(pieces[0], bytes):
+            return pieces[0]
+        return b"".join(pieces)
+
+    @property
+    def framing_bytes(self) -> int:
+        """What was read for it that is neither a header nor allowed for by its body: chunk sizes
+        are small beside chunks of a few bytes, and beyond that somebody wants us to read noise."""
+        head = self.head
+        if not head.complete:
+            return self.read_bytes
+        return self.read_bytes - head.size_bytes - len(head.url) - 9 * self.body_bytes

@@ -1,30 +1,36 @@
-"""The client side of the gateway: parses HTTP/1.1 connections and hands over whole requests.
+"""The client side of the gateway: takes connections and hands over whole requests.
 
-Requests of one connection are answered in order. While one is being answered, what the client
-sends ahead is kept unread, up to a bound. A client that closes is noticed at once, and a slow one
-pauses whoever writes to it. Whatever two HTTP readers could understand differently is refused.
+Requests of one connection are answered in order. While one is being answered, or the client does
+not take its answers, what it sends ahead is kept unread, up to a bound. A client that goes away is
+noticed at once, also where nothing is read from it, and a slow one pauses whoever writes to it.
 """
 
 import asyncio
 from collections import deque
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
-import httptools
-
+from isochrone.gateway.hangups import Hangups
 from isochrone.gateway.heads import HeadMemory, RequestHead
-from isochrone.gateway.incoming import MOST_HEADERS, SINGLE, Fault, Incoming
+from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.outbox import Outbox
+from isochrone.gateway.request_reader import RequestReader, Uploads
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.ports.clock import Clock
+from isochrone.wire import peer
 
 MOST_SENT_AHEAD_BYTES = 64 * 1024
-MOST_PIPELINED = 64
 LINGER_S = 1.0
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CODE = peer.CODE.encode()
 
 
 class Listening(Protocol):
     """Who is being answered on a connection hears of the client through this."""
+
+    @property
+    def head_sent(self) -> bool:
+        """Whether the head of a stream has been written."""
+        ...
 
     def client_gone(self) -> None: ...
 
@@ -69,6 +75,8 @@ class Server:
         self.outbox = outbox
         self.connections: dict[ClientConnection, None] = {}
         self.heads: HeadMemory[RequestHead] = HeadMemory(settings.max_body_bytes)
+        self.uploads = Uploads()
+        self.hangups = Hangups()
         self.draining = False
 
     def accept(self) -> "ClientConnection":
@@ -90,6 +98,7 @@ class Server:
     def close(self) -> None:
         for connection in list(self.connections):
             connection.abort()
+        self.hangups.close()
 
 
 class ClientConnection(asyncio.Protocol):
@@ -98,17 +107,22 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_ahead",
         "_answering",
+        "_bodiless",
         "_ending",
+        "_half_closed",
         "_handler",
-        "_parser",
+        "_holding",
+        "_outbox",
         "_pumping",
         "_queue",
         "_quiet_ns",
+        "_reader",
         "_reading",
-        "_resuming",
         "_server",
         "_skipping",
         "_transport",
+        "_untaken",
+        "_watched",
         "listener",
         "paused",
     )
@@ -117,17 +131,22 @@ class ClientConnection(asyncio.Protocol):
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._parser: Any = None  # made when there is something that only it can read
+        self._outbox = server.outbox
+        self._reader: RequestReader | None = None  # made when there is something to parse
         self._queue: deque[Incoming] = deque()
         self._ahead = b""
         self._answering = False
+        self._bodiless = False  # of the answer only the head is sent
         self._pumping = False
         self._reading = True
-        self._resuming = False  # the parser is told again what it has forgotten
+        self._holding = False  # what comes is kept or thrown away: paused, or skipping
+        self._half_closed = False  # the client sends nothing more and takes its answers
         self._ending = False  # no further request is read
         self._skipping = False  # whatever still comes is thrown away
         self._quiet_ns = server.clock.monotonic_ns()
         self._handler: Handler | None = None
+        self._untaken = 0  # bytes of answers, when they were counted last
+        self._watched = -1
         self.listener: Listening | None = None
         self.paused = False
 
@@ -138,12 +157,8 @@ class ClientConnection(asyncio.Protocol):
         self._server.connections[self] = None
 
     def data_received(self, data: bytes) -> None:
-        if self._skipping:
-            return
-        if self._answering:
-            self._ahead += data
-            if len(self._ahead) > MOST_SENT_AHEAD_BYTES:
-                self._set_reading(False)
+        if self._answering or self._holding:
+            self._hold(data)
             return
         if not self._queue:
             server = self._server
@@ -160,155 +175,90 @@ class ClientConnection(asyncio.Protocol):
         self._read(data)
         self._pump()
 
-    def eof_received(self) -> bool | None:
-        """A client that closes its half gets no further answer: the request is cancelled."""
-        return None
+    def eof_received(self) -> bool:
+        """The client sends nothing more. It may have closed, or wait for what it asked for; what
+        is written to it now tells which: the kernel of a client that is gone resets."""
+        if self._skipping or not (self._answering or self._ahead):
+            return False
+        self._half_closed = self._probe()
+        return self._half_closed
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.pop(self, None)
-        self._ending = self._skipping = True
-        self._queue.clear()
-        self._handler = None
-        self._parser = None  # breaks the cycle between the parser and its callbacks
+        self._unwatch()
+        self._forget_requests()
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.client_gone()
 
     def pause_writing(self) -> None:
-        self.paused = True
+        self.paused = self._holding = True
         if self.listener is not None:
             self.listener.client_paused()
 
     def resume_writing(self) -> None:
         self.paused = False
+        self._holding = self._skipping
         if self.listener is not None:
             self.listener.client_resumed()
+        elif not self._answering:
+            self._pump()
 
-    # -- called by the parser: only notes, so that no error of ours passes for one of HTTP ---------
+    # -- a client that is gone, though nothing is read from it ------------------------------------
 
-    def on_message_begin(self) -> None:
-        if self._resuming:
-            return
-        self._queue.append(Incoming(self._server.clock.monotonic_ns()))
+    def _probe(self) -> bool:
+        """Write something that changes nothing, and hear of the reset that a client that has closed
+        answers with. False where that cannot be done: such a client counts as gone.
 
-    def on_url(self, url: bytes) -> None:
-        if self._resuming:
-            return
-        self._queue[-1].head.url += url
+        Before its answer has begun any client of HTTP/1.1 takes an interim one; within a stream, a
+        zero is the beginning of the next chunk's size. Peers never close one half only.
+        """
+        transport = self._transport
+        if transport.get_extra_info("ssl_object") is not None:  # cannot be closed by halves
+            return False
+        head = self._queue[0].head if self._answering else None
+        if head is not None and (head.old_http or _CODE in head.headers):
+            return False
+        self._watched = self._server.hangups.watch(transport, self._hung_up, its_end=False)
+        if self._watched < 0:
+            return False
+        if self.listener is not None and not self.paused:
+            probe = b"0" if self.listener.head_sent else CONTINUE
+            self._outbox.write(transport, probe)
+        return True
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        incoming = self._queue[-1]
-        if self._resuming or incoming.head.complete:
-            return  # a trailer is no header: nobody looks at it
-        headers = incoming.head.headers
-        name = name.lower()
-        if name in headers and incoming.fault is None and name in SINGLE:
-            text = f"The header '{name.decode('latin-1')}' is given twice."
-            incoming.fault = Fault(status=400, reason="duplicate_header", message=text)
-        headers[name] = value
-        incoming.head.size_bytes += len(name) + len(value) + 4
-        if len(headers) > MOST_HEADERS and incoming.fault is None:
-            incoming.fault = self._head_too_large()
+    def _hung_up(self, gone: bool) -> None:
+        if not gone:
+            self._half_closed = self._probe()
+            gone = not self._half_closed
+        if gone:
+            self._transport.abort()
 
-    def on_headers_complete(self) -> None:
-        if self._resuming:
-            return
-        incoming = self._queue[-1]
-        head = incoming.head
-        head.method = self._parser.get_method()
-        version = self._parser.get_http_version()
-        head.old_http = version == "1.0"
-        head.keep_alive = incoming.keep_alive = self._parser.should_keep_alive()
-        head.settle()
-        if incoming.fault is not None:
-            return
-        settings = self._server.settings
-        length = head.headers.get(b"content-length", b"0")
-        if head.size_bytes + len(head.url) > settings.max_head_bytes:
-            incoming.fault = self._head_too_large()
-        elif version not in ("1.1", "1.0"):
-            incoming.fault = Fault(status=400, reason="http_version", message="Use HTTP/1.1.")
-        elif head.old_http and b"transfer-encoding" in head.headers:
-            text = "HTTP/1.0 has no transfer-encoding."
-            incoming.fault = Fault(status=400, reason="bad_framing", message=text)
-        elif len(length) > 18 or int(length) > settings.max_body_bytes:
-            incoming.fault = self._body_too_large()
-
-    def on_body(self, body: bytes) -> None:
-        incoming = self._queue[-1]
-        if incoming.fault is not None:
-            return
-        incoming.body_bytes += len(body)
-        if incoming.body_bytes > self._server.settings.max_body_bytes:
-            incoming.fault = self._body_too_large()
-            incoming.pieces.clear()
-        else:
-            incoming.pieces.append(body)
-
-    def on_message_complete(self) -> None:
-        self._queue[-1].complete = True
-        self._queue[-1].ended_ns = self._quiet_ns
+    def _unwatch(self) -> None:
+        if self._watched >= 0:
+            self._server.hangups.forget(self._watched, self._hung_up)
+            self._watched = -1
 
     # -- reading ---------------------------------------------------------------------------------
 
+    def _hold(self, data: bytes) -> None:
+        """Keep what is sent ahead."""
+        if self._skipping:
+            return
+        self._ahead += data
+        if len(self._ahead) > MOST_SENT_AHEAD_BYTES:
+            self._set_reading(False)
+
     def _read(self, data: bytes) -> None:
-        """Feed the parser; what it finds wrong becomes the fault of the request at the end."""
-        self._quiet_ns = self._server.clock.monotonic_ns()
-        before = self._queue[-1] if self._queue else None
-        if self._parser is None:
-            self._parser = httptools.HttpRequestParser(self)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserCallbackError:
-            raise
-        except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            text = f"The request is not valid HTTP/1.1: {error}."
-            self._spoil(Fault(status=400, reason="bad_http", message=text))
-        if before is None:
-            if len(self._queue) == 1 and self._queue[0].complete and not self._queue[0].fault:
-                head = self._queue[0].head
-                self._server.heads.learn(data, head.headers, head)
-        elif before is self._queue[-1] and not before.head.complete:
-            before.grown_bytes += len(data)
-            if before.grown_bytes > self._server.settings.max_head_bytes:
-                before.fault = before.fault or self._head_too_large()
-        if len(self._queue) > MOST_PIPELINED:
-            text = f"At most {MOST_PIPELINED} requests may be sent ahead."
-            self._spoil(Fault(status=400, reason="too_many_pipelined", message=text))
-
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """An upgrade may be ignored (RFC 9110, 7.8), but the parser has stopped behind the head:
-        a new one is told how the body is framed and goes on with it."""
-        incoming = self._queue[-1]
-        self._parser = httptools.HttpRequestParser(self)
-        headers = incoming.head.headers
-        if incoming.head.has_body:
-            incoming.complete = False
-            chunked = b"transfer-encoding" in headers
-            name = b"transfer-encoding" if chunked else b"content-length"
-            self._resuming = True
-            self._parser.feed_data(
-                b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n" % (name, headers[name])
+        server, quiet_ns = self._server, self._quiet_ns
+        self._quiet_ns = now_ns = server.clock.monotonic_ns()
+        if self._reader is None:
+            self._reader = RequestReader(
+                self._queue, server.heads, server.uploads, server.settings
             )
-            self._resuming = False
-        if rest:
-            self._read(rest)
-
-    def _spoil(self, fault: Fault) -> None:
-        if not self._queue or self._queue[-1].complete:
-            self._queue.append(Incoming(self._quiet_ns))
-        incoming = self._queue[-1]
-        incoming.fault = incoming.fault or fault
-
-    def _head_too_large(self) -> Fault:
-        text = f"The head has more than {self._server.settings.max_head_bytes} bytes."
-        return Fault(status=431, reason="head_too_large", message=text)
-
-    def _body_too_large(self) -> Fault:
-        text = f"The body has more than {self._server.settings.max_body_bytes} bytes."
-        return Fault(status=413, reason="body_too_large", message=text)
+        self._reader.read(data, now_ns)
+        if not self._queue:
+            self._quiet_ns = quiet_ns  # empty lines begin no request
 
     def _pump(self) -> None:
         """Answer what has been read, in order, until one answer has to wait."""
@@ -316,7 +266,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._pumping = True
         try:
-            while not self._answering and not self._ending:
+            while not (self._answering or self._ending or self.paused):
                 if self._queue and self._advance(self._queue[0]):
                     continue
                 if not self._ahead:
@@ -326,11 +276,14 @@ class ClientConnection(asyncio.Protocol):
                 self._read(ahead)
         finally:
             self._pumping = False
+        if self._half_closed and not (self._answering or self._ending or self._ahead):
+            self._end(read_on=False)  # nothing more will come
 
     def _advance(self, incoming: Incoming) -> bool:
         """Take the first request one step on; False when more bytes are needed."""
         if incoming.fault is not None:
             self._answering = True
+            self._bodiless = incoming.bodiless
             incoming.keep_alive = False
             if self._handler is None:
                 self._server.app.fail(self, incoming, incoming.fault)
@@ -341,19 +294,36 @@ class ClientConnection(asyncio.Protocol):
             return False
         if self._handler is None:
             self._answering = True
+            self._bodiless = incoming.bodiless
             handler = self._server.app.begin(self, incoming)
             if handler is None:
                 return True
             self._answering = False
             self._handler = handler
-            expect = incoming.head.headers.get(b"expect", b"").lower()
-            if expect == b"100-continue" and not incoming.body_bytes and not incoming.complete:
-                self.write(CONTINUE)
+            if self._is_awaited(incoming):
+                self._outbox.write(self._transport, CONTINUE)
         if not incoming.complete:
             return False
         self._answering = True
         self._handler.serve()
         return True
+
+    def _is_awaited(self, incoming: Incoming) -> bool:
+        """Whether the client waits for a word before it sends the body."""
+        return (
+            b"expect" in incoming.head.headers and not incoming.head.old_http
+            and not incoming.body_bytes and not incoming.complete
+        )
+
+    def _forget_requests(self) -> None:
+        """Read nothing more."""
+        self._ending = self._skipping = self._holding = True
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self._queue.clear()
+        self._ahead = b""
+        self._handler = None
 
     # -- answering -------------------------------------------------------------------------------
 
@@ -362,12 +332,15 @@ class ClientConnection(asyncio.Protocol):
         return not incoming.keep_alive or not incoming.complete or self._server.draining
 
     def write(self, data: bytes) -> None:
-        """Part of an answer."""
-        self._server.outbox.write(self._transport, data)
+        """Part of an answer; the first part has the whole head."""
+        if self._bodiless:
+            self._bodiless = False
+            data = data[: data.find(b"\r\n\r\n") + 4]
+        self._outbox.write(self._transport, data)
 
     def answer(self, data: bytes, *, close: bool) -> None:
         """A whole answer; `close` says what its head says about the connection."""
-        self._server.outbox.write(self._transport, data)
+        self.write(data)
         self.done(close=close)
 
     def done(self, *, close: bool) -> None:
@@ -380,8 +353,8 @@ class ClientConnection(asyncio.Protocol):
             return  # the client is gone
         incoming = self._queue.popleft()
         if close:
-            self._end(read_on=not incoming.complete)
-        elif self._queue or self._ahead:
+            self._end(read_on=bool(not incoming.complete or self._queue or self._ahead))
+        elif self._queue or self._ahead or self._half_closed:
             self._pump()
 
     def cut(self) -> None:
@@ -390,23 +363,29 @@ class ClientConnection(asyncio.Protocol):
         self._end(read_on=False)
 
     def _end(self, *, read_on: bool) -> None:
-        self._ending = self._skipping = True
-        self._queue.clear()
-        self._server.outbox.flush()
-        if read_on and self._transport.can_write_eof() and not self._transport.is_closing():
+        self._forget_requests()
+        self._outbox.flush()
+        transport = self._transport
+        if read_on and not self._half_closed and transport.can_write_eof():
             # Closing with unread bytes would reset the connection and could destroy the answer.
-            self._transport.write_eof()
-            self._set_reading(True)
-            asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+            if not transport.is_closing():
+                transport.write_eof()
+                self._set_reading(True)
+                asyncio.get_running_loop().call_later(LINGER_S, transport.close)
         else:
-            self._transport.close()
+            transport.close()
 
     def _set_reading(self, reading: bool) -> None:
         if reading != self._reading and not self._transport.is_closing():
             self._reading = reading
             if reading:
+                self._unwatch()
+                self._half_closed = False  # to be read once more, behind what came before it
                 self._transport.resume_reading()
             else:
+                self._watched = self._server.hangups.watch(
+                    self._transport, self._hung_up, its_end=True
+                )
                 self._transport.pause_reading()
 
     # -- limits ----------------------------------------------------------------------------------
@@ -416,20 +395,26 @@ class ClientConnection(asyncio.Protocol):
             self._end(read_on=False)
 
     def expire(self, now_ns: int) -> None:
-        """Close when idle for too long, or when a request takes too long to arrive."""
+        """Close when nothing moves for too long, or when a request takes too long to arrive."""
         if self._answering:
             return
         settings = self._server.settings
         if not self._quiet_ns:
             self._quiet_ns = now_ns
         if not self._queue:
-            if now_ns - self._quiet_ns > settings.idle_timeout_s * 1e9:
+            if now_ns - self._quiet_ns > settings.idle_timeout_s * 1e9 and not self._takes(now_ns):
                 self.abort()
             return
         incoming = self._queue[0]
         limit_s = settings.body_timeout_s if incoming.head.complete else settings.head_timeout_s
         if now_ns - incoming.began_ns > limit_s * 1e9:
             self.abort()
+
+    def _takes(self, now_ns: int) -> bool:
+        """Whether the client has taken some of its answer since this was asked before."""
+        untaken, self._untaken = self._untaken, self._transport.get_write_buffer_size()
+        self._quiet_ns = now_ns
+        return self._untaken not in (0, untaken)
 
     def abort(self) -> None:
         self._transport.abort()

@@ -21,6 +21,10 @@ IDLE_S = 4.0
 IDLE_MARGIN_S = 1.0
 MOST_IDLE = 256  # an address
 MOST_ANSWER_BYTES = 64 * 1024 * 1024  # of an answer that is taken in one read
+MOST_SILENT_BYTES = 64 * 1024  # in reads without a byte of a body: heads, interim answers, trailers
+MOST_HEADERS = 256
+LARGE_BYTES = 64 * 1024  # passed on at once, so that a slow client pauses its engine at once
+VERSIONS = ("1.1", "1.0")
 
 
 class Receiver(Protocol):
@@ -45,6 +49,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection; `fresh` until it has been given back to the pool once."""
 
     __slots__ = (
+        "_absurd",
         "_by_close",
         "_complete",
         "_excess",
@@ -57,6 +62,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_reading",
         "_receiver",
         "_reusable",
+        "_silent_bytes",
         "_status",
         "_transport",
         "_untouched",
@@ -82,11 +88,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._interim = False
         self._complete = False
         self._by_close = False
+        self._absurd = False  # the head makes no sense
         self._excess = False  # the other side sent more than one answer to one request
         self._reusable = False
         self._reading = True
         self._untouched = True  # nothing of this answer has come
         self._status = 0
+        self._silent_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -130,6 +138,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self._excess:
             return
         self._status = self._parser.get_status_code()
+        sound = self._parser.get_http_version() in VERSIONS and 100 <= self._status < 600
+        self._absurd = not sound or len(self._headers) > MOST_HEADERS
         self._interim = 100 <= self._status < 200
         self._head_due = not self._interim
         framed = b"content-length" in self._headers or b"transfer-encoding" in self._headers
@@ -180,21 +190,41 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserCallbackError:
             raise
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(f"the answer is not valid HTTP/1.1: {error}")
-            return
+            if not self._complete:
+                self._fail(f"the answer is not valid HTTP/1.1: {error}")
+                return
+            self._excess = True  # the answer is whole, and what follows it is not read
         if self._head_due:
+            if self._absurd:
+                self._fail("the answer has a head that HTTP/1.1 does not know")
+                return
             self._head_due = False
             receiver.answered(self._status, self._headers)
         if self._pieces:
+            self._silent_bytes = 0
             pieces, self._pieces = self._pieces, []
             if self._receiver is receiver:
                 receiver.received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+                if len(data) > LARGE_BYTES:
+                    self._pool.outbox.flush()
+        elif not self._complete and self._is_noise(len(data)):
+            self._fail("the answer has too much that is no content")
+            return
         if self._complete and self._receiver is receiver:
-            self._receiver = None
+            self._receiver, self._silent_bytes = None, 0
             if first and self._status == 200 and self._reusable and not self._excess:
-                self._pool.heads.learn(data, self._headers, self._headers)
+                self._learn(data)
             self._give_back()
             receiver.ended()
+
+    def _is_noise(self, size_bytes: int) -> bool:
+        self._silent_bytes += size_bytes
+        return self._silent_bytes > MOST_SILENT_BYTES
+
+    def _learn(self, data: bytes) -> None:
+        """Remember the head of an answer that came in one read, with no interim one before it."""
+        if data.startswith(b"HTTP/1.1 200"):
+            self._pool.heads.learn(data, self._headers, self._headers)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
@@ -252,9 +282,12 @@ class UpstreamPool:
 
     async def connect(self, address: Address, *, timeout_s: float) -> UpstreamConnection:
         """A new connection. Raises OSError or TimeoutError."""
-        return await self._network.connect(
+        connection = await self._network.connect(
             lambda: UpstreamConnection(self, address), address, timeout_s=timeout_s
         )
+        if not connection.open:
+            raise ConnectionResetError("closed before it was asked anything")
+        return connection
 
     def give(self, connection: UpstreamConnection, idle_s: float) -> None:
         """Keep a connection whose answer is complete."""
