@@ -16,7 +16,7 @@ STOP_S = 20.0
 class OwnSite:
     """A site that the cloud's world calls `elsewhere`. It joins once and may be started again."""
 
-    def __init__(self, cloud: Cloud, name: str, folder: Path, *, settings: str = "") -> None:
+    def __init__(self, cloud: Cloud, name: str, folder: Path) -> None:
         self.cloud = cloud
         self.name = name
         self.folder = folder
@@ -33,7 +33,7 @@ class OwnSite:
         )
         assert joined.returncode == 0, joined.stderr
         (folder / "gateway.toml").write_text(
-            f'identity = "identity.json"\nport = {self.port}\njournal = "journal"\n{settings}'
+            f'identity = "identity.json"\nport = {self.port}\njournal = "journal"\n'
         )
         (folder / "agent.toml").write_text('identity = "identity.json"\nlogs = "logs"\n')
 
@@ -50,15 +50,18 @@ class OwnSite:
         for name in ("gateway", "agent"):
             running = self._processes.get(name)
             if running is None or running.poll() is not None:
-                with (self.folder / f"{name}.log").open("ab") as output:
-                    self._processes[name] = subprocess.Popen(
-                        [*COMMAND, name, "--config", str(self.folder / f"{name}.toml")],
-                        env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                    )
+                self._start(name)
         wait_until(
             lambda: len(self.engines()) == replicas, f"{replicas} replicas of {self.name} are ready"
         )
         return self
+
+    def _start(self, name: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as output:
+            self._processes[name] = subprocess.Popen(
+                [*COMMAND, name, "--config", str(self.folder / f"{name}.toml")],
+                env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )
 
     def engines(self) -> dict[str, int]:
         """Process ids of the replicas that control has heard to be ready, by replica."""
@@ -81,6 +84,16 @@ class OwnSite:
         for process in self._processes.values():
             process.wait(STOP_S)
         wait_until(lambda: all(gone(pid) for pid in family), f"nothing of {self.name} is left")
+
+    def restart_gateway(self, settings: str) -> None:
+        """Stop the gateway, if it runs, and start it with further lines in its file."""
+        if self.gateway.poll() is None:
+            self.gateway.terminate()
+            self.gateway.wait(STOP_S)
+        (self.folder / "gateway.toml").write_text(
+            f'identity = "identity.json"\nport = {self.port}\njournal = "journal"\n{settings}\n'
+        )
+        self._start("gateway")
 
     def stop(self) -> None:
         """End it in an orderly way, as far as it runs."""

@@ -4,6 +4,7 @@ Three sites: Madrid has no engines and takes the clients, Lisbon is near and ser
 and may go on. Lisbon's processes belong to the test, so that what is killed stays dead.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.world.model import EngineSpec
 from isochrone.ports.engine import EngineStart
 from tests.fixtures.recorded_answers import Received
-from tests.rig.cloud import Cloud
+from tests.rig.cloud import Cloud, ask
 from tests.rig.own_site import OwnSite
 from tests.rig.streams import Ask, Client, Stream, answers, until
 from tests.rig.waiting import wait_until
@@ -29,6 +30,7 @@ MODEL = "tiny-fable"
 GGUF = "tiny-fable-q8_0.gguf"
 CONTEXT_TOKENS = 512
 INGRESS, SERVING, OTHER = "madrid", "lisbon", "ashburn"
+FAR_RTT_MS = 900.0  # so that the near site serves as long as it lives
 START_S = 60.0
 BOOKED_S = 90.0
 LEAST_TEXTS = 5  # a stream has received before the kill
@@ -127,6 +129,10 @@ class Sent:
     stream: Stream
     bound: bool = False
 
+    @property
+    def own_id(self) -> str:
+        return self.stream.ask.own_id
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
@@ -136,6 +142,12 @@ class Round:
     began_at: float
     killed_at: float
     ended_at: float
+
+    def at(self, site: str) -> list[Sent]:
+        """Streams that a site served first."""
+        return [
+            each for each in self.sent if each.stream.headers.get("x-isochrone-site") == site
+        ]
 
     @property
     def free(self) -> list[Sent]:
@@ -152,7 +164,7 @@ def a_rig(folder: Path, *, streams: int) -> Iterator[Rig]:
     slots = 2 * streams
     world = folder / "world.toml"
     world.write_text(WORLD.format(
-        model=MODEL, file=GGUF, context=CONTEXT_TOKENS, far_rtt_ms=400.0,
+        model=MODEL, file=GGUF, context=CONTEXT_TOKENS, far_rtt_ms=FAR_RTT_MS,
         serving=ENGINES.format(model=MODEL, replicas=2, slots=slots, threads=1),
         other=ENGINES.format(model=MODEL, replicas=1, slots=slots, threads=2),
     ))
@@ -181,17 +193,25 @@ def wait_until_served(rig: Rig) -> None:
 
 
 def _served(rig: Rig, key: str) -> bool:
-    reply = rig.cloud.chat(INGRESS, key=key, max_tokens=1)
-    return reply.status == 200 and reply.headers["x-isochrone-site"] == SERVING
+    """Whether both gateways have a request of the key served by Lisbon."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    for endpoint in (rig.cloud.endpoint(INGRESS), rig.serving.endpoint):
+        try:
+            reply = ask(endpoint, "/chat/completions", key, body)
+        except OSError:
+            return False
+        if (reply.status, reply.headers["x-isochrone-site"]) != (200, SERVING):
+            return False
+    return True
 
 
 # -- what an undisturbed engine says ---------------------------------------------------------------
 
 
-async def undisturbed(name: str, count: int, *, max_tokens: int, logs: Path) -> list[Case]:
+async def undisturbed(count: int, *, max_tokens: int, logs: Path) -> list[Case]:
     """`count` cases with long answers, by an engine of this function's own."""
     prompts = [f"Tell me a story about a {who} and {what}." for what, who in product(WHAT, WHO)]
-    asks = [_ask(name, i, prompts[i], max_tokens) for i in range(min(int(count * SPARE) + 4, 300))]
+    asks = [_ask(i, prompts[i], max_tokens) for i in range(min(int(count * SPARE) + 4, 300))]
     spec = EngineSpec(
         kind="llamacpp", source=str(bundled_model(GGUF)), slots=len(asks), threads=2
     )
@@ -210,16 +230,16 @@ async def undisturbed(name: str, count: int, *, max_tokens: int, logs: Path) -> 
         await engine.stop(deadline_s=5)
 
 
-def _ask(name: str, number: int, prompt: str, max_tokens: int) -> Ask:
+def _ask(number: int, prompt: str, max_tokens: int) -> Ask:
     body: dict[str, Any] = {
         "model": MODEL, "stream": True, "temperature": 0, "max_tokens": max_tokens,
         "stream_options": {"include_usage": True},
     }
     if number % PLAIN_EVERY == 0:
-        return Ask(own_id=f"{name}-{number}", path="/completions", body={**body, "prompt": prompt})
+        return Ask(own_id="undisturbed", path="/completions", body={**body, "prompt": prompt})
     messages = [{"role": "user", "content": prompt}]
     return Ask(
-        own_id=f"{name}-{number}", path="/chat/completions", body={**body, "messages": messages}
+        own_id="undisturbed", path="/chat/completions", body={**body, "messages": messages}
     )
 
 
@@ -250,18 +270,20 @@ async def _cases(asks: Sequence[Ask], base: str, key: str) -> list[Case]:
 
 
 async def kill_in_the_middle(
-    rig: Rig, cases: Sequence[Case], bound: Sequence[Case], *, entries: Sequence[str],
+    rig: Rig, name: str, cases: Sequence[Case], *, bound: int, entries: Sequence[str],
     kill: Callable[[], object],
 ) -> Round:
-    """Open all streams at the entries in turn, and kill once each has its first texts."""
+    """Open all streams at the entries in turn, the last ones `bound`, and kill once each has its
+    first texts. Clients call them by `name` and their number."""
     client, sent = Client(), []
-    for i, case in enumerate((*cases, *bound)):
-        is_bound = i >= len(cases)
-        key, ask = rig.bound if is_bound else rig.free, case.ask
+    for i, case in enumerate(cases):
+        is_bound = i >= len(cases) - bound
+        key = rig.bound if is_bound else rig.free
+        sending = replace(case.ask, own_id=f"{name}-{i}")
         if i % SILENT_EVERY == 0:
-            body = {name: each for name, each in ask.body.items() if name != "stream_options"}
-            ask = replace(ask, body=body)
-        stream = client.add(ask, entries[i % len(entries)], key)
+            body = {name: each for name, each in sending.body.items() if name != "stream_options"}
+            sending = replace(sending, body=body)
+        stream = client.add(sending, entries[i % len(entries)], key)
         sent.append(Sent(case=case, stream=stream, bound=is_bound))
     began_at = time.monotonic()
     await client.begin()
@@ -269,25 +291,32 @@ async def kill_in_the_middle(
         lambda: all(one.ended or one.texts >= LEAST_TEXTS for one in client.streams),
         "every stream has begun",
     )
-    killed_at = time.monotonic()
+    for stream in client.streams:
+        if stream.open:
+            stream.texts_at_kill = stream.texts
+    killed_at, second = time.monotonic(), int(time.time())
     kill()
     for stream in client.streams:
-        stream.texts_at_kill = sum(at <= killed_at for at in stream.text_at) if stream.open else 0
+        # llama.cpp says when it made each event: what was on its way then may have this second.
+        stream.created_at_kill = {*stream.created, second}
     await client.finish()
     return Round(
         sent=sent, began_at=began_at, killed_at=killed_at, ended_at=time.monotonic()
     )
 
 
-def faults(sent: Sent) -> list[str]:
-    """What a client could complain of in a stream, other than a text that fell the other way."""
+def faults(sent: Sent, *, moved: bool) -> list[str]:
+    """What a client could complain of in a stream, other than a text that fell the other way.
+    `moved`: everything behind the kill was written elsewhere."""
     stream, case = sent.stream, sent.case
     if not stream.error_free:
         return [f"status {stream.status}, {stream.lost}, ended with {stream.data[-300:]!r}"]
     got, found = stream.received(), []
     same_text = got.text == case.undisturbed.text
-    if len(got.ids) != 1 or len(got.created) != 1:
-        found.append(f"ids {got.ids}, created {got.created}")
+    if len(got.ids) != 1:
+        found.append(f"ids {got.ids}")
+    if moved and stream.texts_at_kill and not got.created <= stream.created_at_kill:
+        found.append(f"created {got.created}, before the kill {stream.created_at_kill}")
     if got.roles != case.undisturbed.roles:
         found.append(f"{got.roles} role events")
     if got.done != 1 or set(got.finish) != {0}:
@@ -308,12 +337,21 @@ def faults(sent: Sent) -> list[str]:
     return found
 
 
+def tried_again(rig: Rig, sent: Sequence[Sent]) -> int:
+    """How many of these streams the gateway of Lisbon sent to more than one replica."""
+    ids, found = {each.own_id for each in sent}, 0
+    for line in (rig.serving.folder / "gateway.log").read_text().split("\n")[:-1]:
+        said = json.loads(line) if line.startswith("{") else {}
+        found += said.get("client_request") in ids and said.get("attempts", 0) > 1
+    return found
+
+
 # -- the book --------------------------------------------------------------------------------------
 
 
 def booked(cloud: Cloud, sent: Sequence[Sent]) -> dict[str, dict[str, Any]]:
     """The rows of these streams by the client's own id, once all are there; never two of one."""
-    wanted = {each.stream.ask.own_id for each in sent}
+    wanted = {each.own_id for each in sent}
     rows: dict[str, dict[str, Any]] = {}
 
     def complete() -> bool:

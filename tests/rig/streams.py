@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from tests.fixtures.recorded_answers import Received, received
 
 ANSWER_S = 240.0
 POLL_S = 0.01
+CREATED = re.compile(rb'"created":(\d+)')
 TEXT_MARKS = (b'"content":"', b'"text":"')
 
 
@@ -34,10 +36,12 @@ class Ask:
 
 @dataclass(slots=True, kw_only=True)
 class Stream:
-    """What one client sees of its stream. `whole` once its body has come to its proper end;
-    `text_at` are the instants at which text came, `lost` says how a connection broke."""
+    """What one client sees of its stream through `entry`. `whole` once its body has come to its
+    proper end; `text_at` are the instants at which text came, `lost` says how a connection broke.
+    """
 
     ask: Ask
+    entry: str
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     data: bytes = b""
@@ -46,6 +50,7 @@ class Stream:
     ended: bool = False
     lost: str | None = None
     texts_at_kill: int = 0
+    created_at_kill: set[int] = field(default_factory=set)
 
     @property
     def texts(self) -> int:
@@ -56,6 +61,11 @@ class Stream:
     def open(self) -> bool:
         """Whether more of the answer has to come."""
         return not self.ended and b'"finish_reason":"' not in self.data
+
+    @property
+    def created(self) -> set[int]:
+        """All `created` of its events."""
+        return set(map(int, CREATED.findall(self.data)))
 
     @property
     def events(self) -> list[bytes]:
@@ -101,7 +111,7 @@ class Client:
 
     def add(self, ask: Ask, base: str, key: str) -> Stream:
         """Prepare one stream from the gateway, or engine, whose OpenAI API is at `base`."""
-        stream = Stream(ask=ask)
+        stream = Stream(ask=ask, entry=base)
         self.streams.append(stream)
         self._tasks.append(asyncio.create_task(self._run(stream, base, key)))
         return stream
