@@ -39,7 +39,6 @@ class Incoming:
         self.read_bytes = 0  # by reads that hold nothing but this request
         self.pieces: list[bytes | bytearray] = []
         self.body_bytes = 0
-        self.uploading_bytes = 0  # of the body, counted while more is to come
         self.complete = False
         self.fault: Fault | None = None
 

@@ -42,7 +42,8 @@ class RequestReader:
     a fault nothing is read. `heads` remembers heads of whole requests."""
 
     __slots__ = (
-        "_heads", "_now_ns", "_parser", "_queue", "_resuming", "_settings", "_too_many", "_uploads",
+        "_heads", "_held_bytes", "_now_ns", "_parser", "_queue", "_resuming", "_settings",
+        "_too_many", "_uploads",
     )
 
     def __init__(
@@ -53,6 +54,7 @@ class RequestReader:
         self._heads = heads
         self._uploads = uploads
         self._settings = settings
+        self._held_bytes = 0
         self._parser: Any = None
         self._resuming = False  # the parser is told again what it has forgotten
         self._too_many = False
@@ -70,35 +72,26 @@ class RequestReader:
             last.read_bytes += len(data)
             if last.framing_bytes > self._settings.max_head_bytes:
                 last.fault = last.fault or self._noise(last)
-        if before is not None and before.uploading_bytes:
-            self.release(before)
+        self._hold(0 if last.complete or last.fault is not None else last.body_bytes)
+        if self._uploads.held_bytes > self._settings.max_uploading_bytes and self._held_bytes:
+            text = "Too many large bodies are being sent to this gateway; try again."
+            last.fault = Fault(status=503, reason="too_many_uploads", message=text)
+            self._hold(0)
         if last.fault is not None:
             last.pieces.clear()
-        elif not last.complete:
-            self._count(last)
-        elif before is None and len(queue) == 1 and not last.bodiless:
+        elif last.complete and before is None and len(queue) == 1 and not last.bodiless:
             self._heads.learn(data, last.head.headers, last.head)
-
-    def release(self, incoming: Incoming) -> None:
-        """Its body is not being uploaded, or not any more."""
-        self._uploads.held_bytes -= incoming.uploading_bytes
-        incoming.uploading_bytes = 0
 
     def close(self) -> None:
         """Nothing more is read: breaks the cycle between the parser and its callbacks."""
         self._parser = None
-        if self._queue and self._queue[-1].uploading_bytes:
-            self.release(self._queue[-1])
+        self._hold(0)
 
-    def _count(self, incoming: Incoming) -> None:
-        """Part of a body is there: whether all that is held of bodies is still little enough."""
-        incoming.uploading_bytes = incoming.body_bytes
-        self._uploads.held_bytes += incoming.body_bytes
-        if self._uploads.held_bytes > self._settings.max_uploading_bytes:
-            text = "Too many large bodies are being sent to this gateway; try again."
-            incoming.fault = Fault(status=503, reason="too_many_uploads", message=text)
-            incoming.pieces.clear()
-            self.release(incoming)
+    def _hold(self, size_bytes: int) -> None:
+        """Account for what is there of a body that is not whole."""
+        if size_bytes != self._held_bytes:
+            self._uploads.held_bytes += size_bytes - self._held_bytes
+            self._held_bytes = size_bytes
 
     # -- the parser ------------------------------------------------------------------------------
 
@@ -118,15 +111,15 @@ class RequestReader:
                 self._spoil(Fault(status=400, reason="too_many_pipelined", message=text))
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                if not queue[-1].head.complete:  # the preface of HTTP/2
-                    self._spoil(_version("2.0"))
                 if queue[-1].fault is not None:
                     return
                 self._parser = self._resumed(queue[-1])
                 data = data[upgrade.args[0] :]
             except httptools.HttpParserError as error:
                 text = f"The request is not valid HTTP/1.1: {error}."
-                self._spoil(Fault(status=400, reason="bad_http", message=text))
+                fault = Fault(status=400, reason="bad_http", message=text)
+                preface = self._parser.get_method() == b"PRI"
+                self._spoil(_version("2.0") if preface else fault)
                 return
 
     def _resumed(self, incoming: Incoming) -> Any:

@@ -277,7 +277,7 @@ class ClientConnection(asyncio.Protocol):
         finally:
             self._pumping = False
         if self._half_closed and not (self._answering or self._ending or self._ahead):
-            self._end(read_on=False)  # nothing more will come
+            self._end()  # nothing more will come
 
     def _advance(self, incoming: Incoming) -> bool:
         """Take the first request one step on; False when more bytes are needed."""
@@ -351,29 +351,29 @@ class ClientConnection(asyncio.Protocol):
         self._quiet_ns = 0  # the next sweep says since when
         if not self._queue:
             return  # the client is gone
-        incoming = self._queue.popleft()
+        self._queue.popleft()
         if close:
-            self._end(read_on=bool(not incoming.complete or self._queue or self._ahead))
+            self._end()
         elif self._queue or self._ahead or self._half_closed:
             self._pump()
 
     def cut(self) -> None:
         """End in the middle of an answer: what was written goes out, and no end of a body."""
         self.listener = None
-        self._end(read_on=False)
+        self._end()
 
-    def _end(self, *, read_on: bool) -> None:
+    def _end(self) -> None:
+        """Close in two steps: closing with unread bytes, or before more of them come, would reset
+        the connection and could destroy the answer (RFC 9112, 9.6)."""
         self._forget_requests()
         self._outbox.flush()
         transport = self._transport
-        if read_on and not self._half_closed and transport.can_write_eof():
-            # Closing with unread bytes would reset the connection and could destroy the answer.
-            if not transport.is_closing():
-                transport.write_eof()
-                self._set_reading(True)
-                asyncio.get_running_loop().call_later(LINGER_S, transport.close)
-        else:
+        if self._half_closed or not transport.can_write_eof() or transport.is_closing():
             transport.close()
+            return
+        transport.write_eof()
+        self._set_reading(True)
+        asyncio.get_running_loop().call_later(LINGER_S, transport.close)
 
     def _set_reading(self, reading: bool) -> None:
         if reading != self._reading and not self._transport.is_closing():
@@ -392,7 +392,8 @@ class ClientConnection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         if not self._answering and not self._queue and not self._ending:
-            self._end(read_on=False)
+            self._forget_requests()
+            self._transport.close()
 
     def expire(self, now_ns: int) -> None:
         """Close when nothing moves for too long, or when a request takes too long to arrive."""
