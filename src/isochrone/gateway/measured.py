@@ -89,7 +89,7 @@ class Measured:
             added_ms = sent_ms - chosen_ms
             row.added[bisect_left(_QUICK_MS, added_ms)] += 1
             row.added_ms += added_ms
-            if chosen_ms:
+            if chosen_ms > 0:
                 row.receive[bisect_left(_QUICK_MS, chosen_ms)] += 1
                 row.receive_ms += chosen_ms
             if record.stream and record.first_byte_ms is not None:

@@ -35,14 +35,16 @@ _OURS = ("engine_lost", "timed_out", "engine_error", "refused")
 
 class Spans:
     """`ratio` of all traces is kept, the same ones by every gateway. `host` and `port` are where
-    clients reach this gateway."""
+    this gateway listens; port 0 is not known."""
 
     def __init__(
         self, sink: SpanSink, *, site: str, host: str, port: int, ratio: float = 1.0
     ) -> None:
         self._sink = sink
         self._site = site
-        self._server: dict[str, Scalar] = {"server.address": host, "server.port": port}
+        self._server: dict[str, Scalar] = {"server.address": host}
+        if port:
+            self._server["server.port"] = port
         self._limit = int(ratio * _WHOLE)
         self._waiting: list[tuple[UsageRecord, bytes | None, int]] = []
 
