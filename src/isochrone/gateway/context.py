@@ -26,6 +26,8 @@ from isochrone.ports.clock import Clock
 if TYPE_CHECKING:
     from isochrone.gateway.forward import Exchange
 
+HEARING_NS = 3_000_000_000  # sites that say nothing for so long are away
+
 
 @dataclass(slots=True, kw_only=True)
 class Context:
@@ -51,6 +53,7 @@ class Context:
     log: RequestLog
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     exchanges: "dict[Exchange, None]" = field(default_factory=dict)
+    waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready
     quiet: asyncio.Event | None = None  # while draining: set when no request is open
 
     def begun(self, exchange: "Exchange") -> None:
@@ -68,6 +71,19 @@ class Context:
         """As the view says; as joining said before there is a view."""
         own = self.view.own
         return self.joined_country if own is None else own.country
+
+    def has_heard(self, now_ns: int) -> bool:
+        """Whether every site that has joined and serves something was heard of, or had the time to
+        be since somebody asked for the first time."""
+        if self.waiting_since_ns is None:
+            self.waiting_since_ns = now_ns
+        view = self.view.table.view
+        return now_ns - self.waiting_since_ns > HEARING_NS or all(
+            self.loads.of(site) is not None
+            for sites in view.deployments.values()
+            for site in sites
+            if site in view.sites and view.sites[site].peer_key is not None
+        )
 
     def country_of(self, site: SiteName) -> str | None:
         """Of a site of the view, or of the own site before there is a view."""

@@ -32,6 +32,10 @@ STARTING = Refusal(
     status=503, reason="starting", retry_after_s=1,
     message="This gateway has not received its view yet; try again in a moment.",
 )
+UNHEARD = Refusal(
+    status=503, reason="starting", retry_after_s=1,
+    message="This gateway has not heard from every site yet; try again in a moment.",
+)
 PROBE = "probe"  # answers to supervisors, which ask all the time: not logged
 NOT_POST = Refusal(status=405, reason="method", message="Use POST here.")
 NOT_GET = Refusal(status=405, reason="method", message="Use GET here.")
@@ -246,11 +250,13 @@ def _health(own: OwnAnswer) -> None:
 
 
 def _ready(own: OwnAnswer) -> None:
-    """Ready: there is a view to serve from, and usage can be recorded."""
+    """Ready: there is a view to serve from, sites were heard, and usage can be recorded."""
     context = own.context
     why = context.journal.refusal()
     if not context.view.synced:
         own.refuse(STARTING)
+    elif not context.has_heard(context.clock.monotonic_ns()):
+        own.refuse(UNHEARD)
     elif why is not None:
         own.refuse(Refusal(status=503, reason="journal", message=why, retry_after_s=5))
     else:

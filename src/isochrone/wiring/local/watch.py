@@ -107,13 +107,15 @@ async def wait_ready(cloud: LocalCloud, *, deadline_s: float) -> Mapping[str, An
 
 
 async def wait_known(cloud: LocalCloud, key: str, *, deadline_s: float) -> None:
-    """Return once every gateway takes `key`: what is printed must work at once."""
+    """Return once every gateway takes `key` and has heard of the sites: what is printed must work
+    at once."""
     waiting = dict(cloud.sites)
     try:
         async with asyncio.timeout(deadline_s):
             while waiting:
                 for name, port in list(waiting.items()):
-                    if await http_status(cloud.host, port, "/v1/models", key=key) == 200:
+                    known = await http_status(cloud.host, port, "/v1/models", key=key) == 200
+                    if known and await http_status(cloud.host, port, "/ready") == 200:
                         del waiting[name]
                 await asyncio.sleep(KNOWN_POLL_S if waiting else 0)
     except TimeoutError:
