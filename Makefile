@@ -35,6 +35,7 @@ check: test  ## the same as test
 
 evidence: $(VENV)/installed  ## measure the local cloud and the gateway (most of an hour), see benchmarks/
 	$(BIN)/python benchmarks/local_cloud/run.py
+	$(BIN)/python -m benchmarks.streams.run
 	$(BIN)/python -m benchmarks.gateway.run
 
 bench-gateway: $(VENV)/installed  ## measure the gateway beside its peers (options: ARGS=--help)

@@ -24,8 +24,8 @@ MODEL = "tiny-fable"
 class EngineThread:
     """A scripted engine on a loop of its own, so that a test may block."""
 
-    def __init__(self) -> None:
-        self.engine = ScriptedEngine()
+    def __init__(self, engine: ScriptedEngine | None = None) -> None:
+        self.engine = engine or ScriptedEngine()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 

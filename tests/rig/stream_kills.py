@@ -30,7 +30,9 @@ MODEL = "tiny-fable"
 GGUF = "tiny-fable-q8_0.gguf"
 CONTEXT_TOKENS = 512
 INGRESS, SERVING, OTHER = "madrid", "lisbon", "ashburn"
-FAR_RTT_MS = 900.0  # so that the near site serves as long as it lives
+FAR_RTT_MS = 900.0       # so that the near site serves as long as it lives
+MOST_SLOTS = 256         # that llama.cpp takes
+UNDISTURBED_SLOTS = 64
 START_S = 60.0
 BOOKED_S = 90.0
 LEAST_TEXTS = 5  # a stream has received before the kill
@@ -161,7 +163,7 @@ class Round:
 @contextmanager
 def a_rig(folder: Path, *, streams: int) -> Iterator[Rig]:
     """Engines of Lisbon and Ashburn have a slot for every stream, and for those that are bound."""
-    slots = 2 * streams
+    slots = min(2 * streams, MOST_SLOTS)
     world = folder / "world.toml"
     world.write_text(WORLD.format(
         model=MODEL, file=GGUF, context=CONTEXT_TOKENS, far_rtt_ms=FAR_RTT_MS,
@@ -213,7 +215,7 @@ async def undisturbed(count: int, *, max_tokens: int, logs: Path) -> list[Case]:
     prompts = [f"Tell me a story about a {who} and {what}." for what, who in product(WHAT, WHO)]
     asks = [_ask(i, prompts[i], max_tokens) for i in range(min(int(count * SPARE) + 4, 300))]
     spec = EngineSpec(
-        kind="llamacpp", source=str(bundled_model(GGUF)), slots=len(asks), threads=2
+        kind="llamacpp", source=str(bundled_model(GGUF)), slots=UNDISTURBED_SLOTS, threads=2
     )
     start = EngineStart(
         replica=ReplicaId("undisturbed/tiny/0"), site=SiteName("undisturbed"),
@@ -224,8 +226,12 @@ async def undisturbed(count: int, *, max_tokens: int, logs: Path) -> list[Case]:
         plain = await _cases(asks, engine.base_url, engine.key or "")
         long = [each for each in plain if each.usage["completion_tokens"] >= 0.75 * max_tokens]
         assert len(long) >= count, "too few answers are long enough"
-        again = [_varied(i, case) for i, case in enumerate(long[:count])]
-        return await _cases(again, engine.base_url, engine.key or "")
+        long = long[:count]
+        stopped = await _cases(
+            [_stopping(case) for case in long[::STOP_EVERY]], engine.base_url, engine.key or ""
+        )
+        return [stopped[i // STOP_EVERY] if i % STOP_EVERY == 0 else case
+                for i, case in enumerate(long)]
     finally:
         await engine.stop(deadline_s=5)
 
@@ -243,9 +249,9 @@ def _ask(number: int, prompt: str, max_tokens: int) -> Ask:
     )
 
 
-def _varied(number: int, case: Case) -> Ask:
-    """Some requests with a stop string that comes late in the answer."""
-    stop = _late_words(case.undisturbed.text) if number % STOP_EVERY == 0 else None
+def _stopping(case: Case) -> Ask:
+    """The request with a stop string that comes late in its answer."""
+    stop = _late_words(case.undisturbed.text)
     return case.ask if stop is None else replace(case.ask, body={**case.ask.body, "stop": [stop]})
 
 

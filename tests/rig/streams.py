@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -89,8 +90,9 @@ class Stream:
         return received(self.data)
 
     def pause_s(self, since: float) -> float:
-        """How long the client waited for the next text after an instant."""
-        return next((at - since for at in self.text_at if at > since), 0.0)
+        """The longest that the client waited for more text after an instant."""
+        later = [since, *(at for at in self.text_at if at > since)]
+        return max((after - before for before, after in pairwise(later)), default=0.0)
 
     # -- called by its connection ----------------------------------------------------------------
 
