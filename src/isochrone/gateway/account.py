@@ -38,15 +38,16 @@ def opening_of(exchange: "Tries") -> Opening:
 
 
 def closing_of(
-    exchange: "Exchange", *, outcome: Outcome, status: int, reason: str | None, tokens: Tokens
+    exchange: "Exchange", now_ns: int, *, outcome: Outcome, status: int, reason: str | None,
+    tokens: Tokens,
 ) -> UsageRecord:
-    """How the request ended, said by the ingress or, for a hop, by the serving gateway."""
+    """How the request ended now, said by the ingress or, for a hop, by the serving gateway."""
     context, key, attempt, hop = (
         exchange.context, exchange.key, exchange.attempt, exchange.reply.hop
     )
     request = exchange.parsed
     received_ns = exchange.received_ns
-    spent_ns = context.clock.monotonic_ns() - received_ns
+    spent_ns = now_ns - received_ns
     if hop is None:
         ingress, ingress_country = context.site, context.country
     else:

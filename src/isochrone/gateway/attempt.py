@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from isochrone.core.continuation.kin import Kin, kin_of
 from isochrone.core.ids import ReplicaId
 from isochrone.core.metering.event import Tokens
+from isochrone.core.world.model import COMMON_ENDPOINTS
 from isochrone.gateway.continuation.hop import kin_lines, parse_kin
 from isochrone.gateway.continuation.seam import Seam
 from isochrone.gateway.message_meter import MessageMeter, meter_for
@@ -101,7 +102,7 @@ class Attempt:
         self._connection = connection
         data = self._engine_request() if self.target.replica is not None else self._peer_request()
         self.last_ns = exchange.context.clock.monotonic_ns()
-        if not exchange.head_sent:
+        if not exchange.reply.head_sent:
             exchange.sent_ns = self.last_ns
         connection.send(data, self)
         if exchange.client_is_slow:
@@ -112,10 +113,11 @@ class Attempt:
         assert replica is not None
         request, body = exchange.request, exchange.asking or exchange.body
         same_name = replica.upstream_model == request.model
-        body = engine_body(
-            request, body, model=None if same_name else replica.upstream_model,
-            running_counts=replica.running_counts,
-        )
+        if request.stream or not same_name or request.endpoint not in COMMON_ENDPOINTS:
+            body = engine_body(
+                request, body, model=None if same_name else replica.upstream_model,
+                running_counts=replica.running_counts,
+            )
         return b"%b%bcontent-length: %d\r\n\r\n%b" % (
             self.target.start_of(exchange.head.path), exchange.head.forwarded, len(body), body,
         )

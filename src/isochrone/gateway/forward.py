@@ -84,7 +84,7 @@ class Exchange(CarryingOn):
         self._connection.listener = self
         context.begun(self)
         try:
-            parsed = self.parsed = parse_request(self.endpoint, self.body)
+            parsed = self.parsed = self.request = parse_request(self.endpoint, self.body)
         except BadRequest as error:
             self.refuse(
                 Refusal(
@@ -162,7 +162,7 @@ class Exchange(CarryingOn):
         if status >= 400:
             self._end("engine_error", status=status, reason="engine_error", tokens=tokens)
         else:
-            self._end("finished", status=status, reason=None, tokens=tokens)
+            self._end("finished", status=status, reason=None, tokens=tokens, now_ns=now_ns)
 
     def stream(self, attempt: Attempt, data: bytes) -> None:
         """More of a stream for the client; the head goes out with its first byte."""
@@ -271,14 +271,18 @@ class Exchange(CarryingOn):
 
     # -- accounting ------------------------------------------------------------------------------
 
-    def _end(self, outcome: Outcome, *, status: int, reason: str | None, tokens: Tokens) -> None:
+    def _end(
+        self, outcome: Outcome, *, status: int, reason: str | None, tokens: Tokens,
+        now_ns: int | None = None,
+    ) -> None:
         """The one way out: settle every count, write the usage record, free the connection."""
         if self._over:
             return
         self._over = True
         context = self.context
         context.over(self)
-        now_ns = context.clock.monotonic_ns()
+        if now_ns is None:
+            now_ns = context.clock.monotonic_ns()
         if self.attempt is not None:
             self.release(self.attempt, verdict(outcome, status, reason), now_ns)
         if self._held_tokens is not None:
@@ -286,7 +290,9 @@ class Exchange(CarryingOn):
         # A peer's request that was refused here leaves no trace: nothing was processed, and the
         # ingress says what came of it.
         if self.reply.hop is None or outcome != "refused":
-            record = closing_of(self, outcome=outcome, status=status, reason=reason, tokens=tokens)
+            record = closing_of(
+                self, now_ns, outcome=outcome, status=status, reason=reason, tokens=tokens
+            )
             if self.opened or reason != "journal":
                 context.journal.closed(record, None if self.choice is None else self.choice.ground)
             context.log.request(record)

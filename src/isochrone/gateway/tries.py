@@ -58,6 +58,7 @@ class Tries(ABC):
     class_: Class = "on_demand"
     body = b""
     parsed: InferenceRequest | None = None
+    request: InferenceRequest  # the same, once there is one: nothing is tried before
     choice: Choice | None = None
     attempt: Attempt | None = None
     attempts = 0
@@ -110,11 +111,6 @@ class Tries(ABC):
 
     @abstractmethod
     def went_on(self, attempt: Attempt) -> None: ...
-
-    @property
-    def request(self) -> InferenceRequest:
-        assert self.parsed is not None, "nothing is tried before the body was parsed"
-        return self.parsed
 
     def choose(self, now_ns: int) -> None:
         """Choose among the allowed sites and try the best one."""
