@@ -17,6 +17,9 @@ class Keys:
         self._by_hash: dict[str, ApiKey] = {}
         self._by_id: dict[KeyId, ApiKey] = {}
 
+    def __len__(self) -> int:
+        return len(self._by_id)
+
     def put(self, shard: KeyShard) -> None:
         """Replace one shard; keys that it no longer lists stop to work at once."""
         self.drop(shard.shard)

@@ -13,10 +13,12 @@ from isochrone.core.routing.prefix import Prefixes
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
 from isochrone.gateway.limits import KeyLimits
+from isochrone.gateway.measured import Measured
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.skew import Skew
+from isochrone.gateway.spans import Spans
 from isochrone.gateway.target import Targets, where_lines
 from isochrone.gateway.timeouts import Deadlines
 from isochrone.gateway.upstream import UpstreamPool
@@ -31,7 +33,8 @@ HEARING_NS = 3_000_000_000  # sites that say nothing for so long are away
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """`spawn` starts a task that lives as long as the gateway. `exchanges` are open requests."""
+    """`spawn` starts a task that lives as long as the gateway. `exchanges` are open requests;
+    `spans` is None when nobody traces."""
 
     settings: GatewaySettings
     site: SiteName
@@ -51,6 +54,8 @@ class Context:
     skew: Skew
     journal: Journal
     log: RequestLog
+    metrics: Measured
+    spans: Spans | None
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     exchanges: "dict[Exchange, None]" = field(default_factory=dict)
     waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready

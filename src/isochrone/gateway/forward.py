@@ -295,7 +295,15 @@ class Exchange(CarryingOn):
             )
             if self.opened or reason != "journal":
                 context.journal.closed(record, None if self.choice is None else self.choice.ground)
-            context.log.request(record)
+            context.log.request(record, len(self.continued))
+            context.metrics.ended(record)
+            if self.continuation is not None:
+                why = None if self.lost_why is None else self.lost_why.why
+                context.metrics.lost_engine(record, self.continued, why)
+            if context.spans is not None:
+                context.spans.ended(record, self.head.headers, len(self.continued))
+        else:
+            context.metrics.answered(status, reason or outcome)
         self.attempt = None  # breaks the cycle with it, so that no collection is needed
         if outcome != "client_gone":
             self.reply.close()

@@ -20,9 +20,16 @@ from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Tokens
 from isochrone.core.routing.choice import Ground
 from isochrone.gateway import records
-from isochrone.gateway.journal_reading import ASIDE, read_segment
-from isochrone.gateway.journal_recovery import BATCH_EVENTS, Reader, contents
-from isochrone.gateway.journal_state import Batch, Grounds, JournalSegment, OpenRequest, Pending
+from isochrone.gateway.journal_reading import ASIDE, load_contents, read_segment
+from isochrone.gateway.journal_recovery import BATCH_EVENTS, Reader
+from isochrone.gateway.journal_state import (
+    Batch,
+    Grounds,
+    JournalFigures,
+    JournalSegment,
+    OpenRequest,
+    Pending,
+)
 from isochrone.gateway.records import HEAD_BYTES, Damage, Kind, Progress, Shipped
 from isochrone.ports.clock import Clock
 from isochrone.ports.disk import Disk
@@ -90,9 +97,8 @@ class Journal:
         for name in names:
             if name.startswith(_PREFIX) and name[len(_PREFIX) :].isdigit():
                 self._last_number = max(self._last_number, int(name[len(_PREFIX) :]))
-                by_name[name] = read_segment(
-                    self._disk, reader, name, aside=ASIDE + name in names
-                )
+                aside = ASIDE + name in names
+                by_name[name] = read_segment(self._disk, reader, name, aside=aside)
         found = reader.found()
         for old in found.segments:
             segment = by_name[old.name]
@@ -241,13 +247,20 @@ class Journal:
             if any(segment.shippable() for segment in self._segments):
                 self.ready.set()
 
+    def figures(self) -> JournalFigures:
+        """How full it is, and what waits."""
+        waiting = sum(len(segment.batches) for segment in self._segments)
+        return JournalFigures(
+            self._reserved_bytes, self._left_bytes, waiting, len(self._held), self._sync_began_ns
+        )
+
     def pending(self, most: int) -> list[Pending]:
         """The oldest batches that are synced and not shipped."""
         found: list[Pending] = []
         for segment in self._segments:
             for batch in segment.shippable()[: most - len(found)]:
                 if batch.content is None:
-                    self._load(segment)
+                    load_contents(self._disk, segment)
                 if batch.content is None:
                     # It stays in its file, which is kept, for a run that can read it.
                     segment.keep = True
@@ -485,16 +498,3 @@ class Journal:
                 log.error("journal_delete_failed", segment=segment.name, why=str(error))
                 return
             self._segments.remove(segment)
-
-    # -- reading ---------------------------------------------------------------------------------
-
-    def _load(self, segment: JournalSegment) -> None:
-        """Read the content of a segment's batches from the disk."""
-        absent = [batch for batch in segment.batches.values() if batch.content is None]
-        try:
-            data = self._disk.read(segment.name)
-        except OSError as error:
-            log.error("journal_read_failed", segment=segment.name, why=str(error))
-            return
-        for batch, content in zip(absent, contents(data, absent), strict=True):
-            batch.content = content

@@ -1,8 +1,8 @@
-"""Takes over one segment of the journal that an earlier run left."""
+"""Reads segments of the journal: those of an earlier run, and contents that are not at hand."""
 
 import structlog
 
-from isochrone.gateway.journal_recovery import Reader
+from isochrone.gateway.journal_recovery import Reader, contents
 from isochrone.gateway.journal_state import JournalSegment
 from isochrone.ports.disk import Disk
 
@@ -35,3 +35,15 @@ def read_segment(disk: Disk, reader: Reader, name: str, *, aside: bool) -> Journ
                 log.error("journal_not_kept_aside", segment=name, why=str(error))
                 segment.keep = True
     return segment
+
+
+def load_contents(disk: Disk, segment: JournalSegment) -> None:
+    """Read the content of a segment's batches from the disk; None stays where it cannot be read."""
+    absent = [batch for batch in segment.batches.values() if batch.content is None]
+    try:
+        data = disk.read(segment.name)
+    except OSError as error:
+        log.error("journal_read_failed", segment=segment.name, why=str(error))
+        return
+    for batch, content in zip(absent, contents(data, absent), strict=True):
+        batch.content = content

@@ -104,6 +104,18 @@ class Pending:
     content: Content
 
 
+@dataclass(frozen=True, slots=True)
+class JournalFigures:
+    """What monitoring shows. `free_bytes` is room for anything but closings; `sync_began_ns`: since
+    when a sync runs (monotonic), None when none does."""
+
+    reserved_bytes: int
+    free_bytes: int
+    waiting_batches: int
+    held_records: int
+    sync_began_ns: int | None
+
+
 class Grounds:
     """Grounds as records hold them, encoded once; the latest are kept at hand."""
 

@@ -198,7 +198,7 @@ CLOCK_OFFSET = Metric(
 
 READY = Metric(
     name=_P + "ready", kind="gauge", unit="",
-    help="1 when there is a view to serve from and usage can be recorded.",
+    help="1 when there is a view, sites were heard, and usage can be recorded.",
 )
 DRAINING = Metric(
     name=_P + "draining", kind="gauge", unit="", help="1 when the gateway is stopping.",
@@ -209,7 +209,7 @@ INFO = Metric(
 )
 LOOP_LAG = Metric(
     name=_P + "loop_lag_seconds", kind="histogram", unit="seconds", buckets=QUICK_S,
-    help="How late a timer of the event loop is; everything else is as late.",
+    help="How late a timer of the event loop is, and so everything else; up to 1 ms is rounding.",
 )
 COLLECTION = Metric(
     name=_P + "collection_pause_seconds", kind="histogram", unit="seconds",

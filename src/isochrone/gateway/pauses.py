@@ -47,12 +47,12 @@ class Pauses:
         ]
 
     def _look_again(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(LOOK_EVERY_S, self._look, loop.time() + LOOK_EVERY_S)
+        due_ns = self._clock.monotonic_ns() + int(LOOK_EVERY_S * 1e9)
+        self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look, due_ns)
 
-    def _look(self, due_s: float) -> None:
-        # Some loops round timers to milliseconds and may come a little early.
-        late_s = max(asyncio.get_running_loop().time() - due_s, 0.0)
+    def _look(self, due_ns: int) -> None:
+        # Loops round timers to milliseconds, so one may also come a little early.
+        late_s = max(self._clock.monotonic_ns() - due_ns, 0) / 1e9
         self._late[bisect_left(metrics.QUICK_S, late_s)] += 1
         self._late_s += late_s
         self._look_again()

@@ -10,16 +10,19 @@ import structlog
 
 from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.errors import BusUnavailable, Untrusted
-from isochrone.core.ids import SiteName
+from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.lifecycle.breaker import BreakerRules
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.world.digest import SiteDigest
 from isochrone.gateway.context import Context
+from isochrone.gateway.gauges import Gauges
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
 from isochrone.gateway.limits import KeyLimits
+from isochrone.gateway.measured import Measured
+from isochrone.gateway.metrics_route import MetricsServer
 from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
@@ -28,6 +31,7 @@ from isochrone.gateway.server import Server
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.shipping import Shipper
 from isochrone.gateway.skew import Skew
+from isochrone.gateway.spans import Spans
 from isochrone.gateway.target import Targets
 from isochrone.gateway.timeouts import deadlines_of
 from isochrone.gateway.upstream import UpstreamPool
@@ -38,6 +42,7 @@ from isochrone.ports.clock import Clock
 from isochrone.ports.counters import Counters
 from isochrone.ports.disk import Disk
 from isochrone.ports.network import Certificate, Network
+from isochrone.ports.telemetry import ProcessUse, SpanSink
 from isochrone.wire import fleet, subjects
 from isochrone.wire.identity import SiteIdentity
 
@@ -55,7 +60,7 @@ log = structlog.get_logger()
 class Ports:
     """What a gateway needs of the world. `read_credential` finds the key of an upstream from
     `file:PATH` or `env:NAME`; `write_lines` takes the request log, whole lines at a time. With a
-    `certificate` clients and peers are served TLS."""
+    `certificate` clients and peers are served TLS; with `spans` requests are traced."""
 
     clock: Clock
     network: Network
@@ -65,7 +70,18 @@ class Ports:
     rng: Random
     read_credential: Callable[[str | None], str | None]
     write_lines: Callable[[bytes], None]
+    process_use: Callable[[], ProcessUse]
     certificate: Certificate | None = None
+    spans: SpanSink | None = None
+
+
+def _spans(settings: GatewaySettings, site: SiteName, sink: SpanSink | None) -> Spans | None:
+    if sink is None:
+        return None
+    return Spans(
+        sink, site=site, host=settings.host, port=settings.port,
+        ratio=settings.otlp_sample_ratio,
+    )
 
 
 class Gateway:
@@ -81,6 +97,7 @@ class Gateway:
         self._group: asyncio.TaskGroup | None = None
         self._viewing = asyncio.Event()
         journal = Journal(ports.disk, ports.clock, identity.site)
+        view = ViewCache(site, identity.control_key, data, direct=settings.alone)
         outbox = Outbox(journal.flush)
         self.context = Context(
             settings=settings,
@@ -88,7 +105,7 @@ class Gateway:
             joined_country=identity.country,
             clock=ports.clock,
             rng=ports.rng,
-            view=ViewCache(site, identity.control_key, data, direct=settings.alone),
+            view=view,
             endpoints=KnownEndpoints(),
             loads=Loads(stale_after_ms=settings.digest_stale_s * 1000),
             limits=KeyLimits(ports.counters),
@@ -102,7 +119,9 @@ class Gateway:
             peers=PeerHops(identity, ports.clock),
             skew=Skew(site, ports.clock),
             journal=journal,
-            log=RequestLog(ports.write_lines),
+            log=RequestLog(ports.write_lines, worker=settings.worker),
+            metrics=Measured(lambda model: view.table.is_served(ModelName(model))),
+            spans=_spans(settings, site, ports.spans),
             spawn=self._spawn,
         )
         if settings.alone:
@@ -116,6 +135,13 @@ class Gateway:
         )
         self.server = Server(Routes(self.context), settings, ports.clock, outbox)
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
+        self.metrics = None
+        if settings.metrics_port is not None:
+            gauges = Gauges(self.context, self.server, self._shipper, ports.process_use)
+            self.metrics = MetricsServer(
+                settings, ports.clock, measured=self.context.metrics, gauges=gauges,
+                spawn=self._spawn,
+            )
         # Alone, the view is made anew at every start, under a key that nobody else has.
         self._views: ViewStore | None = None
         if not settings.alone:
@@ -144,6 +170,9 @@ class Gateway:
                     await self._viewing.wait()
             self._start_from_disk()
             try:
+                if self.metrics is not None:
+                    await self.metrics.open(self._ports.network)
+                    log.info("metrics_listening", site=context.site, port=self.metrics.port)
                 listener = await self._ports.network.listen(
                     self.server.accept, settings.host, settings.port, tls=self._ports.certificate
                 )
@@ -206,10 +235,12 @@ class Gateway:
             self._listen_for_silence(now_ns)
             for exchange in list(context.exchanges):
                 exchange.tick(now_ns)
-            context.log.flush()
+            self._tell()
             ticks += 1
             if ticks % TICKS_PER_SWEEP == 0:
                 self.server.sweep()
+                if self.metrics is not None:
+                    self.metrics.sweep()
                 context.pool.sweep()
                 dead = context.limits.sweep(now_ns)
                 if dead:
@@ -249,6 +280,12 @@ class Gateway:
             if context.loads.of(digest.site) is None:
                 context.loads.heard(digest, now_ns)
 
+    def _tell(self) -> None:
+        """Write the request log, and hand over spans."""
+        self.context.log.flush()
+        if self.context.spans is not None:
+            self.context.spans.flush()
+
     async def _store_view(self) -> None:
         if self._views is not None:
             with contextlib.suppress(TimeoutError):
@@ -259,7 +296,9 @@ class Gateway:
         """Close connections and end the loops; what the journal holds is shipped next time."""
         self.server.close()
         self.context.pool.close()
-        self.context.log.flush()
+        self._tell()
+        if self.metrics is not None:
+            await self.metrics.close()
         await self.context.view.close()
         for task in list(self._tasks):
             task.cancel()

@@ -4,10 +4,10 @@ Running counts are this gateway's own. A replica that fails is left out by its b
 probe succeeds or the agent has started it anew; `core/routing/pick.py` chooses among the rest.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
-from isochrone.core.lifecycle.breaker import CLOSED, BreakerRules, Sign, step
+from isochrone.core.lifecycle.breaker import CLOSED, BreakerRules, BreakerState, Sign, step
 from isochrone.core.metering.event import Outcome
 from isochrone.core.rng import Random
 from isochrone.core.routing.pick import Standing, pick
@@ -116,6 +116,12 @@ class Replicas:
         standing = self._by_id.get(replica.id)
         if standing is not None and standing.replica.generation == replica.generation:
             self._judge(standing, "lost", now_ns, rng)
+
+    def breaker_states(self) -> Iterator[BreakerState]:
+        """Of every replica that is spoken of."""
+        for standing in self._by_id.values():
+            if standing.listed:
+                yield "closed" if standing.breaker is None else standing.breaker.state
 
     def _judge(self, standing: Standing, sign: Sign, now_ns: int, rng: Random) -> None:
         before = standing.breaker or CLOSED

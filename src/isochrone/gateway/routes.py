@@ -85,6 +85,7 @@ class OwnAnswer:
                 self.request_id, at=context.clock.wall_ns(), status=status,
                 path=incoming.head.path, reason=reason,
             )
+            context.metrics.answered(status, reason)
         self.connection.answer(top + body, close=close)
 
 

@@ -64,6 +64,11 @@ class Shipper:
                 return True
         return False
 
+    def away_s(self, now_ns: int) -> float:
+        """How long shipping has failed without a success; 0 when the last batch was taken."""
+        since_ns = self._away_since_ns
+        return 0.0 if since_ns is None else (now_ns - since_ns) / 1e9
+
     async def _send_all(self, batches: list[Pending]) -> bool:
         sent = await asyncio.gather(*(self._send(batch) for batch in batches))
         self._note(all(sent), waiting=len(batches))

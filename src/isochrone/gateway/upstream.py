@@ -280,6 +280,11 @@ class UpstreamPool:
         """As `take`, now."""
         return self.take(address, self._clock.monotonic_ns())
 
+    @property
+    def idle_count(self) -> int:
+        """Connections that are kept and not in use."""
+        return sum(len(idle) for idle in self._idle.values())
+
     async def connect(self, address: Address, *, timeout_s: float) -> UpstreamConnection:
         """A new connection. Raises OSError or TimeoutError."""
         connection = await self._network.connect(

@@ -25,6 +25,7 @@ from isochrone.adapters.disk.files import FileDisk
 from isochrone.adapters.network.sockets import SocketNetwork
 from isochrone.adapters.network.tls import certificate_of
 from isochrone.adapters.packaged import load_blocs, load_hardware
+from isochrone.adapters.telemetry.process import process_use
 from isochrone.core.errors import Unavailable
 from isochrone.core.rng import Random
 from isochrone.gateway.key_counts import ROW_CELLS
@@ -40,6 +41,7 @@ from isochrone.wiring.alone_reload import Reloader
 from isochrone.wiring.gateway_start import LineFile, freeze_start, write_output
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.peer_secret import passing_peer_secret, peer_public, read_peer_secret
+from isochrone.wiring.telemetry import spans_of
 
 log = structlog.get_logger()
 
@@ -73,6 +75,7 @@ def run_alone(config: Path, *, worker: int = 0, workers: int = 1, port: int | No
 
 
 async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> None:
+    spans = spans_of(settings, file.site)
     clock, signer = SystemClock(), Ed25519PrivateKey.generate()
     identity = _identity(file, signer)
     outputs = _Outputs(file, clock)
@@ -86,6 +89,7 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
         read_credential=read_credential, write_lines=outputs.write_lines,
         counters=_counters(file, settings),
         certificate=certificate_of(settings.tls_certificate, settings.tls_key),
+        process_use=process_use, spans=spans,
     )
     gateway = Gateway(settings, identity, ports, Data(blocs=load_blocs(), hardware=load_hardware()))
     reloader = Reloader(config, file, teller, identity.peer_key, outputs.reopen)
@@ -103,6 +107,8 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
         for task in beside:
             task.cancel()
         await asyncio.wait(beside)
+        if spans is not None:
+            spans.close()
         await bus.close()
         outputs.close()
         disk.close()

@@ -16,6 +16,7 @@ from isochrone.adapters.nats.identity import Credentials
 from isochrone.adapters.network.sockets import SocketNetwork
 from isochrone.adapters.network.tls import certificate_of
 from isochrone.adapters.packaged import load_blocs, load_hardware
+from isochrone.adapters.telemetry.process import process_use
 from isochrone.core.rng import Random
 from isochrone.gateway.key_counts import ROW_CELLS
 from isochrone.gateway.process import Gateway, Ports
@@ -25,6 +26,7 @@ from isochrone.wiring.gateway_start import freeze_start, write_output
 from isochrone.wiring.joining import load_identity
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.settings import load
+from isochrone.wiring.telemetry import spans_of
 
 
 def run(config: Path) -> None:
@@ -38,6 +40,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     """Serve until a signal asks to stop."""
     configure_log("gateway", settings.log_level)
     identity = load_identity(settings.identity)
+    spans = spans_of(settings, identity.site)
     certificate = certificate_of(settings.tls_certificate, settings.tls_key)
     network = SocketNetwork(authorities=settings.tls_ca)
     clock, rng = SystemClock(), Random(SystemRandom().getrandbits(128))
@@ -53,7 +56,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
         counters=LoneCounters(ROW_CELLS),
         clock=clock, network=network, bus=bus, disk=disk, rng=rng,
         read_credential=read_credential, write_lines=write_output,
-        certificate=certificate,
+        certificate=certificate, process_use=process_use, spans=spans,
     )
     data = Data(blocs=load_blocs(), hardware=load_hardware())
     gateway = Gateway(settings, identity, ports, data)
@@ -64,5 +67,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     try:
         await gateway.run(stop, freeze_start)
     finally:
+        if spans is not None:
+            spans.close()
         await bus.close()
         disk.close()

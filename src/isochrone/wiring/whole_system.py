@@ -43,6 +43,7 @@ from isochrone.twin.fakes.bus import FakeBus, FakeHub
 from isochrone.twin.fakes.counters import SharedRows
 from isochrone.twin.fakes.disk import MemoryDisk
 from isochrone.twin.fakes.engine import FakeEngineDriver
+from isochrone.twin.fakes.telemetry import no_process_use
 from isochrone.twin.loop import VirtualLoop
 from isochrone.twin.network import Wire
 from isochrone.wire.identity import JoinRequest, SiteIdentity
@@ -184,7 +185,7 @@ class WholeSystem:
             counters=SharedRows(workers=1, cells=ROW_CELLS).open(0),
             clock=self.clock, network=self.wire.process(name), bus=bus, disk=self.disks[site],
             rng=self.chance(f"{name} {self._life(name)}"), read_credential=lambda _: None,
-            write_lines=lambda lines: self._log(name, lines),
+            write_lines=lambda lines: self._log(name, lines), process_use=no_process_use,
         )
         data = Data(blocs=load_blocs(), hardware=load_hardware())
         stop = asyncio.Event()

@@ -48,6 +48,13 @@ class RetryBudget:
         self.spent += 1
         return True
 
+    def left(self, now_ns: int) -> float:
+        """How many retries would be granted now."""
+        second = now_ns // _SECOND_NS
+        if second != self._second:
+            self._turn(second)
+        return sum(self._credit) / _WHOLE
+
     def _turn(self, second: int) -> None:
         """Forget the seconds that left the window, and begin those that came."""
         for each in range(max(self._second + 1, second - WINDOW_S + 1), second + 1):

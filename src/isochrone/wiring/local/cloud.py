@@ -226,7 +226,7 @@ class LocalCloud:
         identity = folder / "identity.json"
         gateway = GatewaySettings(
             identity=identity, host=self.host, port=self.sites[name], journal=folder / "journal",
-            drain_timeout_s=DRAIN_S,
+            drain_timeout_s=DRAIN_S, metrics_port=0,
         )
         agent = AgentSettings(identity=identity, logs=folder / "logs")
         write_private(folder / "gateway.toml", render(gateway).encode())
