@@ -5,27 +5,24 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from random import Random
 
-import pytest
-import uvloop
-
 from tests.fixtures.gateways import (
     DEADLINE_S,
     Answer,
     Client,
     GatewayCloud,
     RunningSite,
-    a_cloud,
     ask,
     get,
     post,
     until,
 )
 from tests.fixtures.http_corpus import MOST_BODY_BYTES, Case, cases, marked_body
+from tests.fixtures.loops import RunOnLoop
 
 MARKER, FIRST = "marker", "first"
 MOST_BYTE_BY_BYTE = 700
 
-PlayCorpus = Callable[[Callable[[RunningSite, Case], Awaitable[None]]], None]
+Trial = Callable[[RunningSite, Case], Awaitable[None]]
 Send = Callable[[Client, bytes], Awaitable[None]]
 
 
@@ -109,10 +106,16 @@ def meant(site: RunningSite, counts: dict[str, int]) -> None:
     asked.clear()
 
 
-async def each_case(
-    cloud: GatewayCloud, trial: Callable[[RunningSite, Case], Awaitable[None]]
-) -> None:
+def each_case(on_loop: RunOnLoop, trial: Trial) -> None:
     """Try every case on one gateway, and name those that went wrong."""
+
+    async def main(cloud: GatewayCloud) -> None:
+        await try_all(cloud, trial)
+
+    on_loop(main)
+
+
+async def try_all(cloud: GatewayCloud, trial: Trial) -> None:
     site = await cloud.add_site("frankfurt", "DE", max_body_bytes=MOST_BODY_BYTES)
     await cloud.key("secret")
     await cloud.ready()
@@ -131,33 +134,17 @@ async def each_case(
     assert site.running.server.uploads.held_bytes == 0
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def play_corpus(request: pytest.FixtureRequest) -> PlayCorpus:
-    """`each_case` on either event loop; the gateway's own is uvloop."""
-    factory = uvloop.new_event_loop if request.param == "uvloop" else None
-
-    def play_all(trial: Callable[[RunningSite, Case], Awaitable[None]]) -> None:
-        async def main() -> None:
-            async with a_cloud() as cloud:
-                await each_case(cloud, trial)
-
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(main())
-
-    return play_all
-
-
-def test_all_at_once(play_corpus: PlayCorpus) -> None:
+def test_all_at_once(on_each_loop: RunOnLoop) -> None:
     async def trial(site: RunningSite, case: Case) -> None:
         client = await Client.open(site)
         await play(client, case, at_once)
         client.close()
         meant(site, {MARKER: case.asked})
 
-    play_corpus(trial)
+    each_case(on_each_loop, trial)
 
 
-def test_byte_by_byte_or_in_pieces(play_corpus: PlayCorpus) -> None:
+def test_byte_by_byte_or_in_pieces(on_each_loop: RunOnLoop) -> None:
     async def trial(site: RunningSite, case: Case) -> None:
         if case.whole:
             return
@@ -170,10 +157,10 @@ def test_byte_by_byte_or_in_pieces(play_corpus: PlayCorpus) -> None:
             client.close()
             meant(site, {MARKER: case.asked})
 
-    play_corpus(trial)
+    each_case(on_each_loop, trial)
 
 
-def test_behind_a_request_on_the_same_connection(play_corpus: PlayCorpus) -> None:
+def test_behind_a_request_on_the_same_connection(on_each_loop: RunOnLoop) -> None:
     async def trial(site: RunningSite, case: Case) -> None:
         if case.alone or case.whole:
             return
@@ -191,10 +178,10 @@ def test_behind_a_request_on_the_same_connection(play_corpus: PlayCorpus) -> Non
             client.close()
             meant(site, {MARKER: case.asked, FIRST: 1})
 
-    play_corpus(trial)
+    each_case(on_each_loop, trial)
 
 
-def test_again_when_heads_are_remembered(play_corpus: PlayCorpus) -> None:
+def test_again_when_heads_are_remembered(on_each_loop: RunOnLoop) -> None:
     async def trial(site: RunningSite, case: Case) -> None:
         client = await Client.open(site)
         for _ in range(3):
@@ -207,5 +194,5 @@ def test_again_when_heads_are_remembered(play_corpus: PlayCorpus) -> None:
         client.close()
         meant(site, {MARKER: 3 * case.asked})
 
-    play_corpus(trial)
+    each_case(on_each_loop, trial)
 
