@@ -13,7 +13,7 @@ from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.upstream import UpstreamConnection, UpstreamPool
 from isochrone.ports.network import Address, Certificate, Listener
 from tests.fixtures.fuzzing import damaged, packets, seeds
-from tests.property.test_http_fuzz import Wire
+from tests.fixtures.wires import Wire
 
 ROUNDS = 4000
 ADDRESS = Address(host="127.0.0.1", port=1)

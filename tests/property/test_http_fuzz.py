@@ -8,7 +8,6 @@ import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from isochrone.adapters.clock import SystemClock
 from isochrone.gateway.incoming import Fault, Incoming
@@ -18,6 +17,7 @@ from isochrone.gateway.settings import GatewaySettings
 from tests.fixtures.fuzzing import damaged, packets, seeds
 from tests.fixtures.http_corpus import cases
 from tests.fixtures.http_oracle import Read, Reading, read
+from tests.fixtures.wires import Wire
 
 ROUNDS = 4000
 MOST_BODY_BYTES = 4096
@@ -25,48 +25,6 @@ SETTINGS = GatewaySettings(
     identity=Path("i"), port=0, journal=Path("j"), max_body_bytes=MOST_BODY_BYTES
 )
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class Wire(asyncio.Transport):
-    """A transport that remembers what was written, until it was closed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[bytes] = []
-        self.reading = True
-        self.ended = False
-        self.closed = False
-
-    def write(self, data: Any) -> None:
-        assert not self.ended
-        self.written.append(bytes(data))
-
-    def write_eof(self) -> None:
-        self.ended = True
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def close(self) -> None:
-        self.closed = True
-
-    def abort(self) -> None:
-        self.closed = True
 
 
 @dataclass
