@@ -191,7 +191,7 @@ class UpstreamConnection(asyncio.Protocol):
             raise
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self._complete:
-                self._fail(f"the answer is not valid HTTP/1.1: {error}")
+                self._break(receiver, f"the answer is not valid HTTP/1.1: {error}")
                 return
             self._excess = True  # the answer is whole, and what follows it is not read
         if self._head_due:
@@ -216,6 +216,13 @@ class UpstreamConnection(asyncio.Protocol):
                 self._learn(data)
             self._give_back()
             receiver.ended()
+
+    def _break(self, receiver: Receiver, why: str) -> None:
+        """The answer makes no sense any more. Where it had begun, what came before that counts."""
+        pieces, self._pieces = self._pieces, []
+        if pieces and not self._head_due:
+            receiver.received(b"".join(pieces))
+        self._fail(why)
 
     def _is_noise(self, size_bytes: int) -> bool:
         self._silent_bytes += size_bytes
