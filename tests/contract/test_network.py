@@ -1,6 +1,7 @@
 """The Network port: one suite on live sockets (near and far) and on the twin's memory."""
 
 import asyncio
+import resource
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar, cast
@@ -207,3 +208,18 @@ def test_a_port_is_taken_once(run: Callable[[Main], None]) -> None:
         await first.close()
 
     run(main)
+
+
+def test_whoever_listens_may_have_as_many_connections_as_the_system_allows() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+
+    async def main(network: Network) -> None:
+        listener = await network.listen(asyncio.Protocol, "127.0.0.1", 0)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+        await listener.close()
+
+    try:
+        run_live(main)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -14,7 +14,7 @@ from tests.fixtures.wires import Wire
 
 SETTINGS = GatewaySettings(
     identity=Path("i"), port=0, journal=Path("j"), head_timeout_s=30, body_timeout_s=120,
-    idle_timeout_s=75,
+    idle_timeout_s=75, max_connections=2001,
 )
 HEAD = b"POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 1000\r\n"
 GET = b"GET / HTTP/1.1\r\nhost: t\r\n\r\n"
@@ -180,5 +180,18 @@ def test_thousands_of_them_at_once(data: bytes) -> None:
             connection.connection_lost(None)
         assert stage.server.uploads.held_bytes == 0
         assert len(stage.server.connections) == 1
+
+    on_stage(body)
+
+
+def test_too_many_of_them() -> None:
+    def body(stage: Stage) -> None:
+        many = [stage.connect() for _ in range(SETTINGS.max_connections)]
+        assert [wire.closed for _, wire in many[-2:]] == [False, True]
+        many[-1][0].data_received(GET)
+        assert many[-1][1].written == []
+        many[-1][0].connection_lost(None)
+        many[0][0].connection_lost(None)
+        assert not stage.connect()[1].closed
 
     on_stage(body)

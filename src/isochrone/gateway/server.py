@@ -154,7 +154,11 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._server.connections[self] = None
+        server = self._server
+        if len(server.connections) >= server.settings.max_connections:
+            self._forget_requests()
+            self._transport.abort()  # so that files are left for connections to engines
+        server.connections[self] = None
 
     def data_received(self, data: bytes) -> None:
         if self._answering or self._holding:

@@ -20,7 +20,7 @@ class GatewaySettings:
     `retry_ratio` of all requests and `retry_min_per_s` besides. A replica is not asked after
     `breaker_failures` in a row, or a share of `breaker_failure_rate` of the last 20 answers, for a
     hold between the two that are given. Bodies that have not come in whole may take
-    `max_uploading_bytes` together.
+    `max_uploading_bytes` together. Beyond `max_connections` of clients, new ones are closed.
 
     Metrics are served at `metrics_port` (0: any), worker n's at n ports above it, if one is given.
     A share of `otlp_sample_ratio` of all traces goes to the collector at `otlp_endpoint`, its full
@@ -62,3 +62,4 @@ class GatewaySettings:
     otlp_endpoint: str | None = None
     otlp_sample_ratio: float = field(default=1.0, metadata={"min": 0, "max": 1})
     max_uploading_bytes: int = 536_870_912
+    max_connections: int = 20_000

@@ -5,6 +5,8 @@ the peer's delayed acknowledgement.
 """
 
 import asyncio
+import contextlib
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,6 +66,7 @@ class SocketNetwork:
         self, factory: Callable[[], asyncio.Protocol], host: str, port: int, *,
         tls: Certificate | None = None,
     ) -> SocketListener:
+        _allow_open_files()
         secured = None if tls is None else ServerTls(tls)
         server = await asyncio.get_running_loop().create_server(
             factory, host, port, backlog=BACKLOG, reuse_port=self._reuse_port or None,
@@ -94,6 +97,14 @@ class SocketNetwork:
             server_hostname=address.tls_name or address.host, ssl_shutdown_timeout=TLS_SHUTDOWN_S,
         )
         return protocol
+
+
+def _allow_open_files() -> None:
+    """Every connection is an open file, and many systems begin with 1024 for each process."""
+    most, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != allowed:
+        with contextlib.suppress(OSError, ValueError):  # some systems have a limit behind the limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
 
 
 def _tls_options(secured: ServerTls | None) -> dict[str, Any]:
