@@ -138,10 +138,14 @@ class UpstreamConnection(asyncio.Protocol):
         if self._excess:
             return
         self._status = self._parser.get_status_code()
-        sound = self._parser.get_http_version() in VERSIONS and 100 <= self._status < 600
-        self._absurd = not sound or len(self._headers) > MOST_HEADERS
         self._interim = 100 <= self._status < 200
-        self._head_due = not self._interim
+        self._absurd = (
+            self._parser.get_http_version() not in VERSIONS
+            or not 100 <= self._status < 600
+            or len(self._headers) > MOST_HEADERS
+            or (self._interim and b"transfer-encoding" in self._headers)  # it has no body
+        )
+        self._head_due = not self._interim or self._absurd
         framed = b"content-length" in self._headers or b"transfer-encoding" in self._headers
         self._by_close = not framed and not self._interim
 
