@@ -311,3 +311,30 @@ def test_whole_answer_whose_usage_covers_the_first_prompt() -> None:
 def test_embeddings_have_a_prompt_only() -> None:
     answer = b'{"data":[{"embedding":[0.1]}],"usage":{"prompt_tokens":6,"total_tokens":6}}'
     assert tokens_of_answer(answer, "embeddings", 1) == Tokens(input_uncached=6, source="engine")
+
+
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+
+
+@pytest.mark.parametrize("cut", range(1, len(EVENT) - 3))
+def test_half_an_event_at_the_end_is_neither_passed_on_nor_counted(cut: int) -> None:
+    meter = StreamMeter(1, "chat.completions", False)
+    assert meter.feed(EVENT + EVENT[:cut]) == EVENT
+    assert meter.end() == b""
+    assert not meter.finished
+    assert meter.tokens(4).output == 1
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_an_event_that_lacks_only_its_blank_line_gets_it(end: bytes) -> None:
+    meter = StreamMeter(1, "chat.completions", False)
+    assert meter.feed(EVENT + EVENT.rstrip(b"\n") + end) == EVENT
+    assert meter.end() == EVENT
+    assert meter.tokens(4).output == 2
+
+
+def test_a_last_word_without_a_blank_line_finishes() -> None:
+    meter = StreamMeter(1, "chat.completions", False)
+    assert meter.feed(EVENT + b"data: [DONE]") == EVENT
+    assert meter.end() == b"data: [DONE]\n\n"
+    assert meter.finished

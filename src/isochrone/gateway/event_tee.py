@@ -6,6 +6,8 @@ Lines end in any of the three ways that server-sent events may; what is forwarde
 import re
 from abc import ABC, abstractmethod
 
+import msgspec
+
 # Two line ends of any of the three kinds. A carriage return at the end of what has arrived may be
 # half of a line end, so it never ends an event by itself.
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?=\r))(?:\r\n|\n|\r(?=[^\n]))")
@@ -62,13 +64,19 @@ class EventTee(ABC):
         return b"".join(pieces)
 
     def end(self) -> bytes:
-        """The stream ended in an orderly way: judge and return what was held back, if anything."""
+        """The stream ended in an orderly way: judge and return what was held back, if anything.
+
+        An event that lacks nothing but its blank line gets one; half an event is dropped.
+        """
         rest, self._held = self._held[self._held_sent :], b""
         self._held_sent = 0
         if self._skipping or not rest:
             self._skipping = b""
             return b""
-        return rest if self._account(rest) else b""
+        if not _is_whole(rest):
+            return b""
+        event = rest.rstrip(b"\r\n") + b"\n\n"
+        return event if self._account(event) else b""
 
     @abstractmethod
     def _account(self, event: bytes) -> bool:
@@ -82,6 +90,21 @@ class EventTee(ABC):
         """Account for events that are whole and go on, from `begin`, where one begins; where they
         end. What is left is told event by event."""
         return begin
+
+
+def _is_whole(event: bytes) -> bool:
+    """Whether an event that the end of its stream cut may be taken as it is."""
+    found = payload_of(event)
+    if found is None:
+        return False
+    payload, named_error = found
+    if named_error or payload.strip() == b"[DONE]":
+        return True
+    try:
+        msgspec.json.decode(payload, type=msgspec.Raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def event_end(buffer: bytes, look_from: int) -> int:
