@@ -47,6 +47,7 @@ ANSWERS: dict[bytes, bytes | None] = {
     OK + b"Transfer-Encoding: gzip\r\n\r\n%b": None,
     OK + b"X: a\r\n b\r\nContent-Length: 8\r\n\r\n%b": None,
     b"HTTP/1.1 102 Processing\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nHTTP\r\n0\r\n\r\n": None,
+    b"HTTP/1.1 153 Odd\r\nContent-Length: 4\r\n\r\nHTTP" + PLAIN: None,
     b"HTTP/1.1 099 Odd\r\nContent-Length: 8\r\n\r\n%b": None,
     b"HTTP/1.1 700 Odd\r\nContent-Length: 8\r\n\r\n%b": None,
     b"HTTP/2.0 200 OK\r\nContent-Length: 8\r\n\r\n%b": None,

@@ -139,14 +139,17 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self._status = self._parser.get_status_code()
         self._interim = 100 <= self._status < 200
-        self._absurd = (
+        chunked = b"transfer-encoding" in self._headers
+        framed = chunked or b"content-length" in self._headers
+        # An interim answer has no body, whatever it says, but the parser believes some of them.
+        bodied = self._interim and framed and (chunked or self._status > 103)
+        self._absurd = self._absurd or (
             self._parser.get_http_version() not in VERSIONS
             or not 100 <= self._status < 600
             or len(self._headers) > MOST_HEADERS
-            or (self._interim and b"transfer-encoding" in self._headers)  # it has no body
+            or bodied
         )
         self._head_due = not self._interim or self._absurd
-        framed = b"content-length" in self._headers or b"transfer-encoding" in self._headers
         self._by_close = not framed and not self._interim
 
     def on_body(self, body: bytes) -> None:
