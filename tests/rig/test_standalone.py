@@ -44,6 +44,11 @@ def test_the_example_is_good_with_a_key_that_was_hashed(tmp_path: Path) -> None:
     checked = isochrone("check", path)
     assert checked.returncode == 0, checked.stderr
     assert "gateway of site lyon, alone: 1 models, 2 sites, 2 policies, 1 keys" in checked.stdout
+    assert "# not here yet: upstream" in checked.stdout, "its key is to be in the environment"
+    path.write_text(path.read_text().replace('key_env = "', 'key_file = "no/such/'))
+    checked = isochrone("check", path)
+    assert checked.returncode == 2
+    assert "cannot read the key file" in checked.stderr
     secret = made.stderr.split()[1]
     again = subprocess.run(
         [*COMMAND, "keys", "hash", "--stdin", "--json"], input=secret, env=environment(),

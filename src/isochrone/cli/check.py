@@ -2,12 +2,15 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from isochrone.cli.cloud import JsonOption
 from isochrone.core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from isochrone.wiring.alone_file import AloneFile
 
 Kind = Literal["standalone", "world", "control", "gateway", "agent"]
 
@@ -92,6 +95,7 @@ def _standalone(file: Path) -> str:
     from isochrone.wiring.settings import render_masked
 
     found = load_alone(file)
+    notes = _notes_on(found)
     lines = [
         f"# gateway of site {found.site}, alone: {len(found.models)} models, "
         f"{len(found.sites)} sites, {len(found.policies)} policies, {len(found.keys)} keys\n"
@@ -100,7 +104,36 @@ def _standalone(file: Path) -> str:
         asked = "by its gateway" if each.is_peer else f"by {len(each.upstreams)} upstreams"
         serves = f"{', '.join(each.models)} {asked}" if each.models else "nothing"
         lines.append(f"# {each.site.name} ({each.site.country or 'no country'}) serves {serves}\n")
+    lines += [f"# not here yet: {note}\n" for note in notes]
     return "".join(lines) + render_masked(found.settings)
+
+
+def _notes_on(found: "AloneFile") -> list[str]:
+    """What must be in the environment when the gateway starts. Raises InvalidInput for files that
+    are not there."""
+    from isochrone.adapters.credentials import read_credential
+    from isochrone.adapters.network.tls import certificate_of
+    from isochrone.core.errors import Unavailable
+
+    problems: list[str] = []
+    notes: list[str] = []
+    for site in found.sites:
+        for upstream in site.upstreams:
+            try:
+                read_credential(upstream.credential)
+            except Unavailable as error:
+                unset = (upstream.credential or "").startswith("env:")
+                (notes if unset else problems).append(f"upstream {upstream.url}: {error.message}")
+    settings = found.settings
+    certificate_of(settings.tls_certificate, settings.tls_key)
+    problems += [
+        f"{name}: {path} is not there"
+        for name in ("tls_certificate", "tls_key", "tls_ca")
+        if (path := getattr(settings, name)) is not None and not path.is_file()
+    ]
+    if problems:
+        raise InvalidInput(problems)
+    return notes
 
 
 def _process(file: Path, kind: Kind) -> str:

@@ -164,6 +164,10 @@ class Attempt:
                 self._exchange.refused_by_peer(self, rule.decode("latin-1"))
                 return
         elif status in TRY_ELSEWHERE:
+            if status in (401, 403):
+                self._exchange.context.targets.blame(
+                    self.target.replica, f"it answers our key with status {status}"
+                )
             self._give_up(f"the engine answered with status {status}", unreachable=False)
             return
         if status >= 400:

@@ -59,6 +59,7 @@ class Context:
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     exchanges: "dict[Exchange, None]" = field(default_factory=dict)
     waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready
+    stopping: bool = False  # new requests are refused
     quiet: asyncio.Event | None = None  # while draining: set when no request is open
 
     def begun(self, exchange: "Exchange") -> None:

@@ -260,6 +260,7 @@ class Gateway:
 
     async def _drain(self) -> None:
         """Let open requests end, up to the limit; then end them."""
+        self.context.stopping = True
         self.server.drain()
         if self.context.exchanges:
             quiet = self.context.quiet = asyncio.Event()
@@ -273,7 +274,7 @@ class Gateway:
     def _start_from_disk(self) -> None:
         """The bus has not answered in time: serve from the last good view, if there is one."""
         context = self.context
-        if self._views is None or context.view.synced or not context.view.serve_stored():
+        if self._views is None or not (context.view.synced or context.view.serve_stored()):
             return
         now_ns = self._ports.clock.monotonic_ns()
         for digest in self._views.digests():

@@ -36,6 +36,10 @@ UNHEARD = Refusal(
     status=503, reason="starting", retry_after_s=1,
     message="This gateway has not heard from every site yet; try again in a moment.",
 )
+STOPPING = Refusal(
+    status=503, reason="gateway_stopping", retry_after_s=1,
+    message="This gateway is stopping and takes no new requests; try again, or at another one.",
+)
 PROBE = "probe"  # answers to supervisors, which ask all the time: not logged
 NOT_POST = Refusal(status=405, reason="method", message="Use POST here.")
 NOT_GET = Refusal(status=405, reason="method", message="Use GET here.")
@@ -120,6 +124,11 @@ class HopClaim:
             reply.refuse(refusal, where=context.where, timing="total;dur=0", typed=True)
             reply.close()
             return
+        if context.stopping:
+            reply = Reply(self._connection, incoming, request_id, hop)
+            reply.refuse(STOPPING, where=context.where, timing="total;dur=0", typed=True)
+            reply.close()
+            return
         exchange = Exchange(
             context, self._connection, incoming, key=key, endpoint=self._endpoint,
             request_id=request_id, received_at=context.clock.wall_ns(), hop=hop,
@@ -200,7 +209,7 @@ class Routes:
         elif key is None:
             refusal = UNAUTHENTICATED
         else:
-            refusal = admission.refuse_old_view(context, key)
+            refusal = STOPPING if context.stopping else admission.refuse_old_view(context, key)
             if refusal is None:
                 refusal = admission.refuse_transit(context, key)
         if key is None:

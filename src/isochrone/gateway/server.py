@@ -86,6 +86,7 @@ class Server:
     def drain(self) -> None:
         """Close idle connections now and every other one after its answer."""
         self.draining = True
+        self.heads = HeadMemory(self.settings.max_body_bytes)  # so that every head is examined anew
         for connection in list(self.connections):
             connection.close_if_idle()
 

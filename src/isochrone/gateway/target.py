@@ -8,6 +8,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+import structlog
+
+from isochrone.core.errors import Unavailable
 from isochrone.core.ids import SiteName
 from isochrone.core.world.model import Replica
 from isochrone.core.world.site import Site
@@ -21,6 +24,8 @@ FORWARDED = (
     b"content-type", b"accept", b"user-agent", b"traceparent", b"tracestate", b"openai-beta",
     b"anthropic-version", b"anthropic-beta",
 )
+log = structlog.get_logger()
+
 CREDENTIAL_NS = 1_000_000_000  # a key that was replaced in its file counts after this
 
 
@@ -70,6 +75,14 @@ class Targets:
         self._read_credential = read_credential
         self._engines: dict[str, Target] = {}
         self._peers: dict[SiteName, tuple[Site, Target]] = {}
+        self._blamed: dict[str, str] = {}
+
+    def blame(self, replica: Replica, why: str) -> None:
+        """Say in the log, once until it works or fails otherwise, why nobody can use a replica:
+        clients are told of all sites together and cannot know."""
+        if self._blamed.get(replica.id) != why:
+            self._blamed[replica.id] = why
+            log.warning("replica_unusable", replica=replica.id, site=replica.site, why=why)
 
     def engine(self, replica: Replica, country: str | None, now_ns: int) -> Target:
         """The target for a replica. Raises Unavailable, and ValueError for a URL that is none."""
@@ -84,7 +97,12 @@ class Targets:
         address, host, base_path = place_of(replica.base_url)
         secret = replica.engine_key
         if secret is None:
-            secret = self._read_credential(replica.credential)
+            try:
+                secret = self._read_credential(replica.credential)
+            except Unavailable as error:
+                self.blame(replica, error.message)
+                raise
+            self._blamed.pop(replica.id, None)
         headers = "" if secret is None else f"authorization: Bearer {secret}\r\n"
         target = Target(
             address, replica.site, country, host=host, base_path=base_path, headers=headers,
