@@ -53,7 +53,7 @@ def test_idle_connections_are_cheap(tmp_path: Path) -> None:
     """Half of them have had an answer."""
     with an_engine() as engine, a_gateway(tmp_path / "alone", config_text(engine.url)) as gateway:
         with ExitStack() as stack:
-            for number in range(300):  # what is remembered of heads, prompts, keys is not counted
+            for number in range(100):  # what is remembered of heads, prompts, keys is not counted
                 first = connect(gateway)
                 ask(first, number % 20)
                 first.close()
