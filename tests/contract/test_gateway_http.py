@@ -473,3 +473,14 @@ def test_a_client_that_does_not_read_one_answer_holds_back_the_next() -> None:
         writer.transport.abort()
 
     run(main)
+
+
+def test_another_method_is_named() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        site = await one_site(cloud)
+        answer = await ask(site, get("/v1/chat/completions"))
+        assert (answer.status, answer.headers["allow"]) == (405, "POST")
+        answer = await ask(site, post(chat_body(), path="/v1/models"))
+        assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
+
+    run(main)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,3 +161,20 @@ def test_memory_is_bounded() -> None:
     assert memory.recall(b"POST /0 HTTP/1.1\r\nContent-Length: 0\r\n\r\n") is None
     last = heads.MOST_REMEMBERED + 4
     assert memory.recall(b"POST /%d HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % last) == (last, b"")
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"/v1/models?x=1", "/v1/models"),
+        (b"http://h/v1/models", "/v1/models"),
+        (b"HTTP://h:80/v1/models?x", "/v1/models"),
+        (b"http://h", "/"),
+        (b"http://h?x/v1/models", "/"),
+    ],
+)
+def test_the_path_of_a_target(target: bytes, path: str) -> None:
+    head = RequestHead()
+    head.url = target
+    head.settle()
+    assert head.path == path

@@ -159,7 +159,7 @@ def _split(data: bytes) -> tuple[bytes, bytes] | None:
 def _path(url: bytes) -> str:
     """The path without its query, of a target in either form (RFC 9112, 3.2)."""
     if url[:4].lower() == b"http":
-        url = b"/" + url.partition(b"://")[2].partition(b"/")[2]
+        url = b"/" + url.partition(b"://")[2].partition(b"?")[0].partition(b"/")[2]
     return url.partition(b"?")[0].decode("latin-1")
 
 

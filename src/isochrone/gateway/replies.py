@@ -19,7 +19,8 @@ EVENTS = "text/event-stream"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """Why a request is not served. `reason` names the rule for machines (`x-isochrone-reason`),
-    `code` is OpenAI's error code. `retry_after_s` is set where a later try may succeed."""
+    `code` is OpenAI's error code. `retry_after_s` is set where a later try may succeed, `allow`
+    where another method would."""
 
     status: int
     reason: str
@@ -27,6 +28,7 @@ class Refusal:
     code: str | None = None
     param: str | None = None
     retry_after_s: int | None = None
+    allow: str | None = None
 
 
 def error_type(status: int) -> str:
@@ -131,6 +133,8 @@ def refusal_lines(refusal: Refusal) -> str:
     text = f"{peer.REASON}: {refusal.reason}\r\n"
     if refusal.retry_after_s is not None:
         text += f"retry-after: {refusal.retry_after_s}\r\n"
+    if refusal.allow is not None:
+        text += f"allow: {refusal.allow}\r\n"
     if refusal.status == 401:
         text += "www-authenticate: Bearer\r\n"
     return text

@@ -41,8 +41,8 @@ STOPPING = Refusal(
     message="This gateway is stopping and takes no new requests; try again, or at another one.",
 )
 PROBE = "probe"  # answers to supervisors, which ask all the time: not logged
-NOT_POST = Refusal(status=405, reason="method", message="Use POST here.")
-NOT_GET = Refusal(status=405, reason="method", message="Use GET here.")
+NOT_POST = Refusal(status=405, reason="method", message="Use POST here.", allow="POST")
+NOT_GET = Refusal(status=405, reason="method", message="Use GET here.", allow="GET, HEAD")
 
 
 class OwnAnswer:
