@@ -123,7 +123,10 @@ def test_merging_is_commutative_associative_and_idempotent(
 
 @given(st.binary(max_size=200))
 def test_no_bytes_can_break_the_meter(data: bytes) -> None:
+    """Everything passes, but for half an event at the end; a whole one may get its blank line."""
     meter = StreamMeter(1, "chat.completions", True)
-    assert meter.feed(data) + meter.end() == data
+    passed, rest = meter.feed(data), meter.end()
+    assert data.startswith(passed)
+    assert rest.rstrip(b"\r\n") in (b"", data[len(passed) :].rstrip(b"\r\n"))
     meter.tokens(0)
     read(data)

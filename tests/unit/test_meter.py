@@ -329,7 +329,8 @@ def test_half_an_event_at_the_end_is_neither_passed_on_nor_counted(cut: int) -> 
 def test_an_event_that_lacks_only_its_blank_line_gets_it(end: bytes) -> None:
     meter = StreamMeter(1, "chat.completions", False)
     assert meter.feed(EVENT + EVENT.rstrip(b"\n") + end) == EVENT
-    assert meter.end() == EVENT
+    last = meter.end()
+    assert last.replace(b"\r\n", b"\n") == EVENT
     assert meter.tokens(4).output == 2
 
 

@@ -11,6 +11,7 @@ import msgspec
 # Two line ends of any of the three kinds. A carriage return at the end of what has arrived may be
 # half of a line end, so it never ends an event by itself.
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?=\r))(?:\r\n|\n|\r(?=[^\n]))")
+_BLANK_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}\Z")
 
 # Enough of an event to see what it is called.
 HEAD_BYTES = 128
@@ -73,10 +74,11 @@ class EventTee(ABC):
         if self._skipping or not rest:
             self._skipping = b""
             return b""
-        if not _is_whole(rest):
-            return b""
-        event = rest.rstrip(b"\r\n") + b"\n\n"
-        return event if self._account(event) else b""
+        if not _BLANK_END.search(rest):
+            if not _is_whole(rest):
+                return b""
+            rest += b"\n" if rest.endswith((b"\n", b"\r")) else b"\n\n"
+        return rest if self._account(rest) else b""
 
     @abstractmethod
     def _account(self, event: bytes) -> bool:
