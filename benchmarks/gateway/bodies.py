@@ -40,7 +40,7 @@ def _lines(name: str) -> list[str]:
     if shape is None:
         raise ValueError(f"no bodies are called {name}")
     tokens, delay_ms = map(int, shape.groups())
-    pace = {"seed": delay_ms} if delay_ms else {}
+    pace = {"seed": delay_ms}  # 0 too: a gateway gives a stream without a seed one of its own
     return [
         _body(
             _chat(rng), stream=True, stream_options={"include_usage": True}, max_tokens=tokens,
