@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 
-from isochrone.core.ids import ModelName, PolicyId, ReplicaId, SiteName
+from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.rule import Admitted, Denied
 from isochrone.core.rng import stream
 from isochrone.core.routing.choice import Explanation, Refused
 from isochrone.core.routing.explain import explain
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import BLOCK_TOKENS, Prefixes
-from isochrone.core.routing.replica import ReplicaSlots, choose_replica
 from isochrone.core.routing.table import compile_table
 from isochrone.core.world.view import View
 from tests.builders import (
@@ -346,30 +345,3 @@ def test_remembered_listings_and_boards_are_bounded() -> None:
         a_choice(table, loads, model=f"m{number}")
     assert len(table.listings) <= 4096
     assert table.boards == {}  # nobody serves these models
-
-
-def slots(replica: str, running: int, of: int = 4, *, ready: bool = True) -> ReplicaSlots:
-    return ReplicaSlots(id=ReplicaId(replica), ready=ready, running=running, slots=of)
-
-
-@pytest.mark.parametrize(
-    ("replicas", "expected"),
-    [
-        ([], None),
-        ([slots("a", 0, ready=False)], None),
-        ([slots("a", 3), slots("b", 1), slots("c", 0, ready=False)], "b"),
-        ([slots("a", 3, of=8), slots("b", 2, of=4)], "a"),
-        ([slots("a", 9), slots("b", 7)], "b"),
-        ([slots("a", 1, of=0), slots("b", 5)], "a"),
-    ],
-)
-def test_the_least_loaded_ready_replica(
-    replicas: list[ReplicaSlots], expected: str | None
-) -> None:
-    assert choose_replica(replicas, stream(1, "test")) == expected
-
-
-def test_equal_replicas_are_drawn() -> None:
-    rng = stream(3, "replicas")
-    drawn = {choose_replica([slots("a", 1), slots("b", 1)], rng) for _ in range(50)}
-    assert drawn == {"a", "b"}

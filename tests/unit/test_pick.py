@@ -56,6 +56,12 @@ def test_equals_are_drawn_evenly() -> None:
 def test_a_replica_without_slots_counts_as_one_slot() -> None:
     assert picked(a_standing("none", slots=0, running=1), a_standing("one", slots=2, running=1)) \
         == "one"
+    assert picked(a_standing("none", slots=0, running=1), a_standing("full", running=5)) == "none"
+
+
+def test_equal_shares_of_different_sizes_are_equals() -> None:
+    standings = a_standing("small", running=1, slots=3), a_standing("big", running=3, slots=9)
+    assert {picked(*standings) for _ in range(100)} == {"small", "big"}
 
 
 def test_who_may_not_be_asked_is_left_out() -> None:

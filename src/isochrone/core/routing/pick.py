@@ -17,7 +17,7 @@ class Standing:
     `share` is running / slots, and has to be kept so. `breaker` None is a closed one without
     failures; `listed` False once nobody speaks of it."""
 
-    __slots__ = ("breaker", "listed", "ready", "replica", "running", "share", "slot_share")
+    __slots__ = ("breaker", "listed", "ready", "replica", "running", "share", "slots")
 
     def __init__(self, replica: Replica) -> None:
         self.running = 0
@@ -30,13 +30,13 @@ class Standing:
         """What is said of the replica now."""
         self.replica = replica
         self.ready = replica.state == "ready"
-        self.slot_share = 1.0 / max(replica.slots, 1)
-        self.share = self.running * self.slot_share
+        self.slots = max(replica.slots, 1)
+        self.share = self.running / self.slots
 
     def count(self, change: int) -> None:
         """Requests that were sent to it, or came to their end."""
         self.running += change
-        self.share = self.running * self.slot_share
+        self.share = self.running / self.slots
 
 
 def pick(
