@@ -77,7 +77,10 @@ def test_nothing_is_lost_or_counted_twice(cloud: Cloud, victim: str) -> None:
         row = rows[one.own_id]
         assert row["id"] == one.request_id
         assert (row["outcome"], row["source"]) == ("finished", "engine")
-        assert row["site"] == one.served_at
+        if row["site"] != one.served_at:
+            # The head names who began the stream; the book, who ended it, and whom it was lost at.
+            decision = cloud.api.get(f"requests/{row['id']}")["decision"]
+            assert one.served_at in {earlier["site"] for earlier in decision["tried"]}
     if victim in ("control", "nats", "postgres"):
         # None of these is on the path of a request.
         assert len(whole) == len(results)
