@@ -9,20 +9,26 @@ UP ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test rig lint types check evidence bench-gateway lock clean
+.PHONY: help install compile up test rig lint types check evidence bench-gateway lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(VENV)/installed  ## make .venv and install the product from requirements.lock
+install: compile  ## make .venv and install the product from requirements.lock
 
-up: $(VENV)/installed  ## start the whole cloud here (options: make up UP='--port 4100')
+# Looks at the sources by itself, and is quick when nothing changed.
+compile: $(VENV)/installed  ## compile what is on a request's path, where a C compiler is there
+	@$(BIN)/python tools/compile/build.py
+
+up: compile  ## start the whole cloud here (options: make up UP='--port 4100')
 	@exec $(BIN)/isochrone up $(UP)
 
-test: $(VENV)/installed-dev lint types  ## everything that must pass: lint, types, all tests
+test: $(VENV)/installed-dev compile lint types  ## everything that must pass: lint, types, all tests
 	$(BIN)/python -m pytest
+	@if [ -f src/isochrone/_compiled/manifest.json ]; then echo "once more, compiled:"; \
+	ISOCHRONE_TEST_FORM=compiled $(BIN)/python -m pytest tests/unit tests/property tests/contract; fi
 
-rig: $(VENV)/installed-dev  ## only the tests against the real cloud
+rig: $(VENV)/installed-dev compile  ## only the tests against the real cloud
 	$(BIN)/python -m pytest -m rig
 
 lint: $(VENV)/installed-dev  ## ruff
@@ -33,12 +39,12 @@ types: $(VENV)/installed-dev  ## mypy --strict
 
 check: test  ## the same as test
 
-evidence: $(VENV)/installed  ## measure the local cloud and the gateway (most of an hour), see benchmarks/
+evidence: compile  ## measure the local cloud and the gateway (most of an hour), see benchmarks/
 	$(BIN)/python benchmarks/local_cloud/run.py
 	$(BIN)/python -m benchmarks.streams.run
 	$(BIN)/python -m benchmarks.gateway.run
 
-bench-gateway: $(VENV)/installed  ## measure the gateway beside its peers (options: ARGS=--help)
+bench-gateway: compile  ## measure the gateway beside its peers (options: ARGS=--help)
 	@$(BIN)/python -m benchmarks.gateway.run $(ARGS)
 
 lock: $(VENV)/installed-dev  ## make the lock files from pyproject.toml
@@ -46,7 +52,7 @@ lock: $(VENV)/installed-dev  ## make the lock files from pyproject.toml
 	$(COMPILE) pyproject.toml --group build --group dev -o requirements-dev.lock
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) src/isochrone/_compiled .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isochrone needs Python 3.11 or newer, this is %s; name another with make PYTHON=..." % sys.version.split()[0])'

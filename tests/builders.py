@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from isochrone.core.ids import ModelName, OrgId, PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.rng import Random, stream
-from isochrone.core.routing.choice import Choice, Refused
+from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.choose import choose
+from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.routing.table import RoutingTable, compile_table

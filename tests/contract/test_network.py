@@ -10,12 +10,12 @@ import pytest
 import uvloop
 
 from isochrone.adapters.network.sockets import SocketNetwork
-from isochrone.ports.network import Address, Network
+from isochrone.ports.network import Address, Network, Party
 from isochrone.twin import loop as virtual
 from isochrone.twin.network import Wire
 
 Main = Callable[[Network], Awaitable[None]]
-P = TypeVar("P", bound=asyncio.Protocol)
+P = TypeVar("P", bound=Party)
 
 
 def run_live(main: Main) -> None:

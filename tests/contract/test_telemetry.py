@@ -13,7 +13,7 @@ from isochrone.core.ids import SiteName
 from isochrone.core.world.tenant import Limits
 from isochrone.gateway import metrics
 from isochrone.gateway.metrics import METRICS
-from isochrone.ports.network import Address, Certificate, Listener
+from isochrone.ports.network import Address, Certificate, Listener, Party
 from tests.fixtures.gateways import (
     Client,
     GatewayCloud,
@@ -29,7 +29,7 @@ from tests.fixtures.tellers import AT, Fate
 from tests.fixtures.tellers import body as tale
 from tests.fixtures.tellers import site as tellers_site
 
-P = TypeVar("P", bound=asyncio.Protocol)
+P = TypeVar("P", bound=Party)
 
 
 # -- scraping --------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ class PortsOnly:
         self._network = SocketNetwork()
 
     async def listen(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int, *,
+        self, factory: Callable[[], Party], host: str, port: int, *,
         tls: Certificate | None = None,
     ) -> Listener:
         self.asked.append((host, port))
@@ -123,7 +123,7 @@ def test_a_scrape_that_fails_does_not_end_the_gateway() -> None:
         site = await cloud.add_site("sydney", "AU", metrics_port=0)
         server = site.running.metrics
         assert server is not None
-        site.running.context.loads.stale_ms = None  # type: ignore[assignment,method-assign]
+        site.running.context.skew.offset_ms = None  # type: ignore[assignment,method-assign]
         await until(lambda: site.running.context.loads.of(SiteName("sydney")))
         client = Client(*await asyncio.open_connection("127.0.0.1", server.port))
         client.send(get("/metrics"))

@@ -11,13 +11,13 @@ from isochrone.adapters.clock import SystemClock
 from isochrone.gateway import upstream
 from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.upstream import UpstreamConnection, UpstreamPool
-from isochrone.ports.network import Address, Certificate, Listener
+from isochrone.ports.network import Address, Certificate, Listener, Party
 from tests.fixtures.fuzzing import damaged, packets, seeds
 from tests.fixtures.wires import Wire
 
 ROUNDS = 4000
 ADDRESS = Address(host="127.0.0.1", port=1)
-P = TypeVar("P", bound=asyncio.Protocol)
+P = TypeVar("P", bound=Party)
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HINTS = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\nContent-Length: %d\r\n\r\n"
@@ -64,7 +64,7 @@ class NoNetwork:
     """The test connects by itself."""
 
     async def listen(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int, *,
+        self, factory: Callable[[], Party], host: str, port: int, *,
         tls: Certificate | None = None,
     ) -> Listener:
         raise OSError

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from isochrone.core.estimate.service import Rates, Servers, Work, queue_ms
 from isochrone.core.ids import ModelName, SiteName
-from isochrone.core.routing.choice import Choice
+from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Dispatch, Loads
 from isochrone.core.routing.table import RoutingTable
 from isochrone.core.world.digest import DeploymentLoad

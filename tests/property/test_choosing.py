@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from isochrone.core.ids import PolicyId, SiteName
 from isochrone.core.residency.rule import Admitted, admits
 from isochrone.core.rng import stream
-from isochrone.core.routing.choice import Choice, Explanation, Refused
+from isochrone.core.routing.choice import Explanation, Refused
+from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.explain import explain
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.table import RoutingTable

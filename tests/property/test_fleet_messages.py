@@ -20,7 +20,7 @@ from isochrone.core.world.digest import (
 from isochrone.core.world.model import Deployment, Desired, EngineSpec, Model, Replica
 from isochrone.core.world.site import Hardware, Link, Site, SiteLinks
 from isochrone.core.world.tenant import ApiKey, KeyShard, Policy
-from isochrone.gateway.records import Progress, Shipped
+from isochrone.gateway.journal_notes import Progress, Shipped
 from isochrone.wire.fleet import Signed, decode, encode, open_signed, sign
 from isochrone.wire.usage import Opening, UsageBatch, UsageRecord, decode_batch, encode_batch
 from tests.unit.build_usage import a_record

@@ -49,13 +49,6 @@ class Wire(asyncio.Transport):
         self.closed = True
 
 
-class Forgetful(HeadMemory[RequestHead]):
-    """Never recalls anything."""
-
-    def learn(self, data: bytes, headers: Any, known: RequestHead) -> None:
-        pass
-
-
 @dataclass
 class Seen:
     """An application that writes down what it was asked, and answers at once."""
@@ -91,7 +84,7 @@ def served(packets: list[bytes], *, remember: bool) -> tuple[list[tuple[Any, ...
         app, wire = Seen(), Wire()
         server = Server(app, SETTINGS, SystemClock(), Outbox(lambda: None))
         if not remember:
-            server.heads = Forgetful(0)
+            server.heads = HeadMemory(-1)
         connection = server.accept()
         connection.connection_made(wire)
         for packet in packets:

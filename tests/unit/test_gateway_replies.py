@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from isochrone.gateway.replies import engine_error_body
+from isochrone.gateway.engine_errors import engine_error_body
 
 
 def test_a_numbered_error_gets_openais_form() -> None:

@@ -4,7 +4,7 @@ The request id is made by the ingress gateway from its clock and chance ports an
 from a client; it keys usage, evidence, decision and charge. No clock or chance is read here.
 """
 
-from typing import NewType
+from typing import Final, NewType
 from uuid import UUID
 
 RequestId = NewType("RequestId", str)
@@ -16,7 +16,7 @@ SiteName = NewType("SiteName", str)
 ModelName = NewType("ModelName", str)
 ReplicaId = NewType("ReplicaId", str)
 
-RANDOM_BITS = 76  # two of them make room for the variant
+RANDOM_BITS: Final = 76  # two of them make room for the variant
 
 
 def uuid7(wall_ns: int, random_bits: int) -> str:

@@ -5,7 +5,7 @@ there, so everything that goes wrong earlier may be tried again elsewhere; the e
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from isochrone.core.continuation.kin import Kin, kin_of
 from isochrone.core.ids import ReplicaId
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from isochrone.gateway.tries import Tries
 
 # Statuses of an engine that say "not here, not now": our key is wrong, it is full or loading.
-TRY_ELSEWHERE = frozenset((401, 403, 429, 502, 503))
+TRY_ELSEWHERE: Final = frozenset((401, 403, 429, 502, 503))
 
 _CODE, _REFUSED, _REPLICA, _TOKENS = (
     name.encode() for name in (peer.CODE, peer.REFUSED, peer.REPLICA, peer.TOKENS)
 )
+
+_NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
 
 class Attempt:
@@ -41,9 +43,9 @@ class Attempt:
     content_type = "application/json"
     retry_after: str | None = None
     stated_tokens: Tokens | None = None
-    meter: StreamMeter | MessageMeter | Seam | None = None
+    meter: StreamMeter | MessageMeter | Seam | None
     last_ns = 0  # when the request was last sent
-    _headers: Mapping[bytes, bytes] = {}  # of a peer's answer
+    _headers: Mapping[bytes, bytes]  # of a peer's answer
     _connection: UpstreamConnection | None = None
     _over = False
     _size = 0
@@ -52,6 +54,8 @@ class Attempt:
     def __init__(self, exchange: "Tries", target: Target) -> None:
         self._exchange = exchange
         self.target = target
+        self.meter = None
+        self._headers = _NO_HEADERS
         replica = target.replica
         self.replica_id: ReplicaId | None = None if replica is None else replica.id
 

@@ -5,6 +5,7 @@ Lines end in any of the three ways that server-sent events may; what is forwarde
 
 import re
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import msgspec
 
@@ -22,7 +23,7 @@ class EventTee(ABC):
 
     __slots__ = ("_held", "_held_sent", "_skipping")
 
-    most_event_bytes = 256 * 1024  # an event beyond this is forwarded as it comes, unread
+    most_event_bytes: ClassVar[int] = 256 * 1024  # beyond it an event passes as it comes, unread
 
     def __init__(self) -> None:
         self._held = b""        # the event that has not ended yet
@@ -48,7 +49,7 @@ class EventTee(ABC):
                 self._pass_by(self._skipping or buffer[begin : begin + HEAD_BYTES])
                 self._skipping = b""
             elif not self._account(buffer[begin:end]):
-                pieces.append(buffer[sent:begin])
+                pieces.append(buffer[sent : max(sent, begin)])
                 sent = end
             begin = look_from = self._take_ahead(buffer, end)
         if self._skipping or len(buffer) - begin > self.most_event_bytes:
@@ -60,8 +61,9 @@ class EventTee(ABC):
         self._held = buffer[begin:]
         self._held_sent = 0
         if not pieces:
-            return buffer if begin == len(buffer) and not sent else buffer[sent:begin]
-        pieces.append(buffer[sent:begin])
+            whole = begin == len(buffer) and not sent
+            return buffer if whole else buffer[sent : max(sent, begin)]
+        pieces.append(buffer[sent : max(sent, begin)])
         return b"".join(pieces)
 
     def end(self) -> bytes:

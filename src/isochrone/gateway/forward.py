@@ -4,6 +4,8 @@ An exchange is driven by callbacks: of its client connection, of its attempt, an
 watches deadlines. It ends exactly once, in `_end`, which writes its usage record.
 """
 
+from typing import Final
+
 from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Endpoint, Outcome, Tokens
 from isochrone.core.world.model import COMMON_ENDPOINTS
@@ -28,8 +30,8 @@ from isochrone.gateway.request import BadRequest, parse_request
 from isochrone.gateway.server import ClientConnection
 from isochrone.gateway.surface import engine_error_body_for, error_event_for
 
-CLIENT_GONE_STATUS = 499
-NO_TOKENS = Tokens()
+CLIENT_GONE_STATUS: Final = 499
+NO_TOKENS: Final = Tokens()
 
 
 class Exchange(CarryingOn):

@@ -56,7 +56,8 @@ class Hangups:
         """Watch nothing any more."""
         self._told.clear()
         if self._epoll is not None and self._loop is not None:
-            self._loop.remove_reader(self._epoll.fileno())
+            remove: Callable[[int], object] = self._loop.remove_reader  # uvloop's may give None
+            remove(self._epoll.fileno())
             self._epoll.close()
             self._epoll = None
 

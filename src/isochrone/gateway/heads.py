@@ -9,24 +9,24 @@ come in one piece with its whole body goes through the parser.
 
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from isochrone.gateway.target import forwarded_lines
 from isochrone.wire import peer
 
 T = TypeVar("T")
 
-CLIENT_ID_CHARS = 200
-MOST_REMEMBERED = 2048
-MOST_REMEMBERED_BYTES = 2048  # of one head
-MOST_DIGITS = 9
+CLIENT_ID_CHARS: Final = 200
+MOST_REMEMBERED: Final = 2048
+MOST_REMEMBERED_BYTES: Final = 2048  # of one head
+MOST_DIGITS: Final = 9
 
 # Heads with these differ from request to request, so remembering them would only fill the memory.
-_VARYING = frozenset(
+_VARYING: Final = frozenset(
     (b"x-request-id", b"traceparent", b"tracestate", b"idempotency-key", b"transfer-encoding",
      b"expect", b"upgrade", peer.CODE.encode())
 )
-_NAMES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+_NAMES: Final = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 
 
 class RequestHead:
@@ -128,7 +128,7 @@ class HeadMemory(Generic[T]):
         """Remember the head of `data`, one whole message that the parser found nothing wrong with.
         """
         parts = _split(data)
-        if parts is None or _VARYING & headers.keys():
+        if parts is None or not _VARYING.isdisjoint(headers):
             return
         before, after = parts
         size_bytes = len(before) + len(after)

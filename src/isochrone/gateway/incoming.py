@@ -45,13 +45,11 @@ class Incoming:
     @classmethod
     def whole(cls, began_ns: int, head: RequestHead, body: bytes) -> "Incoming":
         """A request that has come in whole."""
-        incoming = cls.__new__(cls)
-        incoming.began_ns = incoming.ended_ns = began_ns
+        incoming = Incoming(began_ns)
         incoming.head = head
         incoming.keep_alive = head.keep_alive
         incoming.pieces = [body]
         incoming.complete = True
-        incoming.fault = None
         return incoming
 
     def add(self, body: bytes) -> None:

@@ -12,6 +12,7 @@ what is still open in it is carried forward first.
 """
 
 import asyncio
+from typing import Final
 
 import msgspec
 import structlog
@@ -20,6 +21,7 @@ from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Tokens
 from isochrone.core.routing.choice import Ground
 from isochrone.gateway import records
+from isochrone.gateway.journal_notes import Progress, Shipped
 from isochrone.gateway.journal_reading import ASIDE, load_contents, read_segment
 from isochrone.gateway.journal_recovery import BATCH_EVENTS, Reader
 from isochrone.gateway.journal_state import (
@@ -30,29 +32,29 @@ from isochrone.gateway.journal_state import (
     OpenRequest,
     Pending,
 )
-from isochrone.gateway.records import HEAD_BYTES, Damage, Kind, Progress, Shipped
+from isochrone.gateway.records import HEAD_BYTES, Damage, Kind
 from isochrone.ports.clock import Clock
-from isochrone.ports.disk import Disk
+from isochrone.ports.disk import Disk, Segment
 from isochrone.wire import fleet
 from isochrone.wire.usage import Opening, UsageRecord
 
-COMMIT_S = 0.02
-PROGRESS_S = 1.0
+COMMIT_S: Final = 0.02
+PROGRESS_S: Final = 1.0
 RETRY_S = 1.0
 SYNC_LIMIT_S = 5.0
 SEGMENT_BYTES = 4 * 1024 * 1024
-BATCH_BYTES = 256 * 1024
-RECORD_BYTES = 192 * 1024      # larger with its ground, a record is kept without its decision
-CLOSING_EXTRA_BYTES = 512      # a closing may be this much longer than the opening
-FEW_BATCHES = 4                # with more than this waiting, batches are filled before they are cut
+BATCH_BYTES: Final = 256 * 1024
+RECORD_BYTES: Final = 192 * 1024  # larger with its ground, a record is kept without its decision
+CLOSING_EXTRA_BYTES: Final = 512  # a closing may be this much longer than the opening
+FEW_BATCHES: Final = 4  # with more than this waiting, batches are filled before they are cut
 CACHED_BATCHES = 64
-HELD_MOST = 10_000
-FLUSHES = 3                    # tries to hand over what one round recorded
+HELD_MOST: Final = 10_000
+FLUSHES: Final = 3  # tries to hand over what one round recorded
 _PREFIX = "segment-"
 _ALL_USED = "all reserved space is used"
 log = structlog.get_logger()
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class Journal:
@@ -295,15 +297,14 @@ class Journal:
             not ground_body or ground_id in current.named
         ):
             # Not the first record of a round: nothing but to put it with the others.
-            size_bytes = current.size_bytes + len(frame)
-            if size_bytes + HEAD_BYTES <= self._segment_bytes:
+            size_bytes = len(frame)
+            if current.size_bytes + size_bytes + HEAD_BYTES <= self._segment_bytes:
                 current.unwritten.append(frame)
-                current.size_bytes = size_bytes
-                self._left_bytes -= len(frame)
+                current.size_bytes += size_bytes
+                self._left_bytes -= size_bytes
                 return current
         for _ in range(2):
-            current = self._current
-            if current is None:
+            if (current := self._current) is None:
                 return None
             missing = ground_body != b"" and ground_id not in current.named
             frames = records.frame(records.GROUND, ground_body) + frame if missing else frame
@@ -412,10 +413,7 @@ class Journal:
             return
         self._reserved_bytes -= opened.room_bytes
         self._left_bytes += opened.room_bytes
-        if opened.home is not None:
-            opened.home.open.discard(request_id)
-            return
-        for segment in self._segments:
+        for segment in self._segments if opened.home is None else (opened.home,):
             segment.open.discard(request_id)
 
     # -- syncing, carrying, deleting -------------------------------------------------------------
@@ -429,26 +427,27 @@ class Journal:
         self.flush()
         safe = True
         for segment in list(self._segments):
-            size_bytes, handle = segment.size_bytes, segment.handle
-            if handle is None:
-                continue
-            if size_bytes > segment.synced_bytes:
-                frames = len(segment.unsynced)
-                self._sync_began_ns = self._clock.monotonic_ns()
-                try:
-                    await handle.sync()
-                except OSError as error:
-                    self._give_up(segment, error)
-                    safe = False
-                    continue
-                finally:
-                    self._sync_began_ns = None
-                segment.synced_bytes = size_bytes
-                del segment.unsynced[:frames]
-            if segment.sealed and segment.synced_bytes == segment.size_bytes:
-                handle.close()
-                segment.handle = None
+            if segment.handle is not None:
+                safe = await self._sync_segment(segment, segment.handle) and safe
         return safe
+
+    async def _sync_segment(self, segment: JournalSegment, handle: Segment) -> bool:
+        size_bytes, frames = segment.size_bytes, len(segment.unsynced)
+        if size_bytes > segment.synced_bytes:
+            self._sync_began_ns = self._clock.monotonic_ns()
+            try:
+                await handle.sync()
+            except OSError as error:
+                self._give_up(segment, error)
+                return False
+            finally:
+                self._sync_began_ns = None
+            segment.synced_bytes = size_bytes
+            del segment.unsynced[:frames]
+        if segment.sealed and segment.synced_bytes == segment.size_bytes:
+            handle.close()
+            segment.handle = None
+        return True
 
     def _give_up(self, segment: JournalSegment, error: OSError) -> None:
         """The system did not take, or may have dropped, what is not synced: write it elsewhere."""
@@ -460,7 +459,7 @@ class Journal:
             self._rotate()
         self._carry(segment)
         for item in records.scan(lost):
-            if not isinstance(item, Damage) and item.kind in (records.CLOSED, records.EVIDENCE):
+            if not isinstance(item, Damage) and item.kind in records.ENDS:
                 self.closed(fleet.decode(item.body, UsageRecord))
 
     def _carry_forward(self) -> None:

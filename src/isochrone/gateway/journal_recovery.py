@@ -6,17 +6,19 @@ under the same ids, however often the process dies in between.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from isochrone.core.errors import Untrusted
 from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Tokens
 from isochrone.core.routing.choice import Ground
 from isochrone.gateway import records
-from isochrone.gateway.records import Damage, Progress, Shipped
+from isochrone.gateway.journal_notes import Progress, Shipped
+from isochrone.gateway.records import Damage
 from isochrone.wire import fleet
 from isochrone.wire.usage import Opening, UsageRecord
 
-BATCH_EVENTS = 100
+BATCH_EVENTS: Final = 100
 
 
 @dataclass(slots=True)
@@ -105,7 +107,7 @@ class Reader:
                 if since and legible:
                     segment.batches.append(FoundBatch(start, offset))
                 start, since, legible = item.offset, 0, True
-            if item.kind in (records.CLOSED, records.EVIDENCE):
+            if item.kind in records.ENDS:
                 since, last = since + 1, end
             try:
                 self._take(segment, item.kind, item.body)

@@ -6,8 +6,9 @@ import msgspec
 
 from isochrone.core.ids import RequestId
 from isochrone.core.routing.choice import Ground
+from isochrone.gateway.journal_notes import Progress
 from isochrone.gateway.journal_recovery import Content, FoundBatch
-from isochrone.gateway.records import HEAD_BYTES, Progress
+from isochrone.gateway.records import HEAD_BYTES
 from isochrone.ports.disk import Segment
 
 GROUNDS_MOST = 64

@@ -5,6 +5,8 @@ Such a stream is over with its terminal event; one that ends without it has lost
 parsed of an event is its type, whether it carries text, and its counts.
 """
 
+from typing import ClassVar
+
 from isochrone.core.metering.event import Endpoint, Tokens
 from isochrone.core.metering.tokens import Reported, settle, settle_begun
 from isochrone.gateway.event_tee import EventTee, payload_of
@@ -32,7 +34,7 @@ class MessageMeter(EventTee):
     )
 
     # The last event of a response repeats the whole answer, and carries its usage.
-    most_event_bytes = 4 * 1024 * 1024
+    most_event_bytes: ClassVar[int] = 4 * 1024 * 1024
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__()

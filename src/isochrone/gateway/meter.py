@@ -1,6 +1,7 @@
 """Meters one streamed answer on a tee: counts events, keeps the last counts, hides what we asked.
 
 The gateway asks every engine for usage, so the chunk that carries nothing but usage is withheld
+from typing import Final
 from a client that did not ask; every other byte passes unchanged. Most events of a stream differ
 in their text only, so with one choice what stands before and behind the text of one is remembered,
 and the next ones are compared with it; only others are parsed, and the last that carried counts
@@ -9,12 +10,14 @@ client expects, is withheld.
 """
 
 import re
+from typing import Final
 
 import numpy as np
 
 from isochrone.core.metering.event import Endpoint, Tokens
 from isochrone.core.metering.tokens import Reported, of_answers, of_choices, settle
-from isochrone.gateway.counts import Event, read, tokens_of_answer
+from isochrone.gateway.answer_fields import Event
+from isochrone.gateway.counts import read, tokens_of_answer
 from isochrone.gateway.event_tee import EventTee, payload_of
 
 __all__ = ["MAX_EVENT_BYTES", "StreamMeter", "tokens_of_answer"]
@@ -22,20 +25,20 @@ __all__ = ["MAX_EVENT_BYTES", "StreamMeter", "tokens_of_answer"]
 # An event beyond this is forwarded as it comes and counted as one event, unread.
 MAX_EVENT_BYTES = EventTee.most_event_bytes
 
-MOST_SPECIAL_BYTES = 16  # of data that is `null` or `[DONE]`
-MANY_BYTES = 2048  # from here on all events of a read are compared together
-MOST_MISSES = 8    # events in a row that were like none before: then no more are remembered
+MOST_SPECIAL_BYTES: Final = 16  # of data that is `null` or `[DONE]`
+MANY_BYTES: Final = 2048  # from here on all events of a read are compared together
+MOST_MISSES: Final = 8    # events in a row like none before: then no more are remembered
 
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
-_COUNTS = re.compile(rb'"(?:usage|timings)"\s*:\s*\{')
+_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
+_COUNTS: Final = re.compile(rb'"(?:usage|timings)"\s*:\s*\{')
 # How engines write text that is there: behind this comes its first byte. Others are parsed.
 _TEXT: dict[Endpoint, bytes] = {
     "chat.completions": b'"delta":{"content":"',
     "completions": b'"text":"',
     "embeddings": b'"embedding":"',
 }
-_NEVER = b"\n\n?"  # stands where no quotation mark is, so nothing behind a text is like it
-_NUMBERS = b"0123456789.+-eE"
+_NEVER: Final = b"\n\n?"  # stands where no quotation mark is, so nothing behind a text is like it
+_NUMBERS: Final = b"0123456789.+-eE"
 _BYTES = np.dtype(np.uint8)
 _LINE_END = np.uint8(ord("\n"))
 
@@ -177,7 +180,7 @@ class StreamMeter(EventTee):
             end = at + len(behind)
             if tail:
                 numbers, end = end, buffer.find(b"\n", end) + 2
-                if buffer[numbers:end].translate(None, _NUMBERS) != tail:
+                if end < numbers or buffer[numbers:end].translate(None, _NUMBERS) != tail:
                     break
                 counts_at = begin
             texts += at > text
@@ -193,7 +196,7 @@ class StreamMeter(EventTee):
         What joins two of them is found `joints` times, and there are as many lines as that makes
         events: so each event has what stands before and behind a text, and its text has no line.
         """
-        end = buffer.rfind(self._behind) + len(self._behind)
+        end = max(buffer.rfind(self._behind) + len(self._behind), begin)
         data = buffer if not begin and end == len(buffer) else buffer[begin:end]
         joints = data.count(self._joint)
         if (

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,11 @@ def _spans(settings: GatewaySettings, site: SiteName, sink: SpanSink | None) -> 
         sink, site=site, host=settings.host, port=settings.port,
         ratio=settings.otlp_sample_ratio,
     )
+
+
+def _is_compiled() -> bool:
+    """Whether what is on a request's path runs in its compiled form."""
+    return not (sys.modules[Server.__module__].__file__ or "").endswith(".py")
 
 
 class Gateway:
@@ -176,7 +182,10 @@ class Gateway:
                 listener = await self._ports.network.listen(
                     self.server.accept, settings.host, settings.port, tls=self._ports.certificate
                 )
-                log.info("gateway_listening", site=context.site, port=listener.port)
+                log.info(
+                    "gateway_listening", site=context.site, port=listener.port,
+                    compiled=_is_compiled(),
+                )
                 if on_listening is not None:
                     on_listening(listener.port)
                 await stop.wait()

@@ -9,46 +9,27 @@ damaged bytes.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 from zlib import crc32
 
-import msgspec
-
-from isochrone.core.ids import RequestId
-from isochrone.core.metering.event import Tokens
-
-MARK = b"\xf5IJ1"
+MARK: Final = b"\xf5IJ1"
 _HEAD = struct.Struct("<4scII")
-_pack = _HEAD.pack
-HEAD_BYTES = _HEAD.size
+_pack: Final = _HEAD.pack
+HEAD_BYTES: Final = _HEAD.size
 
 Kind = Literal[b"O", b"P", b"C", b"E", b"G", b"B", b"S"]
-OPENED: Kind = b"O"     # Opening
-PROGRESS: Kind = b"P"   # Progress
-CLOSED: Kind = b"C"     # UsageRecord
-EVIDENCE: Kind = b"E"   # UsageRecord of a request that came from another site
-GROUND: Kind = b"G"     # Ground: what decisions of the batch in which it stands refer to
-BATCH: Kind = b"B"      # empty: what was closed since the last BATCH of this segment is one
-SHIPPED: Kind = b"S"    # Shipped
+OPENED: Final[Kind] = b"O"     # Opening
+PROGRESS: Final[Kind] = b"P"   # Progress
+CLOSED: Final[Kind] = b"C"     # UsageRecord
+EVIDENCE: Final[Kind] = b"E"   # UsageRecord of a request that came from another site
+GROUND: Final[Kind] = b"G"     # Ground: what decisions of the batch in which it stands refer to
+BATCH: Final[Kind] = b"B"      # empty: what was closed since the last BATCH of this segment is one
+SHIPPED: Final[Kind] = b"S"    # Shipped
+ENDS = frozenset((CLOSED, EVIDENCE))
 IN_BATCHES = frozenset((CLOSED, EVIDENCE, GROUND))
 _KINDS: dict[bytes, Kind] = {
     k: k for k in (OPENED, PROGRESS, CLOSED, EVIDENCE, GROUND, BATCH, SHIPPED)
 }
-
-
-class Progress(msgspec.Struct, array_like=True, frozen=True):
-    """Tokens of an open request at one instant."""
-
-    request_id: RequestId
-    at: int
-    tokens: Tokens
-
-
-class Shipped(msgspec.Struct, array_like=True, frozen=True):
-    """The batch that ends at `offset` of `segment` is in the durable stream."""
-
-    segment: str
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,19 @@
 
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Final
 
 import msgspec
 
 from isochrone.wire import peer
 
-_STATUS = {
+_STATUS: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
 }
-_encode = msgspec.json.encode
+_encode: Final = msgspec.json.encode
 
-JSON = "application/json"
-EVENTS = "text/event-stream"
+JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,43 +52,6 @@ def error_body(refusal: Refusal) -> bytes:
                 "type": error_type(refusal.status),
                 "param": refusal.param,
                 "code": refusal.code or refusal.reason,
-            }
-        }
-    )
-
-
-class _EngineError(msgspec.Struct):
-    message: str = ""
-    type: str | None = None
-    param: str | None = None
-    code: str | int | None = None
-
-
-class _EngineErrorBody(msgspec.Struct):
-    error: _EngineError
-
-
-# What OpenAI's clients look for, by the type that llama.cpp gives.
-_CODES = {"exceed_context_size_error": "context_length_exceeded"}
-_engine_error = msgspec.json.Decoder(_EngineErrorBody)
-
-
-def engine_error_body(body: bytes, status: int) -> bytes:
-    """An engine's error in OpenAI's form; as it came where it has that form or is no JSON error."""
-    try:
-        error = _engine_error.decode(body).error
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return body
-    if not isinstance(error.code, int):
-        return body
-    named = error.type or "engine_error"
-    return _encode(
-        {
-            "error": {
-                "message": error.message,
-                "type": error_type(status),
-                "param": error.param,
-                "code": _CODES.get(named, named),
             }
         }
     )

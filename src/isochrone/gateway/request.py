@@ -6,12 +6,21 @@ anything about it; otherwise single fields are replaced and each other one keeps
 the client sent. Unknown fields go through untouched either way.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from isochrone.core.ids import ModelName
 from isochrone.core.metering.event import Endpoint
+from isochrone.gateway.request_fields import (
+    ABSENT,
+    ClassicBody,
+    MessagesBody,
+    ResponsesBody,
+    decode_classic,
+    decode_messages,
+    decode_responses,
+)
 
 ENDPOINTS: dict[str, Endpoint] = {
     "/v1/chat/completions": "chat.completions",
@@ -19,14 +28,13 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/embeddings": "embeddings",
 }
 
-MOST_CHOICES = 128
-MODEL_NAME_CHARS = 256
-BYTES_PER_TOKEN = 4  # of English text; routing needs only the order of magnitude
-USUAL_OUTPUT_TOKENS = 256  # assumed where the client sets no limit
+MOST_CHOICES: Final = 128
+MODEL_NAME_CHARS: Final = 256
+BYTES_PER_TOKEN: Final = 4  # of English text; routing needs only the order of magnitude
+USUAL_OUTPUT_TOKENS: Final = 256  # assumed where the client sets no limit
 
 RunningCounts = Literal["timings", "usage"] | None
 
-_ABSENT = msgspec.Raw(b"")
 _TRUE = msgspec.Raw(b"true")
 _FALSE = msgspec.Raw(b"false")
 
@@ -40,77 +48,38 @@ class BadRequest(ValueError):
         self.param = param
 
 
-class _StreamOptions(msgspec.Struct, gc=False):
-    include_usage: bool | None = None
-
-
-class _Body(msgspec.Struct, gc=False):
-    """Of chat completions, completions and embeddings."""
-
-    model: str
-    stream: bool | None = None
-    stream_options: _StreamOptions | msgspec.UnsetType | None = msgspec.UNSET
-    n: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    service_tier: str | None = None
-    messages: msgspec.Raw = _ABSENT
-    prompt: msgspec.Raw = _ABSENT
-    input: msgspec.Raw = _ABSENT
-    timings_per_token: msgspec.Raw = _ABSENT
-    store: bool | None = None
-
-
-class _ResponsesBody(msgspec.Struct, gc=False):
-    model: str
-    stream: bool | None = None
-    max_output_tokens: int | None = None
-    service_tier: str | None = None
-    instructions: msgspec.Raw = _ABSENT
-    input: msgspec.Raw = _ABSENT
-    timings_per_token: msgspec.Raw = _ABSENT
-    store: bool | msgspec.UnsetType | None = msgspec.UNSET
-    background: bool | None = None
-    previous_response_id: msgspec.Raw = _ABSENT
-    conversation: msgspec.Raw = _ABSENT
-    prompt: msgspec.Raw = _ABSENT
-
-
-class _MessagesBody(msgspec.Struct, gc=False):
-    model: str
-    stream: bool | None = None
-    max_tokens: int | None = None
-    service_tier: str | None = None
-    system: msgspec.Raw = _ABSENT
-    messages: msgspec.Raw = _ABSENT
-    container: msgspec.Raw = _ABSENT
-
-
-class InferenceRequest(msgspec.Struct, frozen=True, gc=False):
-    """What the gateway knows of a request's content.
+class InferenceRequest:
+    """What the gateway knows of a request's content. Never changed once it is made.
 
     `choices` is over all prompts: n for each. Those of prompt p have the indices p * n to
     p * n + n - 1. `prompt` is the JSON of what the model reads first, for prefix hashes. `tells`:
     the names of the fields in the body by which the client itself says what `engine_body` would.
     """
 
-    endpoint: Endpoint
-    model: ModelName
-    stream: bool
-    wants_usage: bool
-    prompts: int
-    choices: int
-    prompt_bytes: int
-    prompt_tokens: int
-    output_tokens: int
-    service_tier: str | None
-    prompt: msgspec.Raw
-    tells: tuple[str, ...] = ()
+    __slots__ = (
+        "choices", "endpoint", "model", "output_tokens", "prompt", "prompt_bytes", "prompt_tokens",
+        "prompts", "service_tier", "stream", "tells", "wants_usage",
+    )
+
+    def __init__(
+        self, endpoint: Endpoint, model: ModelName, stream: bool, wants_usage: bool, prompts: int,
+        choices: int, prompt_bytes: int, output_tokens: int, service_tier: str | None,
+        prompt: msgspec.Raw, tells: tuple[str, ...],
+    ) -> None:
+        self.endpoint = endpoint
+        self.model = model
+        self.stream = stream
+        self.wants_usage = wants_usage
+        self.prompts = prompts
+        self.choices = choices
+        self.prompt_bytes = prompt_bytes
+        self.prompt_tokens = prompt_bytes // BYTES_PER_TOKEN or 1
+        self.output_tokens = output_tokens
+        self.service_tier = service_tier
+        self.prompt = prompt
+        self.tells = tells
 
 
-_decode_body = msgspec.json.Decoder(_Body).decode
-_decode_responses = msgspec.json.Decoder(_ResponsesBody).decode
-_decode_messages = msgspec.json.Decoder(_MessagesBody).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -122,17 +91,17 @@ def parse_request(endpoint: Endpoint, body: bytes) -> InferenceRequest:
         if not body.isascii():
             body.decode()  # what the decoders below skip they do not check
         if endpoint == "responses":
-            return _responses(_decode_responses(body))
+            return _responses(decode_responses(body))
         if endpoint == "messages":
-            return _messages(_decode_messages(body))
-        return _classic(endpoint, _decode_body(body))
+            return _messages(decode_messages(body))
+        return _classic(endpoint, decode_classic(body))
     except RecursionError as error:
         raise BadRequest("The body is nested too deeply.") from error
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise BadRequest(f"The body is not a valid request: {error}.") from error
 
 
-def _classic(endpoint: Endpoint, fields: _Body) -> InferenceRequest:
+def _classic(endpoint: Endpoint, fields: ClassicBody) -> InferenceRequest:
     """Of OpenAI's older endpoints."""
     model = fields.model
     if not model or len(model) > MODEL_NAME_CHARS:
@@ -160,24 +129,24 @@ def _classic(endpoint: Endpoint, fields: _Body) -> InferenceRequest:
     choices = n * prompts
     size = len(memoryview(content))
     return InferenceRequest(
-        endpoint, ModelName(model), stream, wants_usage, prompts, choices, size,
-        size // BYTES_PER_TOKEN or 1, most * choices, fields.service_tier, content, tells,
+        endpoint, ModelName(model), stream, wants_usage, prompts, choices, size, most * choices,
+        fields.service_tier, content, tells,
     )
 
 
-def _told(fields: _Body) -> tuple[bool, tuple[str, ...]]:
+def _told(fields: ClassicBody) -> tuple[bool, tuple[str, ...]]:
     """(the client wants usage, what it says itself of what `engine_body` would say)."""
     options, wants_usage = fields.stream_options, False
     tells: tuple[str, ...] = ()
     if options is not msgspec.UNSET:
         wants_usage = options is not None and bool(options.include_usage)
         tells = ("stream_options",)
-    if fields.timings_per_token is not _ABSENT:
+    if fields.timings_per_token is not ABSENT:
         tells = (*tells, "timings_per_token")
     return wants_usage, tells
 
 
-def _responses(fields: _ResponsesBody) -> InferenceRequest:
+def _responses(fields: ResponsesBody) -> InferenceRequest:
     """Of OpenAI's Responses API, without the state that it may keep on its server."""
     if fields.store is True:
         raise _stateful("store")
@@ -187,7 +156,7 @@ def _responses(fields: _ResponsesBody) -> InferenceRequest:
         if bytes(getattr(fields, name)) not in (b"", b"null"):
             raise _stateful(name)
     tells = () if fields.store is msgspec.UNSET else ("store",)
-    if fields.timings_per_token is not _ABSENT:
+    if fields.timings_per_token is not ABSENT:
         tells = (*tells, "timings_per_token")
     return _one_answer(
         "responses", fields.model, bool(fields.stream), fields.max_output_tokens,
@@ -195,7 +164,7 @@ def _responses(fields: _ResponsesBody) -> InferenceRequest:
     )
 
 
-def _messages(fields: _MessagesBody) -> InferenceRequest:
+def _messages(fields: MessagesBody) -> InferenceRequest:
     """Of Anthropic's Messages API."""
     if bytes(fields.container) not in (b"", b"null"):
         raise _stateful("container")
@@ -214,11 +183,10 @@ def _one_answer(
         raise _bad_model()
     if most is None or most < 0:
         most = USUAL_OUTPUT_TOKENS
-    content = msgspec.Raw(bytes(first) + bytes(then)) if first is not _ABSENT else then
+    content = msgspec.Raw(bytes(first) + bytes(then)) if first is not ABSENT else then
     size = len(memoryview(content))
     return InferenceRequest(
-        endpoint, ModelName(model), stream, True, 1, 1, size, size // BYTES_PER_TOKEN or 1, most,
-        service_tier, content, tells,
+        endpoint, ModelName(model), stream, True, 1, 1, size, most, service_tier, content, tells,
     )
 
 
@@ -239,7 +207,7 @@ def prompts_of(body: bytes) -> list[msgspec.Raw]:
 
     One that names no prompt, like one to another endpoint, has one empty prompt.
     """
-    return _prompts(_decode_body(body).prompt)
+    return _prompts(decode_classic(body).prompt)
 
 
 def _prompts(prompt: msgspec.Raw) -> list[msgspec.Raw]:

@@ -6,12 +6,13 @@ fields are listed in docs/observability.md.
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
 from isochrone.wire.usage import UsageRecord
 
-MOST_KEPT = 512  # writing these takes less than a millisecond
+MOST_KEPT: Final = 512  # writing these takes less than a millisecond
 PATH_CHARS = 200
 
 

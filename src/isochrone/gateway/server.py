@@ -7,7 +7,7 @@ noticed at once, also where nothing is read from it, and a slow one pauses whoev
 
 import asyncio
 from collections import deque
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from isochrone.gateway.hangups import Hangups
 from isochrone.gateway.heads import HeadMemory, RequestHead
@@ -18,10 +18,10 @@ from isochrone.gateway.settings import GatewaySettings
 from isochrone.ports.clock import Clock
 from isochrone.wire import peer
 
-MOST_SENT_AHEAD_BYTES = 64 * 1024
-LINGER_S = 1.0
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_CODE = peer.CODE.encode()
+MOST_SENT_AHEAD_BYTES: Final = 64 * 1024
+LINGER_S: Final = 1.0
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CODE: Final = peer.CODE.encode()
 
 
 class Listening(Protocol):
@@ -102,7 +102,7 @@ class Server:
         self.hangups.close()
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection:
     """One connection. `listener` is told of the client while its request is being answered."""
 
     __slots__ = (

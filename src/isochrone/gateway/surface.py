@@ -7,9 +7,9 @@ import msgspec
 from isochrone.core.ids import ModelName
 from isochrone.core.metering.event import Endpoint
 from isochrone.core.world.model import ALL_ENDPOINTS, COMMON_ENDPOINTS
+from isochrone.gateway.engine_errors import engine_error_body, foreign_message
 from isochrone.gateway.replies import (
     Refusal,
-    engine_error_body,
     error_body,
     error_event,
 )
@@ -88,18 +88,6 @@ _ANTHROPIC_TYPES = {
 }
 
 
-class _Said(msgspec.Struct):
-    message: str = ""
-
-
-class _EngineError(msgspec.Struct):
-    error: _Said
-    type: str | None = None
-
-
-_decode_error = msgspec.json.Decoder(_EngineError).decode
-
-
 def anthropic_type(status: int) -> str:
     """Anthropic's error type for a status."""
     known = _ANTHROPIC_TYPES.get(status)
@@ -125,11 +113,8 @@ def engine_error_body_for(endpoint: Endpoint, body: bytes, status: int) -> bytes
     JSON error."""
     if endpoint != "messages":
         return engine_error_body(body, status)
-    try:
-        said = _decode_error(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return body
-    return body if said.type == "error" else _anthropic_error(status, said.error.message)
+    message = foreign_message(body)
+    return body if message is None else _anthropic_error(status, message)
 
 
 def error_event_for(endpoint: Endpoint, code: str, message: str) -> bytes:

@@ -6,6 +6,7 @@ its site, is the one in the view.
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Final
 from urllib.parse import urlsplit
 
 import structlog
@@ -26,7 +27,7 @@ FORWARDED = (
 )
 log = structlog.get_logger()
 
-CREDENTIAL_NS = 1_000_000_000  # a key that was replaced in its file counts after this
+CREDENTIAL_NS: Final = 1_000_000_000  # a key that was replaced in its file counts after this
 
 
 class Target:

@@ -5,13 +5,15 @@ it; tries are bounded in number, in time, and by the gateway's retry budget.
 """
 
 from abc import ABC, abstractmethod
+from typing import Final
 
 from isochrone.core.continuation.kin import Kin, kin_of
 from isochrone.core.errors import Unavailable
 from isochrone.core.ids import ReplicaId, RequestId, SiteName
 from isochrone.core.metering.event import Endpoint, Outcome
-from isochrone.core.routing.choice import Choice, Refused, Rule
+from isochrone.core.routing.choice import Refused, Rule
 from isochrone.core.routing.choose import choose
+from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Dispatch
 from isochrone.core.routing.prefix import BLOCK_BYTES
 from isochrone.core.world.tenant import ApiKey, Class
@@ -29,8 +31,8 @@ from isochrone.gateway.request import InferenceRequest
 from isochrone.gateway.resumed import Resumed
 from isochrone.gateway.target import Target
 
-MOST_TRIES = 3
-LEAST_CONNECT_S = 0.25
+MOST_TRIES: Final = 3
+LEAST_CONNECT_S: Final = 0.25
 
 
 class Tries(ABC):

@@ -7,7 +7,7 @@ Cancelling is closing: the other side sees it at once.
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import httptools
 
@@ -17,14 +17,14 @@ from isochrone.ports.clock import Clock
 from isochrone.ports.network import Address, Network
 
 # Engines close idle connections after a few seconds without saying so (llama.cpp: 5 s).
-IDLE_S = 4.0
-IDLE_MARGIN_S = 1.0
-MOST_IDLE = 256  # an address
+IDLE_S: Final = 4.0
+IDLE_MARGIN_S: Final = 1.0
+MOST_IDLE: Final = 256  # an address
 MOST_ANSWER_BYTES = 64 * 1024 * 1024  # of an answer that is taken in one read
-MOST_SILENT_BYTES = 64 * 1024  # in reads without a byte of a body: heads, interim answers, trailers
-MOST_HEADERS = 256
-LARGE_BYTES = 64 * 1024  # passed on at once, so that a slow client pauses its engine at once
-VERSIONS = ("1.1", "1.0")
+MOST_SILENT_BYTES: Final = 64 * 1024  # in reads without a byte of a body: heads, trailers
+MOST_HEADERS: Final = 256
+LARGE_BYTES: Final = 64 * 1024  # passed on at once, so that a slow client pauses its engine at once
+VERSIONS: Final = ("1.1", "1.0")
 
 
 class Receiver(Protocol):
@@ -45,7 +45,7 @@ class Receiver(Protocol):
         ...
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection:
     """One connection; `fresh` until it has been given back to the pool once."""
 
     __slots__ = (
@@ -162,6 +162,15 @@ class UpstreamConnection(asyncio.Protocol):
             self._reusable = self._parser.should_keep_alive()
 
     # -- called by the transport -----------------------------------------------------------------
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        """Requests are bounded: there is nobody to hold back."""
+
+    def resume_writing(self) -> None:
+        pass
 
     def data_received(self, data: bytes) -> None:
         receiver = self._receiver

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-import msgspec
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -26,6 +25,7 @@ from isochrone.core.world.site import Link, Site, SiteLinks
 from isochrone.core.world.tenant import KeyShard, Policy
 from isochrone.core.world.view import View
 from isochrone.gateway.access import Keys
+from isochrone.gateway.deployed import Deployed
 from isochrone.gateway.replicas import Replicas
 from isochrone.ports.bus import Bus, Entry, Watch
 from isochrone.wire import fleet, subjects
@@ -36,13 +36,6 @@ COMPILE_DELAY_S = 0.02  # changes that arrive together are compiled once
 WARN_S = 60.0
 
 log = structlog.get_logger()
-
-
-class _Deployed(msgspec.Struct, frozen=True):
-    """The part of a deployment that matters here: that `site` serves `model`."""
-
-    site: str
-    model: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +81,7 @@ class ViewCache:
         self._sites: dict[SiteName, Site] = {}
         self._links: Mapping[SiteName, Link] = {}
         self._models: dict[str, Model] = {}
-        self._deployed: dict[str, _Deployed] = {}
+        self._deployed: dict[str, Deployed] = {}
         self._policies: dict[PolicyId, Policy] = {}
         self._names: dict[str, SiteName | PolicyId] = {}  # by entry key, to undo deletions
         self._watches: list[Watch] = []
@@ -261,7 +254,7 @@ class ViewCache:
                 self._models[key] = model
             return model is not None
         if kind == "deployment":
-            deployed = self._open(key, value, _Deployed)
+            deployed = self._open(key, value, Deployed)
             if deployed is not None:
                 self._deployed[key] = deployed
             return deployed is not None

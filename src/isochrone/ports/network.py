@@ -1,6 +1,7 @@
 """Network: listening and connecting at protocol level; live on sockets, in memory for the twin.
 
-Factories make `asyncio.Protocol` objects; transports behave as asyncio's do. Distance, emulated or
+Factories make parties, which need not derive from `asyncio.Protocol`: classes that are compiled
+cannot. Transports behave as asyncio's do. Distance, emulated or
 simulated, is a property of the connection that this port returns, so callers do not know of it.
 """
 
@@ -10,7 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-P = TypeVar("P", bound=asyncio.Protocol)
+
+class Party(Protocol):
+    """One end of a connection: what a transport calls, as it calls an `asyncio.Protocol`."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def eof_received(self) -> bool | None: ...
+
+    def connection_lost(self, exc: Exception | None) -> None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+
+P = TypeVar("P", bound=Party)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +70,7 @@ class Listener(Protocol):
 
 class Network(Protocol):
     async def listen(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int, *,
+        self, factory: Callable[[], Party], host: str, port: int, *,
         tls: Certificate | None = None,
     ) -> Listener:
         """With `tls` every connection is TLS; when the files change, new connections get the new

@@ -8,11 +8,9 @@ can close all of its connections and listeners at once, as the operating system 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, cast
 
-from isochrone.ports.network import Address, Certificate
-
-P = TypeVar("P", bound=asyncio.Protocol)
+from isochrone.ports.network import Address, Certificate, P, Party
 
 HIGH_WATER_BYTES = 64 * 1024
 CHUNK_BYTES = 64 * 1024
@@ -22,12 +20,12 @@ class MemoryTransport(asyncio.Transport):
     """One end of a connection. `process` owns it; `delay_s` is the one-way travel time."""
 
     def __init__(
-        self, wire: "Wire", process: str, protocol: asyncio.Protocol, delay_s: float
+        self, wire: "Wire", process: str, protocol: Party, delay_s: float
     ) -> None:
         super().__init__()
         self._wire = wire
         self.process = process
-        self._protocol: asyncio.BaseProtocol = protocol
+        self._protocol = protocol
         self._delay_s = delay_s
         self.other: MemoryTransport = self
         self._inbox: deque[bytes | None] = deque()  # None is the end of the stream
@@ -45,10 +43,10 @@ class MemoryTransport(asyncio.Transport):
         return ("127.0.0.1", 0) if name in ("peername", "sockname") else default
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._protocol = protocol
+        self._protocol = cast(Party, protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._protocol
+        return cast(asyncio.BaseProtocol, self._protocol)
 
     def is_closing(self) -> bool:
         return self._closing
@@ -72,7 +70,7 @@ class MemoryTransport(asyncio.Transport):
         self._send(piece)
         if not self._writer_paused and self.other._unread_bytes > self._high:
             self._writer_paused = True
-            self._as_protocol().pause_writing()
+            self._protocol.pause_writing()
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -110,10 +108,6 @@ class MemoryTransport(asyncio.Transport):
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _as_protocol(self) -> asyncio.Protocol:
-        assert isinstance(self._protocol, asyncio.Protocol)
-        return self._protocol
-
     def _send(self, piece: bytes | None) -> None:
         self._wire.loop.call_later(self._delay_s, self.other._arrive, piece)
 
@@ -130,18 +124,18 @@ class MemoryTransport(asyncio.Transport):
         while self._inbox and self._reading and not self._lost:
             piece = self._inbox.popleft()
             if piece is None:
-                if not self._as_protocol().eof_received():
+                if not self._protocol.eof_received():
                     self.close()
                 continue
             self._unread_bytes -= len(piece)
             self.other._drained()
-            self._as_protocol().data_received(piece)
+            self._protocol.data_received(piece)
 
     def _drained(self) -> None:
         if self._writer_paused and self.other._unread_bytes <= self._high // 4:
             self._writer_paused = False
             if not self._lost:
-                self._as_protocol().resume_writing()
+                self._protocol.resume_writing()
 
     def _reset(self) -> None:
         self._closing = True
@@ -176,7 +170,7 @@ class Wire:
     ) -> None:
         self.loop = loop
         self._rtt_ms = rtt_ms or (lambda one, other: 0.0)
-        self._listeners: dict[int, tuple[str, Callable[[], asyncio.Protocol]]] = {}
+        self._listeners: dict[int, tuple[str, Callable[[], Party]]] = {}
         self._transports: dict[MemoryTransport, None] = {}
         self._next_port = 20_000
 
@@ -190,7 +184,7 @@ class Wire:
         for transport in [t for t in self._transports if t.process == process]:
             transport.abort()
 
-    def listen(self, process: str, factory: Callable[[], asyncio.Protocol], port: int) -> _Listener:
+    def listen(self, process: str, factory: Callable[[], Party], port: int) -> _Listener:
         if port == 0:
             self._next_port += 1
             port = self._next_port
@@ -237,7 +231,7 @@ class MemoryNetwork:
         self._process = process
 
     async def listen(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int, *,
+        self, factory: Callable[[], Party], host: str, port: int, *,
         tls: Certificate | None = None,
     ) -> _Listener:
         assert tls is None, "nobody listens in on memory: there is no TLS here"

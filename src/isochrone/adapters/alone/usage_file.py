@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from isochrone.adapters.alone.usage_line import usage_line
 from isochrone.core.errors import BusUnavailable, Untrusted
 from isochrone.ports.clock import Clock
 from isochrone.wire import fleet
@@ -35,43 +35,6 @@ _BATCH = re.compile(rb'"batch":"([^"\n]{1,200})"\}\n')
 log = structlog.get_logger()
 
 
-class UsageLine(msgspec.Struct, frozen=True, gc=False, rename={"class_": "class"}):
-    """One request, as it stands in the file. Instants are UTC, durations milliseconds since
-    `received_at`; null where a step was not reached. `batch` comes last: see `_BATCH`."""
-
-    request_id: str
-    received_at: datetime
-    finished_at: datetime
-    organisation: str
-    project: str
-    key: str
-    client_request_id: str | None
-    endpoint: str
-    stream: bool
-    class_: str
-    model: str
-    revision: str | None
-    ingress: str
-    ingress_country: str | None
-    site: str | None
-    country: str | None
-    replica: str | None
-    input_uncached: int
-    input_cached: int
-    output: int
-    token_source: str
-    outcome: str
-    status: int
-    reason: str | None
-    attempts: int
-    chosen_ms: float | None
-    sent_ms: float | None
-    first_byte_ms: float | None
-    total_ms: float
-    reporter: str
-    batch: str
-
-
 class _Batch(msgspec.Struct, array_like=True, frozen=True):
     """`wire.usage.UsageBatch` without a look at its grounds: they list every site."""
 
@@ -84,22 +47,6 @@ class _Batch(msgspec.Struct, array_like=True, frozen=True):
 def usage_of(payload: bytes) -> Sequence[UsageRecord]:
     """The records of a batch as the shipper sends it. Raises Untrusted."""
     return fleet.decode(payload, _Batch).events
-
-
-def usage_line(event: UsageRecord, batch: str) -> UsageLine:
-    return UsageLine(
-        event.request_id, _instant(event.received_at), _instant(event.finished_at),
-        event.org_id, event.project_id, event.key_id, event.client_request_id,
-        event.endpoint, event.stream, event.class_, event.model, event.revision,
-        event.ingress_site, event.ingress_country, event.serving_site, event.serving_country,
-        event.replica, event.input_uncached, event.input_cached, event.output,
-        event.token_source, event.outcome, event.status, event.reason, event.attempts,
-        event.chosen_ms, event.sent_ms, event.first_byte_ms, event.total_ms, event.reporter, batch,
-    )
-
-
-def _instant(wall_ns: int) -> datetime:
-    return datetime.fromtimestamp(wall_ns / 1e9, UTC)
 
 
 @dataclass(slots=True)

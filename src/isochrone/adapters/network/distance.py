@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
+from isochrone.ports.network import Party
+
 UNDER_WAY_BYTES = 4 * 1024 * 1024  # one direction; 16 MB/s at a round trip of 500 ms
 
 
@@ -67,10 +69,10 @@ class DistantTransport(asyncio.Transport):
         return self._distance.real.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._distance.protocol = cast(asyncio.Protocol, protocol)
+        self._distance.protocol = cast(Party, protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._distance.protocol
+        return cast(asyncio.BaseProtocol, self._distance.protocol)
 
     def is_closing(self) -> bool:
         return self._distance.closing
@@ -112,7 +114,7 @@ class Distance(asyncio.Protocol):
     real: asyncio.Transport
 
     def __init__(
-        self, protocol: asyncio.Protocol, loop: asyncio.AbstractEventLoop, one_way_s: float
+        self, protocol: Party, loop: asyncio.AbstractEventLoop, one_way_s: float
     ) -> None:
         self.protocol = protocol
         self.outward = DelayLine(loop, one_way_s)

@@ -9,13 +9,11 @@ import contextlib
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 from isochrone.adapters.network.distance import Distance
 from isochrone.adapters.network.tls import ServerTls, client_context
-from isochrone.ports.network import Address, Certificate
-
-P = TypeVar("P", bound=asyncio.Protocol)
+from isochrone.ports.network import Address, Certificate, P, Party
 
 BACKLOG = 2048
 REFRESH_S = 2.0
@@ -63,13 +61,13 @@ class SocketNetwork:
         self._tls = None if authorities is None else client_context(authorities)
 
     async def listen(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int, *,
+        self, factory: Callable[[], Party], host: str, port: int, *,
         tls: Certificate | None = None,
     ) -> SocketListener:
         _allow_open_files()
         secured = None if tls is None else ServerTls(tls)
         server = await asyncio.get_running_loop().create_server(
-            factory, host, port, backlog=BACKLOG, reuse_port=self._reuse_port or None,
+            _made_by(factory), host, port, backlog=BACKLOG, reuse_port=self._reuse_port or None,
             **_tls_options(secured),
         )
         return SocketListener(server, secured)
@@ -90,13 +88,19 @@ class SocketNetwork:
     async def _dial(self, factory: Callable[[], P], address: Address) -> P:
         loop = asyncio.get_running_loop()
         if not address.tls:
-            return (await loop.create_connection(factory, address.host, address.port))[1]
+            made = await loop.create_connection(_made_by(factory), address.host, address.port)
+            return cast(P, made[1])
         self._tls = self._tls or client_context(None)
         _, protocol = await loop.create_connection(
-            factory, address.host, address.port, ssl=self._tls,
+            _made_by(factory), address.host, address.port, ssl=self._tls,
             server_hostname=address.tls_name or address.host, ssl_shutdown_timeout=TLS_SHUTDOWN_S,
         )
-        return protocol
+        return cast(P, protocol)
+
+
+def _made_by(factory: Callable[[], Party]) -> Callable[[], asyncio.Protocol]:
+    """What a loop calls it: neither loop asks for more than the methods."""
+    return cast(Callable[[], asyncio.Protocol], factory)
 
 
 def _allow_open_files() -> None:

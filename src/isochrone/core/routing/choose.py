@@ -5,13 +5,15 @@ prefill. Batch minimises the expected completion: + decode. See docs/routing.md.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.rng import Random
 from isochrone.core.routing.board import Board, Part
-from isochrone.core.routing.choice import Choice, Milliseconds, Refused
+from isochrone.core.routing.choice import Milliseconds, Refused
+from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.routing.table import RoutingTable
@@ -19,8 +21,8 @@ from isochrone.core.world.tenant import Class
 
 # Two costs this near are the same as far as the estimates can tell. Chance then decides, so that
 # many gateways with the same view do not all run to the same site.
-TIE_MS = 3.0
-TIE_SHARE = 0.05
+TIE_MS: Final = 3.0
+TIE_SHARE: Final = 0.05
 
 
 def choose(

@@ -5,6 +5,7 @@ send all of it to the site that looked idle. Mutable, owned by one event loop; t
 """
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from isochrone.core.estimate.service import Rates, Servers, Work
 from isochrone.core.ids import ModelName, SiteName
@@ -18,8 +19,8 @@ LOSSES_FORGOTTEN_NS = 60_000_000_000  # this long after a hold without another l
 SLOWEST_TOK_S = 1e-3
 FASTEST_TOK_S = 1e9
 
-EVERY_SITE = SiteName("")  # no site has this name
-NEVER_NS = 1 << 63
+EVERY_SITE: Final = SiteName("")  # no site has this name
+NEVER_NS: Final = 1 << 63
 
 
 @dataclass(slots=True, eq=False)

@@ -5,11 +5,12 @@ blocks before it too, so that a site which got a block got everything before it.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from isochrone.core.ids import SiteName
 
-BLOCK_BYTES = 1024  # of the prompt's JSON
-BLOCK_TOKENS = BLOCK_BYTES // 4  # four bytes a token, as in the gateway's other estimates
+BLOCK_BYTES: Final = 1024  # of the prompt's JSON
+BLOCK_TOKENS: Final = BLOCK_BYTES // 4  # four bytes a token, as in the gateway's other estimates
 
 
 class Prefixes:

@@ -12,7 +12,7 @@ import msgspec
 
 from isochrone.core.metering.tokens import Reported
 from isochrone.gateway import event_tee
-from isochrone.gateway.counts import Timings, Usage
+from isochrone.gateway.answer_fields import Timings, Usage
 from isochrone.gateway.event_tee import event_end
 
 Fields = dict[str, msgspec.Raw]

@@ -1,0 +1,72 @@
+"""What choosing hands to the gateway: the site, and all that its decision will keep."""
+
+from collections.abc import Sequence
+
+from isochrone.core.ids import SiteName
+from isochrone.core.routing.choice import Decision, Ground, Milliseconds, Refused
+
+
+class Choice:
+    """The chosen site, and all that a decision keeps. Made for every request: no constructor, the
+    attributes are set by `choose`, which is the quickest way that Python has.
+
+    `site` is None and `index` -1 when no site can take the request; the milliseconds are then 0.
+    `index` counts the open sites of `ground`. `eligible` is how many could take it.
+    `allowed_exists` tells "not allowed" from "allowed, but not able just now".
+    """
+
+    __slots__ = (
+        "allowed_exists", "cost_ms", "costs", "decode_ms", "decodes", "digest_age_ms", "eligible",
+        "ground", "index", "prefill_ms", "queues", "refused", "rtt_ms", "site",
+    )
+
+    site: SiteName | None
+    index: int
+    eligible: int
+    allowed_exists: bool
+    ground: Ground
+    rtt_ms: float
+    cost_ms: float
+    prefill_ms: float
+    decode_ms: float
+    digest_age_ms: float
+    refused: tuple[Refused, ...]
+    costs: Milliseconds
+    queues: bytes
+    decodes: Milliseconds | None
+
+    @property
+    def predicted_ttft_ms(self) -> float | None:
+        """Expected time to the first token; None when nobody was chosen."""
+        return None if self.site is None else self.cost_ms - self.decode_ms
+
+    def costs_ms(self) -> bytes:
+        """As `Decision.costs_ms`."""
+        return self.costs.astype("<f4").tobytes()
+
+    def queues_ms(self) -> bytes:
+        """As `Decision.queues_ms`."""
+        return self.queues
+
+    def decodes_ms(self) -> bytes:
+        """As `Decision.decodes_ms`."""
+        return b"" if self.decodes is None else self.decodes.astype("<f4").tobytes()
+
+    def decision(
+        self, *, actual_ttft_ms: float | None = None, tried: Sequence[Refused] = ()
+    ) -> Decision:
+        """What is kept of this choice."""
+        return Decision(
+            ground=self.ground.id,
+            chosen=self.index,
+            costs_ms=self.costs_ms(),
+            queues_ms=self.queues_ms(),
+            prefill_ms=self.prefill_ms,
+            decode_ms=self.decode_ms,
+            digest_age_ms=self.digest_age_ms,
+            predicted_ttft_ms=self.predicted_ttft_ms,
+            actual_ttft_ms=actual_ttft_ms,
+            refused=self.refused,
+            tried=tuple(tried),
+            decodes_ms=self.decodes_ms(),
+        )

@@ -1,0 +1,60 @@
+"""The fields that the gateway reads of a request's body, and nothing else of it.
+
+Apart from `request`, because msgspec reads the types of a class that it decodes, and classes that
+are compiled do not keep theirs.
+"""
+
+import msgspec
+
+ABSENT = msgspec.Raw(b"")
+
+
+class StreamOptions(msgspec.Struct, gc=False):
+    include_usage: bool | None = None
+
+
+class ClassicBody(msgspec.Struct, gc=False):
+    """Of chat completions, completions and embeddings."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | msgspec.UnsetType | None = msgspec.UNSET
+    n: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    service_tier: str | None = None
+    messages: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = ABSENT
+    input: msgspec.Raw = ABSENT
+    timings_per_token: msgspec.Raw = ABSENT
+    store: bool | None = None
+
+
+class ResponsesBody(msgspec.Struct, gc=False):
+    model: str
+    stream: bool | None = None
+    max_output_tokens: int | None = None
+    service_tier: str | None = None
+    instructions: msgspec.Raw = ABSENT
+    input: msgspec.Raw = ABSENT
+    timings_per_token: msgspec.Raw = ABSENT
+    store: bool | msgspec.UnsetType | None = msgspec.UNSET
+    background: bool | None = None
+    previous_response_id: msgspec.Raw = ABSENT
+    conversation: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = ABSENT
+
+
+class MessagesBody(msgspec.Struct, gc=False):
+    model: str
+    stream: bool | None = None
+    max_tokens: int | None = None
+    service_tier: str | None = None
+    system: msgspec.Raw = ABSENT
+    messages: msgspec.Raw = ABSENT
+    container: msgspec.Raw = ABSENT
+
+
+decode_classic = msgspec.json.Decoder(ClassicBody).decode
+decode_responses = msgspec.json.Decoder(ResponsesBody).decode
+decode_messages = msgspec.json.Decoder(MessagesBody).decode
