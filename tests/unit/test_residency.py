@@ -11,7 +11,7 @@ from isochrone.core.residency.rule import (
     parse_axis,
     render_axis,
 )
-from tests.builders import some_blocs
+from tests.builders import a_site, some_blocs
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from tests.builders import some_blocs
     ],
 )
 def test_admits(axis: tuple[str, ...], country: str | None) -> None:
-    assert admits(axis, country, some_blocs()) == Admitted()
+    assert admits(axis, a_site("s", country), some_blocs()) == Admitted()
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_admits(axis: tuple[str, ...], country: str | None) -> None:
     ],
 )
 def test_denies(axis: tuple[str, ...], country: str | None, rule: str) -> None:
-    verdict = admits(axis, country, some_blocs())
+    verdict = admits(axis, a_site("s", country), some_blocs())
     assert isinstance(verdict, Denied)
     assert verdict.rule == rule
 
 
 def test_a_denial_names_country_and_policy() -> None:
-    verdict = admits(("DE", "EEA"), "AU", some_blocs())
+    verdict = admits(("DE", "EEA"), a_site("s", "AU"), some_blocs())
     assert verdict == Denied(
         rule="residency", detail="the site is in AU, the policy allows DE,EEA"
     )
