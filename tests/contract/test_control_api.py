@@ -311,7 +311,9 @@ def test_status_shows_what_sites_said_last(api: Api) -> None:
     assert found["ready"]
     assert found["replicas"][0]["pid"] == 42
     assert found["replicas"][0]["restarts"] == 2
-    assert found["links"] == [{"peer": "frankfurt", "rtt_ms": 250.0, "source": "emulated"}]
+    assert found["links"] == [
+        {"peer": "frankfurt", "rtt_ms": 250.0, "source": "emulated", "via": None}
+    ]
     everything = api.call("GET", "status")[1]
     assert [site["ready"] for site in everything["sites"]] == [False, False, True]
     assert not everything["ready"]

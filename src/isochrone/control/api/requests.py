@@ -77,10 +77,16 @@ class RefusedShape(BaseModel):
 
 class DecisionShape(BaseModel):
     """Candidates cheapest first (the first was chosen); `refused` are the other sites that serve
-    the model, `elsewhere` counts those that do not. `tried` lists earlier tries that failed."""
+    the model, `elsewhere` counts those that do not. `tried` lists earlier tries that failed. The
+    axes are the policy's; `narrowed` and `narrowed_transit` are what the request's own headers
+    allowed beyond it, `any` where they said nothing."""
 
     residency: list[str]
     transit: list[str]
+    caches: list[str] | None
+    logs: list[str]
+    narrowed: list[str]
+    narrowed_transit: list[str]
     candidates: list[CandidateShape]
     refused: list[RefusedShape]
     allowed_exists: bool
@@ -205,6 +211,10 @@ def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape
     return DecisionShape(
         residency=list(ground.residency),
         transit=list(ground.transit),
+        caches=list(ground.caches) or None,
+        logs=list(ground.logs),
+        narrowed=list(ground.narrowed),
+        narrowed_transit=list(ground.narrowed_transit),
         candidates=[_candidate(each) for each in explained.candidates],
         refused=[_refused(each) for each in explained.refused],
         allowed_exists=explained.allowed_exists,
