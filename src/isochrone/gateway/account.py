@@ -87,7 +87,7 @@ def closing_of(
         exchange.endpoint,
         request is not None and request.stream,
         exchange.class_,
-        ModelName("") if request is None else request.model,
+        _model(exchange),
         _revision(exchange),
         ingress,
         ingress_country,
@@ -111,6 +111,15 @@ def closing_of(
         exchange.attempts,
         _decision(exchange),
     )
+
+
+def _model(exchange: "Exchange") -> ModelName:
+    """The model that was asked for. A name that nobody serves is the client's own text."""
+    request = exchange.parsed
+    if request is None:
+        return ModelName("")
+    is_served = exchange.context.view.table.is_served(request.model)
+    return request.model if is_served or references_leave(exchange) else ModelName("")
 
 
 def _revision(exchange: "Tries") -> str | None:
