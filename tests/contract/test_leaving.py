@@ -28,7 +28,8 @@ ALSO = (
 IN_MEMORY = {
     "isochrone.gateway.continuation.events", "isochrone.gateway.continuation.features",
     "isochrone.gateway.counts", "isochrone.gateway.journal_state",
-    "isochrone.gateway.message_counts", "isochrone.gateway.recount", "isochrone.gateway.replies", "isochrone.gateway.request",
+    "isochrone.gateway.message_counts", "isochrone.gateway.recount", "isochrone.gateway.replies",
+    "isochrone.gateway.request",
     "isochrone.gateway.surface", "isochrone.gateway.view_cache", "isochrone.replay.exchange",
     "isochrone.replay.trace", "isochrone.replay.verify",
 }

@@ -120,6 +120,8 @@ def undecided(found: Mapping[str, Any]) -> str:
 
 def _asked(found: Mapping[str, Any]) -> str:
     """What was asked, as far as it is known: model and stream are said in the body."""
+    if not found["model"] and found["reason"] == "model_not_found":
+        return f"{found['endpoint']} of a model that nobody serves, whose name was not kept"
     if not found["model"]:
         return f"{found['endpoint']}; {BODIES[found['ingress']['body']]}"
     stream = "streamed" if found["stream"] else "not streamed"

@@ -195,11 +195,13 @@ def _ingress(event: UsageEvent, ground: Ground | None) -> Ingress:
 
 
 def _body_read(event: UsageEvent) -> BodyRead:
-    """How much of the body the ingress read. The model is known once a body was understood; of the
-    other refusals only 403 comes from the head alone, and only `bad_request` from a whole body."""
-    if event.model or event.reason == "bad_request":
+    """How much of the body the ingress read. The model is known once a body was understood, unless
+    it is one that nobody serves; of the other refusals only these come from the head alone, and
+    only `bad_request` from a whole body."""
+    if event.model or event.reason in ("bad_request", "model_not_found"):
         return "read"
-    return "unread" if event.outcome == "refused" and event.status == 403 else "in_part"
+    is_from_head = event.status == 403 or event.reason == "residency_header"
+    return "unread" if event.outcome == "refused" and is_from_head else "in_part"
 
 
 def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape | None:

@@ -61,11 +61,11 @@ def admits(axis: Axis, site: Site, blocs: Blocs, *, whose: str = POLICY) -> Verd
     if not meaning.anywhere and not any(attribute in meaning.allows for attribute in asked):
         return Denied(rule="residency", detail=said)
     for attribute in asked:
-        if value_of(attribute, site, blocs) is None:
+        if value_of(attribute, stated_by(attribute, site), blocs) is None:
             detail = f"{_missing(attribute, site)}, {said}"
             return Denied(rule="attribute_missing", detail=detail)
     for attribute in asked:
-        value = value_of(attribute, site, blocs)
+        value = value_of(attribute, stated_by(attribute, site), blocs)
         allowed, denied = meaning.allows.get(attribute), meaning.denies.get(attribute, ())
         if (allowed is not None and value not in allowed) or value in denied:
             return Denied(rule="residency", detail=f"{_fact(attribute, site)}, {said}")
@@ -105,15 +105,22 @@ def admits_all(
     return ADMITTED
 
 
-def value_of(attribute: Attribute, site: Site, blocs: Blocs) -> str | None:
-    """What a site states of an attribute, as axes compare it; None where it states nothing that
-    counts."""
+def stated_by(attribute: Attribute, site: Site) -> str | None:
+    """What a site states of an attribute, as it states it."""
     if attribute == "place":
-        return site.country if site.country in blocs.countries else None
+        return site.country
     if attribute == "site":
         return site.name
-    stated = site.operator if attribute == "operator" else site.parent
-    return (name_key(stated) or None) if stated is not None else None
+    return site.operator if attribute == "operator" else site.parent
+
+
+def value_of(attribute: Attribute, stated: str | None, blocs: Blocs) -> str | None:
+    """What is stated as axes compare it; None where nothing is stated that counts."""
+    if attribute == "place":
+        return stated if stated in blocs.countries else None
+    if attribute == "site" or stated is None:
+        return stated
+    return name_key(stated) or None
 
 
 def passed_by(link: Link | None, blocs: Blocs) -> frozenset[str] | None:

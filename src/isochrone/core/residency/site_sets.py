@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from isochrone.core.ids import SiteName
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.residency.bounds import Bounds
-from isochrone.core.residency.rule import passed_by, value_of
+from isochrone.core.residency.rule import passed_by, stated_by, value_of
 from isochrone.core.residency.terms import SITE_ATTRIBUTES, Attribute, Axis, Meaning, meaning_of
 from isochrone.core.world.site import Link, Site
 
@@ -113,11 +113,17 @@ def _index(
     attribute: Attribute, sites: Sequence[Site], blocs: Blocs
 ) -> tuple[dict[str, int], int]:
     """(sites by what they state, sites that state anything)."""
+    as_stated: dict[str | None, list[int]] = {}
+    for bit, site in enumerate(sites):
+        as_stated.setdefault(stated_by(attribute, site), []).append(bit)
     having: dict[str, int] = {}
     stating = 0
-    for bit, site in enumerate(sites):
-        value = value_of(attribute, site, blocs)
+    for stated, bits in as_stated.items():
+        value = value_of(attribute, stated, blocs)
         if value is not None:
-            having[value] = having.get(value, 0) | 1 << bit
-            stating |= 1 << bit
+            union = 0
+            for bit in bits:
+                union |= 1 << bit
+            having[value] = having.get(value, 0) | union
+            stating |= union
     return having, stating
