@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from isochrone.core.ids import ModelName, OrgId, PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
+from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.rng import Random, stream
 from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.choose import choose
@@ -158,6 +159,7 @@ def a_choice(
     now_ns: int = 0,
     prefixes: Prefixes | None = None,
     rng: Random | None = None,
+    narrowing: Narrowing | None = None,
 ) -> Choice:
     """The choice for a short interactive request of an unbound key."""
     return choose(
@@ -173,4 +175,5 @@ def a_choice(
         tried=tried,
         now_ns=now_ns,
         rng=stream(1, "test") if rng is None else rng,
+        narrowing=narrowing,
     )

@@ -183,6 +183,35 @@ def test_a_key_is_shown_once_and_bound_to_its_policy(api: Api) -> None:
     assert api.call("GET", "models", key=made["key"])[0] == 401
 
 
+def test_axes_of_every_kind_are_kept_in_canonical_terms(api: Api) -> None:
+    wish = {
+        "residency": ["eea", "-fr", "operator:Acme, Inc.".replace(",", ""), "-parent:Big Corp."],
+        "transit": ["any", "via:eu"], "caches": ["de"], "logs": ["DE"],
+    }
+    made = api.make("policies", wish)
+    said = {axis: made[axis] for axis in wish}
+    assert said == {
+        "residency": ["-FR", "-parent:big-corp", "EEA", "operator:acme-inc"],
+        "transit": ["any", "via:EU"], "caches": ["DE"], "logs": ["DE"],
+    }
+    key = api.make("keys", said)
+    assert key["policy_id"] == made["id"]
+    plain = api.make("policies", {"residency": made["residency"], "transit": made["transit"]})
+    assert plain["id"] != made["id"]
+    assert (plain["caches"], plain["logs"]) == (None, ["any"])
+    stored = {policy.id: policy for policy in api.context.registry.estate.snapshot().policies}
+    assert stored[made["id"]].caches == ("DE",)
+    assert stored[plain["id"]].caches is None
+    for axis, wrong, word in (
+        ("residency", ["-DE"], "nothing is allowed"), ("caches", [], "empty"),
+        ("residency", ["via:DE"], "which only transit has"), ("logs", ["planet:earth"], "unknown"),
+        ("transit", ["any", "-operator:"], "names nothing"),
+    ):
+        status, problem = api.call("POST", "policies", {axis: wrong})
+        assert status == 422
+        assert word in " ".join(problem["problems"])
+
+
 def test_an_idempotency_key_makes_a_write_happen_once(api: Api) -> None:
     writes: list[tuple[str, object, object]] = [
         ("keys", {"name": "a"}, {"name": "b"}),
@@ -311,7 +340,9 @@ def test_status_shows_what_sites_said_last(api: Api) -> None:
     assert found["ready"]
     assert found["replicas"][0]["pid"] == 42
     assert found["replicas"][0]["restarts"] == 2
-    assert found["links"] == [{"peer": "frankfurt", "rtt_ms": 250.0, "source": "emulated"}]
+    assert found["links"] == [
+        {"peer": "frankfurt", "rtt_ms": 250.0, "source": "emulated", "via": None}
+    ]
     everything = api.call("GET", "status")[1]
     assert [site["ready"] for site in everything["sites"]] == [False, False, True]
     assert not everything["ready"]

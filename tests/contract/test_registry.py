@@ -288,6 +288,19 @@ def test_emulated_links_stay_and_unknown_sites_are_skipped(registry: Registry) -
     assert [link.source for link in estate.links(SiteName("aa"))] == ["emulated"]
 
 
+def test_a_probe_leaves_what_was_stated_of_the_way(registry: Registry) -> None:
+    estate = registry.estate
+    stated = Link(peer=SiteName("bb"), rtt_ms=9.0, source="stated", via=("DE", "FR"))
+    links = (SiteLinks(site=SiteName("aa"), links=(stated,)),)
+    estate.reconcile(replace(an_intent("1", "aa", "bb"), links=links), now=NOW)
+    assert estate.links(SiteName("aa")) == [stated]
+    probed = Link(peer=SiteName("bb"), rtt_ms=7.0, source="probed")
+    estate.set_links([SiteLinks(site=SiteName("aa"), links=(probed,))])
+    assert estate.links(SiteName("aa")) == [replace(probed, via=("DE", "FR"))]
+    estate.reconcile(an_intent("2", "aa", "bb"), now=NOW)
+    assert estate.links(SiteName("aa"))[0].via is None
+
+
 def test_a_lease_has_one_holder_and_its_epoch_fences_serials(registry: Registry) -> None:
     leases = registry.leases
     first = leases.take("loop", "one", now=NOW, ttl_ns=10)

@@ -161,7 +161,7 @@ def allowed(view: View, policy_id: PolicyId) -> set[SiteName]:
         site.name
         for site in view.sites.values()
         if policy is not None
-        and isinstance(admits(policy.residency, site.country, some_blocs()), Admitted)
+        and isinstance(admits(policy.residency, site, some_blocs()), Admitted)
     }
 
 

@@ -64,7 +64,12 @@ def sites(draw: st.DrawFn, name: str) -> WorldSite:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
-    links = [WorldLink(between=(SiteName("a"), SiteName("b-2")), rtt_ms=draw(st.floats(0, 9999)))]
+    links = [
+        WorldLink(
+            between=(SiteName("a"), SiteName("b-2")), rtt_ms=draw(st.floats(0, 9999)),
+            via=draw(st.sampled_from([None, ("DE",), ("DE", "FR")])),
+        )
+    ]
     return World(
         emulate_distance=draw(st.booleans()),
         models=MODELS,

@@ -157,6 +157,33 @@ def test_a_small_file_needs_little() -> None:
     assert upstream.running_counts is None
 
 
+def test_policies_and_links_may_state_what_residency_rules_ask() -> None:
+    text = SMALL + """
+[[policy]]
+name = "closed"
+residency = ["EEA", "-fr", "operator:Partner Cloud B.V."]
+transit = ["any", "via:EEA"]
+caches = ["DE"]
+logs = ["de"]
+[[site]]
+name = "far"
+operator = "Partner Cloud B.V."
+parent = "Holding"
+rtt_ms = 9
+via = ["FR", "DE"]
+"""
+    file = parse(text)
+    closed = next(policy for policy in file.policies if policy.id == "closed")
+    assert closed.residency == ("-FR", "EEA", "operator:partner-cloud-b-v")
+    assert (closed.transit, closed.caches, closed.logs) == (("any", "via:EEA"), ("DE",), ("DE",))
+    links = told_by(file, PEER).view[subjects.links_key("here")]
+    assert isinstance(links, SiteLinks)
+    assert [(link.peer, link.via) for link in links.links] == [("far", ("DE", "FR"))]
+    assert any("caches: 'any' stands alone" in each for each in problems(
+        text.replace('caches = ["DE"]', 'caches = ["DE", "any"]')
+    ))
+
+
 def test_a_full_file() -> None:
     file = parse(FULL)
     assert (file.site, file.usage, file.request_log) == (

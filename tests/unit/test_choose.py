@@ -1,11 +1,13 @@
 """Choosing a site: the worked example of docs/routing.md, each refusal, ties, and the table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from isochrone.core.ids import ModelName, PolicyId, SiteName
+from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.residency.rule import Admitted, Denied
 from isochrone.core.rng import stream
 from isochrone.core.routing.choice import Explanation, Refused
@@ -13,6 +15,7 @@ from isochrone.core.routing.explain import explain
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import BLOCK_TOKENS, Prefixes
 from isochrone.core.routing.table import compile_table
+from isochrone.core.world.site import Link
 from isochrone.core.world.view import View
 from tests.builders import (
     MODEL,
@@ -119,6 +122,55 @@ def test_residency_refuses_and_says_so() -> None:
         Refused(site=SYDNEY.name, rule="residency", detail="the site is in AU, the policy "
                 "allows DE"),
     )
+
+
+def residency_example() -> View:
+    """The worked example of docs/residency.md."""
+    sites = [
+        replace(SYDNEY, operator="Acme", parent="Big Corp."),
+        replace(FRANKFURT, operator="Acme", parent="Big Corp."),
+        replace(ASHBURN, operator="Acme", parent="Big Corp."),
+        replace(a_site("oslo", "NO"), operator="Nordlys", parent="Nordlys"),
+        replace(a_site("paris", "FR"), operator="Acme", parent=None),
+    ]
+    view = a_view(
+        sites, policies=[
+            a_policy("own", ("EEA", "-parent:big-corp")),
+            a_policy("by-land", ("EEA",), ("any", "via:EEA")),
+            replace(a_policy("cached", ("EEA",)), caches=("DE",)),
+        ],
+    )
+    ways = {"frankfurt": (9.0, ("DE", "FR")), "oslo": (30.0, ("FR", "NO", "US"))}
+    links = {
+        SiteName(name): Link(peer=SiteName(name), rtt_ms=rtt_ms, source="stated", via=via)
+        for name, (rtt_ms, via) in ways.items()
+    }
+    return replace(view, own_site=SiteName("paris"), links=links)
+
+
+def test_the_worked_example_of_residency() -> None:
+    view = residency_example()
+    own = decide(view, policy_id="own")
+    assert sites_of(own) == ["oslo"]
+    assert refusals(own) == {
+        "ashburn": "residency", "frankfurt": "residency", "sydney": "residency",
+        "paris": "attribute_missing",
+    }
+    by_land = decide(view, policy_id="by-land")
+    assert sites_of(by_land) == ["paris", "frankfurt"]
+    assert {each.detail for each in by_land.refused if each.rule == "transit"} == {
+        "the way there passes US, the policy allows transit by any,via:EEA"
+    }
+    cached = decide(view, policy_id="cached")
+    assert sites_of(cached) == ["frankfurt"]
+    assert {each.detail for each in cached.refused if each.site == "paris"} == {
+        "the site is in FR, the policy of caches allows DE"
+    }
+    narrowed = decide(view, policy_id="by-land", narrowing=Narrowing(residency=("DE", "US")))
+    assert sites_of(narrowed) == ["frankfurt"]
+    assert {each.detail for each in narrowed.refused if each.site == "paris"} == {
+        "the site is in FR, the request allows DE,US"
+    }
 
 
 def test_allowed_but_unhealthy_is_not_the_same_as_not_allowed() -> None:

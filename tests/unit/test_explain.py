@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from isochrone.cli.explain import summary, timings, undecided
+from isochrone.cli.explain import policy_line, summary, timings, undecided
 
 DECISION: dict[str, Any] = {
     "residency": ["DE"], "transit": ["any"], "predicted_ttft_ms": 300.0, "actual_ttft_ms": 310.0,
@@ -29,6 +29,17 @@ def test_the_summary_names_where_plaintext_was_seen_and_who_counted() -> None:
     assert "residency DE; transit any" in text
     assert "3 input uncached, 2 input cached, 8 output; counted by the engine" in text
     assert "2025-11-20 21:00:00 UTC" in text
+
+
+def test_what_bound_a_request_is_said_in_one_line() -> None:
+    bound = DECISION | {
+        "caches": ["DE", "FR"], "logs": ["DE"], "narrowed": ["-FR", "EEA"],
+        "narrowed_transit": ["any"],
+    }
+    assert policy_line(bound) == (
+        "residency DE; transit any; caches DE, FR; logs DE; narrowed by the request to -FR, EEA"
+    )
+    assert policy_line(DECISION) == "residency DE; transit any"
 
 
 def test_a_request_that_nobody_served_says_so() -> None:

@@ -1,5 +1,7 @@
 """Residency rules on single countries, and the problems of an axis."""
 
+from dataclasses import replace
+
 import pytest
 
 from isochrone.core.residency.blocs import Blocs
@@ -11,7 +13,9 @@ from isochrone.core.residency.rule import (
     parse_axis,
     render_axis,
 )
-from tests.builders import some_blocs
+from isochrone.core.residency.terms import name_key
+from isochrone.core.world.site import Site
+from tests.builders import a_site, some_blocs
 
 
 @pytest.mark.parametrize(
@@ -27,7 +31,7 @@ from tests.builders import some_blocs
     ],
 )
 def test_admits(axis: tuple[str, ...], country: str | None) -> None:
-    assert admits(axis, country, some_blocs()) == Admitted()
+    assert admits(axis, a_site("s", country), some_blocs()) == Admitted()
 
 
 @pytest.mark.parametrize(
@@ -47,13 +51,13 @@ def test_admits(axis: tuple[str, ...], country: str | None) -> None:
     ],
 )
 def test_denies(axis: tuple[str, ...], country: str | None, rule: str) -> None:
-    verdict = admits(axis, country, some_blocs())
+    verdict = admits(axis, a_site("s", country), some_blocs())
     assert isinstance(verdict, Denied)
     assert verdict.rule == rule
 
 
 def test_a_denial_names_country_and_policy() -> None:
-    verdict = admits(("DE", "EEA"), "AU", some_blocs())
+    verdict = admits(("DE", "EEA"), a_site("s", "AU"), some_blocs())
     assert verdict == Denied(
         rule="residency", detail="the site is in AU, the policy allows DE,EEA"
     )
@@ -91,3 +95,47 @@ def test_an_axis_is_parsed_from_what_people_type() -> None:
 def test_a_bloc_may_not_hide_a_country() -> None:
     with pytest.raises(AssertionError, match="name of a country"):
         Blocs(countries=frozenset(("DE",)), members={"DE": frozenset()})
+
+
+ACME = replace(a_site("lyon", "FR"), operator="Acme, Inc.", parent="Big Corp.")
+ALONE = replace(a_site("lyon", "FR"), operator=None)
+
+
+@pytest.mark.parametrize(
+    ("axis", "site", "rule", "detail"),
+    [
+        ("EEA,operator:acme-inc", ACME, None, ""),
+        ("EEA,operator:ACME INC", ACME, None, ""),
+        ("site:lyon", ACME, None, ""),
+        ("any,-parent:other", ACME, None, ""),
+        ("EEA,-FR", ACME, "residency", "the site is in FR"),
+        ("EEA,-parent:big corp", ACME, "residency", "belongs to Big Corp."),
+        ("EEA,operator:other", ACME, "residency", "is run by Acme, Inc."),
+        ("EEA,site:paris", ACME, "residency", "the site is lyon"),
+        ("-US", ACME, "residency", "the policy allows -US"),
+        ("any,-QQ", ACME, "residency", "nobody understands -QQ"),
+        ("any,-planet:earth", ACME, "residency", "nobody understands -planet:earth"),
+        ("planet:earth", ACME, "residency", ""),
+        ("any,-operator:acme", ALONE, "attribute_missing", "the site states no operator"),
+        ("FR,-parent:big", ALONE, "attribute_missing", "the site states no parent"),
+        ("operator:acme", ALONE, "attribute_missing", "the site states no operator"),
+    ],
+)
+def test_terms_of_every_kind(axis: str, site: Site, rule: str | None, detail: str) -> None:
+    verdict = admits(parse_axis(axis), site, some_blocs())
+    if rule is None:
+        assert verdict == Admitted()
+    else:
+        assert isinstance(verdict, Denied)
+        assert verdict.rule == rule
+        assert detail in verdict.detail
+
+
+def test_names_of_companies_are_compared_by_letters_and_digits() -> None:
+    same = {name_key(name) for name in ("Acme, Inc.", "ACME INC", "acme-inc", " acme   inc")}
+    assert same == {"acme-inc"}
+    assert name_key("Stra\u00dfe \uff21") == "strasse-a"
+    assert name_key(" .,- ") == ""
+    assert parse_axis("Operator: Acme GmbH ,-PARENT:X y,VIA:de,SITE:Lyon,Any,-fr") == (
+        "operator:acme-gmbh", "-parent:x-y", "via:DE", "site:lyon", "any", "-FR",
+    )

@@ -218,6 +218,7 @@ LINKS = [
     ('between = ["sydney", "perth"]\nrtt_ms = -1', "rtt_ms is -1; expected a number from 0"),
     ('between = ["sydney", "perth"]\nrtt_ms = nan', "rtt_ms is nan"),
     ('between = ["sydney", "perth"]', "rtt_ms is missing"),
+    ('between = ["sydney", "perth"]\nrtt_ms = 5\nvia = ["AU", "ZZ"]', 'via names "ZZ"'),
 ]
 
 

@@ -86,13 +86,27 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     if found["revision"]:
         lines.append(("weights", found["revision"]))
     if decision is not None:
-        lines.append(("policy", f"residency {', '.join(decision['residency'])}; transit "
-                      f"{', '.join(decision['transit'])}"))
+        lines.append(("policy", policy_line(decision)))
     lines += [
         ("tokens", f"{counts}; {SOURCES[tokens['source']]}"),
         ("record", REPORTERS[found["reporter"]]),
     ]
     return [f"{name:<10}{text}" for name, text in lines]
+
+
+def policy_line(decision: Mapping[str, Any]) -> str:
+    """What bound the request: the policy's axes, and what its own headers narrowed."""
+    said = [f"{axis} {', '.join(decision[axis])}" for axis in ("residency", "transit")]
+    if decision.get("caches"):
+        said.append(f"caches {', '.join(decision['caches'])}")
+    for axis, field in (
+        ("logs", "logs"), ("narrowed by the request to", "narrowed"),
+        ("its transit narrowed to", "narrowed_transit"),
+    ):
+        terms = decision.get(field, ["any"])
+        if terms != ["any"]:
+            said.append(f"{axis} {', '.join(terms)}")
+    return "; ".join(said)
 
 
 def undecided(found: Mapping[str, Any]) -> str:
@@ -106,6 +120,8 @@ def undecided(found: Mapping[str, Any]) -> str:
 
 def _asked(found: Mapping[str, Any]) -> str:
     """What was asked, as far as it is known: model and stream are said in the body."""
+    if not found["model"] and found["reason"] == "model_not_found":
+        return f"{found['endpoint']} of a model that nobody serves, whose name was not kept"
     if not found["model"]:
         return f"{found['endpoint']}; {BODIES[found['ingress']['body']]}"
     stream = "streamed" if found["stream"] else "not streamed"

@@ -13,6 +13,21 @@ LEAST_SECRET = 16
 
 app = typer.Typer(help="List, make and revoke API keys.")
 
+TERMS = (
+    "countries, blocs, operator:NAME, parent:NAME, site:NAME, a minus in front denies; or any."
+)
+ResidencyOption = Annotated[str, typer.Option(help=f"Where requests may be processed: {TERMS}")]
+TransitOption = Annotated[
+    str, typer.Option(help=f"Where requests may enter: {TERMS} via:DE asks of links.")
+]
+CachesOption = Annotated[
+    str | None,
+    typer.Option(help=f"Where prompts may be remembered: {TERMS} [default: as --residency]"),
+]
+LogsOption = Annotated[
+    str, typer.Option(help=f"Whose records may have the client's own request id: {TERMS}")
+]
+
 
 def names(text: str, option: str) -> list[str]:
     """The names of a list such as DE,EEA; raises InvalidInput when there is none."""
@@ -67,12 +82,10 @@ def list_keys(
 )
 def create(
     name: Annotated[str, typer.Option(help="A name to recognise it by.")] = "key",
-    residency: Annotated[
-        str, typer.Option(help="Where requests may be processed: countries, blocs, or any.")
-    ] = "any",
-    transit: Annotated[
-        str, typer.Option(help="Where requests may enter: countries, blocs, or any.")
-    ] = "any",
+    residency: ResidencyOption = "any",
+    transit: TransitOption = "any",
+    caches: CachesOption = None,
+    logs: LogsOption = "any",
     classes: Annotated[
         str, typer.Option(help="Classes it may ask for: reserved, on_demand, batch.")
     ] = "on_demand,batch",
@@ -87,8 +100,11 @@ def create(
         "name": name,
         "residency": names(residency, "--residency"),
         "transit": names(transit, "--transit"),
+        "logs": names(logs, "--logs"),
         "classes": names(classes, "--classes"),
     }
+    if caches is not None:
+        wanted["caches"] = names(caches, "--caches")
     if project is not None:
         wanted["project_id"] = project
     made = find_cloud(state, url, key).api.post("keys", wanted, idempotency_key=str(uuid.uuid4()))
@@ -99,6 +115,10 @@ def create(
     print(f"id         {made['id']}")
     print(f"residency  {', '.join(made['residency'])}")
     print(f"transit    {', '.join(made['transit'])}")
+    if caches is not None:
+        print(f"caches     {', '.join(made['caches'])}")
+    if made["logs"] != ["any"]:
+        print(f"logs       {', '.join(made['logs'])}")
 
 
 @app.command(

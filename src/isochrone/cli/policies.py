@@ -6,7 +6,13 @@ from typing import Annotated
 import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
-from isochrone.cli.keys import names
+from isochrone.cli.keys import (
+    CachesOption,
+    LogsOption,
+    ResidencyOption,
+    TransitOption,
+    names,
+)
 
 app = typer.Typer(help="List and make residency policies.")
 
@@ -38,19 +44,26 @@ def list_policies(
         print_json(rows)
         return
     print_table(
-        ("id", "name", "residency", "transit"),
-        [(row["id"], row["name"], row["residency"], row["transit"]) for row in rows],
+        ("id", "name", "residency", "transit", "caches", "logs"),
+        [
+            (
+                row["id"], row["name"], row["residency"], row["transit"],
+                row.get("caches"), row.get("logs"),
+            )
+            for row in rows
+        ],
     )
 
 
-@app.command(epilog="Example: `isochrone policies create --residency EU --transit EEA`")
+@app.command(
+    epilog="Examples: `isochrone policies create --residency EU --transit EEA` · "
+    "`isochrone policies create --residency EEA,-FR,-parent:acme --caches DE`"
+)
 def create(
-    residency: Annotated[
-        str, typer.Option(help="Where requests may be processed: countries, blocs, or any.")
-    ] = "any",
-    transit: Annotated[
-        str, typer.Option(help="Where requests may enter: countries, blocs, or any.")
-    ] = "any",
+    residency: ResidencyOption = "any",
+    transit: TransitOption = "any",
+    caches: CachesOption = None,
+    logs: LogsOption = "any",
     name: Annotated[str, typer.Option(help="A name to recognise it by.")] = "policy",
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
@@ -58,11 +71,14 @@ def create(
     """Make a policy."""
     from isochrone.cli.show import print_json
 
-    wanted = {
+    wanted: dict[str, object] = {
         "name": name,
         "residency": names(residency, "--residency"),
         "transit": names(transit, "--transit"),
+        "logs": names(logs, "--logs"),
     }
+    if caches is not None:
+        wanted["caches"] = names(caches, "--caches")
     made = find_cloud(state, url, key).api.post(
         "policies", wanted, idempotency_key=str(uuid.uuid4())
     )

@@ -46,8 +46,11 @@ def sites(
     )
     if name is not None:
         print_table(
-            ("link to", "round trip ms", "which is"),
-            [(link["peer"], link["rtt_ms"], link["source"]) for link in rows[0]["links"]],
+            ("link to", "round trip ms", "which is", "via"),
+            [
+                (link["peer"], link["rtt_ms"], link["source"], link.get("via"))
+                for link in rows[0]["links"]
+            ],
         )
 
 

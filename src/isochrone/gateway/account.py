@@ -11,6 +11,28 @@ if TYPE_CHECKING:
     from isochrone.gateway.tries import Tries
 
 
+def references_leave(exchange: "Tries") -> bool:
+    """Whether what the client wrote for its own reference may go into records that leave the site;
+    the policy of logs says so."""
+    table = exchange.context.view.table
+    return table.standing(exchange.key.policy_id, exchange.narrowing).references_leave
+
+
+def logged_reference(exchange: "Tries") -> str | None:
+    """The client's own id of the request, where the log of this site may have it."""
+    given = exchange.head.client_request_id
+    if given is None:
+        return None
+    table = exchange.context.view.table
+    return given if table.standing(exchange.key.policy_id, exchange.narrowing).logs else None
+
+
+def _reference(exchange: "Tries") -> str | None:
+    """The client's own id of the request, where records that leave the site may have it."""
+    given = exchange.head.client_request_id
+    return given if given is not None and references_leave(exchange) else None
+
+
 def opening_of(exchange: "Tries") -> Opening:
     """What to book should nothing more be heard of this request: the ingress died."""
     context, key, attempt = exchange.context, exchange.key, exchange.attempt
@@ -21,7 +43,7 @@ def opening_of(exchange: "Tries") -> Opening:
         key.org_id,
         key.project_id,
         key.id,
-        exchange.head.client_request_id,
+        _reference(exchange),
         exchange.endpoint,
         exchange.request.stream,
         exchange.class_,
@@ -61,11 +83,11 @@ def closing_of(
         key.org_id,
         key.project_id,
         key.id,
-        exchange.head.client_request_id,
+        _reference(exchange),
         exchange.endpoint,
         request is not None and request.stream,
         exchange.class_,
-        ModelName("") if request is None else request.model,
+        _model(exchange),
         _revision(exchange),
         ingress,
         ingress_country,
@@ -89,6 +111,15 @@ def closing_of(
         exchange.attempts,
         _decision(exchange),
     )
+
+
+def _model(exchange: "Exchange") -> ModelName:
+    """The model that was asked for. A name that nobody serves is the client's own text."""
+    request = exchange.parsed
+    if request is None:
+        return ModelName("")
+    is_served = exchange.context.view.table.is_served(request.model)
+    return request.model if is_served or references_leave(exchange) else ModelName("")
 
 
 def _revision(exchange: "Tries") -> str | None:

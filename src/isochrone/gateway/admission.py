@@ -2,7 +2,8 @@
 
 import math
 
-from isochrone.core.residency.rule import Denied
+from isochrone.core.residency.bounds import Narrowing
+from isochrone.core.residency.rule import UNBOUND, Denied
 from isochrone.core.world.model import COMMON_ENDPOINTS
 from isochrone.core.world.tenant import ApiKey, Class
 from isochrone.gateway.context import Context
@@ -31,7 +32,9 @@ def refuse_request(context: Context, request: InferenceRequest, path: str) -> Re
     return endpoint_refusal(request.endpoint, model, context.endpoints.of(model))
 
 
-def refuse_hop(context: Context, key: ApiKey, class_: Class) -> Refusal | None:
+def refuse_hop(
+    context: Context, key: ApiKey, class_: Class, narrowing: Narrowing | None
+) -> Refusal | None:
     """What the destination of a hop checks again in its own view."""
     if class_ not in (key.classes or ("on_demand",)):
         return Refusal(
@@ -40,7 +43,7 @@ def refuse_hop(context: Context, key: ApiKey, class_: Class) -> Refusal | None:
     refusal = refuse_old_view(context, key)
     if refusal is not None:
         return refusal
-    verdict = context.view.table.residency_allows(key.policy_id)
+    verdict = context.view.table.residency_allows(key.policy_id, narrowing)
     if isinstance(verdict, Denied):
         return Refusal(status=403, reason=verdict.rule, message=verdict.detail)
     why = context.journal.refusal()
@@ -61,12 +64,14 @@ def refuse_old_view(context: Context, key: ApiKey) -> Refusal | None:
     )
 
 
-def refuse_transit(context: Context, key: ApiKey) -> Refusal | None:
+def refuse_transit(
+    context: Context, key: ApiKey, narrowing: Narrowing | None
+) -> Refusal | None:
     """Whether the key's requests may enter here at all, asked before the body is read."""
-    verdict = context.view.table.transit_allows(key.policy_id)
+    verdict = context.view.table.transit_allows(key.policy_id, narrowing)
     if not isinstance(verdict, Denied):
         return None
-    sites = context.view.table.allowed_ingresses(key.policy_id)
+    sites = context.view.table.allowed_ingresses(key.policy_id, narrowing)
     endpoints = ", ".join(site.public_url for site in sites if site.public_url) or "none"
     return Refusal(
         status=403, reason=verdict.rule,
@@ -91,13 +96,22 @@ def unrecorded(why: str) -> Refusal:
     )
 
 
-def no_site_allowed(context: Context, key: ApiKey, model: str) -> Refusal:
-    """Sites serve the model, and the key's policy allows none of them."""
+def no_site_allowed(
+    context: Context, key: ApiKey, model: str, narrowing: Narrowing | None
+) -> Refusal:
+    """Sites serve the model, and the key's policy and the request together allow none of them."""
     policy = context.view.policy(key.policy_id)
     axis = "unknown" if policy is None else ", ".join(policy.residency)
+    narrowed = ""
+    if narrowing is not None:
+        wish = ", ".join(narrowing.residency)
+        narrowed = f", narrowed by this request to {wish}"
+        if narrowing.transit != UNBOUND:
+            narrowed += f" by way of {', '.join(narrowing.transit)}"
     return Refusal(
         status=403, reason="residency",
-        message=f"No site that serves '{model}' is allowed by this key's residency ({axis}).",
+        message=f"No site that serves '{model}' is allowed by this key's residency "
+        f"({axis}{narrowed}).",
     )
 
 

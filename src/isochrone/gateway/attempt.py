@@ -139,6 +139,7 @@ class Attempt:
             key_id=exchange.key.id,
             class_=exchange.class_,
             sent_at=context.clock.wall_ns(),
+            residency="" if exchange.narrowing is None else exchange.narrowing.hop_text,
         )
         lines = context.peers.request_lines(self.target.peer_key, head, body)
         client_id = exchange.head.client_request_id

@@ -226,7 +226,7 @@ class CarryingOn(Tries):
                 tried.discard(replica.id)
             else:
                 tried.add(replica.id)
-            if self.try_replica(target.site, target.rtt_ms, now_ns):
+            if self.try_again_at(target.site, target.rtt_ms, now_ns):
                 return
         elif differed:
             self.choose(now_ns)

@@ -14,6 +14,7 @@ from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
 from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.measured import Measured
+from isochrone.gateway.narrowing import Narrowings
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.settings import GatewaySettings
@@ -58,6 +59,7 @@ class Context:
     spans: Spans | None
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     exchanges: "dict[Exchange, None]" = field(default_factory=dict)
+    narrowings: Narrowings = field(default_factory=Narrowings)
     waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready
     stopping: bool = False  # new requests are refused
     quiet: asyncio.Event | None = None  # while draining: set when no request is open

@@ -12,7 +12,7 @@ from isochrone.core.world.model import COMMON_ENDPOINTS
 from isochrone.core.world.tenant import NO_LIMITS, ApiKey
 from isochrone.gateway import admission, timeouts
 from isochrone.gateway.access import class_of
-from isochrone.gateway.account import closing_of
+from isochrone.gateway.account import closing_of, logged_reference, references_leave
 from isochrone.gateway.attempt import Attempt
 from isochrone.gateway.carry_on import CarryingOn
 from isochrone.gateway.context import Context
@@ -104,7 +104,7 @@ class Exchange(CarryingOn):
                 self.reply.extra = context.limits.headers(self.key, self.started_ns)
         else:
             self.class_ = hop.class_
-            refusal = admission.refuse_hop(context, self.key, self.class_)
+            refusal = admission.refuse_hop(context, self.key, self.class_, self.narrowing)
         if refusal is not None:
             self.refuse(refusal)
         elif hop is None:
@@ -297,13 +297,14 @@ class Exchange(CarryingOn):
             )
             if self.opened or reason != "journal":
                 context.journal.closed(record, None if self.choice is None else self.choice.ground)
-            context.log.request(record, len(self.continued))
+            context.log.request(record, len(self.continued), logged_reference(self))
             context.metrics.ended(record)
             if self.continuation is not None:
                 why = None if self.lost_why is None else self.lost_why.why
                 context.metrics.lost_engine(record, self.continued, why)
             if context.spans is not None:
-                context.spans.ended(record, self.head.headers, len(self.continued))
+                headers = self.head.headers if references_leave(self) else {}
+                context.spans.ended(record, headers, len(self.continued))
         else:
             context.metrics.answered(status, reason or outcome)
         self.attempt = None  # breaks the cycle with it, so that no collection is needed

@@ -5,19 +5,22 @@ from collections.abc import Sequence
 import msgspec
 
 from isochrone.core.ids import PolicyId
+from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.routing.table import RoutingTable
 from isochrone.core.world.model import Model
 
 PATH = "/v1/models"
 
 
-def allowed_models(table: RoutingTable, policy_id: PolicyId) -> Sequence[Model]:
-    """Models of the view that this policy can use, by name."""
+def allowed_models(
+    table: RoutingTable, policy_id: PolicyId, narrowing: Narrowing | None = None
+) -> Sequence[Model]:
+    """Models of the view that this policy, as the request narrows it, can use; by name."""
     models = table.view.models
     return [
         models[name]
         for name in sorted(models)
-        if table.shortlist(name, policy_id).allowed_exists
+        if table.listing(name, policy_id, narrowing).shortlist.allowed_exists
     ]
 
 

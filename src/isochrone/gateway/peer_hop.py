@@ -69,7 +69,7 @@ class PeerHops:
             f"{peer.KEY_ID}: {head.key_id}\r\n{peer.CLASS}: {head.class_}\r\n"
             f"{peer.SENT_AT}: {head.sent_at}\r\n"
             f"{peer.CODE}: {peer.request_code(key, head, body)}\r\n"
-        )
+        ) + (f"{peer.RESIDENCY}: {head.residency}\r\n" if head.residency else "")
 
     def verify(self, incoming: Incoming, ingress: Site | None, body: bytes) -> Hop:
         """The hop that the headers claim; raises Untrusted when anything is wrong with them.
@@ -93,6 +93,7 @@ class PeerHops:
             key_id=incoming.head.header(peer.KEY_ID) or "",
             class_=incoming.head.header(peer.CLASS) or "",
             sent_at=int(sent_at),
+            residency=incoming.head.header(peer.RESIDENCY) or "",
         )
         code = incoming.head.header(peer.CODE) or ""
         if not peer.same_code(code, peer.request_code(key, head, body)):

@@ -70,9 +70,15 @@ class RequestLog:
         self._waiting: list[UsageRecord | _Line | _Answer] = []
         self._encoder = msgspec.json.Encoder()
 
-    def request(self, record: UsageRecord, continued: int = 0) -> None:
-        """A request of a known key came to its end, after so many continuations of its stream."""
-        self._waiting.append(_line(record, self._worker, continued) if continued else record)
+    def request(
+        self, record: UsageRecord, continued: int = 0, reference: str | None = None
+    ) -> None:
+        """A request of a known key came to its end, after so many continuations of its stream.
+        `reference` is the client's own id of it where the record has to leave it out."""
+        if continued or (reference is not None and record.client_request_id is None):
+            self._waiting.append(_line(record, self._worker, continued, reference))
+        else:
+            self._waiting.append(record)
         if len(self._waiting) >= MOST_KEPT:
             self.flush()
 
@@ -91,19 +97,21 @@ class RequestLog:
         waiting, self._waiting = self._waiting, []
         worker = self._worker
         lines = [
-            _line(each, worker, 0) if isinstance(each, UsageRecord) else each for each in waiting
+            each if not isinstance(each, UsageRecord)
+            else _line(each, worker, 0, None)
+            for each in waiting
         ]
         self._sink(self._encoder.encode_lines(lines))
 
 
-def _line(record: UsageRecord, worker: int, continued: int) -> _Line:
+def _line(record: UsageRecord, worker: int, continued: int, reference: str | None) -> _Line:
     decision = record.decision
     return _Line(
         record.finished_at,
         "request" if record.reporter == "ingress" else "peer_request",
         worker,
         record.request_id,
-        record.client_request_id,
+        record.client_request_id or reference,
         record.key_id,
         record.endpoint,
         record.stream,

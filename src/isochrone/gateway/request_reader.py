@@ -13,6 +13,7 @@ import httptools
 from isochrone.gateway.heads import HeadMemory, RequestHead
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.settings import GatewaySettings
+from isochrone.wire import peer
 
 MOST_HEADERS = 128
 MOST_PIPELINED = 64
@@ -21,7 +22,8 @@ MOST_PIPELINED = 64
 SINGLE = frozenset(
     (
         b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-type",
-        b"expect", b"x-request-id", b"x-api-key", b"upgrade",
+        b"expect", b"x-request-id", b"x-api-key", b"upgrade", peer.RESIDENCY.encode(),
+        peer.TRANSIT.encode(),
     )
 )
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from isochrone.core.errors import Untrusted
 from isochrone.core.ids import KeyId, RequestId, SiteName
 from isochrone.core.metering.event import Endpoint
+from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.routing.table import RoutingTable
 from isochrone.core.world.model import Model
 from isochrone.core.world.tenant import ApiKey
@@ -129,10 +130,17 @@ class HopClaim:
             reply.refuse(STOPPING, where=context.where, timing="total;dur=0", typed=True)
             reply.close()
             return
+        narrowing = context.narrowings.of_hop(hop.request.residency, context.view.table.blocs)
+        if isinstance(narrowing, Refusal):
+            reply = Reply(self._connection, incoming, request_id, hop)
+            reply.refuse(narrowing, where=context.where, timing="total;dur=0", typed=True)
+            reply.close()
+            return
         exchange = Exchange(
             context, self._connection, incoming, key=key, endpoint=self._endpoint,
             request_id=request_id, received_at=context.clock.wall_ns(), hop=hop,
         )
+        exchange.narrowing = narrowing
         exchange.serve()
 
     def fail(self, fault: Fault) -> None:
@@ -143,17 +151,20 @@ class HopClaim:
 
 
 class Entrant:
-    """A head that was let in: by this key, to this endpoint, while table and keys are these."""
+    """A head that was let in: by this key, to this endpoint, while table and keys are these.
+    `narrowing` is what it asks for beyond the key's policy."""
 
-    __slots__ = ("endpoint", "key", "keys_version", "table")
+    __slots__ = ("endpoint", "key", "keys_version", "narrowing", "table")
 
     def __init__(
-        self, table: RoutingTable, keys_version: int, key: ApiKey, endpoint: Endpoint
+        self, table: RoutingTable, keys_version: int, key: ApiKey, endpoint: Endpoint,
+        narrowing: Narrowing | None,
     ) -> None:
         self.table = table
         self.keys_version = keys_version
         self.key = key
         self.endpoint = endpoint
+        self.narrowing = narrowing
 
 
 class Routes:
@@ -176,10 +187,13 @@ class Routes:
                 return found
             known = found
         wall_ns = context.clock.wall_ns()
-        return Exchange(
+        exchange = Exchange(
             context, connection, incoming, key=known.key, endpoint=known.endpoint,
             request_id=context.new_request_id(wall_ns), received_at=wall_ns,
         )
+        if known.narrowing is not None:
+            exchange.narrowing = known.narrowing
+        return exchange
 
     def fail(self, connection: ClientConnection, incoming: Incoming, fault: Fault) -> None:
         OwnAnswer(self._context, connection, incoming).fail(fault)
@@ -202,6 +216,7 @@ class Routes:
         if claims_hop(incoming) and context.view.synced and incoming.head.method == b"POST":
             return HopClaim(context, connection, incoming, endpoint)
         key = context.view.keys.by_hash(incoming.head.secret_sha256)
+        narrowing = None
         if incoming.head.method != b"POST":
             refusal = NOT_POST
         elif not context.view.synced:
@@ -210,8 +225,12 @@ class Routes:
             refusal = UNAUTHENTICATED
         else:
             refusal = STOPPING if context.stopping else admission.refuse_old_view(context, key)
-            if refusal is None:
-                refusal = admission.refuse_transit(context, key)
+            asked = _narrowing(context, incoming)
+            if isinstance(asked, Refusal):
+                refusal = refusal or asked
+            else:
+                narrowing = asked
+                refusal = refusal or admission.refuse_transit(context, key, narrowing)
         if key is None:
             assert refusal is not None
             OwnAnswer(context, connection, incoming).refuse(refusal)
@@ -225,7 +244,9 @@ class Routes:
             exchange.refuse(refusal)
             return None
         view = context.view
-        entrant = incoming.head.known = Entrant(view.table, view.keys.version, key, endpoint)
+        entrant = incoming.head.known = Entrant(
+            view.table, view.keys.version, key, endpoint, narrowing
+        )
         return entrant
 
     # -- answered here ---------------------------------------------------------------------------
@@ -239,8 +260,10 @@ class Routes:
             return None
         if not self._context.view.synced:
             return STARTING
-        known = self._context.view.keys.by_hash(incoming.head.secret_sha256)
-        return UNAUTHENTICATED if known is None else None
+        if self._context.view.keys.by_hash(incoming.head.secret_sha256) is None:
+            return UNAUTHENTICATED
+        asked = _narrowing(self._context, incoming)
+        return asked if isinstance(asked, Refusal) else None
 
     def _action(self, path: str) -> Callable[[OwnAnswer], None] | None:
         if path == "/health":
@@ -298,4 +321,11 @@ def _model(own: OwnAnswer) -> None:
 def _allowed_models(own: OwnAnswer) -> Sequence[Model]:
     view = own.context.view
     key = view.keys.by_hash(own.incoming.head.secret_sha256)
-    return [] if key is None else models_route.allowed_models(view.table, key.policy_id)
+    narrowing = _narrowing(own.context, own.incoming)
+    if key is None or isinstance(narrowing, Refusal):
+        return []
+    return models_route.allowed_models(view.table, key.policy_id, narrowing)
+
+
+def _narrowing(context: Context, incoming: Incoming) -> Narrowing | Refusal | None:
+    return context.narrowings.of(incoming.head.headers, context.view.table.blocs)

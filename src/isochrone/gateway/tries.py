@@ -11,6 +11,7 @@ from isochrone.core.continuation.kin import Kin, kin_of
 from isochrone.core.errors import Unavailable
 from isochrone.core.ids import ReplicaId, RequestId, SiteName
 from isochrone.core.metering.event import Endpoint, Outcome
+from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.routing.choice import Refused, Rule
 from isochrone.core.routing.choose import choose
 from isochrone.core.routing.chosen import Choice
@@ -69,6 +70,7 @@ class Tries(ABC):
     sent_ns: int | None = None
     retained: Retained | None = None
     continuation: Continuation | None = None
+    narrowing: Narrowing | None = None  # what the client's headers ask for beyond the policy
     asking: bytes | None = None
     wanted: Kin | None = None
     _tries_before = 0  # those before the stream was lost
@@ -137,6 +139,7 @@ class Tries(ABC):
             tried=tried[self._tried_before :] if self._tried_before else tried,
             now_ns=now_ns,
             rng=context.rng,
+            narrowing=self.narrowing,
         )
         site = choice.site
         if site is None:
@@ -161,12 +164,23 @@ class Tries(ABC):
         self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms), now_ns)
 
     def _blocks(self) -> list[int]:
-        """Hashes of the prompt's beginning, salted by the organisation."""
+        """Hashes of the prompt's beginning, salted by the organisation; none where this site may
+        not remember them."""
         if self.request.prompt_bytes < BLOCK_BYTES:
             return []
         if self._prompt_blocks is None:
-            self._prompt_blocks = prompt_blocks(self.request, salt_of(self.key.org_id))
+            table = self.context.view.table
+            may_keep = table.standing(self.key.policy_id, self.narrowing).caches
+            salt = salt_of(self.key.org_id)
+            self._prompt_blocks = prompt_blocks(self.request, salt) if may_keep else []
         return self._prompt_blocks
+
+    def try_again_at(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
+        """Try another replica of a site that was tried before, if the view still allows it."""
+        table = self.context.view.table
+        if not table.may_process(site, self.key.policy_id, self.narrowing):
+            return False
+        return self.try_replica(site, rtt_ms, now_ns)
 
     def try_replica(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
         """Try a replica that this gateway reaches itself; False when none is left."""
@@ -252,7 +266,7 @@ class Tries(ABC):
                 self._tries_began_ns = now_ns  # it was connected: the time went into its answer
             tries += 1  # the last one is for another site
         if target.replica is not None:
-            if tries < MOST_TRIES and self.try_replica(target.site, target.rtt_ms, now_ns):
+            if tries < MOST_TRIES and self.try_again_at(target.site, target.rtt_ms, now_ns):
                 return
             detail = f"replica {target.replica.id}: {why}"
             self._refused(Refused(site=target.site, rule="no_ready_replica", detail=detail))
@@ -293,7 +307,9 @@ class Tries(ABC):
     def _refuse_nobody(self) -> None:
         choice, model = self.choice, self.request.model
         if choice is not None and not choice.allowed_exists and not self.attempts:
-            self.refuse(admission.no_site_allowed(self.context, self.key, model))
+            self.refuse(
+                admission.no_site_allowed(self.context, self.key, model, self.narrowing)
+            )
         else:
             self.refuse(admission.no_site_healthy(model))
 

@@ -2,9 +2,9 @@
 
 Two sites share a key without ever exchanging one: X25519 of one's secret and the other's public key
 (from the signed view), through HKDF. The ingress sends a code over id, method, path, key id, class,
-instant and body digest; the serving gateway answers with a code over id and status. A code older
-than `MAX_AGE_S` is refused. The client's own key never travels: the destination finds `key id` in
-its own view and re-checks tenant and residency there.
+instant, what the client's headers narrow, and body digest; the serving gateway answers with a code
+over id and status. A code older than `MAX_AGE_S` is refused. The client's own key never travels:
+the destination finds `key id` in its own view and re-checks tenant and residency there.
 """
 
 import hmac
@@ -27,13 +27,16 @@ KEY_ID = "x-isochrone-key"
 CLASS = "x-isochrone-class"
 SENT_AT = "x-isochrone-sent-at"        # wall ns of the sender
 CODE = "x-isochrone-code"              # hex message code, on request and answer
+RESIDENCY = "x-isochrone-residency"    # narrows a request: a client's wish, and on a hop the same
+TRANSIT = "x-isochrone-transit"        # likewise, of a client's request only
 REFUSED = "x-isochrone-refused"        # on a typed refusal by the destination: the rule
 TOKENS = "x-isochrone-tokens"          # answer without stream: uncached,cached,output,source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerRequest:
-    """What the code of a peer request covers."""
+    """What the code of a peer request covers. `residency` is what the client's headers narrow, in
+    canonical terms; empty where they narrow nothing."""
 
     request_id: str
     method: str
@@ -43,6 +46,7 @@ class PeerRequest:
     key_id: str
     class_: str
     sent_at: int
+    residency: str = ""
 
 
 def shared_key(own_secret_hex: str, peer_public_hex: str, one: str, other: str) -> bytes:
@@ -63,6 +67,8 @@ def request_code(key: bytes, head: PeerRequest, body: bytes) -> str:
             head.key_id, head.class_, str(head.sent_at),
         )
     )
+    if head.residency:
+        text += f"\n{head.residency}"  # no part has a line end, so their number says what is last
     return hmac.digest(key, text.encode() + b"\n" + sha256(body).digest(), "sha256").hex()
 
 

@@ -98,11 +98,13 @@ def _links(file: AloneFile, sites: Mapping[SiteName, AloneSite]) -> SiteLinks:
         if name == file.site:
             continue
         if each.rtt_ms is not None:
-            links.append(Link(peer=each.site.name, rtt_ms=each.rtt_ms, source="stated"))
+            links.append(
+                Link(peer=each.site.name, rtt_ms=each.rtt_ms, source="stated", via=each.via)
+            )
             continue
         table = table or load_round_trips()
         rtt_ms, source = estimate_rtt(own, _position(each.site), table)
-        links.append(Link(peer=each.site.name, rtt_ms=rtt_ms, source=source))
+        links.append(Link(peer=each.site.name, rtt_ms=rtt_ms, source=source, via=each.via))
     return SiteLinks(site=file.site, links=tuple(links))
 
 

@@ -18,7 +18,7 @@ from isochrone.adapters.packaged import load_blocs, load_hardware
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
 from isochrone.core.residency.blocs import Blocs
-from isochrone.core.residency.rule import check_axis
+from isochrone.core.residency.terms import check_axis, parse_term
 from isochrone.core.world.model import Model, ModelKind
 from isochrone.core.world.tenant import ANY, ApiKey, Class, Limits, Policy
 from isochrone.gateway.settings import GatewaySettings
@@ -176,19 +176,17 @@ def _model(table: TomlTable) -> Model:
 def _policy(table: TomlTable, blocs: Blocs) -> Policy:
     name = _name(table)
     axes = []
-    for axis in ("residency", "transit"):
-        terms = tuple(
-            ANY if term.lower() == ANY else term.upper()
-            for term in table.names(axis, default=(ANY,))
-        )
-        for fault in check_axis(terms, blocs):
+    for axis in ("residency", "transit", "caches", "logs"):
+        terms = tuple(parse_term(term) for term in table.names(axis, default=(ANY,)))
+        for fault in check_axis(terms, blocs, links=axis == "transit"):
             table.problem(f"{axis}: {fault}")
         axes.append(tuple(sorted(terms)))
+    caches = axes[2] if table.has("caches") else None
     age_s = table.number("max_view_age_s", 1, LONGEST_VIEW_AGE_S, default=LONGEST_VIEW_AGE_S)
     table.finish()
     return Policy(
         id=PolicyId(name), org_id=OrgId(DEFAULT_TENANT), residency=axes[0], transit=axes[1],
-        max_view_age_s=age_s,
+        max_view_age_s=age_s, caches=caches, logs=axes[3],
     )
 
 

@@ -20,6 +20,7 @@ from isochrone.wiring.world_file import (
     SITE_NAME,
     UPSTREAM_URL,
     check_hardware,
+    countries_passed,
     country_of,
     credential_of,
 )
@@ -57,7 +58,7 @@ class AloneSite:
     """One site. `rtt_ms` None: to be estimated from the positions. `peer_models` are served by the
     site's own gateway, `upstreams` are asked directly; a site has the one or the other.
     `peer_slots`: requests at once that the peer's engines take of each model; `peer_endpoints`: the
-    APIs that they have."""
+    APIs that they have. `via`: countries that the way there passes, None where not stated."""
 
     site: Site
     rtt_ms: float | None
@@ -66,6 +67,7 @@ class AloneSite:
     peer_models: tuple[ModelName, ...]
     peer_slots: int
     peer_endpoints: tuple[Endpoint, ...]
+    via: tuple[str, ...] | None = None
 
     @property
     def is_peer(self) -> bool:
@@ -110,6 +112,7 @@ def read_site(table: TomlTable, known: Known) -> AloneSite:
     )
     _judge_site(table, name, known, upstreams, peer_key)
     draining = table.boolean("draining", default=False)
+    via = countries_passed(table, known.countries)
     table.finish()
     return AloneSite(
         site=Site(
@@ -121,6 +124,7 @@ def read_site(table: TomlTable, known: Known) -> AloneSite:
         rtt_ms=rtt_ms if table.has("rtt_ms") or name == known.own else None,
         is_placed=is_placed, upstreams=upstreams, peer_models=serving,
         peer_slots=peer_slots, peer_endpoints=peer_endpoints,
+        via=via,
     )
 
 

@@ -72,7 +72,7 @@ def parse_world(text: str, *, source: str, folder: Path | None = None) -> World:
     )
     sites = [_site(each, known) for each in top.tables("site", name_key="name")]
     names = {site.name for site in sites}
-    links = [_link(each, names) for each in top.tables("link")]
+    links = [_link(each, names, known.countries) for each in top.tables("link")]
     top.finish()
     if not content.get("site"):
         problems.add("", "there is no [[site]]; a world has at least one site")
@@ -246,9 +246,12 @@ def credential_of(table: TomlTable, folder: Path | None) -> str | None:
     return None if variable is None else f"env:{variable}"
 
 
-def _link(table: TomlTable, sites: set[SiteName]) -> WorldLink | None:
+def _link(
+    table: TomlTable, sites: set[SiteName], countries: Container[str]
+) -> WorldLink | None:
     between = table.texts("between", 2)
     rtt_ms = table.number("rtt_ms", 0, LONGEST_RTT_MS)
+    via = countries_passed(table, countries)
     table.finish()
     if not between:
         return None
@@ -259,7 +262,18 @@ def _link(table: TomlTable, sites: set[SiteName]) -> WorldLink | None:
             table.problem(f'between names site "{name}", which is not described{hint}')
     if between[0] == between[1]:
         table.problem(f'between names "{between[0]}" twice; a link joins two sites')
-    return WorldLink(between=(SiteName(between[0]), SiteName(between[1])), rtt_ms=rtt_ms)
+    return WorldLink(between=(SiteName(between[0]), SiteName(between[1])), rtt_ms=rtt_ms, via=via)
+
+
+def countries_passed(table: TomlTable, countries: Container[str]) -> tuple[str, ...] | None:
+    """The countries that a link passes, as its table states them; None where it states none."""
+    via = table.names("via", default=())
+    for country in via:
+        if country not in countries:
+            table.problem(
+                f'via names "{country}", which is no country; expected ISO 3166-1 alpha-2 codes'
+            )
+    return tuple(sorted(set(via))) or None
 
 
 def _from_folder(path: str, folder: Path | None) -> str:

@@ -73,4 +73,6 @@ def _deployment(deployment: Deployment) -> str:
 
 
 def _link(link: WorldLink) -> str:
-    return _table("[[link]]", {"between": tuple(link.between), "rtt_ms": link.rtt_ms})
+    return _table("[[link]]", {
+        "between": tuple(link.between), "rtt_ms": link.rtt_ms, "via": link.via,
+    })

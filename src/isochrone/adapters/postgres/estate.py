@@ -10,11 +10,12 @@ from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.pool import Pool
+from isochrone.adapters.postgres.tenants import policy_of_row
 from isochrone.core.errors import NotFound, Untrusted
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.model import Deployment, EngineSpec, Model
 from isochrone.core.world.site import Hardware, Link, Site, SiteLinks
-from isochrone.core.world.tenant import ApiKey, Policy
+from isochrone.core.world.tenant import ApiKey
 from isochrone.ports.estate import Intent, Joining, SiteToken, Snapshot
 from isochrone.ports.tenants import Once, Page
 
@@ -69,7 +70,7 @@ class PostgresEstate:
                 ),
                 links=_site_links(
                     connection.execute(
-                        "SELECT site, peer, rtt_ms, source FROM links ORDER BY site, peer"
+                        "SELECT site, peer, rtt_ms, source, via FROM links ORDER BY site, peer"
                     )
                 ),
                 models=tuple(map(_model, connection.execute(_MODEL + " ORDER BY name"))),
@@ -77,9 +78,10 @@ class PostgresEstate:
                     map(_deployment, connection.execute(_DEPLOYMENT + " ORDER BY site, model"))
                 ),
                 policies=tuple(
-                    Policy(id=row[0], org_id=row[1], residency=tuple(row[2]), transit=tuple(row[3]))
+                    policy_of_row(row)
                     for row in connection.execute(
-                        "SELECT id, org_id, residency, transit FROM policies ORDER BY id"
+                        "SELECT id, org_id, residency, transit, caches, logs FROM policies"
+                        " ORDER BY id"
                     )
                 ),
                 keys=tuple(
@@ -110,7 +112,7 @@ class PostgresEstate:
     def links(self, name: SiteName) -> Sequence[Link]:
         with self._pool.transaction() as connection:
             rows = connection.execute(
-                "SELECT site, peer, rtt_ms, source FROM links WHERE site = %s ORDER BY peer",
+                "SELECT site, peer, rtt_ms, source, via FROM links WHERE site = %s ORDER BY peer",
                 (name,),
             ).fetchall()
         return [_link(row) for row in rows]
@@ -251,19 +253,23 @@ def _insert_deployments(connection: _Connection, deployments: Sequence[Deploymen
 
 def _write_links(connection: _Connection, links: Sequence[SiteLinks]) -> None:
     rows = [
-        (each.site, link.peer, link.rtt_ms, link.source) for each in links for link in each.links
+        (each.site, link.peer, link.rtt_ms, link.source, ",".join(link.via or ()) or None)
+        for each in links for link in each.links
     ]
-    # One statement for all pairs: a thousand sites have a million links.
+    # One statement for all pairs: a thousand sites have a million links. A probe measures a link
+    # and does not know what it passes, so that stays as it was stated.
     connection.execute(
-        "INSERT INTO links (site, peer, rtt_ms, source)"
-        " SELECT given.* FROM unnest(%s::text[], %s::text[], %s::float8[], %s::text[])"
-        "   AS given (site, peer, rtt_ms, source)"
+        "INSERT INTO links (site, peer, rtt_ms, source, via)"
+        " SELECT site, peer, rtt_ms, given.source, string_to_array(via, ',')"
+        " FROM unnest(%s::text[], %s::text[], %s::float8[], %s::text[], %s::text[])"
+        "   AS given (site, peer, rtt_ms, source, via)"
         " JOIN sites s ON s.name = given.site AND s.removed_at IS NULL"
         " JOIN sites p ON p.name = given.peer AND p.removed_at IS NULL"
         " ON CONFLICT (site, peer) DO UPDATE"
-        " SET rtt_ms = excluded.rtt_ms, source = excluded.source"
+        " SET rtt_ms = excluded.rtt_ms, source = excluded.source,"
+        "   via = coalesce(excluded.via, links.via)"
         " WHERE links.source <> 'emulated'",
-        tuple([row[column] for row in rows] for column in range(4)),
+        tuple([row[column] for row in rows] for column in range(5)),
     )
 
 
@@ -284,7 +290,8 @@ def _site(row: TupleRow) -> Site:
 
 
 def _link(row: TupleRow) -> Link:
-    return Link(peer=row[1], rtt_ms=row[2], source=row[3])
+    via = None if row[4] is None else tuple(row[4])
+    return Link(peer=row[1], rtt_ms=row[2], source=row[3], via=via)
 
 
 def _site_links(rows: Sequence[TupleRow] | psycopg.Cursor[TupleRow]) -> tuple[SiteLinks, ...]:

@@ -24,12 +24,12 @@ _IN_SCOPE = "(%(org)s::text IS NULL OR org_id = %(org)s)"
 _PAGE = "AND (%(after)s::text IS NULL OR id > %(after)s) ORDER BY id LIMIT %(most)s"
 _KEY = """
     SELECT k.id, k.secret_sha256, k.org_id, k.project_id, k.policy_id, k.classes, k.name,
-           k.created_at, k.revoked_at, p.residency, p.transit
+           k.created_at, k.revoked_at, p.residency, p.transit, p.caches, p.logs
     FROM api_keys k JOIN policies p ON p.id = k.policy_id
 """
 
 _PRINCIPAL = "SELECT id, org_id, name, role FROM principals"
-_POLICY = "SELECT id, org_id, residency, transit, name, created_at FROM policies"
+_POLICY = "SELECT id, org_id, residency, transit, caches, logs, name, created_at FROM policies"
 # Secrets made for an idempotency key are the same each time, and the key is forgotten after a day.
 _SECRET_IN_USE = "this idempotency key was used before for the same request; use a new one"
 
@@ -281,14 +281,19 @@ def _principal_in(connection: _Connection, scope: Scope, principal_id: str) -> P
 def _stored_policy(connection: _Connection, policy: StoredPolicy) -> StoredPolicy:
     """The organisation's policy with these axes, added as `policy` when it has none."""
     new = policy.policy
-    axes = (new.org_id, list(new.residency), list(new.transit))
+    axes = (
+        new.org_id, list(new.residency), list(new.transit), list(new.caches or ()), list(new.logs)
+    )
     connection.execute(
-        "INSERT INTO policies (id, org_id, residency, transit, name, created_at)"
-        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (org_id, residency, transit) DO NOTHING",
+        "INSERT INTO policies (id, org_id, residency, transit, caches, logs, name, created_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+        " ON CONFLICT (org_id, residency, transit, caches, logs) DO NOTHING",
         (new.id, *axes, policy.name, policy.created_at),
     )
     row = connection.execute(
-        f"{_POLICY} WHERE org_id = %s AND residency = %s::text[] AND transit = %s::text[]", axes
+        f"{_POLICY} WHERE org_id = %s AND residency = %s::text[] AND transit = %s::text[]"
+        " AND caches = %s::text[] AND logs = %s::text[]",
+        axes,
     ).fetchone()
     return _stored(_found(row, "policy", new.id))
 
@@ -301,12 +306,17 @@ def _project(row: TupleRow) -> Project:
     return Project(id=row[0], org_id=row[1], name=row[2], created_at=row[3])
 
 
-def _policy(row: tuple[Any, ...]) -> Policy:
-    return Policy(id=row[0], org_id=row[1], residency=tuple(row[2]), transit=tuple(row[3]))
+def policy_of_row(row: tuple[Any, ...]) -> Policy:
+    """Of id, org_id and the axes residency, transit, caches, logs; empty caches are as residency.
+    """
+    return Policy(
+        id=row[0], org_id=row[1], residency=tuple(row[2]), transit=tuple(row[3]),
+        caches=tuple(row[4]) or None, logs=tuple(row[5]),
+    )
 
 
 def _stored(row: TupleRow) -> StoredPolicy:
-    return StoredPolicy(policy=_policy(row[:4]), name=row[4], created_at=row[5])
+    return StoredPolicy(policy=policy_of_row(row[:6]), name=row[6], created_at=row[7])
 
 
 def _principal(row: TupleRow) -> Principal:
@@ -314,12 +324,12 @@ def _principal(row: TupleRow) -> Principal:
 
 
 def _key(row: TupleRow) -> tuple[StoredKey, Policy]:
-    key_id, secret, org, project, policy, classes, name, created, revoked, residency, transit = row
+    key_id, secret, org, project, policy, classes, name, created, revoked, *axes = row
     key = ApiKey(
         id=key_id, secret_sha256=secret, org_id=org, project_id=project, policy_id=policy,
         classes=tuple(classes),
     )
     return (
         StoredKey(key=key, name=name, created_at=created, revoked_at=revoked),
-        _policy((policy, org, residency, transit)),
+        policy_of_row((policy, org, *axes)),
     )

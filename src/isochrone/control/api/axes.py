@@ -1,32 +1,70 @@
-"""Checks the two axes of a policy as callers give them: countries, blocs, or `any`."""
+"""Checks the axes of a policy as callers give them: terms that allow or deny, or `any`."""
 
-from collections.abc import Sequence
+from pydantic import BaseModel
 
+from isochrone.control.api.shapes import Body
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import OrgId, PolicyId
 from isochrone.core.residency.blocs import Blocs
-from isochrone.core.residency.rule import check_axis, parse_axis
-from isochrone.core.world.tenant import Policy
+from isochrone.core.residency.terms import check_axis, parse_axis
+from isochrone.core.world.tenant import ANY, Policy
 
 MOST_TERMS = 300
 
 
-def policy_of(
-    residency: Sequence[str], transit: Sequence[str], *, policy_id: str, org_id: OrgId, blocs: Blocs
-) -> Policy:
-    """The policy with both axes in their one canonical order; raises InvalidInput with all faults.
+class PolicyAxes(Body):
+    """Each axis lists terms: country codes and blocs (`DE`, `EEA`), `operator:NAME`, `parent:NAME`,
+    `site:NAME`, each with a minus in front to deny it, or `any`. Kinds of attribute have to agree,
+    values of one kind widen. `transit` may have `via:` terms, which ask of links. Without `caches`
+    they are bound as `residency` is."""
 
-    Codes may be given in lower case.
+    residency: tuple[str, ...] = (ANY,)
+    transit: tuple[str, ...] = (ANY,)
+    caches: tuple[str, ...] | None = None
+    logs: tuple[str, ...] = (ANY,)
+
+
+class AxesShape(BaseModel):
+    """The axes of a policy; `caches` is null where they are bound as `residency` is."""
+
+    residency: list[str]
+    transit: list[str]
+    caches: list[str] | None
+    logs: list[str]
+
+
+def axes_of(policy: Policy) -> AxesShape:
+    return AxesShape(
+        residency=list(policy.residency), transit=list(policy.transit),
+        caches=None if policy.caches is None else list(policy.caches), logs=list(policy.logs),
+    )
+
+
+def policy_of(
+    wish: PolicyAxes, *, policy_id: str, org_id: OrgId, blocs: Blocs
+) -> Policy:
+    """The policy with all axes in their one canonical order; raises InvalidInput with all faults.
+
+    Codes may be given in lower case, names of companies as they are written.
     """
     problems: list[str] = []
-    axes = []
-    for name, terms in (("residency", residency), ("transit", transit)):
+    axes: dict[str, tuple[str, ...]] = {}
+    given = (
+        ("residency", wish.residency), ("transit", wish.transit), ("caches", wish.caches),
+        ("logs", wish.logs),
+    )
+    for name, terms in given:
+        if terms is None:
+            continue
         axis = tuple(term for text in terms for term in parse_axis(text))
-        faults = check_axis(axis, blocs)
+        faults = check_axis(axis, blocs, links=name == "transit")
         if len(axis) > MOST_TERMS:
             faults = [f"{len(axis)} terms; at most {MOST_TERMS} are possible"]
         problems += [f"{name}: {fault}" for fault in faults]
-        axes.append(tuple(sorted(axis)))
+        axes[name] = tuple(sorted(axis))
     if problems:
         raise InvalidInput(problems)
-    return Policy(id=PolicyId(policy_id), org_id=org_id, residency=axes[0], transit=axes[1])
+    return Policy(
+        id=PolicyId(policy_id), org_id=org_id, residency=axes["residency"],
+        transit=axes["transit"], caches=axes.get("caches"), logs=axes["logs"],
+    )

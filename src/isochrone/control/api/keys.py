@@ -6,37 +6,33 @@ from fastapi import APIRouter, Depends, status
 from pydantic import BaseModel, Field
 
 from isochrone.control.api.auth import Caller, authenticator
-from isochrone.control.api.axes import policy_of
+from isochrone.control.api.axes import AxesShape, PolicyAxes, axes_of, policy_of
 from isochrone.control.api.context import Context
 from isochrone.control.api.paging import Listed, Paging, paging
-from isochrone.control.api.shapes import Body, Identifier, Name
+from isochrone.control.api.shapes import Identifier, Name
 from isochrone.control.api.writing import API_KEY_PREFIX, Repeat, new_secret, repeat
 from isochrone.control.joining import hash_of
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import KeyId, ProjectId
-from isochrone.core.world.tenant import ANY, ApiKey, Class, Policy, Project
+from isochrone.core.world.tenant import ApiKey, Class, Policy, Project
 from isochrone.ports.tenants import Page, StoredKey, StoredPolicy
 
 
-class NewKey(Body):
+class NewKey(PolicyAxes):
     """`project_id` defaults to the only project of the caller's organisation, for an operator to
-    `default`. Each axis lists country codes and blocs, or `any` alone."""
+    `default`."""
 
     name: Name = "key"
     project_id: Identifier | None = None
-    residency: tuple[str, ...] = (ANY,)
-    transit: tuple[str, ...] = (ANY,)
     classes: list[Class] = Field(default=["on_demand", "batch"], min_length=1, max_length=3)
 
 
-class KeyShape(BaseModel):
+class KeyShape(AxesShape):
     id: str
     name: str
     org_id: str
     project_id: str
     policy_id: str
-    residency: list[str]
-    transit: list[str]
     classes: list[Class]
     created_at: int
     revoked_at: int | None
@@ -77,8 +73,7 @@ def routes(context: Context) -> APIRouter:
         caller.need("keys.write")
         project = _project(context, caller, body.project_id)
         policy = policy_of(
-            body.residency, body.transit, policy_id=context.new_id(), org_id=project.org_id,
-            blocs=context.blocs,
+            body, policy_id=context.new_id(), org_id=project.org_id, blocs=context.blocs
         )
         once, now = again.once(caller, body), context.now()
         secret = new_secret(context, API_KEY_PREFIX, once)
@@ -122,6 +117,6 @@ def _project(context: Context, caller: Caller, wanted: str | None) -> Project:
 def _shape(row: StoredKey, policy: Policy) -> KeyShape:
     return KeyShape(
         id=row.key.id, name=row.name, org_id=row.key.org_id, project_id=row.key.project_id,
-        policy_id=policy.id, residency=list(policy.residency), transit=list(policy.transit),
-        classes=list(row.key.classes), created_at=row.created_at, revoked_at=row.revoked_at,
+        policy_id=policy.id, classes=list(row.key.classes), created_at=row.created_at,
+        revoked_at=row.revoked_at, **axes_of(policy).model_dump(),
     )

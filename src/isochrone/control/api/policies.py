@@ -3,35 +3,28 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, status
-from pydantic import BaseModel
 
 from isochrone.control.api.auth import Caller, authenticator
-from isochrone.control.api.axes import policy_of
+from isochrone.control.api.axes import AxesShape, PolicyAxes, axes_of, policy_of
 from isochrone.control.api.context import Context
 from isochrone.control.api.paging import Listed, Paging, paging
-from isochrone.control.api.shapes import Body, Identifier, Name
+from isochrone.control.api.shapes import Identifier, Name
 from isochrone.control.api.writing import Repeat, repeat
 from isochrone.core.ids import OrgId
-from isochrone.core.world.tenant import ANY
 from isochrone.ports.tenants import StoredPolicy
 
 
-class NewPolicy(Body):
-    """Each axis lists country codes and blocs, or `any` alone. `org_id` defaults to the caller's
-    own organisation, for an operator to `default`."""
+class NewPolicy(PolicyAxes):
+    """`org_id` defaults to the caller's own organisation, for an operator to `default`."""
 
     name: Name = "policy"
-    residency: tuple[str, ...] = (ANY,)
-    transit: tuple[str, ...] = (ANY,)
     org_id: Identifier | None = None
 
 
-class PolicyShape(BaseModel):
+class PolicyShape(AxesShape):
     id: str
     org_id: str
     name: str
-    residency: list[str]
-    transit: list[str]
     created_at: int
 
 
@@ -57,8 +50,7 @@ def routes(context: Context) -> APIRouter:
         """Make a policy; one with the same axes is returned instead of a second one."""
         caller.need("policies.write")
         policy = policy_of(
-            body.residency,
-            body.transit,
+            body,
             policy_id=context.new_id(),
             org_id=caller.organisation(body.org_id) or OrgId("default"),
             blocs=context.blocs,
@@ -77,6 +69,5 @@ def routes(context: Context) -> APIRouter:
 def _shape(row: StoredPolicy) -> PolicyShape:
     return PolicyShape(
         id=row.policy.id, org_id=row.policy.org_id, name=row.name,
-        residency=list(row.policy.residency), transit=list(row.policy.transit),
-        created_at=row.created_at,
+        created_at=row.created_at, **axes_of(row.policy).model_dump(),
     )

@@ -77,10 +77,16 @@ class RefusedShape(BaseModel):
 
 class DecisionShape(BaseModel):
     """Candidates cheapest first (the first was chosen); `refused` are the other sites that serve
-    the model, `elsewhere` counts those that do not. `tried` lists earlier tries that failed."""
+    the model, `elsewhere` counts those that do not. `tried` lists earlier tries that failed. The
+    axes are the policy's; `narrowed` and `narrowed_transit` are what the request's own headers
+    allowed beyond it, `any` where they said nothing."""
 
     residency: list[str]
     transit: list[str]
+    caches: list[str] | None
+    logs: list[str]
+    narrowed: list[str]
+    narrowed_transit: list[str]
     candidates: list[CandidateShape]
     refused: list[RefusedShape]
     allowed_exists: bool
@@ -189,11 +195,13 @@ def _ingress(event: UsageEvent, ground: Ground | None) -> Ingress:
 
 
 def _body_read(event: UsageEvent) -> BodyRead:
-    """How much of the body the ingress read. The model is known once a body was understood; of the
-    other refusals only 403 comes from the head alone, and only `bad_request` from a whole body."""
-    if event.model or event.reason == "bad_request":
+    """How much of the body the ingress read. The model is known once a body was understood, unless
+    it is one that nobody serves; of the other refusals only these come from the head alone, and
+    only `bad_request` from a whole body."""
+    if event.model or event.reason in ("bad_request", "model_not_found"):
         return "read"
-    return "unread" if event.outcome == "refused" and event.status == 403 else "in_part"
+    is_from_head = event.status == 403 or event.reason == "residency_header"
+    return "unread" if event.outcome == "refused" and is_from_head else "in_part"
 
 
 def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape | None:
@@ -205,6 +213,10 @@ def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape
     return DecisionShape(
         residency=list(ground.residency),
         transit=list(ground.transit),
+        caches=list(ground.caches) or None,
+        logs=list(ground.logs),
+        narrowed=list(ground.narrowed),
+        narrowed_transit=list(ground.narrowed_transit),
         candidates=[_candidate(each) for each in explained.candidates],
         refused=[_refused(each) for each in explained.refused],
         allowed_exists=explained.allowed_exists,

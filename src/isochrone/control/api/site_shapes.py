@@ -49,11 +49,13 @@ class LoadShape(BaseModel):
 
 
 class LinkShape(BaseModel):
-    """`source` says where the figure is from; `emulated` is added by software, not by distance."""
+    """`source` says where the figure is from; `emulated` is added by software, not by distance.
+    `via` are the countries that the way passes, null where its operator states none."""
 
     peer: str
     rtt_ms: float
     source: RttSource
+    via: list[str] | None
 
 
 class SiteShape(BaseModel):
@@ -121,7 +123,13 @@ def shape_of(context: Context, site: Site, deployments: Sequence[Deployment]) ->
 
 
 def links_of(links: Sequence[Link]) -> list[LinkShape]:
-    return [LinkShape(peer=each.peer, rtt_ms=each.rtt_ms, source=each.source) for each in links]
+    return [
+        LinkShape(
+            peer=each.peer, rtt_ms=each.rtt_ms, source=each.source,
+            via=None if each.via is None else list(each.via),
+        )
+        for each in links
+    ]
 
 
 def _ready(

@@ -10,7 +10,7 @@ from math import asin, cos, radians, sin, sqrt
 
 from isochrone.core.ids import SiteName
 from isochrone.core.world.site import Link, RttSource, SiteLinks
-from isochrone.core.world.world import World
+from isochrone.core.world.world import World, WorldLink
 
 EARTH_RADIUS_KM = 6371.0
 REGION_REACH_KM = 100.0  # a region's figures stand for places this near
@@ -89,10 +89,10 @@ def distance_rtt_ms(km: float, by_distance: tuple[DistanceRtt, ...]) -> float:
 def links_of_world(world: World, table: RoundTripTable) -> tuple[SiteLinks, ...]:
     """Links of every site to every other, stated ones first; source `emulated` where the peer hop
     adds them. Order: sites as in the world. Cost O(sites^2)."""
-    stated: dict[tuple[SiteName, SiteName], float] = {}
+    stated: dict[tuple[SiteName, SiteName], WorldLink] = {}
     for each in world.links:
         one, other = each.between
-        stated[one, other] = stated[other, one] = each.rtt_ms
+        stated[one, other] = stated[other, one] = each
     positions = {
         site.name: Position(latitude_deg=site.latitude_deg, longitude_deg=site.longitude_deg)
         for site in world.sites
@@ -102,12 +102,15 @@ def links_of_world(world: World, table: RoundTripTable) -> tuple[SiteLinks, ...]
 
     def link(site: SiteName, peer: SiteName) -> Link:
         source: RttSource = "stated"
-        rtt_ms = stated.get((site, peer))
-        if rtt_ms is None:
+        known = stated.get((site, peer))
+        if known is None:
             rtt_ms, source = estimate_rtt(positions[site], positions[peer], table)
+        else:
+            rtt_ms = known.rtt_ms
         if world.emulate_distance and site not in elsewhere and peer not in elsewhere:
             source = "emulated"
-        return Link(peer=peer, rtt_ms=rtt_ms, source=source)
+        via = None if known is None else known.via
+        return Link(peer=peer, rtt_ms=rtt_ms, source=source, via=via)
 
     return tuple(
         SiteLinks(site=site, links=tuple(link(site, peer) for peer in positions if peer != site))

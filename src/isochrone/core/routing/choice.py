@@ -11,13 +11,15 @@ from typing import Any, Literal
 import numpy as np
 
 from isochrone.core.ids import ModelName, PolicyId, SiteName
+from isochrone.core.residency.rule import UNBOUND
 from isochrone.core.world.site import RttSource
 
 Milliseconds = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]  # one a site
 
 Rule = Literal[
     "model_not_served",     # the site has no deployment of the model
-    "residency",            # the key's policy does not allow processing there
+    "residency",            # the key's policy, or the request's own wish, does not allow it there
+    "transit",              # the way there passes where the request may not
     "attribute_missing",    # the policy needs an attribute that the site does not state
     "no_ready_replica",     # deployed, but its digest shows nothing ready
     "digest_stale",         # nothing heard from the site for too long
@@ -82,7 +84,9 @@ class Ground:
     `id` is a digest of everything else. `open_sites` are in the order of a decision's arrays.
     `refused` are the sites that serve the model and are ruled out lastingly; `elsewhere` counts the
     sites without a deployment of it. `plaintext_ingress` is the country of the ingress, which saw
-    the request in clear text; residency and transit are the policy's axes.
+    the request in clear text; residency, transit, caches and logs are the policy's axes (no
+    `caches`: as residency), `narrowed` and `narrowed_transit` what the request asked for beyond
+    them.
     """
 
     id: str
@@ -95,6 +99,10 @@ class Ground:
     refused: tuple[Refused, ...]
     allowed_exists: bool
     elsewhere: int
+    caches: tuple[str, ...] = ()
+    logs: tuple[str, ...] = UNBOUND
+    narrowed: tuple[str, ...] = UNBOUND
+    narrowed_transit: tuple[str, ...] = UNBOUND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from isochrone.core.ids import ModelName, PolicyId, SiteName
+from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.rng import Random
 from isochrone.core.routing.board import Board, Part
 from isochrone.core.routing.choice import Milliseconds, Refused
@@ -39,17 +40,17 @@ def choose(
     tried: Sequence[Refused],
     now_ns: int,
     rng: Random,
+    narrowing: Narrowing | None = None,
 ) -> Choice:
     """Weigh every open site of the shortlist and take the cheapest, near equals by chance.
 
     Token counts are expectations >= 0. `blocks` are the hashes of the prompt's leading blocks, see
-    `Prefixes`. `tried` are the sites that refused or lost the request already, with the rule or
-    failure that ended each try. `now_ns` is the clock that `loads` was told. `rng` draws among the
-    sites within 3 ms or 5 % of the cheapest, and is not asked when there is one.
+    `Prefixes`. `tried` are the sites that refused or lost the request already, with what ended each
+    try. `now_ns` is the clock that `loads` was told. `rng` draws among near equals only.
 
     Plain arguments: this runs for every request, and a record would cost a tenth of the choice.
     """
-    listing = table.listing(model, policy_id)
+    listing = table.listing(model, policy_id, narrowing)
     shortlist = listing.shortlist
     part = shortlist.part
     if part is None or part.board.loads is not loads:

@@ -11,17 +11,29 @@ from hashlib import blake2b
 
 from isochrone.core.estimate.hardware import HardwareTable, seed_rates
 from isochrone.core.estimate.round_trip import Position, great_circle_km
-from isochrone.core.ids import ModelName, PolicyId
+from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
-from isochrone.core.residency.rule import Admitted, Denied, Verdict, admits, allowed_countries
+from isochrone.core.residency.bounds import Bounds, Narrowing, Standing, bounds_of
+from isochrone.core.residency.rule import (
+    ADMITTED,
+    UNBOUND,
+    Admitted,
+    Denied,
+    Verdict,
+    admits_all,
+    admits_link,
+)
+from isochrone.core.residency.site_sets import SiteSets
+from isochrone.core.residency.terms import Axis
 from isochrone.core.routing.board import Board, OpenSite, Part
 from isochrone.core.routing.choice import Ground, GroundSite, Refused, Rule
 from isochrone.core.routing.loads import Loads
 from isochrone.core.world.site import RttSource, Site
 from isochrone.core.world.view import View
 
-SHORTLISTS_KEPT = 256  # (model, axis) pairs remembered; each is at most a tuple as long as the view
+SHORTLISTS_KEPT = 256  # (model, bounds) pairs remembered; each is at most a tuple as long as a view
 LISTINGS_KEPT = 4096   # (model, policy) pairs remembered; what is long in them is the shortlist's
+NARROWED_KEPT = 1024   # the same for requests that narrow: apart, so that they displace no other
 GROUND_ID_BYTES = 10   # the ids of a billion grounds all differ, but for a chance of 1 to 2 million
 
 # Light covers about 200 km of fibre in a millisecond and a round trip goes the way twice, so 100 km
@@ -30,12 +42,10 @@ FIBRE_KM_PER_MS = 100.0
 DETOUR = 2.0
 FARTHEST_KM = 20_015.0  # half of the Earth's circumference
 
-Axis = tuple[str, ...]
-
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Shortlist:
-    """For one model and one residency axis: sites open, and the sites refused that serve the model.
+    """For one model within some bounds: sites open, and the sites refused that serve the model.
 
     `ground_sites` are `open_sites` as explanations keep them. `digest` identifies all of this.
     `part` is remembered by `choose`: what these sites would cost, by one gateway's loads.
@@ -60,51 +70,77 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingTable:
-    """A compiled view. `sites` are in the order of the bits; the last three fields remember."""
+    """A compiled view. `sites` are in the order of the bits; the last fields remember."""
 
     view: View
     blocs: Blocs
     sites: tuple[Site, ...]
     opens: tuple[OpenSite, ...]
     serving: Mapping[ModelName, int]
-    allowed: Mapping[Axis, int]
+    sets: SiteSets = field(repr=False, compare=False)
     joined: int
     draining: int
-    shortlists: dict[tuple[ModelName, Axis | None], Shortlist] = field(repr=False, compare=False)
+    shortlists: dict[tuple[ModelName, Bounds | None], Shortlist] = field(repr=False, compare=False)
     listings: dict[tuple[ModelName, PolicyId], Listing] = field(repr=False, compare=False)
+    narrowed: dict[tuple[ModelName, PolicyId, Narrowing], Listing] = field(
+        repr=False, compare=False
+    )
+    standings: dict[tuple[PolicyId, Narrowing | None], Standing] = field(repr=False, compare=False)
     boards: dict[ModelName, Board] = field(repr=False, compare=False)
 
     def is_served(self, model: ModelName) -> bool:
         """Whether any site of the view has a deployment of the model."""
         return self.serving.get(model, 0) != 0
 
-    def listing(self, model: ModelName, policy_id: PolicyId) -> Listing:
+    def listing(
+        self, model: ModelName, policy_id: PolicyId, narrowing: Narrowing | None = None
+    ) -> Listing:
         """What a choice for this model under this policy starts from."""
+        if narrowing is not None:
+            return self._narrowed_listing(model, policy_id, narrowing)
         listing = self.listings.get((model, policy_id))
         if listing is None:
-            shortlist = self.shortlist(model, policy_id)
-            listing = Listing(
-                shortlist=shortlist, ground=_ground(self, model, policy_id, shortlist)
-            )
+            listing = self._make_listing(model, policy_id, None)
             if len(self.listings) >= LISTINGS_KEPT:
                 self.listings.clear()
             self.listings[model, policy_id] = listing
         return listing
 
+    def _narrowed_listing(
+        self, model: ModelName, policy_id: PolicyId, narrowing: Narrowing
+    ) -> Listing:
+        listing = self.narrowed.get((model, policy_id, narrowing))
+        if listing is None:
+            listing = self._make_listing(model, policy_id, narrowing)
+            if len(self.narrowed) >= NARROWED_KEPT:
+                self.narrowed.clear()
+            self.narrowed[model, policy_id, narrowing] = listing
+        return listing
+
+    def _make_listing(
+        self, model: ModelName, policy_id: PolicyId, narrowing: Narrowing | None
+    ) -> Listing:
+        shortlist = self.shortlist(model, policy_id, narrowing)
+        ground = _ground(self, model, policy_id, narrowing, shortlist)
+        return Listing(shortlist=shortlist, ground=ground)
+
     def ground(self, model: ModelName, policy_id: PolicyId) -> Ground:
         """What all choices for this model under this policy have in common."""
         return self.listing(model, policy_id).ground
 
-    def shortlist(self, model: ModelName, policy_id: PolicyId) -> Shortlist:
+    def shortlist(
+        self, model: ModelName, policy_id: PolicyId, narrowing: Narrowing | None = None
+    ) -> Shortlist:
         """Open and refused sites for this model under this policy; unknown policies open none."""
-        policy = self.view.policies.get(policy_id)
-        axis = None if policy is None else policy.residency
-        known = self.shortlists.get((model, axis))
+        bounds = self._bounds(policy_id, narrowing)
+        if narrowing is not None:
+            return _shortlist(self, model, bounds)  # its listing is remembered
+        known = self.shortlists.get((model, bounds))
         if known is None:
-            known = _shortlist(self, model, axis)
+            known = _shortlist(self, model, bounds)
             if len(self.shortlists) >= SHORTLISTS_KEPT:
                 self.shortlists.clear()
-            self.shortlists[model, axis] = known
+            self.shortlists[model, bounds] = known
         return known
 
     def part(self, model: ModelName, shortlist: Shortlist, loads: Loads) -> Part:
@@ -118,42 +154,77 @@ class RoutingTable:
         part = shortlist.part = Part(board, shortlist.open_sites)
         return part
 
-    def residency_allows(self, policy_id: PolicyId) -> Verdict:
-        """Whether the own site may process for this policy: what a destination re-checks."""
-        policy = self.view.policies.get(policy_id)
-        if policy is None:
-            return _unknown_policy(policy_id)
-        return self._own_site_on(policy.residency)
+    def may_process(
+        self, site: SiteName, policy_id: PolicyId, narrowing: Narrowing | None = None
+    ) -> bool:
+        """Whether a site may process for this policy: asked again before a site is tried again."""
+        bounds = self._bounds(policy_id, narrowing)
+        if bounds is None:
+            return False
+        return self.sets.processing(bounds) & self.sets.bit_of.get(site, 0) != 0
 
-    def transit_allows(self, policy_id: PolicyId) -> Verdict:
+    def standing(self, policy_id: PolicyId, narrowing: Narrowing | None = None) -> Standing:
+        """What the own site may do for this policy's requests."""
+        known = self.standings.get((policy_id, narrowing))
+        if known is None:
+            known = self._stand(policy_id, narrowing)
+            if len(self.standings) >= LISTINGS_KEPT:
+                self.standings.clear()
+            self.standings[policy_id, narrowing] = known
+        return known
+
+    def _stand(self, policy_id: PolicyId, narrowing: Narrowing | None) -> Standing:
+        bounds = self._bounds(policy_id, narrowing)
+        if bounds is None:
+            denied = _unknown_policy(policy_id)
+            return Standing(processing=denied, caches=False, logs=False, references_leave=False)
+        return Standing(
+            processing=self._own_site_on(bounds.processing),
+            caches=isinstance(self._own_site_on(bounds.caches), Admitted),
+            logs=isinstance(self._own_site_on(bounds.logs), Admitted),
+            references_leave=not bounds.logs,
+        )
+
+    def residency_allows(
+        self, policy_id: PolicyId, narrowing: Narrowing | None = None
+    ) -> Verdict:
+        """Whether the own site may process for this policy: what a destination re-checks."""
+        return self.standing(policy_id, narrowing).processing
+
+    def transit_allows(
+        self, policy_id: PolicyId, narrowing: Narrowing | None = None
+    ) -> Verdict:
         """Whether requests of this policy may enter at the own site."""
-        policy = self.view.policies.get(policy_id)
-        if policy is None:
+        bounds = self._bounds(policy_id, narrowing)
+        if bounds is None:
             return _unknown_policy(policy_id)
-        verdict = self._own_site_on(policy.transit)
+        verdict = self._own_site_on(bounds.transit)
         if isinstance(verdict, Denied) and verdict.rule == "residency":
             return Denied(rule="transit", detail=verdict.detail)
         return verdict
 
-    def allowed_ingresses(self, policy_id: PolicyId) -> tuple[Site, ...]:
+    def allowed_ingresses(
+        self, policy_id: PolicyId, narrowing: Narrowing | None = None
+    ) -> tuple[Site, ...]:
         """Sites where requests of this policy may enter now, by name."""
-        policy = self.view.policies.get(policy_id)
-        if policy is None:
+        bounds = self._bounds(policy_id, narrowing)
+        if bounds is None:
             return ()
-        return tuple(
-            site
-            for bit, site in enumerate(self.sites)
-            if self.joined >> bit & 1
-            and not site.draining
-            and isinstance(admits(policy.transit, site.country, self.blocs), Admitted)
-        )
+        entering = self.joined & ~self.draining
+        for _, axis in bounds.transit:
+            entering &= self.sets.admitted(axis)
+        return tuple(self.sites[bit] for bit in _members(entering))
 
-    def _own_site_on(self, axis: Axis) -> Verdict:
+    def _bounds(self, policy_id: PolicyId, narrowing: Narrowing | None) -> Bounds | None:
+        policy = self.view.policies.get(policy_id)
+        return None if policy is None else bounds_of(policy, narrowing)
+
+    def _own_site_on(self, axes: tuple[tuple[str, Axis], ...]) -> Verdict:
         own = self.view.sites.get(self.view.own_site)
         if own is None:
             detail = f"site {self.view.own_site} is not in its own view yet"
             return Denied(rule="attribute_missing", detail=detail)
-        return admits(axis, own.country, self.blocs)
+        return admits_all(axes, own, self.blocs)
 
 
 def compile_table(
@@ -165,20 +236,9 @@ def compile_table(
     """
     sites = tuple(view.sites[name] for name in sorted(view.sites))
     index = {site.name: bit for bit, site in enumerate(sites)}
-    in_country: dict[str, int] = {}
-    for bit, site in enumerate(sites):
-        if site.country is not None:
-            in_country[site.country] = in_country.get(site.country, 0) | 1 << bit
-    everywhere = (1 << len(sites)) - 1
-    allowed: dict[Axis, int] = {}
+    sets = SiteSets(sites, view.links, view.own_site, blocs)
     for policy in view.policies.values():
-        if policy.residency not in allowed:
-            countries = allowed_countries(policy.residency, blocs)
-            allowed[policy.residency] = (
-                everywhere
-                if countries is None
-                else _union(in_country.get(country, 0) for country in countries)
-            )
+        sets.keep((policy.residency, policy.caches or policy.residency))
     return RoutingTable(
         view=view,
         blocs=blocs,
@@ -188,13 +248,15 @@ def compile_table(
             model: _union(1 << index[name] for name in names if name in index)
             for model, names in view.deployments.items()
         },
-        allowed=allowed,
+        sets=sets,
         joined=_bits(
             site.peer_key is not None or site.name == view.own_site for site in sites
         ),
         draining=_bits(site.draining for site in sites),
         shortlists={},
         listings={},
+        narrowed={},
+        standings={},
         boards={},
     )
 
@@ -239,9 +301,11 @@ def _unknown_policy(policy_id: PolicyId) -> Denied:
     return Denied(rule="policy_unknown", detail=detail)
 
 
-def _shortlist(table: RoutingTable, model: ModelName, axis: Axis | None) -> Shortlist:
+def _shortlist(table: RoutingTable, model: ModelName, bounds: Bounds | None) -> Shortlist:
     serving = table.serving.get(model, 0)
-    allowed = 0 if axis is None else table.allowed[axis]
+    allowed = 0
+    if bounds is not None:
+        allowed = table.sets.processing(bounds) & table.sets.in_reach(bounds)
     open_bits = serving & allowed & table.joined & ~table.draining
     opens = tuple(table.opens[bit] for bit in _members(open_bits))
     ground_sites = tuple(
@@ -249,7 +313,7 @@ def _shortlist(table: RoutingTable, model: ModelName, axis: Axis | None) -> Shor
         for each in opens
     )
     refused = tuple(
-        _refused(table, bit, axis, allowed) for bit in _members(serving & ~open_bits)
+        _refused(table, bit, bounds, allowed) for bit in _members(serving & ~open_bits)
     )
     allowed_exists = serving & allowed != 0
     elsewhere = len(table.sites) - serving.bit_count()
@@ -276,11 +340,13 @@ def _members(bits: int) -> Iterator[int]:
         bits ^= lowest
 
 
-def _refused(table: RoutingTable, bit: int, axis: Axis | None, allowed: int) -> Refused:
+def _refused(
+    table: RoutingTable, bit: int, bounds: Bounds | None, allowed: int
+) -> Refused:
     """Why a site that serves the model is not open."""
     site = table.sites[bit]
     if not allowed >> bit & 1:
-        return _not_allowed(table, site, axis)
+        return _not_allowed(table, site, bounds)
     if not table.joined >> bit & 1:
         detail = f"{site.name} has not joined: it has no identity to prove itself with"
         return Refused(site=site.name, rule="not_joined", detail=detail)
@@ -289,14 +355,20 @@ def _refused(table: RoutingTable, bit: int, axis: Axis | None, allowed: int) -> 
 
 
 def _ground(
-    table: RoutingTable, model: ModelName, policy_id: PolicyId, shortlist: Shortlist
+    table: RoutingTable, model: ModelName, policy_id: PolicyId, narrowing: Narrowing | None,
+    shortlist: Shortlist,
 ) -> Ground:
     policy = table.view.policies.get(policy_id)
     residency = () if policy is None else policy.residency
     transit = () if policy is None else policy.transit
+    caches = () if policy is None else policy.caches or ()
+    logs = UNBOUND if policy is None else policy.logs
+    wish = narrowing or Narrowing()
     own = table.view.sites.get(table.view.own_site)
     ingress = "unknown" if own is None or own.country is None else own.country
-    said = repr((model, policy_id, residency, transit, ingress))
+    said = repr((
+        model, policy_id, residency, transit, ingress, caches, logs, wish.residency, wish.transit,
+    ))
     return Ground(
         id=blake2b(shortlist.digest + said.encode(), digest_size=GROUND_ID_BYTES).hexdigest(),
         model=model,
@@ -308,14 +380,32 @@ def _ground(
         refused=shortlist.refused,
         allowed_exists=shortlist.allowed_exists,
         elsewhere=shortlist.elsewhere,
+        caches=caches,
+        logs=logs,
+        narrowed=wish.residency,
+        narrowed_transit=wish.transit,
     )
 
 
-def _not_allowed(table: RoutingTable, site: Site, axis: Axis | None) -> Refused:
-    if axis is None:
+def _not_allowed(table: RoutingTable, site: Site, bounds: Bounds | None) -> Refused:
+    if bounds is None:
         detail = "the key's policy is not in this gateway's view, so nothing is allowed"
         return Refused(site=site.name, rule="residency", detail=detail)
-    verdict = admits(axis, site.country, table.blocs)
+    verdict = admits_all(bounds.processing, site, table.blocs)
+    if isinstance(verdict, Admitted) and site.name != table.view.own_site:
+        verdict = _way_there(table, site, bounds)
     assert isinstance(verdict, Denied), "the bit set and the rule disagree"
-    rule: Rule = "attribute_missing" if verdict.rule == "attribute_missing" else "residency"
+    rule: Rule = "residency"
+    if verdict.rule in ("attribute_missing", "transit"):
+        rule = "attribute_missing" if verdict.rule == "attribute_missing" else "transit"
     return Refused(site=site.name, rule=rule, detail=verdict.detail)
+
+
+def _way_there(table: RoutingTable, site: Site, bounds: Bounds) -> Verdict:
+    """Whether a request may travel to that site."""
+    link = table.view.links.get(site.name)
+    for whose, axis in bounds.transit:
+        verdict = admits_link(axis, link, table.blocs, whose=whose)
+        if isinstance(verdict, Denied):
+            return verdict
+    return ADMITTED

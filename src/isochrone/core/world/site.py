@@ -43,12 +43,14 @@ class Site:
 class Link:
     """Round trip between this site and `peer`, and where the figure comes from.
 
-    `emulated` means that the peer hop adds this delay because the sites share a machine.
+    `emulated` means that the peer hop adds this delay because the sites share a machine. `via` are
+    the countries that it passes, those of both ends included; None denies any rule that asks.
     """
 
     peer: SiteName
     rtt_ms: float
     source: RttSource
+    via: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,13 @@ ANY = "any"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Where a key's requests may be processed (`residency`) and may enter (`transit`).
+    """Where a key's requests may be processed, enter, and be remembered.
 
-    Each axis is a tuple of ISO country codes and bloc names (EU, EEA, ...), or `("any",)`.
-    `residency` bounds engines, caches and logs of content; `transit` bounds the ingress.
-    `max_view_age_s`: a gateway whose view is older refuses keys bound by this policy.
+    Each axis is a tuple of terms (see `core/residency/terms.py`): country codes, blocs and others,
+    or `("any",)`. `residency` bounds the sites that process, `transit` the ingress and the links,
+    `caches` what is kept of a prompt (None: as `residency`), `logs` records that hold what the
+    customer wrote. `max_view_age_s`: a gateway whose view is older refuses keys bound by this
+    policy.
     """
 
     id: PolicyId
@@ -25,6 +27,8 @@ class Policy:
     residency: tuple[str, ...]
     transit: tuple[str, ...]
     max_view_age_s: float = 86_400.0
+    caches: tuple[str, ...] | None = None
+    logs: tuple[str, ...] = (ANY,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,10 +38,12 @@ class WorldSite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldLink:
-    """A round trip that the operator states, for both directions."""
+    """A round trip that the operator states, for both directions, and the countries that the way
+    passes (None: not stated)."""
 
     between: tuple[SiteName, SiteName]
     rtt_ms: float
+    via: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,268 @@
+"""Which fields of every message and of every stored record may leave a residency set, and why.
+
+A message or table that is not listed here with each of its fields fails the tests, so nobody adds
+one without this question. Prompts and answers are in none of them: they travel as the bodies of
+requests and answers, to the engine that serves and back, and are written nowhere. What is computed
+from a prompt (prefix hashes, retained streams) is kept in memory where the axis of caches allows.
+
+    account     ids, counts, times, places and verdicts, by which use is billed and explained:
+                may leave
+    fleet       how the cloud is built and how loaded it is: may leave; nothing of a customer's
+    credential  keys, hashes and signatures: may leave to whom the protocol names
+    reference   text that the client wrote for its own use: may leave where the axis of logs is
+                unbound, else it is left out
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+Leaves = Literal["account", "fleet", "credential", "reference"]
+
+
+def _fields(
+    *, account: str = "", fleet: str = "", credential: str = "", reference: str = ""
+) -> Mapping[str, Leaves]:
+    """Field -> why it may leave; each argument is a list of names with spaces between them."""
+    sides: tuple[tuple[Leaves, str], ...] = (
+        ("account", account), ("fleet", fleet), ("credential", credential),
+        ("reference", reference),
+    )
+    return {name: leaves for leaves, names in sides for name in names.split()}
+
+
+def references_of(name: str) -> frozenset[str]:
+    """The fields of a message or table that are left out where references may not leave."""
+    listed = MESSAGES[name] if name in MESSAGES else TABLES[name]
+    return frozenset(field for field, leaves in listed.items() if leaves == "reference")
+
+
+# By the name of the class.
+MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
+    # wire/fleet.py
+    "Signed": _fields(fleet="version serial body", credential="signature"),
+    # wire/identity.py
+    "JoinRequest": _fields(credential="token peer_key nats_key", fleet="host port public_url"),
+    "JoinReply": _fields(
+        fleet="site country nats_urls control_url",
+        credential="nats_jwt control_key",
+    ),
+    "SiteIdentity": _fields(
+        fleet="site country nats_urls control_url host port",
+        credential="nats_jwt nats_seed peer_key peer_secret control_key",
+    ),
+    # wire/peer.py
+    "PeerRequest": _fields(
+        account="request_id method path ingress serving key_id class_ sent_at residency",
+    ),
+    # wire/usage.py
+    "DecisionRecord": _fields(
+        account=(
+            "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
+            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms"
+        ),
+    ),
+    "UsageRecord": _fields(
+        account=(
+            "request_id org_id project_id key_id endpoint stream class_ model revision "
+            "ingress_site ingress_country serving_site serving_country replica received_at "
+            "finished_at chosen_ms sent_ms first_byte_ms total_ms input_uncached input_cached "
+            "output token_source outcome status reason reporter attempts decision"
+        ),
+        reference="client_request_id",
+    ),
+    "Opening": _fields(
+        account=(
+            "request_id org_id project_id key_id endpoint stream class_ model revision "
+            "ingress_site ingress_country serving_site serving_country replica received_at "
+            "attempts"
+        ),
+        reference="client_request_id",
+    ),
+    "UsageBatch": _fields(account="version batch_id grounds events"),
+    "RawBatch": _fields(account="version batch_id grounds events"),
+    "_FirstBatch": _fields(account="events"),
+    # core/world/digest.py
+    "DeploymentLoad": _fields(
+        fleet=(
+            "model revision ready slots running waiting pending_prompt_tokens "
+            "pending_output_tokens prefill_tok_s decode_tok_s endpoints"
+        ),
+    ),
+    "ReplicaLoad": _fields(
+        fleet=(
+            "id model generation state pid running waiting restarts prompt_tokens_total "
+            "cached_tokens_total output_tokens_total"
+        ),
+    ),
+    "ProbedRtt": _fields(fleet="peer rtt_ms"),
+    "SiteDigest": _fields(fleet="site epoch sequence at loads replicas probes"),
+    # core/world/model.py
+    "Model": _fields(fleet="name kind revision context_tokens created_at"),
+    "EngineSpec": _fields(
+        fleet="kind source upstream_model slots threads embeddings",
+        credential="credential",
+    ),
+    "Deployment": _fields(fleet="site model replicas engine context_tokens"),
+    "Desired": _fields(fleet="site serial deployments"),
+    "Replica": _fields(
+        fleet=(
+            "id site model revision generation state engine base_url upstream_model slots pid "
+            "started_at restarts running_counts usage_counts_one_choice detail endpoints"
+        ),
+        credential="engine_key credential",
+    ),
+    # core/world/site.py
+    "Hardware": _fields(fleet="kind count"),
+    "Site": _fields(
+        fleet=(
+            "name country operator parent latitude_deg longitude_deg host port public_url "
+            "hardware draining"
+        ),
+        credential="peer_key",
+    ),
+    "Link": _fields(fleet="peer rtt_ms source via"),
+    "SiteLinks": _fields(fleet="site links"),
+    # core/world/tenant.py
+    "Policy": _fields(account="id org_id residency transit max_view_age_s caches logs"),
+    "Limits": _fields(account="requests_per_min tokens_per_min concurrent"),
+    "ApiKey": _fields(
+        account="id org_id project_id policy_id classes limits",
+        credential="secret_sha256",
+    ),
+    "KeyShard": _fields(account="shard keys"),
+    "Organisation": _fields(account="id name created_at"),
+    "Project": _fields(account="id org_id name created_at"),
+    "Principal": _fields(account="id org_id name role"),
+    "Scope": _fields(account="org_id"),
+    # core/world/view.py
+    "View": _fields(fleet="own_site sites links models deployments policies"),
+    # core/world/world.py
+    "WorldModel": _fields(fleet="name kind file revision context_tokens"),
+    "WorldSite": _fields(
+        fleet=(
+            "name country operator parent latitude_deg longitude_deg hardware deployments "
+            "elsewhere"
+        ),
+    ),
+    "WorldLink": _fields(fleet="between rtt_ms via"),
+    "World": _fields(fleet="emulate_distance models sites links"),
+    # core/metering/event.py
+    "Tokens": _fields(account="input_uncached input_cached output source"),
+    "UsageEvent": _fields(
+        account=(
+            "request_id org_id project_id key_id endpoint stream class_ model revision "
+            "ingress_site ingress_country serving_site serving_country replica received_at "
+            "finished_at chosen_ms sent_ms first_byte_ms total_ms tokens outcome status "
+            "reason reporter attempts decision"
+        ),
+        reference="client_request_id",
+    ),
+    # core/routing/choice.py
+    "Candidate": _fields(
+        account="site cost_ms rtt_ms rtt_source queue_ms prefill_ms decode_ms digest_age_ms",
+    ),
+    "Refused": _fields(account="site rule detail"),
+    "Explanation": _fields(account="candidates refused allowed_exists elsewhere"),
+    "GroundSite": _fields(account="site rtt_ms rtt_source"),
+    "Ground": _fields(
+        account=(
+            "id model policy_id residency transit plaintext_ingress open_sites refused "
+            "allowed_exists elsewhere caches logs narrowed narrowed_transit"
+        ),
+    ),
+    "Decision": _fields(
+        account=(
+            "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
+            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms"
+        ),
+    ),
+    # gateway/records.py
+    "Progress": _fields(account="request_id at tokens"),
+    "Shipped": _fields(account="segment offset"),
+    "Record": _fields(account="offset kind body"),
+    "Damage": _fields(account="offset size_bytes torn"),
+    # gateway/view_store.py
+    "StoredView": _fields(fleet="site proved_at view replicas digests", credential="control_key"),
+    "Proof": _fields(fleet="digest proved_at"),
+    # gateway/request_log.py
+    "_Line": _fields(
+        account=(
+            "at event worker request key endpoint stream class_ model ingress site country "
+            "replica status outcome reason attempts continued input_uncached input_cached "
+            "output source chosen_ms sent_ms first_byte_ms predicted_ms total_ms"
+        ),
+        reference="client_request",
+    ),
+    "_Answer": _fields(account="at event worker request status reason", reference="path"),
+    # adapters/alone/usage_file.py
+    "UsageLine": _fields(
+        account=(
+            "request_id received_at finished_at organisation project key endpoint stream "
+            "class_ model revision ingress ingress_country site country replica "
+            "input_uncached input_cached output token_source outcome status reason attempts "
+            "chosen_ms sent_ms first_byte_ms total_ms reporter batch"
+        ),
+        reference="client_request_id",
+    ),
+    "_Batch": _fields(account="version batch_id grounds events"),
+    # wiring/joining.py
+    "SiteKeys": _fields(credential="peer_secret nats_seed"),
+    # wiring/local/state.py
+    "Kept": _fields(fleet="version", credential="gateways control nats"),
+    # ports/telemetry.py
+    "Span": _fields(
+        account="name span_id parent_id began_at ended_at attributes error",
+        reference="trace_id",
+    ),
+}
+
+# By the name of the table in the book of record; control may stand anywhere.
+TABLES: Mapping[str, Mapping[str, Leaves]] = {
+    "api_keys": _fields(
+        account="id org_id project_id policy_id name classes created_at revoked_at",
+        credential="secret_sha256",
+    ),
+    "deployments": _fields(fleet="site model replicas engine context_tokens"),
+    "evidence": _fields(
+        account=(
+            "request_id org_id project_id key_id endpoint stream class model revision "
+            "ingress_site ingress_country serving_site serving_country replica received_at "
+            "finished_at chosen_ms sent_ms first_byte_ms total_ms input_uncached input_cached "
+            "output token_source outcome status reason reporter attempts decision booked_at "
+            "settled_at"
+        ),
+        reference="client_request_id",
+    ),
+    "grounds": _fields(account="site id ground kept_at"),
+    "idempotency": _fields(account="caller key request_hash resource created_at"),
+    "leases": _fields(fleet="name holder epoch expires_at"),
+    "links": _fields(fleet="site peer rtt_ms source via"),
+    "models": _fields(fleet="name kind revision context_tokens created_at"),
+    "organisations": _fields(account="id name created_at"),
+    "parked": _fields(account="id subject payload reason parked_at"),
+    "policies": _fields(account="id org_id name residency transit created_at caches logs"),
+    "principals": _fields(
+        account="id org_id name role created_at revoked_at",
+        credential="token_sha256",
+    ),
+    "projects": _fields(account="id org_id name created_at"),
+    "site_tokens": _fields(credential="token_sha256", fleet="site created_at used_at expires_at"),
+    "sites": _fields(
+        fleet=(
+            "name country operator parent latitude_deg longitude_deg hardware host port "
+            "public_url created_at joined_at removed_at draining"
+        ),
+        credential="peer_key nats_key",
+    ),
+    "usage": _fields(
+        account=(
+            "request_id org_id project_id key_id endpoint stream class model revision "
+            "ingress_site ingress_country serving_site serving_country replica received_at "
+            "finished_at chosen_ms sent_ms first_byte_ms total_ms input_uncached input_cached "
+            "output token_source outcome status reason reporter attempts decision booked_at"
+        ),
+        reference="client_request_id",
+    ),
+    "view_serial": _fields(fleet="one serial"),
+    "world": _fields(fleet="one fingerprint reconciled_at"),
+}
