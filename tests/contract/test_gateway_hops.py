@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from isochrone.core.ids import SiteName
 from isochrone.ports.clock import Clock
 from isochrone.wire import peer, subjects
-from isochrone.wire.peer import PeerRequest
+from isochrone.wire.peer import HopHead
 from tests.fixtures.gateways import (
     MODEL,
     Client,
@@ -49,7 +49,7 @@ def test_a_bound_request_is_served_where_its_policy_allows(stream: bool) -> None
             assert (answer.status, answer.whole) == (200, True)
             assert answer.headers["x-isochrone-site"] == "frankfurt"
             assert answer.headers["x-isochrone-country"] == "DE"
-            assert "x-isochrone-code" not in answer.headers
+            assert peer.HOP not in answer.headers
             assert "prompt_tokens" not in answer.body.decode() or not stream
             events = await cloud.events(answer.request_id, 2)
             by = {event.reporter: event for event in events}
@@ -253,11 +253,10 @@ def signed_by(
     assert shared is not None
     body = chat_body() if body is None else body
     sent_at = sydney.clock.wall_ns() - int(age_s * 1e9)
-    head = PeerRequest(
-        request_id=sydney.running.context.new_request_id(sent_at), method="POST", path=PATH,
-        ingress="sydney", serving=serving, key_id=f"k-{key}", class_="on_demand", sent_at=sent_at,
-    )
-    lines = sydney.running.context.peers.request_lines(shared, head, body)
+    request_id = sydney.running.context.new_request_id(sent_at)
+    head = HopHead("POST", PATH, "sydney", serving, f"k-{key}", "on_demand")
+    lines = head.lines()
+    lines += f"{peer.HOP}: {peer.proof(shared, head.covered(), request_id, sent_at, body)}"
     headers = dict(line.split(": ", 1) for line in lines.splitlines())
     return post(body, key=None, headers=headers)
 
@@ -272,9 +271,9 @@ def test_the_destination_checks_everything_again() -> None:
         assert answer.status == 200
         shared = sydney.running.context.peers.key_for(frankfurt.site)
         assert shared is not None
-        code = peer.answer_code(shared, answer.request_id, "frankfurt", 200)
-        assert answer.headers["x-isochrone-code"] == code
-        assert answer.headers["x-isochrone-tokens"] == "6,4,2,engine"
+        request_id = good.partition(b"x-isochrone-hop: ")[2].partition(b" ")[0].decode()
+        code = peer.answer_code(shared, request_id, "frankfurt", 200, "6,4,2,engine")
+        assert answer.headers[peer.HOP] == f"{code} 6,4,2,engine"
 
         other_body = good.replace(b'"hello"', b'"HELLO"')
         other_class = signed_by(sydney, frankfurt).replace(b"on_demand", b"reserved!")

@@ -20,18 +20,20 @@ from isochrone.wire.leaving import MESSAGES, TABLES, references_of
 # What crosses a process or is written to a disk: all of `wire` and of the nouns, which are its
 # payload, and these.
 ALSO = (
-    "isochrone.core.metering.event", "isochrone.core.routing.choice", "isochrone.gateway.records",
+    "isochrone.core.metering.event", "isochrone.core.routing.choice",
+    "isochrone.gateway.journal_notes", "isochrone.gateway.records",
     "isochrone.gateway.view_store", "isochrone.gateway.request_log", "isochrone.wiring.joining",
     "isochrone.wiring.local.state", "isochrone.adapters.alone.usage_file",
+    "isochrone.adapters.alone.usage_line",
 )
 # Structs that only read what a client or an engine sent, or that stay in memory.
 IN_MEMORY = {
-    "isochrone.gateway.continuation.events", "isochrone.gateway.continuation.features",
-    "isochrone.gateway.counts", "isochrone.gateway.journal_state",
-    "isochrone.gateway.message_counts", "isochrone.gateway.recount", "isochrone.gateway.replies",
-    "isochrone.gateway.request",
-    "isochrone.gateway.surface", "isochrone.gateway.view_cache", "isochrone.replay.exchange",
-    "isochrone.replay.trace", "isochrone.replay.verify",
+    "isochrone.gateway.answer_fields", "isochrone.gateway.continuation.events",
+    "isochrone.gateway.continuation.features", "isochrone.gateway.deployed",
+    "isochrone.gateway.engine_errors", "isochrone.gateway.journal_state",
+    "isochrone.gateway.message_counts", "isochrone.gateway.recount",
+    "isochrone.gateway.request_fields", "isochrone.replay.exchange", "isochrone.replay.trace",
+    "isochrone.replay.verify",
 }
 NOT_STORED = {"State", "_Waiting"}  # handles of files and queues that hold what is listed
 
@@ -66,7 +68,7 @@ def messages() -> Iterator[type]:
 
 def test_the_walk_finds_what_is_known_to_be_there() -> None:
     found = {kind.__name__ for kind in messages()}
-    assert {"UsageRecord", "PeerRequest", "Site", "Policy", "StoredView", "_Line"} <= found
+    assert {"UsageRecord", "HopHead", "Site", "Policy", "StoredView", "_Line"} <= found
     assert len([kind.__name__ for kind in messages()]) == len(found), "two of one name"
 
 

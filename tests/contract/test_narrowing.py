@@ -9,7 +9,7 @@ import pytest
 from isochrone.core.ids import OrgId, PolicyId
 from isochrone.core.world.tenant import Policy
 from isochrone.wire import peer, subjects
-from isochrone.wire.peer import PeerRequest
+from isochrone.wire.peer import HopHead
 from tests.fixtures.gateways import (
     MODEL,
     Answer,
@@ -158,12 +158,12 @@ def hop(sydney: RunningSite, frankfurt: RunningSite, residency: str) -> bytes:
     shared = peers.key_for(frankfurt.site)
     assert shared is not None
     sent_at = sydney.clock.wall_ns()
-    head = PeerRequest(
-        request_id=sydney.running.context.new_request_id(sent_at), method="POST",
-        path="/v1/chat/completions", ingress="sydney", serving="frankfurt", key_id="k-secret",
-        class_="on_demand", sent_at=sent_at, residency=residency,
+    request_id = sydney.running.context.new_request_id(sent_at)
+    head = HopHead(
+        "POST", "/v1/chat/completions", "sydney", "frankfurt", "k-secret", "on_demand", residency
     )
-    lines = peers.request_lines(shared, head, body)
+    lines = head.lines()
+    lines += f"{peer.HOP}: {peer.proof(shared, head.covered(), request_id, sent_at, body)}"
     headers = dict(line.split(": ", 1) for line in lines.splitlines())
     return post(body, key=None, headers=headers)
 

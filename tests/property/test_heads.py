@@ -16,6 +16,7 @@ from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.server import ClientConnection, Handler, Server
 from isochrone.gateway.settings import GatewaySettings
+from isochrone.wire import peer
 
 SETTINGS = GatewaySettings(identity=Path("i"), port=0, journal=Path("j"), max_body_bytes=4096)
 
@@ -49,6 +50,11 @@ class Wire(asyncio.Transport):
         self.closed = True
 
 
+def others(headers: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """All headers but the hop, which is read from each request itself."""
+    return {name: value for name, value in headers.items() if name != peer.HOP.encode()}
+
+
 @dataclass
 class Seen:
     """An application that writes down what it was asked, and answers at once."""
@@ -62,8 +68,8 @@ class Seen:
             def serve(self) -> None:
                 head = incoming.head
                 seen.requests.append(
-                    (head.method, head.path, head.headers, head.secret_sha256, incoming.body,
-                     incoming.keep_alive)
+                    (head.method, head.path, others(head.headers), head.secret_sha256,
+                     incoming.body, incoming.keep_alive, incoming.hop)
                 )
                 connection.answer(b"", close=connection.will_close(incoming))
 
@@ -104,10 +110,17 @@ extras = st.lists(
     st.sampled_from([
         "Authorization: Bearer a", "Authorization: Bearer b", "Connection: close", "X: y",
         "Transfer-Encoding: chunked", "Content-Length: 3", "Expect: 100-continue", "Upgrade: h2c",
-        "X-A: content-length: 5", "Host: h", "Expect: more",
+        "X-A: content-length: 5", "Host: h", "Expect: more", f"{peer.HOP}: a 1 b",
     ]),
     max_size=3,
 )
+
+
+hop_names = st.sampled_from([peer.HOP, peer.HOP.title(), "x-hop"])
+hops = st.sampled_from([
+    "id-1 17 abc", "id-2 18 def", "id-3", "", " ", "a b ", "a\tb", "a\x00b", "a\nb", "a\rb",
+    "\u00e9", "a" * 300, "x: y", "a,b-c 1",
+])
 
 
 @st.composite
@@ -119,6 +132,8 @@ def requests(draw: st.DrawFn) -> bytes:
     before = draw(extras)
     length = draw(lengths if draw(st.booleans()) else st.just("{n}")).format(n=len(body))
     separator = draw(st.sampled_from([": ", ":", ":  "]))
+    if draw(st.booleans()):
+        before.append(f"{draw(hop_names)}{separator}{draw(hops)}")
     lines += [*before, f"{draw(names)}{separator}{length}", *draw(extras)]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
@@ -139,11 +154,25 @@ def test_a_known_head_is_recalled_with_another_length() -> None:
     memory: HeadMemory[str] = HeadMemory(100)
     memory.learn(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nab", {b"content-length": b"2"}, "x")
     known = memory.recall(b"POST / HTTP/1.1\r\nContent-Length: 12\r\n\r\nabcdefghijkl")
-    assert known == ("x", b"abcdefghijkl")
+    assert known == ("x", b"abcdefghijkl", b"")
     assert memory.recall(b"POST / HTTP/1.1\r\nContent-Length: 12\r\n\r\nabcdefghijk") is None
     assert memory.recall(b"POST /x HTTP/1.1\r\nContent-Length: 2\r\n\r\nab") is None
     long = b"POST / HTTP/1.1\r\nContent-Length: 101\r\n\r\n" + bytes(101)
     assert memory.recall(long) is None
+
+
+def test_a_known_head_of_a_hop_is_recalled_with_another_proof() -> None:
+    def message(hop: bytes, length: bytes, body: bytes) -> bytes:
+        top = b"POST / HTTP/1.1\r\nx-isochrone-hop: %b\r\ncontent-length: %b\r\n\r\n"
+        return top % (hop, length) + body
+
+    memory: HeadMemory[str] = HeadMemory(100)
+    memory.learn(message(b"one 1 aa", b"2", b"ab"), {b"content-length": b"2"}, "x")
+    assert memory.recall(message(b"two 22 bb", b"3", b"abc")) == ("x", b"abc", b"two 22 bb")
+    for hop in (b"", b" two", b"a\nb", b"a:b", b"a" * 257):
+        assert memory.recall(message(hop, b"3", b"abc")) is None
+    assert memory.recall(message(b"two 22 bb", b"3", b"abcd")) is None
+    assert memory.recall(message(b"two 22 bb", b"+3", b"abc")) is None
 
 
 def test_memory_is_bounded() -> None:
@@ -153,7 +182,8 @@ def test_memory_is_bounded() -> None:
         memory.learn(data, {b"content-length": b"0"}, number)
     assert memory.recall(b"POST /0 HTTP/1.1\r\nContent-Length: 0\r\n\r\n") is None
     last = heads.MOST_REMEMBERED + 4
-    assert memory.recall(b"POST /%d HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % last) == (last, b"")
+    data = b"POST /%d HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % last
+    assert memory.recall(data) == (last, b"", b"")
 
 
 @pytest.mark.parametrize(

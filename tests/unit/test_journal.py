@@ -15,6 +15,7 @@ from isochrone.gateway import journal as journal_module
 from isochrone.gateway import records
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.journal_state import Pending
+from isochrone.gateway.outbox import Outbox
 from isochrone.twin.clock import VirtualClock
 from isochrone.twin.fakes.disk import MemoryDisk
 from isochrone.twin.loop import VirtualLoop, run
@@ -213,7 +214,8 @@ def test_records_of_a_round_are_handed_over_together() -> None:
     async def main() -> None:
         disk = MemoryDisk()
         journal = a_journal(disk)
-        journal.defer()
+        outbox = Outbox(journal.flush)
+        journal.defer(outbox.due)
         before = sum(len(disk.read(name).rstrip(b"\0")) for name in disk.names())
         journal.opened(an_opening("open"))
         journal.closed(a_usage_record("closed"))
@@ -232,7 +234,7 @@ def test_a_failed_write_at_the_end_of_a_round_loses_nothing() -> None:
     async def main() -> None:
         disk = MemoryDisk()
         journal = a_journal(disk)
-        journal.defer()
+        journal.defer(lambda: None)
         journal.closed(a_usage_record("early"))
         await journal.commit()
         journal.opened(an_opening("open"))

@@ -92,7 +92,7 @@ def test_usage_and_evidence_go_their_ways_within_a_moment() -> None:
     async def test(site: Site) -> None:
         site.journal.closed(a_usage_record("a"))
         site.journal.closed(evidence("b"))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
         kinds = {subject: [e.request_id for e in batch.events]
                  for subject, _, batch in site.stored()}
         assert kinds == {"usage.sydney": ["a"], "evidence.sydney": ["b"]}
@@ -106,7 +106,7 @@ def test_an_outage_is_waited_out_and_the_backlog_comes_in_full_batches() -> None
         site.hub.down()
         for i in range(500):
             site.journal.closed(a_usage_record(f"r{i}"))
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.12)
         assert site.stored() == []
         site.hub.up()
         await asyncio.sleep(10)
@@ -186,7 +186,7 @@ def test_grounds_go_with_the_decisions_that_name_them() -> None:
         event = replace(a_usage_event("a"), decision=a_decision(ground))
         site.journal.closed(a_record(event), ground)
         site.journal.closed(evidence("b"))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
         told = {m.subject: decode_batch(m.payload)
                 for m in site.hub.streams[USAGE_STREAM].messages.values()}
         assert told["usage.sydney"] == ((ground,), [event])

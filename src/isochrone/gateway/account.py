@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.ids import ModelName
 from isochrone.core.metering.event import Outcome, Tokens
 from isochrone.wire.usage import DecisionRecord, Opening, UsageRecord
 
@@ -73,7 +73,7 @@ def closing_of(
     if hop is None:
         ingress, ingress_country = context.site, context.country
     else:
-        ingress = SiteName(hop.request.ingress)
+        ingress = hop.entrant.ingress.name
         site = context.view.site(ingress)
         ingress_country = None if site is None else site.country
     target = None if attempt is None else attempt.target

@@ -21,7 +21,6 @@ from isochrone.gateway.request import engine_body
 from isochrone.gateway.target import Target
 from isochrone.gateway.upstream import UpstreamConnection
 from isochrone.wire import peer
-from isochrone.wire.peer import PeerRequest
 
 if TYPE_CHECKING:
     from isochrone.gateway.tries import Tries
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 # Statuses of an engine that say "not here, not now": our key is wrong, it is full or loading.
 TRY_ELSEWHERE: Final = frozenset((401, 403, 429, 502, 503))
 
-_CODE, _REFUSED, _REPLICA, _TOKENS = (
-    name.encode() for name in (peer.CODE, peer.REFUSED, peer.REPLICA, peer.TOKENS)
-)
+_HOP: Final = peer.HOP.encode()
+_REFUSED: Final = peer.REFUSED.encode()
+_REPLICA: Final = peer.REPLICA.encode()
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
@@ -130,26 +129,20 @@ class Attempt:
         exchange, context = self._exchange, self._exchange.context
         assert self.target.peer_key is not None
         body, path = exchange.asking or exchange.body, exchange.head.path
-        head = PeerRequest(
-            request_id=exchange.request_id,
-            method="POST",
-            path=path,
-            ingress=context.site,
-            serving=self.target.site,
-            key_id=exchange.key.id,
-            class_=exchange.class_,
-            sent_at=context.clock.wall_ns(),
-            residency="" if exchange.narrowing is None else exchange.narrowing.hop_text,
+        narrowing, client_id = exchange.narrowing, exchange.head.client_request_id
+        start, covered = self.target.hop_start(
+            context.site,
+            (path, exchange.key.id, exchange.class_,
+             "" if narrowing is None else narrowing.hop_text, exchange.head.forwarded),
         )
-        lines = context.peers.request_lines(self.target.peer_key, head, body)
-        client_id = exchange.head.client_request_id
-        if client_id is not None:
-            lines += f"x-request-id: {client_id}\r\n"
+        lines = "" if client_id is None else f"x-request-id: {client_id}\r\n"
         if exchange.wanted is not None:
             lines += kin_lines(exchange.wanted)
-        return b"%b%b%bcontent-length: %d\r\n\r\n%b" % (
-            self.target.start_of(path), lines.encode("latin-1"), exchange.head.forwarded,
-            len(body), body,
+        proof = peer.proof(
+            self.target.peer_key, covered, exchange.request_id, context.clock.wall_ns(), body
+        )
+        return b"%b%b%b: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+            start, lines.encode("latin-1"), _HOP, proof.encode("latin-1"), len(body), body,
         )
 
     # -- the answer, called by the connection ----------------------------------------------------
@@ -191,15 +184,15 @@ class Attempt:
 
     def _peer_is_genuine(self, status: int, headers: Mapping[bytes, bytes]) -> bool:
         assert self.target.peer_key is not None
-        code = headers.get(_CODE, b"").decode("latin-1")
+        code, _, tokens = headers.get(_HOP, b"").decode("latin-1").partition(" ")
         right = peer.answer_code(
-            self.target.peer_key, self._exchange.request_id, self.target.site, status
+            self.target.peer_key, self._exchange.request_id, self.target.site, status, tokens
         )
         if not peer.same_code(code, right):
             return False
         replica = headers.get(_REPLICA)
         self.replica_id = None if replica is None else ReplicaId(replica.decode("latin-1"))
-        self.stated_tokens = parse_tokens(headers.get(_TOKENS))
+        self.stated_tokens = parse_tokens(tokens)
         self._headers = headers
         return True
 

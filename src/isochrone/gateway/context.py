@@ -15,6 +15,7 @@ from isochrone.gateway.known_endpoints import KnownEndpoints
 from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.measured import Measured
 from isochrone.gateway.narrowing import Narrowings
+from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.settings import GatewaySettings
@@ -57,6 +58,7 @@ class Context:
     log: RequestLog
     metrics: Measured
     spans: Spans | None
+    outbox: Outbox
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     exchanges: "dict[Exchange, None]" = field(default_factory=dict)
     narrowings: Narrowings = field(default_factory=Narrowings)
@@ -67,10 +69,12 @@ class Context:
     def begun(self, exchange: "Exchange") -> None:
         """A request is open from now on."""
         self.exchanges[exchange] = None
+        self.outbox.quiet = len(self.exchanges) <= 1
 
     def over(self, exchange: "Exchange") -> None:
         """A request came to its end."""
         self.exchanges.pop(exchange, None)
+        self.outbox.quiet = len(self.exchanges) <= 1
         if self.quiet is not None and not self.exchanges:
             self.quiet.set()
 

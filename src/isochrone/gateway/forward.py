@@ -103,7 +103,7 @@ class Exchange(CarryingOn):
                 self._held_tokens = estimate if refusal is None else None
                 self.reply.extra = context.limits.headers(self.key, self.started_ns)
         else:
-            self.class_ = hop.class_
+            self.class_ = hop.entrant.class_
             refusal = admission.refuse_hop(context, self.key, self.class_, self.narrowing)
         if refusal is not None:
             self.refuse(refusal)

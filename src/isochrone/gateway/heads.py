@@ -3,8 +3,9 @@
 A client that stays sends the same head again and again, and so does an engine that answers; only
 the length of the body differs. What the parser said of a head is therefore remembered under the
 head's own bytes, the digits of its content-length cut out, and is used again for exactly these
-bytes. Nothing else is ever skipped: a head that is new, has no plain content-length, or does not
-come in one piece with its whole body goes through the parser.
+bytes. Of a head between two gateways the value of `x-isochrone-hop`, which stands right before the
+content-length, is cut out as well. Nothing else is ever skipped: a head that is new, has no plain
+content-length, or does not come in one piece with its whole body goes through the parser.
 """
 
 from collections.abc import Mapping
@@ -24,9 +25,12 @@ MOST_DIGITS: Final = 9
 # Heads with these differ from request to request, so remembering them would only fill the memory.
 _VARYING: Final = frozenset(
     (b"x-request-id", b"traceparent", b"tracestate", b"idempotency-key", b"transfer-encoding",
-     b"expect", b"upgrade", peer.CODE.encode())
+     b"expect", b"upgrade")
 )
-_NAMES: Final = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+_LENGTH: Final = b"\r\ncontent-length: "
+_NAMES: Final = (b"\r\nContent-Length: ", _LENGTH)
+_HOP: Final = f"\r\n{peer.HOP}: ".encode()
+MOST_HOP_BYTES: Final = 256
 
 
 class RequestHead:
@@ -84,8 +88,8 @@ class RequestHead:
 
 
 class HeadMemory(Generic[T]):
-    """What is known of a head by its bytes without the digits of its content-length. Bounded: when
-    it is full, everything is forgotten at once."""
+    """What is known of a head by its bytes without what is cut out. Bounded: when it is full,
+    everything is forgotten at once."""
 
     __slots__ = ("_after", "_before", "_known", "_last", "_max_body_bytes")
 
@@ -96,24 +100,32 @@ class HeadMemory(Generic[T]):
         self._before = self._after = b"\0"
         self._last: T | None = None
 
-    def recall(self, data: bytes) -> tuple[T, bytes] | None:
-        """(what is known, body) when `data` is one whole message whose head is remembered."""
+    def recall(self, data: bytes) -> tuple[T, bytes, bytes] | None:
+        """(what is known, body, value of the hop) when `data` is one whole message whose head is
+        remembered; the value is empty where there is none."""
         before, after = self._before, self._after
-        if data.startswith(before):
-            begin = len(before)
-            stop = data.find(b"\r\n", begin)
-            if data.startswith(after, stop):
-                known = self._last
-                digits = data[begin:stop]
-                begin = stop + len(after)
-                if known is not None and digits.isdigit() and len(digits) <= MOST_DIGITS:
-                    size_bytes = int(digits)
-                    if size_bytes == len(data) - begin and size_bytes <= self._max_body_bytes:
-                        return known, data[begin:]
+        if not data.startswith(before):
+            return self._look_up(data)
+        begin, hop = len(before), b""
+        stop = data.find(b"\r\n", begin)
+        if before.endswith(_HOP):
+            hop = _hop_value(data, begin, stop)
+            if hop == b"":
                 return None
-        return self._look_up(data)
+            begin = stop + len(_LENGTH)
+            stop = data.find(b"\r\n", begin)
+        known = self._last
+        if known is None or not data.startswith(after, stop):
+            return None
+        digits = data[begin:stop]
+        begin = stop + len(after)
+        if digits.isdigit() and len(digits) <= MOST_DIGITS:
+            size_bytes = int(digits)
+            if size_bytes == len(data) - begin and size_bytes <= self._max_body_bytes:
+                return known, data[begin:], hop
+        return None
 
-    def _look_up(self, data: bytes) -> tuple[T, bytes] | None:
+    def _look_up(self, data: bytes) -> tuple[T, bytes, bytes] | None:
         parts = _split(data)
         if parts is None:
             return None
@@ -131,11 +143,12 @@ class HeadMemory(Generic[T]):
         if parts is None or not _VARYING.isdisjoint(headers):
             return
         before, after = parts
-        size_bytes = len(before) + len(after)
-        stop = data.find(b"\r\n", len(before))
-        if size_bytes > MOST_REMEMBERED_BYTES or (
-            data[len(before) : stop] != headers.get(b"content-length")
-        ):
+        if len(before) + len(after) > MOST_REMEMBERED_BYTES:
+            return
+        begin = len(before)
+        if before.endswith(_HOP):
+            begin = data.find(b"\r\n", begin) + len(_LENGTH)
+        if data[begin : max(data.find(b"\r\n", begin), begin)] != headers.get(b"content-length"):
             return
         if len(self._known) >= MOST_REMEMBERED:
             self._known.clear()
@@ -143,10 +156,18 @@ class HeadMemory(Generic[T]):
 
 
 def _split(data: bytes) -> tuple[bytes, bytes] | None:
-    """The head up to the digits of its first content-length, and behind them to its end."""
+    """The head up to what is cut out, and behind it to its end."""
     end = data.find(b"\r\n\r\n") + 4
     if end < 4:
         return None
+    at = data.find(_HOP, 0, end)
+    if at >= 0:
+        begin = at + len(_HOP)
+        stop = data.find(b"\r\n", begin, end)
+        digits_end = data.find(b"\r\n", stop + len(_LENGTH), end)
+        if _hop_value(data, begin, stop) == b"" or digits_end != end - 4:
+            return None
+        return data[:begin], data[digits_end:end]
     for name in _NAMES:
         at = data.find(name, 0, end)
         if at >= 0:
@@ -154,6 +175,15 @@ def _split(data: bytes) -> tuple[bytes, bytes] | None:
             stop = data.find(b"\r\n", begin, end)
             return data[:begin], data[stop:end]
     return None
+
+
+def _hop_value(data: bytes, begin: int, stop: int) -> bytes:
+    """The value of a hop, where it is plain and the content-length follows; else nothing."""
+    if not begin < stop <= begin + MOST_HOP_BYTES or not data.startswith(_LENGTH, stop):
+        return b""
+    value = data[begin:stop]
+    plain = value.translate(None, b" ,-").isalnum() and value.strip() == value
+    return value if plain else b""
 
 
 def _path(url: bytes) -> str:

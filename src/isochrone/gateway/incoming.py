@@ -25,6 +25,7 @@ class Incoming:
         "ended_ns",
         "fault",
         "head",
+        "hop",
         "keep_alive",
         "pieces",
         "read_bytes",
@@ -41,12 +42,16 @@ class Incoming:
         self.body_bytes = 0
         self.complete = False
         self.fault: Fault | None = None
+        self.hop = b""  # what a peer says of this request; never read from a head that is known
 
     @classmethod
-    def whole(cls, began_ns: int, head: RequestHead, body: bytes) -> "Incoming":
+    def whole(
+        cls, began_ns: int, head: RequestHead, body: bytes, hop: bytes
+    ) -> "Incoming":
         """A request that has come in whole."""
         incoming = Incoming(began_ns)
         incoming.head = head
+        incoming.hop = hop
         incoming.keep_alive = head.keep_alive
         incoming.pieces = [body]
         incoming.complete = True

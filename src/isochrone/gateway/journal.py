@@ -12,6 +12,7 @@ what is still open in it is carried forward first.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -38,7 +39,7 @@ from isochrone.ports.disk import Disk, Segment
 from isochrone.wire import fleet
 from isochrone.wire.usage import Opening, UsageRecord
 
-COMMIT_S: Final = 0.02
+COMMIT_S: Final = 0.05
 PROGRESS_S: Final = 1.0
 RETRY_S = 1.0
 SYNC_LIMIT_S = 5.0
@@ -81,7 +82,7 @@ class Journal:
         self._may_grow = True          # False after a failed try, until the next commit
         self._sync_began_ns: int | None = None
         self._late: JournalSegment | None = None  # has records that are not handed over yet
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._due: Callable[[], None] | None = None
         self._dirty = asyncio.Event()
         self._committing = asyncio.Lock()
         self.ready = asyncio.Event()  # set when a batch may wait for the shipper
@@ -134,10 +135,10 @@ class Journal:
                 return f"the journal's disk has not finished a sync for {took_s:.0f} s"
         return None
 
-    def defer(self) -> None:
-        """From now on records of one round of the running loop are handed over together, by
-        `flush` at its end: whoever sends what they are about calls it first."""
-        self._loop = asyncio.get_running_loop()
+    def defer(self, due: Callable[[], None]) -> None:
+        """From now on records of one round of the loop are handed over together, by `flush`: `due`
+        says that there are some, and whoever sends what they are about flushes first."""
+        self._due = due
 
     def flush(self) -> None:
         """Hand to the operating system what is recorded and was not handed over yet."""
@@ -320,10 +321,10 @@ class Journal:
     def _write(self, segment: JournalSegment, frames: bytes) -> bool:
         if segment.handle is None or segment.broken:
             return False
-        if self._loop is not None and segment is self._current:
+        if self._due is not None and segment is self._current:
             if self._late is None:
                 self._late = segment
-                self._loop.call_soon(self.flush)
+                self._due()
                 self._dirty.set()
             segment.unwritten.append(frames)
             segment.size_bytes += len(frames)

@@ -5,10 +5,10 @@ was not used before, and then key, class and residency in its own view. Headers 
 without a valid code are never looked at.
 """
 
-from dataclasses import dataclass
+from typing import Final
 
 from isochrone.core.errors import Untrusted
-from isochrone.core.ids import SiteName
+from isochrone.core.ids import RequestId, SiteName
 from isochrone.core.metering.event import Tokens, TokenSource
 from isochrone.core.world.site import Site
 from isochrone.core.world.tenant import Class
@@ -16,28 +16,41 @@ from isochrone.gateway.incoming import Incoming
 from isochrone.ports.clock import Clock
 from isochrone.wire import peer
 from isochrone.wire.identity import SiteIdentity
-from isochrone.wire.peer import PeerRequest
+from isochrone.wire.peer import HopHead
 
-MAX_AGE_NS = int(peer.MAX_AGE_S * 1e9)
-KEEP_ALIVE_S = 60
-_CODE = peer.CODE.encode()
-_CLASSES: dict[str, Class] = {c: c for c in ("reserved", "on_demand", "batch")}
+MAX_AGE_NS: Final = int(peer.MAX_AGE_S * 1e9)
+KEEP_ALIVE_S: Final = 60
+_CLASSES: Final[dict[str, Class]] = {c: c for c in ("reserved", "on_demand", "batch")}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class HopEntrant:
+    """What the head of a hop says, as long as `ingress` is what the view says of its sender. Many
+    requests come with one head, so it is worked out once; each is proved by itself."""
+
+    __slots__ = ("class_", "covered", "head", "ingress", "key")
+
+    def __init__(self, ingress: Site, key: bytes, head: HopHead, class_: Class) -> None:
+        self.ingress = ingress
+        self.key = key
+        self.head = head
+        self.covered = head.covered()
+        self.class_ = class_
+
+
 class Hop:
-    """A peer request whose code is right. `key` is shared with the ingress; `class_` is what the
-    ingress admitted it as."""
+    """A peer request whose code is right: who sent it, and its id and instant of sending."""
 
-    request: PeerRequest
-    key: bytes
-    class_: Class
+    __slots__ = ("entrant", "request_id", "sent_at")
+
+    def __init__(self, entrant: HopEntrant, request_id: RequestId, sent_at: int) -> None:
+        self.entrant = entrant
+        self.request_id = request_id
+        self.sent_at = sent_at
 
 
 def claims_hop(incoming: Incoming) -> bool:
     """Whether a request says that a peer sent it; peers never send the client's own key."""
-    headers = incoming.head.headers
-    return _CODE in headers and b"authorization" not in headers
+    return incoming.hop != b"" and b"authorization" not in incoming.head.headers
 
 
 class PeerHops:
@@ -62,51 +75,46 @@ class PeerHops:
             self._keys[site.peer_key] = known
         return known
 
-    def request_lines(self, key: bytes, head: PeerRequest, body: bytes) -> str:
-        """Lines of a head that prove a request of this gateway to a peer."""
-        return (
-            f"{peer.REQUEST}: {head.request_id}\r\n{peer.PEER}: {head.ingress}\r\n"
-            f"{peer.KEY_ID}: {head.key_id}\r\n{peer.CLASS}: {head.class_}\r\n"
-            f"{peer.SENT_AT}: {head.sent_at}\r\n"
-            f"{peer.CODE}: {peer.request_code(key, head, body)}\r\n"
-        ) + (f"{peer.RESIDENCY}: {head.residency}\r\n" if head.residency else "")
+    def entrant(self, incoming: Incoming, ingress: Site | None) -> HopEntrant:
+        """What the head claims; raises Untrusted where that can be from nobody.
 
-    def verify(self, incoming: Incoming, ingress: Site | None, body: bytes) -> Hop:
-        """The hop that the headers claim; raises Untrusted when anything is wrong with them.
-
-        `ingress` is the site that they name, as the own view knows it.
+        `ingress` is the site that it names, as the own view knows it.
         """
+        claimed = incoming.head
+        known = claimed.known
+        if isinstance(known, HopEntrant) and known.ingress is ingress:
+            return known
         if ingress is None:
             raise Untrusted("the sending site is unknown here")
         key = self.key_for(ingress)
         if key is None:
             raise Untrusted(f"{ingress.name} has not joined")
-        sent_at = incoming.head.header(peer.SENT_AT) or ""
-        if not sent_at.isdigit() or len(sent_at) > 20:
-            raise Untrusted("no instant of sending")
-        head = PeerRequest(
-            request_id=incoming.head.header(peer.REQUEST) or "",
-            method=incoming.head.method.decode("latin-1"),
-            path=incoming.head.path,
-            ingress=ingress.name,
-            serving=self._identity.site,
-            key_id=incoming.head.header(peer.KEY_ID) or "",
-            class_=incoming.head.header(peer.CLASS) or "",
-            sent_at=int(sent_at),
-            residency=incoming.head.header(peer.RESIDENCY) or "",
+        class_ = _CLASSES.get(claimed.header(peer.CLASS) or "")
+        if class_ is None:
+            raise Untrusted("an unknown class")
+        head = HopHead(
+            claimed.method.decode("latin-1"), claimed.path, ingress.name, self._identity.site,
+            claimed.header(peer.KEY_ID) or "", class_, claimed.header(peer.RESIDENCY) or "",
         )
-        code = incoming.head.header(peer.CODE) or ""
-        if not peer.same_code(code, peer.request_code(key, head, body)):
+        found = claimed.known = HopEntrant(ingress, key, head, class_)
+        return found
+
+    def verify(self, incoming: Incoming, ingress: Site | None, body: bytes) -> Hop:
+        """The hop that the headers claim; raises Untrusted when anything is wrong with them."""
+        entrant = self.entrant(incoming, ingress)
+        said, _, code = incoming.hop.decode("latin-1").rpartition(" ")
+        request_id, _, sent = said.partition(" ")
+        if not sent.isdigit() or len(sent) > 20:
+            raise Untrusted("no id, instant of sending and code")
+        if not peer.same_code(code, peer.request_code(entrant.key, entrant.covered, said, body)):
             raise Untrusted("the message code is wrong")
-        age_ns = self._clock.wall_ns() - head.sent_at
+        sent_at = int(sent)
+        age_ns = self._clock.wall_ns() - sent_at
         if abs(age_ns) > MAX_AGE_NS:
             age_s = age_ns / 1e9
             raise Untrusted(f"sent {age_s:.1f} s ago by the clocks, at most {peer.MAX_AGE_S:g} s")
-        class_ = _CLASSES.get(head.class_)
-        if class_ is None:
-            raise Untrusted("an unknown class")
         self._once(code)
-        return Hop(request=head, key=key, class_=class_)
+        return Hop(entrant, RequestId(request_id), sent_at)
 
     def _once(self, code: str) -> None:
         """Raise Untrusted for a code used before; codes are kept for as long as they are valid."""
@@ -129,13 +137,13 @@ _SOURCES: dict[str, TokenSource] = {
 
 
 def render_tokens(tokens: Tokens) -> str:
-    """Token counts of an answer without stream, as the header of a hop."""
+    """Token counts of an answer without stream, as an answer's hop has them."""
     return f"{tokens.input_uncached},{tokens.input_cached},{tokens.output},{tokens.source}"
 
 
-def parse_tokens(header: bytes | None) -> Tokens | None:
+def parse_tokens(text: str) -> Tokens | None:
     """The inverse of `render_tokens`; None for anything else."""
-    parts = (header or b"").decode("latin-1").split(",")
+    parts = text.split(",")
     if len(parts) != 4 or parts[3] not in _SOURCES:
         return None
     if not all(part.isascii() and part.isdigit() and len(part) < 12 for part in parts[:3]):

@@ -104,7 +104,7 @@ class Gateway:
         self._viewing = asyncio.Event()
         journal = Journal(ports.disk, ports.clock, identity.site)
         view = ViewCache(site, identity.control_key, data, direct=settings.alone)
-        outbox = Outbox(journal.flush)
+        outbox = self._outbox = Outbox(journal.flush)
         self.context = Context(
             settings=settings,
             site=site,
@@ -128,6 +128,7 @@ class Gateway:
             log=RequestLog(ports.write_lines, worker=settings.worker),
             metrics=Measured(lambda model: view.table.is_served(ModelName(model))),
             spans=_spans(settings, site, ports.spans),
+            outbox=outbox,
             spawn=self._spawn,
         )
         if settings.alone:
@@ -160,7 +161,7 @@ class Gateway:
         journal cannot be opened."""
         context, settings = self.context, self._settings
         context.journal.recover()
-        context.journal.defer()
+        context.journal.defer(self._outbox.due)
         if self._views is not None:
             self._views.load()
         async with asyncio.TaskGroup() as group:

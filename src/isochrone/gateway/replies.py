@@ -92,6 +92,20 @@ def head(
     ).encode("latin-1")
 
 
+def head_for_peer(
+    status: int, *, content_type: str, extra: str, length: int, hop: str, close: bool
+) -> bytes:
+    """The head of a whole answer to a peer, who knows all but this. `hop` stands last but one, so
+    that the peer knows the rest from the answer before."""
+    first = _STATUS.get(status) or f"HTTP/1.1 {status} Status\r\n"
+    if close:
+        extra += "connection: close\r\n"
+    return (
+        f"{first}content-type: {content_type}\r\n{extra}{peer.HOP}: {hop}\r\n"
+        f"content-length: {length}\r\n\r\n"
+    ).encode("latin-1")
+
+
 def refusal_lines(refusal: Refusal) -> str:
     """Lines of the head that go with a refusal."""
     text = f"{peer.REASON}: {refusal.reason}\r\n"

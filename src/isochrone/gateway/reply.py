@@ -9,7 +9,14 @@ from isochrone.core.metering.event import Tokens
 from isochrone.gateway.continuation.hop import kin_lines
 from isochrone.gateway.incoming import Incoming
 from isochrone.gateway.peer_hop import KEEP_ALIVE_S, Hop, render_tokens
-from isochrone.gateway.replies import EVENTS, JSON, Refusal, head, refusal_lines
+from isochrone.gateway.replies import (
+    EVENTS,
+    JSON,
+    Refusal,
+    head,
+    head_for_peer,
+    refusal_lines,
+)
 from isochrone.gateway.server import ClientConnection
 from isochrone.gateway.surface import ROUTES, error_body_for
 from isochrone.wire import peer
@@ -45,35 +52,42 @@ class Reply:
         replica: ReplicaId | None, tokens: Tokens, retry_after: str | None,
     ) -> None:
         """An engine's answer that is not a stream, good or bad."""
-        extra = self.extra
+        extra, said = self.extra, peer.NO_TOKENS
         if self.hop is not None:
-            extra += self._for_peer(status, replica)
-            extra += f"{peer.TOKENS}: {render_tokens(tokens)}\r\n"
+            extra += _for_peer(replica)
+            said = render_tokens(tokens)
         if status >= 400:
             extra += f"{peer.REASON}: engine_error\r\n"
             if retry_after is not None:
                 extra += f"retry-after: {retry_after}\r\n"
-        self._write_whole(status, where, timing, content_type, body, extra)
+        self._write_whole(status, where, timing, content_type, body, extra, said)
 
     def refuse(self, refusal: Refusal, *, where: str, timing: str, typed: bool) -> None:
         """An error of our own; `typed` lets a peer try its next site."""
         extra = self.extra + refusal_lines(refusal)
         if self.hop is not None:
-            extra += self._for_peer(refusal.status, None)
+            extra += _for_peer(None)
             if typed:
                 extra += f"{peer.REFUSED}: {refusal.reason}\r\n"
         body = error_body_for(ROUTES.get(self._incoming.head.path), refusal)
         self._write_whole(refusal.status, where, timing, JSON, body, extra)
 
     def _write_whole(
-        self, status: int, where: str, timing: str, content_type: str, body: bytes, extra: str
+        self, status: int, where: str, timing: str, content_type: str, body: bytes, extra: str,
+        tokens: str = peer.NO_TOKENS,
     ) -> None:
         self._close = self._connection.will_close(self._incoming)
-        top = head(
-            status, content_type=content_type, request_id=self.request_id, where=where,
-            timing=timing, length=len(body), close=self._close,
-            client_request_id=self._incoming.head.client_request_id, extra=extra,
-        )
+        if self.hop is None:
+            top = head(
+                status, content_type=content_type, request_id=self.request_id, where=where,
+                timing=timing, length=len(body), close=self._close,
+                client_request_id=self._incoming.head.client_request_id, extra=extra,
+            )
+        else:
+            top = head_for_peer(
+                status, content_type=content_type, extra=extra, length=len(body),
+                hop=self._proof(self.hop, status, tokens), close=self._close,
+            )
         self._connection.write(top + body)
 
     def begin_stream(
@@ -84,9 +98,10 @@ class Reply:
         self.head_sent = True
         extra = self.extra + "cache-control: no-cache\r\n"
         if self.hop is not None:
-            extra += self._for_peer(200, replica)
+            extra += _for_peer(replica)
             if kin is not None:
                 extra += kin_lines(kin)
+            extra += f"{peer.HOP}: {self._proof(self.hop, 200, peer.NO_TOKENS)}\r\n"
         if self._incoming.head.old_http:
             self._incoming.keep_alive = False  # the end of the connection is the end of the body
         else:
@@ -124,9 +139,12 @@ class Reply:
     def _framed(self, data: bytes) -> bytes:
         return data if self._incoming.head.old_http else b"%x\r\n%b\r\n" % (len(data), data)
 
-    def _for_peer(self, status: int, replica: ReplicaId | None) -> str:
-        assert self.hop is not None
-        serving = self.hop.request.serving
-        code = peer.answer_code(self.hop.key, self.request_id, serving, status)
-        lines = f"{peer.CODE}: {code}\r\nkeep-alive: timeout={KEEP_ALIVE_S}\r\n"
-        return lines if replica is None else f"{lines}{peer.REPLICA}: {replica}\r\n"
+    def _proof(self, hop: Hop, status: int, tokens: str) -> str:
+        """What proves the answer to the peer, and its token counts."""
+        key, serving = hop.entrant.key, hop.entrant.head.serving
+        return f"{peer.answer_code(key, self.request_id, serving, status, tokens)} {tokens}"
+
+
+def _for_peer(replica: ReplicaId | None) -> str:
+    lines = f"keep-alive: timeout={KEEP_ALIVE_S}\r\n"
+    return lines if replica is None else f"{lines}{peer.REPLICA}: {replica}\r\n"

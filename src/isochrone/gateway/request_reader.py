@@ -6,7 +6,7 @@ is too large, and what is not served here in this form becomes the fault of its 
 
 import re
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
 import httptools
 
@@ -15,6 +15,7 @@ from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.wire import peer
 
+_HOP: Final = peer.HOP.encode()
 MOST_HEADERS = 128
 MOST_PIPELINED = 64
 
@@ -23,7 +24,7 @@ SINGLE = frozenset(
     (
         b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-type",
         b"expect", b"x-request-id", b"x-api-key", b"upgrade", peer.RESIDENCY.encode(),
-        peer.TRANSIT.encode(),
+        peer.TRANSIT.encode(), peer.HOP.encode(),
     )
 )
 
@@ -185,6 +186,7 @@ class RequestReader:
         if head.method == b"HEAD":  # is GET, but for the body of the answer (RFC 9110, 9.3.2)
             head.method, incoming.bodiless = b"GET", True
         head.settle()
+        incoming.hop = head.headers.get(_HOP, b"")
         if incoming.fault is None:
             incoming.fault = (
                 _bad_version(version)

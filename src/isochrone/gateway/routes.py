@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from urllib.parse import unquote
 
 from isochrone.core.errors import Untrusted
-from isochrone.core.ids import KeyId, RequestId, SiteName
+from isochrone.core.ids import KeyId
 from isochrone.core.metering.event import Endpoint
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.routing.table import RoutingTable
@@ -114,10 +114,9 @@ class HopClaim:
         except Untrusted as error:
             self._refuse(Refusal(status=401, reason="peer_untrusted", message=error.message))
             return
-        key = context.view.keys.by_id(KeyId(hop.request.key_id))
-        request_id = RequestId(hop.request.request_id)
-        sender = SiteName(hop.request.ingress)
-        context.skew.heard(sender, hop.request.sent_at, context.view.rtt_ms(sender))
+        entrant, request_id = hop.entrant, hop.request_id
+        key, sender = context.view.keys.by_id(KeyId(entrant.head.key_id)), entrant.ingress.name
+        context.skew.heard(sender, hop.sent_at, context.view.rtt_ms(sender))
         if key is None:
             reply = Reply(self._connection, incoming, request_id, hop)
             text = "The key is unknown at this site."
@@ -130,7 +129,7 @@ class HopClaim:
             reply.refuse(STOPPING, where=context.where, timing="total;dur=0", typed=True)
             reply.close()
             return
-        narrowing = context.narrowings.of_hop(hop.request.residency, context.view.table.blocs)
+        narrowing = context.narrowings.of_hop(entrant.head.residency, context.view.table.blocs)
         if isinstance(narrowing, Refusal):
             reply = Reply(self._connection, incoming, request_id, hop)
             reply.refuse(narrowing, where=context.where, timing="total;dur=0", typed=True)

@@ -16,12 +16,10 @@ from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.request_reader import RequestReader, Uploads
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.ports.clock import Clock
-from isochrone.wire import peer
 
 MOST_SENT_AHEAD_BYTES: Final = 64 * 1024
 LINGER_S: Final = 1.0
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_CODE: Final = peer.CODE.encode()
 
 
 class Listening(Protocol):
@@ -162,6 +160,13 @@ class ClientConnection:
         server.connections[self] = None
 
     def data_received(self, data: bytes) -> None:
+        self._outbox.begin_read()
+        try:
+            self._take(data)
+        finally:
+            self._outbox.end_read()
+
+    def _take(self, data: bytes) -> None:
         if self._answering or self._holding:
             self._hold(data)
             return
@@ -170,7 +175,7 @@ class ClientConnection:
             known = server.heads.recall(data)
             if known is not None:
                 self._quiet_ns = now_ns = server.clock.monotonic_ns()
-                incoming = Incoming.whole(now_ns, *known)
+                incoming = Incoming.whole(now_ns, known[0], known[1], known[2])
                 self._queue.append(incoming)
                 self._answering = True
                 handler = server.app.begin(self, incoming)
@@ -221,9 +226,10 @@ class ClientConnection:
         transport = self._transport
         if transport.get_extra_info("ssl_object") is not None:  # cannot be closed by halves
             return False
-        head = self._queue[0].head if self._answering else None
-        if head is not None and (head.old_http or _CODE in head.headers):
-            return False
+        if self._answering:
+            incoming = self._queue[0]
+            if incoming.head.old_http or incoming.hop:
+                return False
         self._watched = self._server.hangups.watch(transport, self._hung_up, its_end=False)
         if self._watched < 0:
             return False

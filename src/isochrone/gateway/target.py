@@ -18,6 +18,7 @@ from isochrone.core.world.site import Site
 from isochrone.ports.network import Address
 from isochrone.wire import peer
 from isochrone.wire.hop_tls import hop_tls_name
+from isochrone.wire.peer import HopHead
 
 # Of the client's headers only these go on: others may hold secrets that are not for engines, and
 # content codings that metering could not read.
@@ -27,6 +28,7 @@ FORWARDED = (
 )
 log = structlog.get_logger()
 
+HOPS_KEPT: Final = 256
 CREDENTIAL_NS: Final = 1_000_000_000  # a key that was replaced in its file counts after this
 
 
@@ -37,8 +39,8 @@ class Target:
     """
 
     __slots__ = (
-        "_headers", "_starts", "address", "base_path", "country", "host", "peer_key", "replica",
-        "rtt_ms", "site", "until_ns", "where",
+        "_headers", "_hops", "_starts", "address", "base_path", "country", "host", "peer_key",
+        "replica", "rtt_ms", "site", "until_ns", "where",
     )
 
     def __init__(
@@ -58,6 +60,7 @@ class Target:
         self.until_ns = 0
         self._headers = headers
         self._starts: dict[str, bytes] = {}
+        self._hops: dict[tuple[str, str, str, str, bytes], tuple[bytes, bytes]] = {}
 
     def start_of(self, path: str) -> bytes:
         """The first lines of a request to `path` (as the client names it) at this target."""
@@ -66,6 +69,22 @@ class Target:
             own_path = self.base_path + path.removeprefix("/v1")
             text = f"POST {own_path} HTTP/1.1\r\nhost: {self.host}\r\n{self._headers}"
             known = self._starts[path] = text.encode("latin-1")
+        return known
+
+
+    def hop_start(self, ingress: SiteName, said: tuple[str, str, str, str, bytes]) -> (
+        tuple[bytes, bytes]
+    ):
+        """(first lines of a request's head, what its code covers of them) at this peer, for a path,
+        key id, class, narrowed residency, and the client's headers that go on."""
+        known = self._hops.get(said)
+        if known is None:
+            path, key_id, class_, residency, forwarded = said
+            head = HopHead("POST", path, ingress, self.site, key_id, class_, residency)
+            start = self.start_of(path) + head.lines().encode("latin-1") + forwarded
+            if len(self._hops) >= HOPS_KEPT:
+                self._hops.clear()
+            known = self._hops[said] = (start, head.covered())
         return known
 
 

@@ -15,6 +15,7 @@ from isochrone.gateway.heads import HeadMemory
 from isochrone.gateway.outbox import Outbox
 from isochrone.ports.clock import Clock
 from isochrone.ports.network import Address, Network
+from isochrone.wire import peer
 
 # Engines close idle connections after a few seconds without saying so (llama.cpp: 5 s).
 IDLE_S: Final = 4.0
@@ -24,6 +25,7 @@ MOST_ANSWER_BYTES = 64 * 1024 * 1024  # of an answer that is taken in one read
 MOST_SILENT_BYTES: Final = 64 * 1024  # in reads without a byte of a body: heads, trailers
 MOST_HEADERS: Final = 256
 LARGE_BYTES: Final = 64 * 1024  # passed on at once, so that a slow client pauses its engine at once
+_HOP: Final = peer.HOP.encode()
 VERSIONS: Final = ("1.1", "1.0")
 
 
@@ -173,6 +175,14 @@ class UpstreamConnection:
         pass
 
     def data_received(self, data: bytes) -> None:
+        outbox = self._pool.outbox
+        outbox.begin_read()
+        try:
+            self._take(data)
+        finally:
+            outbox.end_read()
+
+    def _take(self, data: bytes) -> None:
         receiver = self._receiver
         if receiver is None:
             self.abort()  # nobody asked
@@ -181,7 +191,7 @@ class UpstreamConnection:
             self._untouched = False
             known = self._pool.heads.recall(data)
             if known is not None:
-                self._take_known(receiver, *known)
+                self._take_known(receiver, known[0], known[1], known[2])
                 return
             if self._parser is None:
                 self._parser = httptools.HttpResponseParser(self)
@@ -189,8 +199,12 @@ class UpstreamConnection:
             return
         self._feed(data, receiver)
 
-    def _take_known(self, receiver: Receiver, headers: dict[bytes, bytes], body: bytes) -> None:
+    def _take_known(
+        self, receiver: Receiver, headers: dict[bytes, bytes], body: bytes, hop: bytes
+    ) -> None:
         """A whole answer of status 200 whose head is remembered."""
+        if hop:
+            headers = {**headers, _HOP: hop}
         self._headers, self._reusable = headers, True
         receiver.answered(200, headers)
         if body and self._receiver is receiver:

@@ -51,8 +51,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         credential="nats_jwt nats_seed peer_key peer_secret control_key",
     ),
     # wire/peer.py
-    "PeerRequest": _fields(
-        account="request_id method path ingress serving key_id class_ sent_at residency",
+    "HopHead": _fields(
+        account="method path ingress serving key_id class_ residency",
     ),
     # wire/usage.py
     "DecisionRecord": _fields(

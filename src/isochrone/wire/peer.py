@@ -1,16 +1,20 @@
 """The peer hop: headers between two gateways, and the message codes that prove both ends.
 
 Two sites share a key without ever exchanging one: X25519 of one's secret and the other's public key
-(from the signed view), through HKDF. The ingress sends a code over id, method, path, key id, class,
-instant, what the client's headers narrow, and body digest; the serving gateway answers with a code
-over id and status. A code older than `MAX_AGE_S` is refused. The client's own key never travels:
-the destination finds `key id` in its own view and re-checks tenant and residency there.
+(from the signed view), through HKDF. The ingress sends a code (keyed BLAKE2b) over id, method,
+path, key id, class, instant, what the client's headers narrow, and body; the serving gateway
+answers with a code over id, status and token counts. A code older than `MAX_AGE_S` is refused. The
+client's own key never travels: the destination finds `key id` in its own view and re-checks tenant
+and residency there.
+
+What differs from request to request stands in one header, `HOP`, right before the content-length,
+so that both gateways know the rest of a head from the one before it.
 """
 
-import hmac
-from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import blake2b
+from hmac import compare_digest
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -25,58 +29,68 @@ REPLICA = "x-isochrone-replica"
 PEER = "x-isochrone-peer"              # ingress site, on the request of a peer hop
 KEY_ID = "x-isochrone-key"
 CLASS = "x-isochrone-class"
-SENT_AT = "x-isochrone-sent-at"        # wall ns of the sender
-CODE = "x-isochrone-code"              # hex message code, on request and answer
+HOP = "x-isochrone-hop"                # request: id, wall ns, code; answer: code, tokens
 RESIDENCY = "x-isochrone-residency"    # narrows a request: a client's wish, and on a hop the same
 TRANSIT = "x-isochrone-transit"        # likewise, of a client's request only
 REFUSED = "x-isochrone-refused"        # on a typed refusal by the destination: the rule
-TOKENS = "x-isochrone-tokens"          # answer without stream: uncached,cached,output,source
+CODE_BYTES = 24
+NO_TOKENS = "-"                        # in the place of an answer's tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerRequest:
-    """What the code of a peer request covers. `residency` is what the client's headers narrow, in
-    canonical terms; empty where they narrow nothing."""
+class HopHead(msgspec.Struct, frozen=True, gc=False):
+    """What the code of a peer request covers and many requests have in common. `residency` is what
+    the client's headers narrow, in canonical terms; empty where they narrow nothing."""
 
-    request_id: str
     method: str
     path: str
     ingress: str
     serving: str
     key_id: str
     class_: str
-    sent_at: int
     residency: str = ""
+
+    def covered(self) -> bytes:
+        """As the code covers it; no part of it has a line end."""
+        return (
+            f"request\n{self.method}\n{self.path}\n{self.ingress}\n{self.serving}\n{self.key_id}\n"
+            f"{self.class_}\n{self.residency}\n"
+        ).encode()
+
+    def lines(self) -> str:
+        """The lines of a request's head that say it to the peer."""
+        lines = f"{PEER}: {self.ingress}\r\n{KEY_ID}: {self.key_id}\r\n{CLASS}: {self.class_}\r\n"
+        return lines + f"{RESIDENCY}: {self.residency}\r\n" if self.residency else lines
 
 
 def shared_key(own_secret_hex: str, peer_public_hex: str, one: str, other: str) -> bytes:
     """32 bytes that only the two named sites can compute; the order of names does not matter."""
     secret = X25519PrivateKey.from_private_bytes(bytes.fromhex(own_secret_hex))
     public = X25519PublicKey.from_public_bytes(bytes.fromhex(peer_public_hex))
-    info = "isochrone peer hop v1\n" + "\n".join(sorted((one, other)))
+    info = "isochrone peer hop v2\n" + "\n".join(sorted((one, other)))
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=info.encode()).derive(
         secret.exchange(public)
     )
 
 
-def request_code(key: bytes, head: PeerRequest, body: bytes) -> str:
-    """Message code of a peer request, hex."""
-    text = "\n".join(
-        (
-            "request", head.request_id, head.method, head.path, head.ingress, head.serving,
-            head.key_id, head.class_, str(head.sent_at),
-        )
-    )
-    if head.residency:
-        text += f"\n{head.residency}"  # no part has a line end, so their number says what is last
-    return hmac.digest(key, text.encode() + b"\n" + sha256(body).digest(), "sha256").hex()
+def proof(key: bytes, covered: bytes, request_id: str, sent_at: int, body: bytes) -> str:
+    """The value of a request's `HOP`; `covered` is what its HopHead says."""
+    said = f"{request_id} {sent_at}"
+    return f"{said} {request_code(key, covered, said, body)}"
 
 
-def answer_code(key: bytes, request_id: str, serving: str, status: int) -> str:
-    """Message code of the answer's head, hex."""
-    return hmac.digest(key, f"answer\n{request_id}\n{serving}\n{status}".encode(), "sha256").hex()
+def request_code(key: bytes, covered: bytes, said: str, body: bytes) -> str:
+    """Message code of a peer request, hex; `said` is id and instant as they stand before it."""
+    return blake2b(
+        b"%b%b\n%b" % (covered, said.encode(), body), key=key, digest_size=CODE_BYTES
+    ).hexdigest()
+
+
+def answer_code(key: bytes, request_id: str, serving: str, status: int, tokens: str) -> str:
+    """Message code of the answer's head, hex; `tokens` as they stand in it."""
+    text = f"answer\n{request_id}\n{serving}\n{status}\n{tokens}\n"
+    return blake2b(text.encode(), key=key, digest_size=CODE_BYTES).hexdigest()
 
 
 def same_code(one: str, other: str) -> bool:
-    """Compare in constant time."""
-    return hmac.compare_digest(one.encode(), other.encode())
+    """Compare in constant time; False for what cannot be a code."""
+    return one.isascii() and compare_digest(one, other)
