@@ -22,7 +22,7 @@ from tests.fixtures.gateways import (
 from tests.fixtures.scripted_engine import ScriptedEngine
 
 OURS = (
-    peer.REQUEST, peer.SITE, peer.COUNTRY, peer.REASON, peer.REPLICA, peer.PEER, peer.KEY_ID,
+    peer.REQUEST, peer.SITE, peer.COUNTRY, peer.REASON, peer.PEER, peer.KEY_ID,
     peer.CLASS, peer.HOP, peer.REFUSED,
 )
 FORGED = {

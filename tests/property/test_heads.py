@@ -169,7 +169,7 @@ def test_a_known_head_of_a_hop_is_recalled_with_another_proof() -> None:
     memory: HeadMemory[str] = HeadMemory(100)
     memory.learn(message(b"one 1 aa", b"2", b"ab"), {b"content-length": b"2"}, "x")
     assert memory.recall(message(b"two 22 bb", b"3", b"abc")) == ("x", b"abc", b"two 22 bb")
-    for hop in (b"", b" two", b"a\nb", b"a:b", b"a" * 257):
+    for hop in (b"", b" two", b"a\nb", b"a;b", b"a" * 257):
         assert memory.recall(message(hop, b"3", b"abc")) is None
     assert memory.recall(message(b"two 22 bb", b"3", b"abcd")) is None
     assert memory.recall(message(b"two 22 bb", b"+3", b"abc")) is None

@@ -30,7 +30,6 @@ TRY_ELSEWHERE: Final = frozenset((401, 403, 429, 502, 503))
 
 _HOP: Final = peer.HOP.encode()
 _REFUSED: Final = peer.REFUSED.encode()
-_REPLICA: Final = peer.REPLICA.encode()
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
@@ -184,15 +183,15 @@ class Attempt:
 
     def _peer_is_genuine(self, status: int, headers: Mapping[bytes, bytes]) -> bool:
         assert self.target.peer_key is not None
-        code, _, tokens = headers.get(_HOP, b"").decode("latin-1").partition(" ")
+        said, _, code = headers.get(_HOP, b"").decode("latin-1").rpartition(" ")
         right = peer.answer_code(
-            self.target.peer_key, self._exchange.request_id, self.target.site, status, tokens
+            self.target.peer_key, self._exchange.request_id, self.target.site, status, said
         )
         if not peer.same_code(code, right):
             return False
-        replica = headers.get(_REPLICA)
-        self.replica_id = None if replica is None else ReplicaId(replica.decode("latin-1"))
-        self.stated_tokens = parse_tokens(tokens)
+        counts, _, replica = said.partition(" ")
+        self.replica_id = None if replica == peer.NOTHING else ReplicaId(replica)
+        self.stated_tokens = parse_tokens(counts)
         self._headers = headers
         return True
 

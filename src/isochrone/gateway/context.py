@@ -63,20 +63,25 @@ class Context:
     exchanges: "dict[Exchange, None]" = field(default_factory=dict)
     narrowings: Narrowings = field(default_factory=Narrowings)
     waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready
+    crowded: bool = False  # lately more than one request was open at a time
     stopping: bool = False  # new requests are refused
     quiet: asyncio.Event | None = None  # while draining: set when no request is open
 
     def begun(self, exchange: "Exchange") -> None:
         """A request is open from now on."""
         self.exchanges[exchange] = None
-        self.outbox.quiet = len(self.exchanges) <= 1
+        if len(self.exchanges) > 1:
+            self.crowded, self.outbox.quiet = True, False
 
     def over(self, exchange: "Exchange") -> None:
         """A request came to its end."""
         self.exchanges.pop(exchange, None)
-        self.outbox.quiet = len(self.exchanges) <= 1
         if self.quiet is not None and not self.exchanges:
             self.quiet.set()
+
+    def judge_crowd(self) -> None:
+        """A few times a second: whether requests come one by one."""
+        self.outbox.quiet, self.crowded = not self.crowded and len(self.exchanges) <= 1, False
 
     @property
     def country(self) -> str | None:

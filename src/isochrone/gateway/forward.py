@@ -32,6 +32,7 @@ from isochrone.gateway.surface import engine_error_body_for, error_event_for
 
 CLIENT_GONE_STATUS: Final = 499
 NO_TOKENS: Final = Tokens()
+_TIMING: Final = "choose;dur=%d.%03d, send;dur=%d.%03d, first;dur=%d.%03d, total;dur=%d.%03d"
 
 
 class Exchange(CarryingOn):
@@ -205,14 +206,19 @@ class Exchange(CarryingOn):
         self._end(outcome, status=refusal.status, reason=refusal.reason, tokens=NO_TOKENS)
 
     def _timing(self, now_ns: int) -> str:
-        """What `server-timing` says: milliseconds since the request began to arrive."""
+        """What `server-timing` says: milliseconds since the request began to arrive. A peer is told
+        nothing: it measures itself."""
+        if self.reply.hop is not None:
+            return ""
         since_ns = self.received_ns
+        total_us = (now_ns - since_ns) // 1000
         if self.first_ns is not None and self.sent_ns is not None and self.chosen_ns is not None:
-            first_ms = (self.first_ns - since_ns) / 1e6
-            return (
-                f"choose;dur={(self.chosen_ns - since_ns) / 1e6:.3f}, "
-                f"send;dur={(self.sent_ns - since_ns) / 1e6:.3f}, first;dur={first_ms:.3f}, "
-                f"total;dur={(now_ns - since_ns) / 1e6:.3f}"
+            chosen_us = (self.chosen_ns - since_ns) // 1000
+            sent_us = (self.sent_ns - since_ns) // 1000
+            first_us = (self.first_ns - since_ns) // 1000
+            return _TIMING % (
+                chosen_us // 1000, chosen_us % 1000, sent_us // 1000, sent_us % 1000,
+                first_us // 1000, first_us % 1000, total_us // 1000, total_us % 1000,
             )
         stages = (("choose", self.chosen_ns), ("send", self.sent_ns), ("total", now_ns))
         return ", ".join(

@@ -31,6 +31,7 @@ _LENGTH: Final = b"\r\ncontent-length: "
 _NAMES: Final = (b"\r\nContent-Length: ", _LENGTH)
 _HOP: Final = f"\r\n{peer.HOP}: ".encode()
 MOST_HOP_BYTES: Final = 256
+_PLAIN: Final = b" ,-._/:@"  # beside letters and digits; no part of a line end
 
 
 class RequestHead:
@@ -182,7 +183,7 @@ def _hop_value(data: bytes, begin: int, stop: int) -> bytes:
     if not begin < stop <= begin + MOST_HOP_BYTES or not data.startswith(_LENGTH, stop):
         return b""
     value = data[begin:stop]
-    plain = value.translate(None, b" ,-").isalnum() and value.strip() == value
+    plain = value.translate(None, _PLAIN).isalnum() and value.strip() == value
     return value if plain else b""
 
 

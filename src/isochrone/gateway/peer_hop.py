@@ -131,7 +131,7 @@ def claimed_ingress(incoming: Incoming) -> SiteName:
     return SiteName(incoming.head.header(peer.PEER) or "")
 
 
-_SOURCES: dict[str, TokenSource] = {
+_SOURCES: Final[dict[str, TokenSource]] = {
     source: source for source in ("engine", "running", "counted", "none")
 }
 
@@ -144,11 +144,14 @@ def render_tokens(tokens: Tokens) -> str:
 def parse_tokens(text: str) -> Tokens | None:
     """The inverse of `render_tokens`; None for anything else."""
     parts = text.split(",")
-    if len(parts) != 4 or parts[3] not in _SOURCES:
+    if len(parts) != 4:
         return None
-    if not all(part.isascii() and part.isdigit() and len(part) < 12 for part in parts[:3]):
+    source, counts = _SOURCES.get(parts[3]), parts[0] + parts[1] + parts[2]
+    if source is None or not (counts.isascii() and counts.isdigit()) or len(counts) > 33:
         return None
-    uncached, cached, output = (int(part) for part in parts[:3])
+    if not (parts[0] and parts[1] and parts[2]):
+        return None
     return Tokens(
-        input_uncached=uncached, input_cached=cached, output=output, source=_SOURCES[parts[3]]
+        input_uncached=int(parts[0]), input_cached=int(parts[1]), output=int(parts[2]),
+        source=source,
     )

@@ -246,6 +246,7 @@ class Gateway:
             for exchange in list(context.exchanges):
                 exchange.tick(now_ns)
             self._tell()
+            context.judge_crowd()
             ticks += 1
             if ticks % TICKS_PER_SWEEP == 0:
                 self.server.sweep()

@@ -3,6 +3,8 @@
 What a serving gateway adds for its peer (message code, replica, token counts) is added here too.
 """
 
+from typing import Final
+
 from isochrone.core.continuation.kin import Kin
 from isochrone.core.ids import ReplicaId, RequestId
 from isochrone.core.metering.event import Tokens
@@ -20,6 +22,8 @@ from isochrone.gateway.replies import (
 from isochrone.gateway.server import ClientConnection
 from isochrone.gateway.surface import ROUTES, error_body_for
 from isochrone.wire import peer
+
+_KEEP_ALIVE: Final = f"keep-alive: timeout={KEEP_ALIVE_S}\r\n"
 
 
 class Reply:
@@ -52,21 +56,21 @@ class Reply:
         replica: ReplicaId | None, tokens: Tokens, retry_after: str | None,
     ) -> None:
         """An engine's answer that is not a stream, good or bad."""
-        extra, said = self.extra, peer.NO_TOKENS
+        extra, counts = self.extra, peer.NOTHING
         if self.hop is not None:
-            extra += _for_peer(replica)
-            said = render_tokens(tokens)
+            extra += _KEEP_ALIVE
+            counts = render_tokens(tokens)
         if status >= 400:
             extra += f"{peer.REASON}: engine_error\r\n"
             if retry_after is not None:
                 extra += f"retry-after: {retry_after}\r\n"
-        self._write_whole(status, where, timing, content_type, body, extra, said)
+        self._write_whole(status, where, timing, content_type, body, extra, counts, replica)
 
     def refuse(self, refusal: Refusal, *, where: str, timing: str, typed: bool) -> None:
         """An error of our own; `typed` lets a peer try its next site."""
         extra = self.extra + refusal_lines(refusal)
         if self.hop is not None:
-            extra += _for_peer(None)
+            extra += _KEEP_ALIVE
             if typed:
                 extra += f"{peer.REFUSED}: {refusal.reason}\r\n"
         body = error_body_for(ROUTES.get(self._incoming.head.path), refusal)
@@ -74,7 +78,7 @@ class Reply:
 
     def _write_whole(
         self, status: int, where: str, timing: str, content_type: str, body: bytes, extra: str,
-        tokens: str = peer.NO_TOKENS,
+        counts: str = peer.NOTHING, replica: ReplicaId | None = None,
     ) -> None:
         self._close = self._connection.will_close(self._incoming)
         if self.hop is None:
@@ -86,7 +90,7 @@ class Reply:
         else:
             top = head_for_peer(
                 status, content_type=content_type, extra=extra, length=len(body),
-                hop=self._proof(self.hop, status, tokens), close=self._close,
+                hop=self._proof(self.hop, status, counts, replica), close=self._close,
             )
         self._connection.write(top + body)
 
@@ -98,10 +102,10 @@ class Reply:
         self.head_sent = True
         extra = self.extra + "cache-control: no-cache\r\n"
         if self.hop is not None:
-            extra += _for_peer(replica)
+            extra += _KEEP_ALIVE
             if kin is not None:
                 extra += kin_lines(kin)
-            extra += f"{peer.HOP}: {self._proof(self.hop, 200, peer.NO_TOKENS)}\r\n"
+            extra += f"{peer.HOP}: {self._proof(self.hop, 200, peer.NOTHING, replica)}\r\n"
         if self._incoming.head.old_http:
             self._incoming.keep_alive = False  # the end of the connection is the end of the body
         else:
@@ -139,12 +143,10 @@ class Reply:
     def _framed(self, data: bytes) -> bytes:
         return data if self._incoming.head.old_http else b"%x\r\n%b\r\n" % (len(data), data)
 
-    def _proof(self, hop: Hop, status: int, tokens: str) -> str:
-        """What proves the answer to the peer, and its token counts."""
+    def _proof(self, hop: Hop, status: int, counts: str, replica: ReplicaId | None) -> str:
+        """What proves the answer to the peer, and what it says."""
         key, serving = hop.entrant.key, hop.entrant.head.serving
-        return f"{peer.answer_code(key, self.request_id, serving, status, tokens)} {tokens}"
-
-
-def _for_peer(replica: ReplicaId | None) -> str:
-    lines = f"keep-alive: timeout={KEEP_ALIVE_S}\r\n"
-    return lines if replica is None else f"{lines}{peer.REPLICA}: {replica}\r\n"
+        return peer.answer(
+            key, self.request_id, serving, status, tokens=counts,
+            replica=peer.NOTHING if replica is None else replica,
+        )

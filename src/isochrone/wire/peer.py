@@ -3,9 +3,9 @@
 Two sites share a key without ever exchanging one: X25519 of one's secret and the other's public key
 (from the signed view), through HKDF. The ingress sends a code (keyed BLAKE2b) over id, method,
 path, key id, class, instant, what the client's headers narrow, and body; the serving gateway
-answers with a code over id, status and token counts. A code older than `MAX_AGE_S` is refused. The
-client's own key never travels: the destination finds `key id` in its own view and re-checks tenant
-and residency there.
+answers with a code over id, status, token counts and replica. A code older than `MAX_AGE_S` is
+refused. The client's own key never travels: the destination finds `key id` in its own view and
+re-checks tenant and residency there.
 
 What differs from request to request stands in one header, `HOP`, right before the content-length,
 so that both gateways know the rest of a head from the one before it.
@@ -25,16 +25,15 @@ REQUEST = "x-isochrone-request"
 SITE = "x-isochrone-site"
 COUNTRY = "x-isochrone-country"
 REASON = "x-isochrone-reason"
-REPLICA = "x-isochrone-replica"
 PEER = "x-isochrone-peer"              # ingress site, on the request of a peer hop
 KEY_ID = "x-isochrone-key"
 CLASS = "x-isochrone-class"
-HOP = "x-isochrone-hop"                # request: id, wall ns, code; answer: code, tokens
+HOP = "x-isochrone-hop"                # request: id, wall ns, code; see `answer`
 RESIDENCY = "x-isochrone-residency"    # narrows a request: a client's wish, and on a hop the same
 TRANSIT = "x-isochrone-transit"        # likewise, of a client's request only
 REFUSED = "x-isochrone-refused"        # on a typed refusal by the destination: the rule
 CODE_BYTES = 24
-NO_TOKENS = "-"                        # in the place of an answer's tokens
+NOTHING = "-"                          # in the place of an answer's tokens or replica
 
 
 class HopHead(msgspec.Struct, frozen=True, gc=False):
@@ -85,9 +84,18 @@ def request_code(key: bytes, covered: bytes, said: str, body: bytes) -> str:
     ).hexdigest()
 
 
-def answer_code(key: bytes, request_id: str, serving: str, status: int, tokens: str) -> str:
-    """Message code of the answer's head, hex; `tokens` as they stand in it."""
-    text = f"answer\n{request_id}\n{serving}\n{status}\n{tokens}\n"
+def answer(
+    key: bytes, request_id: str, serving: str, status: int, *, tokens: str, replica: str
+) -> str:
+    """The value of an answer's `HOP`: token counts and replica that served it, or `NOTHING`, and
+    the code."""
+    said = f"{tokens} {replica}"
+    return f"{said} {answer_code(key, request_id, serving, status, said)}"
+
+
+def answer_code(key: bytes, request_id: str, serving: str, status: int, said: str) -> str:
+    """Message code of the answer's head, hex; `said` is what stands before it."""
+    text = f"answer\n{request_id}\n{serving}\n{status}\n{said}\n"
     return blake2b(text.encode(), key=key, digest_size=CODE_BYTES).hexdigest()
 
 

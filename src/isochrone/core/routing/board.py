@@ -53,6 +53,7 @@ class Board:
         self._model = model
         self._sites = sites
         self._servers: list[Servers | None] = [None] * count
+        self._seeded: list[Servers | None] = [None] * count  # the last with a rate of the seed
 
     def catch_up(self, now_ns: int) -> None:
         """Weigh what changed. Due when `changes` has something, or at `next_change_ns`."""
@@ -99,7 +100,11 @@ class Board:
         if load is None or load.ready is None or load.ready < 1:
             self._refuse(index, _none_ready(site.name, self._model, load))
             return
-        servers = load.servers or _seeded(load, load.ready, site.seed)
+        servers = load.servers
+        if servers is None:
+            servers = self._seeded[index] = _seeded(
+                load, load.ready, site.seed, self._seeded[index]
+            )
         if servers is not self._servers[index]:
             self._servers[index] = servers
             self.prompt_ms[index] = prefill_ms(1, servers.rates)
@@ -144,15 +149,18 @@ class Part:
         self.eligible = len(self.sites) - len(self.refused)
 
 
-def _seeded(load: ModelLoad, ready: int, seed: Rates) -> Servers:
-    """Replicas that have not measured a rate yet: the seed of the site's hardware stands in."""
+def _seeded(load: ModelLoad, ready: int, seed: Rates, before: Servers | None) -> Servers:
+    """Replicas that have not measured a rate yet: the seed of the site's hardware stands in. The
+    same as `before` while nothing changes: a price is asked for with every request."""
+    prefill_tok_s = load.prefill_tok_s if load.prefill_tok_s > 0 else seed.prefill_tok_s
+    decode_tok_s = load.decode_tok_s if load.decode_tok_s > 0 else seed.decode_tok_s
+    if before is not None and before.ready == ready and before.slots == load.slots:
+        rates = before.rates
+        if rates.prefill_tok_s == prefill_tok_s and rates.decode_tok_s == decode_tok_s:
+            return before
     return Servers(
-        ready=ready,
-        slots=load.slots,
-        rates=Rates(
-            prefill_tok_s=load.prefill_tok_s if load.prefill_tok_s > 0 else seed.prefill_tok_s,
-            decode_tok_s=load.decode_tok_s if load.decode_tok_s > 0 else seed.decode_tok_s,
-        ),
+        ready=ready, slots=load.slots,
+        rates=Rates(prefill_tok_s=prefill_tok_s, decode_tok_s=decode_tok_s),
     )
 
 

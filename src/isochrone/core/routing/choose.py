@@ -108,8 +108,11 @@ def _cheapest(costs: Milliseconds, rng: Random) -> int:
     cheapest_ms = costs.item(index)
     share_ms = cheapest_ms * TIE_SHARE
     near_ms = cheapest_ms + (share_ms if share_ms > TIE_MS else TIE_MS)
-    near = (costs <= near_ms).nonzero()[0]
-    return index if len(near) == 1 else near.item(int(rng.random() * len(near)))
+    near = costs <= near_ms
+    equals = near.tobytes().count(1)
+    if equals == 1:
+        return index
+    return int(near.nonzero()[0].item(int(rng.random() * equals)))
 
 
 def _credit(

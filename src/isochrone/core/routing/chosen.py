@@ -1,9 +1,14 @@
 """What choosing hands to the gateway: the site, and all that its decision will keep."""
 
 from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
 
 from isochrone.core.ids import SiteName
 from isochrone.core.routing.choice import Decision, Ground, Milliseconds, Refused
+
+_FLOAT32: Final = np.dtype("<f4")
 
 
 class Choice:
@@ -42,7 +47,7 @@ class Choice:
 
     def costs_ms(self) -> bytes:
         """As `Decision.costs_ms`."""
-        return self.costs.astype("<f4").tobytes()
+        return self.costs.astype(_FLOAT32).tobytes()
 
     def queues_ms(self) -> bytes:
         """As `Decision.queues_ms`."""
@@ -50,7 +55,7 @@ class Choice:
 
     def decodes_ms(self) -> bytes:
         """As `Decision.decodes_ms`."""
-        return b"" if self.decodes is None else self.decodes.astype("<f4").tobytes()
+        return b"" if self.decodes is None else self.decodes.astype(_FLOAT32).tobytes()
 
     def decision(
         self, *, actual_ttft_ms: float | None = None, tried: Sequence[Refused] = ()
