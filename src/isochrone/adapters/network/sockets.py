@@ -9,9 +9,10 @@ import contextlib
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from isochrone.adapters.network.distance import Distance
+from isochrone.adapters.network.secured import Secured
 from isochrone.adapters.network.tls import ServerTls, client_context
 from isochrone.ports.network import Address, Certificate, P, Party
 
@@ -66,9 +67,9 @@ class SocketNetwork:
     ) -> SocketListener:
         _allow_open_files()
         secured = None if tls is None else ServerTls(tls)
+        made = factory if secured is None else _secured_by(secured, factory)
         server = await asyncio.get_running_loop().create_server(
-            _made_by(factory), host, port, backlog=BACKLOG, reuse_port=self._reuse_port or None,
-            **_tls_options(secured),
+            _made_by(made), host, port, backlog=BACKLOG, reuse_port=self._reuse_port or None
         )
         return SocketListener(server, secured)
 
@@ -111,11 +112,7 @@ def _allow_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
 
 
-def _tls_options(secured: ServerTls | None) -> dict[str, Any]:
-    """Arguments of `create_server`, which refuses the time-outs where there is no TLS."""
-    if secured is None:
-        return {}
-    return {
-        "ssl": secured.context, "ssl_handshake_timeout": TLS_HANDSHAKE_S,
-        "ssl_shutdown_timeout": TLS_SHUTDOWN_S,
-    }
+def _secured_by(tls: ServerTls, factory: Callable[[], Party]) -> Callable[[], Party]:
+    return lambda: Secured(
+        tls.context, factory, handshake_s=TLS_HANDSHAKE_S, shutdown_s=TLS_SHUTDOWN_S
+    )

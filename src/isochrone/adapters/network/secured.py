@@ -1,0 +1,188 @@
+"""TLS on one accepted connection: to TCP a party, to the party within it a transport.
+
+The loops' own TLS asks OpenSSL for more after every record and pays an exception to hear that there
+is none. Here it is asked only while bytes wait, which halves what TLS adds to a short request.
+OpenSSL does all that is cryptography or protocol; here bytes are carried to it and back.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from isochrone.ports.network import Party
+
+READ_BYTES: Final = 65536  # a record has 16 KiB at the most
+
+
+class Secured:
+    """`factory` makes the party once the handshake is done. A handshake that takes longer than
+    `handshake_s` ends the connection; a party that closes waits up to `shutdown_s` for the other
+    side to close too, since closing with unread bytes would destroy what was sent."""
+
+    __slots__ = (
+        "_closing", "_context", "_established", "_factory", "_handshake_s", "_incoming", "_object",
+        "_outgoing", "_party", "_shutdown_s", "_tcp", "_timer",
+    )
+
+    _tcp: asyncio.Transport
+    _object: ssl.SSLObject
+
+    def __init__(
+        self, context: ssl.SSLContext, factory: Callable[[], Party], *, handshake_s: float,
+        shutdown_s: float,
+    ) -> None:
+        self._context = context
+        self._factory = factory
+        self._handshake_s = handshake_s
+        self._shutdown_s = shutdown_s
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._party: Party | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._established = False
+        self._closing = False
+
+    # -- called by TCP ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._tcp = cast(asyncio.Transport, transport)
+        self._object = self._context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._handshake_s, self._tcp.abort)
+
+    def data_received(self, data: bytes) -> None:
+        self._incoming.write(data)
+        if not self._established:
+            self._shake_hands()
+        party = self._party
+        if party is not None:
+            self._read(party)
+
+    def eof_received(self) -> bool:
+        """TLS is not closed by halves: whoever sends nothing more is gone."""
+        if self._party is not None and not self._closing:
+            self._party.eof_received()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        self._cancel()
+        party, self._party = self._party, None
+        if party is not None:
+            party.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        if self._party is not None:
+            self._party.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._party is not None:
+            self._party.resume_writing()
+
+    # -- records ---------------------------------------------------------------------------------
+
+    def _shake_hands(self) -> None:
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            self._send()
+            return
+        except ssl.SSLError:
+            self._send()  # the alert that says why
+            self._closing = True
+            self._tcp.close()
+            return
+        self._send()
+        self._cancel()
+        self._established = True
+        self._party = self._factory()
+        self._party.connection_made(cast(asyncio.Transport, self))
+
+    def _read(self, party: Party) -> None:
+        """Hand on what whole records hold. What is left waits for the rest of its record."""
+        incoming, pieces, ended = self._incoming, [], False
+        while incoming.pending:
+            try:
+                piece = self._object.read(READ_BYTES)
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLZeroReturnError:
+                piece = b""
+            except ssl.SSLError:
+                self._send()
+                self.abort()
+                return
+            if not piece:
+                ended = True
+                break
+            pieces.append(piece)
+        if self._outgoing.pending:
+            self._send()
+        if self._closing:
+            if ended:
+                self._tcp.close()
+            return
+        if pieces:
+            party.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if ended:
+            if not self._closing:
+                party.eof_received()
+            self.close()
+
+    def _send(self) -> None:
+        data = self._outgoing.read()
+        if data:
+            self._tcp.write(data)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- called by the party, as an asyncio.Transport --------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        if self._closing or not data:
+            return
+        sent = self._object.write(data)
+        while sent < len(data):  # a record at a time
+            sent += self._object.write(data[sent:])
+        self._tcp.write(self._outgoing.read())
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        with contextlib.suppress(ssl.SSLError):  # the other side has not said goodbye yet
+            self._object.unwrap()
+        self._send()
+        if self._tcp.can_write_eof():
+            self._tcp.write_eof()
+        self._tcp.resume_reading()
+        self._timer = asyncio.get_running_loop().call_later(self._shutdown_s, self._tcp.close)
+
+    def abort(self) -> None:
+        self._closing = True
+        self._tcp.abort()
+
+    def is_closing(self) -> bool:
+        return self._closing or self._tcp.is_closing()
+
+    def pause_reading(self) -> None:
+        self._tcp.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._tcp.resume_reading()
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return self._tcp.get_write_buffer_size()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "ssl_object":
+            return self._object
+        return self._tcp.get_extra_info(name, default)
