@@ -23,7 +23,7 @@ class Secured:
 
     __slots__ = (
         "_closing", "_context", "_established", "_factory", "_handshake_s", "_incoming", "_object",
-        "_outgoing", "_party", "_shutdown_s", "_tcp", "_timer",
+        "_outgoing", "_partial", "_party", "_shutdown_s", "_tcp", "_timer",
     )
 
     _tcp: asyncio.Transport
@@ -43,6 +43,7 @@ class Secured:
         self._timer: asyncio.TimerHandle | None = None
         self._established = False
         self._closing = False
+        self._partial = False  # OpenSSL holds a part of a record
 
     # -- called by TCP ---------------------------------------------------------------------------
 
@@ -103,10 +104,13 @@ class Secured:
     def _read(self, party: Party) -> None:
         """Hand on what whole records hold. What is left waits for the rest of its record."""
         incoming, pieces, ended = self._incoming, [], False
-        while incoming.pending:
+        while waiting := incoming.pending:
             try:
-                piece = self._object.read(READ_BYTES)
+                # What a record holds is less than the record, so nothing is left within OpenSSL.
+                piece = self._object.read(READ_BYTES if self._partial else waiting)
+                self._partial = False
             except ssl.SSLWantReadError:
+                self._partial = True
                 break
             except ssl.SSLZeroReturnError:
                 piece = b""
