@@ -175,13 +175,12 @@ class TcpConnection(asyncio.Protocol):
 
     def _answer(self) -> None:
         """Answer what was received whole; a long row of queries in several turns."""
-        self._busy = False
         if self._source is None or self._transport is None or self._transport.is_closing():
             return
         answered = 0
         while len(self._received) >= 2:
             if answered == MOST_AT_ONCE or self._full:
-                self._busy = True
+                self._be_busy(True)
                 if not self._full:
                     asyncio.get_running_loop().call_soon(self._answer)
                 return
@@ -190,7 +189,7 @@ class TcpConnection(asyncio.Protocol):
                 self.end()
                 return
             if len(self._received) < 2 + length:
-                return
+                break
             message = self._received[2 : 2 + length]
             self._received = self._received[2 + length :]
             answer = self._server.service.over_tcp(message, self._source)
@@ -200,18 +199,24 @@ class TcpConnection(asyncio.Protocol):
             self._transport.write(len(answer).to_bytes(2, "big") + answer)
             answered += 1
             self._wait()
+        self._be_busy(self._full)
+
+    def _be_busy(self, busy: bool) -> None:
+        """While there is more to answer than one turn allows, no more is read."""
+        if busy != self._busy and self._transport is not None:
+            self._busy = busy
+            if busy:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def pause_writing(self) -> None:
         self._full = True
-        if self._transport is not None:
-            self._transport.pause_reading()
+        self._be_busy(True)
 
     def resume_writing(self) -> None:
         self._full = False
-        if self._transport is not None:
-            self._transport.resume_reading()
-            if self._busy:
-                self._answer()
+        self._answer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)

@@ -67,7 +67,7 @@ class Ties:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Openings:
     """Where the requests of one rule may enter now. Arrays have a cell for each ingress of `map`:
-    `allowed` by the rule, `open` also healthy."""
+    `allowed` by the rule at a site that has joined, `open` also healthy."""
 
     map: IngressMap
     entry: Entry
@@ -92,7 +92,7 @@ class Steering:
 
     no_address     somebody is open, but has no address of this family
     none_healthy   the rule allows some ingress, and none of these is healthy
-    none_allowed   the rule allows no ingress that there is
+    none_allowed   the rule allows no ingress of a site that has joined
 
     `depends`: a client elsewhere might get another answer.
     """
@@ -117,7 +117,9 @@ def openings_of(
         and isinstance(admits(entry, country, blocs), Admitted)
         for country in {each.country for each in ingresses}
     }
-    allowed = np.array([verdicts[each.country] for each in ingresses], dtype=np.bool_)
+    allowed = np.array(
+        [each.joined and verdicts[each.country] for each in ingresses], dtype=np.bool_
+    )
     fit = np.array([unfitness(each, unfit) is None for each in ingresses], dtype=np.bool_)
     families: tuple[Family, ...] = (4, 6)
     return Openings(
