@@ -20,6 +20,7 @@ from isochrone.dns.query import Malformed, Query, parse_query
 from tests.fixtures.fuzzing import damaged, seeds
 from tests.fixtures.name_server import ZONE, a_service, an_address, example_file
 
+COOKIE = dns.edns.OptionType.COOKIE  # which we do not know
 FILE = example_file()
 SERVICE = a_service(FILE)
 SOURCE = an_address("203.0.113.9")
@@ -91,7 +92,9 @@ def test_a_real_clients_query_is_read_as_it_was_meant_and_answered_in_form(
 
 def whole_queries() -> list[bytes]:
     """Queries of several kinds, for damage."""
-    options = [dns.edns.ECSOption("198.51.100.0", 24), dns.edns.GenericOption(10, b"12345678")]
+    options: list[dns.edns.Option] = [
+        dns.edns.ECSOption("198.51.100.0", 24), dns.edns.GenericOption(COOKIE, b"12345678"),
+    ]
     return [
         dns.message.make_query(ZONE, "A").to_wire(),
         dns.message.make_query(f"de.{ZONE}", "AAAA", use_edns=0, options=options).to_wire(),

@@ -244,7 +244,7 @@ def test_links_that_change_are_followed() -> None:
 def test_a_site_whose_digests_stop_is_left_and_one_that_owes_none_is_not() -> None:
     async def body(stage: Stage) -> None:
         stage.silent.add("berlin")
-        assert 4 < await stage.until("de", "frankfurt", limit_s=7)
+        assert await stage.until("de", "frankfurt", limit_s=7) > 4
         stage.silent.add("paris")
         await stage.until("fr", "SERVFAIL", limit_s=7)
         await asyncio.sleep(60)

@@ -36,7 +36,7 @@ def ask(
     resolver: str = RESOLVER, tcp: bool = False, edns: bool = True,
 ) -> dns.message.Message:
     """The answer to one query, `client` as `198.51.100.0/24`, read by a parser that is not ours."""
-    options = None
+    options: list[dns.edns.Option] | None = None
     if client is not None:
         address, _, length = client.partition("/")
         options = [dns.edns.ECSOption(address, int(length))]
