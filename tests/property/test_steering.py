@@ -102,7 +102,7 @@ def steerings(draw: st.DrawFn) -> tuple[Steering, Mapping[SiteName, Unfit], Ties
 
 def may_have(steering: Steering, ingress: Ingress, unfit: Mapping[SiteName, Unfit]) -> bool:
     """What the rules say of one ingress, asked of the rules themselves."""
-    entry = steering.openings.entry
+    entry = steering.openings.binding
     return (
         not isinstance(entry, Unbound)
         and isinstance(admits(entry, ingress.country, BLOCS), Admitted)

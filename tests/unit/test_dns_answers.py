@@ -335,7 +335,7 @@ def test_a_name_of_a_policy_follows_the_view() -> None:
     rule = OfPolicy(policy=PolicyId("p1"))
     openings = director.openings(rule)
     assert openings is not None
-    assert not openings.open.any(), "a policy that is not in the view allows nothing"
+    assert not openings.is_open.any(), "a policy that is not in the view allows nothing"
 
     def publish(transit: tuple[str, ...]) -> None:
         policy = Policy(
@@ -354,7 +354,7 @@ def test_a_name_of_a_policy_follows_the_view() -> None:
         openings = director.openings(rule)
         assert openings is not None
         return [
-            each.site for each, is_open in zip(openings.map.ingresses, openings.open, strict=True)
+            each.site for each, is_open in zip(openings.map.ingresses, openings.is_open, strict=True)
             if is_open
         ]
 

@@ -11,7 +11,7 @@ from isochrone.core.estimate.round_trip import DistanceRtt
 from isochrone.core.ids import PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.steering.ingress import IngressMap
-from isochrone.core.steering.steer import Entry, Openings, Unbound, Unfit, openings_of
+from isochrone.core.steering.steer import Binding, Openings, Unbound, Unfit, openings_of
 from isochrone.dns.estate import Estate, IpAddress, ingresses_of
 
 MOST_OPENINGS = 256  # rules are spelled by whoever asks: `de-fr`, `de-it`, ...
@@ -38,7 +38,7 @@ class Director:
         self._addresses: Mapping[SiteName, tuple[IpAddress, ...]] = {}
         self._map: IngressMap | None = None
         self._unfit: Mapping[SiteName, Unfit] = {}
-        self._openings: dict[Entry, Openings] = {}
+        self._openings: dict[Binding, Openings] = {}
 
     def learn(
         self, estate: Estate, addresses: Mapping[SiteName, tuple[IpAddress, ...]]
@@ -66,16 +66,16 @@ class Director:
         """Where requests under this rule may enter now; None while nothing is known."""
         if self._map is None:
             return None
-        entry = self._entry(rule)
-        openings = self._openings.get(entry)
+        binding = self._binding(rule)
+        openings = self._openings.get(binding)
         if openings is None:
             if len(self._openings) >= MOST_OPENINGS:
                 self._openings.clear()
-            openings = openings_of(self._map, entry, self._unfit, self.blocs)
-            self._openings[entry] = openings
+            openings = openings_of(self._map, binding, self._unfit, self.blocs)
+            self._openings[binding] = openings
         return openings
 
-    def _entry(self, rule: Rule) -> Entry:
+    def _binding(self, rule: Rule) -> Binding:
         if not isinstance(rule, OfPolicy):
             return rule
         policy = None if self.estate is None else self.estate.policies.get(rule.policy)

@@ -38,9 +38,9 @@ def explanation(
 
 
 def _rule(openings: Openings) -> str:
-    if isinstance(openings.entry, Unbound):
-        return f"nothing may enter: {openings.entry.detail}"
-    return f"may enter in: {render_axis(openings.entry)}"
+    if isinstance(openings.binding, Unbound):
+        return f"nothing may enter: {openings.binding.detail}"
+    return f"may enter in: {render_axis(openings.binding)}"
 
 
 def _who(resolver: Subnet, client: Subnet | None) -> str:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isochrone.core.estimate.round_trip import (
     ADJACENT_RTT_MS,
@@ -14,6 +14,8 @@ from isochrone.core.estimate.round_trip import (
 )
 from isochrone.core.ids import SiteName
 from isochrone.core.steering.place import AtSite, Family, Place
+
+Milliseconds = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 
 MOST_KEPT_PLACES = 1024  # 9 KB each at 1,100 sites
 
@@ -55,9 +57,9 @@ class IngressMap:
         self._longitude = np.radians([each.longitude_deg for each in positions])
         self._band_km = np.array([0.0, *(band.km for band in by_distance)])
         self._band_ms = np.array([ADJACENT_RTT_MS, *(band.rtt_ms for band in by_distance)])
-        self._kept: dict[Place, NDArray[np.float64]] = {}
+        self._kept: dict[Place, Milliseconds] = {}
 
-    def rtt_ms(self, place: Place) -> NDArray[np.float64]:
+    def rtt_ms(self, place: Place) -> Milliseconds:
         """Estimated round trip from a place to each ingress, in their order; not to be changed."""
         rtt_ms = self._kept.get(place)
         if rtt_ms is None:
@@ -66,7 +68,7 @@ class IngressMap:
             rtt_ms = self._kept[place] = self._from(place)
         return rtt_ms
 
-    def _from(self, place: Place) -> NDArray[np.float64]:
+    def _from(self, place: Place) -> Milliseconds:
         if isinstance(place, Position):
             return self._by_distance(place)
         own = self.index.get(place.site) if isinstance(place, AtSite) else None
@@ -80,7 +82,7 @@ class IngressMap:
         rtt_ms[own] = 0.0
         return rtt_ms
 
-    def _by_distance(self, position: Position) -> NDArray[np.float64]:
+    def _by_distance(self, position: Position) -> Milliseconds:
         """`distance_rtt_ms` of `great_circle_km` for all ingresses at once."""
         latitude, longitude = np.radians(position.latitude_deg), np.radians(position.longitude_deg)
         chord = (
@@ -90,5 +92,5 @@ class IngressMap:
         )
         km = 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(1.0, chord)))
         last_km, last_ms = self._band_km[-1], self._band_ms[-1]
-        within: NDArray[np.float64] = np.interp(km, self._band_km, self._band_ms)
+        within: Milliseconds = np.interp(km, self._band_km, self._band_ms)
         return np.where(km > last_km, last_ms * km / last_km, within)

@@ -8,10 +8,9 @@ was. See docs/dns.md.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isochrone.core.ids import SiteName
 from isochrone.core.residency.blocs import Blocs
@@ -25,6 +24,7 @@ SteeringRule = Literal[
     "policy_unknown", "view_too_old", "transit", "attribute_missing", "not_joined", "draining",
     "digest_stale", "unreachable", "no_address", "farther", "not_drawn",
 ]
+Mask = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
 Outcome = Literal["served", "no_address", "none_healthy", "none_allowed"]
 
 
@@ -44,7 +44,7 @@ class Unbound:
     detail: str
 
 
-Entry = tuple[str, ...] | Unbound  # the transit axis of a name, or why there is none
+Binding = tuple[str, ...] | Unbound  # the transit axis of a name, or why there is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +67,15 @@ class Ties:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Openings:
     """Where the requests of one rule may enter now. Arrays have a cell for each ingress of `map`:
-    `allowed` by the rule at a site that has joined, `open` also healthy."""
+    `allowed` by the rule at a site that has joined, `is_open` also healthy."""
 
     map: IngressMap
-    entry: Entry
+    binding: Binding
     unfit: Mapping[SiteName, Unfit]
     blocs: Blocs
-    allowed: NDArray[np.bool_]
-    open: NDArray[np.bool_]
-    reachable_by: Mapping[Family, NDArray[np.bool_]]
+    allowed: Mask
+    is_open: Mask
+    reachable_by: Mapping[Family, Mask]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +107,14 @@ class Steering:
 
 
 def openings_of(
-    ingress_map: IngressMap, entry: Entry, unfit: Mapping[SiteName, Unfit], blocs: Blocs
+    ingress_map: IngressMap, binding: Binding, unfit: Mapping[SiteName, Unfit], blocs: Blocs
 ) -> Openings:
     """Compile a rule and the present health. `unfit` may name sites that joined and do not drain
     only; those two are known of the ingress itself."""
     ingresses = ingress_map.ingresses
     verdicts = {
-        country: not isinstance(entry, Unbound)
-        and isinstance(admits(entry, country, blocs), Admitted)
+        country: not isinstance(binding, Unbound)
+        and isinstance(admits(binding, country, blocs), Admitted)
         for country in {each.country for each in ingresses}
     }
     allowed = np.array(
@@ -123,8 +123,8 @@ def openings_of(
     fit = np.array([unfitness(each, unfit) is None for each in ingresses], dtype=np.bool_)
     families: tuple[Family, ...] = (4, 6)
     return Openings(
-        map=ingress_map, entry=entry, unfit=unfit, blocs=blocs, allowed=allowed,
-        open=allowed & fit,
+        map=ingress_map, binding=binding, unfit=unfit, blocs=blocs, allowed=allowed,
+        is_open=allowed & fit,
         reachable_by={
             family: np.array([bool(each.addresses(family)) for each in ingresses], dtype=np.bool_)
             for family in families
@@ -147,7 +147,7 @@ def steer(
     """The nearest open ingresses with an address of this family: at most `most` of those that count
     as equally near, drawn by `rng` in random order."""
     rtt_ms = openings.map.rtt_ms(place)
-    able = openings.open & openings.reachable_by[family]
+    able = openings.is_open & openings.reachable_by[family]
     candidates = np.flatnonzero(able)
     if not len(candidates):
         return Steering(
@@ -157,8 +157,8 @@ def steer(
     costs_ms = rtt_ms[candidates]
     nearest_ms = float(costs_ms.min())
     within_ms = nearest_ms + max(ties.ms, ties.share * nearest_ms)
-    near = [int(number) for number in candidates[costs_ms <= within_ms]]
-    drawn = rng.sample(near, min(most, len(near)))
+    near = candidates[costs_ms <= within_ms]
+    drawn = [int(near[number]) for number in rng.sample(range(len(near)), min(most, len(near)))]
     return Steering(
         openings=openings, place=place, family=family,
         chosen=tuple(
@@ -171,7 +171,7 @@ def steer(
 
 def _why_none(openings: Openings) -> Outcome:
     addressed = openings.reachable_by[4] | openings.reachable_by[6]
-    if (openings.open & addressed).any():
+    if (openings.is_open & addressed).any():
         return "no_address"
     if (openings.allowed & addressed).any():
         return "none_healthy"
@@ -193,10 +193,10 @@ def left_out(steering: Steering) -> tuple[NotAnswered, ...]:
 
 def _refusal(steering: Steering, ingress: Ingress, rtt_ms: float) -> NotAnswered:
     openings = steering.openings
-    entry = openings.entry
-    if isinstance(entry, Unbound):
-        return NotAnswered(site=ingress.site, rule=entry.rule, detail=entry.detail)
-    verdict = admits(entry, ingress.country, openings.blocs)
+    binding = openings.binding
+    if isinstance(binding, Unbound):
+        return NotAnswered(site=ingress.site, rule=binding.rule, detail=binding.detail)
+    verdict = admits(binding, ingress.country, openings.blocs)
     if not isinstance(verdict, Admitted):
         rule: SteeringRule = (
             "attribute_missing" if verdict.rule == "attribute_missing" else "transit"
