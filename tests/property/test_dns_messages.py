@@ -15,6 +15,10 @@ import dns.rdatatype
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isochrone.adapters.packaged import load_blocs
+from isochrone.core.ids import SiteName
+from isochrone.core.residency.rule import allowed_countries
+from isochrone.core.steering.steer import Unfit
 from isochrone.dns import codes
 from isochrone.dns.query import Malformed, Query, parse_query
 from tests.fixtures.fuzzing import damaged, seeds
@@ -24,6 +28,11 @@ COOKIE = dns.edns.OptionType.COOKIE  # which we do not know
 FILE = example_file()
 SERVICE = a_service(FILE)
 SOURCE = an_address("203.0.113.9")
+COUNTRY_OF = {"frankfurt": "DE", "berlin": "DE", "ashburn": "US", "sydney": "AU"}
+SITE_OF = {
+    "192.0.2.1": "frankfurt", "2001:db8:1::1": "frankfurt", "192.0.2.2": "berlin",
+    "192.0.2.3": "ashburn", "2001:db8:3::1": "ashburn", "192.0.2.4": "sydney",
+}
 MOST_GROWTH = 5      # times the query, and
 MOST_MORE_BYTES = 150  # for an OPT record and the SOA record of what does not exist
 
@@ -88,6 +97,48 @@ def test_a_real_clients_query_is_read_as_it_was_meant_and_answered_in_form(
         and not answer.flags & dns.flags.TC
     ):
         assert [each.rdtype for each in answer.authority] == [dns.rdatatype.SOA]
+
+
+@given(
+    st.lists(st.sampled_from(["de", "us", "au", "fr", "eu", "eea", "gdpr", "xx"]), min_size=1,
+             max_size=3),
+    st.sets(st.sampled_from(sorted(COUNTRY_OF))),
+    st.sets(st.sampled_from(sorted(COUNTRY_OF))),
+    st.sampled_from(["198.51.100.0", "198.51.100.128", "203.0.113.0", "192.0.2.0"]),
+    st.sampled_from(["A", "AAAA"]),
+)
+@settings(max_examples=400)
+def test_whoever_asks_a_bound_name_is_told_an_allowed_healthy_ingress_or_nothing(
+    terms: list[str], dead: set[str], drained: set[str], client: str, type_: str
+) -> None:
+    changes = [
+        (f'name = "{site}"\n', f'name = "{site}"\ndraining = true\n') for site in sorted(drained)
+    ]
+    unfit = {SiteName(site): Unfit(rule="unreachable", detail="dead") for site in dead}
+    service = a_service(example_file(*changes), unfit=unfit)
+    asked = dns.message.make_query(
+        f"{'-'.join(terms)}.{ZONE}", type_, use_edns=0, options=[dns.edns.ECSOption(client, 25)]
+    )
+    said = service.over_udp(asked.to_wire(), SOURCE)
+    assert said is not None
+    answer = dns.message.from_wire(said)
+    told = {str(record) for rrset in answer.answer for record in rrset}
+    allowed = allowed_countries(tuple(term.upper() for term in terms), load_blocs())
+    assert allowed is not None
+    may = {site for site, country in COUNTRY_OF.items() if country in allowed}
+    for address in told:
+        site = SITE_OF[address]
+        assert site in may - dead - drained
+    if "xx" in terms or len(set(terms)) < len(terms):
+        assert answer.rcode() == dns.rcode.NXDOMAIN
+    elif may and not may - dead - drained:
+        assert answer.rcode() == dns.rcode.SERVFAIL
+    else:
+        assert answer.rcode() == dns.rcode.NOERROR
+        assert bool(told) == any(
+            site in may - dead - drained and (":" in address) == (type_ == "AAAA")
+            for address, site in SITE_OF.items()
+        )
 
 
 def whole_queries() -> list[bytes]:

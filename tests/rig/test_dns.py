@@ -177,6 +177,21 @@ def test_a_changed_file_is_taken_and_a_bad_one_is_not(tmp_path: Path) -> None:
         server.edit("draining = true\n", "")
         wait_until(lambda: len(server.logged("reloaded")) > reloads, "the good file is taken")
         wait_until(lambda: server.addresses("", CLIENT_DE) == {GERMANY}, "Frankfurt is back")
+        reloads = len(server.logged("reloaded"))
+        assert server.process is not None
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(server.logged("reloaded")) > reloads, "SIGHUP forces it")
+
+
+def test_it_answers_at_every_address_that_it_is_given(tmp_path: Path) -> None:
+    text = config(443, probe="none", hosts=["127.0.0.1", "::1", "127.0.0.9"])
+    with a_name_server(tmp_path, text) as server:
+        wait_until(lambda: len(server.logged("dns_listening")) == 3, "it listens everywhere")
+        asked = dns.message.make_query(f"au.{ZONE}", "A")
+        for host in ("127.0.0.1", "::1", "127.0.0.9"):
+            for exchange in (dns.query.udp, dns.query.tcp):
+                answer = exchange(asked, host, port=server.port, timeout=5)
+                assert str(answer.answer[0][0]) == AUSTRALIA
 
 
 def test_it_stops_at_once_and_in_good_order(tmp_path: Path) -> None:

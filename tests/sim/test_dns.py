@@ -14,9 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from isochrone.adapters.packaged import load_blocs, load_round_trips
 from isochrone.core.ids import ModelName, OrgId, PolicyId, SiteName
 from isochrone.core.rng import stream
+from isochrone.core.steering.reach import FAILURES
 from isochrone.core.world.model import Deployment, EngineSpec
 from isochrone.core.world.site import Link, Site, SiteLinks
 from isochrone.core.world.tenant import Policy
+from isochrone.dns.probes import Probes
 from isochrone.dns.process import Dns, Ports
 from isochrone.dns.settings import DnsSettings
 from isochrone.twin import loop as virtual
@@ -374,5 +376,31 @@ def test_without_a_view_it_fails_and_heals() -> None:
         await running
         digests.cancel()
         await asyncio.wait([digests])
+
+    virtual.run(main())
+
+
+class Mute(asyncio.Protocol):
+    """Something in front of a gateway that speaks no HTTP."""
+
+
+def test_what_only_connects_is_probed_by_connecting() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        wire = Wire(loop)
+        await wire.process("front").listen(Mute, "", 4000)
+        probes = Probes(wire.process("dns"), kind="connect", interval_s=5, timeout_s=2)
+        site = replace(a_site("oslo", "NO"), port=4000)
+        probes.sites = {site.name: site}
+        await probes.probe_all()
+        assert probes.reaches[site.name].answers
+        wire.kill("front")
+        for _ in range(FAILURES):
+            assert probes.reaches[site.name].answers
+            await probes.probe_all()
+        assert not probes.reaches[site.name].answers
+        probes.sites = {}
+        await probes.probe_all()
+        assert probes.reaches == {}
 
     virtual.run(main())
