@@ -5,6 +5,7 @@ known, as at a gateway. Keys of customers are not followed. Links are followed o
 that the file says clients to be at: a whole fleet's would be a million.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from typing import TypeVar
 
@@ -34,11 +35,15 @@ class _Deployed(msgspec.Struct, frozen=True):
 
 
 class FleetView:
-    """Owned by the event loop. `version` grows with every change that was taken in."""
+    """Owned by the event loop. `version` grows with every change that was taken in; `entries` are
+    what was accepted, as it came, by key. `synced`: the whole view was listed in this life."""
 
     def __init__(self, control_key_hex: str) -> None:
         self.version = 0
         self.synced = False
+        self.entries: dict[str, bytes] = {}
+        self._stored: set[str] = set()  # keys that no listing of this life has confirmed yet
+        self._proved_ns: int | None = None  # of what was stored
         self._verifier = Ed25519PublicKey.from_public_bytes(bytes.fromhex(control_key_hex))
         self._serials: dict[str, int] = {}
         self._sites: dict[str, Site] = {}       # these four by entry key
@@ -58,17 +63,37 @@ class FleetView:
                 )
         for watch in list(self._watches.values()):
             await watch.synced()
+        # What was stored and is not listed was deleted while this name server was away.
+        for key in sorted(self._stored):
+            self.on_entry(Entry(key=key, value=None, revision=0))
         self.synced = True
+
+    def take_stored(self, entries: Mapping[str, bytes], *, proved_ns: int | None) -> None:
+        """Take entries of an earlier life, checked as if they came from the bus; `proved_ns` is the
+        monotonic instant at which they were current, None when nobody knows."""
+        for key, value in entries.items():
+            self.on_entry(Entry(key=key, value=value, revision=0))
+        self._stored = set(self.entries)
+        self._proved_ns = proved_ns
+
+    @property
+    def knows_sites(self) -> bool:
+        return bool(self._sites)
 
     @property
     def heard_ns(self) -> int | None:
         """Monotonic instant of the last proof that the bus reaches us; None before the first."""
-        return max((watch.heard_ns for watch in self._watches.values()), default=None)
+        return max(self._proofs_ns(), default=None)
 
     def age_s(self, now_ns: int) -> float:
-        """Time since the bus proved that nothing newer is known of any part; 0 before it began."""
-        proved_ns = min((watch.heard_ns for watch in self._watches.values()), default=now_ns)
-        return max(now_ns - proved_ns, 0) / 1e9
+        """Time since the bus proved that nothing newer is known of any part; infinite when nobody
+        knows."""
+        proved_ns = min(self._proofs_ns(), default=None) if self.synced else self._proved_ns
+        return math.inf if proved_ns is None else max(now_ns - proved_ns, 0) / 1e9
+
+    def _proofs_ns(self) -> list[int]:
+        """Of each watch that was listed."""
+        return [watch.heard_ns for watch in self._watches.values() if watch.heard_ns > 0]
 
     async def close(self) -> None:
         for watch in self._watches.values():
@@ -91,15 +116,20 @@ class FleetView:
     def on_entry(self, entry: Entry) -> None:
         """Take one change of the view; what cannot be trusted changes nothing."""
         kind = entry.key.partition(".")[0]
+        self._stored.discard(entry.key)
         if entry.value is None:
+            self.entries.pop(entry.key, None)
             for known in (self._sites, self._deployed, self._policies, self._links):
                 known.pop(entry.key, None)
+        elif self.entries.get(entry.key) == entry.value:
+            return  # listed again
         else:
             try:
                 self._take(kind, entry.key, entry.value)
             except Untrusted as error:
                 log.warning("view_entry_refused", key=entry.key, why=error.message)
                 return
+            self.entries[entry.key] = entry.value
         self.version += 1
 
     def _take(self, kind: str, key: str, value: bytes) -> None:

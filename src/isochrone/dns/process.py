@@ -21,9 +21,11 @@ from isochrone.dns.fleet import FleetView
 from isochrone.dns.probes import Probes
 from isochrone.dns.server import Service, TcpServer, UdpServer
 from isochrone.dns.settings import DnsSettings
+from isochrone.dns.view_store import ViewStore
 from isochrone.dns.zone import Answerer, AnswerRules, Zone
 from isochrone.ports.bus import Bus
 from isochrone.ports.clock import Clock
+from isochrone.ports.disk import Disk
 from isochrone.ports.network import Listener, Network
 from isochrone.wire import fleet, subjects
 
@@ -32,6 +34,7 @@ RETRY_S = 0.5
 SILENCE_S = 2.5     # the bus sends a heartbeat a second
 FIRST_VIEW_S = 5.0  # a name server that knows nothing can only fail, so it does not listen at once
 FIRST_PROBES_S = 5.0
+SAVE_S = 2.0
 COUNT_S = 60.0
 PORT_TRIES = 20
 
@@ -43,12 +46,13 @@ ListenUdp = Callable[[Callable[[], asyncio.DatagramProtocol], str, int], Awaitab
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """What a name server needs of the world. Without a `bus` the sites are those that it is told
-    of. `listen_udp` raises OSError when the port is taken."""
+    of; with one, the view is kept on `disk`. `listen_udp` raises OSError when the port is taken."""
 
     clock: Clock
     network: Network
     rng: Random
     bus: Bus | None
+    disk: Disk | None
     listen_udp: ListenUdp
 
 
@@ -95,6 +99,11 @@ class Dns:
                 timeout_s=settings.probe_timeout_s,
             )
         self._view = None if control_key is None else FleetView(control_key)
+        self._store: ViewStore | None = None
+        if self._view is not None and ports.disk is not None:
+            self._store = ViewStore(ports.disk, self._view, ports.clock)
+        self._serves_stored = False
+        self._began_ns = ports.clock.monotonic_ns()
         self._version = -1  # of the view that the director knows
         self._viewing = asyncio.Event()
         self._refollow = asyncio.Event()
@@ -113,18 +122,24 @@ class Dns:
         """Answer until `stop` is set. Raises OSError when a port is taken."""
         tasks: list[asyncio.Task[None]] = []
         listeners: list[Listener] = []
+        if self._store is not None:
+            self._store.load()
         async with asyncio.TaskGroup() as group:
             tasks.append(group.create_task(self._tick()))
             if self._view is not None and self._ports.bus is not None:
                 tasks.append(group.create_task(self._follow(self._view, self._ports.bus)))
-                await self._first_view()
+                await self._first_view(self._view, stop)
+            if self._store is not None:
+                tasks.append(group.create_task(self._store.run()))
             if self._probes is not None:
                 tasks.append(group.create_task(self._probes.run()))
-                await self._first_probes(self._probes)
+                await _either(self._probes.began, stop, FIRST_PROBES_S)
+                self._learn()
             try:
-                port = await self._listen(listeners)
-                if on_listening is not None:
-                    on_listening(port)
+                if not stop.is_set():
+                    port = await self._listen(listeners)
+                    if on_listening is not None:
+                        on_listening(port)
                 await stop.wait()
                 log.info("dns_stopping", open=len(self.tcp.connections))
             finally:
@@ -132,23 +147,26 @@ class Dns:
                     await listener.close()
                 self.tcp.close()
                 self._count()
+                await self._keep_view()
                 for task in tasks:
                     task.cancel()
                 if self._view is not None:
                     await self._view.close()
 
-    async def _first_view(self) -> None:
-        try:
-            async with asyncio.timeout(FIRST_VIEW_S):
-                await self._viewing.wait()
-        except TimeoutError:
-            log.warning("dns_without_view", waited_s=FIRST_VIEW_S)
+    async def _first_view(self, view: FleetView, stop: asyncio.Event) -> None:
+        """Wait for the view; when it does not come, answer from the one that was kept."""
+        await _either(self._viewing, stop, FIRST_VIEW_S)
+        if not self._viewing.is_set() and not stop.is_set():
+            self._serves_stored = view.knows_sites
+            event = "view_from_disk" if self._serves_stored else "dns_without_view"
+            log.warning(event, waited_s=FIRST_VIEW_S)
+            self._learn()
 
-    async def _first_probes(self, probes: Probes) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_PROBES_S):
-                await probes.began.wait()
-        self._learn()
+    async def _keep_view(self) -> None:
+        if self._store is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SAVE_S):
+                    await self._store.flush()
 
     async def _listen(self, listeners: list[Listener]) -> int:
         """Listen at every host on UDP and TCP, on one port; returns the port."""
@@ -224,7 +242,7 @@ class Dns:
         if view is None:
             if self._told.estate is not None:
                 self.director.learn(self._told.estate, self._told.zone.addresses)
-        elif view.synced:
+        elif view.synced or self._serves_stored:
             self._listen_for_silence(view, now_ns)
             age_s = view.age_s(now_ns)
             if view.version != self._version:
@@ -255,13 +273,23 @@ class Dns:
 
     def _listen_for_silence(self, view: FleetView, now_ns: int) -> None:
         """Tell silence of the bus from silence of the sites."""
-        heard_ns = view.heard_ns
-        if heard_ns is None or self._ports.bus is None:
-            return
-        if not self._ports.bus.connected or now_ns - heard_ns > SILENCE_S * 1e9:
+        heard_ns, bus = view.heard_ns, self._ports.bus
+        if heard_ns is None:
+            self._fitness.deaf(self._began_ns)
+        elif bus is None or not bus.connected or now_ns - heard_ns > SILENCE_S * 1e9:
             self._fitness.deaf(heard_ns)
         else:
             self._fitness.hearing(now_ns)
 
     def _count(self) -> None:
         log.info("dns_counted", **self.service.counts, outcomes=self._answerer.outcomes)
+
+
+async def _either(event: asyncio.Event, other: asyncio.Event, limit_s: float) -> None:
+    """Return when one of them is set, or after `limit_s`."""
+    waits = [asyncio.ensure_future(each.wait()) for each in (event, other)]
+    try:
+        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waits:
+            each.cancel()

@@ -8,7 +8,8 @@ from typing import Literal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DnsSettings:
     """`zone` is the name that is answered and everything below it. With `identity` the sites come
-    from the signed view, as that site's gateway would read it; without, from the file itself.
+    from the signed view, as that site's gateway would read it, and `state` is the folder that
+    keeps the last one; without, from the file itself.
 
     It listens at each of `hosts`, on UDP and TCP. Answers hold for `ttl_s`, those that a name or an
     address does not exist for `negative_ttl_s`. An answer has at most `most_addresses`, of
@@ -24,6 +25,7 @@ class DnsSettings:
 
     zone: str
     identity: Path | None = None
+    state: Path | None = None
     hosts: tuple[str, ...] = ("127.0.0.1",)
     port: int = 53
     contact: str | None = None

@@ -9,6 +9,7 @@ import structlog
 import uvloop
 
 from isochrone.adapters.clock import SystemClock
+from isochrone.adapters.disk.files import FileDisk
 from isochrone.adapters.nats.bus import NatsBus, open_bus
 from isochrone.adapters.nats.identity import Credentials
 from isochrone.adapters.network.datagrams import listen_datagrams
@@ -54,9 +55,10 @@ async def _serve(config: Path, file: DnsFile, clock: SystemClock) -> None:
     rng = Random(secrets.randbits(128))
     identity = None if settings.identity is None else load_identity(settings.identity)
     bus = None if identity is None else await _bus_of(identity, clock, rng)
+    disk = None if bus is None or settings.state is None else FileDisk(settings.state)
     ports = Ports(
         clock=clock, network=SocketNetwork(authorities=settings.tls_ca), rng=rng, bus=bus,
-        listen_udp=listen_datagrams,
+        disk=disk, listen_udp=listen_datagrams,
     )
     dns = Dns(
         settings, file.told, ports, control_key=None if identity is None else identity.control_key,
@@ -75,6 +77,8 @@ async def _serve(config: Path, file: DnsFile, clock: SystemClock) -> None:
         await asyncio.wait([following])
         if bus is not None:
             await bus.close()
+        if disk is not None:
+            disk.close()
 
 
 async def _bus_of(identity: SiteIdentity, clock: SystemClock, rng: Random) -> NatsBus:

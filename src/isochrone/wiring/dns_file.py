@@ -41,6 +41,7 @@ from isochrone.wiring.world_file import SITE_NAME, country_of
 
 LABEL = r"[a-z0-9_]([a-z0-9-]{0,61}[a-z0-9])?"
 HTTPS_PORT = 443
+DEFAULT_STATE = "dns-state"
 MOST_NAME_CHARACTERS = 200  # leaves room for a label in front
 
 
@@ -104,6 +105,8 @@ def _settings(given: object, folder: Path, problems: Problems) -> DnsSettings:
         problems.add("", "dns is not a table; write [dns]")
         return DnsSettings(zone="invalid")
     found: list[str] = []
+    if "identity" in given:
+        given = {"state": DEFAULT_STATE, **given}
     values: dict[str, Any] = values_of(given, DnsSettings, folder, found)
     for problem in found:
         problems.add("dns", problem)
