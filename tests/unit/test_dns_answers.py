@@ -204,6 +204,27 @@ def test_the_zones_own_records(service: Service) -> None:
     assert addresses(ask(service, type_="MX")) == set()
 
 
+def test_an_alias_leads_elsewhere_whatever_is_asked(service: Service) -> None:
+    for type_ in ("TXT", "A", "CNAME"):
+        answer = ask(service, f"_ACME-challenge.{ZONE}", type_)
+        assert addresses(answer) == {"api-challenge.example.org."}
+        assert answer.answer[0].rdtype == dns.rdatatype.CNAME
+    assert ask(service, f"_acme-challenge.{ZONE}", "ANY").rcode() == dns.rcode.REFUSED
+
+
+def test_a_name_above_one_that_exists_exists() -> None:
+    service = a_service(
+        example_file(
+            ('name = "_acme-challenge"', 'name = "_acme-challenge.deep.down"'),
+            ('name = "ns1.api.example.net"', 'name = "ns1.dns.api.example.net"'),
+        )
+    )
+    for label in ("down", "deep.down", "dns"):
+        assert addresses(ask(service, f"{label}.{ZONE}")) == set()
+    for label in ("deep", "x.down", "ns2.dns"):
+        assert ask(service, f"{label}.{ZONE}").rcode() == dns.rcode.NXDOMAIN
+
+
 @pytest.mark.parametrize(
     ("name", "type_"),
     [("example.net", "A"), ("example.org", "A"), (".", "NS"), (ZONE, "ANY"), (ZONE, "AXFR"),

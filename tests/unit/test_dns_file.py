@@ -16,27 +16,7 @@ from tests.fixtures.name_server import EXAMPLE, example_file
 
 KNOWN = Known(centres=load_country_centres(), sites=("frankfurt",))
 
-
-def problems_of(text: str, tmp_path: Path) -> list[str]:
-    with pytest.raises(InvalidInput) as caught:
-        parse_dns(text, source="dns.toml", path=tmp_path / "dns.toml", serial=1)
-    return list(caught.value.problems)
-
-
-def test_the_example_is_good() -> None:
-    told = load_dns(EXAMPLE, serial=3).told
-    assert told.zone.name == (b"api", b"example", b"net")
-    assert told.zone.contact == (b"hostmaster", b"api", b"example", b"net")
-    assert told.zone.names == {"northern-bank": ("DE", "US")}
-    assert told.zone.serial == 3
-    assert told.places_at == {"ashburn", "frankfurt"}
-    assert told.estate is not None
-    assert sorted(told.estate.joined) == ["ashburn", "berlin", "frankfurt", "sydney"]
-
-
-def test_every_problem_is_listed_with_its_place(tmp_path: Path) -> None:
-    found = problems_of(
-        """
+FULL_OF_FAULTS = """
 [dns]
 zone = "api.example.net"
 transit = ["any", "DE"]
@@ -60,6 +40,11 @@ label = "acme"
 policy = "p1"
 [[name]]
 label = "none"
+[[alias]]
+name = "eu"
+target = "elsewhere.example.org"
+[[alias]]
+name = "a b"
 [[subnet]]
 network = "198.51.100.1/24"
 site = "there"
@@ -70,9 +55,28 @@ latitude = 1
 [unknown]
 contry = "DE"
 [[sight]]
-""",
-        tmp_path,
-    )
+"""
+
+
+def problems_of(text: str, tmp_path: Path) -> list[str]:
+    with pytest.raises(InvalidInput) as caught:
+        parse_dns(text, source="dns.toml", path=tmp_path / "dns.toml", serial=1)
+    return list(caught.value.problems)
+
+
+def test_the_example_is_good() -> None:
+    told = load_dns(EXAMPLE, serial=3).told
+    assert told.zone.name == (b"api", b"example", b"net")
+    assert told.zone.contact == (b"hostmaster", b"api", b"example", b"net")
+    assert told.zone.names == {"northern-bank": ("DE", "US")}
+    assert told.zone.serial == 3
+    assert told.places_at == {"ashburn", "frankfurt"}
+    assert told.estate is not None
+    assert sorted(told.estate.joined) == ["ashburn", "berlin", "frankfurt", "sydney"]
+
+
+def test_every_problem_is_listed_with_its_place(tmp_path: Path) -> None:
+    found = problems_of(FULL_OF_FAULTS, tmp_path)
     text = "\n".join(found)
     assert all(each.startswith(("dns.toml: ", str(tmp_path))) for each in found)
     for expected in (
@@ -86,6 +90,8 @@ contry = "DE"
         'name "de": label "de" already says where requests may enter',
         "policy needs the view, and there is no identity in [dns]",
         'name "none": expected either transit',
+        'alias "eu": the name is answered with ingresses already',
+        'alias "a b": name is "a b"; expected a name without the zone', "target is missing",
         "subnet 1: network: 198.51.100.1/24 has host bits set", "site 'there' is not described",
         "subnet 2: expected one of site, country, or latitude and longitude",
         'unknown: unknown key "contry"; did you mean "country"?',

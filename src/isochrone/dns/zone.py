@@ -43,14 +43,17 @@ class NameServer:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zone:
     """What the file of a name server says about its zone. `rule` binds the zone's own name, `names`
-    the labels that are no countries or blocs. `addresses` of ingresses take precedence over what
-    the view says. `serial` of the SOA record grows with every reading of the file."""
+    the labels that are no countries or blocs. `aliases`, names without the zone's, lead to names
+    elsewhere (to prove the zone to who signs certificates, say). `addresses` of ingresses take
+    precedence over what the view says. `serial` of the SOA record grows with every reading of the
+    file."""
 
     name: Name
     servers: tuple[NameServer, ...]
     contact: Name
     rule: Rule
     names: Mapping[str, Rule]
+    aliases: Mapping[Name, Name]
     addresses: Mapping[SiteName, tuple[IpAddress, ...]]
     places: Places
     serial: int
@@ -89,11 +92,18 @@ class Answerer:
             return self._own_records(query.type)
         if any(server.name == query.labels for server in self.zone.servers):
             return self._server(query)
+        target = self.zone.aliases.get(query.labels[:below])
+        if target is not None:
+            alias = Record(
+                type=codes.TYPE_CNAME, ttl_s=self._rules.ttl_s, data=encode_name(target)
+            )
+            return Response(answers=(alias,))
         rule = self._rule(query.labels[:below])
         if rule is None:
             # A name above an existing one exists, too.
-            ends = (server.name[-len(query.labels) :] for server in self.zone.servers)
-            exists = query.labels in ends
+            others = [server.name for server in self.zone.servers]
+            others += [(*alias, *zone) for alias in self.zone.aliases]
+            exists = any(other[-len(query.labels) :] == query.labels for other in others)
             return self._nothing(query, codes.NO_ERROR if exists else codes.NAME_ERROR)
         if query.type in (codes.TYPE_A, codes.TYPE_AAAA):
             return self._steered(query, rule, resolver)

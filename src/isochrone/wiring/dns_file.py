@@ -85,15 +85,16 @@ def parse_dns(text: str, *, source: str, path: Path, serial: int) -> DnsFile:
         _server(each, zone_name) for each in top.tables("name_server", name_key="name")
     ]
     names = reader.read_names(top.tables("name", name_key="label"))
+    aliases = [_alias(each) for each in top.tables("alias", name_key="name")]
     places, followed, skipped = reader.read_places(top.tables("subnet"), unknown, path.parent)
     top.finish()
-    reader.judge(servers, names)
+    reader.judge(servers, names, aliases)
     problems.raise_if_any()
     zone = Zone(
         name=zone_name, servers=tuple(servers),
         contact=_name(settings.contact or f"hostmaster.{settings.zone}"),
         rule=parse_axis(",".join(settings.transit)), names=dict(names),
-        addresses=reader.addresses, places=places, serial=serial,
+        aliases=dict(aliases), addresses=reader.addresses, places=places, serial=serial,
     )
     told = Told(zone=zone, places_at=frozenset(reader.places_at), estate=reader.estate)
     return DnsFile(settings=settings, told=told, followed=(path, *followed), skipped=skipped)
@@ -153,6 +154,21 @@ def _server(table: TomlTable, zone: Name) -> NameServer:
         table.problem("name is the zone's own, which is answered with ingresses; expected another")
     table.finish()
     return NameServer(name=name, addresses=addresses)
+
+
+def _alias(table: TomlTable) -> tuple[Name, Name]:
+    """(name without the zone's, where it leads)."""
+    names = []
+    for key, expected in (
+        ("name", 'a name without the zone\'s, such as "_acme-challenge"'),
+        ("target", 'a name such as "challenge.example.org"'),
+    ):
+        text = table.need_text(key, expected=expected)
+        if text and not _is_name(text):
+            table.problem(f'{key} is "{text}"; expected {expected}')
+        names.append(_name(text))
+    table.finish()
+    return names[0], names[1]
 
 
 def _addresses(table: TomlTable, *, default: tuple[str, ...] | None) -> tuple[IpAddress, ...]:
@@ -312,8 +328,17 @@ class _Reader:
             table.problem(str(error))
             return NOWHERE
 
-    def judge(self, servers: list[NameServer], names: list[tuple[str, Rule]]) -> None:
+    def judge(
+        self, servers: list[NameServer], names: list[tuple[str, Rule]],
+        aliases: list[tuple[Name, Name]],
+    ) -> None:
         """What no table can tell alone."""
+        said = {label for label, _ in names}
+        for alias, _ in aliases:
+            text = b".".join(alias).decode()
+            if text in said or transit_of_label(text, self._blocs) is not None:
+                self._problems.add(f'alias "{text}"', "the name is answered with ingresses already")
+        self._once("alias", [b".".join(alias).decode() for alias, _ in aliases])
         if not 1 <= len(servers) <= MOST_SERVERS:
             self._problems.add(
                 "", f"there are {len(servers)} [[name_server]]; expected 1 to {MOST_SERVERS}, as "
