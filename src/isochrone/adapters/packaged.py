@@ -40,6 +40,22 @@ def load_blocs() -> Blocs:
     )
 
 
+def load_country_centres() -> dict[str, Position]:
+    """Where the people of each country live on average; a few uninhabited ones are missing."""
+    return dict(
+        _rows(
+            "country_centres.csv",
+            lambda row: (
+                row["iso2"],
+                Position(
+                    latitude_deg=float(row["latitude_deg"]),
+                    longitude_deg=float(row["longitude_deg"]),
+                ),
+            ),
+        )
+    )
+
+
 def load_round_trips() -> RoundTripTable:
     """Measured round trips between cloud regions, and medians by distance."""
     pairs = _rows(

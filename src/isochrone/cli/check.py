@@ -12,7 +12,7 @@ from isochrone.core.errors import InvalidInput
 if TYPE_CHECKING:
     from isochrone.wiring.alone_file import AloneFile
 
-Kind = Literal["standalone", "world", "control", "gateway", "agent"]
+Kind = Literal["standalone", "dns", "world", "control", "gateway", "agent"]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,8 @@ def check(
     kind: Annotated[
         str | None,
         typer.Option(
-            "--as", help="standalone, world, control, gateway or agent. [default: by its keys]"
+            "--as",
+            help="standalone, dns, world, control, gateway or agent. [default: by its keys]",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -45,6 +46,8 @@ def check(
     found = _kind(file, kind, set(document))
     if found == "standalone":
         shown = _standalone(file)
+    elif found == "dns":
+        shown = _dns(file)
     else:
         shown = _world(file, text) if found == "world" else _process(file, found)
     if as_json:
@@ -55,7 +58,7 @@ def check(
 
 
 def _kind(file: Path, wanted: str | None, keys: set[str]) -> Kind:
-    kinds: tuple[Kind, ...] = ("standalone", "world", "control", "gateway", "agent")
+    kinds: tuple[Kind, ...] = ("standalone", "dns", "world", "control", "gateway", "agent")
     if wanted is not None:
         for kind in kinds:
             if kind == wanted:
@@ -63,6 +66,7 @@ def _kind(file: Path, wanted: str | None, keys: set[str]) -> Kind:
         raise InvalidInput([f"--as {wanted}: expected one of {', '.join(kinds)}"])
     marks: dict[Kind, set[str]] = {
         "standalone": {"gateway", "key", "policy"},
+        "dns": {"dns", "name_server", "subnet", "unknown"},
         "world": {"site", "model", "link", "emulate_distance"},
         "control": {"database", "nats_secrets", "signing_key"},
         "gateway": {"journal", "max_body_bytes", "max_head_bytes"},
@@ -106,6 +110,20 @@ def _standalone(file: Path) -> str:
         lines.append(f"# {each.site.name} ({each.site.country or 'no country'}) serves {serves}\n")
     lines += [f"# not here yet: {note}\n" for note in notes]
     return "".join(lines) + render_masked(found.settings)
+
+
+def _dns(file: Path) -> str:
+    from isochrone.wiring.dns_file import load_dns
+    from isochrone.wiring.settings import render_masked
+
+    found = load_dns(file, serial=1)
+    told = found.told
+    sites = "of the view" if told.estate is None else f"{len(told.estate.sites)} of the file"
+    return (
+        f"# name server of {found.settings.zone}: sites {sites}, {len(told.zone.names)} names "
+        f"beside countries and blocs, {told.zone.places.count} subnets, "
+        f"{found.skipped} lines of geofeeds skipped\n"
+    ) + render_masked(found.settings)
 
 
 def _notes_on(found: "AloneFile") -> list[str]:

@@ -1,4 +1,4 @@
-"""`isochrone control | gateway | agent`: one process, from one TOML file, in the foreground."""
+"""`isochrone control | gateway | agent | dns`: one process, from one TOML file, in front."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +19,11 @@ def register(app: typer.Typer) -> None:
         "`isochrone gateway --config gateway.toml`; start from examples/standalone.toml."
     )(gateway)
     app.command(epilog="Example: `isochrone agent --config agent.toml`")(agent)
+    app.command(
+        epilog="Example: `isochrone check dns.toml` · `isochrone dns --config dns.toml` · "
+        "`dig @127.0.0.1 -p 5353 de.api.example.net +subnet=198.51.100.0/24`, with TXT to be told "
+        "why; start from examples/dns.toml."
+    )(dns)
 
 
 def control(config: ConfigOption) -> None:
@@ -97,5 +102,22 @@ def _run_gateway(config: Path, workers: int) -> None:
 def agent(config: ConfigOption) -> None:
     """Run an agent: keeps a site's engines as desired and reports their load."""
     from isochrone.wiring.agent import run
+
+    run(config)
+
+
+def dns(config: ConfigOption) -> None:
+    """Run a name server: answers the fleet's address with the nearest ingress that is allowed.
+
+    The zone's own name is answered with the nearest healthy ingress. `de.` before it, or any
+    country, bloc or several of them (`eu-ch.`), is answered with ingresses **there** or not at all:
+    give such a name to customers whose requests may enter nowhere else.
+
+    Where a client is comes from its resolver (EDNS client subnet, else the resolver's own address)
+    and the `[[subnet]]` tables or CSV files, geofeeds included. The sites come from the signed view
+    with `identity`, else from the file. Changes of the file are taken while it runs (SIGHUP forces
+    it). See docs/dns.md.
+    """
+    from isochrone.wiring.dns import run
 
     run(config)
