@@ -28,7 +28,8 @@ ALSO = (
 )
 # Structs that only read what a client or an engine sent, or that stay in memory.
 IN_MEMORY = {
-    "isochrone.gateway.answer_fields", "isochrone.gateway.continuation.events",
+    "isochrone.dns.fleet", "isochrone.gateway.answer_fields",
+    "isochrone.gateway.continuation.events",
     "isochrone.gateway.continuation.features", "isochrone.gateway.deployed",
     "isochrone.gateway.engine_errors", "isochrone.gateway.journal_state",
     "isochrone.gateway.message_counts", "isochrone.gateway.recount",

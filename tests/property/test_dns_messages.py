@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from isochrone.adapters.packaged import load_blocs
 from isochrone.core.ids import SiteName
-from isochrone.core.residency.rule import allowed_countries
+from isochrone.core.residency.rule import Admitted, admits
 from isochrone.core.steering.steer import Unfit
 from isochrone.dns import codes
 from isochrone.dns.query import Malformed, Query, parse_query
+from tests.builders import a_site
 from tests.fixtures.fuzzing import damaged, seeds
 from tests.fixtures.name_server import ZONE, a_service, an_address, example_file
 
@@ -123,9 +124,11 @@ def test_whoever_asks_a_bound_name_is_told_an_allowed_healthy_ingress_or_nothing
     assert said is not None
     answer = dns.message.from_wire(said)
     told = {str(record) for rrset in answer.answer for record in rrset}
-    allowed = allowed_countries(tuple(term.upper() for term in terms), load_blocs())
-    assert allowed is not None
-    may = {site for site, country in COUNTRY_OF.items() if country in allowed}
+    axis, blocs = tuple(term.upper() for term in terms), load_blocs()
+    may = {
+        site for site, country in COUNTRY_OF.items()
+        if isinstance(admits(axis, a_site(name=site, country=country), blocs), Admitted)
+    }
     for address in told:
         site = SITE_OF[address]
         assert site in may - dead - drained

@@ -105,7 +105,7 @@ def may_have(steering: Steering, ingress: Ingress, unfit: Mapping[SiteName, Unfi
     entry = steering.openings.binding
     return (
         not isinstance(entry, Unbound)
-        and isinstance(admits(entry, ingress.country, BLOCS), Admitted)
+        and isinstance(admits(entry, ingress, BLOCS), Admitted)
         and unfitness(ingress, unfit) is None
     )
 

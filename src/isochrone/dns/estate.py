@@ -36,6 +36,8 @@ def ingresses_of(
         Ingress(
             site=site.name,
             country=site.country,
+            operator=site.operator,
+            parent=site.parent,
             position=Position(
                 latitude_deg=site.latitude_deg, longitude_deg=site.longitude_deg
             ),

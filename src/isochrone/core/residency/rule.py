@@ -6,7 +6,7 @@ rule into bit sets. See docs/residency.md.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.residency.terms import (
@@ -20,10 +20,27 @@ from isochrone.core.residency.terms import (
 from isochrone.core.residency.terms import check_axis as check_axis
 from isochrone.core.residency.terms import parse_axis as parse_axis
 from isochrone.core.residency.terms import render_axis as render_axis
-from isochrone.core.world.site import Link, Site
+from isochrone.core.world.site import Link
 from isochrone.core.world.tenant import ANY
 
 DenialRule = Literal["residency", "transit", "attribute_missing", "policy_unknown"]
+
+
+class Placed(Protocol):
+    """What rules ask of: a site, or a place where clients enter one. None: not stated."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def country(self) -> str | None: ...
+
+    @property
+    def operator(self) -> str | None: ...
+
+    @property
+    def parent(self) -> str | None: ...
+
 
 UNBOUND: Axis = (ANY,)
 POLICY, REQUEST = "the policy", "the request"  # whose axis it is, in the words of a denial
@@ -47,7 +64,7 @@ Verdict = Admitted | Denied
 ADMITTED = Admitted()
 
 
-def admits(axis: Axis, site: Site, blocs: Blocs, *, whose: str = POLICY) -> Verdict:
+def admits(axis: Axis, site: Placed, blocs: Blocs, *, whose: str = POLICY) -> Verdict:
     """Decide for one site. An attribute that an axis asks for and the site does not state denies,
     also where the axis only asks in order to deny."""
     if axis == UNBOUND:
@@ -95,7 +112,7 @@ def admits_link(axis: Axis, link: Link | None, blocs: Blocs, *, whose: str = POL
 
 
 def admits_all(
-    axes: Iterable[tuple[str, Axis]], site: Site, blocs: Blocs
+    axes: Iterable[tuple[str, Axis]], site: Placed, blocs: Blocs
 ) -> Verdict:
     """Decide for one site by several axes, each with the words for whose it is."""
     for whose, axis in axes:
@@ -105,7 +122,7 @@ def admits_all(
     return ADMITTED
 
 
-def stated_by(attribute: Attribute, site: Site) -> str | None:
+def stated_by(attribute: Attribute, site: Placed) -> str | None:
     """What a site states of an attribute, as it states it."""
     if attribute == "place":
         return site.country
@@ -135,7 +152,7 @@ def _asked(meaning: Meaning) -> list[Attribute]:
     return [each for each in SITE_ATTRIBUTES if each in meaning.allows or each in meaning.denies]
 
 
-def _fact(attribute: Attribute, site: Site) -> str:
+def _fact(attribute: Attribute, site: Placed) -> str:
     if attribute == "operator":
         return f"the site is run by {site.operator}"
     if attribute == "parent":
@@ -145,7 +162,7 @@ def _fact(attribute: Attribute, site: Site) -> str:
     return f"the site is in {site.country}"
 
 
-def _missing(attribute: Attribute, site: Site) -> str:
+def _missing(attribute: Attribute, site: Placed) -> str:
     if attribute == "place" and site.country is not None:
         return f"the site's country {site.country} is unknown"
     noun = "country" if attribute == "place" else attribute

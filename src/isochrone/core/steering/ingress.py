@@ -31,6 +31,13 @@ class Ingress:
     draining: bool
     ipv4: tuple[bytes, ...]
     ipv6: tuple[bytes, ...]
+    operator: str | None = None
+    parent: str | None = None
+
+    @property
+    def name(self) -> SiteName:
+        """As rules of residency ask for it."""
+        return self.site
 
     def addresses(self, family: Family) -> tuple[bytes, ...]:
         return self.ipv4 if family == 4 else self.ipv6

@@ -112,13 +112,14 @@ def openings_of(
     """Compile a rule and the present health. `unfit` may name sites that joined and do not drain
     only; those two are known of the ingress itself."""
     ingresses = ingress_map.ingresses
-    verdicts = {
-        country: not isinstance(binding, Unbound)
-        and isinstance(admits(binding, country, blocs), Admitted)
-        for country in {each.country for each in ingresses}
-    }
     allowed = np.array(
-        [each.joined and verdicts[each.country] for each in ingresses], dtype=np.bool_
+        [
+            each.joined
+            and not isinstance(binding, Unbound)
+            and isinstance(admits(binding, each, blocs), Admitted)
+            for each in ingresses
+        ],
+        dtype=np.bool_,
     )
     fit = np.array([unfitness(each, unfit) is None for each in ingresses], dtype=np.bool_)
     families: tuple[Family, ...] = (4, 6)
@@ -196,7 +197,7 @@ def _refusal(steering: Steering, ingress: Ingress, rtt_ms: float) -> NotAnswered
     binding = openings.binding
     if isinstance(binding, Unbound):
         return NotAnswered(site=ingress.site, rule=binding.rule, detail=binding.detail)
-    verdict = admits(binding, ingress.country, openings.blocs)
+    verdict = admits(binding, ingress, openings.blocs)
     if not isinstance(verdict, Admitted):
         rule: SteeringRule = (
             "attribute_missing" if verdict.rule == "attribute_missing" else "transit"
