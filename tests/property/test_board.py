@@ -170,7 +170,7 @@ def take(step: tuple[object, ...], naive: Naive) -> None:
 def check(choice: Choice, naive: Naive, class_: Class) -> None:
     sites = choice.ground.open_sites
     expected = [naive.cost_ms(each.site, each.rtt_ms, class_) for each in sites]
-    assert choice.costs.tolist() == pytest.approx(expected, rel=1e-9)
+    assert choice.costs.tolist() == pytest.approx(expected, rel=1e-5)
     rules = {each.site: naive.rule(each.site) for each in sites}
     assert {each.site: each.rule for each in choice.refused} == {
         site: rule for site, rule in rules.items() if rule is not None

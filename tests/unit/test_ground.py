@@ -96,7 +96,7 @@ def test_batch_decisions_keep_what_each_site_would_take_to_decode() -> None:
         ),
     )
     assert choice.predicted_ttft_ms is not None
-    assert abs(choice.predicted_ttft_ms - 440.1) < 1e-9
+    assert abs(choice.predicted_ttft_ms - 440.1) < 1e-3  # costs are float32
 
 
 def test_nobody_chosen_is_explained_by_rules_alone() -> None:

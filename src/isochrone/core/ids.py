@@ -22,10 +22,9 @@ RANDOM_BITS: Final = 76  # two of them make room for the variant
 def uuid7(wall_ns: int, random_bits: int) -> str:
     """Canonical UUIDv7 text: milliseconds of `wall_ns`, then 74 random bits (RFC 9562, 5.7)."""
     millis = (wall_ns // 1_000_000) & 0xFFFF_FFFF_FFFF
-    return "%08x-%04x-7%03x-%x%03x-%012x" % (  # noqa: UP031 - half the time of str.format
-        millis >> 16, millis & 0xFFFF, random_bits >> 64 & 0xFFF, 8 | random_bits >> 60 & 3,
-        random_bits >> 48 & 0xFFF, random_bits & 0xFFFF_FFFF_FFFF,
-    )
+    text = (millis << 80 | random_bits).to_bytes(16, "big").hex()
+    variant = "89ab89ab89ab89ab"[int(text[16], 16)]
+    return f"{text[:8]}-{text[8:12]}-7{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
 
 
 def is_uuid7(text: str) -> bool:

@@ -33,17 +33,17 @@ class Board:
 
     cost = `fixed_ms` + prompt tokens * `prompt_ms` + output tokens * `output_ms`, in milliseconds.
     A site that cannot take a request now has an infinite `fixed_ms`, and is in `refusals`, of which
-    `version` counts the changes. `queues_ms` is the part of `fixed_ms` that is queue (float32, as
-    decisions keep it).
+    `version` counts the changes. `queues_ms` is the part of `fixed_ms` that is queue. All float32,
+    as decisions keep them.
     """
 
     def __init__(self, model: ModelName, sites: tuple[OpenSite, ...], loads: Loads) -> None:
         count = len(sites)
         self.loads = loads
         self.index_of = {site.name: index for index, site in enumerate(sites)}
-        self.fixed_ms = np.full(count, np.inf)
-        self.prompt_ms = np.zeros(count)
-        self.output_ms = np.zeros(count)
+        self.fixed_ms = np.full(count, np.inf, dtype="<f4")
+        self.prompt_ms = np.zeros(count, dtype="<f4")
+        self.output_ms = np.zeros(count, dtype="<f4")
         self.queues_ms = np.zeros(count, dtype="<f4")
         self.known: list[SiteLoad | None] = [None] * count
         self.refusals: dict[SiteName, Refused] = {}

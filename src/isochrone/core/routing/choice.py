@@ -14,7 +14,7 @@ from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.rule import UNBOUND
 from isochrone.core.world.site import RttSource
 
-Milliseconds = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]  # one a site
+Milliseconds = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # one a site
 
 Rule = Literal[
     "model_not_served",     # the site has no deployment of the model

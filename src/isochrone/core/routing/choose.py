@@ -5,7 +5,7 @@ prefill. Batch minimises the expected completion: + decode. See docs/routing.md.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 
@@ -61,10 +61,13 @@ def choose(
     if part.version != board.version:
         part.catch_up()
 
-    costs, queues, decodes = board.prompt_ms * float(prompt_tokens), board.queues_ms, None
+    # A number of Python leaves an array what it is, which the stubs of numpy do not know.
+    costs = cast(Milliseconds, board.prompt_ms * float(prompt_tokens))
     costs += board.fixed_ms
+    queues: Milliseconds = board.queues_ms
+    decodes: Milliseconds | None = None
     if class_ == "batch":
-        decodes = board.output_ms * float(output_tokens)
+        decodes = cast(Milliseconds, board.output_ms * float(output_tokens))
         costs += decodes
     saved = _credit(board, costs, prefixes, blocks, prompt_tokens) if blocks else None
     if part.places is not None:

@@ -1,14 +1,9 @@
 """What choosing hands to the gateway: the site, and all that its decision will keep."""
 
 from collections.abc import Sequence
-from typing import Final
-
-import numpy as np
 
 from isochrone.core.ids import SiteName
 from isochrone.core.routing.choice import Decision, Ground, Milliseconds, Refused
-
-_FLOAT32: Final = np.dtype("<f4")
 
 
 class Choice:
@@ -47,7 +42,7 @@ class Choice:
 
     def costs_ms(self) -> bytes:
         """As `Decision.costs_ms`."""
-        return self.costs.astype(_FLOAT32).tobytes()
+        return self.costs.tobytes()
 
     def queues_ms(self) -> bytes:
         """As `Decision.queues_ms`."""
@@ -55,7 +50,7 @@ class Choice:
 
     def decodes_ms(self) -> bytes:
         """As `Decision.decodes_ms`."""
-        return b"" if self.decodes is None else self.decodes.astype(_FLOAT32).tobytes()
+        return b"" if self.decodes is None else self.decodes.tobytes()
 
     def decision(
         self, *, actual_ttft_ms: float | None = None, tried: Sequence[Refused] = ()

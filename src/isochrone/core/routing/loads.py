@@ -56,15 +56,24 @@ class SiteLoad:
     dispatches: set["Dispatch"] = field(default_factory=set)
 
 
-@dataclass(slots=True, eq=False)
 class Dispatch:
-    """One request on its way to a site, or served there: the ticket to say that it ended."""
+    """One request on its way to a site, or served there: the ticket to say that it ended.
 
-    at: SiteLoad
-    load: ModelLoad
-    prompt_tokens: int
-    output_tokens: int
-    arrives_ns: int  # a digest heard before this cannot have counted it
+    A digest heard before `arrives_ns` cannot have counted it. No dataclass: one is made for every
+    request.
+    """
+
+    __slots__ = ("arrives_ns", "at", "load", "output_tokens", "prompt_tokens")
+
+    def __init__(
+        self, at: SiteLoad, load: ModelLoad, prompt_tokens: int, output_tokens: int,
+        arrives_ns: int,
+    ) -> None:
+        self.at = at
+        self.load = load
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.arrives_ns = arrives_ns
 
 
 class Loads:
