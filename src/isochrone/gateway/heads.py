@@ -92,7 +92,7 @@ class HeadMemory(Generic[T]):
     """What is known of a head by its bytes without what is cut out. Bounded: when it is full,
     everything is forgotten at once."""
 
-    __slots__ = ("_after", "_before", "_known", "_last", "_max_body_bytes")
+    __slots__ = ("_after", "_before", "_is_hop", "_known", "_last", "_max_body_bytes")
 
     def __init__(self, max_body_bytes: int) -> None:
         self._known: dict[bytes, T] = {}
@@ -100,6 +100,7 @@ class HeadMemory(Generic[T]):
         # The head that came last, up to its digits and behind them: most come again at once.
         self._before = self._after = b"\0"
         self._last: T | None = None
+        self._is_hop = False  # of that head the hop is cut out, too
 
     def recall(self, data: bytes) -> tuple[T, bytes, bytes] | None:
         """(what is known, body, value of the hop) when `data` is one whole message whose head is
@@ -109,7 +110,7 @@ class HeadMemory(Generic[T]):
             return self._look_up(data)
         begin, hop = len(before), b""
         stop = data.find(b"\r\n", begin)
-        if before.endswith(_HOP):
+        if self._is_hop:
             hop = _hop_value(data, begin, stop)
             if hop == b"":
                 return None
@@ -135,6 +136,7 @@ class HeadMemory(Generic[T]):
         if known is None:
             return None
         self._before, self._after, self._last = before, after, known
+        self._is_hop = before.endswith(_HOP)
         return self.recall(data)
 
     def learn(self, data: bytes, headers: Mapping[bytes, bytes], known: T) -> None:
