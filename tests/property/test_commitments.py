@@ -6,10 +6,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from isochrone.core.admission.allowance import BURST_S, Allowance
 from isochrone.core.admission.entitlement import choose_voters, divide_sold
-from isochrone.core.admission.loans import LOAN_NS
-from isochrone.core.admission.stewards import TERM_NS
+from isochrone.core.admission.loans import LOAN_NS, Ask, BorrowedSlice, LentSlice
+from isochrone.core.admission.stewards import TERM_NS, Candidate, Stand, Voter
 from isochrone.core.ids import SiteName
-from tests.fixtures.sold_cloud import MS, SECOND_NS, TICK_NS, SoldCloud, an_entitlement
+from tests.fixtures.sold_cloud import (
+    ID,
+    MS,
+    SECOND_NS,
+    TICK_NS,
+    WALL,
+    SoldCloud,
+    an_entitlement,
+)
 
 HOMES = ("ashburn", "frankfurt", "oslo", "sydney")
 SPARE = "tokyo"  # has no slice
@@ -159,6 +167,55 @@ def test_a_home_that_comes_back_gets_its_slice_back(
     assert cloud.usable(home) >= tok_s[home]
 
 
+@given(tok_s=slices, seed=st.integers(0, 1000), home=st.sampled_from(HOMES))
+@settings(max_examples=25)
+def test_a_steward_that_starts_anew_waits_for_what_it_lent_in_its_former_life(
+    tok_s: dict[str, int], seed: int, home: str
+) -> None:
+    cloud = SoldCloud(an_entitlement(tok_s), VOTERS, seed, extra=(SPARE,))
+    cloud.places[SPARE].asks = 2 * cloud.entitlement.tok_s
+    cloud.pass_ms(40_000)
+    assert cloud.usable(SPARE) == cloud.entitlement.tok_s
+    cloud.crash(home)
+    cloud.start(home)
+    cloud.places[home].asks = 20 * tok_s[home]
+    cloud.pass_ms(3 * TERM_NS // MS)
+    assert cloud.usable(home) >= tok_s[home]
+
+
+def test_a_vote_that_comes_after_standing_down_counts_nothing() -> None:
+    """Else it would make a steward of one whose vote is free again."""
+    voters = (SiteName("ashburn"),)
+    candidate = Candidate(SiteName("oslo"), SiteName("sydney"), 1)
+    voter = Voter(SiteName("ashburn"), -TERM_NS)
+    vote = voter.hear(candidate.stand(1, 0), 0)
+    assert vote is not None
+    down = candidate.stand_down(SECOND_NS)
+    assert down is not None
+    voter.release(down)
+    candidate.hear(vote, voters)
+    assert candidate.until_ns == 0
+
+
+def test_numbers_are_never_used_twice_in_a_life() -> None:
+    cloud = SoldCloud(an_entitlement({"oslo": 10}), ("oslo",), 1, extra=("tokyo",))
+    cloud.crash("oslo")
+    commitments = cloud.places["tokyo"].commitments
+    assert commitments is not None
+    allowance = commitments.allowance(ID)
+    assert allowance is not None
+    seen: list[int] = []
+    stands = 0
+    for step in range(1, 200):
+        allowance.spend(10, step * SECOND_NS)
+        for letter in commitments.tick(step * SECOND_NS, WALL, cloud.rng):
+            if isinstance(letter.message, Ask | Stand):
+                seen.append(letter.message.number)
+                stands += isinstance(letter.message, Stand)
+    assert stands > 5, "it stood for the home that is gone, gave up, and stood again"
+    assert len(set(seen)) == len(seen)
+
+
 @given(tok_s=slices, seed=st.integers(0, 1000))
 @settings(max_examples=15)
 def test_a_site_that_is_cut_off_stops_before_others_begin(
@@ -193,8 +250,6 @@ def test_only_sites_that_may_process_it_honour_it(
 @given(tok_s=slices, seed=st.integers(0, 1000))
 @settings(max_examples=10)
 def test_nothing_is_honoured_outside_the_window(tok_s: dict[str, int], seed: int) -> None:
-    from tests.fixtures.sold_cloud import WALL
-
     ends_at = WALL + 40 * SECOND_NS
     cloud = SoldCloud(an_entitlement(tok_s, ends_at=ends_at), VOTERS, seed)
     cloud.places["oslo"].asks = cloud.entitlement.tok_s
@@ -257,3 +312,48 @@ def test_voters_are_an_odd_number_of_the_first_sites(sites: list[SiteName]) -> N
     assert len(voters) % 2 == 1
     assert voters == tuple(sites[: len(voters)])
     assert len(voters) >= len(sites) - 1 or len(voters) == 5
+
+
+drifts = st.integers(-900, 900)
+
+
+def real_ns(clock_ns: int, drift_ppm: int) -> float:
+    """The true instant at which a clock shows this, both from 0."""
+    return clock_ns / (1 + drift_ppm / 1e6)
+
+
+@given(drifts, drifts, st.integers(0, 3_600_000), st.integers(0, 14_000), st.integers(0, 14_000))
+def test_a_term_is_over_before_the_votes_for_it_lapse(
+    fast_ppm: int, slow_ppm: int, at_ms: int, there_ms: int, back_ms: int
+) -> None:
+    """Whatever the clocks, as long as none is wrong by a part in a thousand."""
+    candidate = Candidate(SiteName("oslo"), SiteName("sydney"), 1)
+    voter = Voter(SiteName("ashburn"), -TERM_NS)
+    asked_real_ns = at_ms * MS
+    stand = candidate.stand(1, int(asked_real_ns * (1 + slow_ppm / 1e6)))
+    heard_real_ns = asked_real_ns + there_ms * MS
+    heard_ns = int(heard_real_ns * (1 + fast_ppm / 1e6))
+    vote = voter.hear(stand, heard_ns)
+    assert vote is not None
+    candidate.hear(vote, (SiteName("ashburn"),))
+    rival = Stand(home=SiteName("oslo"), site=SiteName("tokyo"), life=1, number=1)
+    over_real_ns = real_ns(candidate.until_ns, slow_ppm)
+    still = voter.hear(rival, int(over_real_ns * (1 + fast_ppm / 1e6)))
+    assert still is not None
+    assert still.steward == "sydney"
+
+
+@given(drifts, drifts, st.integers(0, 3_600_000), st.integers(0, 4_000))
+def test_a_loan_is_over_before_its_lender_uses_it_again(
+    fast_ppm: int, slow_ppm: int, at_ms: int, there_ms: int
+) -> None:
+    slice_ = LentSlice(100)
+    borrowed = BorrowedSlice(ID, SiteName("oslo"), SiteName("tokyo"), 1)
+    asked_real_ns = at_ms * MS
+    ask = borrowed.ask(1, 60, int(asked_real_ns * (1 + slow_ppm / 1e6)))
+    lent_ns = int((asked_real_ns + there_ms * MS) * (1 + fast_ppm / 1e6))
+    loan = slice_.hear(ask, 0, lent_ns + TERM_NS, lent_ns)
+    assert loan is not None
+    borrowed.hear(loan)
+    over_real_ns = real_ns(borrowed.until_ns, slow_ppm)
+    assert slice_.own_tok_s(int(over_real_ns * (1 + fast_ppm / 1e6))) == 40

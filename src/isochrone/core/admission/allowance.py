@@ -35,6 +35,10 @@ class Allowance:
         self.tok_s, self._until_ns = tok_s, until_ns
         self._level = min(self._level, tok_s * BURST_S * _SECOND_NS)
 
+    def rate_tok_s(self, now_ns: int) -> int:
+        """At what rate it fills now."""
+        return self.tok_s if now_ns < self._until_ns else 0
+
     def spend(self, tokens: int, now_ns: int) -> bool:
         """Take what a request is expected to use; False when it is not there."""
         self._asked += tokens
