@@ -1,4 +1,4 @@
-"""What was sold is never honoured twice, whatever happens, and is reachable while capacity stands."""
+"""What was sold is never honoured twice, whatever happens, and is reachable while sites stand."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,6 +197,20 @@ def test_a_vote_that_comes_after_standing_down_counts_nothing() -> None:
     assert candidate.until_ns == 0
 
 
+def test_another_life_of_the_same_site_is_another_candidate() -> None:
+    """What its former life lent may still be used."""
+    voter = Voter(SiteName("ashburn"), -TERM_NS)
+    former = Stand(home=SiteName("oslo"), site=SiteName("oslo"), life=1, number=1)
+    later = Stand(home=SiteName("oslo"), site=SiteName("oslo"), life=2, number=9)
+    assert voter.hear(former, 0) is not None
+    vote = voter.hear(later, SECOND_NS)
+    assert vote is not None
+    assert vote.steward == "oslo"
+    vote = voter.hear(later, TERM_NS)
+    assert vote is not None
+    assert vote.steward is None
+
+
 def test_numbers_are_never_used_twice_in_a_life() -> None:
     cloud = SoldCloud(an_entitlement({"oslo": 10}), ("oslo",), 1, extra=("tokyo",))
     cloud.crash("oslo")
@@ -206,9 +220,11 @@ def test_numbers_are_never_used_twice_in_a_life() -> None:
     assert allowance is not None
     seen: list[int] = []
     stands = 0
+    began_ns = cloud.places["tokyo"].clock_ns(0)
     for step in range(1, 200):
-        allowance.spend(10, step * SECOND_NS)
-        for letter in commitments.tick(step * SECOND_NS, WALL, cloud.rng):
+        now_ns = began_ns + step * SECOND_NS
+        allowance.spend(10, now_ns)
+        for letter in commitments.tick(now_ns, WALL, cloud.rng):
             if isinstance(letter.message, Ask | Stand):
                 seen.append(letter.message.number)
                 stands += isinstance(letter.message, Stand)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -139,7 +140,8 @@ class AnySite(RuleBasedStateMachine):
             )
             may = not first.firm or firm[CLASSES[ticket.rank]] < line.floor
             if first.stops == ticket.stops == 0:  # what was stopped went to the front
-                assert not (may or committed < queue.slots)
+                assert not may
+                assert committed >= queue.slots
 
     @invariant()
     def nobody_waits_beyond_its_time(self) -> None:
@@ -204,10 +206,9 @@ def test_gateways_of_a_site_part_its_slots(slots: int, gateways: int) -> None:
 
 
 def a_policy(reclaim_ms: float = RECLAIM_MS, **classes_: ClassRule) -> SitePolicy:
-    many = {"queue_most": 1000, "wait_ms": 1e7}
     open_ = {
-        "reserved": ClassRule(share=6, **many), "on_demand": ClassRule(share=3, **many),
-        "batch": ClassRule(share=1, **many),
+        class_: ClassRule(share=share, queue_most=1000, wait_ms=1e7)
+        for class_, share in (("reserved", 6.0), ("on_demand", 3.0), ("batch", 1.0))
     }
     return SitePolicy(reclaim_ms=reclaim_ms, **{**open_, **classes_})  # type: ignore[arg-type]
 
@@ -232,8 +233,8 @@ def test_a_floor_holds_under_five_times_the_load_of_another_class(
 ) -> None:
     """The other class offers five times what all slots can do, long and short requests alike; the
     reserved class asks for just its floor, and gets each slot within the time to reclaim."""
-    many = {"queue_most": 50, "wait_ms": 1e7}
-    site = BusySite(a_policy(reserved=ClassRule(floor=floor, share=1, **many)), slots)  # type: ignore[arg-type]
+    rule_ = ClassRule(floor=floor, share=1, queue_most=50, wait_ms=1e7)
+    site = BusySite(a_policy(reserved=rule_), slots)
     rng = stream(seed, "crowd")
     own = site.queue.line("reserved").floor
     for step in range(120):
@@ -385,7 +386,7 @@ def test_refused_requests_are_told_different_times(slots: int, size: int, refuse
         answer = site.offer("on_demand", "t", size)
         assert isinstance(answer, Refused)
         times.append(answer.retry_after_ns or 0)
-    apart = [later - sooner for sooner, later in zip(times, times[1:], strict=False)]
+    apart = [later - sooner for sooner, later in pairwise(times)]
     assert all(each >= int(size * SLOT_NS / slots) - 1 for each in apart)
 
 
@@ -427,7 +428,7 @@ def test_a_full_queue_still_has_room_for_another_tenant(
 @given(policies, classes)
 def test_an_unusable_policy_is_told_in_full(policy: SitePolicy, class_: Class) -> None:
     rule_ = replace(policy.rules()[RANK[class_]], floor=0.99, share=0.0, queue_most=-1, wait_ms=-1)
-    wrong = replace(policy, **{class_: rule_}, reclaim_ms=-1.0, output_weight=0)  # type: ignore[arg-type]
+    wrong = replace(policy, **{class_: rule_}, reclaim_ms=-1.0, output_weight=0)
     problems = check_policy(wrong)
     assert len(problems) >= 6
     assert all(problem.startswith((class_, "the floors", "reclaim", "output")) for problem in
