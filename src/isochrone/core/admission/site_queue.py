@@ -147,6 +147,8 @@ class SiteQueue:
             return refused
         self._enqueue(line, ticket, wait_ns or line.wait_ns, now_ns, first=False)
         self._dispatch(now_ns)
+        if ticket.state == "running":  # the ticket says so: no command is needed
+            self.outbox = [each for each in self.outbox if each.ticket is not ticket]
         return ticket
 
     def first_byte(self, ticket: Ticket) -> None:
