@@ -11,8 +11,9 @@ from isochrone.control.entries import (
     with_serial,
 )
 from isochrone.control.fleet_state import worth_writing
-from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
+from isochrone.core.ids import EntitlementId, KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
 from isochrone.core.world.digest import ProbedRtt, SiteDigest
+from isochrone.core.world.entitlement import Entitlement, Slice, Voters
 from isochrone.core.world.model import Deployment, Desired, EngineSpec
 from isochrone.core.world.site import Link, RttSource, Site, SiteLinks
 from isochrone.core.world.tenant import ApiKey, KeyShard, Policy
@@ -37,6 +38,14 @@ def a_deployment(replicas: int = 1) -> Deployment:
     )
 
 
+def an_entitlement() -> Entitlement:
+    return Entitlement(
+        id=EntitlementId("e"), org_id=OrgId("o"), project_id=None, model=TINY, class_="reserved",
+        tok_s=5, residency=("AU",), starts_at=1, ends_at=2,
+        slices=(Slice(site=SYDNEY, tok_s=5),),
+    )
+
+
 def a_snapshot() -> Snapshot:
     site = Site(
         name=SYDNEY, country="AU", operator=None, parent=None, latitude_deg=0.0,
@@ -49,6 +58,7 @@ def a_snapshot() -> Snapshot:
         sites=(site,), removed_sites=(GONE,), links=(SiteLinks(site=SYDNEY, links=()),),
         models=(), deployments=(a_deployment(),), policies=(policy,),
         keys=(a_key("k1", "aa1"), a_key("k2", "aa0"), a_key("k3", "bb")),
+        entitlements=(an_entitlement(),), voters=Voters(sites=(SYDNEY,)),
     )
 
 
@@ -64,7 +74,8 @@ def test_every_entry_has_its_place_and_kind() -> None:
     wanted = wanted_entries(a_snapshot())
     assert list(wanted) == [
         view("policy.any"), view("site.sydney"), view("links.sydney"),
-        view(subjects.deployment_key("sydney", "tiny")), view("keys.aa"), view("keys.bb"),
+        view(subjects.deployment_key("sydney", "tiny")), view("voters"),
+        view("entitlement.e"), view("keys.aa"), view("keys.bb"),
         desired("sydney"), desired("gone"),
     ]
     for place, noun in wanted.items():

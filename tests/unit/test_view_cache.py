@@ -5,8 +5,9 @@ import asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from isochrone.adapters.packaged import load_blocs, load_hardware
-from isochrone.core.ids import KeyId, OrgId, PolicyId, ProjectId, SiteName
+from isochrone.core.ids import EntitlementId, KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
 from isochrone.core.residency.rule import Denied
+from isochrone.core.world.entitlement import Entitlement, Slice, Voters
 from isochrone.core.world.site import Site
 from isochrone.core.world.tenant import ApiKey, KeyShard, Policy
 from isochrone.gateway.view_cache import Data, ViewCache
@@ -30,6 +31,27 @@ KEY = ApiKey(
 def entry(key: str, noun: object) -> Entry:
     value = fleet.sign(noun, bucket=subjects.VIEW_BUCKET, key=key, serial=1, signer=SIGNER)
     return Entry(key=key, value=value, revision=1)
+
+
+def test_what_was_sold_comes_and_goes_with_the_view() -> None:
+    sold = Entitlement(
+        id=EntitlementId("e"), org_id=OrgId("o"), project_id=None, model=ModelName("tiny"),
+        class_="reserved", tok_s=5, residency=("AU",), starts_at=1, ends_at=2,
+        slices=(Slice(site=SITE.name, tok_s=5),),
+    )
+    view = ViewCache(
+        SITE.name, SIGNER.public_key().public_bytes_raw().hex(),
+        Data(blocs=load_blocs(), hardware=load_hardware()),
+    )
+    key = subjects.entitlement_key(sold.id)
+    view.on_view_entry(entry(key, sold))
+    view.on_view_entry(entry(subjects.VOTERS_KEY, Voters(sites=(SITE.name,))))
+    assert list(view.entitlements.values()) == [sold]
+    assert view.voters == Voters(sites=(SITE.name,))
+    for gone in (key, subjects.VOTERS_KEY):
+        view.on_view_entry(Entry(key=gone, value=None, revision=2))
+    assert not view.entitlements
+    assert view.voters is None
 
 
 def test_a_key_never_works_before_its_policy() -> None:

@@ -9,6 +9,7 @@ import typer
 from isochrone.cli import (
     chat,
     check,
+    entitlements,
     explain,
     keys,
     models,
@@ -37,6 +38,7 @@ for group in (up, status, sites, chat, models, usage, explain, replay, check, pr
     group.register(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(policies.app, name="policies")
+app.add_typer(entitlements.app, name="entitlement")
 
 
 @app.command()

@@ -10,13 +10,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from isochrone.core.ids import SiteName
+from isochrone.core.world.entitlement import Entitlement, Voters
 from isochrone.core.world.model import Deployment, Desired, EngineSpec, Model
 from isochrone.core.world.site import Site, SiteLinks
 from isochrone.core.world.tenant import ApiKey, KeyShard, Policy
 from isochrone.ports.estate import Snapshot
 from isochrone.wire import fleet, subjects
 
-Noun = Site | SiteLinks | Model | Deployment | Policy | KeyShard | Desired
+Noun = (
+    Site | SiteLinks | Model | Deployment | Policy | KeyShard | Entitlement | Voters | Desired
+)
 
 
 class Place(NamedTuple):
@@ -40,7 +43,7 @@ def kind_of(place: Place) -> type[Noun] | None:
         return Desired if place.key == subjects.DESIRED_KEY else None
     kinds: dict[str, type[Noun]] = {
         "site": Site, "links": SiteLinks, "model": Model, "deployment": Deployment,
-        "policy": Policy, "keys": KeyShard,
+        "policy": Policy, "keys": KeyShard, "entitlement": Entitlement, "voters": Voters,
     }
     return kinds.get(place.key.partition(".")[0])
 
@@ -65,6 +68,10 @@ def wanted_entries(snapshot: Snapshot) -> dict[Place, Noun]:
             view[subjects.deployment_key(deployment.site, deployment.model)] = replace(
                 deployment, engine=_without_place(deployment.engine)
             )
+    if snapshot.voters is not None:
+        view[subjects.VOTERS_KEY] = snapshot.voters
+    for entitlement in snapshot.entitlements:
+        view[subjects.entitlement_key(entitlement.id)] = entitlement
     for shard in _shards(snapshot.keys):
         view[subjects.keys_key(shard.shard)] = shard
     entries = {Place(subjects.VIEW_BUCKET, key): noun for key, noun in view.items()}

@@ -15,6 +15,7 @@ PolicyId = NewType("PolicyId", str)
 SiteName = NewType("SiteName", str)
 ModelName = NewType("ModelName", str)
 ReplicaId = NewType("ReplicaId", str)
+EntitlementId = NewType("EntitlementId", str)
 
 RANDOM_BITS: Final = 76  # two of them make room for the variant
 

@@ -20,6 +20,7 @@ from isochrone.core.estimate.hardware import HardwareTable
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.routing.table import RoutingTable, compile_table
+from isochrone.core.world.entitlement import Entitlement, Voters
 from isochrone.core.world.model import Model, Replica
 from isochrone.core.world.site import Link, Site, SiteLinks
 from isochrone.core.world.tenant import KeyShard, Policy
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 COMPILE_DELAY_S = 0.02  # changes that arrive together are compiled once
 WARN_S = 60.0
+_NOT_COMPILED = ("keys", "entitlement", "voters")  # the routes do not depend on them
 
 log = structlog.get_logger()
 
@@ -83,6 +85,8 @@ class ViewCache:
         self._models: dict[str, Model] = {}
         self._deployed: dict[str, Deployed] = {}
         self._policies: dict[PolicyId, Policy] = {}
+        self.entitlements: dict[str, Entitlement] = {}  # by entry key
+        self.voters: Voters | None = None
         self._names: dict[str, SiteName | PolicyId] = {}  # by entry key, to undo deletions
         self._watches: list[Watch] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -206,7 +210,7 @@ class ViewCache:
                 return
             self.entries[entry.key] = entry.value
         self.version += 1
-        if kind != "keys":
+        if kind not in _NOT_COMPILED:
             self._compile_soon()
 
     def _hear_replica(self, entry: Entry) -> None:
@@ -271,6 +275,19 @@ class ViewCache:
                     self._recompile()  # a new key's policy came just before it
                 self.keys.put(shard)
             return shard is not None
+        return self._take_sold(kind, key, value)
+
+    def _take_sold(self, kind: str, key: str, value: bytes) -> bool:
+        if kind == "entitlement":
+            sold = self._open(key, value, Entitlement)
+            if sold is not None:
+                self.entitlements[key] = sold
+            return sold is not None
+        if kind == "voters":
+            voters = self._open(key, value, Voters)
+            if voters is not None:
+                self.voters = voters
+            return voters is not None
         return False
 
     def _open(self, key: str, value: bytes, kind: type[T]) -> T | None:
@@ -296,6 +313,10 @@ class ViewCache:
             self._deployed.pop(key, None)
         elif kind == "policy":
             self._policies.pop(PolicyId(self._names.pop(key, "")), None)
+        elif kind == "entitlement":
+            self.entitlements.pop(key, None)
+        elif kind == "voters":
+            self.voters = None
         elif kind == "keys":
             self.keys.drop(key.partition(".")[2])
 

@@ -1,8 +1,8 @@
 """Estate: sites, links, models, deployments and how sites join, in the book of record.
 
 Synchronous on purpose: one call is one transaction, instants and hashes of secrets are arguments.
-The estate belongs to the operator of the cloud; only keys and policies in the `Snapshot` carry
-tenants. All calls raise StoreUnavailable when the book is away.
+The estate belongs to the operator of the cloud; only keys, policies and entitlements in the
+`Snapshot` carry tenants. All calls raise StoreUnavailable when the book is away.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.world.entitlement import Entitlement, Voters
 from isochrone.core.world.model import Deployment, Model
 from isochrone.core.world.site import Link, Site, SiteLinks
 from isochrone.core.world.tenant import ApiKey, Policy
@@ -31,7 +32,8 @@ class Intent:
 class Snapshot:
     """Everything that gateways and agents are told, as one transaction saw it.
 
-    `removed_sites` are told to run nothing. `keys` holds live keys only.
+    `removed_sites` are told to run nothing. `keys` holds live keys only, `entitlements` what is
+    not revoked; `voters` is None before the first of them.
     """
 
     sites: tuple[Site, ...]
@@ -41,6 +43,8 @@ class Snapshot:
     deployments: tuple[Deployment, ...]
     policies: tuple[Policy, ...]
     keys: tuple[ApiKey, ...]
+    entitlements: tuple[Entitlement, ...] = ()
+    voters: Voters | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

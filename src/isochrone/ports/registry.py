@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from isochrone.ports.entitlements import Entitlements
 from isochrone.ports.estate import Estate
 from isochrone.ports.leases import Leases
 from isochrone.ports.tenants import Tenants
@@ -9,8 +10,9 @@ from isochrone.ports.tenants import Tenants
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
-    """The three parts of the registry over one database."""
+    """The parts of the registry over one database."""
 
     tenants: Tenants
     estate: Estate
     leases: Leases
+    entitlements: Entitlements

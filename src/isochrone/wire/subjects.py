@@ -59,6 +59,11 @@ def keys_key(shard: str) -> str:
     return f"keys.{shard}"
 
 
+def entitlement_key(entitlement_id: str) -> str:
+    return f"entitlement.{entitlement_id}"
+
+
+VOTERS_KEY = "voters"
 DESIRED_KEY = "desired"
 
 

@@ -8,6 +8,7 @@ import msgspec
 import psycopg
 from psycopg.rows import TupleRow
 
+from isochrone.adapters.postgres.entitlements import chosen_voters, live_entitlements
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.tenants import policy_of_row
@@ -94,6 +95,8 @@ class PostgresEstate:
                         " FROM api_keys WHERE revoked_at IS NULL ORDER BY id"
                     )
                 ),
+                entitlements=live_entitlements(connection),
+                voters=chosen_voters(connection),
             )
 
     def sites(self, page: Page) -> Sequence[Site]:

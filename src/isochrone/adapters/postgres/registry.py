@@ -1,5 +1,6 @@
-"""The registry on PostgreSQL: tenants, estate and leases over one pool."""
+"""The registry on PostgreSQL: tenants, estate, leases and entitlements over one pool."""
 
+from isochrone.adapters.postgres.entitlements import PostgresEntitlements
 from isochrone.adapters.postgres.estate import PostgresEstate
 from isochrone.adapters.postgres.leases import PostgresLeases
 from isochrone.adapters.postgres.pool import Pool
@@ -8,7 +9,8 @@ from isochrone.ports.registry import Registry
 
 
 def open_registry(pool: Pool) -> Registry:
-    """The three parts of the registry on `pool`, which stays the caller's to close."""
+    """The parts of the registry on `pool`, which stays the caller's to close."""
     return Registry(
-        tenants=PostgresTenants(pool), estate=PostgresEstate(pool), leases=PostgresLeases(pool)
+        tenants=PostgresTenants(pool), estate=PostgresEstate(pool), leases=PostgresLeases(pool),
+        entitlements=PostgresEntitlements(pool),
     )

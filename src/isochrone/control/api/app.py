@@ -6,6 +6,7 @@ from isochrone import __version__
 from isochrone.control.api import (
     deployments,
     docs,
+    entitlements,
     keys,
     models,
     organisations,
@@ -24,8 +25,8 @@ from isochrone.control.api.limits import BodyLimit
 PREFIX = "/api/v1"
 
 RESOURCES = (
-    status, organisations, projects, principals, policies, keys, models, sites, deployments,
-    usage, requests,
+    status, organisations, projects, principals, policies, keys, entitlements, models, sites,
+    deployments, usage, requests,
 )
 
 

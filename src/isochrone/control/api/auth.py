@@ -18,7 +18,8 @@ from isochrone.core.world.tenant import Role, Scope
 
 Right = Literal[
     "organisations.write", "estate.write", "estate.details", "projects.write", "principals",
-    "keys.write", "keys.read", "policies.write", "usage.read",
+    "keys.write", "keys.read", "policies.write", "usage.read", "entitlements.write",
+    "entitlements.read",
 ]
 CallerRole = Role | Literal["key"]
 
@@ -27,17 +28,24 @@ RIGHTS: dict[CallerRole, frozenset[Right]] = {
         (
             "organisations.write", "estate.write", "estate.details", "projects.write",
             "principals", "keys.write", "keys.read", "policies.write", "usage.read",
+            "entitlements.write", "entitlements.read",
         )
     ),
     "owner": frozenset(
-        ("projects.write", "principals", "keys.write", "keys.read", "policies.write", "usage.read")
+        (
+            "projects.write", "principals", "keys.write", "keys.read", "policies.write",
+            "usage.read", "entitlements.read",
+        )
     ),
     "admin": frozenset(
-        ("projects.write", "keys.write", "keys.read", "policies.write", "usage.read")
+        (
+            "projects.write", "keys.write", "keys.read", "policies.write", "usage.read",
+            "entitlements.read",
+        )
     ),
-    "developer": frozenset(("keys.write", "keys.read", "usage.read")),
-    "auditor": frozenset(("keys.read", "usage.read")),
-    "billing": frozenset(("usage.read",)),
+    "developer": frozenset(("keys.write", "keys.read", "usage.read", "entitlements.read")),
+    "auditor": frozenset(("keys.read", "usage.read", "entitlements.read")),
+    "billing": frozenset(("usage.read", "entitlements.read")),
     "key": frozenset(("usage.read",)),
 }
 

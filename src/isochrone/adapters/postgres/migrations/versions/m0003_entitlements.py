@@ -1,0 +1,10 @@
+"""Makes the tables of entitlements and of the voters that look after their slices."""
+
+from isochrone.adapters.postgres.migrations.sql import run_beside
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    run_beside(__file__)

@@ -1,0 +1,169 @@
+"""Entitlements, capacity that is sold once and honoured at any allowed site: list, sell, revoke."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, status
+from pydantic import BaseModel, Field
+
+from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.context import Context
+from isochrone.control.api.instants import instant_of
+from isochrone.control.api.paging import Listed, Paging, paging
+from isochrone.control.api.shapes import Body, Identifier, Name, Text
+from isochrone.control.api.writing import Repeat, repeat
+from isochrone.core.admission.entitlement import (
+    allowed_sites,
+    check_entitlement,
+    choose_voters,
+    divide_sold,
+)
+from isochrone.core.errors import InvalidInput
+from isochrone.core.ids import EntitlementId, ModelName, OrgId, ProjectId, SiteName
+from isochrone.core.residency.rule import parse_axis
+from isochrone.core.world.entitlement import Entitlement, Voters
+from isochrone.core.world.site import Site
+from isochrone.core.world.tenant import ANY, Class
+from isochrone.ports.entitlements import StoredEntitlement
+from isochrone.ports.tenants import Page
+
+EVERY = Page(most=1_000_000)
+
+
+class NewEntitlement(Body):
+    """`tok_s`: weighted tokens/s, an output token counting twice. `residency` as in a policy.
+    Instants are RFC 3339 with an offset, or wall nanoseconds; `starts_at` defaults to now."""
+
+    name: Name = "entitlement"
+    org_id: Identifier = "default"
+    project_id: Identifier | None = None
+    model: Text
+    class_: Literal["reserved", "on_demand"] = Field(default="reserved", alias="class")
+    tok_s: int
+    residency: tuple[str, ...] = (ANY,)
+    starts_at: str | None = None
+    ends_at: str
+
+
+class SliceShape(BaseModel):
+    site: str
+    tok_s: int
+
+
+class EntitlementShape(BaseModel):
+    id: str
+    name: str
+    org_id: str
+    project_id: str | None
+    model: str
+    class_: Class = Field(serialization_alias="class")
+    tok_s: int
+    residency: list[str]
+    starts_at: int
+    ends_at: int
+    slices: list[SliceShape]
+    created_at: int
+    revoked_at: int | None
+
+
+def routes(context: Context) -> APIRouter:
+    router = APIRouter(prefix="/entitlements", tags=["tenants"])
+    sold = context.registry.entitlements
+    known = Depends(authenticator(context))
+
+    @router.get("")
+    def list_entitlements(
+        caller: Annotated[Caller, known], page: Annotated[Paging, Depends(paging)]
+    ) -> Listed[EntitlementShape]:
+        """Entitlements that the caller sees, revoked ones too."""
+        caller.need("entitlements.read")
+        rows = sold.entitlements(caller.scope, page.page)
+        return page.listed(rows, _shape, lambda row: row.entitlement.id)
+
+    @router.post("", status_code=status.HTTP_201_CREATED)
+    def sell_entitlement(
+        body: NewEntitlement,
+        caller: Annotated[Caller, known],
+        again: Annotated[Repeat, Depends(repeat)],
+    ) -> EntitlementShape:
+        """Sell capacity; gateways honour it from `starts_at`, within a second of the answer."""
+        caller.need("entitlements.write")
+        made = sold.add(
+            caller.scope,
+            StoredEntitlement(
+                entitlement=_entitlement(context, body), name=body.name, created_at=context.now()
+            ),
+            Voters(sites=choose_voters(_by_standing(context.registry.estate.sites(EVERY)))),
+            once=again.once(caller, body),
+        )
+        context.changed()
+        return _shape(made)
+
+    @router.delete("/{entitlement_id}")
+    def revoke_entitlement(
+        entitlement_id: str, caller: Annotated[Caller, known]
+    ) -> EntitlementShape:
+        """Revoke it for good; requests go on in the class `on_demand`."""
+        caller.need("entitlements.write")
+        id_ = EntitlementId(entitlement_id)
+        revoked = sold.revoke(caller.scope, id_, now=context.now())
+        context.changed()
+        return _shape(revoked)
+
+    return router
+
+
+def _entitlement(context: Context, body: NewEntitlement) -> Entitlement:
+    """With its slices; raises InvalidInput with all faults."""
+    now, estate = context.now(), context.registry.estate
+    ends_at = instant_of("ends_at", body.ends_at)
+    assert ends_at is not None, "the field is needed"
+    entitlement = Entitlement(
+        id=EntitlementId(context.new_id()),
+        org_id=OrgId(body.org_id),
+        project_id=None if body.project_id is None else ProjectId(body.project_id),
+        model=ModelName(body.model),
+        class_=body.class_,
+        tok_s=body.tok_s,
+        residency=tuple(
+            sorted(term for text in body.residency for term in parse_axis(text))
+        ),
+        starts_at=instant_of("starts_at", body.starts_at) or now,
+        ends_at=ends_at,
+        slices=(),
+    )
+    problems = check_entitlement(entitlement, context.blocs, now=now)
+    sites = estate.sites(EVERY)
+    allowed = set(allowed_sites(entitlement.residency, sites, context.blocs))
+    replicas: Counter[SiteName] = Counter()
+    for each in estate.deployments(EVERY):
+        if each.model == entitlement.model and each.replicas and each.site in allowed:
+            replicas[each.site] += each.replicas
+    if not replicas:
+        problems.append(
+            f"model: no site that the residency allows should run {entitlement.model!r}: "
+            "nothing could be honoured"
+        )
+    if problems:
+        raise InvalidInput(problems)
+    return replace(entitlement, slices=divide_sold(entitlement.tok_s, replicas))
+
+
+def _by_standing(sites: Sequence[Site]) -> list[SiteName]:
+    """Those that have joined first; equals by name."""
+    return [
+        site.name for site in sorted(sites, key=lambda each: (each.peer_key is None, each.name))
+    ]
+
+
+def _shape(row: StoredEntitlement) -> EntitlementShape:
+    sold = row.entitlement
+    return EntitlementShape(
+        id=sold.id, name=row.name, org_id=sold.org_id, project_id=sold.project_id,
+        model=sold.model, class_=sold.class_, tok_s=sold.tok_s, residency=list(sold.residency),
+        starts_at=sold.starts_at, ends_at=sold.ends_at,
+        slices=[SliceShape(site=each.site, tok_s=each.tok_s) for each in sold.slices],
+        created_at=row.created_at, revoked_at=row.revoked_at,
+    )

@@ -1,0 +1,92 @@
+"""Allowance: the tokens of an entitlement that one site may spend now without asking anybody.
+
+A bucket that fills at the rate of the site's slice and holds `BURST_S` of it. All buckets of an
+entitlement together never gave more than what was sold for the time that passed and the burst,
+because the slices never add up to more. Exact: levels are integers of 10^-9 tokens.
+"""
+
+BURST_S = 5
+_SECOND_NS = 1_000_000_000
+_DEMAND_S = 5.0  # demand is an average over about so long
+
+
+class Allowance:
+    """Mutable, owned by one event loop; instants are monotonic. `tok_s`: the slice, which holds
+    before `until_ns`; from then on nothing is given until it is set anew."""
+
+    __slots__ = (
+        "_asked", "_at_ns", "_level", "_looked_ns", "_until_ns", "demand_tok_s", "refused", "tok_s",
+    )
+
+    def __init__(self, now_ns: int) -> None:
+        self.tok_s = 0
+        self.demand_tok_s = 0.0
+        self.refused = 0
+        self._level = 0
+        self._at_ns = now_ns
+        self._until_ns = now_ns
+        self._asked = 0
+        self._looked_ns = now_ns
+
+    def set_slice(self, tok_s: int, until_ns: int, now_ns: int) -> None:
+        """From now until before `until_ns` the slice is this. What fits no more is lost: it may
+        be filled up elsewhere already."""
+        self._fill(now_ns)
+        self.tok_s, self._until_ns = tok_s, until_ns
+        self._level = min(self._level, tok_s * BURST_S * _SECOND_NS)
+
+    def rate_tok_s(self, now_ns: int) -> int:
+        """At what rate it fills now."""
+        return self.tok_s if now_ns < self._until_ns else 0
+
+    def spend(self, tokens: int, now_ns: int) -> bool:
+        """Take what a request is expected to use; False when it is not there."""
+        self._asked += tokens
+        self._fill(now_ns)
+        if now_ns >= self._until_ns or self._level < tokens * _SECOND_NS:
+            self.refused += 1
+            return False
+        self._level -= tokens * _SECOND_NS
+        return True
+
+    def settle(self, expected_tokens: int, used_tokens: int, now_ns: int) -> None:
+        """A request that was let in used more or less than expected. A debt is paid off by what
+        comes in; what comes back is kept as far as the bucket holds it."""
+        self._asked += used_tokens - expected_tokens
+        self._fill(now_ns)
+        level = self._level + (expected_tokens - used_tokens) * _SECOND_NS
+        self._level = min(level, self.tok_s * BURST_S * _SECOND_NS)
+
+    def left(self, now_ns: int) -> int:
+        """Whole tokens that could be spent now; never negative."""
+        self._fill(now_ns)
+        return max(self._level // _SECOND_NS, 0) if now_ns < self._until_ns else 0
+
+    def wait_ns(self, tokens: int, now_ns: int) -> int | None:
+        """When so many could be spent, if the slice stays and nobody spends; None if never."""
+        self._fill(now_ns)
+        lacking = tokens * _SECOND_NS - self._level
+        if lacking <= 0:
+            return 0
+        if tokens > self.tok_s * BURST_S:
+            return None
+        return -(-lacking // self.tok_s)
+
+    def measure(self, now_ns: int) -> None:
+        """About once a second: renew `demand_tok_s`, what was asked for, given or not."""
+        passed_s = (now_ns - self._looked_ns) / 1e9
+        if passed_s <= 0:
+            return
+        newest = min(passed_s / _DEMAND_S, 1.0)
+        rate = max(self._asked, 0) / passed_s
+        self.demand_tok_s += (rate - self.demand_tok_s) * newest
+        self._asked, self._looked_ns = 0, now_ns
+
+    def _fill(self, now_ns: int) -> None:
+        """What came in since the last look, for as long as the slice held."""
+        end_ns = min(now_ns, self._until_ns)
+        if end_ns > self._at_ns:
+            level = self._level + (end_ns - self._at_ns) * self.tok_s
+            self._level = min(level, self.tok_s * BURST_S * _SECOND_NS)
+        if now_ns > self._at_ns:
+            self._at_ns = now_ns

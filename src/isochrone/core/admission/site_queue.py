@@ -1,0 +1,413 @@
+"""Decides which request runs next at a site, for one model: classes, tenants, queues, refusals.
+
+Requests are offered; each starts at once, waits, or is refused with the time after which it would
+be taken. Floors go first, then the class that had least for its share, then the tenant that had
+least of its class. What a floor lends comes back within the policy's `reclaim_ms`: long requests
+that nobody may stop never take a floor's slot. Mutable, owned by one event loop; time is an
+argument; what the driver has to do is put into `outbox`. See docs/admission.md.
+"""
+
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from typing import Literal
+
+from isochrone.core.admission.classes import BATCH, CLASSES, RANK, ClassRule, SitePolicy, divide
+from isochrone.core.admission.fair_order import FairOrder, Ticket
+from isochrone.core.world.tenant import Class
+
+RefusalReason = Literal["queue_full", "would_expire", "expired", "class_closed", "no_capacity"]
+
+NEVER_NS = 1 << 63
+MOST_PROMISED_NS = 30_000_000_000  # so far apart are refused requests told to come back, at most
+_VIRTUAL = 1_000_000  # counters of classes are in tokens by share, times this
+_KEPT = 0.98  # of earlier measurements, with each request that ends: about the last fifty count
+_SEED_TOKENS = 1000.0
+_SPARE_DEADLINES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a request is not served here now. `retry_after_ns`: when it would start, if those who
+    wait and those who were told a time before are all served first; None when nobody knows."""
+
+    reason: RefusalReason
+    retry_after_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A request that waited runs from now on: send it to an engine."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A running request must give up its slot: stop it, then call `stopped`. It is of the class
+    `batch`, or no byte of its answer has come yet."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class TurnAway:
+    """A request that waited is refused after all."""
+
+    ticket: Ticket
+    refused: Refused
+
+
+Command = Start | Stop | TurnAway
+
+
+class ClassLine:
+    """One class. `firm`, `stopping`: how many of its `running` requests are; `tokens`: of those
+    that run. `virtual`: what it was served for its share while there was a queue."""
+
+    __slots__ = (
+        "ceiling", "firm", "floor", "order", "per_token", "promised_ns", "queue_most", "running",
+        "share", "stopping", "tickets", "tokens", "virtual", "wait_ns",
+    )
+
+    def __init__(self, rule: ClassRule) -> None:
+        self.share = rule.share
+        self.per_token = round(_VIRTUAL / rule.share)
+        self.queue_most = rule.queue_most
+        self.wait_ns = int(rule.wait_ms * 1e6)
+        self.floor = 0
+        self.ceiling = 0
+        self.running = 0
+        self.firm = 0
+        self.stopping = 0
+        self.tokens = 0
+        self.virtual = 0
+        self.promised_ns = 0
+        self.order = FairOrder()
+        self.tickets: dict[Ticket, None] = {}  # those that run, in the order of their start
+
+
+class SiteQueue:
+    """`slots`: how many requests its engines, or its part of them, take at once. `slot_ns`: how
+    long a slot is busy for one weighted token, until that is measured."""
+
+    def __init__(self, policy: SitePolicy, slots: int, slot_ns: float) -> None:
+        self.policy = policy
+        self.slots = 0
+        self.running = 0
+        self.queued = 0
+        self.slot_ns = slot_ns
+        self.outbox: list[Command] = []
+        self._lines = [ClassLine(rule) for rule in policy.rules()]
+        self._reclaim_ns = policy.reclaim_ms * 1e6
+        self._measured_ns = slot_ns * _SEED_TOKENS
+        self._measured_tokens = _SEED_TOKENS
+        self._loose_tokens = int(self._reclaim_ns / slot_ns)
+        self._committed = 0  # sum over the classes of floor, or firm requests where those are more
+        self._stopping = 0
+        self._virtual = 0
+        self._deadlines: list[tuple[int, int, Ticket]] = []
+        self._sequence = 0
+        self.resize(slots, now_ns=0)
+
+    def line(self, class_: Class) -> ClassLine:
+        """What one class has now; to be read only."""
+        return self._lines[RANK[class_]]
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def offer(
+        self,
+        class_: Class,
+        tenant: str,
+        tokens: int,
+        *,
+        most_tokens: int,
+        now_ns: int,
+        wait_ns: int = 0,
+    ) -> Ticket | Refused:
+        """A request has come. The ticket says whether it is running or queued.
+
+        `tokens`: weighted, as expected; `most_tokens`: what it may reach. `wait_ns`: the longest
+        that it may wait; 0, or more than its class allows: as long as that.
+        """
+        rank = RANK[class_]
+        line = self._lines[rank]
+        firm = rank != BATCH and most_tokens > self._loose_tokens
+        ticket = Ticket(rank, tenant, tokens, firm, now_ns)
+        if (
+            self.running < self.slots
+            and line.running < line.ceiling
+            and line.order.queued == 0
+            and (not firm or line.firm < line.floor or self._committed < self.slots)
+        ):
+            self._begin(line, ticket, now_ns)
+            return ticket
+        refused = self._refusal(line, ticket, wait_ns, now_ns)
+        if refused is not None:
+            return refused
+        self._enqueue(line, ticket, wait_ns or line.wait_ns, now_ns, first=False)
+        self._dispatch(now_ns)
+        if ticket.state == "running":  # the ticket says so: no command is needed
+            self.outbox = [each for each in self.outbox if each.ticket is not ticket]
+        return ticket
+
+    def first_byte(self, ticket: Ticket) -> None:
+        """The answer has begun: from now on only `batch` may be stopped."""
+        ticket.begun = True
+
+    def finished(self, ticket: Ticket, tokens: int, now_ns: int) -> None:
+        """A running request is over, in whatever way. `tokens`: weighted, as it used; 0 says
+        nothing about the engines' speed."""
+        self._release(self._lines[ticket.rank], ticket, tokens, now_ns)
+        ticket.state = "over"
+        if self.queued:
+            self._dispatch(now_ns)
+
+    def stopped(self, ticket: Ticket, tokens: int, now_ns: int) -> None:
+        """A request that had to stop has; what is left of it waits before all else of its
+        tenant, for as long as a new one may."""
+        assert ticket.state == "stopping", f"nobody asked to stop a {ticket.state} request"
+        line = self._lines[ticket.rank]
+        self._release(line, ticket, tokens, now_ns)
+        ticket.tokens = max(ticket.tokens - tokens, 1)
+        ticket.charged = 0
+        ticket.begun = False
+        ticket.stops += 1
+        self._enqueue(line, ticket, line.wait_ns, now_ns, first=True)
+        self._dispatch(now_ns)
+
+    def withdrawn(self, ticket: Ticket, now_ns: int) -> None:
+        """The client of a request that waits has left."""
+        assert ticket.state == "queued", f"a {ticket.state} request cannot be withdrawn"
+        self._unqueue(ticket)
+        self._dispatch(now_ns)
+
+    def tick(self, now_ns: int) -> None:
+        """Time has passed: turn away what has waited for too long."""
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= now_ns:
+            deadline_ns, _, ticket = heappop(deadlines)
+            if ticket.state == "queued" and ticket.deadline_ns == deadline_ns:
+                self._turn_away(ticket, "expired", now_ns)
+        if self.queued:
+            self._dispatch(now_ns)
+
+    def next_tick_ns(self) -> int:
+        """When `tick` has something to do, at the earliest; `NEVER_NS` if nothing waits."""
+        return self._deadlines[0][0] if self.queued and self._deadlines else NEVER_NS
+
+    def resize(self, slots: int, now_ns: int, *, sold_slots: int = 0) -> None:
+        """Engines came or went, or what was sold here has changed; see `classes.divide`."""
+        self.slots = slots
+        committed = 0
+        for line, part in zip(self._lines, divide(self.policy, slots, sold_slots), strict=True):
+            line.floor, line.ceiling = part.floor, part.ceiling
+            committed += max(line.floor, line.firm)
+        self._committed = committed
+        if self.queued:
+            self._dispatch(now_ns)
+
+    # -- what is said of waiting -----------------------------------------------------------------
+
+    def slots_for(self, line: ClassLine) -> float:
+        """The slots that a class can count on while those that wait now go on waiting."""
+        shares = line.share
+        for other in self._lines:
+            if other is not line and other.order.queued:
+                shares += other.share
+        part = max(self.slots * line.share / shares, line.floor, 1.0)
+        return min(part, float(line.ceiling))
+
+    def expected_wait_ns(self, class_: Class, tenant: str, tokens: int) -> int:
+        """How long a request would wait that came now and could not start at once.
+
+        Ahead of it are all that wait in its class, or, if that is less, as much as its tenant
+        has for each of the tenants; and one request that runs.
+        """
+        line = self.line(class_)
+        return self._wait_of(line, tenant, tokens)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _wait_of(self, line: ClassLine, tenant: str, tokens: int) -> int:
+        order = line.order
+        own, own_tokens = order.waiting(tenant)
+        tenants = order.tenants if own else order.tenants + 1
+        ahead = min(order.tokens, (own_tokens + tokens) * tenants)
+        if line.running:
+            ahead += line.tokens // line.running
+        return int(ahead * self.slot_ns / self.slots_for(line))
+
+    def _refusal(
+        self, line: ClassLine, ticket: Ticket, wait_ns: int, now_ns: int
+    ) -> Refused | None:
+        """Why a request that cannot start may not wait either."""
+        if self.slots == 0:
+            return Refused("no_capacity", None)
+        if line.ceiling == 0:
+            return Refused("class_closed", None)
+        order = line.order
+        if line.running + order.queued >= line.floor:
+            most_ns = min(wait_ns or line.wait_ns, line.wait_ns)
+            if self._wait_of(line, ticket.tenant, ticket.tokens) > most_ns:
+                return self._refused(line, ticket, "would_expire", now_ns)
+        if order.queued >= line.queue_most:
+            crowder = order.crowder(ticket.tenant)
+            if crowder is None:
+                return self._refused(line, ticket, "queue_full", now_ns)
+            self._turn_away(crowder, "queue_full", now_ns)
+        return None
+
+    def _refused(
+        self, line: ClassLine, ticket: Ticket, reason: RefusalReason, now_ns: int
+    ) -> Refused:
+        """With the instant at which all that runs or waits before it will have begun; behind that
+        of whoever was told one before, so that they do not all come back at once."""
+        pace_ns = self.slot_ns / self.slots_for(line)
+        free_ns = now_ns + int((line.tokens + line.order.tokens) * pace_ns)
+        latest_ns = free_ns + MOST_PROMISED_NS
+        line.promised_ns = min(
+            max(line.promised_ns, free_ns) + int(ticket.tokens * pace_ns), latest_ns
+        )
+        return Refused(reason, max(line.promised_ns - now_ns, 1))
+
+    def _turn_away(self, ticket: Ticket, reason: RefusalReason, now_ns: int) -> None:
+        self._unqueue(ticket)
+        refused = self._refused(self._lines[ticket.rank], ticket, reason, now_ns)
+        self.outbox.append(TurnAway(ticket, refused))
+
+    def _enqueue(
+        self, line: ClassLine, ticket: Ticket, wait_ns: int, now_ns: int, *, first: bool
+    ) -> None:
+        if line.order.queued == 0 and line.virtual < self._virtual:
+            line.virtual = self._virtual
+        line.order.put(ticket, first=first)
+        self.queued += 1
+        ticket.deadline_ns = now_ns + min(wait_ns, line.wait_ns)
+        self._sequence += 1
+        heappush(self._deadlines, (ticket.deadline_ns, self._sequence, ticket))
+        if len(self._deadlines) > 2 * self.queued + _SPARE_DEADLINES:
+            self._deadlines = [
+                each for each in self._deadlines
+                if each[2].state == "queued" and each[2].deadline_ns == each[0]
+            ]
+            heapify(self._deadlines)
+
+    def _unqueue(self, ticket: Ticket) -> None:
+        self._lines[ticket.rank].order.drop(ticket)
+        self.queued -= 1
+        ticket.state = "over"
+
+    def _begin(self, line: ClassLine, ticket: Ticket, now_ns: int) -> None:
+        if ticket.firm:
+            if line.firm >= line.floor:
+                self._committed += 1
+            line.firm += 1
+        self.running += 1
+        line.running += 1
+        line.tokens += ticket.tokens
+        line.tickets[ticket] = None
+        ticket.started_ns = now_ns
+        ticket.state = "running"
+
+    def _release(self, line: ClassLine, ticket: Ticket, tokens: int, now_ns: int) -> None:
+        """The slot is free; charge what was used, and learn how long a token takes."""
+        del line.tickets[ticket]
+        self.running -= 1
+        line.running -= 1
+        line.tokens -= ticket.tokens
+        if ticket.firm:
+            line.firm -= 1
+            if line.firm >= line.floor:
+                self._committed -= 1
+        if ticket.state == "stopping":
+            line.stopping -= 1
+            self._stopping -= 1
+        if ticket.charged:
+            over = tokens - ticket.charged
+            line.virtual += over * line.per_token
+            line.order.charge(ticket.tenant, over)
+        if tokens > 0:
+            self._measured_ns = self._measured_ns * _KEPT + (now_ns - ticket.started_ns)
+            self._measured_tokens = self._measured_tokens * _KEPT + tokens
+            if self._measured_ns > 0:
+                self.slot_ns = self._measured_ns / self._measured_tokens
+                self._loose_tokens = int(self._reclaim_ns / self.slot_ns)
+
+    def _dispatch(self, now_ns: int) -> None:
+        while self.queued and self.running < self.slots:
+            ticket = self._next()
+            if ticket is None:
+                return
+            line = self._lines[ticket.rank]
+            self.queued -= 1
+            line.virtual += ticket.tokens * line.per_token
+            self._begin(line, ticket, now_ns)
+            self.outbox.append(Start(ticket))
+        if self.queued:
+            self._reclaim()
+
+    def _next(self) -> Ticket | None:
+        """Whose turn it is, a slot being free: a floor that is not reached, else the class that
+        had least for its share and has a request that may start."""
+        for line in self._lines:
+            if line.running < line.floor and line.order.queued:
+                return line.order.take(firm_too=True)
+        past = 0
+        while True:
+            best: ClassLine | None = None
+            best_rank = 0
+            for rank, line in enumerate(self._lines):
+                if (
+                    line.order.queued
+                    and line.running < line.ceiling
+                    and not past >> rank & 1
+                    and (best is None or line.virtual < best.virtual)
+                ):
+                    best, best_rank = line, rank
+            if best is None:
+                return None
+            firm_too = best.firm < best.floor or self._committed < self.slots
+            ticket = best.order.take(firm_too)
+            if ticket is not None:
+                self._virtual = max(self._virtual, best.virtual)
+                return ticket
+            past |= 1 << best_rank
+
+    def _reclaim(self) -> None:
+        """No slot is free: have as many requests stopped as floors lack slots, of less firm
+        classes that have more than their own floor."""
+        lacking = 0
+        for rank, line in enumerate(self._lines):
+            if line.running < line.floor:
+                lacking += min(line.floor - line.running, line.order.queued)
+                while self._stopping < lacking:
+                    victim = self._victim(rank)
+                    if victim is None:
+                        break
+                    victim.state = "stopping"
+                    self._lines[victim.rank].stopping += 1
+                    self._stopping += 1
+                    self.outbox.append(Stop(victim))
+
+    def _victim(self, above: int) -> Ticket | None:
+        """The running request that loses least: `batch` first, then one whose answer has not
+        begun and that was never stopped; the latest that began."""
+        for rank in range(len(CLASSES) - 1, above, -1):
+            line = self._lines[rank]
+            if line.running - line.stopping <= line.floor:
+                continue
+            best: Ticket | None = None
+            for ticket in reversed(line.tickets):
+                if ticket.state != "running":
+                    continue
+                if rank != BATCH:
+                    if not ticket.begun and ticket.stops == 0:
+                        return ticket
+                elif best is None or ticket.stops < best.stops:
+                    best = ticket
+                    if best.stops == 0:
+                        break
+            if best is not None:
+                return best
+        return None

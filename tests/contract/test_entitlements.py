@@ -1,0 +1,107 @@
+"""Entitlements from the Control API through the book into what the gateways are told."""
+
+from dataclasses import replace
+from typing import Any
+
+from isochrone.adapters.clock import SystemClock
+from isochrone.control.entries import Place, kind_of, wanted_entries
+from isochrone.core.ids import SiteName
+from isochrone.core.world.entitlement import Entitlement, Voters
+from isochrone.wire import fleet, subjects
+from tests.contract.test_control_api import Api, an_intent, api  # noqa: F401 - a fixture
+
+YEAR_NS = 365 * 86_400 * 1_000_000_000
+UNTIL = str(SystemClock().wall_ns() + YEAR_NS)
+
+
+def a_body(**changes: object) -> dict[str, object]:
+    return {"model": "tiny", "tok_s": 100, "residency": ["DE"], "ends_at": UNTIL, **changes}
+
+
+def published(api: Api) -> dict[str, Any]:  # noqa: F811
+    wanted = wanted_entries(api.context.registry.estate.snapshot())
+    return {
+        place.key: noun for place, noun in wanted.items()
+        if place.key.startswith(("entitlement.", "voters"))
+    }
+
+
+def test_what_is_sold_is_divided_and_published(api: Api) -> None:  # noqa: F811
+    assert published(api) == {}
+    made = api.make("entitlements", a_body(name="gold"))
+    assert made["class"] == "reserved"
+    assert [(each["site"], each["tok_s"]) for each in made["slices"]] == [
+        ("ashburn", 34), ("frankfurt", 33), ("sydney", 33),
+    ]
+    found = published(api)
+    sold = found[subjects.entitlement_key(made["id"])]
+    assert isinstance(sold, Entitlement)
+    assert (sold.tok_s, sold.residency, sold.starts_at) == (100, ("DE",), made["starts_at"])
+    assert sum(each.tok_s for each in sold.slices) == 100
+    voters = found[subjects.VOTERS_KEY]
+    assert voters == Voters(sites=tuple(map(SiteName, ("ashburn", "frankfurt", "sydney"))))
+    for key, noun in found.items():
+        kind = kind_of(Place(subjects.VIEW_BUCKET, key))
+        assert kind is not None
+        assert fleet.decode(fleet.encode(noun), kind) == noun
+    assert api.changes
+
+
+def test_a_repeated_sale_sells_once(api: Api) -> None:  # noqa: F811
+    first = api.call("POST", "entitlements", a_body(), once="k")
+    assert first[0] == 201
+    assert api.call("POST", "entitlements", a_body(), once="k")[1]["id"] == first[1]["id"]
+    assert api.call("POST", "entitlements", a_body(tok_s=5), once="k")[0] == 409
+    assert len(api.call("GET", "entitlements")[1]["items"]) == 1
+
+
+def test_what_cannot_be_honoured_is_not_sold(api: Api) -> None:  # noqa: F811
+    status, problem = api.call(
+        "POST", "entitlements",
+        a_body(tok_s=0, residency=["DE", "XX"], ends_at="2001-01-01T00:00:00Z", model="no"),
+    )
+    assert status == 422
+    for part in ("tok_s: 0", "'XX'", "ends_at: ", "model: no site"):
+        assert part in problem["detail"] or any(part in each for each in problem["problems"])
+    for wrong in (a_body(residency=["FR"]), a_body(**{"class": "batch"}), a_body(project_id="no")):
+        assert api.call("POST", "entitlements", wrong)[0] in (404, 422)
+    assert published(api) == {}
+
+
+def test_only_operators_sell_and_each_organisation_sees_its_own(api: Api) -> None:  # noqa: F811
+    owner, other = api.tenant("one"), api.tenant("two", role="billing")
+    org = api.call("GET", "organisations", key=owner)[1]["items"][0]["id"]
+    made = api.make("entitlements", a_body(org_id=org))
+    assert api.call("POST", "entitlements", a_body(org_id=org), key=owner)[0] == 403
+    assert api.call("DELETE", f"entitlements/{made['id']}", key=owner)[0] == 403
+    assert [each["id"] for each in api.call("GET", "entitlements", key=owner)[1]["items"]] == [
+        made["id"]
+    ]
+    assert api.call("GET", "entitlements", key=other)[1]["items"] == []
+    key = api.make("keys", {}, key=owner)["key"]
+    assert api.call("GET", "entitlements", key=key)[0] == 403
+
+
+def test_a_revoked_one_is_shown_and_no_longer_published(api: Api) -> None:  # noqa: F811
+    made = api.make("entitlements", a_body())
+    status, revoked = api.call("DELETE", f"entitlements/{made['id']}")
+    assert status == 200
+    assert revoked["revoked_at"] is not None
+    again = api.call("DELETE", f"entitlements/{made['id']}")[1]
+    assert again["revoked_at"] == revoked["revoked_at"]
+    assert api.call("DELETE", "entitlements/none")[0] == 404
+    assert list(published(api)) == [subjects.VOTERS_KEY]
+    assert api.call("GET", "entitlements")[1]["items"][0]["id"] == made["id"]
+
+
+def test_voters_are_chosen_once(api: Api) -> None:  # noqa: F811
+    api.make("entitlements", a_body())
+    before = published(api)[subjects.VOTERS_KEY]
+    one_less = an_intent()
+    one_less = replace(
+        one_less, fingerprint="2", sites=one_less.sites[1:], deployments=one_less.deployments[1:],
+    )
+    assert api.context.registry.estate.reconcile(one_less, now=api.context.now())
+    second = api.make("entitlements", a_body(name="second"))
+    assert [each["site"] for each in second["slices"]] == ["frankfurt", "sydney"]
+    assert published(api)[subjects.VOTERS_KEY] == before

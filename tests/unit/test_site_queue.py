@@ -1,0 +1,135 @@
+"""The example of docs/admission.md, and what a class is clamped to."""
+
+import pytest
+
+from isochrone.core.admission.classes import (
+    ClassRule,
+    SitePolicy,
+    check_policy,
+    clamp,
+    divide,
+    weighted_tokens,
+)
+from isochrone.core.admission.fair_order import Ticket
+from isochrone.core.admission.site_queue import Refused, SiteQueue, Start, Stop, TurnAway
+from isochrone.core.world.tenant import Class
+
+MS = 1_000_000
+SECOND_NS = 1_000_000_000
+POLICY = SitePolicy(
+    reserved=ClassRule(floor=0.4, share=6),
+    on_demand=ClassRule(share=3, queue_most=2, wait_ms=60_000),
+    batch=ClassRule(share=1, wait_ms=600_000),
+)
+
+
+def offered(queue: SiteQueue, class_: Class, tenant: str, tokens: int, now_ns: int) -> Ticket:
+    ticket = queue.offer(class_, tenant, tokens, most_tokens=tokens, now_ns=now_ns)
+    assert isinstance(ticket, Ticket)
+    return ticket
+
+
+def drained(queue: SiteQueue) -> list[Start | Stop | TurnAway]:
+    commands, queue.outbox = queue.outbox, []
+    return commands
+
+
+def test_worked_example() -> None:
+    """Ten slots; a slot takes 10 ms a token; a lent slot must be back within 15 s."""
+    queue = SiteQueue(POLICY, 10, 10.0 * MS)
+    assert [part.floor for part in divide(POLICY, 10)] == [4, 0, 0]
+
+    long = [offered(queue, "on_demand", "a", 2_000, 0) for _ in range(7)]
+    assert [ticket.state for ticket in long] == ["running"] * 6 + ["queued"]
+    short = [offered(queue, "on_demand", "b", 500, 0) for _ in range(2)]
+    batch = [offered(queue, "batch", "c", 9_000, 0) for _ in range(2)]
+    assert {ticket.state for ticket in (*short, *batch)} == {"running"}
+    assert queue.running == 10
+    for ticket in (*long[:6], *short, *batch):
+        queue.first_byte(ticket)
+    assert drained(queue) == []
+
+    second = SECOND_NS
+    firm = [offered(queue, "reserved", "r", 1_000, second) for _ in range(3)]
+    assert drained(queue) == [Stop(batch[1]), Stop(batch[0])]
+    queue.stopped(batch[1], 110, second + 50 * MS)
+    queue.stopped(batch[0], 110, second + 50 * MS)
+    assert drained(queue) == [Start(firm[0]), Start(firm[1])]
+    assert (batch[0].state, batch[0].tokens) == ("queued", 8_890)
+
+    offered(queue, "on_demand", "a", 500, 2 * second)
+    refused = queue.offer("on_demand", "a", 500, most_tokens=500, now_ns=2 * second)
+    assert isinstance(refused, Refused)
+    assert refused.reason == "queue_full"
+    assert refused.retry_after_ns is not None
+    # 13,000 tokens run and 2,500 wait ahead of 500, in 3 of 10 slots while others wait too.
+    pace_ns = queue.slot_ns / 3
+    assert refused.retry_after_ns == pytest.approx(16_000 * pace_ns, abs=2)
+
+    queue.finished(short[0], 500, 5 * second)
+    assert drained(queue) == [Start(firm[2])]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "allowed", "got"),
+    [
+        ("reserved", ("reserved", "on_demand", "batch"), "reserved"),
+        ("reserved", ("on_demand", "batch"), "on_demand"),
+        ("reserved", ("batch",), "batch"),
+        ("batch", ("reserved", "on_demand"), "on_demand"),
+        ("on_demand", ("reserved",), "reserved"),
+        ("batch", (), "on_demand"),
+    ],
+)
+def test_a_class_is_clamped_to_what_the_key_has(
+    wanted: Class, allowed: tuple[Class, ...], got: Class
+) -> None:
+    assert clamp(wanted, allowed) == got
+
+
+def test_the_policy_that_comes_with_the_product_is_usable() -> None:
+    assert check_policy(SitePolicy()) == []
+
+
+def test_what_was_sold_here_raises_the_floor_and_leaves_one_slot() -> None:
+    assert [part.floor for part in divide(SitePolicy(), 8, sold_slots=3)] == [3, 0, 0]
+    assert [part.floor for part in divide(SitePolicy(), 8, sold_slots=20)] == [7, 0, 0]
+
+
+def test_without_engines_and_in_a_closed_class_nobody_waits() -> None:
+    closed = SitePolicy(batch=ClassRule(ceiling=0.0))
+    answer = SiteQueue(closed, 4, MS).offer("batch", "t", 1, most_tokens=1, now_ns=0)
+    assert answer == Refused("class_closed", None)
+    answer = SiteQueue(closed, 0, MS).offer("on_demand", "t", 1, most_tokens=1, now_ns=0)
+    assert answer == Refused("no_capacity", None)
+
+
+def test_an_interactive_request_is_stopped_only_before_its_first_byte_and_only_once() -> None:
+    policy = SitePolicy(reserved=ClassRule(floor=0.5))
+    queue = SiteQueue(policy, 2, 1.0 * MS)
+    begun, waiting = (offered(queue, "on_demand", "a", 100, 0) for _ in range(2))
+    queue.first_byte(begun)
+    reserved = offered(queue, "reserved", "r", 100, 0)
+    assert drained(queue) == [Stop(waiting)]
+    queue.stopped(waiting, 0, 10 * MS)
+    assert drained(queue) == [Start(reserved)]
+    queue.finished(begun, 100, 100 * MS)
+    assert drained(queue) == [Start(waiting)]
+    queue.finished(reserved, 100, 110 * MS)
+    batch = offered(queue, "batch", "b", 100, 110 * MS)
+    queue.first_byte(batch)
+    offered(queue, "reserved", "r", 100, 120 * MS)
+    assert drained(queue) == [Stop(batch)], "it was stopped once, and is left alone"
+
+
+def test_speed_is_measured_and_what_was_not_served_says_nothing_of_it() -> None:
+    queue = SiteQueue(SitePolicy(), 1, 1.0 * MS)
+    for number in range(400):
+        now_ns = number * 1_000 * MS
+        ticket = offered(queue, "on_demand", "t", 100, now_ns)
+        queue.finished(ticket, 100 if number % 2 else 0, now_ns + 500 * MS)
+    assert queue.slot_ns == pytest.approx(5 * MS, rel=0.01)
+
+
+def test_output_counts_at_its_weight() -> None:
+    assert weighted_tokens(100, 50, 2) == 200
