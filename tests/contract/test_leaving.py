@@ -20,6 +20,7 @@ from isochrone.wire.leaving import MESSAGES, TABLES, references_of
 # What crosses a process or is written to a disk: all of `wire` and of the nouns, which are its
 # payload, and these.
 ALSO = (
+    "isochrone.core.admission.loans", "isochrone.core.admission.stewards",
     "isochrone.core.metering.event", "isochrone.core.routing.choice",
     "isochrone.gateway.journal_notes", "isochrone.gateway.records",
     "isochrone.gateway.view_store", "isochrone.gateway.request_log", "isochrone.wiring.joining",
@@ -36,7 +37,7 @@ IN_MEMORY = {
     "isochrone.gateway.request_fields", "isochrone.replay.exchange", "isochrone.replay.trace",
     "isochrone.replay.verify",
 }
-NOT_STORED = {"State", "_Waiting"}  # handles of files and queues that hold what is listed
+NOT_STORED = {"State", "_Waiting", "_Lent", "_Cast"}  # what processes remember of what is listed
 
 
 def fields_of(kind: type) -> tuple[str, ...] | None:

@@ -54,6 +54,22 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "HopHead": _fields(
         account="method path ingress serving key_id class_ residency",
     ),
+    # core/world/entitlement.py, and what sites tell one another about it (wire/commitments.py)
+    "Entitlement": _fields(
+        account=(
+            "id org_id project_id model class_ tok_s residency starts_at ends_at slices"
+        ),
+    ),
+    "Slice": _fields(account="site tok_s"),
+    "Voters": _fields(fleet="sites"),
+    "Ask": _fields(account="entitlement home borrower life number heard want_tok_s"),
+    "Loan": _fields(
+        account="entitlement home borrower life number tok_s for_ns spare_tok_s steward",
+    ),
+    "Stand": _fields(fleet="home site life number"),
+    "Vote": _fields(fleet="home voter site life number steward"),
+    "StandDown": _fields(fleet="home site life number"),
+    "HandBack": _fields(fleet="home"),
     # wire/usage.py
     "DecisionRecord": _fields(
         account=(
@@ -223,6 +239,12 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
         credential="secret_sha256",
     ),
     "deployments": _fields(fleet="site model replicas engine context_tokens"),
+    "entitlements": _fields(
+        account=(
+            "id org_id project_id name model class tok_s residency starts_at ends_at slices "
+            "created_at revoked_at"
+        ),
+    ),
     "evidence": _fields(
         account=(
             "request_id org_id project_id key_id endpoint stream class model revision "
@@ -265,4 +287,5 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
     ),
     "view_serial": _fields(fleet="one serial"),
     "world": _fields(fleet="one fingerprint reconciled_at"),
+    "voters": _fields(fleet="one sites"),
 }

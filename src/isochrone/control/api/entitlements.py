@@ -88,7 +88,8 @@ def routes(context: Context) -> APIRouter:
         caller: Annotated[Caller, known],
         again: Annotated[Repeat, Depends(repeat)],
     ) -> EntitlementShape:
-        """Sell capacity; gateways honour it from `starts_at`, within a second of the answer."""
+        """Sell capacity. It is told to the gateways within a second of the answer, which do not yet
+        hold it for the buyer: see docs/entitlements.md."""
         caller.need("entitlements.write")
         made = sold.add(
             caller.scope,

@@ -33,9 +33,9 @@ def check_entitlement(entitlement: Entitlement, blocs: Blocs, *, now: int) -> li
 def allowed_sites(
     residency: tuple[str, ...], sites: Iterable[Site], blocs: Blocs
 ) -> list[SiteName]:
-    """The sites whose country the axis admits, by name."""
+    """The sites that the axis admits, by name."""
     return sorted(
-        site.name for site in sites if isinstance(admits(residency, site.country, blocs), Admitted)
+        site.name for site in sites if isinstance(admits(residency, site, blocs), Admitted)
     )
 
 

@@ -61,13 +61,10 @@ def choose(
     if part.version != board.version:
         part.catch_up()
 
-    # A number of Python leaves an array what it is, which the stubs of numpy do not know.
-    costs = cast(Milliseconds, board.prompt_ms * float(prompt_tokens))
+    costs, queues, decodes = _times(board.prompt_ms, prompt_tokens), board.queues_ms, None
     costs += board.fixed_ms
-    queues: Milliseconds = board.queues_ms
-    decodes: Milliseconds | None = None
     if class_ == "batch":
-        decodes = cast(Milliseconds, board.output_ms * float(output_tokens))
+        decodes = _times(board.output_ms, output_tokens)
         costs += decodes
     saved = _credit(board, costs, prefixes, blocks, prompt_tokens) if blocks else None
     if part.places is not None:
@@ -89,6 +86,11 @@ def choose(
         choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
         choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
     return choice
+
+
+def _times(token_ms: Milliseconds, tokens: int) -> Milliseconds:
+    """A number of Python leaves an array what it is, which the stubs of numpy do not know."""
+    return cast(Milliseconds, token_ms * float(tokens))
 
 
 def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: int) -> None:
