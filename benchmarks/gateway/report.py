@@ -175,10 +175,14 @@ def _surcharges(run: Run) -> list[Target]:
     def cost(router: str, step: str) -> Value:
         return run.per(router, step, "ok", 1e3)
 
+    hops = [
+        Target(what=f"W6 peer hop, {clients} connections, both gateways: the local hop",
+               unit="CPU ms a request", ours=cost("isochrone-hop", f"W6-c{clients}"),
+               beside=OURS, theirs=cost(OURS, f"W6-c{clients}"), at_most=2.2)
+        for clients in (32, 128)
+    ]
     return [
-        Target(what="W6 peer hop, both gateways: the local hop", unit="CPU ms a request",
-               ours=cost("isochrone-hop", "W6-c32"), beside=OURS, theirs=cost(OURS, "W6-c32"),
-               at_most=2.2),
+        *hops,
         Target(what="W7 what TLS adds", unit="CPU ms a request",
                ours=difference(cost("isochrone-tls", "W7-c32"), cost(OURS, "W7-c32")),
                beside="nginx", at_most=2.0,
@@ -361,7 +365,7 @@ def text(run: Run) -> str:
         ("W2 conversations of 16 KB", _requests, ("W2-c32",)),
         ("W3 streams without delay", _events, ("W3-c64",)),
         ("W4 slow streams", _events, ("W4-20ms", "W4-100ms")),
-        ("W6 the peer hop", _requests, ("W6-c32",)),
+        ("W6 the peer hop", _requests, ("W6-c32", "W6-c128")),
         ("W7 TLS", _requests, ("W7-c32",)),
     ):
         if steps & set(names):
