@@ -2,7 +2,7 @@
 
 Run by `make install`, `make up` and `make test`; does nothing when what is there is up to date. The
 Python stays the only source and runs as it is where there is no C compiler: then nothing is
-compiled, and this says so. What comes out lies in `src/isochrone/_compiled` with a manifest that
+compiled, and this says so. What cannot be compiled fails only with --strict. What comes out lies in `src/isochrone/_compiled` with a manifest that
 names the digest of the sources, so that no process ever runs what does not belong to them (see
 `isochrone.wiring.compiled`).
 """
@@ -139,7 +139,9 @@ def main() -> None:
         except subprocess.CalledProcessError as error:
             shutil.rmtree(OUT, ignore_errors=True)
             tail = "\n".join((error.stdout + error.stderr).splitlines()[-30:])
-            sys.exit(f"{tail}\ncompiling failed; the gateway runs interpreted without it")
+            print(f"{tail}\ncompiling failed; the gateway runs interpreted without it",
+                  file=sys.stderr)
+            sys.exit("--strict" in sys.argv[1:])
         install(Path(folder), files, digest)
     print(f"compiled in {time.monotonic() - began:.0f} s")
 
