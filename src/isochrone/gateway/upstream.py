@@ -2,6 +2,7 @@
 
 A receiver hears of its answer through four calls, at most one of `ended` and `lost` as the last.
 Body bytes come without their framing, joined per read: what arrived together is handed on together.
+A stream mostly comes a chunk a read; where that is plain to see, the parser is spared it.
 Cancelling is closing: the other side sees it at once.
 """
 
@@ -11,6 +12,7 @@ from typing import Any, Final, Protocol, cast
 
 import httptools
 
+from isochrone.gateway.chunks import is_whole, lone_chunk
 from isochrone.gateway.heads import HeadMemory
 from isochrone.gateway.outbox import Outbox
 from isochrone.ports.clock import Clock
@@ -52,6 +54,7 @@ class UpstreamConnection:
 
     __slots__ = (
         "_absurd",
+        "_between",
         "_by_close",
         "_complete",
         "_excess",
@@ -95,6 +98,7 @@ class UpstreamConnection:
         self._reusable = False
         self._reading = True
         self._untouched = True  # nothing of this answer has come
+        self._between = False  # the parser waits for the size of a chunk
         self._status = 0
         self._silent_bytes = 0
 
@@ -106,7 +110,7 @@ class UpstreamConnection:
         """Send one request; the receiver gets its answer."""
         self._receiver = receiver
         self._complete = self._by_close = False
-        self._untouched = True
+        self._untouched, self._between = True, False
         self._pool.outbox.write(self._transport, data)
 
     def abort(self) -> None:
@@ -196,7 +200,18 @@ class UpstreamConnection:
             if self._parser is None:
                 self._parser = httptools.HttpResponseParser(self)
             self._feed(data, receiver, first=True)
+            if b"transfer-encoding" in self._headers and not self._interim:
+                self._between = is_whole(data, data.find(b"\r\n\r\n") + 4)
             return
+        if self._between:
+            content = lone_chunk(data)
+            if content:
+                self._silent_bytes = 0
+                receiver.received(content)
+                if len(data) > LARGE_BYTES:
+                    self._pool.outbox.flush()
+                return
+            self._between = is_whole(data, 0)
         self._feed(data, receiver)
 
     def _take_known(
