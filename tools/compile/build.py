@@ -2,9 +2,9 @@
 
 Run by `make install`, `make up` and `make test`; does nothing when what is there is up to date. The
 Python stays the only source and runs as it is where there is no C compiler: then nothing is
-compiled, and this says so. What cannot be compiled fails only with --strict. What comes out lies in `src/isochrone/_compiled` with a manifest that
-names the digest of the sources, so that no process ever runs what does not belong to them (see
-`isochrone.wiring.compiled`).
+compiled, and this says so. What cannot be compiled fails with --strict only. What comes out lies in
+`src/isochrone/_compiled` with a manifest that names the digest of the sources, so that no process
+ever runs what does not belong to them (see `isochrone.wiring.compiled`).
 """
 
 import hashlib
