@@ -3,7 +3,7 @@
 One round of the loop reads from many connections. Writing while it goes on wakes whoever waits at
 the other end for every single message; writing at its end wakes them once, which on virtual
 machines is most of what a write costs. A round without other work ends at once, so nothing waits.
-Where one request at most is open, nothing would gather: what a read gives rise to goes out at the
+Where requests come one by one, nothing would gather: what a read gives rise to goes out at the
 end of that read, which saves the loop a round.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 class Outbox:
     """The writes of one event loop, in order. `before` runs ahead of them: what they are about is
-    on record by then. `quiet`: at most one request is open."""
+    on record by then. `quiet`: lately at most one request was open at a time."""
 
     __slots__ = ("_before", "_due", "_loop", "_reading", "_waiting", "quiet")
 
