@@ -74,7 +74,10 @@ def create(
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Sell capacity. Keys need the class too; see `isochrone keys create --classes`."""
+    """Sell capacity. Keys need the class too; see `isochrone keys create --classes`.
+
+    Gateways are told of it, and do not hold it for the buyer yet: see docs/entitlements.md.
+    """
     from isochrone.cli.show import print_json
 
     wanted: dict[str, object] = {
