@@ -4,13 +4,16 @@ Three sites: Madrid has no engines and takes the clients, Lisbon is near and ser
 and may go on. Lisbon's processes belong to the test, so that what is killed stays dead.
 """
 
+import asyncio
 import json
+import os
+import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +27,19 @@ from tests.fixtures.recorded_answers import Received
 from tests.rig.cloud import Cloud, ask
 from tests.rig.own_site import OwnSite
 from tests.rig.streams import Ask, Client, Stream, answers, until
-from tests.rig.waiting import wait_until
+from tests.rig.waiting import gone, wait_until
 
 MODEL = "tiny-fable"
 GGUF = "tiny-fable-q8_0.gguf"
 CONTEXT_TOKENS = 512
 INGRESS, SERVING, OTHER = "madrid", "lisbon", "ashburn"
-FAR_RTT_MS = 900.0       # so that the near site serves as long as it lives
+FAR_RTT_MS = 2_500.0  # so that the near site serves as long as it lives, whatever it measured
 MOST_SLOTS = 256         # that llama.cpp takes
 UNDISTURBED_SLOTS = 64
 START_S = 60.0
 BOOKED_S = 90.0
 LEAST_TEXTS = 5  # a stream has received before the kill
+RUN_S, HALT_S = 0.01, 0.03  # of engines whose streams have to be in their middle together
 SPARE = 1.5      # more prompts than streams, since some answers end early
 STOP_EVERY, SILENT_EVERY, PLAIN_EVERY = 10, 7, 9
 
@@ -86,6 +90,10 @@ rtt_ms = 8.0
 
 [[link]]
 between = ["madrid", "ashburn"]
+rtt_ms = {far_rtt_ms}
+
+[[link]]
+between = ["lisbon", "ashburn"]
 rtt_ms = {far_rtt_ms}
 """
 
@@ -293,16 +301,17 @@ async def kill_in_the_middle(
         stream = client.add(sending, entries[i % len(entries)], key)
         sent.append(Sent(case=case, stream=stream, bound=is_bound))
     began_at = time.monotonic()
-    await client.begin()
-    await until(
-        lambda: all(one.ended or one.texts >= LEAST_TEXTS for one in client.streams),
-        "every stream has begun",
-    )
-    for stream in client.streams:
-        if stream.open:
-            stream.texts_at_kill = stream.texts
-    killed_at, second = time.monotonic(), int(time.time())
-    kill()
+    async with slowed(rig.serving.engines().values()):
+        await client.begin()
+        await until(
+            lambda: all(one.ended or one.texts >= LEAST_TEXTS for one in client.streams),
+            "every stream has begun",
+        )
+        for stream in client.streams:
+            if stream.open:
+                stream.texts_at_kill = stream.texts
+        killed_at, second = time.monotonic(), int(time.time())
+        kill()
     for stream in client.streams:
         # llama.cpp dates each event: what was on its way until then may have these seconds.
         stream.created_at_kill = {*stream.created, *range(second, int(time.time()) + 1)}
@@ -310,6 +319,29 @@ async def kill_in_the_middle(
     return Round(
         sent=sent, began_at=began_at, killed_at=killed_at, ended_at=time.monotonic()
     )
+
+
+@asynccontextmanager
+async def slowed(engines: Iterable[int]) -> AsyncIterator[None]:
+    """Processes that run a quarter of the time: they leave the gateways and the client the cores,
+    and no stream has ended before the last one begins."""
+    pids = list(engines)
+
+    async def halt_and_go() -> None:
+        for sent in cycle((signal.SIGSTOP, signal.SIGCONT)):
+            for pid in pids:
+                if not gone(pid):
+                    os.kill(pid, sent)
+            await asyncio.sleep(HALT_S if sent is signal.SIGSTOP else RUN_S)
+
+    halting = asyncio.create_task(halt_and_go())
+    try:
+        yield
+    finally:
+        halting.cancel()
+        for pid in pids:
+            if not gone(pid):
+                os.kill(pid, signal.SIGCONT)
 
 
 async def _open_connections(rig: Rig, count: int, entries: Sequence[str]) -> None:
