@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from isochrone.adapters.alone.bus import AloneBus, NoStore
-from isochrone.adapters.alone.usage_file import UsageFile
+from isochrone.adapters.alone.usage_file import LINES_AT_ONCE, UsageFile
 from isochrone.adapters.clock import SystemClock
 from isochrone.core.errors import BusUnavailable
 from isochrone.core.ids import RequestId
@@ -153,6 +153,45 @@ def test_each_request_is_a_line_that_people_can_read(tmp_path: Path) -> None:
         event.tokens.input_uncached, event.tokens.input_cached, event.tokens.output,
     ]
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_long_batch_holds_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / "usage.jsonl"
+
+    async def main() -> None:
+        usage, most, before = UsageFile(path, SystemClock()), 0, 0
+        storing = asyncio.ensure_future(
+            store(usage, "here-1-u", events(*(str(i) for i in range(100))))
+        )
+        while not storing.done():
+            await asyncio.sleep(0)
+            for waiting in usage._on_way.values():
+                most, before = max(most, len(waiting.lines) - before), len(waiting.lines)
+        await storing
+        await usage.close()
+        assert 0 < most <= LINES_AT_ONCE, "made between two turns of others"
+
+    go(main)
+    assert requests(path) == [str(i) for i in range(100)]
+
+
+def test_a_record_that_makes_no_sense_refuses_its_batch_only(tmp_path: Path) -> None:
+    path = tmp_path / "usage.jsonl"
+
+    async def main() -> None:
+        usage = UsageFile(path, SystemClock())
+        payload = encode_batch("here-1-u", [], [fleet.encode(["r1"])])
+        stored, refused = await asyncio.gather(
+            store(usage, "here-2-u", events("a")),
+            usage.store("usage.here", payload, message_id="here-1-u", timeout_s=DEADLINE_S),
+            return_exceptions=True,
+        )
+        assert stored is None
+        assert isinstance(refused, BusUnavailable)
+        await usage.close()
+
+    go(main)
+    assert requests(path) == ["a"]
 
 
 def test_a_batch_is_stored_once(tmp_path: Path) -> None:

@@ -147,6 +147,38 @@ def test_what_makes_sense_comes_through(on_each_loop: RunOnLoop) -> None:
     on_each_loop(main)
 
 
+def test_a_chunk_goes_on_as_the_engine_framed_it(on_each_loop: RunOnLoop) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        async with raw_engine() as (engine, url):
+            site = await a_site(cloud, url)
+            odd = b"000%X\r\n%b\r\n" % (len(EVENT), EVENT)
+            usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
+            done = b"data: [DONE]\n\n"
+            last = usage + done  # of which the client gets the second only, framed anew
+            engine.answer = EVENTS + CHUNK
+            engine.rest = odd + b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last)
+            client = await Client.open(site)
+            client.send(post(chat_body(stream=True)))
+            await client.reader.readuntil(b"\r\n\r\n")
+            assert await client.reader.readexactly(len(CHUNK)) == CHUNK
+            engine.may_go_on.set()
+            body, whole = await client._chunks()
+            assert (body, whole) == (EVENT + done, True)
+            client.close()
+
+            engine.answer, engine.rest = EVENTS + CHUNK, odd
+            engine.may_go_on.clear()
+            client = await Client.open(site)
+            client.send(post(chat_body(stream=True)))
+            await client.reader.readuntil(b"\r\n\r\n")
+            assert await client.reader.readexactly(len(CHUNK)) == CHUNK
+            engine.may_go_on.set()
+            assert await client.reader.readexactly(len(odd)) == odd
+            client.close()
+
+    on_each_loop(main)
+
+
 def test_nonsense_within_a_stream_is_its_end(on_each_loop: RunOnLoop) -> None:
     async def main(cloud: GatewayCloud) -> None:
         async with raw_engine() as (engine, url):

@@ -303,6 +303,8 @@ class Exchange(CarryingOn):
             )
             if self.opened or reason != "journal":
                 context.journal.closed(record, None if self.choice is None else self.choice.ground)
+                if context.outbox.quiet:
+                    context.outbox.flush()  # the client need not wait for what follows
             context.log.request(record, len(self.continued), logged_reference(self))
             context.metrics.ended(record)
             if self.continuation is not None:

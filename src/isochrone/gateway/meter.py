@@ -1,7 +1,6 @@
 """Meters one streamed answer on a tee: counts events, keeps the last counts, hides what we asked.
 
 The gateway asks every engine for usage, so the chunk that carries nothing but usage is withheld
-from typing import Final
 from a client that did not ask; every other byte passes unchanged. Most events of a stream differ
 in their text only, so with one choice what stands before and behind the text of one is remembered,
 and the next ones are compared with it; only others are parsed, and the last that carried counts

@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 class Outbox:
     """The writes of one event loop, in order. `before` runs ahead of them: what they are about is
-    on record by then. `quiet`: lately at most one request was open at a time."""
+    on record by then. `quiet`: lately at most one request was open at a time. `content` came as the
+    one chunk `framed`, so it can go on as it came."""
 
-    __slots__ = ("_before", "_due", "_loop", "_reading", "_waiting", "quiet")
+    __slots__ = ("_before", "_due", "_loop", "_reading", "_waiting", "content", "framed", "quiet")
 
     def __init__(self, before: Callable[[], None]) -> None:
         self._before = before
@@ -24,6 +25,8 @@ class Outbox:
         self._due = False      # a flush is to come
         self._reading = False  # within a read, at whose end it comes
         self.quiet = False
+        self.content = b""
+        self.framed = b""
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         """Write `data` at the end of this round, or with the next `flush`."""

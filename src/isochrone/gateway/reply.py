@@ -120,7 +120,11 @@ class Reply:
 
     def stream(self, data: bytes) -> None:
         """More of a stream."""
-        self._connection.write(self._framed(data))
+        outbox = self._connection.outbox
+        if data is outbox.content and not self._incoming.head.old_http:
+            self._connection.write(outbox.framed)
+        else:
+            self._connection.write(self._framed(data))
 
     def end_stream(self) -> None:
         """The proper end of a stream."""

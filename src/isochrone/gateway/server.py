@@ -111,7 +111,6 @@ class ClientConnection:
         "_half_closed",
         "_handler",
         "_holding",
-        "_outbox",
         "_pumping",
         "_queue",
         "_quiet_ns",
@@ -123,6 +122,7 @@ class ClientConnection:
         "_untaken",
         "_watched",
         "listener",
+        "outbox",
         "paused",
     )
 
@@ -130,7 +130,7 @@ class ClientConnection:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._outbox = server.outbox
+        self.outbox = server.outbox
         self._reader: RequestReader | None = None  # made when there is something to parse
         self._queue: deque[Incoming] = deque()
         self._ahead = b""
@@ -160,11 +160,11 @@ class ClientConnection:
         server.connections[self] = None
 
     def data_received(self, data: bytes) -> None:
-        self._outbox.begin_read()
+        self.outbox.begin_read()
         try:
             self._take(data)
         finally:
-            self._outbox.end_read()
+            self.outbox.end_read()
 
     def _take(self, data: bytes) -> None:
         if self._answering or self._holding:
@@ -235,7 +235,7 @@ class ClientConnection:
             return False
         if self.listener is not None and not self.paused:
             probe = b"0" if self.listener.head_sent else CONTINUE
-            self._outbox.write(transport, probe)
+            self.outbox.write(transport, probe)
         return True
 
     def _hung_up(self, gone: bool) -> None:
@@ -312,7 +312,7 @@ class ClientConnection:
             self._answering = False
             self._handler = handler
             if self._is_awaited(incoming):
-                self._outbox.write(self._transport, CONTINUE)
+                self.outbox.write(self._transport, CONTINUE)
         if not incoming.complete:
             return False
         self._answering = True
@@ -347,7 +347,7 @@ class ClientConnection:
         if self._bodiless:
             self._bodiless = False
             data = data[: data.find(b"\r\n\r\n") + 4]
-        self._outbox.write(self._transport, data)
+        self.outbox.write(self._transport, data)
 
     def answer(self, data: bytes, *, close: bool) -> None:
         """A whole answer; `close` says what its head says about the connection."""
@@ -377,7 +377,7 @@ class ClientConnection:
         """Close in two steps: closing with unread bytes, or before more of them come, would reset
         the connection and could destroy the answer (RFC 9112, 9.6)."""
         self._forget_requests()
-        self._outbox.flush()
+        self.outbox.flush()
         transport = self._transport
         if self._half_closed or not transport.can_write_eof() or transport.is_closing():
             transport.close()

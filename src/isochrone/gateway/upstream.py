@@ -207,9 +207,12 @@ class UpstreamConnection:
             content = lone_chunk(data)
             if content:
                 self._silent_bytes = 0
+                outbox = self._pool.outbox
+                outbox.content, outbox.framed = content, data
                 receiver.received(content)
+                outbox.content = outbox.framed = b""
                 if len(data) > LARGE_BYTES:
-                    self._pool.outbox.flush()
+                    outbox.flush()
                 return
             self._between = is_whole(data, 0)
         self._feed(data, receiver)

@@ -11,9 +11,8 @@ import fcntl
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -29,6 +28,7 @@ RECENT_BATCHES = 4096
 TAIL_BYTES = 64 * 1024 * 1024  # an earlier run's last batches are looked for in this much
 
 LONGEST_LINE_BYTES = 256 * 1024
+LINES_AT_ONCE = 8  # made without a pause: requests do not wait longer than these take
 
 _BATCH = re.compile(rb'"batch":"([^"\n]{1,200})"\}\n')
 
@@ -41,11 +41,11 @@ class _Batch(msgspec.Struct, array_like=True, frozen=True):
     version: int
     batch_id: str
     grounds: msgspec.Raw
-    events: list[UsageRecord]
+    events: list[msgspec.Raw]
 
 
-def usage_of(payload: bytes) -> Sequence[UsageRecord]:
-    """The records of a batch as the shipper sends it. Raises Untrusted."""
+def _records_of(payload: bytes) -> list[msgspec.Raw]:
+    """Of a batch as the shipper sends it. Raises Untrusted."""
     return fleet.decode(payload, _Batch).events
 
 
@@ -54,9 +54,10 @@ class _Waiting:
     """One batch on its way to the disk. `maybe_written`: an earlier run may have stored it."""
 
     batch: str
-    lines: list[bytes]
-    maybe_written: bool
+    records: list[msgspec.Raw]
     done: asyncio.Future[None]
+    lines: list[bytes] = field(default_factory=list)
+    maybe_written: bool = False
 
 
 class UsageFile:
@@ -83,7 +84,12 @@ class UsageFile:
             return
         waiting = self._on_way.get(message_id)
         if waiting is None:
-            waiting = self._on_way[message_id] = self._encoded(subject, payload, message_id)
+            try:
+                records = _records_of(payload)
+            except Untrusted as error:
+                raise BusUnavailable(f"{subject}: {error.message}") from error
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiting = self._on_way[message_id] = _Waiting(message_id, records, done)
             self._queue.append(waiting)
         if self._writing is None:
             self._writing = asyncio.ensure_future(self._write_all())
@@ -94,6 +100,8 @@ class UsageFile:
             raise BusUnavailable(f"{self._path}: not written within {timeout_s:g} s") from error
         except OSError as error:
             raise BusUnavailable(f"{self._path}: {error.strerror or error}") from error
+        except Untrusted as error:
+            raise BusUnavailable(f"{subject}: {error.message}") from error
 
     def reopen(self) -> None:
         """Go on in a new file if the old one was moved away. Raises OSError."""
@@ -108,24 +116,12 @@ class UsageFile:
         self._thread.shutdown()
         os.close(self._fd)
 
-    def _encoded(self, subject: str, payload: bytes, batch: str) -> _Waiting:
-        try:
-            events = usage_of(payload)
-        except Untrusted as error:
-            raise BusUnavailable(f"{subject}: {error.message}") from error
-        encode = self._encoder.encode
-        return _Waiting(
-            batch=batch,
-            lines=[encode(usage_line(event, batch)) + b"\n" for event in events],
-            maybe_written=any(event.received_at < self._started_at for event in events),
-            done=asyncio.get_running_loop().create_future(),
-        )
-
     async def _write_all(self) -> None:
         """Write everything that waits at once, until nothing waits."""
         loop = asyncio.get_running_loop()
         while self._queue:
-            batches, self._queue = self._queue, []
+            taken, self._queue = self._queue, []
+            batches = [each for each in taken if await self._has_lines(each)]
             try:
                 await loop.run_in_executor(self._thread, self._append, self._fd, batches)
             except OSError as error:
@@ -134,7 +130,24 @@ class UsageFile:
                 self._settle(batches, None)
         self._writing = None
 
-    def _settle(self, batches: list[_Waiting], error: OSError | None) -> None:
+    async def _has_lines(self, waiting: _Waiting) -> bool:
+        """Make the lines of a batch; False when it makes no sense."""
+        encode, records = self._encoder.encode, waiting.records
+        for begin in range(0, len(records), LINES_AT_ONCE):
+            if begin:
+                await asyncio.sleep(0)
+            try:
+                for raw in records[begin : begin + LINES_AT_ONCE]:
+                    event = fleet.decode(bytes(raw), UsageRecord)
+                    waiting.lines.append(encode(usage_line(event, waiting.batch)) + b"\n")
+                    if event.received_at < self._started_at:
+                        waiting.maybe_written = True
+            except Untrusted as error:
+                self._settle([waiting], error)
+                return False
+        return True
+
+    def _settle(self, batches: list[_Waiting], error: OSError | Untrusted | None) -> None:
         for each in batches:
             del self._on_way[each.batch]
             if error is None:
@@ -153,14 +166,14 @@ class UsageFile:
         fcntl.flock(fd, fcntl.LOCK_EX)
         try:
             data = memoryview(b"".join(line for each in batches for line in self._lines(fd, each)))
-            size_bytes = os.fstat(fd).st_size
+            written_bytes = 0
             try:
-                while data:
-                    data = data[os.write(fd, data) :]
+                while written_bytes < len(data):
+                    written_bytes += os.write(fd, data[written_bytes:])
                 os.fdatasync(fd)
             except OSError:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(fd, size_bytes)
+                    os.ftruncate(fd, os.fstat(fd).st_size - written_bytes)
                 raise
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)

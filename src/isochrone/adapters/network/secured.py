@@ -23,11 +23,12 @@ class Secured:
 
     __slots__ = (
         "_closing", "_context", "_established", "_factory", "_handshake_s", "_incoming", "_object",
-        "_outgoing", "_partial", "_party", "_shutdown_s", "_tcp", "_timer",
+        "_outgoing", "_partial", "_party", "_records", "_shutdown_s", "_tcp", "_timer",
     )
 
     _tcp: asyncio.Transport
     _object: ssl.SSLObject
+    _records: Any  # what `_object` calls for each record
 
     def __init__(
         self, context: ssl.SSLContext, factory: Callable[[], Party], *, handshake_s: float,
@@ -50,6 +51,8 @@ class Secured:
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._tcp = cast(asyncio.Transport, transport)
         self._object = self._context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        # Its own methods do nothing but call these, at the price of a frame of Python.
+        self._records = getattr(self._object, "_sslobj", self._object)
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._handshake_s, self._tcp.abort)
 
@@ -107,7 +110,7 @@ class Secured:
         while waiting := incoming.pending:
             try:
                 # What a record holds is less than the record, so nothing is left within OpenSSL.
-                piece = self._object.read(READ_BYTES if self._partial else waiting)
+                piece = self._records.read(READ_BYTES if self._partial else waiting)
                 self._partial = False
             except ssl.SSLWantReadError:
                 self._partial = True
@@ -150,9 +153,9 @@ class Secured:
     def write(self, data: bytes) -> None:
         if self._closing or not data:
             return
-        sent = self._object.write(data)
+        sent = self._records.write(data)
         while sent < len(data):  # a record at a time
-            sent += self._object.write(data[sent:])
+            sent += self._records.write(data[sent:])
         self._tcp.write(self._outgoing.read())
 
     def close(self) -> None:

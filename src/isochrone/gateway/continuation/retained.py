@@ -11,12 +11,14 @@ from typing import Literal
 from isochrone.core.continuation.plan import Progress
 from isochrone.core.metering.tokens import Reported
 from isochrone.gateway.continuation.events import (
+    APART,
     TEXT,
     Channel,
     Identity,
     Said,
     Unreadable,
     payload_of,
+    plain_run,
     read_many,
     read_plain,
     split,
@@ -24,7 +26,6 @@ from isochrone.gateway.continuation.events import (
 
 FOLD_BYTES = 64 * 1024
 MOST_TEXT_BYTES = 64 * 1024
-CLOSELY = 4  # events at each end of what is read
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,12 +73,11 @@ class Delivered:
         for channel, pieces in self.channels.items():
             self.channels[channel] = ["".join(pieces)]
 
-    def add_plain(self, texts: list[str]) -> None:
-        """Events of text only, whose counts were not read."""
-        whole = "".join(texts)
+    def add_plain(self, whole: str, events: int) -> None:
+        """The joined text of so many events that had some, whose counts were not read."""
         if not whole:
             return
-        self.events += len(texts) - texts.count("")
+        self.events += events
         self.channels.setdefault((0, TEXT), []).append(whole)
         self.text_bytes += len(whole.encode("utf-8", "surrogatepass"))
         self.tokens = None
@@ -149,8 +149,25 @@ class Retained:
         return None if self.unkept else self._delivered
 
     def _fold(self) -> None:
-        events, rest = split(b"".join(self._raw))
-        self._raw, self._raw_bytes = ([rest], len(rest)) if rest else ([], 0)
+        data, delivered = b"".join(self._raw), self._delivered
+        run = plain_run(data)
+        try:
+            if run is None:
+                rest = self._take_in(data)
+            else:
+                self._take_in(data[: run.begin])
+                delivered.add_plain(run.text, run.events)
+                rest = self._take_in(data[run.end :])
+            self._raw, self._raw_bytes = ([rest], len(rest)) if rest else ([], 0)
+            delivered.pack()
+        except Unreadable:
+            self._drop("unreadable")
+        if self._delivered.text_bytes > MOST_TEXT_BYTES or self._raw_bytes > FOLD_BYTES:
+            self._drop("not_retained")
+
+    def _take_in(self, data: bytes) -> bytes:
+        """Read what is whole of it, and return the rest."""
+        events, rest = split(data)
         payloads = []
         for event in events:
             payload = payload_of(event)
@@ -158,28 +175,24 @@ class Retained:
                 self._delivered.done = True
             elif payload:
                 payloads.append(payload)
-        try:
-            self._read(payloads)
-        except Unreadable:
-            self._drop("unreadable")
-        if self._delivered.text_bytes > MOST_TEXT_BYTES or self._raw_bytes > FOLD_BYTES:
-            self._drop("not_retained")
+        self._read(payloads)
+        return rest
 
     def _read(self, payloads: list[bytes]) -> None:
-        """Pack the payloads. Of a long run of text only its ends are read closely: the first for
-        the answer's identity, the last for the counts."""
+        """Of a long run of text only its ends are read closely: the first for the answer's
+        identity, the last for the counts."""
         delivered = self._delivered
-        texts = read_plain(payloads[CLOSELY:-CLOSELY]) if len(payloads) > 2 * CLOSELY else None
+        texts = read_plain(payloads[APART:-APART]) if len(payloads) > 2 * APART else None
         if texts is None:
             said = read_many(payloads)
         else:
-            said = read_many(payloads[:CLOSELY] + payloads[-CLOSELY:])
-        for each in said[:CLOSELY]:
+            said = read_many(payloads[:APART] + payloads[-APART:])
+        for each in said[:APART]:
             delivered.add(each)
-        delivered.add_plain(texts or [])
-        for each in said[CLOSELY:]:
+        if texts:
+            delivered.add_plain("".join(texts), len(texts) - texts.count(""))
+        for each in said[APART:]:
             delivered.add(each)
-        delivered.pack()
 
     def _drop(self, why: Literal["not_retained", "unreadable"]) -> None:
         self.unkept = self.unkept or why
