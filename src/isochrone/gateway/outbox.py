@@ -10,16 +10,21 @@ end of that read, which saves the loop a round.
 import asyncio
 from collections.abc import Callable
 
+from isochrone.gateway.waking import Waking
+
 
 class Outbox:
     """The writes of one event loop, in order. `before` runs ahead of them: what they are about is
-    on record by then. `quiet`: lately at most one request was open at a time. `content` came as the
-    one chunk `framed`, so it can go on as it came."""
+    on record by then. `quiet`: lately at most one request was open at a time; `waking` hears of
+    what goes out then. `content` came as the one chunk `framed`, so it can go on as it came."""
 
-    __slots__ = ("_before", "_due", "_loop", "_reading", "_waiting", "content", "framed", "quiet")
+    __slots__ = (
+        "_before", "_due", "_loop", "_reading", "_waiting", "_waking", "content", "framed", "quiet",
+    )
 
-    def __init__(self, before: Callable[[], None]) -> None:
+    def __init__(self, before: Callable[[], None], waking: Waking | None = None) -> None:
         self._before = before
+        self._waking = waking
         self._waiting: list[tuple[asyncio.Transport, bytes]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._due = False      # a flush is to come
@@ -47,6 +52,8 @@ class Outbox:
     def begin_read(self) -> None:
         """Something was read; `end_read` follows."""
         self._reading = self.quiet
+        if self.quiet and self._waking is not None:
+            self._waking.came()
 
     def end_read(self) -> None:
         """All that follows from what was read has been done."""
@@ -65,3 +72,5 @@ class Outbox:
             for transport, data in waiting:
                 if not transport.is_closing():
                     transport.write(data)
+            if self.quiet and self._waking is not None:
+                self._waking.sent()

@@ -38,6 +38,7 @@ from isochrone.gateway.timeouts import deadlines_of
 from isochrone.gateway.upstream import UpstreamPool
 from isochrone.gateway.view_cache import Data, ViewCache
 from isochrone.gateway.view_store import ViewStore
+from isochrone.gateway.waking import Waking
 from isochrone.ports.bus import Bus
 from isochrone.ports.clock import Clock
 from isochrone.ports.counters import Counters
@@ -104,7 +105,8 @@ class Gateway:
         self._viewing = asyncio.Event()
         journal = Journal(ports.disk, ports.clock, identity.site)
         view = ViewCache(site, identity.control_key, data, direct=settings.alone)
-        outbox = self._outbox = Outbox(journal.flush)
+        waking = Waking(ports.clock, settings.awake_us)
+        outbox = self._outbox = Outbox(journal.flush, waking)
         self.context = Context(
             settings=settings,
             site=site,

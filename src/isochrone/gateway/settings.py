@@ -16,6 +16,9 @@ class GatewaySettings:
     `alone`: this process tells its gateway everything, from one file; replicas of other sites are
     then asked directly. It may be `worker` number 0.. of `workers` on one port.
 
+    Where requests come one by one and answers lately came within `awake_us`, the process waits so
+    long without sleeping; 0 lets it always sleep.
+
     A stream that says nothing for `between_events_timeout_s` is over. Retries are at most
     `retry_ratio` of all requests and `retry_min_per_s` besides. A replica is not asked after
     `breaker_failures` in a row, or a share of `breaker_failure_rate` of the last 20 answers, for a
@@ -63,3 +66,4 @@ class GatewaySettings:
     otlp_sample_ratio: float = field(default=1.0, metadata={"min": 0, "max": 1})
     max_uploading_bytes: int = 536_870_912
     max_connections: int = 20_000
+    awake_us: float = field(default=100.0, metadata={"min": 0, "max": 1000})

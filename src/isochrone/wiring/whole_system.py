@@ -179,7 +179,8 @@ class WholeSystem:
     def start_gateway(self, site: SiteName) -> None:
         name, identity, bus = f"gateway {site}", self._identities[site], self.hub.bus()
         settings = GatewaySettings(
-            identity=Path("identity.json"), port=identity.port, journal=Path("journal")
+            identity=Path("identity.json"), port=identity.port, journal=Path("journal"),
+            awake_us=0,  # virtual time stands still for as long as anything is awake
         )
         ports = Ports(
             counters=SharedRows(workers=1, cells=ROW_CELLS).open(0),
