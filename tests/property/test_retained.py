@@ -6,8 +6,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isochrone.gateway.continuation.events import APART, plain_run
-from isochrone.gateway.continuation.retained import FOLD_BYTES, Delivered, Retained
+from isochrone.gateway.continuation.events import joined_text
+from isochrone.gateway.continuation.retained import (
+    APART,
+    FOLD_BYTES,
+    Delivered,
+    Retained,
+    plain_texts,
+)
 
 FILLING = 2 * FOLD_BYTES // 600  # so that some runs are folded on their way
 TEXTS = st.one_of(
@@ -93,25 +99,27 @@ def test_reading_at_once_finds_what_reading_one_by_one_finds(
     assert kept([data[at : at + step] for at in range(0, len(data), step)]) == expected
 
 
-def plain(*texts: str) -> bytes:
-    return b"".join(
-        event(text, 1, chat=True, ascii_only=True, filling="m") for text in texts
-    )
+def plain(*texts: str) -> list[bytes]:
+    return [event(text, 1, chat=True, ascii_only=True, filling="m") for text in texts]
 
 
 def test_a_run_of_text_is_read_at_once() -> None:
-    data = plain(*"abcd", " one", "", "\n", " two", *"wxyz")
-    run = plain_run(data)
-    assert run is not None
-    assert (run.text, run.events) == (" one\n two", 3)
-    assert (data[: run.begin], data[run.end :]) == (plain(*"abcd"), plain(*"wxyz"))
+    texts = plain_texts(plain(*"abcd", " one", "", "\n", " two", *"wxyz"))
+    assert texts == [b" one", b"", b"\\n", b" two"]
+    assert joined_text(texts) == " one\n two"
     assert len("abcd") == APART
 
 
 def test_what_is_not_alike_is_no_run() -> None:
     for odd in ('say "x"', "\U0001f98a"):
-        assert plain_run(plain(*"abcd", " one", odd, " two", *"wxyz")) is None
+        texts = plain_texts(plain(*"abcd", " one", odd, " two", *"wxyz"))
+        assert texts is None or joined_text(texts) is None
     other = event("b", 2, chat=True, ascii_only=True, filling="m")
-    assert plain_run(plain(*"abcd", "a") + other + plain("c", *"wxyz")) is None
+    ends = plain(*"wxyz")
+    assert plain_texts([*plain(*"abcd", "a"), other, *plain("c"), *ends]) is None
+    assert plain_texts([*plain(*"abcd"), b"".join(plain("a", "b")), *ends]) is None
+    whole = plain(*"abcda", *"wxyz")
+    assert plain_texts(whole) == [b"a"]
+    assert plain_texts([*whole[:3], b"data: {", *whole[4:]]) is None
     for few in ("", "abcd", "abcdwxyz"):
-        assert plain_run(plain(*few)) is None
+        assert plain_texts(plain(*few)) is None

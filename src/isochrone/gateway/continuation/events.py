@@ -24,7 +24,6 @@ TEXT = "text"
 DONE = b"data: [DONE]\n\n"
 WAITING = b": continuing\n\n"
 
-APART = 4  # events at each end of what is read at once are read one by one
 TEXT_MARKS = (b'"content":"', b'"text":"')
 ODD_IN_TEXT = (b'"', b"\n", b"\\u")  # a character of two escapes may be cut between two events
 
@@ -177,54 +176,15 @@ def read_plain(payloads: list[bytes]) -> list[str] | None:
     return [choice.text if choice.delta is None else choice.delta.content for choice in only]
 
 
-@dataclass(frozen=True, slots=True)
-class PlainRun:
-    """Events in a row that differ in their text only, from `begin` to `end` of some bytes:
-    their joined text, and how many have some."""
-
-    begin: int
-    end: int
-    text: str
-    events: int
-
-
-def plain_run(data: bytes) -> PlainRun | None:
-    """The run that `data` is but for a few events at either end, at a tenth of a microsecond each.
-
-    What stands between two texts of one pair is what the others are cut at. Whatever is not like
-    them leaves quotation marks or ends of lines among the texts, which a JSON string never has.
-    """
-    begin = 0
-    for _ in range(APART):
-        begin = data.find(b"\n\n", begin) + 2
-        if begin < 2:
-            return None
-    end = data.rfind(b"\n\n") + 2
-    for _ in range(APART):
-        end = data.rfind(b"\n\n", begin, end - 2) + 2
-        if end < 2:
-            return None
-    mark = next((m for m in TEXT_MARKS if data.find(m, begin, end) >= 0), None)
-    if mark is None:
-        return None
-    text = data.find(mark, begin) + len(mark)
-    close, first_end = data.find(b'"', text), data.find(b"\n\n", text) + 2
-    if close < 0 or not text <= close < first_end <= end:
-        return None
-    before, behind = data[begin:text], data[close:first_end]
-    if not before.startswith(b"data:") or not data.endswith(behind, begin, end):
-        return None
-    pieces = data[text : end - len(behind)].split(behind + before)
+def joined_text(pieces: list[bytes]) -> str | None:
+    """What such contents of JSON strings say together; None when that is not plain to see."""
     joined = b"".join(pieces)
-    if any(odd in joined for odd in ODD_IN_TEXT) or b"\n" in before or b"\r" in data:
+    if any(odd in joined for odd in ODD_IN_TEXT):
         return None
-    if read_plain([before[5:] + b"?" + behind.rstrip()]) != ["?"]:
-        return None  # it is not where an only choice has its text, or not all that there is
     try:
-        whole = _string.decode(b'"' + joined + b'"')
+        return _string.decode(b'"' + joined + b'"')
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return PlainRun(begin, end, whole, len(pieces) - pieces.count(b""))
 
 
 def _as_list(payloads: list[bytes]) -> bytes:
