@@ -105,8 +105,7 @@ class Gateway:
         self._viewing = asyncio.Event()
         journal = Journal(ports.disk, ports.clock, identity.site)
         view = ViewCache(site, identity.control_key, data, direct=settings.alone)
-        waking = Waking(ports.clock, settings.awake_us)
-        outbox = self._outbox = Outbox(journal.flush, waking)
+        outbox = self._outbox = Outbox(journal.flush, Waking(ports.clock, settings.awake_us))
         self.context = Context(
             settings=settings,
             site=site,
