@@ -1,0 +1,1 @@
+"""The fast twin: requests, replicas and sites on an event heap, in virtual time."""

@@ -1,0 +1,197 @@
+"""One engine in virtual time: a queue, prompts that are read in chunks, streams that share steps.
+
+Between two events nothing changes but time, and all streams get tokens at one rate. So progress is
+one number, the tokens that a stream has got since the start of the run; a stream ends when that
+number reaches what it was when it began and its own tokens. An event costs a heap operation,
+whatever the number of tokens. The rates of a step hold until the next event, with the context of
+the moment; seconds and tokens are floats, and the same calls give the same results.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from math import inf
+
+from isochrone.core.estimate.batching import Physics
+from isochrone.twin.fast.block_cache import BlockCache
+
+BLOCK_TOKENS = 256
+NOTHING = 1e-9  # of a token: less than this is left of it by rounding
+
+
+class Job:
+    """One request at one replica. Instants are seconds of virtual time, -1 before they come."""
+
+    __slots__ = (
+        "arrived_s", "blocks", "cached_tokens", "ended_s", "first_s", "ident", "left_tokens",
+        "output_tokens", "prompt_tokens", "started_s",
+    )
+
+    def __init__(
+        self, ident: int, prompt_tokens: int, output_tokens: int, blocks: Sequence[int] = ()
+    ) -> None:
+        self.ident = ident
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = max(output_tokens, 1)
+        self.blocks = blocks
+        self.cached_tokens = 0
+        self.left_tokens = 0.0  # of the prompt, to be read
+        self.arrived_s = self.started_s = self.first_s = self.ended_s = -1.0
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.prompt_tokens + self.output_tokens
+
+
+class SimulatedReplica:
+    """Call `offer` as requests come and `advance` at `next_s`; both with instants that never fall.
+
+    A request is let in when a slot and KV memory for its prompt and answer are free, in the order
+    of arrival; prompts are then read one after the other.
+    """
+
+    __slots__ = (
+        "_context", "_decode_rate", "_done", "_end_s", "_kv_used", "_now_s", "_prefill_rate",
+        "_read_s", "_reading", "_running", "_waiting", "busy_s", "cache", "next_s", "physics",
+        "written_tokens",
+    )
+
+    def __init__(self, physics: Physics, *, cache_tokens: int | None = None) -> None:
+        held = physics.kv_tokens if cache_tokens is None else cache_tokens
+        self.physics = physics
+        self.cache = BlockCache(held // BLOCK_TOKENS)
+        self.next_s = inf
+        self.busy_s = 0.0
+        self.written_tokens = 0.0  # of all streams together
+        self._now_s = 0.0
+        self._waiting: deque[Job] = deque()
+        self._reading: deque[Job] = deque()
+        self._running: list[tuple[float, int, Job]] = []
+        self._done = 0.0  # tokens that a stream has got that was there from the start
+        self._context = 0.0
+        self._kv_used = 0
+        self._decode_rate = 0.0   # tokens/s of each stream
+        self._prefill_rate = 0.0  # tokens/s of the prompt that is being read
+        self._read_s = inf  # when that prompt will have been read
+        self._end_s = inf   # when the next stream will have ended
+
+    @property
+    def open_jobs(self) -> int:
+        return len(self._waiting) + len(self._reading) + len(self._running)
+
+    @property
+    def streams(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not let in yet."""
+        return len(self._waiting)
+
+    def offer(self, job: Job, now_s: float) -> None:
+        """A request arrives."""
+        self._pass(now_s)
+        job.arrived_s = now_s
+        if job.kv_tokens > self.physics.kv_tokens:
+            raise ValueError(f"request {job.ident} never fits: {job.kv_tokens} tokens")
+        self._waiting.append(job)
+        if len(self._waiting) == 1:
+            self._let_in(now_s)
+        self._plan()
+
+    def advance(self, now_s: float) -> list[Job]:
+        """Let time pass; the requests that had their first token or their last by now, in order.
+        Of one that had both, `ended_s` says so."""
+        self._pass(now_s)
+        told: list[Job] = []
+        reading, running = self._reading, self._running
+        # Whatever the floats say: what is due has come, or time would stand still.
+        if reading and now_s >= self._read_s:
+            reading[0].left_tokens = 0.0
+        if running and now_s >= self._end_s:
+            self._done = max(self._done, running[0][0])
+        while reading and reading[0].left_tokens <= NOTHING:
+            job = reading.popleft()
+            job.first_s = now_s
+            self._context += job.prompt_tokens + 1
+            self.written_tokens += 1
+            told.append(job)
+            if job.output_tokens == 1:
+                self._end(job, now_s)
+            else:
+                heappush(running, (self._done + job.output_tokens - 1, job.ident, job))
+        while running and running[0][0] <= self._done + NOTHING:
+            job = heappop(running)[2]
+            self._end(job, now_s)
+            told.append(job)
+        if self._waiting:
+            self._let_in(now_s)
+        self._plan()
+        return told
+
+    def fail(self) -> list[Job]:
+        """The replica dies: what was open, in the order of arrival. Its cache is gone."""
+        lost = [*(each[2] for each in self._running), *self._reading, *self._waiting]
+        self._running.clear()
+        self._reading.clear()
+        self._waiting.clear()
+        self.cache.clear()
+        self._context, self._kv_used = 0.0, 0
+        self._plan()
+        return sorted(lost, key=lambda job: (job.arrived_s, job.ident))
+
+    # -- what happens between events -------------------------------------------------------------
+
+    def _pass(self, now_s: float) -> None:
+        spent_s = now_s - self._now_s
+        self._now_s = now_s
+        if spent_s <= 0:
+            return
+        streams = len(self._running)
+        if streams:
+            got = spent_s * self._decode_rate
+            self._done += got
+            self._context += got * streams
+            self.written_tokens += got * streams
+        if self._reading:
+            self._reading[0].left_tokens -= spent_s * self._prefill_rate
+        if streams or self._reading:
+            self.busy_s += spent_s
+
+    def _let_in(self, now_s: float) -> None:
+        physics, waiting = self.physics, self._waiting
+        while waiting:
+            job = waiting[0]
+            taken = len(self._reading) + len(self._running)
+            if taken >= physics.slots or self._kv_used + job.kv_tokens > physics.kv_tokens:
+                return
+            waiting.popleft()
+            self._kv_used += job.kv_tokens
+            job.started_s = now_s
+            if job.blocks:
+                cached = self.cache.use(job.blocks) * BLOCK_TOKENS
+                job.cached_tokens = min(cached, job.prompt_tokens - 1)  # the last one is read anew
+            job.left_tokens = float(job.prompt_tokens - job.cached_tokens)
+            self._reading.append(job)
+
+    def _end(self, job: Job, now_s: float) -> None:
+        job.ended_s = now_s
+        self._kv_used -= job.kv_tokens
+        self._context -= job.kv_tokens
+
+    def _plan(self) -> None:
+        """Rates from now on, and when the next of the requests has something to tell."""
+        physics, streams = self.physics, len(self._running)
+        self._read_s = self._end_s = inf
+        if self._reading:
+            step_s = physics.mixed_step_s(streams, self._context)
+            self._prefill_rate = physics.chunk_tokens / step_s
+            self._decode_rate = 1.0 / step_s
+            left = max(self._reading[0].left_tokens, 0.0)
+            self._read_s = self._now_s + left / self._prefill_rate
+        elif streams:
+            self._decode_rate = 1.0 / physics.decode_step_s(streams, self._context)
+        if streams:
+            left = max(self._running[0][0] - self._done, 0.0)
+            self._end_s = self._now_s + left / self._decode_rate
+        self.next_s = min(self._read_s, self._end_s)
