@@ -21,6 +21,7 @@ from isochrone.gateway.context import Context
 from isochrone.gateway.gauges import Gauges
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
+from isochrone.gateway.letters import Letters
 from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.measured import Measured
 from isochrone.gateway.metrics_route import MetricsServer
@@ -141,7 +142,8 @@ class Gateway:
             first_hold_s=settings.breaker_first_hold_s,
             longest_hold_s=settings.breaker_longest_hold_s,
         )
-        self.server = Server(Routes(self.context), settings, ports.clock, outbox)
+        self.letters = Letters(self.context)
+        self.server = Server(Routes(self.context, self.letters), settings, ports.clock, outbox)
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
         self.metrics = None
         if settings.metrics_port is not None:
@@ -190,7 +192,9 @@ class Gateway:
                 )
                 if on_listening is not None:
                     on_listening(listener.port)
+                self._spawn(self.letters.run())
                 await stop.wait()
+                self.letters.stop()
                 log.info("gateway_draining", open=len(context.exchanges))
                 await listener.close()
                 await self._drain()
