@@ -1,4 +1,4 @@
-"""What was sold at the gateways: who is served as `reserved`, where, and what sites tell each other.
+"""What was sold, at the gateways: who is served as `reserved`, and what sites tell one another.
 
 Real gateways on real sockets. Their clock is moved on where a term would have to be waited for.
 """
@@ -13,7 +13,9 @@ from isochrone.core.admission.loans import Ask
 from isochrone.core.admission.stewards import TERM_NS, Stand
 from isochrone.core.ids import EntitlementId, OrgId, ProjectId, SiteName
 from isochrone.core.world.entitlement import Entitlement, Slice, Voters
+from isochrone.gateway.entitled_gauges import entitled_families
 from isochrone.gateway.letters import PATH
+from isochrone.ports.telemetry import Sample
 from isochrone.wire import peer, subjects
 from isochrone.wire.commitments import encode_messages
 from isochrone.wire.peer import HopHead
@@ -35,14 +37,18 @@ USED = 14
 CLASS = "x-isochrone-class"
 
 
-class MovedClock(SystemClock):
+class MovedClock:
     """The machine's clock, and what a test has moved it on by."""
 
     def __init__(self) -> None:
         self.ahead_ns = 0
+        self._clock = SystemClock()
+
+    def wall_ns(self) -> int:
+        return self._clock.wall_ns()
 
     def monotonic_ns(self) -> int:
-        return super().monotonic_ns() + self.ahead_ns
+        return self._clock.monotonic_ns() + self.ahead_ns
 
 
 async def a_cloud(cloud: GatewayCloud, *names: str, **settings: Any) -> list[RunningSite]:
@@ -87,6 +93,18 @@ def left(site: RunningSite, id_: EntitlementId = ID) -> int:
 
 def usable(site: RunningSite) -> int:
     return site.running.letters.standing(ID).usable_tok_s
+
+
+def scraped(site: RunningSite) -> dict[tuple[str, ...], float]:
+    context = site.running.context
+    return {
+        (family.metric.name.removeprefix("isochrone_gateway_"), *sample.labels): sample.value
+        for family in entitled_families(
+            context.entitled, site.running.letters, site.clock.monotonic_ns()
+        )
+        for sample in family.samples
+        if isinstance(sample, Sample)
+    }
 
 
 def wanting(tier: str | None = "priority", **fields: Any) -> bytes:
@@ -222,6 +240,23 @@ def test_sites_lend_to_one_another_while_the_bus_is_away() -> None:
         standing = oslo.running.letters.standing(ID)
         assert (standing.lent_tok_s, standing.borrowed_tok_s) == (60, 0)
         assert rome.running.letters.standing(ID).borrowed_tok_s == 100
+        at_oslo, at_rome = scraped(oslo), scraped(rome)
+        rate = "entitled_tokens_per_second"
+        assert [at_oslo[rate, MODEL, kind] for kind in ("usable", "lent")] == [0, 60]
+        assert [at_rome[rate, MODEL, kind] for kind in ("usable", "borrowed")] == [100, 100]
+        assert at_rome["entitled_wanted_tokens_per_second", MODEL] >= 80
+        honoured = at_rome["entitled_requests_total", MODEL, "honoured"]
+        assert at_rome["entitled_used_tokens_total", MODEL] == honoured * USED > 0
+        assert at_rome["entitled_requests_total", MODEL, "refused"] > 0
+        assert at_rome["commitment_payloads_total", "sent"] > 0
+        assert at_rome["commitment_payloads_total", "heard"] > 0
+        for site in (oslo, paris, rome):
+            site.bus.up()
+        await cloud.control.delete(subjects.VIEW_BUCKET, subjects.entitlement_key(ID))
+        await until(lambda: not rome.running.context.entitled.sold())
+        after = scraped(rome)
+        assert after["entitled_requests_total", MODEL, "honoured"] >= honoured, "it never shrinks"
+        assert (rate, MODEL, "usable") not in after
 
     run(main)
 

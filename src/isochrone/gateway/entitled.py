@@ -98,7 +98,8 @@ class Claim:
     """What one request takes of what was sold. `asked`: the class that it is for."""
 
     __slots__ = (
-        "_class", "_empty", "_lines", "_options", "_output", "_prompt", "_spent", "_tokens", "asked",
+        "_class", "_empty", "_lines", "_options", "_output", "_prompt", "_spent", "_tokens",
+        "asked",
     )
 
     def __init__(
@@ -149,9 +150,11 @@ class Claim:
 
 
 class Entitled:
-    """What was sold, by whom it is for. Mutable, owned by one event loop."""
+    """What was sold, by whom it is for. Mutable, owned by one event loop. `past`: by model,
+    requests honoured and refused and tokens used, of what is sold no more."""
 
     def __init__(self) -> None:
+        self.past: dict[ModelName, tuple[int, int, int]] = {}
         self._sold: dict[EntitlementId, Sold] = {}
         self._by_use: dict[tuple[OrgId, ModelName, Class], tuple[Sold, ...]] = {}
 
@@ -184,7 +187,14 @@ class Entitled:
         """From now on it is this. In the order in which a request should use it: what is for a
         project alone before what all of an organisation share, what ends sooner before what ends
         later."""
-        self._sold = {each.entitlement.id: each for each in sold}
+        before, self._sold = self._sold, {each.entitlement.id: each for each in sold}
+        for id_, each in before.items():
+            if self._sold.get(id_) is not each:
+                model = each.entitlement.model
+                honoured, refused, used = self.past.get(model, (0, 0, 0))
+                self.past[model] = (
+                    honoured + each.honoured, refused + each.refused, used + each.used_tokens
+                )
         by_use: dict[tuple[OrgId, ModelName, Class], list[Sold]] = {}
         for each in sorted(sold, key=_order):
             noun = each.entitlement

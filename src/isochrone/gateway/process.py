@@ -147,7 +147,9 @@ class Gateway:
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
         self.metrics = None
         if settings.metrics_port is not None:
-            gauges = Gauges(self.context, self.server, self._shipper, ports.process_use)
+            gauges = Gauges(
+                self.context, self.server, self._shipper, self.letters, ports.process_use
+            )
             self.metrics = MetricsServer(
                 settings, ports.clock, measured=self.context.metrics, gauges=gauges,
                 spawn=self._spawn,
