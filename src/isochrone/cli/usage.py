@@ -63,8 +63,8 @@ def _request(row: Mapping[str, Any]) -> tuple[object, ...]:
 
     return (
         row["id"], instant(row["received_at"]), row["model"], row["class"], row["site"],
-        row["country"], row["ingress"], row["input_uncached"], row["input_cached"], row["output"], row["source"],
-        row["outcome"], row["total_ms"],
+        row["country"], row["ingress"], row["input_uncached"], row["input_cached"], row["output"],
+        row["source"], row["outcome"], row["total_ms"],
     )
 
 

@@ -145,19 +145,20 @@ class Gateway:
         self.letters = Letters(self.context)
         self.server = Server(Routes(self.context, self.letters), settings, ports.clock, outbox)
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
-        self.metrics = None
-        if settings.metrics_port is not None:
-            gauges = Gauges(
-                self.context, self.server, self._shipper, self.letters, ports.process_use
-            )
-            self.metrics = MetricsServer(
-                settings, ports.clock, measured=self.context.metrics, gauges=gauges,
-                spawn=self._spawn,
-            )
+        self.metrics = None if settings.metrics_port is None else self._metrics_server()
         # Alone, the view is made anew at every start, under a key that nobody else has.
         self._views: ViewStore | None = None
         if not settings.alone:
             self._views = ViewStore(ports.disk, self.context.view, ports.clock)
+
+    def _metrics_server(self) -> MetricsServer:
+        gauges = Gauges(
+            self.context, self.server, self._shipper, self.letters, self._ports.process_use
+        )
+        return MetricsServer(
+            self._settings, self._ports.clock, measured=self.context.metrics, gauges=gauges,
+            spawn=self._spawn,
+        )
 
     async def run(
         self, stop: asyncio.Event, on_listening: Callable[[int], None] | None = None
