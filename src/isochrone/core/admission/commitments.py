@@ -352,17 +352,15 @@ class Commitments:
         if not is_open(held.entitlement, now):
             return 0, now_ns
         tok_s, until_ns = 0, now_ns + held.entitlement.ends_at - now
-        for home in held.slices:
-            stand = self._stands.get(home)
-            if stand is not None and now_ns < stand.until_ns:
+        for home, stand in self._stands.items():  # few, and most entitlements have many slices
+            if home in held.slices and now_ns < stand.until_ns:
                 tok_s += self._lent(held, home).own_tok_s(now_ns)
                 until_ns = min(until_ns, stand.until_ns)
-            elif home in held.borrowed:
-                borrowed = held.borrowed[home]
-                part = borrowed.tok_s(now_ns)
-                if part:
-                    tok_s += part
-                    until_ns = min(until_ns, borrowed.until_ns)
+        for home, borrowed in held.borrowed.items():
+            part = borrowed.tok_s(now_ns)
+            if part and not self.is_steward(home, now_ns):
+                tok_s += part
+                until_ns = min(until_ns, borrowed.until_ns)
         return tok_s, until_ns
 
     def _refresh(self, held: _Held, now_ns: int, now: int) -> None:
