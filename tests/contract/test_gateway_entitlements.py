@@ -319,5 +319,9 @@ def test_letters_are_taken_from_proven_peers_only_and_once() -> None:
         nobodys = post(encode_messages([stand]), path=PATH)
         assert (await ask(oslo, nobodys)).status == 404
         assert oslo.running.letters.heard == before + 2
+        oslo.running.letters.stop()
+        answer = await ask(oslo, signed(asking("paris", 9)))
+        assert (answer.status, answer.headers["x-isochrone-reason"]) == (503, "gateway_stopping")
+        assert oslo.running.letters.heard == before + 2, "whoever takes over keeps the books"
 
     run(main)

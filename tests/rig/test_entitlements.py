@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.rig.cloud import Cloud
+from tests.rig.cloud import Cloud, isochrone
 from tests.rig.waiting import wait_until
 
 pytestmark = pytest.mark.rig
@@ -82,6 +82,11 @@ def test_what_was_sold_travels_without_control(cloud: Cloud) -> None:
     slices = {each["site"]: each["tok_s"] for each in sold["slices"]}
     assert sum(slices.values()) == SOLD_TOK_S
     assert len(slices) == 3
+    voters = isochrone("entitlement", "voters", "--state", cloud.state)
+    assert voters.stdout.split() == ["voters", "ashburn,", "frankfurt,", "sydney"], voters.stderr
+    changed = isochrone("entitlement", "voters", "--change", "ashburn", "--state", cloud.state)
+    assert changed.returncode == 0, changed.stderr
+    assert "before  ashburn, frankfurt, sydney; more than half" in changed.stdout
     wait_until(lambda: cloud.chats("frankfurt", key=key), "the key is known")
     wait_until(lambda: honours(cloud, "sydney", key), "honoured", deadline_s=SILENT_S)
     wait_until(lambda: honours(cloud, "frankfurt", key), "honoured", deadline_s=SILENT_S)
