@@ -133,10 +133,10 @@ def test_it_is_reserved_as_long_as_the_allowance_pays_and_settled_as_used(stream
         assert left(site) == 50
         answer = await ask(site, wanting(stream=stream))
         assert (answer.status, answer.headers[CLASS]) == (200, "reserved")
-        assert (await cloud.events(answer.request_id))[0].class_ == "reserved"
         (sold,) = site.running.context.entitled.sold()
+        assert 50 - sold.used_tokens <= left(site) < 50
         assert (sold.honoured, sold.used_tokens) == (1, 16 if stream else USED)
-        assert 50 - sold.used_tokens <= left(site) <= 50 - sold.used_tokens + 10
+        assert (await cloud.events(answer.request_id))[0].class_ == "reserved"
         classes = [
             (await ask(site, wanting(stream=stream))).headers[CLASS] for _ in range(8)
         ]
@@ -210,6 +210,7 @@ def test_only_what_is_served_within_its_residency_counts() -> None:
             while not await lent():
                 await asyncio.sleep(0.05)
         assert frankfurt.engines[0].asked
+        await until(lambda: left(sydney) >= 60)
         before = left(sydney)
         answer = await ask(sydney, wanting())
         assert (answer.headers["x-isochrone-site"], answer.headers[CLASS]) == (
