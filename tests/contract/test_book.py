@@ -247,6 +247,7 @@ def test_totals_add_up_in_every_grouping(book: PostgresBook) -> None:
         "key": ["k0", "k1", "key"],
         "model": ["tiny-fable"],
         "site": ["", "sydney"],
+        "class": ["on_demand"],
         "day": ["2026-11-20", "2026-11-21"],
     }
     for group, wanted in names.items():

@@ -428,7 +428,7 @@ def test_usage_is_filtered_and_paged(api: Api) -> None:
     assert api.call("GET", "usage?since=2020-01-01T00:00:00Z&until=2021-01-01T00:00:00Z")[1][
         "items"
     ] == []
-    for group in ("key", "model", "site", "day"):
+    for group in ("key", "model", "site", "class", "day"):
         (total,) = api.call("GET", f"usage?by={group}")[1]["items"]
         assert total["requests"] == 3
     for bad in ("since=yesterday", "since=2026-01-01T00:00:00", "by=colour"):

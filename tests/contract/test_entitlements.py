@@ -5,8 +5,10 @@ from typing import Any
 
 from isochrone.adapters.clock import SystemClock
 from isochrone.control.entries import Place, kind_of, wanted_entries
+from isochrone.control.joining import hash_of, invite
 from isochrone.core.ids import SiteName
 from isochrone.core.world.entitlement import Entitlement, Voters
+from isochrone.ports.estate import Joining
 from isochrone.wire import fleet, subjects
 from tests.contract.test_control_api import Api, an_intent, api  # noqa: F401 - a fixture
 
@@ -92,6 +94,79 @@ def test_a_revoked_one_is_shown_and_no_longer_published(api: Api) -> None:  # no
     assert api.call("DELETE", "entitlements/none")[0] == 404
     assert list(published(api)) == [subjects.VOTERS_KEY]
     assert api.call("GET", "entitlements")[1]["items"][0]["id"] == made["id"]
+
+
+def a_cloud_that_joined(api: Api) -> None:  # noqa: F811
+    """All sites of the intent, and two more."""
+    intent, now = an_intent(), api.context.now()
+    more = tuple(
+        replace(intent.sites[0], name=SiteName(name)) for name in ("oslo", "tokyo")
+    )
+    estate = api.context.registry.estate
+    estate.reconcile(replace(intent, fingerprint="3", sites=(*intent.sites, *more)), now=now)
+    for number, site in enumerate((*intent.sites, *more)):
+        if site.name == "tokyo":
+            continue
+        token = f"token of {site.name}"
+        invite(estate, site.name, token, now=now, once=None)
+        joining = Joining(
+            token_sha256=hash_of(token), peer_key=f"{number:064x}", nats_key=f"U{site.name}",
+            host="h", port=1, public_url="",
+        )
+        estate.join(joining, now=now)
+
+
+def test_voters_are_changed_by_operators_one_settled_change_at_a_time(
+    api: Api,  # noqa: F811
+) -> None:
+    a_cloud_that_joined(api)
+    assert api.call("GET", "voters")[0] == 404
+    assert api.call("POST", "voters", {"sites": ["oslo"]})[0] == 404
+    api.make("entitlements", a_body())
+    first = api.call("GET", "voters")[1]
+    assert first == {
+        "sites": ["ashburn", "frankfurt", "oslo", "sydney", "tokyo"], "former": [], "epoch": 0,
+        "settled_at": 0,
+    }
+    sites = ["ashburn", "oslo", "sydney"]
+    status, changed = api.call("POST", "voters", {"sites": sites})
+    assert status == 200
+    assert changed["sites"] == sites
+    assert changed["former"] == first["sites"]
+    assert changed["epoch"] == 1
+    assert changed["settled_at"] > api.context.now()
+    assert published(api)[subjects.VOTERS_KEY] == Voters(
+        sites=tuple(map(SiteName, sites)), former=tuple(map(SiteName, first["sites"])), epoch=1
+    )
+    assert api.call("POST", "voters", {"sites": sites})[1] == changed, "again changes nothing"
+    status, problem = api.call("POST", "voters", {"sites": ["oslo"]})
+    assert status == 409
+    assert "try again in" in problem["detail"]
+    sold = api.context.registry.entitlements
+    later = changed["settled_at"]
+    ended = sold.change_voters(tuple(map(SiteName, sites)), now=later)
+    assert ended.voters == Voters(
+        sites=tuple(map(SiteName, sites)), former=tuple(map(SiteName, sites)), epoch=2
+    )
+    assert sold.change_voters(tuple(map(SiteName, sites)), now=2 * later) == ended
+    api.make("entitlements", a_body(name="second"))
+    assert published(api)[subjects.VOTERS_KEY] == ended.voters
+
+
+def test_voters_that_could_not_vote_are_refused(api: Api) -> None:  # noqa: F811
+    a_cloud_that_joined(api)
+    api.make("entitlements", a_body())
+    for sites, why in (
+        (["ashburn", "oslo"], "expected 1, 3 or 5"), (["oslo", "oslo", "oslo"], "named twice"),
+        (["nowhere"], "there is no site 'nowhere'"), (["tokyo"], "'tokyo' has not joined"),
+    ):
+        status, problem = api.call("POST", "voters", {"sites": sites})
+        assert status == 422
+        assert any(why in each for each in problem["problems"])
+    owner = api.tenant("one")
+    assert api.call("POST", "voters", {"sites": ["oslo"]}, key=owner)[0] == 403
+    assert api.call("GET", "voters", key=owner)[0] == 403
+    assert published(api)[subjects.VOTERS_KEY].epoch == 0
 
 
 def test_voters_are_chosen_once(api: Api) -> None:  # noqa: F811

@@ -92,13 +92,15 @@ class Cloud:
         return str(next(one["endpoint"] for one in self.up["sites"] if one["name"] == site))
 
     def chat(
-        self, site: str, text: str = "Hello!", *, key: str | None = None, max_tokens: int = 8
+        self, site: str, text: str = "Hello!", *, key: str | None = None, max_tokens: int = 8,
+        tier: str = "auto",
     ) -> "Reply":
         """One short answer through the gateway of `site`."""
         body = {
             "model": "tiny-fable",
             "messages": [{"role": "user", "content": text}],
             "max_tokens": max_tokens,
+            "service_tier": tier,
         }
         return ask(self.endpoint(site), "/chat/completions", key or self.up["api_key"], body)
 

@@ -87,7 +87,7 @@ def test_lists_of_the_estate(cloud: Cloud) -> None:
     assert "ready" in _told(cloud, "status")
     policy = _json(cloud, "policies", "create", "--residency", "EU", "--transit", "EEA")
     assert policy["id"] in _told(cloud, "policies")
-    for group in ("key", "model", "site", "day"):
+    for group in ("key", "model", "site", "class", "day"):
         assert isinstance(_json(cloud, "usage", "--by", group), list)
 
 

@@ -57,6 +57,26 @@ def test_the_example_is_good_with_a_key_that_was_hashed(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["secret_sha256"] in made.stdout
 
 
+def test_what_the_file_sells_is_reserved_and_no_more(tmp_path: Path, engine: EngineThread) -> None:
+    gold = key_table("gold", "golden").rstrip() + (
+        '\nclasses = ["reserved", "on_demand"]\norganisation = "acme"\n'
+        '[[entitlement]]\nname = "gold"\ntok_s = 20\norganisation = "acme"\n'
+    )
+    with a_gateway(tmp_path / "g", config_text(engine.url, more=gold)) as gateway:
+        client = gateway.client("golden")
+
+        def class_() -> str | None:
+            raw = client.chat.completions.with_raw_response.create(
+                model=MODEL, messages=HELLO, service_tier="priority", max_tokens=2
+            )
+            return raw.headers["x-isochrone-class"]
+
+        wait_until(lambda: class_() == "reserved", "it has been told", deadline_s=10)
+        found = [class_() for _ in range(40)]
+        assert found.count("reserved") <= 40 // 2, "14 tokens each, and 20 a second were sold"
+        wait_until(lambda: class_() == "reserved", "it fills again", deadline_s=10)
+
+
 def test_it_answers_streams_meters_and_stops(tmp_path: Path, engine: EngineThread) -> None:
     bound = key_table("bound", "french", policy="french") + (
         '[[policy]]\nname = "french"\nresidency = ["FR"]\n'

@@ -76,7 +76,7 @@ def create(
 ) -> None:
     """Sell capacity. Keys need the class too; see `isochrone keys create --classes`.
 
-    Gateways are told of it, and do not hold it for the buyer yet: see docs/entitlements.md.
+    Requests in that class are served as on_demand where nothing of what was sold is left.
     """
     from isochrone.cli.show import print_json
 
@@ -95,6 +95,40 @@ def create(
     print(f"id      {made['id']}")
     for each in made["slices"]:
         print(f"slice   {each['site']}  {each['tok_s']} tok/s")
+
+
+@app.command(
+    epilog="Examples: `isochrone entitlement voters` · "
+    "`isochrone entitlement voters --change ashburn,frankfurt,oslo`"
+)
+def voters(
+    change: Annotated[
+        str | None, typer.Option(help="1, 3 or 5 sites that have joined, with commas between.")
+    ] = None,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show or change the sites whose votes say who looks after the slices of a site that is gone.
+
+    Change them when one of them leaves for good; see docs/entitlements.md.
+    """
+    from isochrone.cli.show import instant, print_json
+
+    api = find_cloud(state, url, key).api
+    if change is None:
+        shown = api.get("voters")
+    else:
+        shown = api.post(
+            "voters", {"sites": names(change, "--change")}, idempotency_key=str(uuid.uuid4())
+        )
+    if as_json:
+        print_json(shown)
+        return
+    print(f"voters  {', '.join(shown['sites'])}")
+    if shown["former"] and shown["former"] != shown["sites"]:
+        print(f"before  {', '.join(shown['former'])}; more than half of these must agree as well")
+    if shown["settled_at"]:
+        print(f"settled {instant(shown['settled_at'])}; not to be changed again before")
 
 
 @app.command(epilog="Example: `isochrone entitlement revoke ENTITLEMENT_ID`")

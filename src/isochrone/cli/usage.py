@@ -9,7 +9,7 @@ import typer
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
 from isochrone.core.errors import InvalidInput
 
-GROUPS = ("request", "key", "model", "site", "day")
+GROUPS = ("request", "key", "model", "site", "class", "day")
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def usage(
-    by: Annotated[str, typer.Option(help="request, key, model, site or day.")] = "request",
+    by: Annotated[str, typer.Option(help="request, key, model, site, class or day.")] = "request",
     since: Annotated[
         str | None, typer.Option(help="From this instant on, as 2026-11-20T18:00:00Z.")
     ] = None,
@@ -45,8 +45,8 @@ def usage(
         print_json(rows)
     elif by == "request":
         print_table(
-            ("request", "received", "model", "site", "country", "entered", "uncached", "cached",
-             "output", "source", "outcome", "ms"),
+            ("request", "received", "model", "class", "site", "country", "entered", "uncached",
+             "cached", "output", "source", "outcome", "ms"),
             [_request(row) for row in rows],
             empty="no usage yet; try `isochrone chat 'Hello!'`",
         )
@@ -62,9 +62,9 @@ def _request(row: Mapping[str, Any]) -> tuple[object, ...]:
     from isochrone.cli.show import instant
 
     return (
-        row["id"], instant(row["received_at"]), row["model"], row["site"], row["country"],
-        row["ingress"], row["input_uncached"], row["input_cached"], row["output"], row["source"],
-        row["outcome"], row["total_ms"],
+        row["id"], instant(row["received_at"]), row["model"], row["class"], row["site"],
+        row["country"], row["ingress"], row["input_uncached"], row["input_cached"], row["output"],
+        row["source"], row["outcome"], row["total_ms"],
     )
 
 

@@ -36,7 +36,9 @@ def refuse_hop(
     context: Context, key: ApiKey, class_: Class, narrowing: Narrowing | None
 ) -> Refusal | None:
     """What the destination of a hop checks again in its own view."""
-    if class_ not in (key.classes or ("on_demand",)):
+    had = key.classes or ("on_demand",)
+    # Whoever may use `reserved` is served on demand where nothing of what was sold is left.
+    if class_ not in had and not (class_ == "on_demand" and "reserved" in had):
         return Refusal(
             status=403, reason="class", message=f"The key may not use class {class_}."
         )

@@ -10,6 +10,7 @@ from isochrone.core.ids import RANDOM_BITS, RequestId, SiteName, uuid7
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
+from isochrone.gateway.entitled import Entitled
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
 from isochrone.gateway.limits import KeyLimits
@@ -62,6 +63,7 @@ class Context:
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     exchanges: "dict[Exchange, None]" = field(default_factory=dict)
     narrowings: Narrowings = field(default_factory=Narrowings)
+    entitled: Entitled = field(default_factory=Entitled)
     waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready
     crowded: bool = False  # lately more than one request was open at a time
     stopping: bool = False  # new requests are refused

@@ -103,6 +103,9 @@ class Exchange(CarryingOn):
                 refusal = context.limits.admit(self.key, estimate, self.started_ns)
                 self._held_tokens = estimate if refusal is None else None
                 self.reply.extra = context.limits.headers(self.key, self.started_ns)
+            self.claim = context.entitled.claim(
+                self.key, parsed, self.class_, self.reply.extra
+            )
         else:
             self.class_ = hop.entrant.class_
             refusal = admission.refuse_hop(context, self.key, self.class_, self.narrowing)
@@ -295,6 +298,8 @@ class Exchange(CarryingOn):
             self.release(self.attempt, verdict(outcome, status, reason), now_ns)
         if self._held_tokens is not None:
             context.limits.settle(self.key, self._held_tokens, tokens.total, now_ns)
+        if self.claim is not None:
+            self.claim.settle(tokens, now_ns)
         # A peer's request that was refused here leaves no trace: nothing was processed, and the
         # ingress says what came of it.
         if self.reply.hop is None or outcome != "refused":

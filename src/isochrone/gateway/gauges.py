@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from isochrone import __version__
 from isochrone.gateway import metrics
 from isochrone.gateway.context import Context
+from isochrone.gateway.entitled_gauges import entitled_families
+from isochrone.gateway.letters import Letters
 from isochrone.gateway.server import Server
 from isochrone.gateway.shipping import Shipper
 from isochrone.ports.telemetry import Family, Metric, ProcessUse, Sample, SpanCounts
@@ -21,9 +23,10 @@ class Gauges:
     """Of one gateway: what its requests share, its server, and who ships its usage."""
 
     def __init__(
-        self, context: Context, server: Server, shipper: Shipper,
+        self, context: Context, server: Server, shipper: Shipper, letters: Letters,
         process_use: Callable[[], ProcessUse],
     ) -> None:
+        self._letters = letters
         self._context = context
         self._server = server
         self._shipper = shipper
@@ -34,6 +37,7 @@ class Gauges:
         now_ns = self._context.clock.monotonic_ns()
         yield from self._open()
         yield from self._tries(now_ns)
+        yield from entitled_families(self._context.entitled, self._letters, now_ns)
         yield from self._usage(now_ns)
         yield from self._knowledge(now_ns)
         yield from self._states(now_ns)

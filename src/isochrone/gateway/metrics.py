@@ -113,6 +113,36 @@ ABANDONED = Metric(
     help="Streams that lost their engine and could not go on, by why not.",
 )
 
+# -- what was sold, see docs/entitlements.md -------------------------------------------------------
+
+ENTITLED_RATE = Metric(
+    name=_P + "entitled_tokens_per_second", kind="gauge", unit="tokens_per_second",
+    labels=("model", "kind"),
+    help="Of what was sold: usable here, of that borrowed, lent to others; weighted tokens.",
+)
+ENTITLED_WANTED = Metric(
+    name=_P + "entitled_wanted_tokens_per_second", kind="gauge", unit="tokens_per_second",
+    labels=("model",),
+    help="What requests of this gateway ask of what was sold, given or not; over about 5 s.",
+)
+ALLOWANCE = Metric(
+    name=_P + "allowance_tokens", kind="gauge", unit="tokens", labels=("model",),
+    help="Of what was sold: what could be spent here at once; weighted tokens.",
+)
+ENTITLED_TOKENS = Metric(
+    name=_P + "entitled_used_tokens_total", kind="counter", unit="tokens", labels=("model",),
+    help="Weighted tokens that requests used of what was sold.",
+)
+CLAIMS = Metric(
+    name=_P + "entitled_requests_total", kind="counter", unit="requests",
+    labels=("model", "outcome"),
+    help="Requests for which something is sold: honoured, or refused it and served on demand.",
+)
+LETTERS = Metric(
+    name=_P + "commitment_payloads_total", kind="counter", unit="payloads", labels=("outcome",),
+    help="Letters to and from the gateways of other sites, by payload: sent, lost, heard.",
+)
+
 # -- what is open ----------------------------------------------------------------------------------
 
 OPEN_REQUESTS = Metric(
@@ -240,6 +270,7 @@ METRICS: tuple[Metric, ...] = (
     RECEIVING, PREDICTION_RATIO, PREFIX_HITS,
     ATTEMPTS, FAILED_ATTEMPTS, RETRIES, RETRY_BUDGET,
     CONTINUATIONS, CONTINUATION_GAP, ABANDONED,
+    ENTITLED_RATE, ENTITLED_WANTED, ALLOWANCE, ENTITLED_TOKENS, CLAIMS, LETTERS,
     OPEN_REQUESTS, OPEN_STREAMS, CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS, BREAKERS,
     JOURNAL_RESERVED, JOURNAL_FREE, JOURNAL_BATCHES, JOURNAL_HELD, JOURNAL_SYNC, SHIPPING, SPANS,
     VIEW_AGE, VIEW_ENTRIES, DIGESTS, DIGEST_AGE, PREFIXES, CLOCK_OFFSET,

@@ -21,6 +21,7 @@ from isochrone.gateway.context import Context
 from isochrone.gateway.gauges import Gauges
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
+from isochrone.gateway.letters import Letters
 from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.measured import Measured
 from isochrone.gateway.metrics_route import MetricsServer
@@ -141,19 +142,23 @@ class Gateway:
             first_hold_s=settings.breaker_first_hold_s,
             longest_hold_s=settings.breaker_longest_hold_s,
         )
-        self.server = Server(Routes(self.context), settings, ports.clock, outbox)
+        self.letters = Letters(self.context)
+        self.server = Server(Routes(self.context, self.letters), settings, ports.clock, outbox)
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
-        self.metrics = None
-        if settings.metrics_port is not None:
-            gauges = Gauges(self.context, self.server, self._shipper, ports.process_use)
-            self.metrics = MetricsServer(
-                settings, ports.clock, measured=self.context.metrics, gauges=gauges,
-                spawn=self._spawn,
-            )
+        self.metrics = None if settings.metrics_port is None else self._metrics_server()
         # Alone, the view is made anew at every start, under a key that nobody else has.
         self._views: ViewStore | None = None
         if not settings.alone:
             self._views = ViewStore(ports.disk, self.context.view, ports.clock)
+
+    def _metrics_server(self) -> MetricsServer:
+        gauges = Gauges(
+            self.context, self.server, self._shipper, self.letters, self._ports.process_use
+        )
+        return MetricsServer(
+            self._settings, self._ports.clock, measured=self.context.metrics, gauges=gauges,
+            spawn=self._spawn,
+        )
 
     async def run(
         self, stop: asyncio.Event, on_listening: Callable[[int], None] | None = None
@@ -190,7 +195,9 @@ class Gateway:
                 )
                 if on_listening is not None:
                     on_listening(listener.port)
+                self._spawn(self.letters.run())
                 await stop.wait()
+                self.letters.stop()
                 log.info("gateway_draining", open=len(context.exchanges))
                 await listener.close()
                 await self._drain()

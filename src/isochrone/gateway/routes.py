@@ -19,7 +19,9 @@ from isochrone.gateway import admission, models_route
 from isochrone.gateway.context import Context
 from isochrone.gateway.forward import Exchange
 from isochrone.gateway.incoming import Fault, Incoming
-from isochrone.gateway.peer_hop import claimed_ingress, claims_hop
+from isochrone.gateway.letters import PATH as LETTERS_PATH
+from isochrone.gateway.letters import Letters
+from isochrone.gateway.peer_hop import KEEP_ALIVE_S, claimed_ingress, claims_hop
 from isochrone.gateway.replies import JSON, Refusal, head, refusal_lines
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.server import ClientConnection, Handler
@@ -41,7 +43,7 @@ STOPPING = Refusal(
     status=503, reason="gateway_stopping", retry_after_s=1,
     message="This gateway is stopping and takes no new requests; try again, or at another one.",
 )
-PROBE = "probe"  # answers to supervisors, which ask all the time: not logged
+PROBE = "probe"  # answers to supervisors and peers, which ask all the time: not logged
 NOT_POST = Refusal(status=405, reason="method", message="Use POST here.", allow="POST")
 NOT_GET = Refusal(status=405, reason="method", message="Use GET here.", allow="GET, HEAD")
 
@@ -169,8 +171,9 @@ class Entrant:
 class Routes:
     """The application of the server."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, letters: Letters) -> None:
         self._context = context
+        self._letters = letters
 
     def begin(self, connection: ClientConnection, incoming: Incoming) -> Handler | None:
         """Decide from the head alone. None when the answer has been given."""
@@ -205,6 +208,8 @@ class Routes:
         """What a head means that was not seen before, or not since keys or routes changed."""
         context, path = self._context, incoming.head.path
         endpoint = ROUTES.get(path)
+        if path == LETTERS_PATH and claims_hop(incoming) and incoming.head.method == b"POST":
+            return OwnAnswer(context, connection, incoming, self._hear)
         if endpoint is None:
             own = OwnAnswer(context, connection, incoming, self._action(path))
             refusal = self._refusal_of_own(path, incoming)
@@ -249,6 +254,14 @@ class Routes:
         return entrant
 
     # -- answered here ---------------------------------------------------------------------------
+
+    def _hear(self, own: OwnAnswer) -> None:
+        """Letters of a peer."""
+        refusal = self._letters.hear(own.incoming)
+        if refusal is not None:
+            own.refuse(refusal)
+        else:
+            own.send(200, b"{}", reason=PROBE, extra=f"keep-alive: timeout={KEEP_ALIVE_S}\r\n")
 
     def _refusal_of_own(self, path: str, incoming: Incoming) -> Refusal | None:
         if self._action(path) is None:

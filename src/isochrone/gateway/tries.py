@@ -24,6 +24,7 @@ from isochrone.gateway.attempt import Attempt
 from isochrone.gateway.context import Context
 from isochrone.gateway.continuation.coordinator import Continuation
 from isochrone.gateway.continuation.retained import Retained
+from isochrone.gateway.entitled import Claim
 from isochrone.gateway.heads import RequestHead
 from isochrone.gateway.prefix_hash import prompt_blocks, salt_of
 from isochrone.gateway.replies import Refusal
@@ -59,6 +60,7 @@ class Tries(ABC):
     received_ns: int
     started_ns: int
     class_: Class = "on_demand"
+    claim: Claim | None = None  # what it takes of what was sold
     body = b""
     parsed: InferenceRequest | None = None
     request: InferenceRequest  # the same, once there is one: nothing is tried before
@@ -145,6 +147,9 @@ class Tries(ABC):
         if site is None:
             self._refuse_nobody()
             return
+        if self.claim is not None:
+            self.class_ = self.claim.at(site, now_ns)
+            self.reply.extra = self.claim.lines
         if self.chosen_ns is None:
             self.chosen_ns = now_ns
         if site == context.site or context.view.replicas.reaches(site):

@@ -35,7 +35,8 @@ T = TypeVar("T")
 
 COMPILE_DELAY_S = 0.02  # changes that arrive together are compiled once
 WARN_S = 60.0
-_NOT_COMPILED = ("keys", "entitlement", "voters")  # the routes do not depend on them
+_SOLD = ("entitlement", "voters")
+_NOT_COMPILED = ("keys", *_SOLD)  # the routes do not depend on them
 
 log = structlog.get_logger()
 
@@ -87,6 +88,7 @@ class ViewCache:
         self._policies: dict[PolicyId, Policy] = {}
         self.entitlements: dict[str, Entitlement] = {}  # by entry key
         self.voters: Voters | None = None
+        self.sold_version = 0  # grows with every change of these two
         self._names: dict[str, SiteName | PolicyId] = {}  # by entry key, to undo deletions
         self._watches: list[Watch] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -210,6 +212,8 @@ class ViewCache:
                 return
             self.entries[entry.key] = entry.value
         self.version += 1
+        if kind in _SOLD:
+            self.sold_version += 1
         if kind not in _NOT_COMPILED:
             self._compile_soon()
 

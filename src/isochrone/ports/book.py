@@ -15,7 +15,7 @@ from isochrone.core.metering.event import UsageEvent
 from isochrone.core.routing.choice import Ground
 from isochrone.core.world.tenant import Scope
 
-UsageGroup = Literal["key", "model", "site", "day"]
+UsageGroup = Literal["key", "model", "site", "class", "day"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Booked:
 class UsageTotal:
     """Sums over the requests of one group.
 
-    `name` is the key id, model, serving site or UTC day (2026-11-20) that the group is about; ''
+    `name` is the key id, model, serving site, class or UTC day (2026-11-20) of the group; ''
     stands for requests that no site served, or whose body named no model. `unmeasured` counts
     requests that were processed without a final count of the engine: source `running` or `counted`.
     `first_at` and `last_at` are the earliest and latest `received_at`.

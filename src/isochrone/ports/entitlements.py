@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from isochrone.core.ids import EntitlementId
+from isochrone.core.ids import EntitlementId, SiteName
 from isochrone.core.world.entitlement import Entitlement, Voters
 from isochrone.core.world.tenant import Scope
 from isochrone.ports.tenants import Once, Page
@@ -22,6 +22,14 @@ class StoredEntitlement:
     name: str
     created_at: int
     revoked_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredVoters:
+    """The cloud's voters, and when they were changed last; 0 for never."""
+
+    voters: Voters
+    changed_at: int
 
 
 class Entitlements(Protocol):
@@ -38,4 +46,13 @@ class Entitlements(Protocol):
 
     def revoke(self, scope: Scope, entitlement_id: EntitlementId, *, now: int) -> StoredEntitlement:
         """Revoke; one revoked before keeps its first instant. Raises NotFound."""
+        ...
+
+    def voters(self) -> StoredVoters | None:
+        """None before the first entitlement."""
+        ...
+
+    def change_voters(self, sites: tuple[SiteName, ...], *, now: int) -> StoredVoters:
+        """Change them, as `core.admission.entitlement.changed_voters` decides. Raises Conflict
+        where it is too early, NotFound before the first entitlement."""
         ...

@@ -61,12 +61,12 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         ),
     ),
     "Slice": _fields(account="site tok_s"),
-    "Voters": _fields(fleet="sites"),
+    "Voters": _fields(fleet="sites former epoch"),
     "Ask": _fields(account="entitlement home borrower life number heard want_tok_s"),
     "Loan": _fields(
         account="entitlement home borrower life number tok_s for_ns spare_tok_s steward",
     ),
-    "Stand": _fields(fleet="home site life number"),
+    "Stand": _fields(fleet="home site life number epoch"),
     "Vote": _fields(fleet="home voter site life number steward"),
     "StandDown": _fields(fleet="home site life number"),
     "HandBack": _fields(fleet="home"),
@@ -287,5 +287,5 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
     ),
     "view_serial": _fields(fleet="one serial"),
     "world": _fields(fleet="one fingerprint reconciled_at"),
-    "voters": _fields(fleet="one sites"),
+    "voters": _fields(fleet="one sites former epoch changed_at"),
 }

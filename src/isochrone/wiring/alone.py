@@ -9,6 +9,7 @@ import dataclasses
 import secrets
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -81,7 +82,10 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
     outputs = _Outputs(file, clock)
     bus = AloneBus(clock, outputs.store)
     teller = Teller(bus, file.site, signer)
-    await teller.tell(told_by(file, identity.peer_key))
+    told = partial(
+        told_by, peer_key=identity.peer_key, worker=settings.worker, workers=settings.workers
+    )
+    await teller.tell(told(file))
     disk = FileDisk(settings.journal)
     network = SocketNetwork(reuse_port=settings.workers > 1, authorities=settings.tls_ca)
     ports = Ports(
@@ -92,7 +96,7 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
         process_use=process_use, spans=spans,
     )
     gateway = Gateway(settings, identity, ports, Data(blocs=load_blocs(), hardware=load_hardware()))
-    reloader = Reloader(config, file, teller, identity.peer_key, outputs.reopen)
+    reloader = Reloader(config, file, teller, told, outputs.reopen)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

@@ -14,6 +14,7 @@ from isochrone.adapters.packaged import load_round_trips
 from isochrone.core.estimate.round_trip import Position, estimate_rtt
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
+from isochrone.core.world.entitlement import Voters
 from isochrone.core.world.model import (
     ALL_ENDPOINTS,
     Deployment,
@@ -25,6 +26,7 @@ from isochrone.core.world.model import (
 from isochrone.core.world.site import Link, Site, SiteLinks
 from isochrone.core.world.tenant import ApiKey, KeyShard
 from isochrone.wire import fleet, subjects
+from isochrone.wiring.alone_entitlements import part_of_worker
 from isochrone.wiring.alone_file import AloneFile
 from isochrone.wiring.alone_sites import AloneSite, Upstream
 
@@ -43,8 +45,9 @@ class Told:
     loads: Mapping[SiteName, tuple[DeploymentLoad, ...]]
 
 
-def told_by(file: AloneFile, peer_key: str) -> Told:
-    """The entries of a file; `peer_key` is the public key of this gateway.
+def told_by(file: AloneFile, peer_key: str, *, worker: int = 0, workers: int = 1) -> Told:
+    """The entries of a file; `peer_key` is the public key of this gateway, of whose workers one is
+    told.
 
     A site whose upstreams are asked directly has no gateway of its own: this one stands for it, so
     its entry carries this gateway's key.
@@ -68,6 +71,12 @@ def told_by(file: AloneFile, peer_key: str) -> Told:
         for served in each.models:
             key = subjects.deployment_key(name, served)
             view[key] = _deployment(each, models[served])
+    if file.entitlements:
+        view[subjects.VOTERS_KEY] = Voters(sites=(file.site,))
+    for sold in file.entitlements:
+        part = part_of_worker(sold, file.site, worker=worker, workers=workers)
+        if part is not None:
+            view[subjects.entitlement_key(sold.id)] = part
     for shard, keys in _shards(file.keys).items():
         view[subjects.keys_key(shard)] = KeyShard(shard=shard, keys=keys)
     replicas = {

@@ -19,9 +19,16 @@ from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.residency.terms import check_axis, parse_term
+from isochrone.core.world.entitlement import Entitlement
 from isochrone.core.world.model import Model, ModelKind
 from isochrone.core.world.tenant import ANY, ApiKey, Class, Limits, Policy
 from isochrone.gateway.settings import GatewaySettings
+from isochrone.wiring.alone_entitlements import (
+    DEFAULT_TENANT,
+    TENANT_NAME,
+    judge_entitlements,
+    read_entitlement,
+)
 from isochrone.wiring.alone_sites import AloneSite, Known, read_site
 from isochrone.wiring.settings import values_of
 from isochrone.wiring.toml_table import Problems, TomlTable
@@ -36,12 +43,10 @@ from isochrone.wiring.world_file import (
 _TABLE = re.compile(rb"(?m)^[ \t]*(\[[ \t]*gateway[ \t]*\]|\[\[[ \t]*(key|policy)[ \t]*\]\])")
 
 KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,63}"
-TENANT_NAME = KEY_NAME
 HASH = r"[0-9a-f]{64}"
 CLASSES: tuple[Class, ...] = ("reserved", "on_demand", "batch")
 DEFAULT_PORT = 4000
 DEFAULT_CONTEXT_TOKENS = 131_072
-DEFAULT_TENANT = "default"
 MOST_LIMIT = 10**12
 LONGEST_VIEW_AGE_S = NEVER_S = 10 * 365 * 86_400.0
 
@@ -68,6 +73,7 @@ class AloneFile:
     sites: tuple[AloneSite, ...]
     policies: tuple[Policy, ...]
     keys: tuple[ApiKey, ...]
+    entitlements: tuple[Entitlement, ...] = ()  # without slices
 
 
 def is_alone(path: Path) -> bool:
@@ -115,8 +121,14 @@ def parse_alone(text: str, *, source: str, path: Path) -> AloneFile:
     sites = [read_site(each, known) for each in top.tables("site", name_key="name")]
     names = {policy.id for policy in policies}
     keys = [_key(each, names) for each in top.tables("key", name_key="name")]
+    entitlements = [
+        read_entitlement(each, known.models, blocs)
+        for each in top.tables("entitlement", name_key="name")
+    ]
     top.finish()
     _judge_whole(models, sites, policies, keys, gateway, problems)
+    judge_entitlements(entitlements, keys, sites, blocs, problems)
+    _once("entitlement", (each.id for each in entitlements), problems)
     problems.raise_if_any()
     if PolicyId(ANY) not in names:
         policies.append(_unbound())
@@ -124,6 +136,7 @@ def parse_alone(text: str, *, source: str, path: Path) -> AloneFile:
         site=gateway.site, settings=GatewaySettings(**gateway.settings), usage=gateway.usage,
         request_log=gateway.request_log, peer_secret=gateway.peer_secret, models=tuple(models),
         sites=tuple(sites), policies=tuple(policies), keys=tuple(keys),
+        entitlements=tuple(entitlements),
     )
 
 

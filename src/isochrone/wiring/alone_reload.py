@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from isochrone.core.errors import InvalidInput
-from isochrone.wiring.alone_entries import Teller, told_by
+from isochrone.wiring.alone_entries import Teller, Told
 from isochrone.wiring.alone_file import AloneFile, load_alone
 
 LOOK_EVERY_S = 0.4
@@ -20,16 +20,17 @@ Stamp = tuple[int, int, int]  # inode, size, instant of the last change
 
 
 class Reloader:
-    """Follows one file. `on_reload` is called for every reload that was asked for or taken."""
+    """Follows one file, and tells the gateway what it is `told` by it. `on_reload` is called for
+    every reload that was asked for or taken."""
 
     def __init__(
-        self, config: Path, file: AloneFile, teller: Teller, peer_key: str,
+        self, config: Path, file: AloneFile, teller: Teller, told: Callable[[AloneFile], Told],
         on_reload: Callable[[], None],
     ) -> None:
         self._config = config
         self._file = file
         self._teller = teller
-        self._peer_key = peer_key
+        self._told = told
         self._on_reload = on_reload
         self._asked = asyncio.Event()
         self._taken = _stamp(config)
@@ -65,7 +66,7 @@ class Reloader:
             for problem in error.problems:
                 log.error("reload_refused", problem=problem)
             return
-        changed = await self._teller.tell(told_by(file, self._peer_key))
+        changed = await self._teller.tell(self._told(file))
         self._on_reload()
         needs_restart = self._fixed(file)
         log.info("reloaded", file=str(self._config), entries_changed=changed)

@@ -6,9 +6,12 @@ and the person who wrote the file sees all problems together.
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 
 from isochrone.core.errors import InvalidInput
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Problems:
@@ -111,6 +114,16 @@ class TomlTable:
             return float(value)
         self._wrong(key, expected, value)  # NaN is in no range
         return fallback
+
+    def instant(self, key: str, *, default: int) -> int:
+        """Wall nanoseconds UTC of a TOML date and time, which must have its offset."""
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, datetime) and value.tzinfo is not None and value >= _EPOCH:
+            return (value - _EPOCH) // timedelta(microseconds=1) * 1000
+        self._wrong(key, "a date and time with its offset, as 2027-01-01T00:00:00Z", value)
+        return default
 
     def texts(self, key: str, count: int) -> tuple[str, ...]:
         """Exactly `count` texts; empty when there is a problem."""

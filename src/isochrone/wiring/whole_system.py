@@ -26,9 +26,19 @@ from isochrone.agent.process import Agent, AgentPlan, AgentPorts
 from isochrone.control.joining import Hub, hash_of, invite, join
 from isochrone.control.loops import ControlLoops, ControlPlan, ControlPorts
 from isochrone.control.world import Weights, intent_of, seed_of
-from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
+from isochrone.core.admission.entitlement import choose_voters
+from isochrone.core.ids import (
+    EntitlementId,
+    KeyId,
+    ModelName,
+    OrgId,
+    PolicyId,
+    ProjectId,
+    SiteName,
+)
 from isochrone.core.rng import stream
-from isochrone.core.world.tenant import ApiKey, Policy, Scope
+from isochrone.core.world.entitlement import Entitlement, Slice, Voters
+from isochrone.core.world.tenant import ApiKey, Class, Policy, Scope
 from isochrone.core.world.world import World
 from isochrone.gateway.key_counts import ROW_CELLS
 from isochrone.gateway.outbox import Outbox
@@ -36,6 +46,7 @@ from isochrone.gateway.process import Gateway, Ports
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.upstream import UpstreamPool
 from isochrone.gateway.view_cache import Data
+from isochrone.ports.entitlements import StoredEntitlement
 from isochrone.ports.network import Address
 from isochrone.ports.tenants import StoredKey, StoredPolicy
 from isochrone.twin.clock import VirtualClock
@@ -121,6 +132,7 @@ class WholeSystem:
         self.registry = open_registry(pool)
         self.book = PostgresBook(pool)
         self.engines: dict[SiteName, FakeEngineDriver] = {}
+        self.gateways: dict[SiteName, Gateway] = {}  # those that run
         self.disks = {site.name: MemoryDisk(sync_s=SYNC_S) for site in world.sites}
         self._ports = {site.name: FIRST_PORT + i for i, site in enumerate(world.sites)}
         self._signer = Ed25519PrivateKey.from_private_bytes(self.chance("signer").randbytes(32))
@@ -190,7 +202,8 @@ class WholeSystem:
         )
         data = Data(blocs=load_blocs(), hardware=load_hardware())
         stop = asyncio.Event()
-        self._run(name, Gateway(settings, identity, ports, data).run(stop), bus, stop)
+        gateway = self.gateways[site] = Gateway(settings, identity, ports, data)
+        self._run(name, gateway.run(stop), bus, stop)
 
     def start_agent(self, site: SiteName) -> None:
         name, bus = f"agent {site}", self.hub.bus()
@@ -213,6 +226,7 @@ class WholeSystem:
         self.wire.kill(name)
         site = name.partition(" ")[2]
         if name.startswith("gateway"):
+            del self.gateways[SiteName(site)]
             self.disks[SiteName(site)].process_died()
         process.task.cancel()
         await asyncio.wait([process.task])
@@ -238,7 +252,10 @@ class WholeSystem:
 
     # -- tenants and clients ---------------------------------------------------------------------
 
-    def add_key(self, name: str, *, residency: tuple[str, ...], transit: tuple[str, ...]) -> str:
+    def add_key(
+        self, name: str, *, residency: tuple[str, ...], transit: tuple[str, ...],
+        classes: tuple[Class, ...] = ("on_demand", "batch"),
+    ) -> str:
         """Put a key into the book; control publishes it. Returns the secret."""
         now, secret = self.clock.wall_ns(), f"iso_{name}"
         policy = Policy(
@@ -247,7 +264,7 @@ class WholeSystem:
         )
         key = ApiKey(
             id=KeyId(name), secret_sha256=hash_of(secret), org_id=OrgId("default"),
-            project_id=ProjectId("default"), policy_id=policy.id,
+            project_id=ProjectId("default"), policy_id=policy.id, classes=classes,
         )
         self.registry.tenants.add_key(
             EVERYTHING, StoredKey(key=key, name=name, created_at=now),
@@ -260,6 +277,23 @@ class WholeSystem:
         self.registry.tenants.revoke_key(EVERYTHING, KeyId(name), now=self.clock.wall_ns())
         if self._control is not None:
             self._control.publisher.wake()
+
+    def sell(self, name: str, tok_s: Mapping[SiteName, int]) -> Entitlement:
+        """Sell the default organisation tokens/s, at home at these sites; control publishes it."""
+        now = self.clock.wall_ns()
+        sold = Entitlement(
+            id=EntitlementId(name), org_id=OrgId("default"), project_id=None,
+            model=model_of(self.world), class_="reserved", tok_s=sum(tok_s.values()),
+            residency=("any",), starts_at=now, ends_at=1 << 62,
+            slices=tuple(Slice(site=site, tok_s=each) for site, each in tok_s.items()),
+        )
+        self.registry.entitlements.add(
+            EVERYTHING, StoredEntitlement(entitlement=sold, name=name, created_at=now),
+            Voters(sites=choose_voters(list(self._ports))), once=None,
+        )
+        if self._control is not None:
+            self._control.publisher.wake()
+        return sold
 
     async def ask(self, site: str, secret: str, body: Mapping[str, Any]) -> Answer:
         """One chat request at the gateway of `site`, to the end of its answer."""

@@ -9,17 +9,19 @@ from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.pool import Pool
-from isochrone.core.errors import NotFound
-from isochrone.core.ids import EntitlementId
+from isochrone.core.admission.entitlement import changed_voters
+from isochrone.core.errors import Conflict, NotFound
+from isochrone.core.ids import EntitlementId, SiteName
 from isochrone.core.world.entitlement import Entitlement, Slice, Voters
 from isochrone.core.world.tenant import Scope
-from isochrone.ports.entitlements import StoredEntitlement
+from isochrone.ports.entitlements import StoredEntitlement, StoredVoters
 from isochrone.ports.tenants import Once, Page
 
 ROW = (
     "SELECT id, org_id, project_id, model, class, tok_s, residency, starts_at, ends_at, slices,"
     " name, created_at, revoked_at FROM entitlements"
 )
+_VOTERS = "SELECT sites, former, epoch, changed_at FROM voters"
 _IN_SCOPE = "(%(org)s::text IS NULL OR org_id = %(org)s)"
 
 _Connection = psycopg.Connection[TupleRow]
@@ -74,6 +76,33 @@ class PostgresEntitlements:
             )
             return _in_scope(connection, scope, entitlement_id)
 
+    def voters(self) -> StoredVoters | None:
+        with self._pool.transaction() as connection:
+            row = connection.execute(_VOTERS).fetchone()
+        return None if row is None else _stored_voters(row)
+
+    def change_voters(self, sites: tuple[SiteName, ...], *, now: int) -> StoredVoters:
+        with self._pool.transaction() as connection:
+            row = connection.execute(f"{_VOTERS} FOR UPDATE").fetchone()
+            if row is None:
+                raise NotFound("there are no voters before the first entitlement")
+            before = _stored_voters(row)
+            after = changed_voters(
+                before.voters, sites, changed_at=before.changed_at, now=now
+            )
+            if isinstance(after, int):
+                wait_s = -(-(after - now) // 1_000_000_000)
+                raise Conflict(
+                    f"the last change of voters is not settled: try again in {wait_s} s"
+                )
+            if after == before.voters:
+                return before
+            connection.execute(
+                "UPDATE voters SET sites = %s, former = %s, epoch = %s, changed_at = %s",
+                (list(after.sites), list(after.former), after.epoch, now),
+            )
+            return StoredVoters(voters=after, changed_at=now)
+
 
 def live_entitlements(connection: _Connection) -> tuple[Entitlement, ...]:
     """All that are not revoked; for the snapshot of the estate, in its transaction."""
@@ -83,8 +112,13 @@ def live_entitlements(connection: _Connection) -> tuple[Entitlement, ...]:
 
 def chosen_voters(connection: _Connection) -> Voters | None:
     """The cloud's voters; None before the first entitlement."""
-    row = connection.execute("SELECT sites FROM voters").fetchone()
-    return None if row is None else Voters(sites=tuple(row[0]))
+    row = connection.execute(_VOTERS).fetchone()
+    return None if row is None else _stored_voters(row).voters
+
+
+def _stored_voters(row: TupleRow) -> StoredVoters:
+    voters = Voters(sites=tuple(row[0]), former=tuple(row[1]), epoch=row[2])
+    return StoredVoters(voters=voters, changed_at=row[3])
 
 
 def _check_owner(connection: _Connection, scope: Scope, new: Entitlement) -> None:

@@ -18,6 +18,7 @@ from isochrone.control.api import (
     sites,
     status,
     usage,
+    voters,
 )
 from isochrone.control.api.context import Context
 from isochrone.control.api.limits import BodyLimit
@@ -25,8 +26,8 @@ from isochrone.control.api.limits import BodyLimit
 PREFIX = "/api/v1"
 
 RESOURCES = (
-    status, organisations, projects, principals, policies, keys, entitlements, models, sites,
-    deployments, usage, requests,
+    status, organisations, projects, principals, policies, keys, entitlements, voters, models,
+    sites, deployments, usage, requests,
 )
 
 

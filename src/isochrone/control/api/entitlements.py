@@ -88,8 +88,8 @@ def routes(context: Context) -> APIRouter:
         caller: Annotated[Caller, known],
         again: Annotated[Repeat, Depends(repeat)],
     ) -> EntitlementShape:
-        """Sell capacity. It is told to the gateways within a second of the answer, which do not yet
-        hold it for the buyer: see docs/entitlements.md."""
+        """Sell capacity. Gateways are told within a second of the answer, and honour it from then
+        on, control or no control; in a cloud without voters after fifteen more."""
         caller.need("entitlements.write")
         made = sold.add(
             caller.scope,

@@ -8,6 +8,7 @@ because the slices never add up to more. Exact: levels are integers of 10^-9 tok
 BURST_S = 5
 _SECOND_NS = 1_000_000_000
 _DEMAND_S = 5.0  # demand is an average over about so long
+_IDLE_TOK_S = 0.5
 
 
 class Allowance:
@@ -71,6 +72,11 @@ class Allowance:
         if tokens > self.tok_s * BURST_S:
             return None
         return -(-lacking // self.tok_s)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing was asked for since it was measured, and nearly nothing before."""
+        return not self._asked and self.demand_tok_s < _IDLE_TOK_S
 
     def measure(self, now_ns: int) -> None:
         """About once a second: renew `demand_tok_s`, what was asked for, given or not."""

@@ -31,6 +31,8 @@ HEADROOM = 1.2  # a site wants this much more than is asked of it
 RETRY_NS = 1_000_000_000
 SILENT_NS = 10_000_000_000  # a steward that answers nothing for so long is taken for gone
 SPLIT_NS = 2_000_000_000  # votes that come at all have come by then
+IDLE_TICKS = 8  # an entitlement that nobody here asks for is looked at so seldom
+NOBODY = Voters(sites=())
 
 Message = Stand | Vote | StandDown | HandBack | Ask | Loan
 
@@ -43,13 +45,22 @@ class Letter:
     message: Message
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How an entitlement stands at this site, in tokens/s: what it may honour, what of that is
+    borrowed, and what it has lent to others besides."""
+
+    usable_tok_s: int
+    borrowed_tok_s: int
+    lent_tok_s: int
+
+
 class _Held:
     """One entitlement as this site sees it. `slices`: home -> tokens/s; `mine`: those that it can
     look after; `borrowed`: those that it has asked for."""
 
-    def __init__(self, entitlement: Entitlement, allowed: bool, now_ns: int) -> None:
+    def __init__(self, entitlement: Entitlement, now_ns: int) -> None:
         self.entitlement = entitlement
-        self.allowed = allowed
         self.allowance = Allowance(now_ns)
         self.slices = {each.site: each.tok_s for each in entitlement.slices}
         self.mine: dict[SiteName, LentSlice] = {}
@@ -57,7 +68,7 @@ class _Held:
 
     def need_tok_s(self, now: int) -> int:
         """What this site wants to have of it."""
-        if not self.allowed or not is_open(self.entitlement, now):
+        if not is_open(self.entitlement, now):
             return 0
         return min(int(self.allowance.demand_tok_s * HEADROOM), self.entitlement.tok_s)
 
@@ -69,7 +80,7 @@ class Commitments:
         self.site = site
         self._life = life
         self._voter = Voter(site, now_ns)
-        self._voters: tuple[SiteName, ...] = ()
+        self._voters = NOBODY
         self._held: dict[EntitlementId, _Held] = {}
         self._dropped: dict[EntitlementId, tuple[int, _Held]] = {}  # since when
         self._stands: dict[SiteName, Candidate] = {}
@@ -77,18 +88,19 @@ class Commitments:
         self._stewards: dict[SiteName, SiteName] = {}  # who was said to look after a home
         self._rest_until_ns: dict[SiteName, int] = {}  # no new stand for a home before this
         self._numbers = 0  # of everything that is asked in this life
+        self._ticks = 0
 
     # -- what is known ---------------------------------------------------------------------------
 
-    def take(self, entitlement: Entitlement, *, allowed: bool, now_ns: int) -> None:
-        """Sold, or known again. `allowed`: whether this site may process its requests."""
+    def take(self, entitlement: Entitlement, now_ns: int) -> None:
+        """Sold, or known again."""
         held = self._held.get(entitlement.id)
         if held is None:
             _, held = self._dropped.pop(entitlement.id, (0, None))
         if held is None:
-            held = _Held(entitlement, allowed, now_ns)
+            held = _Held(entitlement, now_ns)
         self._held[entitlement.id] = held
-        held.entitlement, held.allowed = entitlement, allowed
+        held.entitlement = entitlement
 
     def drop(self, entitlement_id: EntitlementId, now_ns: int) -> None:
         """Revoked, or lost from the view: nothing of it is honoured any more. What is lent is
@@ -99,7 +111,9 @@ class Commitments:
             self._dropped[entitlement_id] = (now_ns, held)
 
     def set_voters(self, voters: Voters) -> None:
-        self._voters = voters.sites
+        """Those of an earlier epoch than the known ones change nothing."""
+        if voters.epoch >= self._voters.epoch:
+            self._voters = voters
 
     def entitlements(self) -> Iterator[Entitlement]:
         for held in self._held.values():
@@ -115,6 +129,18 @@ class Commitments:
         held = self._held.get(entitlement_id)
         return 0 if held is None else self._usable(held, now_ns, now)[0]
 
+    def standing(self, entitlement_id: EntitlementId, now_ns: int, now: int) -> Standing:
+        """For whoever watches; an entitlement that is not known stands at nothing."""
+        held = self._held.get(entitlement_id)
+        if held is None:
+            return Standing(0, 0, 0)
+        mine = [home for home in held.mine if self.is_steward(home, now_ns)]
+        return Standing(
+            self._usable(held, now_ns, now)[0],
+            sum(each.tok_s(now_ns) for home, each in held.borrowed.items() if home not in mine),
+            sum(held.slices[home] - held.mine[home].own_tok_s(now_ns) for home in mine),
+        )
+
     def is_steward(self, home: SiteName, now_ns: int) -> bool:
         """Whether this site looks after the slices of a home now."""
         stand = self._stands.get(home)
@@ -129,7 +155,10 @@ class Commitments:
             self._stand(self.site)
         for home in list(self._stands):
             self._renew(home, now_ns, rng, letters)
-        for held in self._held.values():
+        self._ticks += 1
+        for number, held in enumerate(self._held.values(), self._ticks):
+            if number % IDLE_TICKS and held.allowance.is_idle:
+                continue
             held.allowance.measure(now_ns)
             self._borrow(held, now_ns, now, letters)
             self._refresh(held, now_ns, now)
@@ -143,8 +172,10 @@ class Commitments:
     ) -> list[Letter]:
         """A message whose sender is proven. What it says of others than its sender is ignored."""
         if isinstance(message, Stand):
-            if message.site != sender or self.site not in self._voters:
+            if message.site != sender or self.site not in self._electorate():
                 return []
+            if message.epoch < self._voters.epoch:
+                return []  # others may win by voters that it does not know yet
             vote = self._voter.hear(message, now_ns)
             return [] if vote is None else [Letter(sender, vote)]
         if isinstance(message, Vote):
@@ -189,15 +220,15 @@ class Commitments:
         every_ns = RENEW_NS if ruling else RETRY_NS
         if asked_ago_ns is None or asked_ago_ns >= every_ns:
             self._numbers += 1
-            ask = stand.stand(self._numbers, now_ns)
-            letters.extend(Letter(voter, ask) for voter in self._voters)
+            ask = stand.stand(self._numbers, now_ns, self._voters.epoch)
+            letters.extend(Letter(voter, ask) for voter in self._electorate())
 
     def _give_up(
         self, home: SiteName, now_ns: int, rest_until_ns: int, letters: list[Letter]
     ) -> None:
         down = self._stands[home].stand_down(now_ns)
         if down is not None:
-            letters.extend(Letter(voter, down) for voter in self._voters)
+            letters.extend(Letter(voter, down) for voter in self._electorate())
         del self._stands[home]
         self._leaving.discard(home)
         self._rest_until_ns[home] = rest_until_ns
@@ -211,8 +242,9 @@ class Commitments:
         stand = self._stands.get(vote.home)
         if stand is None or vote.voter != sender:
             return
+        ruled = now_ns < stand.until_ns
         stand.hear(vote, self._voters)
-        if now_ns < stand.until_ns:
+        if now_ns < stand.until_ns and not ruled:  # a longer term is noticed at the next look
             self._stewards[vote.home] = self.site
             for held in self._held.values():
                 if vote.home in held.slices:
@@ -305,6 +337,10 @@ class Commitments:
 
     # -- inside ----------------------------------------------------------------------------------
 
+    def _electorate(self) -> tuple[SiteName, ...]:
+        """Whose votes are asked for."""
+        return tuple(dict.fromkeys((*self._voters.sites, *self._voters.former)))
+
     def _lent(self, held: _Held, home: SiteName) -> LentSlice:
         lent = held.mine.get(home)
         if lent is None:
@@ -313,20 +349,18 @@ class Commitments:
 
     def _usable(self, held: _Held, now_ns: int, now: int) -> tuple[int, int]:
         """Tokens/s that may be honoured here, and until when that surely holds."""
-        if not held.allowed or not is_open(held.entitlement, now):
+        if not is_open(held.entitlement, now):
             return 0, now_ns
         tok_s, until_ns = 0, now_ns + held.entitlement.ends_at - now
-        for home in held.slices:
-            stand = self._stands.get(home)
-            if stand is not None and now_ns < stand.until_ns:
+        for home, stand in self._stands.items():  # few, and most entitlements have many slices
+            if home in held.slices and now_ns < stand.until_ns:
                 tok_s += self._lent(held, home).own_tok_s(now_ns)
                 until_ns = min(until_ns, stand.until_ns)
-            elif home in held.borrowed:
-                borrowed = held.borrowed[home]
-                part = borrowed.tok_s(now_ns)
-                if part:
-                    tok_s += part
-                    until_ns = min(until_ns, borrowed.until_ns)
+        for home, borrowed in held.borrowed.items():
+            part = borrowed.tok_s(now_ns)
+            if part and not self.is_steward(home, now_ns):
+                tok_s += part
+                until_ns = min(until_ns, borrowed.until_ns)
         return tok_s, until_ns
 
     def _refresh(self, held: _Held, now_ns: int, now: int) -> None:

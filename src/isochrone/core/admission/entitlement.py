@@ -5,13 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from isochrone.core.ids import ModelName, OrgId, ProjectId, SiteName
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.residency.rule import Admitted, admits, check_axis
-from isochrone.core.world.entitlement import Entitlement, Slice
+from isochrone.core.world.entitlement import Entitlement, Slice, Voters
 from isochrone.core.world.site import Site
 from isochrone.core.world.tenant import Class
 
 MOST_TOK_S = 1_000_000_000
 LONGEST_NS = 10 * 366 * 86_400 * 1_000_000_000
 MOST_VOTERS = 5
+# Voters may be changed again after this: by then most of those before know of the last change.
+VOTERS_SETTLE_NS = 600 * 1_000_000_000
+OUTPUT_WEIGHT = 2  # an output token counts for so many of a prompt
 
 
 def check_entitlement(entitlement: Entitlement, blocs: Blocs, *, now: int) -> list[str]:
@@ -56,6 +59,38 @@ def choose_voters(sites: Sequence[SiteName]) -> tuple[SiteName, ...]:
     """An odd number of them, at most five: the first ones. With two sites one decides."""
     most = min(len(sites), MOST_VOTERS)
     return tuple(sites[: most if most % 2 else most - 1])
+
+
+def check_voters(sites: Sequence[SiteName], known: Iterable[Site]) -> list[str]:
+    """Every problem of voters that somebody wants to have."""
+    joined = {site.name: site.peer_key is not None for site in known}
+    problems = []
+    if len(sites) % 2 == 0 or len(sites) > MOST_VOTERS:
+        problems.append(f"sites: {len(sites)} of them; expected 1, 3 or {MOST_VOTERS}")
+    if len(set(sites)) < len(sites):
+        problems.append("sites: one is named twice")
+    for name in sites:
+        if name not in joined:
+            problems.append(f"sites: there is no site {name!r}")
+        elif not joined[name]:
+            problems.append(f"sites: {name!r} has not joined, so it could not vote")
+    return problems
+
+
+def changed_voters(
+    before: Voters, sites: tuple[SiteName, ...], *, changed_at: int, now: int
+) -> Voters | int:
+    """The voters after a change to these sites; or the wall instant from which it may be made.
+
+    The same sites again end the last change: those of before it are asked no more.
+    """
+    again = sites == before.sites
+    if again and before.former in ((), sites):
+        return before
+    settled_at = changed_at + VOTERS_SETTLE_NS if before.epoch else 0
+    if now < settled_at:
+        return before if again else settled_at
+    return Voters(sites=sites, former=before.sites, epoch=before.epoch + 1)
 
 
 def is_open(entitlement: Entitlement, now: int) -> bool:

@@ -6,12 +6,14 @@ counts from before the votes were asked for, and by a clock a little fast, so it
 steward before any vote lapses at a voter: two stewards at a time cannot be, whatever is lost,
 doubled, late or crashes. A voter that starts anew is silent for a term, having forgotten its votes.
 The idea is PaxosLease (Trencseni, Gazso, Reinhardt 2012) without ballots: a vote that led to
-nothing is given back.
+nothing is given back. Voters are changed as in Raft (Ongaro, Ousterhout 2014, section 6): for as
+long as anybody may still count by the old ones, majorities of both are needed.
 """
 
 from dataclasses import dataclass
 
 from isochrone.core.ids import SiteName
+from isochrone.core.world.entitlement import Voters
 
 TERM_NS = 15_000_000_000
 RENEW_NS = TERM_NS // 3
@@ -22,12 +24,14 @@ _KEPT_ASKS = 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stand:
     """`site`, in this `life` of its gateway, stands as steward of `home`. `number` grows and is
-    never used twice in a life, so that late votes are known for what they are."""
+    never used twice in a life, so that late votes are known for what they are. `epoch` is that of
+    the voters by whom it counts."""
 
     home: SiteName
     site: SiteName
     life: int
     number: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,20 +124,22 @@ class Candidate:
         self._asked: dict[int, int] = {}
         self._votes: dict[SiteName, int] = {}
 
-    def stand(self, number: int, now_ns: int) -> Stand:
-        """Ask for (another) term, from now on."""
+    def stand(self, number: int, now_ns: int, epoch: int = 0) -> Stand:
+        """Ask for (another) term, from now on, of the voters of this epoch."""
         self._number = number
         self.asked_ns = now_ns
         self._asked[self._number] = now_ns
         if len(self._asked) > _KEPT_ASKS:
             del self._asked[min(self._asked)]
         self.refused_by.clear()
-        return Stand(home=self.home, site=self._site, life=self._life, number=self._number)
+        return Stand(
+            home=self.home, site=self._site, life=self._life, number=number, epoch=epoch
+        )
 
-    def hear(self, vote: Vote, voters: tuple[SiteName, ...]) -> None:
+    def hear(self, vote: Vote, voters: Voters) -> None:
         """Count a vote; one for another life or for a stand that was given up counts nothing."""
         asked_ns = self._asked.get(vote.number)
-        if asked_ns is None or vote.voter not in voters:
+        if asked_ns is None or vote.voter not in (*voters.sites, *voters.former):
             return
         if (vote.home, vote.site, vote.life) != (self.home, self._site, self._life):
             return
@@ -143,8 +149,15 @@ class Candidate:
             return
         until_ns = asked_ns + TERM_NS - TERM_NS // DRIFT
         self._votes[vote.voter] = max(until_ns, self._votes.get(vote.voter, 0))
-        untils = sorted((self._votes.get(each, 0) for each in voters), reverse=True)
-        self.until_ns = max(self.until_ns, untils[len(voters) // 2])
+        until_ns = self._agreed_until_ns(voters.sites)
+        if voters.former:
+            until_ns = min(until_ns, self._agreed_until_ns(voters.former))
+        self.until_ns = max(self.until_ns, until_ns)
+
+    def _agreed_until_ns(self, sites: tuple[SiteName, ...]) -> int:
+        """Until when the votes of more than half of them last."""
+        untils = sorted((self._votes.get(each, 0) for each in sites), reverse=True)
+        return untils[len(sites) // 2]
 
     def stand_down(self, now_ns: int) -> StandDown | None:
         """Give up; None, and nothing happens, while the term lasts."""

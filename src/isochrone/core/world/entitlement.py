@@ -36,6 +36,13 @@ class Entitlement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voters:
-    """The sites whose votes say which site looks after the slices of a home."""
+    """The sites whose votes say which site looks after the slices of a home.
+
+    `epoch` grows with every change. `former` are the voters of the epoch before: more than half of
+    them must agree as well, so that no two sites win, of whom one knows of the change and the other
+    does not. Empty in the first epoch.
+    """
 
     sites: tuple[SiteName, ...]
+    former: tuple[SiteName, ...] = ()
+    epoch: int = 0

@@ -1,0 +1,234 @@
+"""Letters between the gateways of sites, by which they lend one another what was sold.
+
+Keeps this site's part of every entitlement (`core/admission/commitments.py`): tells it the view and
+the time, sends its letters to the gateways of other sites over the peer hop, and tells it what they
+wrote. A letter that does not arrive is nothing to worry about: core asks again. No request waits
+for any of this.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import structlog
+
+from isochrone.core.admission.commitments import Commitments, Letter, Message, Standing
+from isochrone.core.admission.stewards import TERM_NS
+from isochrone.core.errors import Untrusted
+from isochrone.core.ids import EntitlementId, RequestId, SiteName
+from isochrone.gateway.entitled import Served, Sold
+from isochrone.gateway.incoming import Incoming
+from isochrone.gateway.peer_hop import claimed_ingress
+from isochrone.gateway.replies import Refusal
+from isochrone.gateway.target import Target, Targets
+from isochrone.gateway.upstream import UpstreamConnection
+from isochrone.wire import peer
+from isochrone.wire.commitments import decode_messages, encode_messages
+
+if TYPE_CHECKING:
+    from isochrone.gateway.context import Context
+
+PATH = "/v1/commitments"
+TICK_S = 0.5
+POST_S = 3.0  # how long a letter may be on its way
+MOST_POSTS = 8  # to one site at a time; further ones are not sent
+_CONTENT_TYPE = b"content-type: application/msgpack\r\n"
+_HOP = peer.HOP.encode()
+
+log = structlog.get_logger()
+
+
+class Letters:
+    """Of one gateway. `sent`, `lost` and `heard` count payloads, of one letter or more each."""
+
+    def __init__(self, context: "Context") -> None:
+        clock = context.clock
+        now_ns, self._life = clock.monotonic_ns(), clock.wall_ns() ^ context.rng.getrandbits(60)
+        # Alone, nobody can have the votes of a former life: no other site is told of what is sold.
+        began_ns = now_ns - TERM_NS if context.settings.alone else now_ns
+        self.sent = self.lost = self.heard = 0
+        self._context = context
+        self._commitments = Commitments(context.site, self._life, began_ns)
+        self._targets = Targets(lambda _: None)
+        self._posts: dict[_Post, None] = {}
+        self._version = 0
+        self._stopped = False
+
+    async def run(self) -> None:
+        """Keep the books for ever."""
+        while True:
+            self.tick()
+            await asyncio.sleep(TICK_S)
+
+    def tick(self) -> None:
+        """Follow the view and the time."""
+        context = self._context
+        now_ns, now = context.clock.monotonic_ns(), context.clock.wall_ns()
+        for post in [each for each in self._posts if now_ns - each.began_ns > POST_S * 1e9]:
+            post.cancel()
+        if self._stopped:
+            return
+        if context.view.sold_version != self._version:
+            self._take_view(now_ns)
+        if context.entitled.sold() or context.view.voters is not None:
+            self._send(self._commitments.tick(now_ns, now, context.rng))
+
+    def stop(self) -> None:
+        """Another process takes over the site: this one lends, votes and asks no more."""
+        self._stopped = True
+
+    def hear(self, incoming: Incoming) -> Refusal | None:
+        """What the gateway of another site wrote; why it is not taken, or None."""
+        context = self._context
+        if self._stopped:
+            return Refusal(status=503, reason="gateway_stopping", message="This gateway stops.")
+        try:
+            hop = context.peers.verify(
+                incoming, context.view.site(claimed_ingress(incoming)), incoming.body
+            )
+            messages = decode_messages(incoming.body)
+        except Untrusted as error:
+            return Refusal(status=401, reason="peer_untrusted", message=error.message)
+        sender = hop.entrant.ingress.name
+        context.skew.heard(sender, hop.sent_at, context.view.rtt_ms(sender))
+        self.heard += 1
+        now_ns, now = context.clock.monotonic_ns(), context.clock.wall_ns()
+        answers: list[Letter] = []
+        for message in messages:
+            answers.extend(self._commitments.hear(sender, message, now_ns, now))
+        self._send(answers)
+        return None
+
+    def standing(self, entitlement_id: EntitlementId) -> Standing:
+        """How an entitlement stands at this site now."""
+        clock = self._context.clock
+        return self._commitments.standing(entitlement_id, clock.monotonic_ns(), clock.wall_ns())
+
+    # -- the view --------------------------------------------------------------------------------
+
+    def _take_view(self, now_ns: int) -> None:
+        context, commitments = self._context, self._commitments
+        view = context.view
+        self._version = view.sold_version
+        if view.voters is not None:
+            commitments.set_voters(view.voters)
+        known = {each.entitlement.id: each for each in context.entitled.sold()}
+        served: dict[tuple[str, ...], Served] = {}
+        found: list[Sold] = []
+        for noun in view.entitlements.values():
+            sold = known.pop(noun.id, None)
+            if sold is None or sold.entitlement != noun:
+                commitments.take(noun, now_ns)
+                allowance = commitments.allowance(noun.id)
+                assert allowance is not None, "it was just taken"
+                axis = noun.residency
+                if axis not in served:
+                    served[axis] = Served(axis, view)
+                sold = Sold(noun, allowance, served[axis])
+            found.append(sold)
+        for id_ in known:
+            commitments.drop(id_, now_ns)
+        context.entitled.set_sold(found)
+        log.info("entitlements_known", site=context.site, entitlements=len(found))
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def _send(self, letters: Sequence[Letter]) -> None:
+        """All for one site go together; those to the own site are heard at once."""
+        clock, site = self._context.clock, self._context.site
+        by_site: dict[SiteName, list[Message]] = {}
+        waiting = deque(letters)
+        while waiting:
+            letter = waiting.popleft()
+            if letter.to == site:
+                waiting.extend(self._commitments.hear(
+                    site, letter.message, clock.monotonic_ns(), clock.wall_ns()
+                ))
+            else:
+                by_site.setdefault(letter.to, []).append(letter.message)
+        for to, messages in by_site.items():
+            self._post(to, messages)
+
+    def _post(self, to: SiteName, messages: Sequence[Message]) -> None:
+        context = self._context
+        noun = context.view.site(to)
+        key = None if noun is None else context.peers.key_for(noun)
+        under_way = sum(post.site == to for post in self._posts)
+        if noun is None or key is None or under_way >= MOST_POSTS:
+            self.lost += 1
+            return
+        target = self._targets.peer(
+            noun, key, context.view.emulated_rtt_ms(to), context.view.rtt_ms(to)
+        )
+        body, now = encode_messages(messages), context.clock.wall_ns()
+        start, covered = target.hop_start(
+            context.site, (PATH, peer.NOTHING, "reserved", "", _CONTENT_TYPE)
+        )
+        self.sent += 1
+        proof = peer.proof(key, covered, RequestId(f"{self._life:x}-{self.sent}"), now, body)
+        data = b"%b%b: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+            start, _HOP, proof.encode("latin-1"), len(body), body,
+        )
+        post = _Post(self, target, data, context.clock.monotonic_ns())
+        self._posts[post] = None
+        connection = context.pool.idle(target.address)
+        if connection is not None:
+            post.send(connection)
+        else:
+            context.spawn(self._dial(post))
+
+    async def _dial(self, post: "_Post") -> None:
+        try:
+            connection = await self._context.pool.connect(post.target.address, timeout_s=POST_S)
+        except (TimeoutError, OSError):
+            self.over(post, arrived=False)
+        else:
+            if post in self._posts:
+                post.send(connection)
+            else:
+                connection.abort()
+
+    def over(self, post: "_Post", *, arrived: bool) -> None:
+        """A payload was taken, or it will not be."""
+        if post in self._posts:
+            del self._posts[post]
+            self.lost += not arrived
+
+
+class _Post:
+    """One payload on its way; what the other side answers besides its status is nothing to us."""
+
+    __slots__ = ("_connection", "_data", "_letters", "_status", "began_ns", "site", "target")
+
+    def __init__(self, letters: Letters, target: Target, data: bytes, began_ns: int) -> None:
+        self.site = target.site
+        self.target = target
+        self.began_ns = began_ns
+        self._letters = letters
+        self._data = data
+        self._status = 0
+        self._connection: UpstreamConnection | None = None
+
+    def send(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
+        connection.send(self._data, self)
+
+    def cancel(self) -> None:
+        if self._connection is not None:
+            self._connection.abort()
+        self._letters.over(self, arrived=False)
+
+    def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
+        self._status = status
+
+    def received(self, data: bytes) -> None:
+        pass
+
+    def ended(self) -> None:
+        self._connection = None
+        self._letters.over(self, arrived=self._status == 200)
+
+    def lost(self, why: str) -> None:
+        self._connection = None
+        self._letters.over(self, arrived=False)
