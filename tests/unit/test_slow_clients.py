@@ -50,6 +50,20 @@ class App:
         connection.answer(b"x", close=True)
 
 
+class Cutting(App):
+    """Begins an answer, and leaves it at that."""
+
+    def begin(self, connection: ClientConnection, incoming: Incoming) -> Handler:
+        class One:
+            def serve(self) -> None:
+                connection.write(b"x" * 100)
+
+            def fail(self, fault: Fault) -> None:
+                self.serve()
+
+        return One()
+
+
 class Stage:
     """A server that is swept once a second, and one connection to it."""
 
@@ -159,6 +173,18 @@ def test_an_answer_that_is_not_taken() -> None:
         stage.connection.pause_writing()
         stage.wire.unsent_bytes = 500
         stage.connection.data_received(GET)  # waits
+        assert stage.lasts_s(lambda: None) < 3 * 76
+
+    on_stage(body)
+
+
+def test_an_answer_that_is_cut_and_not_taken() -> None:
+    def body(stage: Stage) -> None:
+        stage.server.app = Cutting()
+        stage.connection.data_received(GET)
+        stage.connection.pause_writing()
+        stage.wire.unsent_bytes = 500
+        stage.connection.cut()
         assert stage.lasts_s(lambda: None) < 3 * 76
 
     on_stage(body)

@@ -229,9 +229,11 @@ class Attempt:
         connection, self._connection = self._connection, None
         if self._over or connection is None:
             return
-        if self.status == 0 and not connection.fresh:
-            # An idle connection that the other side was just closing: not its fault, ask anew.
-            self._exchange.context.spawn(self._dial(self._exchange.connect_time_left_s()))
+        if self.status == 0 and not connection.fresh and self._exchange.was_closing(self):
+            if self._exchange.may_ask_anew():
+                self._exchange.context.spawn(self._dial(self._exchange.connect_share_s(self.target)))
+            else:
+                self._over = True
             return
         self._over = True
         if self._exchange.head_sent and self.status:

@@ -371,6 +371,8 @@ class ClientConnection:
     def cut(self) -> None:
         """End in the middle of an answer: what was written goes out, and no end of a body."""
         self.listener = None
+        self._answering = False
+        self._quiet_ns = 0  # a client that takes nothing more is not waited for for ever
         self._end()
 
     def _end(self) -> None:

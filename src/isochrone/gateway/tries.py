@@ -35,6 +35,7 @@ from isochrone.gateway.target import Target
 
 MOST_TRIES: Final = 3
 LEAST_CONNECT_S: Final = 0.25
+CLOSING_NS: Final = 200_000_000  # and a round trip: a connection that was closing is lost by then
 
 
 class Tries(ABC):
@@ -266,9 +267,9 @@ class Tries(ABC):
         if not self._may_retry(now_ns):
             return
         tries = self.attempts - self._tries_before
+        if attempt.last_ns:
+            self._tries_began_ns = now_ns  # it was connected: the time went into its answer
         if self.continuation is not None:
-            if attempt.last_ns:
-                self._tries_began_ns = now_ns  # it was connected: the time went into its answer
             tries += 1  # the last one is for another site
         if target.replica is not None:
             if tries < MOST_TRIES and self.try_again_at(target.site, target.rtt_ms, now_ns):
@@ -287,10 +288,26 @@ class Tries(ABC):
         self.release(attempt, None, now_ns)
         if not self._may_retry(now_ns):
             return
+        self._tries_began_ns = now_ns
         if self.continuation is not None:
             self._tries_before += 1  # said at once and without work: it costs no try
         refused = Refused(site=attempt.target.site, rule="tried_before", detail=f"refused: {rule}")
         self._refused(refused)
+
+    def was_closing(self, attempt: Attempt) -> bool:
+        """Whether an idle connection that was lost had been closing when the request was sent on
+        it. One that a target has had for longer it has read, and perhaps died of."""
+        spent_ns = self.context.clock.monotonic_ns() - attempt.last_ns
+        return spent_ns <= CLOSING_NS + int(attempt.target.rtt_ms * 1e6)
+
+    def may_ask_anew(self) -> bool:
+        """Whether the budget lets the target be asked once more; the request is refused if not."""
+        now_ns = self.context.clock.monotonic_ns()
+        if self.continuation is None and not self.context.retries.try_spend(now_ns):
+            self.refuse(admission.no_retry_left())
+            return False
+        self.attempts += 1
+        return True
 
     def _may_retry(self, now_ns: int) -> bool:
         """Whether the budget has a retry for this request; without one it is refused. Streams that
