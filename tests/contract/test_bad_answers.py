@@ -34,6 +34,7 @@ NONSENSE = {
     "bad status": b"HTTP/1.1 2x0 OK\r\n" + LENGTH + b"\r\n" + WHOLE,
     "status of no class": b"HTTP/1.1 099 OK\r\n" + LENGTH + b"\r\n" + WHOLE,
     "status beyond all": b"HTTP/1.1 999 OK\r\n" + LENGTH + b"\r\n" + WHOLE,
+    "compressed": OK + LENGTH + b"content-encoding: gzip\r\n\r\n" + WHOLE,
     "another version": b"HTTP/2.0 200 OK\r\n" + LENGTH + b"\r\n" + WHOLE,
     "both framings": OK + LENGTH + b"transfer-encoding: chunked\r\n\r\n" + WHOLE,
     "two lengths": OK + LENGTH + b"content-length: 1\r\n\r\n" + WHOLE,
@@ -143,6 +144,25 @@ def test_what_makes_sense_comes_through(on_each_loop: RunOnLoop) -> None:
                 for _ in range(3):
                     got = await ask(site, post(chat_body()))
                     assert (got.status, got.body) == (200, WHOLE), name
+
+    on_each_loop(main)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_events_are_counted_whoever_asked_for_them(on_each_loop: RunOnLoop, stream: bool) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        async with raw_engine() as (engine, url):
+            site = await a_site(cloud, url)
+            kind = b"Text/Event-Stream; charset=UTF-8"
+            engine.answer = EVENTS.replace(b"text/event-stream", kind)
+            done = b"data: [DONE]\n\n"
+            engine.answer += CHUNK * 3 + b"%x\r\n%b\r\n0\r\n\r\n" % (len(done), done)
+            got = await ask(site, post(chat_body(stream=stream)))
+            assert (got.status, got.body) == (200, EVENT * 3 + done)
+            event = (await cloud.events(got.request_id))[0]
+            assert (event.outcome, event.tokens.output, event.tokens.source) == (
+                "finished", 3, "counted"
+            )
 
     on_each_loop(main)
 

@@ -1,4 +1,4 @@
-"""Engines that fail late, and connections that were just closing: tried elsewhere, in the budget."""
+"""Engines that fail late, and connections that were closing: tried elsewhere, within the budget."""
 
 import asyncio
 import contextlib

@@ -260,3 +260,69 @@ def test_a_body_that_is_not_utf_8_is_refused_wherever_it_is_not(body: bytes) -> 
     with pytest.raises(BadRequest, match="not a valid request"):
         parse_request("chat.completions", body)
     parse_request("chat.completions", '{"model":"m","messages":[],"ü":"日本"}'.encode())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n"),
+    [
+        (b'["a"' + b',"a"' * 2048 + b"]", 1), (b"[[1]" + b" ,[1]" * 2048 + b"]", 1),
+        (b'["a"' + b',"a"' * 16 + b"]", 128), (b'["a"' + b',"a"' * 4_000_000 + b"]", 1),
+        (b"[[1]" + b",\n [1]" * 2_000_000 + b"]", 1),
+    ],
+)
+def test_more_answers_than_may_be_asked_for_at_once(prompt: bytes, n: int) -> None:
+    body = b'{"model":"m","n":%d,"prompt":%b}' % (n, prompt)
+    with pytest.raises(BadRequest, match="2048") as raised:
+        parse_request("completions", body)
+    assert raised.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        (b'["a"' + b',"a"' * 2047 + b"]", 2048), (b"[1" + b",1" * 100_000 + b"]", 1),
+        (b"[" + rb'"a\",\"b\",",' * 2047 + b'"c"]', 2048), (b'["a],[b' + b"],[" * 9000 + b'"]', 1),
+        (b"[[1]" + b",[1]" * 2047 + b"]", 2048), (b'"a"', 1), (b"[]", 1),
+    ],
+)
+def test_as_many_prompts_as_there_are(prompt: bytes, prompts: int) -> None:
+    request = parse_request("completions", b'{"model":"m","prompt":%b}' % prompt)
+    assert (request.prompts, request.choices) == (prompts, prompts)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "param"),
+    [
+        ("responses", '"input":[{"type":"item_reference","id":"m1"}]', "input"),
+        (
+            "responses",
+            '"input":[{"role":"user","content":[{"type":"input_file","file\\u005fid":"f"}]}]',
+            "input",
+        ),
+        (
+            "responses",
+            '"input":"a","tools":[{"type":"file_search","vector_store_ids":["v"]}]', "tools",
+        ),
+        ("responses", '"input":"a","tools":[{"type":"code_interpreter"}]', "tools"),
+        (
+            "messages",
+            '"messages":[{"role":"user","content":[{"type":"document","source":{"type":"file",'
+            '"file_id":"f"}}]}]',
+            "messages",
+        ),
+    ],
+)
+def test_what_lies_on_a_server_cannot_be_named(
+    endpoint: Endpoint, fields: str, param: str
+) -> None:
+    body = f'{{"model":"m","max_tokens":5,{fields}}}'.encode()
+    with pytest.raises(BadRequest, match="kept or done on a server") as raised:
+        parse_request(endpoint, body)
+    assert raised.value.param == param
+
+
+def test_what_only_looks_like_state_passes() -> None:
+    said = json.dumps([{"role": "user", "content": '{"type": "mcp", "file_id": 1}'}])
+    tools = json.dumps([{"type": "function", "name": "file_search", "parameters": {}}])
+    body = f'{{"model":"m","input":{said},"tools":{tools}}}'.encode()
+    assert parse_request("responses", body).model == "m"

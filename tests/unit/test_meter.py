@@ -1,6 +1,7 @@
 """The meter on transcripts of real engines, and on what breaks."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -339,3 +340,27 @@ def test_a_last_word_without_a_blank_line_finishes() -> None:
     assert meter.feed(EVENT + b"data: [DONE]") == EVENT
     assert meter.end() == b"data: [DONE]\n\n"
     assert meter.finished
+
+
+WORDS = " word" * 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"usage": {"prompt_tokens": 9, "completion_tokens": 200.0}}, (9, 200, "engine")),
+        ({"usage": {"prompt_tokens": "9", "completion_tokens": "200"}}, (9, 200, "engine")),
+        ({"usage": []}, (25, 250, "counted")),
+        ({"usage": {"prompt_tokens": 9, "completion_tokens": 1.5}}, (25, 250, "counted")),
+        ({"index": "0"}, (25, 250, "counted")),
+        ({"finish_reason": 1}, (25, 250, "counted")),
+    ],
+)
+def test_whole_answers_with_fields_of_another_kind_are_counted(
+    changes: dict[str, Any], expected: tuple[int, int, str]
+) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": WORDS}}
+    choice |= {name: changes[name] for name in changes if name != "usage"}
+    body = {"choices": [choice], **{n: changes[n] for n in changes if n == "usage"}}
+    tokens = tokens_of_answer(json.dumps(body).encode(), "chat.completions", 1, prompt_bytes=100)
+    assert (tokens.input_uncached, tokens.output, tokens.source) == expected

@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from isochrone.core.ids import ModelName
 from isochrone.gateway.request_log import MOST_KEPT, RequestLog
 from tests.unit.build_usage import a_decision, a_ground, a_record, a_usage_event, a_usage_record
@@ -12,7 +14,7 @@ def test_a_line_has_these_fields_in_this_order() -> None:
     written: list[bytes] = []
     log = RequestLog(written.append, worker=2)
     log.request(a_usage_record("a"))
-    log.other("b", at=7, status=404, path="/x" * 500, reason="not_found")
+    log.other("b", at=7, status=404, path="/v1/models/none", reason="not_found")
     log.request(a_usage_record("c", reporter="evidence"))
     assert written == []
     log.flush()
@@ -32,7 +34,7 @@ def test_a_line_has_these_fields_in_this_order() -> None:
     ]
     assert second == {
         "at": 7, "event": "answer", "worker": 2, "request": "b", "status": 404,
-        "path": "/x" * 100, "reason": "not_found",
+        "path": "/v1/models/none", "reason": "not_found",
     }
     assert (third["event"], third["request"]) == ("peer_request", "c")
 
@@ -68,5 +70,18 @@ def test_what_a_client_sends_cannot_end_a_line_or_add_a_field() -> None:
     log.flush()
     first, second = written[0].splitlines()
     assert json.loads(first)["client_request"] == json.loads(first)["model"] == nasty
-    assert json.loads(second)["path"] == nasty
+    assert json.loads(second)["path"] == ""
     assert written[0].count(b"\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [("/", "/"), ("/v1/chat/completion", "/v1/chat/completion"), ("/a b", ""), ("/x" * 9, ""),
+     ("/" + "x" * 40, ""), ("/v1/Tell%20me", "")],
+)
+def test_a_path_is_shown_if_it_looks_like_one(path: str, shown: str) -> None:
+    written: list[bytes] = []
+    log = RequestLog(written.append)
+    log.other("b", at=7, status=404, path=path, reason="unknown_path")
+    log.flush()
+    assert json.loads(written[0])["path"] == shown

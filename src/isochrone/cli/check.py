@@ -157,11 +157,11 @@ def _notes_on(found: "AloneFile") -> list[str]:
 def _process(file: Path, kind: Kind) -> str:
     from isochrone.agent.settings import AgentSettings
     from isochrone.control.settings import ControlSettings
-    from isochrone.gateway.settings import GatewaySettings
+    from isochrone.wiring.gateway_settings import load_gateway
     from isochrone.wiring.settings import load, render_masked
 
     if kind == "control":
         return render_masked(load(file, ControlSettings))
     if kind == "gateway":
-        return render_masked(load(file, GatewaySettings))
+        return render_masked(load_gateway(file))
     return render_masked(load(file, AgentSettings))

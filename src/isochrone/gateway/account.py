@@ -1,10 +1,13 @@
 """Turns what an exchange knows into its records: one when it opens, one when it ends."""
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from isochrone.core.ids import ModelName
 from isochrone.core.metering.event import Outcome, Tokens
 from isochrone.wire.usage import DecisionRecord, Opening, UsageRecord
+
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,95}")
 
 if TYPE_CHECKING:
     from isochrone.gateway.forward import Exchange
@@ -114,12 +117,15 @@ def closing_of(
 
 
 def _model(exchange: "Exchange") -> ModelName:
-    """The model that was asked for. A name that nobody serves is the client's own text."""
+    """The model that was asked for. A name that nobody serves is the client's own text, and only
+    kept where it looks like one."""
     request = exchange.parsed
     if request is None:
         return ModelName("")
-    is_served = exchange.context.view.table.is_served(request.model)
-    return request.model if is_served or references_leave(exchange) else ModelName("")
+    if exchange.context.view.table.is_served(request.model):
+        return request.model
+    plain = _PLAIN_NAME.fullmatch(request.model) is not None and references_leave(exchange)
+    return request.model if plain else ModelName("")
 
 
 def _revision(exchange: "Tries") -> str | None:

@@ -111,3 +111,61 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 decode_event = msgspec.json.Decoder(Event).decode
 decode_counts = msgspec.json.Decoder(Counts).decode
+
+
+def read_loosely(body: bytes) -> Event | None:
+    """A whole answer whose fields are not all of the kinds that they should be: counts that are
+    written as texts or fractions, choices with odd names of theirs. None when it is no object."""
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    usage = found.get("usage")
+    known = None
+    if isinstance(usage, dict):
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        known = Usage(
+            prompt_tokens=_count(usage.get("prompt_tokens")),
+            completion_tokens=_count(usage.get("completion_tokens")),
+            prompt_tokens_details=_Details(cached_tokens=_count(cached)),
+        )
+        if known.prompt_tokens is None or known.completion_tokens is None:
+            known = None
+    choices = found.get("choices")
+    error = found.get("error")
+    return Event(
+        choices=[
+            _choice(number, each)
+            for number, each in enumerate(choices if isinstance(choices, list) else ())
+            if isinstance(each, dict)
+        ],
+        usage=known,
+        error=ABSENT if error is None else msgspec.Raw(msgspec.json.encode(error)),
+        object=_text(found.get("object")),
+    )
+
+
+def _choice(index: int, found: dict[str, object]) -> Choice:
+    message = found.get("message")
+    said = message.items() if isinstance(message, dict) else ()
+    return Choice(
+        index=index,
+        text=_text(found.get("text")),
+        message={str(name): msgspec.Raw(msgspec.json.encode(value)) for name, value in said},
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    """A whole number, however it is written."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 12:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

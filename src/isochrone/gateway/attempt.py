@@ -160,6 +160,9 @@ class Attempt:
                 self._stop()
                 self._exchange.refused_by_peer(self, rule.decode("latin-1"))
                 return
+        elif b"content-encoding" in headers and not _is_plain(headers):
+            self._give_up("the engine answered in a coding nobody asked for", unreachable=False)
+            return
         elif status in TRY_ELSEWHERE:
             if status in (401, 403):
                 self._exchange.context.targets.blame(
@@ -171,8 +174,13 @@ class Attempt:
             retry_after = headers.get(b"retry-after")
             self.retry_after = None if retry_after is None else retry_after.decode("latin-1")
         request = self._exchange.request
-        if status == 200 and request.stream and self.content_type.startswith(EVENTS):
+        if status == 200 and request.stream and self.has_events:
             self._begin_stream()
+
+    @property
+    def has_events(self) -> bool:
+        """Whether the answer says that it is a stream of events."""
+        return self.content_type.lower().startswith(EVENTS)
 
     def _begin_stream(self) -> None:
         request = self._exchange.request
@@ -231,7 +239,8 @@ class Attempt:
             return
         if self.status == 0 and not connection.fresh and self._exchange.was_closing(self):
             if self._exchange.may_ask_anew():
-                self._exchange.context.spawn(self._dial(self._exchange.connect_share_s(self.target)))
+                timeout_s = self._exchange.connect_share_s(self.target)
+                self._exchange.context.spawn(self._dial(timeout_s))
             else:
                 self._over = True
             return
@@ -256,3 +265,7 @@ class Attempt:
     def _stop(self) -> None:
         self._over = True
         self.cancel()
+
+
+def _is_plain(headers: Mapping[bytes, bytes]) -> bool:
+    return headers[b"content-encoding"].strip().lower() in (b"", b"identity")

@@ -4,7 +4,13 @@ import msgspec
 
 from isochrone.core.metering.event import Endpoint, Tokens
 from isochrone.core.metering.tokens import BYTES_PER_TOKEN, LARGEST_COUNT, Reported, settle
-from isochrone.gateway.answer_fields import ABSENT, Event, decode_counts, decode_event
+from isochrone.gateway.answer_fields import (
+    ABSENT,
+    Event,
+    decode_counts,
+    decode_event,
+    read_loosely,
+)
 from isochrone.gateway.message_counts import tokens_of_message
 
 
@@ -56,7 +62,7 @@ def tokens_of_answer(
         known = _stated(body)
         if known is not None:
             return known
-    event = read(body)
+    event = read(body) or read_loosely(body)
     if event is None or event.is_error:
         return Tokens()
     final = event.reported()

@@ -21,6 +21,7 @@ from isochrone.gateway.continuation.hop import parse_kin
 from isochrone.gateway.continuation.retained import Retained
 from isochrone.gateway.counts import tokens_of_answer
 from isochrone.gateway.incoming import Fault, Incoming
+from isochrone.gateway.message_meter import meter_for
 from isochrone.gateway.peer_hop import Hop
 from isochrone.gateway.recount import recount
 from isochrone.gateway.replicas import verdict
@@ -138,6 +139,11 @@ class Exchange(CarryingOn):
             return
         if attempt.stated_tokens is not None:
             self._send_whole(attempt, body, attempt.stated_tokens)
+            return
+        if attempt.has_events:  # though nobody asked for a stream
+            meter = meter_for(self.endpoint, request.choices, True, prompts=request.prompts)
+            meter.feed(body)
+            self._send_whole(attempt, body, meter.tokens(request.prompt_bytes))
             return
         one_choice = replica is not None and replica.usage_counts_one_choice
         tokens = tokens_of_answer(

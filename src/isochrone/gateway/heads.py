@@ -70,7 +70,7 @@ class RequestHead:
         """The head is whole: work out once what every request with it needs."""
         self.complete = True
         self.path = _path(self.url)
-        self.client_request_id = _client_request_id(self.headers.get(b"x-request-id"))
+        self.client_request_id = _client_request_id(self.headers)
         self.secret_sha256 = _secret_sha256(self.headers)
         self.forwarded = forwarded_lines(self.headers)
 
@@ -196,9 +196,14 @@ def _path(url: bytes) -> str:
     return url.partition(b"?")[0].decode("latin-1")
 
 
-def _client_request_id(given: bytes | None) -> str | None:
-    """The client's own id of the request, if it is short and printable."""
+def _client_request_id(headers: dict[bytes, bytes]) -> str | None:
+    """The client's own id of the request, if it is short and printable, and not its secret: ids are
+    written down."""
+    given = headers.get(b"x-request-id")
     if given is None:
+        return None
+    secrets = (headers.get(b"authorization", b"")[7:], headers.get(b"x-api-key", b""))
+    if any(secret.strip() and secret.strip() in given for secret in secrets):
         return None
     text = given.decode("latin-1")
     fit = len(text) <= CLIENT_ID_CHARS and text.isascii() and text.isprintable()

@@ -6,6 +6,8 @@ anything about it; otherwise single fields are replaced and each other one keeps
 the client sent. Unknown fields go through untouched either way.
 """
 
+import re
+from itertools import islice
 from typing import Final, Literal
 
 import msgspec
@@ -20,6 +22,7 @@ from isochrone.gateway.request_fields import (
     decode_classic,
     decode_messages,
     decode_responses,
+    state_named,
 )
 
 ENDPOINTS: dict[str, Endpoint] = {
@@ -28,12 +31,17 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/embeddings": "embeddings",
 }
 
-MOST_CHOICES: Final = 128
+MOST_CHOICES: Final = 128  # of one prompt
+MOST_ANSWERS: Final = 2048  # of all prompts together
 MODEL_NAME_CHARS: Final = 256
 BYTES_PER_TOKEN: Final = 4  # of English text; routing needs only the order of magnitude
 USUAL_OUTPUT_TOKENS: Final = 256  # assumed where the client sets no limit
 
 RunningCounts = Literal["timings", "usage"] | None
+
+_SEVERAL_PROMPTS: Final = re.compile(rb'\[\s*(["\[{])')  # a list whose first item is no number
+_BETWEEN_TEXTS: Final = re.compile(rb'"\s*,\s*"')  # within a text there is a backslash between
+_BETWEEN_LISTS: Final = re.compile(rb"\]\s*,\s*\[")
 
 _TRUE = msgspec.Raw(b"true")
 _FALSE = msgspec.Raw(b"false")
@@ -121,7 +129,7 @@ def _classic(endpoint: Endpoint, fields: ClassicBody) -> InferenceRequest:
         content = fields.messages
     elif endpoint == "completions":
         content = fields.prompt
-        prompts = len(_prompts(content))
+        prompts = _count_of_prompts(content, n)
     else:
         content, n, most = fields.input, 1, 0
     stream = bool(fields.stream) and endpoint != "embeddings"
@@ -132,6 +140,23 @@ def _classic(endpoint: Endpoint, fields: ClassicBody) -> InferenceRequest:
         endpoint, ModelName(model), stream, wants_usage, prompts, choices, size, most * choices,
         fields.service_tier, content, tells,
     )
+
+
+def _count_of_prompts(content: msgspec.Raw, n: int) -> int:
+    """How many there are; raises BadRequest for more than may be answered at once, before so many
+    are taken apart."""
+    text = bytes(content)
+    several = _SEVERAL_PROMPTS.match(text)
+    if several is None:
+        return 1
+    between = _BETWEEN_TEXTS if several.group(1) == b'"' else _BETWEEN_LISTS
+    # At most twice what there are: a text may end in `",`.
+    prompts = len(list(islice(between.finditer(text), 2 * MOST_ANSWERS)))
+    if prompts < 2 * MOST_ANSWERS:
+        prompts = len(_prompts(content))
+    if prompts * n > MOST_ANSWERS:
+        raise BadRequest(f"All prompts together have more than {MOST_ANSWERS} answers.", "prompt")
+    return prompts
 
 
 def _told(fields: ClassicBody) -> tuple[bool, tuple[str, ...]]:
@@ -155,6 +180,10 @@ def _responses(fields: ResponsesBody) -> InferenceRequest:
     for name in ("previous_response_id", "conversation", "prompt"):
         if bytes(getattr(fields, name)) not in (b"", b"null"):
             raise _stateful(name)
+    for param, content in (("input", fields.input), ("tools", fields.tools)):
+        kept = state_named(content)
+        if kept is not None:
+            raise _stateful(param, kept)
     tells = () if fields.store is msgspec.UNSET else ("store",)
     if fields.timings_per_token is not ABSENT:
         tells = (*tells, "timings_per_token")
@@ -168,6 +197,9 @@ def _messages(fields: MessagesBody) -> InferenceRequest:
     """Of Anthropic's Messages API."""
     if bytes(fields.container) not in (b"", b"null"):
         raise _stateful("container")
+    kept = state_named(fields.messages)
+    if kept is not None:
+        raise _stateful("messages", kept)
     return _one_answer(
         "messages", fields.model, bool(fields.stream), fields.max_tokens, fields.service_tier,
         fields.system, fields.messages, (),
@@ -194,9 +226,10 @@ def _bad_model() -> BadRequest:
     return BadRequest(f"'model' must have 1 to {MODEL_NAME_CHARS} characters.", "model")
 
 
-def _stateful(param: str) -> BadRequest:
+def _stateful(param: str, kept: str | None = None) -> BadRequest:
+    named = f"'{param}'" if kept is None else f"'{kept}' in '{param}'"
     return BadRequest(
-        f"'{param}' asks for state that is kept on a server, and none is kept here: send the whole "
+        f"{named} asks for what is kept or done on a server, and none is kept here: send the whole "
         "conversation with each request.",
         param,
     )
@@ -213,7 +246,7 @@ def prompts_of(body: bytes) -> list[msgspec.Raw]:
 def _prompts(prompt: msgspec.Raw) -> list[msgspec.Raw]:
     """A prompt is a text, or token ids, or both mixed; several are a list of such prompts."""
     text = bytes(prompt)
-    if not text.startswith(b"["):
+    if _SEVERAL_PROMPTS.match(text) is None:
         return [prompt]
     items = _decode_list(text)
     if items and all(bytes(memoryview(item)[:1]) in (b'"', b"[", b"{") for item in items):

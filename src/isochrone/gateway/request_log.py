@@ -5,6 +5,7 @@ request. A line is one JSON object, so nothing that a client sends can end it or
 fields are listed in docs/observability.md.
 """
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -13,7 +14,8 @@ import msgspec
 from isochrone.wire.usage import UsageRecord
 
 MOST_KEPT: Final = 512  # writing these takes less than a millisecond
-PATH_CHARS = 200
+# Other paths are the client's own text.
+_PLAIN_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._-]{1,32}){1,6}/?|/")
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -83,9 +85,10 @@ class RequestLog:
             self.flush()
 
     def other(self, request_id: str, *, at: int, status: int, path: str, reason: str) -> None:
-        """Anything else that was answered; `path` is cut, it is the client's."""
+        """Anything else that was answered; `path` is left out unless it looks like one."""
+        shown = path if _PLAIN_PATH.fullmatch(path) is not None else ""
         self._waiting.append(
-            _Answer(at, "answer", self._worker, request_id, status, path[:PATH_CHARS], reason)
+            _Answer(at, "answer", self._worker, request_id, status, shown, reason)
         )
         if len(self._waiting) >= MOST_KEPT:
             self.flush()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,3 +68,27 @@ class GatewaySettings:
     max_uploading_bytes: int = 536_870_912
     max_connections: int = 20_000
     awake_us: float = field(default=100.0, metadata={"min": 0, "max": 1000})
+
+
+def contradictions(settings: GatewaySettings) -> list[str]:
+    """What no setting tells alone."""
+    found = []
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        found.append("tls_certificate and tls_key belong together: only one is set")
+    if settings.otlp_endpoint is not None and not _is_collector(settings.otlp_endpoint):
+        found.append(
+            "otlp_endpoint: must be a collector's full URL, such as http://127.0.0.1:4318/v1/traces"
+        )
+    if settings.metrics_port and settings.metrics_port == settings.port:
+        found.append("metrics_port and port are the same")
+    if settings.breaker_first_hold_s > settings.breaker_longest_hold_s:
+        found.append("breaker_first_hold_s is longer than breaker_longest_hold_s")
+    return found
+
+
+def _is_collector(endpoint: str) -> bool:
+    try:
+        parts = urlsplit(endpoint)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and len(parts.path) > 1

@@ -22,7 +22,7 @@ from isochrone.core.residency.terms import check_axis, parse_term
 from isochrone.core.world.entitlement import Entitlement
 from isochrone.core.world.model import Model, ModelKind
 from isochrone.core.world.tenant import ANY, ApiKey, Class, Limits, Policy
-from isochrone.gateway.settings import GatewaySettings
+from isochrone.gateway.settings import GatewaySettings, contradictions
 from isochrone.wiring.alone_entitlements import (
     DEFAULT_TENANT,
     TENANT_NAME,
@@ -164,9 +164,11 @@ class _Process:
             rest.pop(key, None)
         found: list[str] = []
         self.settings = values_of(rest, GatewaySettings, folder, found, without=_DECIDED)
+        self.settings |= {"identity": path, "digest_stale_s": NEVER_S}
+        if not found:
+            found = contradictions(GatewaySettings(**self.settings))
         for problem in found:
             problems.add("gateway", problem)
-        self.settings |= {"identity": path, "digest_stale_s": NEVER_S}
 
 
 def _model(table: TomlTable) -> Model:

@@ -22,16 +22,16 @@ from isochrone.gateway.key_counts import ROW_CELLS
 from isochrone.gateway.process import Gateway, Ports
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.view_cache import Data
+from isochrone.wiring.gateway_settings import load_gateway
 from isochrone.wiring.gateway_start import freeze_start, write_output
 from isochrone.wiring.joining import load_identity
 from isochrone.wiring.log import configure_log
-from isochrone.wiring.settings import load
 from isochrone.wiring.telemetry import spans_of
 
 
 def run(config: Path) -> None:
     """Run the gateway of `config` until SIGTERM or SIGINT. Raises InvalidInput."""
-    settings = load(config, GatewaySettings)
+    settings = load_gateway(config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run_gateway(settings))
 
