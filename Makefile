@@ -5,9 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11
-# What of the tests has the compiled modules under it.
-COMPILED := "gateway or http or stream or fuzz or heads or journal or meter or choosing or board \
-	or limits or answers or client or pressure or narrowing or secured or tls or leaks or hops"
 UP ?=
 ARGS ?=
 
@@ -28,9 +25,7 @@ up: compile  ## start the whole cloud here (options: make up UP='--port 4100')
 
 test: STRICT := --strict
 test: $(VENV)/installed-dev compile lint types  ## everything that must pass: lint, types, all tests
-	$(BIN)/python -m pytest
-	@if [ -f src/isochrone/_compiled/manifest.json ]; then echo "once more, compiled:"; \
-	ISOCHRONE_TEST_FORM=compiled $(BIN)/python -m pytest tests/property tests/contract -k $(COMPILED); fi
+	@$(BIN)/python tools/tests/run.py
 
 rig: $(VENV)/installed-dev compile  ## only the tests against the real cloud
 	$(BIN)/python -m pytest -m rig
