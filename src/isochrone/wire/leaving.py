@@ -74,7 +74,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "DecisionRecord": _fields(
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
-            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms"
+            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond"
         ),
     ),
     "UsageRecord": _fields(
@@ -173,6 +173,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         ),
         reference="client_request_id",
     ),
+    # core/routing/bond.py
+    "Bond": _fields(account="cached_tokens verdict home limit_ms"),
     # core/routing/choice.py
     "Candidate": _fields(
         account="site cost_ms rtt_ms rtt_source queue_ms prefill_ms decode_ms digest_age_ms",
@@ -189,7 +191,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "Decision": _fields(
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
-            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms"
+            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond"
         ),
     ),
     # gateway/records.py
