@@ -113,13 +113,14 @@ class SessionsMachine(RuleBasedStateMachine):
         tie_ms = max(3.0, 0.05 * least_ms)
         if choice.verdict == "kept":
             assert choice.site == home
-            assert dearer_ms <= max(MOST_LIMIT_MS, tie_ms) + 1e-3
-            assert held or dearer_ms <= choice.limit_ms
+            assert dearer_ms <= max(MOST_LIMIT_MS, 1.05 * tie_ms) + tie_ms + 1e-2
+            assert held or dearer_ms <= choice.limit_ms + tie_ms + 1e-2
         elif choice.verdict == "gone":
             assert home_ms == float("inf")
         else:
             assert choice.verdict == ("overflow" if held else "moved")
             assert dearer_ms > choice.limit_ms
+            assert home_ms - costs[choice.site] > choice.limit_ms
             assert choice.site != home
         after = self.sessions.home(session, self.now_ns)
         assert after is not None

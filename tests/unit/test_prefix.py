@@ -161,10 +161,12 @@ def believed(prefixes: Prefixes, blocks: list[int]) -> Belief | None:
     return prefixes.cached(blocks, 0).get(SYDNEY)
 
 
-def ask(prefixes: Prefixes, blocks: list[int], reported: float, **changes: int) -> Sighting:
+def ask(
+    prefixes: Prefixes, blocks: list[int], reported: float, *, scope: int = 0
+) -> Sighting:
     """A request that goes to Sydney and is answered."""
     belief = believed(prefixes, blocks)
-    seen = prefixes.saw(SYDNEY, MODEL, blocks, 0, **changes)
+    seen = prefixes.saw(SYDNEY, MODEL, blocks, 0, scope=scope)
     prefixes.answered(seen, belief, reported, ONE)
     return seen
 

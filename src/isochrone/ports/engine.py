@@ -62,6 +62,7 @@ class EngineTraits:
     running_counts: Literal["timings", "usage"] | None = None
     usage_counts_one_choice: bool = False
     endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS
+    cache_salt: bool = False
 
 
 class Engine(Protocol):

@@ -123,7 +123,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "Replica": _fields(
         fleet=(
             "id site model revision generation state engine base_url upstream_model slots pid "
-            "started_at restarts running_counts usage_counts_one_choice detail endpoints"
+            "started_at restarts running_counts usage_counts_one_choice detail endpoints "
+            "cache_salt"
         ),
         credential="engine_key credential",
     ),
@@ -174,7 +175,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         reference="client_request_id",
     ),
     # core/routing/bond.py
-    "Bond": _fields(account="cached_tokens verdict home limit_ms"),
+    "Bond": _fields(account="cached_tokens prompt_tokens verdict home limit_ms"),
     # core/routing/choice.py
     "Candidate": _fields(
         account="site cost_ms rtt_ms rtt_source queue_ms prefill_ms decode_ms digest_age_ms",
@@ -207,7 +208,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         account=(
             "at event worker request key endpoint stream class_ model ingress site country "
             "replica status outcome reason attempts continued input_uncached input_cached "
-            "output source chosen_ms sent_ms first_byte_ms predicted_ms total_ms"
+            "output source chosen_ms sent_ms first_byte_ms predicted_ms "
+            "believed_cached session total_ms"
         ),
         reference="client_request",
     ),

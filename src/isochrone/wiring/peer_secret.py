@@ -1,5 +1,6 @@
 """The secret by which a gateway that runs alone proves itself to the gateways of other sites."""
 
+import os
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -37,9 +38,25 @@ def read_peer_secret(path: Path) -> str:
     return text
 
 
-def passing_peer_secret() -> str:
-    """A secret for a gateway without peers: nobody is ever shown its public key."""
-    return X25519PrivateKey.generate().private_bytes_raw().hex()
+def kept_peer_secret(path: Path) -> str:
+    """The secret of a gateway without peers, made when it is first asked for: nobody is ever shown
+    its public key, but all workers, and their next lives, salt engines' caches by it. Raises
+    InvalidInput."""
+    if not path.exists():
+        made = X25519PrivateKey.generate().private_bytes_raw().hex()
+        own = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_private(own, made.encode() + b"\n")
+            try:
+                path.hardlink_to(own)  # the first of several workers wins
+            except FileExistsError:
+                pass
+            finally:
+                own.unlink()
+        except OSError as error:
+            raise InvalidInput([f"{path}: cannot be written: {error.strerror}"]) from error
+    return read_peer_secret(path)
 
 
 def peer_public(secret_hex: str) -> str:

@@ -46,7 +46,7 @@ FAMILIES: Mapping[Family, Names] = {
         decode=("llamacpp:tokens_predicted_total", "llamacpp:tokens_predicted_seconds_total"),
     ),
     "vllm": Names(
-        traits=EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS),
+        traits=EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS, cache_salt=True),
         running=("vllm:num_requests_running",),
         waiting=("vllm:num_requests_waiting",),
         prompt=("vllm:prompt_tokens_total", "vllm:prompt_tokens"),
@@ -65,7 +65,7 @@ FAMILIES: Mapping[Family, Names] = {
         ),
     ),
     "sglang": Names(
-        traits=EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS),
+        traits=EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS, cache_salt=True),
         running=("sglang:num_running_reqs",),
         waiting=("sglang:num_queue_reqs",),
         prompt=("sglang:prompt_tokens_total",),

@@ -18,10 +18,12 @@ HomeVerdict = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bond:
-    """`cached_tokens` of the prompt were believed to be cached at the chosen site. `home` is the
-    session's before this request; it may be `limit_ms` dearer than the cheapest site."""
+    """Of `prompt_tokens` of the prompt `cached_tokens` were believed to be cached where it was sent;
+    both are estimates of the gateway. `home` is the session's before this request; it may be
+    `limit_ms` dearer than where the request would go without one."""
 
     cached_tokens: int
+    prompt_tokens: int
     verdict: HomeVerdict = "none"
     home: SiteName | None = None
     limit_ms: float = 0.0

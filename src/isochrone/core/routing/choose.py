@@ -45,13 +45,12 @@ def choose(
     home: Home | None = None,
 ) -> Choice:
     """Weigh every open site of the shortlist and take the cheapest, near equals by chance, or the
-    home of the request's session while it costs little enough.
+    `home` of the request's session while it costs little enough.
 
     Token counts are expectations >= 0. `blocks` are the hashes of the prompt's leading blocks, see
     `Prefixes`. `tried` are the sites that refused or lost the request already, with what ended each
-    try. `now_ns` is the clock that `loads` was told. `rng` draws among near equals only.
-
-    Plain arguments: this runs for every request, and a record would cost a tenth of the choice.
+    try. `now_ns` is the clock that `loads` was told. `rng` draws among near equals only. Plain
+    arguments: this runs for every request, and a record would cost a tenth of the choice.
     """
     listing = table.listing(model, policy_id, narrowing)
     shortlist = listing.shortlist
@@ -63,7 +62,6 @@ def choose(
         board.catch_up(now_ns)
     if part.version != board.version:
         part.catch_up()
-
     costs, queues, decodes = _times(board.prompt_ms, prompt_tokens), board.queues_ms, None
     costs += board.fixed_ms
     if class_ == "batch":
@@ -74,26 +72,27 @@ def choose(
         costs, queues = costs.take(part.places), queues.take(part.places)
         decodes = None if decodes is None else decodes.take(part.places)
     refused = _without(part, costs, tried) if tried else part.refused
-
     choice = Choice()
     choice.ground = listing.ground
     choice.allowed_exists = shortlist.allowed_exists
     choice.eligible = part.eligible if not tried else len(costs) - len(refused)
     choice.refused = refused
     choice.costs, choice.decodes, choice.queues = costs, decodes, queues.tobytes()
-    choice.belief, choice.verdict, choice.limit_ms = None, "none", 0.0
+    choice.verdict, choice.limit_ms = "none", 0.0
     if choice.eligible:
-        index = -1 if home is None else _at_home(choice, part, home, beliefs, now_ns)
-        if index < 0:
-            index = _cheapest(costs, rng)
+        index = _cheapest(costs, rng)
+        if home is not None:
+            index = _at_home(choice, part, home, index, beliefs, now_ns)
         _settle(choice, part, index, prompt_tokens, now_ns)
-        if beliefs:
-            belief = choice.belief = beliefs.get(part.sites[index].name)
-            if belief is not None:
-                choice.prefill_ms -= belief.saved_ms
-    else:
-        choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
-        choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
+        _believe(choice, beliefs)
+        return choice
+    return _nobody(choice)
+
+
+def _nobody(choice: Choice) -> Choice:
+    choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
+    choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
+    choice.belief = None
     return choice
 
 
@@ -133,18 +132,27 @@ def _tie_ms(cheapest_ms: float) -> float:
 
 
 def _at_home(
-    choice: Choice, part: Part, home: Home, beliefs: dict[SiteName, Belief] | None, now_ns: int
+    choice: Choice, part: Part, home: Home, other: int, beliefs: dict[SiteName, Belief] | None,
+    now_ns: int,
 ) -> int:
-    """The index of the session's home while the request goes there, else -1."""
+    """The index of the session's home while the request goes there, else `other`, where it would
+    go without one."""
     costs, index = choice.costs, part.index_of.get(home.site, -1)
-    cheapest_ms = float(costs.min())
+    other_ms = costs.item(other)
     belief = None if beliefs is None else beliefs.get(home.site)
-    limit = choice.limit_ms = limit_ms(
-        _tie_ms(cheapest_ms), 0.0 if belief is None else belief.saved_ms
-    )
+    saved_ms = 0.0 if belief is None else belief.saved_ms
+    choice.limit_ms = limit_ms(_tie_ms(other_ms), saved_ms)
     home_ms = float("inf") if index < 0 else costs.item(index)
-    choice.verdict = judge(home, home_ms, cheapest_ms, limit, now_ns)
-    return index if choice.verdict == "kept" else -1
+    choice.verdict = judge(home, home_ms, other_ms, choice.limit_ms, now_ns)
+    return index if choice.verdict == "kept" else other
+
+
+def _believe(choice: Choice, beliefs: dict[SiteName, Belief] | None) -> None:
+    """What the chosen site is expected to have of the prompt it need not compute."""
+    assert choice.site is not None
+    belief = choice.belief = None if beliefs is None else beliefs.get(choice.site)
+    if belief is not None:
+        choice.prefill_ms -= belief.saved_ms
 
 
 def _credit(

@@ -16,7 +16,7 @@ class Choice:
     `index` counts the open sites of `ground`. `eligible` is how many could take it.
     `allowed_exists` tells "not allowed" from "allowed, but not able just now". `belief` is what the
     chosen site is expected to have of the prompt; `verdict` is what became of the session's home,
-    which could be `limit_ms` dearer than the cheapest site.
+    which could be `limit_ms` dearer than another.
     """
 
     __slots__ = (

@@ -71,22 +71,24 @@ class Sessions:
 
 
 def limit_ms(tie_ms: float, saved_ms: float) -> float:
-    """How much dearer than the cheapest site a home may be: as much as the cached beginning saves
-    there, since that is what a move throws away; at least what counts as equal."""
+    """How much dearer a home may be than where a request would go without one: as much as the
+    cached beginning saves there, since that is what a move throws away; at least what counts as
+    equal."""
     return max(tie_ms, min(saved_ms, MOST_LIMIT_MS))
 
 
 def judge(
-    home: Home, home_ms: float, cheapest_ms: float, limit: float, now_ns: int
+    home: Home, home_ms: float, other_ms: float, limit: float, now_ns: int
 ) -> HomeVerdict:
-    """Whether a request goes to its session's home, of which all costs are in milliseconds.
+    """Whether a request goes to its session's home, by its cost there and where it would go without
+    one, in milliseconds. `home_ms` is infinite where the home cannot take it.
 
-    `home_ms` is infinite where the home cannot take it. A home that was moved to lately is left by
-    cost for single requests only, and only beyond `MOST_LIMIT_MS`.
+    A home that was moved to lately is left by cost for single requests only, and only beyond
+    `MOST_LIMIT_MS`.
     """
     if home_ms == float("inf"):
         return "gone"
-    dearer_ms = home_ms - cheapest_ms
+    dearer_ms = home_ms - other_ms
     if dearer_ms <= limit:
         return "kept"
     if not home.is_held(now_ns):
