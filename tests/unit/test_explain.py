@@ -53,8 +53,11 @@ def test_what_bound_a_request_is_said_in_one_line() -> None:
     ],
 )
 def test_what_was_believed_cached_and_where_a_session_is_at_home(verdict: str, said: str) -> None:
-    bond = {"cached_tokens": 768, "prompt_tokens": 1024, "home": "oslo", "limit_ms": 140.6}
-    text = "\n".join(summary(FOUND | {"decision": DECISION | {"bond": bond | {"verdict": verdict}}}))
+    bond = {
+        "cached_tokens": 768, "prompt_tokens": 1024, "verdict": verdict, "home": "oslo",
+        "limit_ms": 140.6,
+    }
+    text = "\n".join(summary(FOUND | {"decision": DECISION | {"bond": bond}}))
     assert "prefix    768 of about 1024 prompt tokens were believed to be cached there" in text
     assert f"session   {said}" in text.replace("session   it has no home yet, and ", "session   ")
 
@@ -62,7 +65,9 @@ def test_what_was_believed_cached_and_where_a_session_is_at_home(verdict: str, s
 def test_a_short_request_of_no_session_says_nothing_of_either() -> None:
     text = "\n".join(summary(FOUND))
     assert "session" not in text
-    bond = {"cached_tokens": 0, "prompt_tokens": 300, "verdict": "none", "home": None, "limit_ms": 0}
+    bond = {
+        "cached_tokens": 0, "prompt_tokens": 300, "verdict": "none", "home": None, "limit_ms": 0,
+    }
     assert bond_lines({"bond": bond}) == [
         ("prefix", "0 of about 300 prompt tokens were believed to be cached there")
     ]

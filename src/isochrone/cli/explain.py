@@ -26,8 +26,8 @@ HOMES = {
     "kept": "stays at its home, which may be {limit:.0f} ms dearer than another site",
     "moved": "leaves its home {home}, which was more than {limit:.0f} ms dearer",
     "gone": "leaves its home {home}, which could not take the request",
-    "overflow": "its home {home} was far dearer, but it moved there a moment ago: only this request "
-    "goes elsewhere",
+    "overflow": "its home {home} was far dearer, and it moved there a moment ago: this request "
+    "alone goes elsewhere",
 }
 REPORTERS = {
     "ingress": "reported by the ingress, which saw the end",

@@ -81,7 +81,7 @@ PREFIX_HITS = Metric(
 )
 PREFIX_TOKENS = Metric(
     name=_P + "prefix_tokens_total", kind="counter", unit="tokens", labels=("model", "said"),
-    help="Of prompts longer than a block: tokens believed cached when they were sent, and reported.",
+    help="Of prompts longer than a block: tokens believed cached as they were sent, and reported.",
 )
 SESSION_REQUESTS = Metric(
     name=_P + "session_requests_total", kind="counter", unit="requests", labels=("home",),

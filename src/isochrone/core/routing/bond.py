@@ -18,8 +18,8 @@ HomeVerdict = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bond:
-    """Of `prompt_tokens` of the prompt `cached_tokens` were believed to be cached where it was sent;
-    both are estimates of the gateway. `home` is the session's before this request; it may be
+    """Of `prompt_tokens` of the prompt `cached_tokens` were believed to be cached where it was
+    sent; both are estimates of the gateway. `home` is the session's before this request; it may be
     `limit_ms` dearer than where the request would go without one."""
 
     cached_tokens: int
