@@ -99,10 +99,10 @@ def journey(steps: list[tuple[OrgId, str, int, str]]) -> list[tuple[OrgId, objec
     for number, (org, word, size, session_id) in enumerate(steps):
         request = a_prompt(word, size)
         scope = SALTS.of_prompts(org, request.model)
-        session = session_of(
-            request, session_id.encode(), SALTS.of_sessions(org, MODEL, ANYWHERE, "")
-        )
         blocks = prompt_blocks(request, scope)
+        session = session_of(
+            request, session_id.encode(), SALTS.of_sessions(org, MODEL, ANYWHERE, ""), blocks
+        )
         choice = a_choice(
             table, loads, prompt_tokens=request.prompt_tokens, blocks=blocks, prefixes=prefixes,
             home=sessions.home(session, 0), rng=stream(number, "tenants"),
@@ -146,6 +146,18 @@ def test_without_salts_the_other_tenant_would_be_seen() -> None:
     assert second != alone, "a beginning of one's own is believed cached"
 
 
+def test_other_tools_make_another_beginning() -> None:
+    def first(endpoint: Any, **fields: Any) -> int:
+        messages = [{"role": "user", "content": "x" * BLOCK_BYTES}]
+        body = {"model": MODEL, "messages": messages, "input": messages, **fields}
+        return prompt_blocks(parse_request(endpoint, json.dumps(body).encode()), 3)[0]
+
+    tools = [[{"name": "one"}], [{"name": "two"}]]
+    for endpoint in ("chat.completions", "responses", "messages"):
+        assert len({first(endpoint), *(first(endpoint, tools=each) for each in tools)}) == 3
+        assert first(endpoint, tools=tools[0]) == first(endpoint, tools=tools[0], stream=True)
+
+
 # -- sessions --------------------------------------------------------------------------------------
 
 NAMES = st.sampled_from(["a", "b", "ab", "a\0b"])
@@ -170,7 +182,7 @@ def test_the_header_names_the_session_before_the_key_and_the_key_before_the_conv
     def session(session_id: bytes = b"", **fields: Any) -> int:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "x" * 2000}], **fields}
         request = parse_request("chat.completions", json.dumps(body).encode())
-        return session_of(request, session_id, 5)
+        return session_of(request, session_id, 5, prompt_blocks(request, 9))
 
     assert session(b"s") == session(b"s", prompt_cache_key="k") == session(b"s", messages=[])
     assert session(prompt_cache_key="k") == session(prompt_cache_key="k", messages=[])
@@ -204,10 +216,11 @@ def test_all_turns_of_a_conversation_are_one_session(
     for answer, question in [("", ""), *turns]:
         body = json.dumps({"model": MODEL, "messages": messages}, separators=separators)
         request = parse_request("chat.completions", body.encode())
-        sessions.add(session_of(request, b"", 7))
+        sessions.add(session_of(request, b"", 7, prompt_blocks(request, 9)))
         messages += [message("assistant", answer), message("user", question)]
     if role_first or not any("{" in answer for answer, _ in turns[:1]):
         assert len(sessions) == 1
     messages[0]["name"] += "!"
     body = json.dumps({"model": MODEL, "messages": messages}, separators=separators)
-    assert session_of(parse_request("chat.completions", body.encode()), b"", 7) not in sessions
+    request = parse_request("chat.completions", body.encode())
+    assert session_of(request, b"", 7, prompt_blocks(request, 9)) not in sessions

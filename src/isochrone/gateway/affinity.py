@@ -148,10 +148,10 @@ def affinity_of(exchange: "Tries") -> Affinity | None:
         return None
     salts, model = context.salts, request.model
     scope = salts.of_prompts(key.org_id, model)
+    blocks = prompt_blocks(request, scope) if is_long else []
     session = NO_SESSION
     if not is_hop:
         narrowed = "" if narrowing is None else narrowing.hop_text
-        session = session_of(
-            request, session_id, salts.of_sessions(key.org_id, model, key.policy_id, narrowed)
-        )
-    return Affinity(exchange, prompt_blocks(request, scope) if is_long else [], session, scope)
+        salt = salts.of_sessions(key.org_id, model, key.policy_id, narrowed)
+        session = session_of(request, session_id, salt, blocks)
+    return Affinity(exchange, blocks, session, scope)

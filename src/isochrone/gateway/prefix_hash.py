@@ -12,9 +12,9 @@ from xxhash import xxh3_64_intdigest
 
 from isochrone.core.routing.prefix import BLOCK_BYTES
 from isochrone.gateway.request import InferenceRequest
+from isochrone.gateway.request_fields import ABSENT
 
 MOST_BLOCKS: Final = 256  # requests that agree so far are taken for one prefix
-MOST_CONVERSATION_BYTES: Final = 65_536  # conversations that begin alike so far are taken for one
 NO_SESSION: Final = 0
 
 _ASSISTANT: Final = b'"assistant"'  # in a text its quotation marks would be escaped
@@ -23,14 +23,14 @@ _ENDS: Final = b"], \t\r\n"
 # What names the session: the same words in another place name another.
 _HEADER: Final = b"header\0"
 _KEY: Final = b"key\0"
-_CONVERSATION: Final = b"conversation\0"
 
 
 def prompt_blocks(request: InferenceRequest, salt: int) -> list[int]:
-    """Chained hashes of the whole blocks of the prompt, from its beginning."""
+    """Chained hashes of the whole blocks of the prompt, from its beginning. Tools, which a model
+    reads before it, are in all of them."""
     content = memoryview(request.prompt)
     blocks = []
-    block = salt
+    block = salt if request.tools is ABSENT else xxh3_64_intdigest(request.tools, salt)
     end = min(len(content) // BLOCK_BYTES, MOST_BLOCKS) * BLOCK_BYTES
     for begin in range(0, end, BLOCK_BYTES):
         block = xxh3_64_intdigest(content[begin : begin + BLOCK_BYTES], block)
@@ -38,24 +38,33 @@ def prompt_blocks(request: InferenceRequest, salt: int) -> list[int]:
     return blocks
 
 
-def session_of(request: InferenceRequest, session_id: bytes, salt: int) -> int:
+def session_of(
+    request: InferenceRequest, session_id: bytes, salt: int, blocks: list[int]
+) -> int:
     """The session of a request: what its header says, else its `prompt_cache_key`, else the
-    conversation that it goes on with; `NO_SESSION` where there is none."""
+    conversation that it goes on with; `NO_SESSION` where there is none. `blocks` are the prompt's.
+    """
     if session_id:
         return xxh3_64_intdigest(_HEADER + session_id, salt)
     if request.cache_key:
         return xxh3_64_intdigest(_KEY + request.cache_key, salt)
-    if request.endpoint == "completions" or request.prompt_bytes < BLOCK_BYTES:
+    if request.endpoint == "completions" or not blocks:
         return NO_SESSION
-    return xxh3_64_intdigest(_CONVERSATION + _beginning(bytes(request.prompt)), salt)
+    prompt = bytes(request.prompt)
+    end = _end_of_beginning(prompt)
+    whole = end // BLOCK_BYTES
+    if whole:
+        salt ^= blocks[whole - 1]
+    return xxh3_64_intdigest(prompt[whole * BLOCK_BYTES : end], salt)
 
 
-def _beginning(prompt: bytes) -> bytes:
-    """The messages before the first answer of the model, which all turns of a conversation have in
-    common, as the client wrote them."""
-    at = prompt.find(_ASSISTANT, 0, MOST_CONVERSATION_BYTES)
+def _end_of_beginning(prompt: bytes) -> int:
+    """Where the messages before the first answer of the model end, which all turns of a
+    conversation have in common, as the client wrote them."""
+    end = min(len(prompt), MOST_BLOCKS * BLOCK_BYTES)
+    at = prompt.find(_ASSISTANT, 0, end)
     if at >= 0:
-        at = max(prompt.rfind(b"{", 0, at), 0)
-    else:
-        at = min(len(prompt), MOST_CONVERSATION_BYTES)
-    return prompt[:at].rstrip(_ENDS)
+        end = max(prompt.rfind(b"{", 0, at), 0)
+    while end > 0 and prompt[end - 1] in _ENDS:
+        end -= 1
+    return end

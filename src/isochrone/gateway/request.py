@@ -60,23 +60,23 @@ class InferenceRequest:
     """What the gateway knows of a request's content. Never changed once it is made.
 
     `choices` is over all prompts: n for each. Those of prompt p have the indices p * n to
-    p * n + n - 1. `prompt` is the JSON of what the model reads first, for prefix hashes. `tells`:
-    the names of the fields in the body by which the client itself says what `engine_body` would.
-    `cache_key` is its `prompt_cache_key`, empty without one; `own_salt` its `cache_salt`, None
-    without one; both as JSON.
+    p * n + n - 1. `prompt` is the JSON of what the model reads first, for prefix hashes, but for
+    `tools`, which it reads before. `tells`: the names of the fields in the body by which the client
+    itself says what `engine_body` would. `cache_key` is its `prompt_cache_key`, empty without one;
+    `own_salt` its `cache_salt`, None without one; both as JSON.
     """
 
     __slots__ = (
         "cache_key", "choices", "endpoint", "model", "output_tokens", "own_salt", "prompt",
         "prompt_bytes", "prompt_tokens", "prompts", "service_tier", "stream", "tells",
-        "wants_usage",
+        "tools", "wants_usage",
     )
 
     def __init__(
         self, endpoint: Endpoint, model: ModelName, stream: bool, wants_usage: bool, prompts: int,
         choices: int, prompt_bytes: int, output_tokens: int, service_tier: str | None,
         prompt: msgspec.Raw, tells: tuple[str, ...], cache_key: bytes = b"",
-        own_salt: bytes | None = None,
+        own_salt: bytes | None = None, tools: msgspec.Raw = ABSENT,
     ) -> None:
         self.endpoint = endpoint
         self.model = model
@@ -92,6 +92,7 @@ class InferenceRequest:
         self.tells = tells
         self.cache_key = cache_key
         self.own_salt = own_salt
+        self.tools = tools
 
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -145,7 +146,7 @@ def _classic(endpoint: Endpoint, fields: ClassicBody) -> InferenceRequest:
     return InferenceRequest(
         endpoint, ModelName(model), stream, wants_usage, prompts, choices, size, most * choices,
         fields.service_tier, content, tells, _cache_key(fields.prompt_cache_key),
-        _own_salt(fields.cache_salt),
+        _own_salt(fields.cache_salt), fields.tools,
     )
 
 
@@ -208,7 +209,7 @@ def _responses(fields: ResponsesBody) -> InferenceRequest:
     return _one_answer(
         "responses", fields.model, bool(fields.stream), fields.max_output_tokens,
         fields.service_tier, fields.instructions, fields.input, tells,
-        _cache_key(fields.prompt_cache_key), _own_salt(fields.cache_salt),
+        _cache_key(fields.prompt_cache_key), _own_salt(fields.cache_salt), fields.tools,
     )
 
 
@@ -221,14 +222,14 @@ def _messages(fields: MessagesBody) -> InferenceRequest:
         raise _stateful("messages", kept)
     return _one_answer(
         "messages", fields.model, bool(fields.stream), fields.max_tokens, fields.service_tier,
-        fields.system, fields.messages, (),
+        fields.system, fields.messages, (), b"", None, fields.tools,
     )
 
 
 def _one_answer(
     endpoint: Endpoint, model: str, stream: bool, most: int | None, service_tier: str | None,
-    first: msgspec.Raw, then: msgspec.Raw, tells: tuple[str, ...], cache_key: bytes = b"",
-    own_salt: bytes | None = None,
+    first: msgspec.Raw, then: msgspec.Raw, tells: tuple[str, ...], cache_key: bytes,
+    own_salt: bytes | None, tools: msgspec.Raw,
 ) -> InferenceRequest:
     """A request with one prompt in two parts and one choice, whose stream always has usage."""
     if not model or len(model) > MODEL_NAME_CHARS:
@@ -239,7 +240,7 @@ def _one_answer(
     size = len(memoryview(content))
     return InferenceRequest(
         endpoint, ModelName(model), stream, True, 1, 1, size, most, service_tier, content, tells,
-        cache_key, own_salt,
+        cache_key, own_salt, tools,
     )
 
 
