@@ -1,17 +1,23 @@
 """Cached prefixes and sessions on real gateways: who is asked again, what is told to whom."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from isochrone.core.ids import ReplicaId
+from isochrone.core.ids import OrgId, ReplicaId
+from isochrone.core.world.digest import ReplicaLoad
+from isochrone.gateway.prefix_hash import prompt_blocks
+from isochrone.gateway.request import parse_request
 from isochrone.gateway.salts import Salts
+from isochrone.wire import fleet, subjects
 from tests.fixtures.gateways import (
     MODEL,
     Answer,
     GatewayCloud,
     RunningSite,
+    a_digest_of_one,
     ask,
     chat_body,
     post,
@@ -93,7 +99,9 @@ def test_what_became_of_a_home_is_told() -> None:
         assert second.headers["server-timing"].endswith(
             'prefix;desc="0 tokens believed cached", session;desc="kept"'
         )
-        (event,) = [e for e in await cloud.events(second.request_id) if e.reporter == "ingress"]
+        reports = 1 if second.headers["x-isochrone-site"] == "sydney" else 2
+        events = await cloud.events(second.request_id, reports)
+        (event,) = [each for each in events if each.reporter == "ingress"]
         assert event.decision is not None
         bond = event.decision.bond
         assert bond is not None
@@ -249,12 +257,73 @@ def test_a_replica_that_starts_anew_has_forgotten() -> None:
     run(main)
 
 
+def test_nothing_is_believed_of_a_try_that_failed() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU", engines=2)
+        await cloud.key("secret")
+        await cloud.ready()
+        sydney.engines[0].status = 503
+        while not sydney.engines[0].asked:  # chance decides who is asked first
+            text = f"{len(sydney.engines[1].asked)} {LONG}"
+            assert (await ask(sydney, post(long_body(text)))).status == 200
+        context = sydney.running.context
+        request = parse_request("chat.completions", long_body(text))
+        blocks = prompt_blocks(request, context.salts.of_prompts(OrgId("org"), MODEL))
+        cached = context.prefixes.cached_by_replica(
+            sydney.site.name, blocks, context.clock.monotonic_ns()
+        )
+        assert set(cached) == {f"sydney-{MODEL}-1"}
+
+    run(main)
+
+
+def test_digests_say_which_replicas_have_started_anew() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU", engines=0)
+        oslo = await cloud.add_site("oslo", "NO")
+        await cloud.key("secret")
+        await cloud.ready()
+        cloud.silent.add("oslo")
+        sequence = 1_000_000
+
+        async def say(generation: int) -> None:
+            nonlocal sequence
+            sequence += 1
+            replica = ReplicaLoad(
+                id=f"oslo-{MODEL}-0", model=MODEL, generation=generation, state="ready", pid=None,
+                running=0, waiting=0, restarts=0, prompt_tokens_total=9, cached_tokens_total=0,
+                output_tokens_total=0,
+            )
+            digest = replace(a_digest_of_one(oslo), sequence=sequence, replicas=(replica,))
+            await oslo.bus.publish(subjects.digest_subject("oslo"), fleet.encode(digest))
+            load = sydney.running.context.loads
+            await until(lambda: (known := load.of(oslo.site.name)) and known.sequence == sequence)
+
+        async def believed() -> bool:
+            answer = await ask(sydney, post(long_body()))
+            return '"0 tokens believed' not in answer.headers["server-timing"]
+
+        assert not await believed()
+        await say(1)
+        assert await believed()
+        await say(1)
+        assert await believed()
+        await say(2)
+        assert not await believed()
+        assert await believed()
+
+    run(main)
+
+
 # -- the cache of the engine itself ----------------------------------------------------------------
 
 
-def test_an_engine_that_can_keeps_tenants_apart_whatever_clients_say() -> None:
+@pytest.mark.parametrize("model", [MODEL, "engine-name"])
+def test_an_engine_that_can_keeps_tenants_apart_whatever_clients_say(model: str) -> None:
     async def main(cloud: GatewayCloud) -> None:
-        sydney = await cloud.add_site("sydney", "AU", replica={"cache_salt": True})
+        sydney = await cloud.add_site(
+            "sydney", "AU", replica={"cache_salt": True, "upstream_model": model}
+        )
         await cloud.key("secret")
         await cloud.key("other", org="another-org")
         await cloud.key("third")
@@ -267,7 +336,7 @@ def test_an_engine_that_can_keeps_tenants_apart_whatever_clients_say() -> None:
             assert (await ask(sydney, post(body, key=key, path=path))).status == 200
             said = sydney.engines[0].asked[-1]
             assert said.body.count(b"cache_salt") == 1
-            assert said.json["model"] == "engine-name"
+            assert said.json["model"] == model
             return str(said.json["cache_salt"])
 
         mine = await salt("secret")

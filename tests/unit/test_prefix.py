@@ -1,5 +1,7 @@
 """Where a prompt's beginning was computed, and how long that is believed."""
 
+from dataclasses import replace
+
 import pytest
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
@@ -128,7 +130,41 @@ def test_digests_say_what_all_gateways_had_computed() -> None:
     assert tokens_of(prefixes, [1, 2]) == {SYDNEY: BLOCK_TOKENS}, "half of two replicas' caches"
     prefixes.saw(SYDNEY, MODEL, [9], 0, tokens=prefix.KEPT_TOKENS)
     assert tokens_of(prefixes, [1, 2]) == {SYDNEY: BLOCK_TOKENS}, "own requests are in the digests"
-    prefixes.heard(a_digest_of((ONE, 1, 70_000), site=OSLO))  # nothing was sent there: forgotten
+    prefixes.heard(a_digest_of((ONE, 1, 70_000), site=OSLO))  # nothing was sent there: not kept
+    assert set(prefixes._caches) == {SYDNEY}
+
+
+@pytest.mark.parametrize(
+    ("kept_tokens", "believed"),
+    [(20_000, 256), (40_000, 384), (None, 486), (0, 486), (1 << 60, 486)],
+)
+def test_what_a_replica_says_of_its_cache_decides_how_soon_it_turns_over(
+    kept_tokens: int | None, believed: int
+) -> None:
+    prefixes = Prefixes()
+    prefixes.saw(SYDNEY, MODEL, [1, 2], 0)
+    for total in (0, 10_000):
+        digest = a_digest_of((ONE, 1, total))
+        load = replace(digest.replicas[0], kept_tokens=kept_tokens)
+        prefixes.heard(replace(digest, replicas=(load, replace(load, model=ModelName("other")))))
+    assert tokens_of(prefixes, [1, 2]) == {SYDNEY: pytest.approx(believed, abs=1)}
+
+
+def test_counters_that_begin_anew_are_counted_from_there() -> None:
+    prefixes = Prefixes()
+    cache = prefixes.saw(SYDNEY, MODEL, [1], 0).cache
+    for generation, total, computed in ((1, 500, 0), (1, 700, 200), (2, 90, 290), (2, 80, 290)):
+        prefixes.heard(a_digest_of((ONE, generation, total)))
+        assert cache.computed_tokens == computed
+
+
+def test_places_that_have_lost_it_displace_nobody() -> None:
+    prefixes = Prefixes()
+    sites = [SiteName(f"s{number}") for number in range(12)]
+    for number, site in enumerate(sites):
+        seen = prefixes.saw(site, MODEL, [1], 0)
+        seen.gone = 5 <= number < 11
+    assert set(tokens_of(prefixes, [1])) == {*sites[:5], sites[11]}
 
 
 def test_a_replica_that_has_started_anew_has_nothing() -> None:

@@ -112,6 +112,7 @@ def replica_load(live: Live) -> ReplicaLoad:
         prompt_tokens_total=load.prompt_tokens_total,
         cached_tokens_total=load.cached_tokens_total,
         output_tokens_total=load.output_tokens_total,
+        kept_tokens=load.kept_tokens,
     )
 
 

@@ -107,7 +107,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "ReplicaLoad": _fields(
         fleet=(
             "id model generation state pid running waiting restarts prompt_tokens_total "
-            "cached_tokens_total output_tokens_total"
+            "cached_tokens_total output_tokens_total kept_tokens"
         ),
     ),
     "ProbedRtt": _fields(fleet="peer rtt_ms"),

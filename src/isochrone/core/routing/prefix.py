@@ -17,7 +17,8 @@ BLOCK_BYTES: Final = 1024  # of the prompt's JSON
 BLOCK_TOKENS: Final = BLOCK_BYTES // 4  # four bytes a token, as in the gateway's other estimates
 
 HALF_LIFE_S: Final = 600.0  # after this long half of what was computed counts
-KEPT_TOKENS: Final = 200_000  # an engine's cache has turned over once so many were computed since
+KEPT_TOKENS: Final = 200_000  # by a replica that does not say how many its cache holds
+MOST_KEPT_TOKENS: Final = 1 << 40  # a digest is another site's word
 LEAST_SHARE: Final = 1 / 16  # what is this unlikely to be there counts as gone
 TRUST_STEP: Final = 1 / 8  # how much one report counts beside all before it
 LEAST_TRUST: Final = 1 / 16  # so that a cache that works again is found out
@@ -32,14 +33,16 @@ class Cache:
     """What is known of the engines of one model at one site: tokens computed since ever, and the
     generation of each replica by its last digest. Nothing in it comes from what prompts say."""
 
-    __slots__ = ("computed_tokens", "generations", "model", "replicas", "site", "told", "totals")
+    __slots__ = (
+        "computed_tokens", "generations", "kept_tokens", "model", "site", "told", "totals",
+    )
 
     def __init__(self, site: SiteName, model: ModelName) -> None:
         self.site = site
         self.model = model
         self.computed_tokens = 0
         self.told = False  # digests say it; until then own requests are counted
-        self.replicas = 1
+        self.kept_tokens = KEPT_TOKENS  # of all replicas together
         self.generations: dict[ReplicaId, int] = {}
         self.totals: dict[ReplicaId, int] = {}
 
@@ -225,14 +228,16 @@ class Prefixes:
             return
         for cache in caches.values():
             spoken_of = set()
+            kept_tokens = 0
             for said in digest.replicas:
                 if said.model == cache.model:
                     replica = ReplicaId(said.id)
                     spoken_of.add(replica)
                     _hear(cache, replica, said.generation, said.prompt_tokens_total,
                           said.output_tokens_total)
+                    kept_tokens += _kept(said.kept_tokens)
             if spoken_of:
-                cache.replicas = len(spoken_of)
+                cache.kept_tokens = kept_tokens
                 _end_others(cache, spoken_of)
 
     # -- inside ----------------------------------------------------------------------------------
@@ -258,7 +263,7 @@ class Prefixes:
 def still_there(seen: Sighting, now_ns: int) -> float:
     """The share of what was computed then that is expected to be there now, 0..1.
 
-    share = 2^-(age / half-life) * (1 - computed since / (replicas * kept)), and 0 after a restart.
+    share = 2^-(age / half-life) * (1 - computed since / what the caches hold); 0 after a restart.
     """
     if seen.gone:
         return 0.0
@@ -268,7 +273,7 @@ def still_there(seen: Sighting, now_ns: int) -> float:
         if generation != UNKNOWN and generation != seen.generation:
             return 0.0
     since_tokens = max(cache.computed_tokens - seen.computed_tokens, 0)
-    share = 1.0 - since_tokens / (cache.replicas * float(KEPT_TOKENS))
+    share = 1.0 - since_tokens / float(cache.kept_tokens)
     age_ns = now_ns - seen.at_ns
     if age_ns > 0:
         share *= exp2(age_ns / (-1e9 * HALF_LIFE_S))
@@ -306,9 +311,17 @@ def _hear(
         return
     cache.told = True
     total = max(prompt_tokens, 0) + max(output_tokens or 0, 0)
-    if before == generation:
-        cache.computed_tokens += max(total - cache.totals.get(replica, total), 0)
+    if before != UNKNOWN:
+        counted = cache.totals.get(replica, total) if before == generation else 0
+        cache.computed_tokens += max(total - counted, 0)
     cache.totals[replica] = total
+
+
+def _kept(said_tokens: int | None) -> int:
+    """What a replica's cache holds; a size that none can have counts as not said."""
+    if said_tokens is None or not BLOCK_TOKENS <= said_tokens <= MOST_KEPT_TOKENS:
+        return KEPT_TOKENS
+    return said_tokens
 
 
 def _end_others(cache: Cache, spoken_of: set[ReplicaId]) -> None:

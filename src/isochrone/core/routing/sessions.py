@@ -62,11 +62,8 @@ class Sessions:
         elif verdict == "moved" or verdict == "gone":
             home = Home(site, now_ns, now_ns)
         home.used_ns = now_ns
-        young = self._young
-        if session not in young:
-            if len(young) >= self._half:
-                self._old, self._young = young, {}
-            self._old.pop(session, None)
+        if session not in self._young and len(self._young) >= self._half:
+            self._old, self._young = self._young, {}
         self._young[session] = home
 
 
