@@ -1,7 +1,9 @@
 """Cached prefixes and sessions on a real cloud of two near sites with several replicas each."""
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -239,14 +241,15 @@ class Crowd:
             answer = link.getresponse()
             while answer.read(4096):
                 pass
-        except (OSError, http.client.HTTPException, AttributeError, ValueError):
+        except (OSError, http.client.HTTPException):
             pass  # it was sent away
+        finally:
+            link.close()
 
     def leave(self) -> None:
         for link in self._links:
-            if link.sock is not None:
-                link.sock.close()
-            link.close()
+            with contextlib.suppress(OSError, AttributeError):  # it is gone already
+                link.sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(60)
 
