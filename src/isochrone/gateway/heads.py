@@ -121,7 +121,7 @@ class HeadMemory(Generic[T]):
             stop = data.find(b"\r\n", begin)
         known = self._last
         if known is None or not data.startswith(after, stop):
-            return None
+            return self._look_up(data)  # another head, alike up to its length
         digits = data[begin:stop]
         begin = stop + len(after)
         if digits.isdigit() and len(digits) <= MOST_DIGITS:
