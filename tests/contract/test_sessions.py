@@ -82,10 +82,13 @@ def test_a_session_stays_where_it_began_though_chance_would_part_it() -> None:
             assert len({await served_by(sydney, post(body)) for _ in range(6)}) == 1
         for number in range(4):
             turns = [f"answer {number}"] * 3
-            text = f"{number} {LONG}"
-            assert len({
-                await served_by(sydney, post(long_body(text, *turns[:turn]))) for turn in range(4)
-            }) == 1
+            said = [
+                await ask(sydney, post(long_body(f"{number} {LONG}", *turns[:turn])))
+                for turn in range(4)
+            ]
+            assert len({each.headers["x-isochrone-site"] for each in said}) == 1
+            homes_said = [each.headers["server-timing"].partition("session")[2] for each in said]
+            assert homes_said == ["", ';desc="new"', ';desc="kept"', ';desc="kept"']
 
     run(main)
 

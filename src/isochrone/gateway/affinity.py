@@ -150,7 +150,8 @@ def affinity_of(exchange: "Tries") -> Affinity | None:
     scope = salts.of_prompts(key.org_id, model)
     blocks = prompt_blocks(request, scope) if is_long else []
     session = NO_SESSION
-    if not is_hop:
+    # A conversation of which nothing was seen goes on with none, and needs no home before it does.
+    if not is_hop and (session_id or request.cache_key or context.prefixes.knows(blocks)):
         narrowed = "" if narrowing is None else narrowing.hop_text
         salt = salts.of_sessions(key.org_id, model, key.policy_id, narrowed)
         session = session_of(request, session_id, salt, blocks)

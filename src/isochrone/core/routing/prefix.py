@@ -116,7 +116,7 @@ class Prefixes:
     def cached(self, blocks: Sequence[int], now_ns: int) -> dict[SiteName, Belief]:
         """What each site is expected to have of the prompt; sites without any are not named."""
         found: dict[SiteName, Belief] = {}
-        if not self._knows(blocks):
+        if not self.knows(blocks):
             return found
         for places, tokens in self._runs(blocks):
             for seen in places:
@@ -132,7 +132,7 @@ class Prefixes:
     ) -> dict[ReplicaId, Belief]:
         """The same for each replica of a site that is known to have got the prompt's beginning."""
         found: dict[ReplicaId, Belief] = {}
-        if not self._knows(blocks):
+        if not self.knows(blocks):
             return found
         for places, tokens in self._runs(blocks):
             for seen in places:
@@ -146,7 +146,8 @@ class Prefixes:
                         found[replica] = belief
         return found
 
-    def _knows(self, blocks: Sequence[int]) -> bool:
+    def knows(self, blocks: Sequence[int]) -> bool:
+        """Whether a prompt that began with the first of these blocks went anywhere."""
         return bool(blocks) and (blocks[0] in self._young or blocks[0] in self._old)
 
     def _runs(self, blocks: Sequence[int]) -> list[tuple[tuple[Sighting, ...], int]]:
