@@ -1,7 +1,9 @@
 """Cached prefixes and sessions on real gateways: who is asked again, what is told to whom."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from isochrone.gateway.prefix_hash import prompt_blocks
 from isochrone.gateway.request import parse_request
 from isochrone.gateway.salts import Salts
 from isochrone.wire import fleet, subjects
+from isochrone.wiring.peer_secret import kept_peer_secret
 from tests.fixtures.gateways import (
     MODEL,
     Answer,
@@ -380,3 +383,12 @@ def test_workers_and_later_lives_of_a_site_use_one_salt_and_no_other_site_does()
     org: Any = "org"
     assert one.of_engine(org, b"") == again.of_engine(org, b"") != other.of_engine(org, b"")
     assert one.of_prompts(org, org) == again.of_prompts(org, org) != other.of_prompts(org, org)
+
+
+def test_a_gateway_alone_keeps_its_secret_for_all_its_workers(tmp_path: Path) -> None:
+    path = tmp_path / "journal" / "secret"
+    with ThreadPoolExecutor(8) as workers:
+        secrets = set(workers.map(lambda _: kept_peer_secret(path), range(8)))
+    assert secrets == {kept_peer_secret(path)}
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [each.name for each in path.parent.iterdir()] == ["secret"]

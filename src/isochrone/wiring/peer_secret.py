@@ -1,7 +1,8 @@
 """The secret by which a gateway that runs alone proves itself to the gateways of other sites."""
 
-import os
+import contextlib
 from pathlib import Path
+from secrets import token_hex
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -44,16 +45,13 @@ def kept_peer_secret(path: Path) -> str:
     InvalidInput."""
     if not path.exists():
         made = X25519PrivateKey.generate().private_bytes_raw().hex()
-        own = path.with_name(f".{path.name}.{os.getpid()}")
+        own = path.with_name(f".{path.name}.{token_hex(4)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_private(own, made.encode() + b"\n")
-            try:
+            with contextlib.suppress(FileExistsError):
                 path.hardlink_to(own)  # the first of several workers wins
-            except FileExistsError:
-                pass
-            finally:
-                own.unlink()
+            own.unlink()
         except OSError as error:
             raise InvalidInput([f"{path}: cannot be written: {error.strerror}"]) from error
     return read_peer_secret(path)
