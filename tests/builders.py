@@ -14,6 +14,7 @@ from isochrone.core.routing.choose import choose
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
+from isochrone.core.routing.sessions import Home
 from isochrone.core.routing.table import RoutingTable, compile_table
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 from isochrone.core.world.model import Model
@@ -160,6 +161,7 @@ def a_choice(
     prefixes: Prefixes | None = None,
     rng: Random | None = None,
     narrowing: Narrowing | None = None,
+    home: Home | None = None,
 ) -> Choice:
     """The choice for a short interactive request of an unbound key."""
     return choose(
@@ -176,4 +178,5 @@ def a_choice(
         now_ns=now_ns,
         rng=stream(1, "test") if rng is None else rng,
         narrowing=narrowing,
+        home=home,
     )

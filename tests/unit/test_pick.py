@@ -33,9 +33,14 @@ def a_standing(
     return standing
 
 
-def picked(*standings: Standing, tried: tuple[str, ...] = (), revision: str | None = None) -> str:
+def picked(
+    *standings: Standing, tried: tuple[str, ...] = (), revision: str | None = None,
+    cached: dict[str, float] | None = None,
+) -> str:
+    known = None if cached is None else {ReplicaId(name): each for name, each in cached.items()}
     found = pick(
-        standings, tuple(map(ReplicaId, tried)), now_ns=100, rng=RNG, revision=revision
+        standings, tuple(map(ReplicaId, tried)), now_ns=100, rng=RNG, revision=revision,
+        cached=known,
     )
     return "nobody" if found is None else found.replica.id
 
@@ -78,3 +83,13 @@ def test_a_revision_is_taken_exactly() -> None:
     standings = a_standing("a"), a_standing("b", revision="r1"), a_standing("c", revision="r2")
     assert picked(*standings, revision="r2") == "c"
     assert picked(*standings, revision="r3") == "nobody"
+
+
+def test_with_a_slot_free_whoever_has_most_of_the_prompt_goes_first() -> None:
+    standings = [a_standing("idle"), a_standing("some", running=1), a_standing("most", running=3)]
+    assert picked(*standings, cached={"some": 256.0, "most": 700.0}) == "most"
+    standings[2].count(1)  # its slots are full
+    assert picked(*standings, cached={"some": 256.0, "most": 700.0}) == "some"
+    assert picked(*standings, cached={}) == "idle"
+    assert picked(*standings, cached={"most": 700.0, "gone": 900.0}) == "idle"
+    assert picked(*standings, cached={"some": 256.0}, tried=("some",)) == "idle"

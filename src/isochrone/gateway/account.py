@@ -157,4 +157,5 @@ def _decision(exchange: "Exchange") -> DecisionRecord | None:
         choice.refused,
         tuple(exchange.tried),
         choice.decodes_ms(),
+        None if exchange.affinity is None else exchange.affinity.bond(),
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.rule import UNBOUND
+from isochrone.core.routing.bond import Bond
 from isochrone.core.world.site import RttSource
 
 Milliseconds = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # one a site
@@ -114,7 +115,8 @@ class Decision:
     `decodes_ms` likewise, where decoding counts; empty where it does not. `chosen` is the index of
     the chosen site, -1 for none; `prefill_ms`, `decode_ms` and `digest_age_ms` are the chosen
     site's. `refused` says why each infinite one was refused, `tried` lists earlier sites of the
-    request with the rule or failure that ended each try.
+    request with the rule or failure that ended each try. `bond`: what else spoke for a site; None
+    where nothing could.
     """
 
     ground: str
@@ -129,3 +131,4 @@ class Decision:
     refused: tuple[Refused, ...]
     tried: tuple[Refused, ...] = ()
     decodes_ms: bytes = b""
+    bond: Bond | None = None

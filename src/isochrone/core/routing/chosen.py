@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from isochrone.core.ids import SiteName
+from isochrone.core.routing.bond import Bond, HomeVerdict
 from isochrone.core.routing.choice import Decision, Ground, Milliseconds, Refused
+from isochrone.core.routing.prefix import Belief
 
 
 class Choice:
@@ -12,12 +14,15 @@ class Choice:
 
     `site` is None and `index` -1 when no site can take the request; the milliseconds are then 0.
     `index` counts the open sites of `ground`. `eligible` is how many could take it.
-    `allowed_exists` tells "not allowed" from "allowed, but not able just now".
+    `allowed_exists` tells "not allowed" from "allowed, but not able just now". `belief` is what the
+    chosen site is expected to have of the prompt; `verdict` is what became of the session's home,
+    which could be `limit_ms` dearer than another.
     """
 
     __slots__ = (
-        "allowed_exists", "cost_ms", "costs", "decode_ms", "decodes", "digest_age_ms", "eligible",
-        "ground", "index", "prefill_ms", "queues", "refused", "rtt_ms", "site",
+        "allowed_exists", "belief", "cost_ms", "costs", "decode_ms", "decodes", "digest_age_ms",
+        "eligible", "ground", "index", "limit_ms", "prefill_ms", "queues", "refused", "rtt_ms",
+        "site", "verdict",
     )
 
     site: SiteName | None
@@ -34,6 +39,9 @@ class Choice:
     costs: Milliseconds
     queues: bytes
     decodes: Milliseconds | None
+    belief: Belief | None
+    verdict: HomeVerdict
+    limit_ms: float
 
     @property
     def predicted_ttft_ms(self) -> float | None:
@@ -53,7 +61,8 @@ class Choice:
         return b"" if self.decodes is None else self.decodes.tobytes()
 
     def decision(
-        self, *, actual_ttft_ms: float | None = None, tried: Sequence[Refused] = ()
+        self, *, actual_ttft_ms: float | None = None, tried: Sequence[Refused] = (),
+        bond: Bond | None = None,
     ) -> Decision:
         """What is kept of this choice."""
         return Decision(
@@ -69,4 +78,5 @@ class Choice:
             refused=self.refused,
             tried=tuple(tried),
             decodes_ms=self.decodes_ms(),
+            bond=bond,
         )

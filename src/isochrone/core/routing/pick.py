@@ -1,9 +1,10 @@
-"""Which replica of the chosen site: of those that may be asked, the least share of slots taken.
+"""Which replica of the chosen site: of those that may be asked, the least share of slots taken, or
+one with a free slot that has computed the prompt's beginning.
 
 The decision runs over records that the gateway keeps up to date, so that a request builds nothing.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from math import inf
 
 from isochrone.core.ids import ReplicaId
@@ -47,14 +48,19 @@ def pick(
     rng: Random,
     revision: str | None = None,
     endpoint: Endpoint = "chat.completions",
+    cached: Mapping[ReplicaId, float] | None = None,
 ) -> Standing | None:
     """The least loaded replica that is ready, untried and let through by its breaker, equals by
     chance; None when there is none. `revision`: only replicas of exactly these weights;
-    `endpoint`: only replicas whose engine has it."""
+    `endpoint`: only replicas whose engine has it. `cached`: leading tokens of the prompt that
+    replicas are believed to have; with a slot free the one with the most goes first, since what it
+    need not compute is worth more than an emptier engine."""
     best: Standing | None = None
     least, equals = inf, 1
     for each in standings:
         share = each.share
+        if cached is not None and share < 1.0:
+            share -= cached.get(each.replica.id, 0.0)
         if share > least or not each.ready:
             continue
         replica = each.replica
