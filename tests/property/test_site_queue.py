@@ -11,8 +11,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from isochrone.core.admission.classes import (
     CLASSES,
     RANK,
-    ClassRule,
-    SitePolicy,
     check_policy,
     divide,
     own_slots,
@@ -20,6 +18,7 @@ from isochrone.core.admission.classes import (
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.site_queue import NEVER_NS, Refused
 from isochrone.core.rng import stream
+from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class
 from tests.fixtures.busy_site import MS, SLOT_NS, STOP_NS, BusySite
 
@@ -56,14 +55,20 @@ class AnySite(RuleBasedStateMachine):
     @rule(
         class_=classes, tenant=st.sampled_from("abc"), tokens=st.integers(1, 400),
         error_percent=st.sampled_from((10, 100, 150)), wait_ms=st.sampled_from((0, 0, 50)),
-        count=st.sampled_from((1, 1, 4)),
+        count=st.sampled_from((1, 1, 4)), resumable=st.booleans(), stuck=st.booleans(),
     )
     def offer(
-        self, class_: Class, tenant: str, tokens: int, error_percent: int, wait_ms: int, count: int
+        self, class_: Class, tenant: str, tokens: int, error_percent: int, wait_ms: int, count: int,
+        resumable: bool, stuck: bool,
     ) -> None:
         for _ in range(count):
             uses = max(tokens * error_percent // 100, 1)
-            answer = self.site.offer(class_, tenant, tokens, uses=uses, wait_ns=wait_ms * MS)
+            answer = self.site.offer(
+                class_, tenant, tokens, uses=uses, wait_ns=wait_ms * MS,
+                resumable=resumable,
+                # A long one of which that turns out late gives nothing back in time.
+                stuck=stuck and max(uses, tokens) <= RECLAIM_MS - STOP_NS / MS,
+            )
             if isinstance(answer, Refused) and answer.reason not in ("no_capacity", "class_closed"):
                 assert answer.retry_after_ns is not None
                 assert answer.retry_after_ns > 0

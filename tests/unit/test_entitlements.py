@@ -10,6 +10,7 @@ from isochrone.core.admission.entitlement import (
     check_entitlement,
     divide_sold,
     entitlements_for,
+    sold_here,
 )
 from isochrone.core.admission.loans import BorrowedSlice, LentSlice
 from isochrone.core.admission.stewards import TERM_NS
@@ -118,3 +119,18 @@ def test_what_cannot_be_sold_is_named(changes: dict[str, object], problem: str) 
     problems = check_entitlement(an_entitlement("e", **changes), some_blocs(), now=60)
     assert len(problems) == 1
     assert problems[0].startswith(problem)
+
+
+def test_what_is_sold_at_home_counts_while_its_window_is_open() -> None:
+    slices = (Slice(site=PARIS, tok_s=300), Slice(site=FRANKFURT, tok_s=700))
+    sold = [
+        an_entitlement("a", slices=slices),
+        an_entitlement("b", slices=slices, starts_at=150, ends_at=300),
+        an_entitlement("c", slices=slices, class_="on_demand"),
+        an_entitlement("d", slices=(Slice(site=FRANKFURT, tok_s=9),)),
+    ]
+    seen = {at: sold_here(sold, PARIS, at) for at in (50, 100, 150, 200, 300)}
+    assert {at: dict(each.tok_s) for at, each in seen.items()} == {
+        50: {}, 100: {MODEL: 300}, 150: {MODEL: 600}, 200: {MODEL: 300}, 300: {},
+    }
+    assert [seen[at].until for at in (50, 100, 150, 200)] == [100, 150, 200, 300]

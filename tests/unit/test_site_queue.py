@@ -3,15 +3,16 @@
 import pytest
 
 from isochrone.core.admission.classes import (
-    ClassRule,
-    SitePolicy,
+    CLASSES,
     check_policy,
     clamp,
     divide,
+    sold_slots,
     weighted_tokens,
 )
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.site_queue import Refused, SiteQueue, Start, Stop, TurnAway
+from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class
 
 MS = 1_000_000
@@ -54,7 +55,7 @@ def test_worked_example() -> None:
     assert drained(queue) == [Stop(batch[1]), Stop(batch[0])]
     queue.stopped(batch[1], 110, second + 50 * MS)
     queue.stopped(batch[0], 110, second + 50 * MS)
-    assert drained(queue) == [Start(firm[0]), Start(firm[1])]
+    assert drained(queue) == [Start(firm[0], 50 * MS), Start(firm[1], 50 * MS)]
     assert (batch[0].state, batch[0].tokens) == ("queued", 8_890)
 
     offered(queue, "on_demand", "a", 500, 2 * second)
@@ -67,7 +68,7 @@ def test_worked_example() -> None:
     assert refused.retry_after_ns == pytest.approx(16_000 * pace_ns, abs=2)
 
     queue.finished(short[0], 500, 5 * second)
-    assert drained(queue) == [Start(firm[2])]
+    assert drained(queue) == [Start(firm[2], 4 * second)]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_an_interactive_request_is_stopped_only_before_its_first_byte_and_only_o
     reserved = offered(queue, "reserved", "r", 100, 0)
     assert drained(queue) == [Stop(waiting)]
     queue.stopped(waiting, 0, 10 * MS)
-    assert drained(queue) == [Start(reserved)]
+    assert drained(queue) == [Start(reserved, 10 * MS)]
     queue.finished(begun, 100, 100 * MS)
     assert drained(queue) == [Start(waiting)]
     queue.finished(reserved, 100, 110 * MS)
@@ -133,3 +134,82 @@ def test_speed_is_measured_and_what_was_not_served_says_nothing_of_it() -> None:
 
 def test_output_counts_at_its_weight() -> None:
     assert weighted_tokens(100, 50, 2) == 200
+
+
+def test_nobody_is_refused_by_a_speed_that_was_only_guessed() -> None:
+    queue = SiteQueue(SitePolicy(), 1, 1_000.0 * MS, guessed=True)
+    first = offered(queue, "on_demand", "a", 100, 0)
+    offered(queue, "on_demand", "a", 100, 0)
+    queue.finished(first, 100, 10_000 * MS)
+    refused = queue.offer("on_demand", "a", 100, most_tokens=100, now_ns=10_000 * MS)
+    assert isinstance(refused, Refused)
+    assert refused.reason == "would_expire"
+
+
+def test_what_cannot_be_stopped_after_all_keeps_its_slot_and_another_one_stops() -> None:
+    queue = SiteQueue(SitePolicy(reserved=ClassRule(floor=0.5)), 2, 1.0 * MS)
+    first, last = (offered(queue, "batch", "a", 100_000, 0) for _ in range(2))
+    reserved = offered(queue, "reserved", "r", 100, 0)
+    assert drained(queue) == [Stop(last)]
+    queue.unstoppable(last)
+    assert last.state == "running"
+    assert last.firm, "it may run for longer than a reclaim takes"
+    assert drained(queue) == [Stop(first)]
+    queue.stopped(first, 10, 20 * MS)
+    assert drained(queue) == [Start(reserved, 20 * MS)]
+    # Neither goes on beside it: the slot that is nobody's floor is taken for long.
+    queue.finished(reserved, 100, 120 * MS)
+    assert drained(queue) == [Start(first)]
+    queue.finished(last, 100_000, 130 * MS)
+    queue.finished(first, 10, 130 * MS)
+    assert (queue.running, queue.line("batch").firm) == (0, 0)
+
+
+def test_batch_that_is_not_resumable_is_stopped_as_an_interactive_request_is() -> None:
+    queue = SiteQueue(SitePolicy(reserved=ClassRule(floor=0.5)), 2, 1.0 * MS)
+    begun, waiting = (
+        queue.offer("batch", "a", 100, most_tokens=100, now_ns=0, resumable=False)
+        for _ in range(2)
+    )
+    assert isinstance(begun, Ticket)
+    assert isinstance(waiting, Ticket)
+    queue.first_byte(begun)
+    offered(queue, "reserved", "r", 100, 0)
+    assert drained(queue) == [Stop(waiting)]
+
+
+def test_batch_that_turns_out_not_to_be_resumable_is_not_stopped_in_its_answer() -> None:
+    queue = SiteQueue(SitePolicy(reserved=ClassRule(floor=0.5)), 2, 1.0 * MS)
+    tickets = [offered(queue, "batch", "a", 100, 0) for _ in range(2)]
+    for ticket in tickets:
+        queue.first_byte(ticket, resumable=False)
+    offered(queue, "reserved", "r", 100, 0)
+    assert drained(queue) == []
+
+
+def test_with_the_last_engine_gone_those_who_wait_are_turned_away() -> None:
+    queue = SiteQueue(SitePolicy(), 1, 1.0 * MS)
+    offered(queue, "on_demand", "a", 100, 0)
+    waiting = [offered(queue, class_, "a", 100, 0) for class_ in CLASSES]
+    queue.resize(0, MS)
+    assert drained(queue) == [TurnAway(each, Refused("no_capacity", None)) for each in waiting]
+    assert queue.queued == 0
+
+
+def test_another_policy_holds_from_when_it_is_adopted() -> None:
+    queue = SiteQueue(SitePolicy(), 2, 1.0 * MS)
+    for _ in range(2):
+        queue.first_byte(offered(queue, "batch", "a", 100, 0))
+    offered(queue, "reserved", "r", 100, 0)
+    assert drained(queue) == [], "nothing is its floor"
+    queue.adopt(SitePolicy(reserved=ClassRule(floor=0.5, queue_most=1)))
+    queue.resize(2, MS)
+    assert [type(each) for each in drained(queue)] == [Stop]
+    refused = queue.offer("reserved", "r", 100, most_tokens=100, now_ns=MS)
+    assert isinstance(refused, Refused)
+    assert refused.reason == "queue_full"
+
+
+def test_what_was_sold_needs_so_many_slots() -> None:
+    # A slot that takes 10 ms for a token makes a hundred a second.
+    assert [sold_slots(tok_s, 10.0 * MS) for tok_s in (0, 1, 100, 101, 450)] == [0, 1, 1, 2, 5]

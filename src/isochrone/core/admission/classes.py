@@ -6,8 +6,10 @@ and every class moves. See docs/admission.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import ceil
 
+from isochrone.core.world.site_policy import SitePolicy
 from isochrone.core.world.tenant import Class
 
 CLASSES: tuple[Class, ...] = ("reserved", "on_demand", "batch")  # by rank, the firmest first
@@ -17,37 +19,9 @@ RANK: dict[str, int] = {class_: rank for rank, class_ in enumerate(CLASSES)}
 MOST_FLOORS = 0.95  # all floors together
 MOST_QUEUED = 100_000
 SHARE_PARTS = 10_000  # shares are counted in parts of this
+UNBOUNDED_SLOTS = 1_000_000  # of engines of which nobody says how many requests they take at once
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassRule:
-    """One class. `floor` and `ceiling` are fractions of the slots, `share` is its weight among the
-    classes that have work waiting; at most `queue_most` requests wait, each at most `wait_ms`."""
-
-    floor: float = 0.0
-    share: float = 1.0
-    ceiling: float = 1.0
-    queue_most: int = 256
-    wait_ms: float = 10_000.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SitePolicy:
-    """The rules at a site for one model.
-
-    A floor that its class does not use is lent, but so that it is back within `reclaim_ms` of
-    being asked for. `output_weight`: how much more an output token counts than one of the prompt.
-    """
-
-    reserved: ClassRule = field(default=ClassRule(share=6.0))
-    on_demand: ClassRule = field(default=ClassRule(share=3.0))
-    batch: ClassRule = field(default=ClassRule(share=1.0, queue_most=2048, wait_ms=600_000.0))
-    reclaim_ms: float = 15_000.0
-    output_weight: int = 2
-
-    def rules(self) -> tuple[ClassRule, ClassRule, ClassRule]:
-        """By rank."""
-        return self.reserved, self.on_demand, self.batch
+_TIERS: dict[str, Class] = {"flex": "batch", "batch": "batch", "priority": "reserved"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +87,18 @@ def own_slots(slots: int, index: int, gateways: int) -> int:
     """
     part, rest = divmod(slots, gateways)
     return max(part + (index < rest), min(slots, 1))
+
+
+def sold_slots(tok_s: float, slot_ns: float) -> int:
+    """The slots that so many weighted tokens/s need, where one token keeps a slot busy for
+    `slot_ns`."""
+    return ceil(tok_s * slot_ns / 1e9)
+
+
+def wanted_class(service_tier: str | None) -> Class:
+    """The class that OpenAI's `service_tier` asks for; absent, `auto` and unknown ones ask for
+    `on_demand`."""
+    return _TIERS.get(service_tier or "", "on_demand")
 
 
 def clamp(wanted: Class, allowed: Sequence[Class]) -> Class:

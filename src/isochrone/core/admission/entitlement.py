@@ -1,6 +1,7 @@
 """Entitlements: what may be sold, how it is divided into slices, and which one a request uses."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from isochrone.core.ids import ModelName, OrgId, ProjectId, SiteName
 from isochrone.core.residency.blocs import Blocs
@@ -15,6 +16,16 @@ MOST_VOTERS = 5
 # Voters may be changed again after this: by then most of those before know of the last change.
 VOTERS_SETTLE_NS = 600 * 1_000_000_000
 OUTPUT_WEIGHT = 2  # an output token counts for so many of a prompt
+ENDLESS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Sold:
+    """What the slices that are at home at a site need: weighted tokens/s by model, of the class
+    `reserved`. It holds until before the wall instant `until`."""
+
+    tok_s: Mapping[ModelName, int]
+    until: int
 
 
 def check_entitlement(entitlement: Entitlement, blocs: Blocs, *, now: int) -> list[str]:
@@ -118,3 +129,20 @@ def entitlements_for(
         and is_open(each, now)
     ]
     return sorted(found, key=lambda each: (each.project_id is None, each.ends_at, each.id))
+
+
+def sold_here(entitlements: Iterable[Entitlement], site: SiteName, now: int) -> Sold:
+    """What is at home at a site now; it changes by itself when a window begins or ends."""
+    tok_s: dict[ModelName, int] = {}
+    until = ENDLESS
+    for each in entitlements:
+        if each.class_ != "reserved" or each.ends_at <= now:
+            continue
+        if each.starts_at > now:
+            until = min(until, each.starts_at)
+            continue
+        until = min(until, each.ends_at)
+        for part in each.slices:
+            if part.site == site:
+                tok_s[each.model] = tok_s.get(each.model, 0) + part.tok_s
+    return Sold(tok_s, until)

@@ -21,20 +21,25 @@ class Ticket:
     """One request at the queue of a site: the proof with which its driver says what became of it.
 
     `rank`: its class. `tokens`: weighted, an estimate. `firm`: once begun it may run for longer
-    than a reclaim takes, and nobody may stop it. `charged`: what its tenant's counter has of it.
-    `begun`: the first byte of its answer has come. `stops`: how often it was stopped.
+    than a reclaim takes, and nobody may stop it. `is_long`: the first half of that. `resumable`: it
+    may be stopped at any time, since what it has done is kept. `charged`: what its tenant's counter
+    has of it. `begun`: the first byte of its answer has come. `stops`: how often it was stopped.
     """
 
     __slots__ = (
-        "begun", "charged", "deadline_ns", "firm", "offered_ns", "rank", "started_ns", "state",
-        "stops", "tenant", "tokens",
+        "begun", "charged", "deadline_ns", "firm", "is_long", "offered_ns", "rank", "resumable",
+        "started_ns", "state", "stops", "tenant", "tokens",
     )
 
-    def __init__(self, rank: int, tenant: str, tokens: int, firm: bool, now_ns: int) -> None:
+    def __init__(
+        self, rank: int, tenant: str, tokens: int, is_long: bool, resumable: bool, now_ns: int
+    ) -> None:
         self.rank = rank
         self.tenant = tenant
         self.tokens = tokens
-        self.firm = firm
+        self.is_long = is_long
+        self.resumable = resumable
+        self.firm = is_long and not resumable
         self.charged = 0
         self.state: TicketState = "running"
         self.begun = False

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
-from isochrone.core.admission.classes import BATCH, CLASSES, RANK, ClassRule, SitePolicy, divide
+from isochrone.core.admission.classes import BATCH, CLASSES, RANK, divide
 from isochrone.core.admission.fair_order import FairOrder, Ticket
+from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class
 
 RefusalReason = Literal["queue_full", "would_expire", "expired", "class_closed", "no_capacity"]
@@ -36,15 +37,17 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A request that waited runs from now on: send it to an engine."""
+    """A request that waited runs from now on: send it to an engine. `reclaimed_ns`: for how long
+    its class had run fewer than its floor and had somebody waiting; 0 where it had not."""
 
     ticket: Ticket
+    reclaimed_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A running request must give up its slot: stop it, then call `stopped`. It is of the class
-    `batch`, or no byte of its answer has come yet."""
+    """A running request must give up its slot: stop it, then call `stopped`; or `unstoppable`,
+    where that cannot be. It is resumable, or no byte of its answer has come yet."""
 
     ticket: Ticket
 
@@ -62,18 +65,16 @@ Command = Start | Stop | TurnAway
 
 class ClassLine:
     """One class. `firm`, `stopping`: how many of its `running` requests are; `tokens`: of those
-    that run. `virtual`: what it was served for its share while there was a queue."""
+    that run. `virtual`: what it was served for its share while there was a queue. `short_ns`: since
+    when it runs fewer than its floor while somebody waits, else `NEVER_NS`."""
 
     __slots__ = (
         "ceiling", "firm", "floor", "order", "per_token", "promised_ns", "queue_most", "running",
-        "share", "stopping", "tickets", "tokens", "virtual", "wait_ns",
+        "share", "short_ns", "stopping", "tickets", "tokens", "virtual", "wait_ns",
     )
 
     def __init__(self, rule: ClassRule) -> None:
-        self.share = rule.share
-        self.per_token = round(_VIRTUAL / rule.share)
-        self.queue_most = rule.queue_most
-        self.wait_ns = int(rule.wait_ms * 1e6)
+        self.adopt(rule)
         self.floor = 0
         self.ceiling = 0
         self.running = 0
@@ -82,16 +83,28 @@ class ClassLine:
         self.tokens = 0
         self.virtual = 0
         self.promised_ns = 0
+        self.short_ns = NEVER_NS
         self.order = FairOrder()
         self.tickets: dict[Ticket, None] = {}  # those that run, in the order of their start
+
+    def adopt(self, rule: ClassRule) -> None:
+        """Go by this rule from now on."""
+        self.share = rule.share
+        self.per_token = round(_VIRTUAL / rule.share)
+        self.queue_most = rule.queue_most
+        self.wait_ns = int(rule.wait_ms * 1e6)
 
 
 class SiteQueue:
     """`slots`: how many requests its engines, or its part of them, take at once. `slot_ns`: how
-    long a slot is busy for one weighted token, until that is measured."""
+    long a slot is busy for one weighted token, until that is measured. `guessed`: nobody is refused
+    for a wait that is expected by it until then."""
 
-    def __init__(self, policy: SitePolicy, slots: int, slot_ns: float) -> None:
+    def __init__(
+        self, policy: SitePolicy, slots: int, slot_ns: float, *, guessed: bool = False
+    ) -> None:
         self.policy = policy
+        self.guessed = guessed
         self.slots = 0
         self.running = 0
         self.queued = 0
@@ -124,21 +137,23 @@ class SiteQueue:
         most_tokens: int,
         now_ns: int,
         wait_ns: int = 0,
+        resumable: bool = True,
     ) -> Ticket | Refused:
         """A request has come. The ticket says whether it is running or queued.
 
         `tokens`: weighted, as expected; `most_tokens`: what it may reach. `wait_ns`: the longest
-        that it may wait; 0, or more than its class allows: as long as that.
+        that it may wait; 0, or more than its class allows: as long as that. `resumable`: when it is
+        of the class `batch`, it can be stopped in its answer and go on later.
         """
         rank = RANK[class_]
         line = self._lines[rank]
-        firm = rank != BATCH and most_tokens > self._loose_tokens
-        ticket = Ticket(rank, tenant, tokens, firm, now_ns)
+        is_long = most_tokens > self._loose_tokens
+        ticket = Ticket(rank, tenant, tokens, is_long, resumable and rank == BATCH, now_ns)
         if (
             self.running < self.slots
             and line.running < line.ceiling
             and line.order.queued == 0
-            and (not firm or line.firm < line.floor or self._committed < self.slots)
+            and (not ticket.firm or line.firm < line.floor or self._committed < self.slots)
         ):
             self._begin(line, ticket, now_ns)
             return ticket
@@ -151,9 +166,23 @@ class SiteQueue:
             self.outbox = [each for each in self.outbox if each.ticket is not ticket]
         return ticket
 
-    def first_byte(self, ticket: Ticket) -> None:
-        """The answer has begun: from now on only `batch` may be stopped."""
+    def first_byte(self, ticket: Ticket, *, resumable: bool = True) -> None:
+        """The answer has begun: from now on it is stopped only if it is resumable, which may turn
+        out not to be so."""
         ticket.begun = True
+        if ticket.resumable and not resumable:
+            self._settle_down(ticket)
+
+    def unstoppable(self, ticket: Ticket) -> None:
+        """A request that had to stop cannot, after all: it goes on to its end, and another one may
+        have to stop instead."""
+        assert ticket.state == "stopping", f"nobody asked to stop a {ticket.state} request"
+        ticket.state = "running"
+        ticket.begun = True
+        self._lines[ticket.rank].stopping -= 1
+        self._stopping -= 1
+        self._settle_down(ticket)
+        self._reclaim()
 
     def finished(self, ticket: Ticket, tokens: int, now_ns: int) -> None:
         """A running request is over, in whatever way. `tokens`: weighted, as it used; 0 says
@@ -196,15 +225,26 @@ class SiteQueue:
         """When `tick` has something to do, at the earliest; `NEVER_NS` if nothing waits."""
         return self._deadlines[0][0] if self.queued and self._deadlines else NEVER_NS
 
+    def adopt(self, policy: SitePolicy) -> None:
+        """Go by this policy from now on; to be followed by `resize`."""
+        self.policy = policy
+        self._reclaim_ns = policy.reclaim_ms * 1e6
+        self._loose_tokens = int(self._reclaim_ns / self.slot_ns)
+        for line, rule in zip(self._lines, policy.rules(), strict=True):
+            line.adopt(rule)
+
     def resize(self, slots: int, now_ns: int, *, sold_slots: int = 0) -> None:
-        """Engines came or went, or what was sold here has changed; see `classes.divide`."""
+        """Engines came or went, or what was sold here has changed; see `classes.divide`. With the
+        last engine gone, all that wait are turned away: others may serve them."""
         self.slots = slots
         committed = 0
         for line, part in zip(self._lines, divide(self.policy, slots, sold_slots), strict=True):
             line.floor, line.ceiling = part.floor, part.ceiling
             committed += max(line.floor, line.firm)
         self._committed = committed
-        if self.queued:
+        if slots == 0 and self.queued:
+            self._turn_all_away()
+        elif self.queued:
             self._dispatch(now_ns)
 
     # -- what is said of waiting -----------------------------------------------------------------
@@ -247,7 +287,7 @@ class SiteQueue:
         if line.ceiling == 0:
             return Refused("class_closed", None)
         order = line.order
-        if line.running + order.queued >= line.floor:
+        if not self.guessed and line.running + order.queued >= line.floor:
             most_ns = min(wait_ns or line.wait_ns, line.wait_ns)
             if self._wait_of(line, ticket.tenant, ticket.tokens) > most_ns:
                 return self._refused(line, ticket, "would_expire", now_ns)
@@ -276,6 +316,25 @@ class SiteQueue:
         refused = self._refused(self._lines[ticket.rank], ticket, reason, now_ns)
         self.outbox.append(TurnAway(ticket, refused))
 
+    def _turn_all_away(self) -> None:
+        for line in self._lines:
+            while (ticket := line.order.take(firm_too=True)) is not None:
+                self.queued -= 1
+                ticket.state = "over"
+                self.outbox.append(TurnAway(ticket, Refused("no_capacity", None)))
+
+    def _settle_down(self, ticket: Ticket) -> None:
+        """A running request turned out not to be resumable."""
+        ticket.resumable = False
+        if ticket.is_long and not ticket.firm:
+            self._count_firm(self._lines[ticket.rank])
+            ticket.firm = True
+
+    def _count_firm(self, line: ClassLine) -> None:
+        if line.firm >= line.floor:
+            self._committed += 1
+        line.firm += 1
+
     def _enqueue(
         self, line: ClassLine, ticket: Ticket, wait_ns: int, now_ns: int, *, first: bool
     ) -> None:
@@ -300,9 +359,7 @@ class SiteQueue:
 
     def _begin(self, line: ClassLine, ticket: Ticket, now_ns: int) -> None:
         if ticket.firm:
-            if line.firm >= line.floor:
-                self._committed += 1
-            line.firm += 1
+            self._count_firm(line)
         self.running += 1
         line.running += 1
         line.tokens += ticket.tokens
@@ -330,6 +387,7 @@ class SiteQueue:
         if tokens > 0:
             self._measured_ns = self._measured_ns * _KEPT + (now_ns - ticket.started_ns)
             self._measured_tokens = self._measured_tokens * _KEPT + tokens
+            self.guessed = False
             if self._measured_ns > 0:
                 self.slot_ns = self._measured_ns / self._measured_tokens
                 self._loose_tokens = int(self._reclaim_ns / self.slot_ns)
@@ -338,13 +396,18 @@ class SiteQueue:
         while self.queued and self.running < self.slots:
             ticket = self._next()
             if ticket is None:
-                return
+                break
             line = self._lines[ticket.rank]
             self.queued -= 1
             line.virtual += ticket.tokens * line.per_token
             self._begin(line, ticket, now_ns)
-            self.outbox.append(Start(ticket))
-        if self.queued:
+            self.outbox.append(Start(ticket, max(now_ns - line.short_ns, 0)))
+        for line in self._lines:
+            if line.running >= line.floor or not line.order.queued:
+                line.short_ns = NEVER_NS
+            elif line.short_ns == NEVER_NS:
+                line.short_ns = now_ns
+        if self.queued and self.running >= self.slots:
             self._reclaim()
 
     def _next(self) -> Ticket | None:
@@ -391,8 +454,8 @@ class SiteQueue:
                     self.outbox.append(Stop(victim))
 
     def _victim(self, above: int) -> Ticket | None:
-        """The running request that loses least: `batch` first, then one whose answer has not
-        begun and that was never stopped; the latest that began."""
+        """The running request that loses least: of `batch` first; one that is resumable, or whose
+        answer has not begun and that was never stopped; the latest that began."""
         for rank in range(len(CLASSES) - 1, above, -1):
             line = self._lines[rank]
             if line.running - line.stopping <= line.floor:
@@ -401,10 +464,9 @@ class SiteQueue:
             for ticket in reversed(line.tickets):
                 if ticket.state != "running":
                     continue
-                if rank != BATCH:
-                    if not ticket.begun and ticket.stops == 0:
-                        return ticket
-                elif best is None or ticket.stops < best.stops:
+                if not ticket.resumable and (ticket.begun or ticket.stops):
+                    continue
+                if best is None or ticket.stops < best.stops:
                     best = ticket
                     if best.stops == 0:
                         break
