@@ -12,6 +12,7 @@ from isochrone.core.errors import Conflict, NotFound, Untrusted
 from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
 from isochrone.core.world.model import Deployment, EngineSpec, Model
 from isochrone.core.world.site import Hardware, Link, Site, SiteLinks
+from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import (
     ApiKey,
     Organisation,
@@ -76,6 +77,9 @@ def a_site(name: str, **changes: object) -> Site:
     return replace(site, **changes)  # type: ignore[arg-type]
 
 
+SHARED = SitePolicy(reserved=ClassRule(floor=0.25, share=6), reclaim_ms=4_000.5)
+
+
 def an_intent(fingerprint: str, *names: str) -> Intent:
     model = Model(
         name=ModelName("tiny"), kind="chat", revision="abc", context_tokens=2048, created_at=NOW
@@ -87,7 +91,10 @@ def an_intent(fingerprint: str, *names: str) -> Intent:
         deployments=tuple(
             Deployment(
                 site=SiteName(name), model=model.name, replicas=1, context_tokens=2048,
-                engine=EngineSpec(kind="llamacpp", source="/m.gguf", threads=2),
+                engine=EngineSpec(
+                    kind="llamacpp", source="/m.gguf", threads=2, slots_stated=name != "aa"
+                ),
+                admission=SHARED if name == "aa" else None,
             )
             for name in names
         ),

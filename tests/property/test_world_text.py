@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.model import Deployment, EngineSpec
 from isochrone.core.world.site import Hardware
+from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.world import World, WorldLink, WorldModel, WorldSite
 from isochrone.wiring.world_file import parse_world
 from isochrone.wiring.world_text import render_world
@@ -34,15 +35,27 @@ OPENAI = st.builds(
     upstream_model=TEXT, slots=st.integers(1, 64), embeddings=st.just(True),
     credential=st.none() | st.just("env:PARTNER_KEY") | TEXT.map(lambda path: f"file:/{path}"),
 )
+GUESSED = st.builds(
+    EngineSpec, kind=st.just("openai"), source=st.just("https://partner.example/v1"),
+    upstream_model=TEXT, embeddings=st.just(True), slots_stated=st.just(False),
+)
+RULES = st.builds(
+    ClassRule, floor=st.floats(0, 0.3), share=st.floats(0.5, 9), ceiling=st.floats(0.3, 1),
+    queue_most=st.integers(0, 99), wait_ms=st.floats(0, 99_999),
+)
+POLICIES = st.builds(
+    SitePolicy, reserved=RULES, on_demand=RULES, batch=RULES, reclaim_ms=st.floats(0, 99_999),
+    output_weight=st.integers(1, 9),
+)
 
 
 @st.composite
 def sites(draw: st.DrawFn, name: str) -> WorldSite:
-    engines = [draw(LLAMACPP), draw(OPENAI)]
+    engines = [draw(LLAMACPP), draw(OPENAI | GUESSED)]
     deployments = [
         Deployment(
             site=SiteName(name), model=model.name, replicas=draw(st.integers(0, 8)), engine=engine,
-            context_tokens=model.context_tokens,
+            context_tokens=model.context_tokens, admission=draw(st.none() | POLICIES),
         )
         for model, engine in zip(MODELS, engines, strict=True)
         if draw(st.booleans())

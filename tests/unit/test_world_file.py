@@ -80,7 +80,7 @@ rtt_ms = 48
     assert (tiny.replicas, tiny.context_tokens) == (2, 2048)
     assert large.engine == EngineSpec(
         kind="openai", source="https://partner.example/openai/v1", upstream_model="large-7",
-        credential="file:/etc/isochrone/keys/partner",
+        credential="file:/etc/isochrone/keys/partner", slots_stated=False,
     )
     assert (large.replicas, large.context_tokens) == (1, 8192)
     assert perth.deployments == ()
@@ -180,6 +180,11 @@ ON_DEPLOYMENT = [
         "the name of an environment variable",
     ),
     ('model = "tiny"\nengine = "llamacpp"\ncontext = 5', 'unknown key "context"'),
+    (
+        'model = "tiny"\nengine = "llamacpp"\nadmission = {reserved = {floor = 1.0}}',
+        "admission: the floors are 1 together; at most 0.95 can be kept",
+    ),
+    ('model = "tiny"\nengine = "llamacpp"\nadmission = 3', "admission is not a table"),
 ]
 
 

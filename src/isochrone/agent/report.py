@@ -42,6 +42,7 @@ def record_of(live: Live) -> Replica:
         credential=goal.engine.credential,
         upstream_model=goal.engine.upstream_model or goal.model,
         slots=goal.engine.slots,
+        slots_stated=goal.engine.slots_stated,
         pid=None if engine is None else engine.pid,
         started_at=live.started_at,
         restarts=status.restarts,

@@ -74,7 +74,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "DecisionRecord": _fields(
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
-            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond"
+            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms"
         ),
     ),
     "UsageRecord": _fields(
@@ -115,16 +115,16 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     # core/world/model.py
     "Model": _fields(fleet="name kind revision context_tokens created_at"),
     "EngineSpec": _fields(
-        fleet="kind source upstream_model slots threads embeddings",
+        fleet="kind source upstream_model slots threads embeddings slots_stated",
         credential="credential",
     ),
-    "Deployment": _fields(fleet="site model replicas engine context_tokens"),
+    "Deployment": _fields(fleet="site model replicas engine context_tokens admission"),
     "Desired": _fields(fleet="site serial deployments"),
     "Replica": _fields(
         fleet=(
             "id site model revision generation state engine base_url upstream_model slots pid "
             "started_at restarts running_counts usage_counts_one_choice detail endpoints "
-            "cache_salt"
+            "cache_salt slots_stated"
         ),
         credential="engine_key credential",
     ),
@@ -139,6 +139,9 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     ),
     "Link": _fields(fleet="peer rtt_ms source via"),
     "SiteLinks": _fields(fleet="site links"),
+    # core/world/site_policy.py
+    "ClassRule": _fields(fleet="floor share ceiling queue_most wait_ms"),
+    "SitePolicy": _fields(fleet="reserved on_demand batch reclaim_ms output_weight"),
     # core/world/tenant.py
     "Policy": _fields(account="id org_id residency transit max_view_age_s caches logs"),
     "Limits": _fields(account="requests_per_min tokens_per_min concurrent"),
@@ -192,7 +195,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "Decision": _fields(
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
-            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond"
+            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms"
         ),
     ),
     # gateway/records.py
@@ -209,7 +212,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
             "at event worker request key endpoint stream class_ model ingress site country "
             "replica status outcome reason attempts continued input_uncached input_cached "
             "output source chosen_ms sent_ms first_byte_ms predicted_ms "
-            "believed_cached session total_ms"
+            "believed_cached session total_ms queued_ms"
         ),
         reference="client_request",
     ),
@@ -242,7 +245,7 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
         account="id org_id project_id policy_id name classes created_at revoked_at",
         credential="secret_sha256",
     ),
-    "deployments": _fields(fleet="site model replicas engine context_tokens"),
+    "deployments": _fields(fleet="site model replicas engine context_tokens admission"),
     "entitlements": _fields(
         account=(
             "id org_id project_id name model class tok_s residency starts_at ends_at slices "

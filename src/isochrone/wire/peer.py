@@ -32,6 +32,7 @@ HOP = "x-isochrone-hop"                # request: id, wall ns, code; see `answer
 RESIDENCY = "x-isochrone-residency"    # narrows a request: a client's wish, and on a hop the same
 TRANSIT = "x-isochrone-transit"        # likewise, of a client's request only
 REFUSED = "x-isochrone-refused"        # on a typed refusal by the destination: the rule
+QUEUED = "x-isochrone-queued"          # on an answer: whole ms that it waited there for its turn
 CODE_BYTES = 24
 NOTHING = "-"                          # in the place of an answer's tokens or replica
 

@@ -42,6 +42,7 @@ class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     tried: tuple[Refused, ...] = ()
     decodes_ms: bytes = b""
     bond: Bond | None = None
+    queued_ms: float = 0.0
 
     def decision(self) -> Decision:
         return Decision(**{name: getattr(self, name) for name in self.__struct_fields__})

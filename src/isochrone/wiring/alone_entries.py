@@ -128,6 +128,7 @@ def _deployment(site: AloneSite, model: Model) -> Deployment:
     return Deployment(
         site=site.site.name, model=model.name, replicas=max(len(of_model), 1),
         engine=EngineSpec(kind="openai", source=source), context_tokens=model.context_tokens,
+        admission=site.admission,
     )
 
 
@@ -151,6 +152,7 @@ def _replicas(site: AloneSite, models: Mapping[ModelName, Model]) -> Iterable[Re
             pid=None, started_at=0, running_counts=each.running_counts,
             usage_counts_one_choice=each.usage_counts_one_choice, endpoints=each.endpoints,
             cache_salt=each.cache_salt,
+            slots_stated=each.slots_stated,
         )
 
 

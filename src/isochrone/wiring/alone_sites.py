@@ -12,7 +12,9 @@ from isochrone.core.estimate.hardware import HardwareTable
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.model import ALL_ENDPOINTS, COMMON_ENDPOINTS, Endpoint, Model
 from isochrone.core.world.site import Hardware, Site
+from isochrone.core.world.site_policy import SitePolicy
 from isochrone.ports.engine import EngineTraits
+from isochrone.wiring.admission_table import read_admission
 from isochrone.wiring.toml_table import TomlTable
 from isochrone.wiring.world_file import (
     LONGEST_RTT_MS,
@@ -38,7 +40,8 @@ RunningCounts = Literal["timings", "usage"] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
-    """An engine, or an API, that serves one model. Rates are 0 where the file states none."""
+    """An engine, or an API, that serves one model. Rates are 0 where the file states none, and
+    `slots` is a guess where `slots_stated` is False."""
 
     model: ModelName
     engine: str
@@ -46,6 +49,7 @@ class Upstream:
     upstream_model: str
     credential: str | None
     slots: int
+    slots_stated: bool
     running_counts: RunningCounts
     usage_counts_one_choice: bool
     endpoints: tuple[Endpoint, ...]
@@ -59,7 +63,8 @@ class AloneSite:
     """One site. `rtt_ms` None: to be estimated from the positions. `peer_models` are served by the
     site's own gateway, `upstreams` are asked directly; a site has the one or the other.
     `peer_slots`: requests at once that the peer's engines take of each model; `peer_endpoints`: the
-    APIs that they have. `via`: countries that the way there passes, None where not stated."""
+    APIs that they have. `via`: countries that the way there passes, None where not stated.
+    `admission`: how classes share the slots of its upstreams, None for as usual."""
 
     site: Site
     rtt_ms: float | None
@@ -69,6 +74,7 @@ class AloneSite:
     peer_slots: int
     peer_endpoints: tuple[Endpoint, ...]
     via: tuple[str, ...] | None = None
+    admission: SitePolicy | None = None
 
     @property
     def is_peer(self) -> bool:
@@ -114,6 +120,7 @@ def read_site(table: TomlTable, known: Known) -> AloneSite:
     _judge_site(table, name, known, upstreams, peer_key)
     draining = table.boolean("draining", default=False)
     via = countries_passed(table, known.countries)
+    admission = read_admission(table)
     table.finish()
     return AloneSite(
         site=Site(
@@ -125,7 +132,7 @@ def read_site(table: TomlTable, known: Known) -> AloneSite:
         rtt_ms=rtt_ms if table.has("rtt_ms") or name == known.own else None,
         is_placed=is_placed, upstreams=upstreams, peer_models=serving,
         peer_slots=peer_slots, peer_endpoints=peer_endpoints,
-        via=via,
+        via=via, admission=admission,
     )
 
 
@@ -137,6 +144,8 @@ def _judge_site(
         table.problem("gateway and [[site.upstream]] are both given; keep one")
     if peer_key is not None and name == known.own:
         table.problem("gateway is given, but this is the site of this gateway; remove it")
+    if peer_key is not None and table.has("admission"):
+        table.problem("admission is given with gateway; that gateway has its own file for it")
     for (url, model), count in Counter((each.url, each.model) for each in upstreams).items():
         if count > 1 and url:
             table.problem(f'upstream {url} serves "{model}" {count} times; expected once')
@@ -196,6 +205,7 @@ def _upstream(table: TomlTable, known: Known) -> Upstream:
         upstream_model=table.text("upstream_model") or model,
         credential=credential_of(table, known.folder),
         slots=table.integer("slots", 1, MOST_SLOTS, default=DEFAULT_SLOTS),
+        slots_stated=table.has("slots"),
         running_counts="timings" if counts == "timings" else "usage" if counts == "usage" else None,
         usage_counts_one_choice=traits.usage_counts_one_choice,
         endpoints=_endpoints(table, "endpoints", traits.endpoints),

@@ -168,6 +168,16 @@ class TomlTable:
             for number, each in enumerate(value, start=1)
         ]
 
+    def table(self, key: str) -> "TomlTable | None":
+        """The table `key`, None when it is absent."""
+        value = self._take(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self.problem(f"{key} is not a table")
+            return None
+        return TomlTable(f"{self.where}, {key}", value, self._problems)
+
     def finish(self) -> None:
         """Note every key that no getter asked for."""
         for key in self._values:

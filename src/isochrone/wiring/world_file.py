@@ -17,6 +17,7 @@ from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.model import Deployment, EngineSpec, ModelKind
 from isochrone.core.world.site import Hardware
 from isochrone.core.world.world import World, WorldLink, WorldModel, WorldSite
+from isochrone.wiring.admission_table import read_admission
 from isochrone.wiring.toml_table import Problems, TomlTable
 
 BUNDLED = "bundled:"
@@ -187,6 +188,7 @@ def _deployment(table: TomlTable, site: SiteName, known: _Known) -> Deployment:
         table.problem(f'model "{name}" is not described; {hint}')
     replicas = table.integer("replicas", 0, MOST_REPLICAS, default=1)
     engine = _engine(table, model, known.folder)
+    admission = read_admission(table)
     table.finish()
     return Deployment(
         site=site,
@@ -194,6 +196,7 @@ def _deployment(table: TomlTable, site: SiteName, known: _Known) -> Deployment:
         replicas=replicas,
         engine=engine,
         context_tokens=model.context_tokens if model is not None else LEAST_CONTEXT_TOKENS,
+        admission=admission,
     )
 
 
@@ -221,6 +224,7 @@ def _engine(table: TomlTable, model: WorldModel | None, folder: Path | None) -> 
             credential=credential,
             slots=slots,
             embeddings=embeddings,
+            slots_stated=table.has("slots"),
         )
     if kind == "llamacpp" and model is not None and model.file is None:
         table.problem(f'engine llamacpp needs a file, and model "{model.name}" names none')

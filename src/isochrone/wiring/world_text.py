@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
+from isochrone.core.admission.classes import CLASSES
 from isochrone.core.world.model import Deployment
+from isochrone.core.world.site_policy import SitePolicy
 from isochrone.core.world.world import World, WorldLink, WorldModel, WorldSite
 from isochrone.wiring.settings import toml_value
 
@@ -61,7 +63,7 @@ def _deployment(deployment: Deployment) -> str:
         "model": deployment.model,
         "replicas": deployment.replicas,
         "engine": engine.kind,
-        "slots": engine.slots,
+        "slots": engine.slots if engine.slots_stated else None,
     }
     if engine.kind == "llamacpp":
         values["threads"] = engine.threads
@@ -69,7 +71,22 @@ def _deployment(deployment: Deployment) -> str:
         kind, _, where = (engine.credential or "").partition(":")
         values |= {"url": engine.source, "upstream_model": engine.upstream_model}
         values |= {f"key_{kind}": where} if kind else {}
-    return _table("[[site.deployment]]", values)
+    text = _table("[[site.deployment]]", values)
+    if deployment.admission is None:
+        return text
+    return f"{text}\n{_admission(deployment.admission)}"
+
+
+def _admission(policy: SitePolicy) -> str:
+    values = {"reclaim_ms": policy.reclaim_ms, "output_weight": policy.output_weight}
+    rules = [
+        _table(f"[site.deployment.admission.{class_}]", {
+            "floor": rule.floor, "share": rule.share, "ceiling": rule.ceiling,
+            "queue_most": rule.queue_most, "wait_ms": rule.wait_ms,
+        })
+        for class_, rule in zip(CLASSES, policy.rules(), strict=True)
+    ]
+    return "\n".join([_table("[site.deployment.admission]", values), *rules])
 
 
 def _link(link: WorldLink) -> str:

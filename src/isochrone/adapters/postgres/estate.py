@@ -16,6 +16,7 @@ from isochrone.core.errors import NotFound, Untrusted
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.model import Deployment, EngineSpec, Model
 from isochrone.core.world.site import Hardware, Link, Site, SiteLinks
+from isochrone.core.world.site_policy import SitePolicy
 from isochrone.core.world.tenant import ApiKey
 from isochrone.ports.estate import Intent, Joining, SiteToken, Snapshot
 from isochrone.ports.tenants import Once, Page
@@ -25,7 +26,7 @@ _SITE = """
            public_url, peer_key, draining
     FROM sites WHERE removed_at IS NULL
 """
-_DEPLOYMENT = "SELECT site, model, replicas, engine, context_tokens FROM deployments"
+_DEPLOYMENT = "SELECT site, model, replicas, engine, context_tokens, admission FROM deployments"
 _MODEL = "SELECT name, kind, revision, context_tokens, created_at FROM models"
 
 _Connection = psycopg.Connection[TupleRow]
@@ -201,7 +202,7 @@ class PostgresEstate:
         with self._pool.transaction() as connection:
             row = connection.execute(
                 "UPDATE deployments SET replicas = %s WHERE site = %s AND model = %s"
-                " RETURNING site, model, replicas, engine, context_tokens",
+                " RETURNING site, model, replicas, engine, context_tokens, admission",
                 (replicas, site, model),
             ).fetchone()
         if row is None:
@@ -247,10 +248,12 @@ def _reconcile_models(connection: _Connection, models: Sequence[Model]) -> None:
 def _insert_deployments(connection: _Connection, deployments: Sequence[Deployment]) -> None:
     for deployment in deployments:
         connection.execute(
-            "INSERT INTO deployments (site, model, replicas, engine, context_tokens)"
-            " VALUES (%s, %s, %s, %s, %s)",
+            "INSERT INTO deployments (site, model, replicas, engine, context_tokens, admission)"
+            " VALUES (%s, %s, %s, %s, %s, %s)",
             (deployment.site, deployment.model, deployment.replicas,
-             json.dumps(msgspec.to_builtins(deployment.engine)), deployment.context_tokens),
+             json.dumps(msgspec.to_builtins(deployment.engine)), deployment.context_tokens,
+             None if deployment.admission is None
+             else json.dumps(msgspec.to_builtins(deployment.admission))),
         )
 
 
@@ -314,4 +317,5 @@ def _deployment(row: TupleRow) -> Deployment:
     return Deployment(
         site=row[0], model=row[1], replicas=row[2], engine=msgspec.convert(row[3], EngineSpec),
         context_tokens=row[4],
+        admission=None if row[5] is None else msgspec.convert(row[5], SitePolicy),
     )

@@ -27,6 +27,7 @@ Rule = Literal[
     "draining",             # the site is being emptied
     "not_joined",           # the site has no identity yet
     "unreachable",          # this gateway lost its connection there and waits for a sign of life
+    "saturated",            # its queue refused this request: the detail says why, and until when
     "tried_before",         # this request was refused or lost there already
 ]
 
@@ -116,7 +117,8 @@ class Decision:
     the chosen site, -1 for none; `prefill_ms`, `decode_ms` and `digest_age_ms` are the chosen
     site's. `refused` says why each infinite one was refused, `tried` lists earlier sites of the
     request with the rule or failure that ended each try. `bond`: what else spoke for a site; None
-    where nothing could.
+    where nothing could. `queued_ms`: how long the request waited for its turn at the sites that it
+    was sent to.
     """
 
     ground: str
@@ -132,3 +134,4 @@ class Decision:
     tried: tuple[Refused, ...] = ()
     decodes_ms: bytes = b""
     bond: Bond | None = None
+    queued_ms: float = 0.0

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
+from isochrone.core.world.site_policy import SitePolicy
 
 ModelKind = Literal["chat", "embedding"]
 EngineKind = Literal["llamacpp", "openai"]
@@ -30,7 +31,8 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """How to run, or reach, one replica.
+    """How to run, or reach, one replica. `slots_stated`: `slots` is what it takes at once, and not
+    a guess by which nobody may be held back.
 
     llamacpp: `source` is a path to a GGUF file; `threads` and `slots` as llama.cpp means them.
     openai: `source` is the upstream's base URL ending in /v1, `upstream_model` the name it knows,
@@ -44,17 +46,20 @@ class EngineSpec:
     slots: int = 4
     threads: int = 1
     embeddings: bool = False
+    slots_stated: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """The wish that `replicas` replicas of `model` run at `site` with this engine."""
+    """The wish that `replicas` replicas of `model` run at `site` with this engine. `admission`: how
+    classes share its slots; None is as usual."""
 
     site: SiteName
     model: ModelName
     replicas: int
     engine: EngineSpec
     context_tokens: int
+    admission: SitePolicy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +81,7 @@ class Replica:
     `running_counts`: the engine can report counts in every event (`timings` or `usage`).
     `usage_counts_one_choice`: its final usage covers one choice only when n > 1. `endpoints`: the
     APIs that its engine has. `cache_salt`: it keeps prompts apart by a field of this name.
+    `slots_stated` as in its `EngineSpec`.
     """
 
     id: ReplicaId
@@ -98,3 +104,4 @@ class Replica:
     detail: str | None = None
     endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS
     cache_salt: bool = False
+    slots_stated: bool = True

@@ -1,0 +1,10 @@
+"""Keeps how classes share the slots of a deployment."""
+
+from isochrone.adapters.postgres.migrations.sql import run_beside
+
+revision = "0005"
+down_revision = "0004"
+
+
+def upgrade() -> None:
+    run_beside(__file__)
