@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from isochrone.core.admission.classes import clamp, wanted_class
 from isochrone.core.metering.event import Endpoint, Tokens
 from isochrone.core.routing.prefix import BLOCK_BYTES
 from isochrone.core.world.tenant import Class
-from isochrone.gateway.access import class_of
 from isochrone.gateway.peer_hop import parse_tokens, render_tokens
 from isochrone.gateway.prefix_hash import MOST_BLOCKS, prompt_blocks
 from isochrone.gateway.request import (
@@ -238,7 +238,7 @@ def test_prompts_share_the_hashes_of_what_they_begin_with() -> None:
 def test_classes_are_clamped_to_the_key(
     tier: str | None, entitled: tuple[Class, ...], class_: Class
 ) -> None:
-    assert class_of(tier, entitled) == class_
+    assert clamp(wanted_class(tier), entitled) == class_
 
 
 def test_tokens_of_a_hop() -> None:

@@ -32,6 +32,7 @@ def test_a_line_has_these_fields_in_this_order() -> None:
         ("input_uncached", 5), ("input_cached", 0), ("output", 3), ("source", "engine"),
         ("chosen_ms", 0.1), ("sent_ms", 0.2), ("first_byte_ms", 10.0), ("predicted_ms", None),
         ("believed_cached", None), ("session", None), ("total_ms", 1000.0),
+        ("queued_ms", 0.0),
     ]
     assert second == {
         "at": 7, "event": "answer", "worker": 2, "request": "b", "status": 404,

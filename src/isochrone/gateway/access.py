@@ -1,11 +1,9 @@
-"""Who asks, and with which class of service: the bearer key looked up by its hash."""
+"""Who asks: the bearer key looked up by its hash."""
 
 from dataclasses import replace
 
 from isochrone.core.ids import KeyId
-from isochrone.core.world.tenant import NO_LIMITS, ApiKey, Class, KeyShard
-
-_TIERS: dict[str, Class] = {"flex": "batch", "batch": "batch", "priority": "reserved"}
+from isochrone.core.world.tenant import NO_LIMITS, ApiKey, KeyShard
 
 
 class Keys:
@@ -43,17 +41,3 @@ class Keys:
         """The key with this hash of its secret, hex. Looking up a hash tells nothing about the
         secret, so the time that it takes does not matter."""
         return None if secret_sha256 is None else self._by_hash.get(secret_sha256)
-
-
-def class_of(service_tier: str | None, entitled: tuple[Class, ...]) -> Class:
-    """The class that a request asks for, clamped to what its key may use.
-
-    Unknown tiers and `auto` mean on demand; whoever may not use what is asked for gets on demand,
-    or else the first class that the key has.
-    """
-    wanted = _TIERS.get(service_tier or "", "on_demand")
-    if wanted in entitled:
-        return wanted
-    if "on_demand" in entitled or not entitled:
-        return "on_demand"
-    return entitled[0]

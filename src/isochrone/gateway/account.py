@@ -158,4 +158,5 @@ def _decision(exchange: "Exchange") -> DecisionRecord | None:
         tuple(exchange.tried),
         choice.decodes_ms(),
         None if exchange.affinity is None else exchange.affinity.bond(),
+        exchange.queued_ns / 1e6,
     )

@@ -125,6 +125,16 @@ def no_site_healthy(model: str) -> Refusal:
     )
 
 
+def saturated_elsewhere(
+    site: str, model: str, reason: str, retry_after_s: int | None
+) -> Refusal:
+    """The queue of another site refused it for this reason."""
+    return Refusal(
+        status=429, reason=reason, retry_after_s=retry_after_s,
+        message=f"Too many requests of this class wait for '{model}' at site {site}.",
+    )
+
+
 def no_replica(why: str) -> Refusal:
     """The destination of a hop has no replica for it."""
     return Refusal(status=503, reason="no_ready_replica", message=why, retry_after_s=1)

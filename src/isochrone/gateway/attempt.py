@@ -30,6 +30,7 @@ TRY_ELSEWHERE: Final = frozenset((401, 403, 429, 502, 503))
 
 _HOP: Final = peer.HOP.encode()
 _REFUSED: Final = peer.REFUSED.encode()
+_QUEUED: Final = peer.QUEUED.encode()
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
@@ -158,10 +159,17 @@ class Attempt:
             if not self._peer_is_genuine(status, headers):
                 self._give_up("the answer does not carry the peer's code", unreachable=False)
                 return
+            queued_ms = headers.get(_QUEUED)
+            if queued_ms is not None and queued_ms.isdigit() and len(queued_ms) < 10:
+                self._exchange.queued_ns += int(queued_ms) * 1_000_000
             rule = headers.get(_REFUSED)
             if rule is not None:
                 self._stop()
-                self._exchange.refused_by_peer(self, rule.decode("latin-1"))
+                after = headers.get(b"retry-after", b"")
+                self._exchange.refused_by_peer(
+                    self, rule.decode("latin-1"),
+                    int(after) if after.isdigit() and len(after) < 10 else None,
+                )
                 return
         elif b"content-encoding" in headers and not _is_plain(headers):
             self._give_up("the engine answered in a coding nobody asked for", unreachable=False)

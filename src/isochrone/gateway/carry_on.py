@@ -35,13 +35,14 @@ from isochrone.gateway.tries import Tries
 CONTINUED: frozenset[Endpoint] = frozenset(("chat.completions", "completions"))
 WAITING_NS = 1_000_000_000  # between comments to a client that waits in a gap
 
-Method = Literal["retry", "continue_ids", "continue_text", "replay"]
+Method = Literal["retry", "continue_ids", "continue_text", "replay", "stopped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continued:
     """A continuation whose answer reached the client: the `nth` of its stream, from 1, and how long
-    nothing came between the loss and its first bytes."""
+    nothing came between the loss and its first bytes. By `stopped` nothing was lost: it had given
+    its slot back."""
 
     method: Method
     nth: int

@@ -22,6 +22,7 @@ from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.salts import Salts
 from isochrone.gateway.settings import GatewaySettings
+from isochrone.gateway.site_queues import SiteQueues
 from isochrone.gateway.skew import Skew
 from isochrone.gateway.spans import Spans
 from isochrone.gateway.target import Targets, where_lines
@@ -69,9 +70,16 @@ class Context:
     narrowings: Narrowings = field(default_factory=Narrowings)
     entitled: Entitled = field(default_factory=Entitled)
     waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready
+    queues: SiteQueues = field(init=False)
     crowded: bool = False  # lately more than one request was open at a time
     stopping: bool = False  # new requests are refused
     quiet: asyncio.Event | None = None  # while draining: set when no request is open
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.queues = SiteQueues(
+            self.clock, self.view, worker=settings.worker, workers=settings.workers
+        )
 
     def begun(self, exchange: "Exchange") -> None:
         """A request is open from now on."""

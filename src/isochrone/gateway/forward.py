@@ -6,20 +6,20 @@ watches deadlines. It ends exactly once, in `_end`, which writes its usage recor
 
 from typing import Final
 
+from isochrone.core.admission.classes import clamp, wanted_class
 from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Endpoint, Outcome, Tokens
 from isochrone.core.world.model import COMMON_ENDPOINTS
 from isochrone.core.world.tenant import NO_LIMITS, ApiKey
 from isochrone.gateway import admission, timeouts
-from isochrone.gateway.access import class_of
 from isochrone.gateway.account import closing_of, logged_reference, references_leave
 from isochrone.gateway.attempt import Attempt
-from isochrone.gateway.carry_on import CarryingOn
 from isochrone.gateway.context import Context
 from isochrone.gateway.continuation.body import with_seed
 from isochrone.gateway.continuation.hop import parse_kin
 from isochrone.gateway.continuation.retained import Retained
 from isochrone.gateway.counts import tokens_of_answer
+from isochrone.gateway.give_way import GivingWay
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.message_meter import meter_for
 from isochrone.gateway.peer_hop import Hop
@@ -36,7 +36,7 @@ NO_TOKENS: Final = Tokens()
 _TIMING: Final = "choose;dur=%d.%03d, send;dur=%d.%03d, first;dur=%d.%03d, total;dur=%d.%03d"
 
 
-class Exchange(CarryingOn):
+class Exchange(GivingWay):
     """One request of one client, or of one peer when `reply.hop` is set."""
 
     _over = False
@@ -97,7 +97,7 @@ class Exchange(CarryingOn):
             )
             return
         if hop is None:
-            self.class_ = class_of(parsed.service_tier, self.key.classes)
+            self.class_ = clamp(wanted_class(parsed.service_tier), self.key.classes)
             refusal = admission.refuse_request(context, parsed, self.head.path)
             if refusal is None and self.key.limits is not NO_LIMITS:
                 estimate = parsed.prompt_tokens + parsed.output_tokens
@@ -120,8 +120,7 @@ class Exchange(CarryingOn):
             self.choose(self.started_ns)
         else:
             self.wanted = parse_kin(self.head.headers)
-            if not self.try_replica(context.site, 0.0, self.started_ns):
-                self.refuse_hop_without_replica()
+            self.serve_at(context.site, 0.0, self.started_ns)
 
     def fail(self, fault: Fault) -> None:
         """The request could not be read to its end."""
@@ -133,6 +132,8 @@ class Exchange(CarryingOn):
     def answer_whole(self, attempt: Attempt, body: bytes) -> None:
         """An answer that is not a stream has come in whole."""
         request, replica = self.request, attempt.target.replica
+        if self.turn is not None:
+            self.turn.first_byte(resumable=False)
         if attempt.status >= 400:
             error = engine_error_body_for(self.endpoint, body, attempt.status)
             self._send_whole(attempt, error, NO_TOKENS)
@@ -193,6 +194,8 @@ class Exchange(CarryingOn):
             now_ns = self.first_ns = self.context.clock.monotonic_ns()
             if (replica := attempt.target.replica) is not None:
                 self.context.view.replicas.answered(replica.id, now_ns, self.context.rng)
+            if self.turn is not None:
+                self.turn.first_byte(resumable=retained is not None)
             self.reply.begin_stream(
                 where=attempt.target.where, timing=self._timing(now_ns),
                 replica=attempt.replica_id, kin=None if self.reply.hop is None else attempt.kin,
@@ -229,7 +232,9 @@ class Exchange(CarryingOn):
                 chosen_us // 1000, chosen_us % 1000, sent_us // 1000, sent_us % 1000,
                 first_us // 1000, first_us % 1000, total_us // 1000, total_us % 1000,
             )
-            return timing if self.affinity is None else timing + self.affinity.timing()
+            if self.affinity is not None:
+                timing += self.affinity.timing()
+            return f"{timing}, queue;dur={self.queued_ns / 1e6:.3f}" if self.queued_ns else timing
         stages = (("choose", self.chosen_ns), ("send", self.sent_ns), ("total", now_ns))
         return ", ".join(
             [f"{name};dur={(at - since_ns) / 1e6:.3f}" for name, at in stages if at is not None]
@@ -259,7 +264,8 @@ class Exchange(CarryingOn):
 
     def tick(self, now_ns: int) -> None:
         """Called a few times a second: deadlines, and progress of open streams."""
-        if not self._silent or self._connection.paused:
+        waits = self.turn is not None and self.turn.waits
+        if not self._silent or self._connection.paused or waits:
             self._silent = True
             self._last_ns = now_ns
         deadlines = self.context.deadlines
@@ -305,6 +311,8 @@ class Exchange(CarryingOn):
             self.release(self.attempt, verdict(outcome, status, reason), now_ns)
         if self.affinity is not None and self.attempt is not None:
             self.affinity.ended(context, tokens, self.attempt.replica_id)
+        if self.turn is not None:
+            self.leave_queue(tokens, now_ns)
         if self._held_tokens is not None:
             context.limits.settle(self.key, self._held_tokens, tokens.total, now_ns)
         if self.claim is not None:
@@ -319,7 +327,9 @@ class Exchange(CarryingOn):
                 context.journal.closed(record, None if self.choice is None else self.choice.ground)
                 if context.outbox.quiet:
                     context.outbox.flush()  # the client need not wait for what follows
-            context.log.request(record, len(self.continued), logged_reference(self))
+            context.log.request(
+                record, len(self.continued), logged_reference(self), self.queued_ns / 1e6
+            )
             context.metrics.ended(record)
             if self.continuation is not None:
                 why = None if self.lost_why is None else self.lost_why.why

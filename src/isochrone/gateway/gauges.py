@@ -11,6 +11,7 @@ from isochrone.gateway import metrics
 from isochrone.gateway.context import Context
 from isochrone.gateway.entitled_gauges import entitled_families
 from isochrone.gateway.letters import Letters
+from isochrone.gateway.queue_gauges import queue_families
 from isochrone.gateway.server import Server
 from isochrone.gateway.shipping import Shipper
 from isochrone.ports.telemetry import Family, Metric, ProcessUse, Sample, SpanCounts
@@ -38,6 +39,7 @@ class Gauges:
         yield from self._open()
         yield from self._tries(now_ns)
         yield from entitled_families(self._context.entitled, self._letters, now_ns)
+        yield from queue_families(self._context.queues)
         yield from self._usage(now_ns)
         yield from self._knowledge(now_ns)
         yield from self._states(now_ns)

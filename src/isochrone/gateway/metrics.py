@@ -151,6 +151,43 @@ LETTERS = Metric(
     help="Letters to and from the gateways of other sites, by payload: sent, lost, heard.",
 )
 
+# -- the queues of the engines that are asked from here, see docs/admission.md ---------------------
+
+QUEUE_RUNNING = Metric(
+    name=_P + "queue_running_requests", kind="gauge", unit="requests", labels=("model", "class"),
+    help="Requests that have a slot of the engines that this gateway asks itself.",
+)
+QUEUE_WAITING = Metric(
+    name=_P + "queue_waiting_requests", kind="gauge", unit="requests", labels=("model", "class"),
+    help="Requests that wait here for a slot.",
+)
+QUEUE_SLOTS = Metric(
+    name=_P + "queue_slots", kind="gauge", unit="slots", labels=("model",),
+    help="Slots that this gateway counts on; absent where nobody says how many there are.",
+)
+QUEUE_FLOOR = Metric(
+    name=_P + "queue_floor_slots", kind="gauge", unit="slots", labels=("model", "class"),
+    help="Slots that a class has whenever it asks, by policy or because they were sold.",
+)
+QUEUE_REFUSALS = Metric(
+    name=_P + "queue_refusals_total", kind="counter", unit="refusals", labels=("class", "reason"),
+    help="Requests that the queues did not take, or turned away while they waited.",
+)
+QUEUE_STOPS = Metric(
+    name=_P + "queue_stops_total", kind="counter", unit="stops", labels=("class",),
+    help="Requests that were told to give their slot back to the floor of a firmer class.",
+)
+QUEUE_WAIT = Metric(
+    name=_P + "queue_wait_seconds", kind="histogram", unit="seconds", labels=("class",),
+    buckets=LATENCY_S,
+    help="How long requests waited that could not start at once, to whatever end.",
+)
+RECLAIM = Metric(
+    name=_P + "queue_reclaim_seconds", kind="histogram", unit="seconds", labels=("class",),
+    buckets=LATENCY_S,
+    help="How long a class that asked had less than its floor, at each start that was to end it.",
+)
+
 # -- what is open ----------------------------------------------------------------------------------
 
 OPEN_REQUESTS = Metric(
@@ -283,6 +320,8 @@ METRICS: tuple[Metric, ...] = (
     ATTEMPTS, FAILED_ATTEMPTS, RETRIES, RETRY_BUDGET,
     CONTINUATIONS, CONTINUATION_GAP, ABANDONED,
     ENTITLED_RATE, ENTITLED_WANTED, ALLOWANCE, ENTITLED_TOKENS, CLAIMS, LETTERS,
+    QUEUE_RUNNING, QUEUE_WAITING, QUEUE_SLOTS, QUEUE_FLOOR, QUEUE_REFUSALS, QUEUE_STOPS,
+    QUEUE_WAIT, RECLAIM,
     OPEN_REQUESTS, OPEN_STREAMS, CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS, BREAKERS,
     JOURNAL_RESERVED, JOURNAL_FREE, JOURNAL_BATCHES, JOURNAL_HELD, JOURNAL_SYNC, SHIPPING, SPANS,
     VIEW_AGE, VIEW_ENTRIES, DIGESTS, DIGEST_AGE, PREFIXES, SESSIONS, CLOCK_OFFSET,

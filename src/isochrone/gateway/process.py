@@ -267,6 +267,7 @@ class Gateway:
                     log.warning("workers_dead", count=dead)
                 context.view.judge_age(now_ns, self._settings.view_warn_s)
                 context.skew.sweep()
+                context.queues.sweep(now_ns, self._ports.clock.wall_ns())
 
     def _listen_for_silence(self, now_ns: int) -> None:
         """Tell silence of the bus from silence of the sites."""
@@ -320,6 +321,7 @@ class Gateway:
         self._tell()
         if self.metrics is not None:
             await self.metrics.close()
+        self.context.queues.close()
         await self.context.view.close()
         for task in list(self._tasks):
             task.cancel()

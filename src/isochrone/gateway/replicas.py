@@ -4,8 +4,9 @@ Running counts are this gateway's own. A replica that fails is left out by its b
 probe succeeds or the agent has started it anew; `core/routing/pick.py` chooses among the rest.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
+from isochrone.core.admission.classes import UNBOUNDED_SLOTS
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.lifecycle.breaker import CLOSED, BreakerRules, BreakerState, Sign, step
 from isochrone.core.metering.event import Outcome
@@ -19,10 +20,12 @@ DEFAULT_RULES = BreakerRules()
 
 class Replicas:
     """By the key of their bucket entry, so that a deletion finds its replica. Of the own site, and
-    of any other that this gateway reaches without a hop."""
+    of any other that this gateway reaches without a hop. `on_change` hears of every change of what
+    is said of a site's replicas of a model."""
 
     def __init__(self, rules: BreakerRules = DEFAULT_RULES) -> None:
         self.rules = rules
+        self.on_change: Callable[[SiteName, ModelName], None] | None = None
         self._by_entry: dict[str, Replica] = {}
         self._by_id: dict[ReplicaId, Standing] = {}
         self._by_model: dict[tuple[SiteName, ModelName], list[Standing]] = {}
@@ -46,6 +49,7 @@ class Replicas:
         standing.listed = True
         self._by_model.setdefault((replica.site, replica.model), []).append(standing)
         self._sites[replica.site] = self._sites.get(replica.site, 0) + 1
+        self._changed(replica)
         return True
 
     def drop(self, entry: str) -> None:
@@ -54,6 +58,7 @@ class Replicas:
         if replica is not None:
             self._take_out(replica)
             self._forget_unused(self._by_id[replica.id])
+            self._changed(replica)
 
     def reaches(self, site: SiteName) -> bool:
         """Whether this gateway holds replicas of the site."""
@@ -63,6 +68,15 @@ class Replicas:
         """Of a replica that is spoken of; `UNKNOWN` of others."""
         standing = self._by_id.get(replica)
         return UNKNOWN if standing is None else standing.replica.generation
+
+    def slots(self, site: SiteName, model: ModelName) -> int:
+        """How many requests its ready replicas take at once; `UNBOUNDED_SLOTS` where nobody says
+        of one of them."""
+        slots = 0
+        for standing in self._by_model.get((site, model), ()):
+            if standing.ready:
+                slots += standing.slots if standing.replica.slots_stated else UNBOUNDED_SLOTS
+        return min(slots, UNBOUNDED_SLOTS)
 
     def pick(
         self,
@@ -131,6 +145,10 @@ class Replicas:
         for standing in self._by_id.values():
             if standing.listed:
                 yield "closed" if standing.breaker is None else standing.breaker.state
+
+    def _changed(self, replica: Replica) -> None:
+        if self.on_change is not None:
+            self.on_change(replica.site, replica.model)
 
     def _judge(self, standing: Standing, sign: Sign, now_ns: int, rng: Random) -> None:
         before = standing.breaker or CLOSED

@@ -63,22 +63,24 @@ class InferenceRequest:
     p * n + n - 1. `prompt` is the JSON of what the model reads first, for prefix hashes, but for
     `tools`, which it reads before. `tells`: the names of the fields in the body by which the client
     itself says what `engine_body` would. `cache_key` is its `prompt_cache_key`, empty without one;
-    `own_salt` its `cache_salt`, None without one; both as JSON.
+    `own_salt` its `cache_salt`, None without one; both as JSON. `is_limited`: `output_tokens` is
+    the client's limit, and not what is assumed without one.
     """
 
     __slots__ = (
-        "cache_key", "choices", "endpoint", "model", "output_tokens", "own_salt", "prompt",
-        "prompt_bytes", "prompt_tokens", "prompts", "service_tier", "stream", "tells",
+        "cache_key", "choices", "endpoint", "is_limited", "model", "output_tokens", "own_salt",
+        "prompt", "prompt_bytes", "prompt_tokens", "prompts", "service_tier", "stream", "tells",
         "tools", "wants_usage",
     )
 
     def __init__(
         self, endpoint: Endpoint, model: ModelName, stream: bool, wants_usage: bool, prompts: int,
         choices: int, prompt_bytes: int, output_tokens: int, service_tier: str | None,
-        prompt: msgspec.Raw, tells: tuple[str, ...], cache_key: bytes = b"",
+        prompt: msgspec.Raw, tells: tuple[str, ...], is_limited: bool, cache_key: bytes = b"",
         own_salt: bytes | None = None, tools: msgspec.Raw = ABSENT,
     ) -> None:
         self.endpoint = endpoint
+        self.is_limited = is_limited
         self.model = model
         self.stream = stream
         self.wants_usage = wants_usage
@@ -130,6 +132,7 @@ def _classic(endpoint: Endpoint, fields: ClassicBody) -> InferenceRequest:
     most = fields.max_completion_tokens
     if most is None:
         most = fields.max_tokens
+    is_limited = most is not None and most >= 0
     if most is None or most < 0:
         most = USUAL_OUTPUT_TOKENS
     if endpoint == "chat.completions":
@@ -138,14 +141,14 @@ def _classic(endpoint: Endpoint, fields: ClassicBody) -> InferenceRequest:
         content = fields.prompt
         prompts = _count_of_prompts(content, n)
     else:
-        content, n, most = fields.input, 1, 0
+        content, n, most, is_limited = fields.input, 1, 0, True
     stream = bool(fields.stream) and endpoint != "embeddings"
     wants_usage, tells = _told(fields) if stream else (False, ())
     choices = n * prompts
     size = len(memoryview(content))
     return InferenceRequest(
         endpoint, ModelName(model), stream, wants_usage, prompts, choices, size, most * choices,
-        fields.service_tier, content, tells, _cache_key(fields.prompt_cache_key),
+        fields.service_tier, content, tells, is_limited, _cache_key(fields.prompt_cache_key),
         _own_salt(fields.cache_salt), fields.tools,
     )
 
@@ -234,13 +237,14 @@ def _one_answer(
     """A request with one prompt in two parts and one choice, whose stream always has usage."""
     if not model or len(model) > MODEL_NAME_CHARS:
         raise _bad_model()
+    is_limited = most is not None and most >= 0
     if most is None or most < 0:
         most = USUAL_OUTPUT_TOKENS
     content = msgspec.Raw(bytes(first) + bytes(then)) if first is not ABSENT else then
     size = len(memoryview(content))
     return InferenceRequest(
         endpoint, ModelName(model), stream, True, 1, 1, size, most, service_tier, content, tells,
-        cache_key, own_salt, tools,
+        is_limited, cache_key, own_salt, tools,
     )
 
 

@@ -51,6 +51,7 @@ class _Line(msgspec.Struct, gc=False):
     believed_cached: int | None
     session: str | None
     total_ms: float
+    queued_ms: float
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -75,12 +76,16 @@ class RequestLog:
         self._encoder = msgspec.json.Encoder()
 
     def request(
-        self, record: UsageRecord, continued: int = 0, reference: str | None = None
+        self, record: UsageRecord, continued: int = 0, reference: str | None = None,
+        queued_ms: float = 0.0,
     ) -> None:
-        """A request of a known key came to its end, after so many continuations of its stream.
-        `reference` is the client's own id of it where the record has to leave it out."""
-        if continued or (reference is not None and record.client_request_id is None):
-            self._waiting.append(_line(record, self._worker, continued, reference))
+        """A request of a known key came to its end, after so many continuations of its stream and
+        so long a wait for its turn. `reference` is the client's own id of it where the record has
+        to leave it out."""
+        if continued or queued_ms or (
+            reference is not None and record.client_request_id is None
+        ):
+            self._waiting.append(_line(record, self._worker, continued, reference, queued_ms))
         else:
             self._waiting.append(record)
         if len(self._waiting) >= MOST_KEPT:
@@ -103,13 +108,15 @@ class RequestLog:
         worker = self._worker
         lines = [
             each if not isinstance(each, UsageRecord)
-            else _line(each, worker, 0, None)
+            else _line(each, worker, 0, None, 0.0)
             for each in waiting
         ]
         self._sink(self._encoder.encode_lines(lines))
 
 
-def _line(record: UsageRecord, worker: int, continued: int, reference: str | None) -> _Line:
+def _line(
+    record: UsageRecord, worker: int, continued: int, reference: str | None, queued_ms: float
+) -> _Line:
     decision = record.decision
     bond = None if decision is None else decision.bond
     return _Line(
@@ -143,4 +150,5 @@ def _line(record: UsageRecord, worker: int, continued: int, reference: str | Non
         None if bond is None else bond.cached_tokens,
         None if bond is None or bond.verdict == "none" else bond.verdict,
         record.total_ms,
+        queued_ms,
     )

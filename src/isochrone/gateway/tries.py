@@ -4,13 +4,13 @@ Nothing is tried outside the set of allowed sites, because every target comes fr
 it; tries are bounded in number, in time, and by the gateway's retry budget.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Final
 
 from isochrone.core.continuation.kin import Kin, kin_of
 from isochrone.core.errors import Unavailable
 from isochrone.core.ids import ReplicaId, RequestId, SiteName
-from isochrone.core.metering.event import Endpoint, Outcome
+from isochrone.core.metering.event import Endpoint, Outcome, Tokens
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.routing.choice import Refused, Rule
 from isochrone.core.routing.choose import choose
@@ -30,14 +30,17 @@ from isochrone.gateway.replies import Refusal
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import InferenceRequest
 from isochrone.gateway.resumed import Resumed
+from isochrone.gateway.site_queues import QUEUE_REASONS, Turn, Waiter
 from isochrone.gateway.target import Target
+from isochrone.wire import peer
 
 MOST_TRIES: Final = 3
 LEAST_CONNECT_S: Final = 0.25
 CLOSING_NS: Final = 200_000_000  # and a round trip: a connection that was closing is lost by then
+_NO_TOKENS: Final = Tokens()
 
 
-class Tries(ABC):
+class Tries(Waiter):
     """What an exchange knows of its request, and how it finds who serves it.
 
     Every request makes one, so what most requests leave alone is a default of the class. `tried`
@@ -48,7 +51,9 @@ class Tries(ABC):
 
     `retained` is what a stream has delivered, `continuation` there is once it was lost, and then
     tries are counted anew. `asking` takes the place of the body, `wanted` is what its replica must
-    be, None where any will do.
+    be, None where any will do. `turn` is its place in the queue of the site that it is sent to,
+    where this gateway keeps that; `saturated`: the refusal of a queue that it may come back to
+    soonest; `queued_ns`: how long it has waited for its turn.
     """
 
     context: Context
@@ -78,6 +83,9 @@ class Tries(ABC):
     asking: bytes | None = None
     wanted: Kin | None = None
     affinity: Affinity | None = None
+    turn: Turn | None = None
+    saturated: Refusal | None = None
+    queued_ns = 0
     _tries_before = 0  # those before the stream was lost
     _tried_before = 0
     _tries_began_ns: int | None = None
@@ -161,11 +169,7 @@ class Tries(ABC):
         if self.chosen_ns is None:
             self.chosen_ns = now_ns
         if site == context.site or context.view.replicas.reaches(site):
-            if not self.try_replica(site, choice.rtt_ms, now_ns):
-                self._refused(Refused(
-                    site=site, rule="no_ready_replica",
-                    detail="none of the site's replicas is ready",
-                ))
+            self.serve_at(site, choice.rtt_ms, now_ns)
             return
         noun = context.view.site(site)
         key = None if noun is None else context.peers.key_for(noun)
@@ -175,6 +179,75 @@ class Tries(ABC):
             return
         emulated_rtt_ms = context.view.emulated_rtt_ms(site)
         self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms), now_ns)
+
+    # At a site that this gateway reaches itself.
+
+    @property
+    @abstractmethod
+    def is_resumable(self) -> bool: ...
+
+    def patience_ns(self, now_ns: int) -> int:
+        """How long it may wait for its turn: until it would have to have begun to answer."""
+        left_ns = self.context.deadlines.first_byte_ns - (now_ns - self.started_ns)
+        return left_ns if left_ns > 0 else 1
+
+    def serve_at(self, site: SiteName, rtt_ms: float, now_ns: int) -> None:
+        """Serve it at a site that this gateway reaches itself: now, or when it is its turn."""
+        turn = self.context.queues.enter(self, site, rtt_ms, now_ns)
+        if isinstance(turn, Refusal):
+            self._saturated_at(site, turn)
+            return
+        self.turn = turn
+        if (turn is None or not turn.waits) and not self.try_replica(site, rtt_ms, now_ns):
+            self._none_ready(site)
+
+    def its_turn(self, now_ns: int) -> None:
+        turn = self.turn
+        assert turn is not None, "it has waited for its turn"
+        self._count_wait(turn, now_ns)
+        self._tries_began_ns = now_ns
+        site = turn.place.site
+        if not self.try_again_at(site, turn.rtt_ms, now_ns):
+            self._none_ready(site)
+
+    def turned_away(self, refusal: Refusal) -> None:
+        turn, self.turn = self.turn, None
+        assert turn is not None, "it has waited for its turn"
+        self._count_wait(turn, self.context.clock.monotonic_ns())
+        self._saturated_at(turn.place.site, refusal)
+
+    def leave_queue(self, tokens: Tokens, now_ns: int) -> None:
+        """Give back its slot, or its place in the queue, if it has one."""
+        turn = self.turn
+        if turn is not None:
+            self.turn = None
+            if turn.waits:
+                self._count_wait(turn, now_ns)
+            turn.leave(tokens, now_ns)
+
+    def _count_wait(self, turn: Turn, now_ns: int) -> None:
+        waited_ns = now_ns - turn.since_ns
+        self.queued_ns += waited_ns
+        self.context.queues.count_wait(self.class_, waited_ns)
+        if self.reply.hop is not None:
+            self.reply.extra = f"{peer.QUEUED}: {self.queued_ns // 1_000_000}\r\n"
+
+    def _saturated_at(self, site: SiteName, refusal: Refusal) -> None:
+        """The queue of a site has refused it: keep the refusal that it may come back to soonest."""
+        known, after_s = self.saturated, refusal.retry_after_s
+        if known is None or known.retry_after_s is None or (
+            after_s is not None and after_s < known.retry_after_s
+        ):
+            self.saturated = refusal
+        detail = refusal.reason if after_s is None else f"{refusal.reason}, {after_s} s"
+        self._refused(Refused(site=site, rule="saturated", detail=detail))
+
+    def _none_ready(self, site: SiteName) -> None:
+        if self.reply.hop is not None and self.tried:
+            self.refuse_hop_without_replica()
+            return
+        detail = "none of the site's replicas is ready"
+        self._refused(Refused(site=site, rule="no_ready_replica", detail=detail))
 
     def try_again_at(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
         """Try another replica of a site that was tried before, if the view still allows it."""
@@ -284,17 +357,25 @@ class Tries(ABC):
         rule: Rule = "unreachable" if unreachable else "tried_before"
         self._refused(Refused(site=target.site, rule=rule, detail=why))
 
-    def refused_by_peer(self, attempt: Attempt, rule: str) -> None:
+    def refused_by_peer(self, attempt: Attempt, rule: str, retry_after_s: int | None) -> None:
         """The destination refused with a typed reason: try another allowed site."""
         now_ns = self.context.clock.monotonic_ns()
         if self.affinity is not None:
             self.affinity.failed()
         self.release(attempt, None, now_ns)
-        if not self._may_retry(now_ns):
+        saturated = None
+        if rule in QUEUE_REASONS:
+            saturated = admission.saturated_elsewhere(
+                attempt.target.site, self.request.model, rule, retry_after_s
+            )
+        if not self._may_retry(now_ns, saturated):
             return
         self._tries_began_ns = now_ns
         if self.continuation is not None:
             self._tries_before += 1  # said at once and without work: it costs no try
+        if saturated is not None:
+            self._saturated_at(attempt.target.site, saturated)
+            return
         refused = Refused(site=attempt.target.site, rule="tried_before", detail=f"refused: {rule}")
         self._refused(refused)
 
@@ -313,18 +394,21 @@ class Tries(ABC):
         self.attempts += 1
         return True
 
-    def _may_retry(self, now_ns: int) -> bool:
-        """Whether the budget has a retry for this request; without one it is refused. Streams that
-        have begun are tried a few times anyway, since all that was done for them would be lost."""
+    def _may_retry(self, now_ns: int, saturated: Refusal | None = None) -> bool:
+        """Whether the budget has a retry for this request; without one it is refused, as
+        `saturated` says if that is what has just happened to it. Streams that have begun are tried
+        a few times anyway, since all that was done for them would be lost."""
         if self.continuation is not None or self.attempts >= MOST_TRIES:
             return True
         if self.context.retries.try_spend(now_ns):
             return True
-        self.refuse(admission.no_retry_left())
+        self.refuse(saturated or admission.no_retry_left())
         return False
 
     def _refused(self, refused: Refused) -> None:
         self.tried.append(refused)
+        if self.turn is not None:
+            self.leave_queue(_NO_TOKENS, self.context.clock.monotonic_ns())
         if self.reply.hop is None:
             self.choose(self.context.clock.monotonic_ns())
         else:
@@ -337,9 +421,12 @@ class Tries(ABC):
                 admission.no_site_allowed(self.context, self.key, model, self.narrowing)
             )
         else:
-            self.refuse(admission.no_site_healthy(model))
+            self.refuse(self.saturated or admission.no_site_healthy(model))
 
     def refuse_hop_without_replica(self) -> None:
+        if self.saturated is not None:
+            self.refuse(self.saturated)
+            return
         why = self.tried[-1].detail if self.tried else "none of the site's replicas is ready"
         self.refuse(admission.no_replica(why))
 

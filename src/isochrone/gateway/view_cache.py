@@ -23,6 +23,7 @@ from isochrone.core.routing.table import RoutingTable, compile_table
 from isochrone.core.world.entitlement import Entitlement, Voters
 from isochrone.core.world.model import Model, Replica
 from isochrone.core.world.site import Link, Site, SiteLinks
+from isochrone.core.world.site_policy import SitePolicy
 from isochrone.core.world.tenant import KeyShard, Policy
 from isochrone.core.world.view import View
 from isochrone.gateway.access import Keys
@@ -37,6 +38,8 @@ COMPILE_DELAY_S = 0.02  # changes that arrive together are compiled once
 WARN_S = 60.0
 _SOLD = ("entitlement", "voters")
 _NOT_COMPILED = ("keys", *_SOLD)  # the routes do not depend on them
+
+_USUAL = SitePolicy()
 
 log = structlog.get_logger()
 
@@ -131,6 +134,11 @@ class ViewCache:
 
     def policy(self, policy_id: PolicyId) -> Policy | None:
         return self._policies.get(policy_id)
+
+    def admission_of(self, site: SiteName, model: ModelName) -> SitePolicy:
+        """How classes share the slots of a model at a site."""
+        deployed = self._deployed.get(subjects.deployment_key(site, model))
+        return _USUAL if deployed is None or deployed.admission is None else deployed.admission
 
     def rtt_ms(self, peer: SiteName) -> float:
         """The round trip to a peer as the view has it; 0 where it has none."""

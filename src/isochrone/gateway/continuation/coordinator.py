@@ -58,17 +58,20 @@ class StreamRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
     """How a stream was lost. `kin` is that of the lost replica, None when nobody told; `metered`
-    are the counts of the attempt's meter, or seam; `usual_gap_ms` the mean time between tokens."""
+    are the counts of the attempt's meter, or seam; `usual_gap_ms` the mean time between tokens.
+    `stopped`: it was not lost, but shall give its slot back, and is not worth a replay."""
 
     kin: Kin | None
     metered: Tokens
     usual_gap_ms: float
     client_gone: bool = False
     deadline_passed: bool = False
+    stopped: bool = False
 
 
 class Continuation:
-    """One exchange's. `kin` is what the next replica must be; None where any will do."""
+    """One exchange's. `kin` is what the next replica must be; None where any will do. `stops`: how
+    many of its `continuations` followed no loss."""
 
     def __init__(self, request: StreamRequest, retained: Retained) -> None:
         self._request = request
@@ -79,6 +82,7 @@ class Continuation:
         self._metered = Tokens()
         self._plan: Plan | None = None
         self.continuations = 0
+        self.stops = 0
         self.kin: Kin | None = None
         self.seam: Seam | None = None
 
@@ -98,8 +102,8 @@ class Continuation:
             progress=progress,
             unkept=self._retained.unkept or "unreadable",
             usual_gap_ms=loss.usual_gap_ms,
-            continuations=self.continuations,
-            replay_differed=differed and isinstance(self._plan, Replay),
+            continuations=self.continuations - self.stops,
+            replay_differed=loss.stopped or (differed and isinstance(self._plan, Replay)),
             rewind_differed=differed and isinstance(self._plan, ContinueText),
             client_gone=loss.client_gone,
             deadline_passed=loss.deadline_passed,

@@ -1,0 +1,335 @@
+"""Real gateways before engines with few slots: who waits, who is refused, where it goes then."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from isochrone.core.world.site_policy import ClassRule, SitePolicy
+from isochrone.gateway.queue_gauges import queue_families
+from tests.fixtures.few_slots import ALL, admit_by, ask_as, is_quiet, queue_of
+from tests.fixtures.gateways import (
+    MODEL,
+    Answer,
+    Client,
+    GatewayCloud,
+    RunningSite,
+    ask,
+    chat_body,
+    post,
+    run,
+    until,
+)
+
+
+async def one_slot(cloud: GatewayCloud, **rule: Any) -> RunningSite:
+    """A site with one slot, whose on-demand class has this rule."""
+    paris = await cloud.add_site("paris", "FR", replica={"slots": 1})
+    await cloud.key("secret", classes=ALL)
+    await cloud.ready()
+    await admit_by(cloud, "paris", SitePolicy(on_demand=ClassRule(share=3, **rule)))
+    return paris
+
+
+async def occupied(running: RunningSite) -> "asyncio.Task[Answer]":
+    """A request that holds a slot until its engine's `hold` is set."""
+    engine = running.engines[0]
+    engine.hold.clear()
+    count = len(engine.asked)
+    first = asyncio.create_task(ask(running, post(chat_body())))
+    await until(lambda: len(engine.asked) > count)
+    return first
+
+
+def with_one_slot(
+    play: Callable[[GatewayCloud, RunningSite], Awaitable[None]], **rule: Any
+) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        paris = await one_slot(cloud, **rule)
+        await play(cloud, paris)
+        await until(lambda: is_quiet(paris))
+
+    run(main)
+
+
+# -- waiting ---------------------------------------------------------------------------------------
+
+
+def test_who_finds_no_slot_waits_for_one_and_is_told_for_how_long() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        engine = paris.engines[0]
+        first = await occupied(paris)
+        second = asyncio.create_task(ask(paris, post(chat_body(stream=True))))
+        await until(lambda: queue_of(paris).queued == 1)
+        await asyncio.sleep(0.03)
+        assert len(engine.asked) == 1
+        engine.hold.set()
+        answers = await first, await second
+        assert [answer.status for answer in answers] == [200, 200]
+        assert "queue;dur=" not in answers[0].headers["server-timing"]
+        timing = answers[1].headers["server-timing"]
+        queued_ms = float(timing.partition("queue;dur=")[2])
+        assert 20 < queued_ms < 20_000
+        (event,) = await cloud.events(answers[1].request_id)
+        assert event.decision is not None
+        assert event.decision.queued_ms == pytest.approx(queued_ms, abs=0.01)
+        await until(lambda: answers[1].request_id.encode() in paris.log_lines)
+        (line,) = (
+            each for each in map(json.loads, paris.log_lines.splitlines())
+            if each.get("request") == answers[1].request_id
+        )
+        assert line["queued_ms"] == pytest.approx(queued_ms, abs=0.01)
+
+    with_one_slot(play)
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        first = await occupied(paris)
+        refused = await ask(paris, post(chat_body()))
+        assert (refused.status, refused.headers["x-isochrone-reason"]) == (429, "queue_full")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json["error"]["type"] == "rate_limit_error"
+        (event,) = await cloud.events(refused.request_id)
+        assert (event.outcome, event.reason, event.tokens.output) == ("refused", "queue_full", 0)
+        assert event.decision is not None
+        assert [each.rule for each in event.decision.tried] == ["saturated"]
+        paris.engines[0].hold.set()
+        assert (await first).status == 200
+        assert (await ask(paris, post(chat_body()))).status == 200
+
+    with_one_slot(play, queue_most=0)
+
+
+def test_who_has_waited_long_enough_is_refused() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        first = await occupied(paris)
+        refused = await ask(paris, post(chat_body()))
+        assert (refused.status, refused.headers["x-isochrone-reason"]) == (429, "expired")
+        assert len(paris.engines[0].asked) == 1
+        paris.engines[0].hold.set()
+        assert (await first).status == 200
+
+    with_one_slot(play, wait_ms=40.0)
+
+
+def test_a_class_that_is_closed_is_refused_without_a_time() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        refused = await ask(paris, post(chat_body()))
+        assert (refused.status, refused.headers["x-isochrone-reason"]) == (429, "class_closed")
+        assert "retry-after" not in refused.headers
+
+    with_one_slot(play, ceiling=0.0)
+
+
+def test_a_client_that_leaves_the_queue_is_forgotten() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        first = await occupied(paris)
+        client = await Client.open(paris)
+        client.send(post(chat_body()))
+        await until(lambda: queue_of(paris).queued == 1)
+        client.close()
+        await until(lambda: queue_of(paris).queued == 0)
+        paris.engines[0].hold.set()
+        assert (await first).status == 200
+        assert len(paris.engines[0].asked) == 1
+
+    with_one_slot(play)
+
+
+def test_a_slot_is_free_again_however_its_request_ended() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        engine = paris.engines[0]
+        await ask(paris, post(chat_body()))
+        engine.status = 400
+        assert (await ask(paris, post(chat_body()))).status == 400
+        engine.status = 200
+        engine.hold.clear()
+        client = await Client.open(paris)
+        client.send(post(chat_body(stream=True)))
+        await until(lambda: engine.open_streams)
+        client.close()
+        await until(lambda: is_quiet(paris))
+        engine.hold.set()
+        engine.die_after = 1
+        broken = await ask(paris, post(chat_body(stream=True, tools=[{}])))
+        assert not broken.whole
+        engine.die_after = None
+        await until(lambda: is_quiet(paris))
+        assert (await ask(paris, post(chat_body()))).status == 200
+
+    with_one_slot(play)
+
+
+def test_who_waits_at_a_gateway_that_is_told_to_stop_has_until_the_end_of_its_drain() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        paris = await cloud.add_site(
+            "paris", "FR", replica={"slots": 1}, drain_timeout_s=0.3,
+        )
+        await cloud.key("secret")
+        await cloud.ready()
+        first = await occupied(paris)
+        second = asyncio.create_task(ask(paris, post(chat_body())))
+        await until(lambda: queue_of(paris).queued == 1)
+        paris.stop.set()
+        answers = await first, await second
+        assert [each.status for each in answers] == [504, 504]
+        assert {each.headers["x-isochrone-reason"] for each in answers} == {"gateway_stopping"}
+
+    run(main)
+
+
+def test_those_who_wait_for_an_engine_that_goes_away_are_told() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        first = await occupied(paris)
+        second = asyncio.create_task(ask(paris, post(chat_body())))
+        await until(lambda: queue_of(paris).queued == 1)
+        await cloud.deploy("paris", MODEL, {"state": "draining", "slots": 1})
+        answer = await second
+        assert (answer.status, answer.headers["x-isochrone-reason"]) == (429, "no_capacity")
+        paris.engines[0].hold.set()
+        assert (await first).status == 200
+
+    with_one_slot(play)
+
+
+def test_slots_that_nobody_states_hold_nobody_back() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        paris = await cloud.add_site(
+            "paris", "FR", replica={"slots": 1, "slots_stated": False, "engine": "openai"},
+        )
+        await cloud.key("secret")
+        await cloud.ready()
+        engine = paris.engines[0]
+        engine.hold.clear()
+        asking = [asyncio.create_task(ask(paris, post(chat_body()))) for _ in range(20)]
+        await until(lambda: len(engine.asked) == 20)
+        engine.hold.set()
+        assert {answer.status for answer in await asyncio.gather(*asking)} == {200}
+        await until(lambda: is_quiet(paris))
+
+    run(main)
+
+
+# -- over a hop ------------------------------------------------------------------------------------
+
+
+async def two_sites(cloud: GatewayCloud, **rule: Any) -> list[RunningSite]:
+    """Paris and Berlin with a slot each, taken by requests of their own; Lisbon sends there."""
+    policy = SitePolicy(on_demand=ClassRule(share=3, **rule))
+    lisbon = await cloud.add_site("lisbon", "PT", engines=0)
+    paris = await cloud.add_site("paris", "FR", replica={"slots": 1})
+    berlin = await cloud.add_site("berlin", "DE", replica={"slots": 1})
+    await cloud.link("lisbon", "berlin", 30.0)
+    await cloud.key("secret")
+    await cloud.key("only-paris", residency=("FR",))
+    await cloud.key("only-berlin", residency=("DE",))
+    await cloud.ready()
+    for name in ("paris", "berlin"):
+        await admit_by(cloud, name, policy)
+    return [lisbon, paris, berlin]
+
+
+async def hold(running: RunningSite, key: str) -> "asyncio.Task[Answer]":
+    engine = running.engines[0]
+    engine.hold.clear()
+    task = asyncio.create_task(ask(running, post(chat_body(), key=key)))
+    await until(lambda: len(engine.asked) == 1)
+    return task
+
+
+def test_a_site_that_refuses_is_left_for_one_that_has_room() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        lisbon, paris, berlin = await two_sites(cloud, queue_most=0)
+        first = await hold(paris, "only-paris")
+        answer = await ask(lisbon, post(chat_body()))
+        assert (answer.status, answer.headers["x-isochrone-site"]) == (200, "berlin")
+        events = await cloud.events(answer.request_id, 2)
+        (event,) = (e for e in events if e.reporter == "ingress")
+        assert event.decision is not None
+        if event.decision.tried:
+            assert [(each.site, each.rule) for each in event.decision.tried] == [
+                ("paris", "saturated")
+            ]
+        paris.engines[0].hold.set()
+        assert (await first).status == 200
+        assert berlin.engines[0].asked
+        for each in (lisbon, paris, berlin):
+            await until(lambda each=each: is_quiet(each))  # type: ignore[misc]
+
+    run(main)
+
+
+def test_when_all_refuse_the_client_is_told_the_nearest_time() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        lisbon, paris, berlin = await two_sites(cloud, queue_most=0)
+        firsts = [await hold(paris, "only-paris"), await hold(berlin, "only-berlin")]
+        # Berlin is slower: whoever is refused there is told to come later.
+        queue_of(berlin).slot_ns *= 20
+        answer = await ask(lisbon, post(chat_body()))
+        assert (answer.status, answer.headers["x-isochrone-reason"]) == (429, "queue_full")
+        alone = await ask(lisbon, post(chat_body(), key="only-berlin"))
+        assert alone.status == 429
+        assert 1 <= int(answer.headers["retry-after"]) < int(alone.headers["retry-after"])
+        for site_, first in zip((paris, berlin), firsts, strict=True):
+            site_.engines[0].hold.set()
+            assert (await first).status == 200
+        (event,) = await cloud.events(answer.request_id)
+        assert event.decision is not None
+        assert sorted((each.site, each.rule) for each in event.decision.tried) == [
+            ("berlin", "saturated"), ("paris", "saturated"),
+        ]
+
+    run(main)
+
+
+def test_the_ingress_knows_how_long_its_request_waited_elsewhere() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        lisbon, paris, _ = await two_sites(cloud)
+        first = await hold(paris, "only-paris")
+        second = asyncio.create_task(
+            ask(lisbon, post(chat_body(stream=True), key="only-paris"))
+        )
+        await until(lambda: queue_of(paris).queued == 1)
+        await asyncio.sleep(0.05)
+        paris.engines[0].hold.set()
+        await first
+        answer = await second
+        assert answer.status == 200
+        assert "x-isochrone-queued" not in answer.headers
+        events = await cloud.events(answer.request_id)
+        await until(lambda: len([
+            e for e in cloud.all_events()
+            if e.request_id == answer.request_id and e.reporter == "ingress"
+        ]))
+        events = [e for e in cloud.all_events() if e.request_id == answer.request_id]
+        (event,) = (e for e in events if e.reporter == "ingress")
+        assert event.decision is not None
+        assert 40 <= event.decision.queued_ms < 20_000
+
+    run(main)
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def test_figures_say_who_has_slots_and_who_waits() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        first = await occupied(paris)
+        waiting = ask_as(paris, "batch")
+        await until(lambda: queue_of(paris).queued == 1)
+        figures = {
+            (family.metric.name.removeprefix("isochrone_gateway_"), *sample.labels): sample.value
+            for family in queue_families(paris.running.context.queues)
+            for sample in family.samples if hasattr(sample, "value")
+        }
+        assert figures["queue_running_requests", MODEL, "on_demand"] == 1
+        assert figures["queue_waiting_requests", MODEL, "batch"] == 1
+        assert figures["queue_slots", MODEL] == 1
+        assert figures["queue_stops_total", "batch"] == 0
+        paris.engines[0].hold.set()
+        await asyncio.gather(first, waiting)
+
+    with_one_slot(play)

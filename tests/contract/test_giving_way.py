@@ -1,0 +1,162 @@
+"""Real gateways whose lent slots are asked back: what begins anew, what goes on, what stays."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.fixtures.few_slots import (
+    ALL,
+    HALF,
+    admit_by,
+    ask_as,
+    is_quiet,
+    one_tells_of_two,
+    queue_of,
+)
+from tests.fixtures.gateways import (
+    Client,
+    GatewayCloud,
+    ask,
+    chat_body,
+    post,
+    run,
+    until,
+)
+from tests.fixtures.recorded_answers import received
+from tests.fixtures.tellers import AT, TALE, Fate, billed, body, is_whole
+
+
+def test_a_request_whose_answer_has_not_begun_gives_way_and_begins_anew() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        paris = await cloud.add_site("paris", "FR", replica={"slots": 2})
+        await cloud.key("secret", classes=ALL)
+        await cloud.ready()
+        await admit_by(cloud, "paris", HALF)
+        engine = paris.engines[0]
+        engine.hold.clear()
+        lent = [
+            asyncio.create_task(ask(paris, post(chat_body(max_tokens=20)))) for _ in range(2)
+        ]
+        await until(lambda: len(engine.asked) == 2)
+        firm = asyncio.create_task(
+            ask(paris, post(chat_body(max_tokens=20, service_tier="priority")))
+        )
+        await until(lambda: len(engine.asked) == 3)
+        assert engine.asked[2].json["service_tier"] == "priority"
+        await until(lambda: engine.cancelled == 1)
+        engine.hold.set()
+        answers = await asyncio.gather(*lent, firm)
+        assert {answer.status for answer in answers} == {200}
+        assert len(engine.asked) == 4
+        await until(lambda: is_quiet(paris))
+        queues = paris.running.context.queues
+        assert dict(queues.stops) == {"on_demand": 1}
+        assert sum(queues.reclaims["reserved"]) == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("ingress", ["paris", "lisbon"])
+def test_a_stream_of_batch_is_stopped_in_its_middle_and_goes_on(ingress: str) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        fate = Fate(places=[("wait", AT), ("wait", AT), ("wait", AT)])
+        paris = await one_tells_of_two(cloud, fate, ingress)
+        entry = cloud.sites[ingress]
+        lent = [ask_as(entry, "batch") for _ in range(2)]
+        await until(lambda: fate.reached == 2)
+        firm = ask_as(entry, "reserved")
+        await until(lambda: fate.reached == 3)
+        assert queue_of(paris).line("batch").order.queued == 1
+        assert sum(engine.cancelled for engine in paris.engines) == 1
+        fate.gate.set()
+        answers = await asyncio.gather(*lent, firm)
+        for answer in answers:
+            got = is_whole(answer)
+            assert got.usages[-1]["completion_tokens"] == len(TALE)
+            await billed(cloud, answer)
+        assert fate.asked == 4
+        # What had been said was not computed again, but handed to the engine.
+        assert paris.engines[0].asked[3].json["messages"][-1]["role"] == "assistant"
+        await until(lambda: is_quiet(paris))
+        assert dict(paris.running.context.queues.stops) == {"batch": 1}
+        continuations = [
+            sample.labels for family in paris.running.context.metrics.families()
+            for sample in family.samples if family.metric.name.endswith("continuations_total")
+        ]
+        assert [labels[1:] for labels in continuations] == [("stopped", "finished")]
+
+    run(main)
+
+
+def test_a_stream_may_be_stopped_more_often_than_it_may_be_lost() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        rounds = 4
+        again = [("whole", 0), ("wait", 2)] * rounds  # a reserved one, and batch once more
+        fate = Fate(places=[("wait", 1), ("wait", 3), *again])
+        paris = await one_tells_of_two(cloud, fate, "paris")
+        beside = ask_as(paris, "on_demand")
+        await until(lambda: fate.reached == 1)
+        batch = ask_as(paris, "batch")
+        await until(lambda: fate.reached == 2)
+        for number in range(rounds):
+            is_whole(await ask_as(paris, "reserved"))
+            await until(lambda number=number: fate.reached == 3 + number)  # type: ignore[misc]
+        fate.gate.set()
+        is_whole(await beside)
+        answer = await batch
+        is_whole(answer)
+        await billed(cloud, answer)
+        assert dict(paris.running.context.queues.stops) == {"batch": rounds}
+        await until(lambda: is_quiet(paris))
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tools": [{"type": "function"}]}, {"n": 2}], ids=["tools", "choices"]
+)
+def test_a_stream_that_cannot_be_continued_keeps_its_slot(fields: dict[str, Any]) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        fate = Fate(places=[("wait", AT), ("wait", AT)])
+        paris = await one_tells_of_two(cloud, fate, "paris")
+        lent = [ask_as(paris, "batch", **fields) for _ in range(2)]
+        await until(lambda: fate.reached == 2)
+        firm = ask_as(paris, "reserved")
+        await until(lambda: queue_of(paris).line("reserved").order.queued == 1)
+        await asyncio.sleep(0.03)
+        assert sum(engine.cancelled for engine in paris.engines) == 0
+        fate.gate.set()
+        answers = await asyncio.gather(*lent, firm)
+        for answer in answers:
+            assert (answer.status, answer.whole) == (200, True)
+            assert received(answer.body).done == 1
+        assert fate.asked == 3
+        await until(lambda: is_quiet(paris))
+
+    run(main)
+
+
+def test_a_client_that_leaves_a_stopped_stream_pays_for_what_it_got() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        fate = Fate(places=[("wait", AT), ("wait", AT), ("wait", AT)])
+        paris = await one_tells_of_two(cloud, fate, "paris")
+        clients = [await Client.open(paris) for _ in range(2)]
+        for client in clients:
+            client.send(post(body(service_tier="flex", max_tokens=20)))
+        await until(lambda: fate.reached == 2)
+        firm = ask_as(paris, "reserved")
+        await until(lambda: fate.reached == 3)
+        for client in clients:
+            client.close()
+        await until(lambda: len(paris.running.context.exchanges) == 1)
+        assert queue_of(paris).queued == 0
+        fate.gate.set()
+        is_whole(await firm)
+        assert fate.asked == 3
+        await until(lambda: len([e for e in cloud.all_events() if e.outcome != "finished"]) == 2)
+        gone = [e for e in cloud.all_events() if e.outcome == "client_gone"]
+        assert [event.tokens.output for event in gone] == [AT - 1, AT - 1]
+        await until(lambda: is_quiet(paris))
+
+    run(main)
