@@ -1,0 +1,206 @@
+"""One site with four slots: a floor holds under the load of another class, and streams give way."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from tests.rig.cloud import Cloud
+from tests.rig.stream_kills import CONTEXT_TOKENS, GGUF, MODEL, Case, Sent, faults, undisturbed
+from tests.rig.stream_kills import booked as booked_rows
+from tests.rig.streams import Ask, Client, Stream, until
+
+pytestmark = pytest.mark.rig
+
+SITE = "porto"
+SLOTS, FLOOR = 4, 2
+RECLAIM_S = 4.0
+OVERLOAD = 5 * SLOTS  # clients that ask again as soon as they have their answer
+LOAD_S = 8.0
+MAX_TOKENS = 100
+LEAST_TEXTS = 10  # a stream has received before it has to give way
+NEAR_TIES = 1     # a token from a prefill may fall the other way than one from a decode
+
+WORLD = f"""
+[[model]]
+name = "{MODEL}"
+kind = "chat"
+file = "bundled:{GGUF}"
+context = {CONTEXT_TOKENS}
+
+[[site]]
+name = "{SITE}"
+country = "PT"
+latitude = 41.15
+longitude = -8.61
+  [[site.hardware]]
+  kind = "cpu"
+  [[site.deployment]]
+  model = "{MODEL}"
+  engine = "llamacpp"
+  slots = {SLOTS}
+  threads = 1
+    [site.deployment.admission]
+    reclaim_ms = {RECLAIM_S * 1000}
+    reserved = {{ floor = {FLOOR / SLOTS}, share = 6.0 }}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rig:
+    """The site, running, and a key that may use all classes."""
+
+    cloud: Cloud
+    key: str
+
+    @property
+    def entry(self) -> str:
+        return self.cloud.endpoint(SITE)
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder: Path = tmp_path_factory.mktemp("admission")
+    world = folder / "world.toml"
+    world.write_text(WORLD)
+    cloud = Cloud(folder / "state", "--sites", world)
+    try:
+        cloud.start()
+        key = cloud.api.post(
+            "keys", {"name": "all", "classes": ["reserved", "on_demand", "batch"]},
+            idempotency_key="all",
+        )["key"]
+        asyncio.run(warm(Rig(cloud=cloud, key=key)))
+        yield Rig(cloud=cloud, key=key)
+    finally:
+        cloud.stop()
+
+
+def story(number: int, tier: str, *, max_tokens: int = 40, name: str = "story") -> Ask:
+    text = f"Tell me story {number} about a fox and the sea."
+    return Ask(own_id=f"{name}-{number}", path="/chat/completions", body={
+        "model": MODEL, "stream": True, "temperature": 0, "max_tokens": max_tokens,
+        "messages": [{"role": "user", "content": text}], "service_tier": tier,
+    })
+
+
+async def one(rig: Rig, ask: Ask) -> Stream:
+    client = Client()
+    stream = client.add(ask, rig.entry, rig.key)
+    await client.begin()
+    await client.finish()
+    return stream
+
+
+async def warm(rig: Rig) -> None:
+    """The gateway knows the key and, from answers, the speed of the engine."""
+    deadline = time.monotonic() + 30.0
+    while (await one(rig, story(0, "default"))).status != 200:
+        assert time.monotonic() < deadline, "the site serves"
+        await asyncio.sleep(0.1)
+    await asyncio.gather(*(one(rig, story(number, "default")) for number in range(2 * SLOTS)))
+
+
+def queued_s(stream: Stream) -> float:
+    """How long a stream that was served waited for its turn."""
+    assert stream.error_free, (stream.status, stream.headers, stream.data[-200:])
+    return float(stream.headers["server-timing"].partition("queue;dur=")[2] or 0.0) / 1000
+
+
+async def keep_asking(rig: Rig, tier: str, number: int, until_s: float) -> list[Stream]:
+    """Ask again and again until an instant."""
+    found: list[Stream] = []
+    while time.monotonic() < until_s:
+        found.append(await one(rig, story(number, tier)))
+        if found[-1].status != 200:
+            await asyncio.sleep(0.2)
+    return found
+
+
+async def overload(rig: Rig) -> tuple[list[Stream], list[Stream]]:
+    """(reserved, on demand) streams: as many clients of `reserved` as its floor, and five times the
+    slots on demand."""
+    end = time.monotonic() + LOAD_S
+    flood = [
+        asyncio.create_task(keep_asking(rig, "default", number, end)) for number in range(OVERLOAD)
+    ]
+    await asyncio.sleep(1.5)
+    firm = await asyncio.gather(*(
+        keep_asking(rig, "priority", 100 + number, end) for number in range(FLOOR)
+    ))
+    return (
+        [stream for streams in firm for stream in streams],
+        [stream for streams in await asyncio.gather(*flood) for stream in streams],
+    )
+
+
+def test_a_floor_holds_under_five_times_the_load_of_another_class(rig: Rig) -> None:
+    firm, flood = asyncio.run(overload(rig))
+    assert len(firm) >= 2 * FLOOR
+    waits_s = [queued_s(stream) for stream in firm]
+    assert max(waits_s) <= RECLAIM_S
+    served = [stream for stream in flood if stream.status == 200]
+    refused = [stream for stream in flood if stream.status != 200]
+    assert {stream.status for stream in refused} <= {429}
+    assert all(int(stream.headers["retry-after"]) >= 1 for stream in refused)
+    # It was an overload: the others waited for many turns, and were served all the same.
+    assert served
+    assert median(map(queued_s, served)) > 3 * median(waits_s)
+
+
+def long_asks(cases: Sequence[Case]) -> list[Ask]:
+    return [
+        replace(case.ask, own_id=f"batch-{i}", body={**case.ask.body, "service_tier": "flex"})
+        for i, case in enumerate(cases)
+    ]
+
+
+async def give_way(rig: Rig, cases: Sequence[Case]) -> tuple[list[Sent], list[Stream]]:
+    """All slots are lent to streams of `batch`; in their middle `reserved` asks for its floor."""
+    lent, firm = Client(), Client()
+    sent = [
+        Sent(case=case, stream=lent.add(ask, rig.entry, rig.key))
+        for case, ask in zip(cases, long_asks(cases), strict=True)
+    ]
+    await lent.begin()
+    for number in range(FLOOR):
+        firm.add(story(200 + number, "priority"), rig.entry, rig.key)
+    await until(
+        lambda: all(each.ended or each.texts >= LEAST_TEXTS for each in lent.streams),
+        "every stream is in its middle",
+    )
+    assert sum(each.open for each in lent.streams) == SLOTS, "all slots are taken"
+    await firm.begin()
+    await firm.finish()
+    await lent.finish()
+    return sent, firm.streams
+
+
+def test_streams_of_batch_give_way_and_go_on(
+    rig: Rig, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    logs: Path = tmp_path_factory.mktemp("undisturbed")
+    cases = asyncio.run(undisturbed(SLOTS, max_tokens=MAX_TOKENS, logs=logs))
+    sent, firm = asyncio.run(give_way(rig, cases))
+    assert all(queued_s(stream) <= RECLAIM_S for stream in firm)
+    # Each is one answer, the same as without a stop.
+    complaints = {each.own_id: faults(each, moved=False) for each in sent}
+    assert {own_id: found for own_id, found in complaints.items() if found} == {}
+    ties = [
+        each.own_id for each in sent
+        if each.stream.received().text != each.case.undisturbed.text
+    ]
+    assert len(ties) <= NEAR_TIES, ties
+    rows: dict[str, dict[str, Any]] = booked_rows(rig.cloud, sent)
+    assert sum(row["attempts"] > 1 for row in rows.values()) == FLOOR, "as many as had to stop"
+    for each in sent:
+        row = rows[each.own_id]
+        assert (row["outcome"], row["class"]) == ("finished", "batch")
+        assert row["input_uncached"] + row["input_cached"] == each.case.usage["prompt_tokens"]
+        if each.own_id not in ties:
+            assert row["output"] == each.case.usage["completion_tokens"], "paid for once"
