@@ -2,8 +2,8 @@
 
 from isochrone.adapters.postgres.migrations.sql import run_beside
 
-revision = "0005"
-down_revision = "0004"
+revision = "0007"
+down_revision = "0006"
 
 
 def upgrade() -> None:
