@@ -22,6 +22,7 @@ from tests.fixtures.gateways import (
     run,
     until,
 )
+from tests.fixtures.scripted_engine import ScriptedEngine
 
 
 async def one_slot(cloud: GatewayCloud, **rule: Any) -> RunningSite:
@@ -83,6 +84,46 @@ def test_who_finds_no_slot_waits_for_one_and_is_told_for_how_long() -> None:
         assert line["queued_ms"] == pytest.approx(queued_ms, abs=0.01)
 
     with_one_slot(play)
+
+
+class Closing(ScriptedEngine):
+    """Closes behind every stream, a little late and without a word, as llama.cpp does."""
+
+    async def _stream(
+        self, body: dict[str, Any], writer: asyncio.StreamWriter, reader: asyncio.StreamReader
+    ) -> None:
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nserver: llama.cpp\r\ncontent-type: text/event-stream\r\n"
+            b"transfer-encoding: chunked\r\nkeep-alive: timeout=5, max=100\r\n\r\n"
+        )
+        event = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}'
+        for data in (event + b"\n\n", b"data: [DONE]\n\n"):
+            writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+            await writer.drain()
+            await self._held(reader)
+        writer.write(b"0\r\n\r\n")
+        await asyncio.sleep(0.002)
+        raise ConnectionResetError
+
+
+def test_the_next_in_line_is_not_sent_to_where_the_engine_is_closing() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        paris = await cloud.add_site("paris", "FR", replica={"slots": 1}, make_engine=Closing)
+        await cloud.key("secret")
+        await cloud.ready()
+        engine = paris.engines[0]
+        engine.hold.clear()
+        asking = [
+            asyncio.create_task(ask(paris, post(chat_body(stream=True)))) for _ in range(4)
+        ]
+        await until(lambda: len(engine.asked) == 1 and queue_of(paris).queued == 3)
+        engine.hold.set()
+        for answer in await asyncio.gather(*asking):
+            assert (answer.status, answer.whole) == (200, True)
+            (event,) = await cloud.events(answer.request_id)
+            assert event.attempts == 1
+
+    run(main)
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:

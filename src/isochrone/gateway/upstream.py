@@ -300,7 +300,10 @@ class UpstreamConnection:
             receiver.lost(why)
 
     def _give_back(self) -> None:
-        if self._excess or not self._reusable or not self.open or self._transport.is_closing():
+        if (
+            self._excess or not self._reusable or not self.open or self._transport.is_closing()
+            or _closes_behind(self._headers)
+        ):
             self.abort()
             return
         self.fresh = False
@@ -382,6 +385,12 @@ class UpstreamPool:
             for connection in list(idle):
                 connection.abort()
         self._idle.clear()
+
+
+def _closes_behind(headers: dict[bytes, bytes]) -> bool:
+    """Whether the engine closes behind this answer though it says that it does not: llama.cpp,
+    behind every stream. The next request would be lost, where it is sent at once."""
+    return headers.get(b"server") == b"llama.cpp" and b"content-length" not in headers
 
 
 def _idle_s(keep_alive: bytes | None) -> float:
