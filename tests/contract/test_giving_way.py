@@ -13,6 +13,7 @@ from tests.fixtures.few_slots import (
     is_quiet,
     one_tells_of_two,
     queue_of,
+    sell_to_all,
 )
 from tests.fixtures.gateways import (
     Client,
@@ -33,6 +34,7 @@ def test_a_request_whose_answer_has_not_begun_gives_way_and_begins_anew() -> Non
         await cloud.key("secret", classes=ALL)
         await cloud.ready()
         await admit_by(cloud, "paris", HALF)
+        sell_to_all(paris)
         engine = paris.engines[0]
         engine.hold.clear()
         lent = [
