@@ -381,6 +381,7 @@ def a_booked(api: Api, org: str, key_id: str, number: int) -> UsageEvent:
             cached_tokens=512, prompt_tokens=900, verdict="kept", home=SiteName("frankfurt"),
             limit_ms=40.0,
         ),
+        actual_ttft_ms=270.0, queued_ms=12.5, refused=(),
     )
     event = replace(
         a_usage_event(uuid7(NOW + number * 1_000_000, number)), org_id=OrgId(org),
@@ -457,6 +458,7 @@ def test_a_request_is_explained(api: Api) -> None:
         "cached_tokens": 512, "prompt_tokens": 900, "verdict": "kept", "home": "frankfurt",
         "limit_ms": 40.0,
     }
+    assert found["decision"]["queued_ms"] == 12.5
     assert found["tokens"]["source"] == "engine"
     missing = uuid7(NOW, 99)
     assert api.call("GET", f"requests/{RequestId(missing)}")[0] == 404

@@ -136,5 +136,8 @@ def test_bars_are_to_scale_and_skip_steps_that_were_not_reached() -> None:
     assert lines[2].count("█") == 24
     assert lines[3].count("█") == 24
     assert "first token expected after 300.0, was 310.0" in lines[4]
+    assert timings(times, {**DECISION, "queued_ms": 120.4})[5] == (
+        "of this 120.4 waiting for its turn at an engine"
+    )
     none = {"chosen_ms": None, "sent_ms": None, "first_byte_ms": None, "total_ms": 0.0}
     assert len(timings(none, None)) == 1

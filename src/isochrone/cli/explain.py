@@ -182,6 +182,8 @@ def timings(times: Mapping[str, Any], decision: Mapping[str, Any] | None) -> lis
         actual = decision["actual_ttft_ms"]
         seen = f"{actual:.1f}" if actual is not None else "not reached"
         lines.append(f"first token expected after {decision['predicted_ttft_ms']:.1f}, was {seen}")
+    if decision is not None and decision.get("queued_ms"):
+        lines.append(f"of this {decision['queued_ms']:.1f} waiting for its turn at an engine")
     return lines
 
 

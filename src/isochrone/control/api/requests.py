@@ -91,7 +91,8 @@ class BondShape(BaseModel):
 
 class DecisionShape(BaseModel):
     """Candidates cheapest first (the first was chosen); `refused` are the other sites that serve
-    the model, `elsewhere` counts those that do not. `tried` lists earlier tries that failed. The
+    the model, `elsewhere` counts those that do not. `tried` lists earlier tries that failed,
+    `queued_ms` is how long it waited for its turn at the sites that it was sent to. The
     axes are the policy's; `narrowed` and `narrowed_transit` are what the request's own headers
     allowed beyond it, `any` where they said nothing. `bond` is null for a short request of no
     session, and where the ingress may remember nothing."""
@@ -110,6 +111,7 @@ class DecisionShape(BaseModel):
     actual_ttft_ms: float | None
     tried: list[RefusedShape]
     bond: BondShape | None
+    queued_ms: float
 
 
 class Explanation(BaseModel):
@@ -241,6 +243,7 @@ def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape
         actual_ttft_ms=decision.actual_ttft_ms,
         tried=[_refused(each) for each in decision.tried],
         bond=None if decision.bond is None else _bond(decision.bond),
+        queued_ms=decision.queued_ms,
     )
 
 
