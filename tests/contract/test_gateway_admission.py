@@ -159,6 +159,20 @@ def test_who_has_waited_long_enough_is_refused() -> None:
     with_one_slot(play, wait_ms=40.0)
 
 
+def test_each_waits_for_its_own_time() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        first = await occupied(paris)
+        waiting = [asyncio.create_task(ask(paris, post(chat_body())))]
+        await asyncio.sleep(0.03)
+        waiting.append(asyncio.create_task(ask(paris, post(chat_body()))))
+        for answer in await asyncio.gather(*waiting):
+            assert (answer.status, answer.headers["x-isochrone-reason"]) == (429, "expired")
+        paris.engines[0].hold.set()
+        assert (await first).status == 200
+
+    with_one_slot(play, wait_ms=60.0)
+
+
 def test_a_class_that_is_closed_is_refused_without_a_time() -> None:
     async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
         refused = await ask(paris, post(chat_body()))
@@ -355,15 +369,17 @@ def test_a_site_that_refuses_is_left_for_one_that_has_room() -> None:
     run(main)
 
 
-def test_when_all_refuse_the_client_is_told_the_nearest_time() -> None:
+@pytest.mark.parametrize("slow", [1, 2])
+def test_when_all_refuse_the_client_is_told_the_nearest_time(slow: int) -> None:
     async def main(cloud: GatewayCloud) -> None:
         lisbon, paris, berlin = await two_sites(cloud, queue_most=0)
         firsts = [await hold(paris, "only-paris"), await hold(berlin, "only-berlin")]
-        # Berlin is slower: whoever is refused there is told to come later.
-        queue_of(berlin).slot_ns *= 20
+        # One is slower: whoever is refused there is told to come later.
+        slower = (lisbon, paris, berlin)[slow]
+        queue_of(slower).slot_ns *= 20
         answer = await ask(lisbon, post(chat_body()))
         assert (answer.status, answer.headers["x-isochrone-reason"]) == (429, "queue_full")
-        alone = await ask(lisbon, post(chat_body(), key="only-berlin"))
+        alone = await ask(lisbon, post(chat_body(), key=f"only-{slower.site.name}"))
         assert alone.status == 429
         assert 1 <= int(answer.headers["retry-after"]) < int(alone.headers["retry-after"])
         for site_, first in zip((paris, berlin), firsts, strict=True):

@@ -59,13 +59,16 @@ def test_a_request_whose_answer_has_not_begun_gives_way_and_begins_anew() -> Non
     run(main)
 
 
+@pytest.mark.parametrize("fields", [{}, {"temperature": 0.7}], ids=["exact", "sampled"])
 @pytest.mark.parametrize("ingress", ["paris", "lisbon"])
-def test_a_stream_of_batch_is_stopped_in_its_middle_and_goes_on(ingress: str) -> None:
+def test_a_stream_of_batch_is_stopped_in_its_middle_and_goes_on(
+    ingress: str, fields: dict[str, Any]
+) -> None:
     async def main(cloud: GatewayCloud) -> None:
         fate = Fate(places=[("wait", AT), ("wait", AT), ("wait", AT)])
         paris = await one_tells_of_two(cloud, fate, ingress)
         entry = cloud.sites[ingress]
-        lent = [ask_as(entry, "batch") for _ in range(2)]
+        lent = [ask_as(entry, "batch", **fields) for _ in range(2)]
         await until(lambda: fate.reached == 2)
         firm = ask_as(entry, "reserved")
         await until(lambda: fate.reached == 3)
