@@ -376,12 +376,11 @@ def a_booked(api: Api, org: str, key_id: str, number: int) -> UsageEvent:
     decision = Decision(
         ground="g1", chosen=0, costs_ms=pack("<f", 260.0), queues_ms=pack("<f", 0.0),
         prefill_ms=10.0, decode_ms=0.0, digest_age_ms=300.0, predicted_ttft_ms=260.0,
-        actual_ttft_ms=270.0, refused=(),
+        actual_ttft_ms=270.0, queued_ms=12.5, refused=(),
         bond=Bond(
             cached_tokens=512, prompt_tokens=900, verdict="kept", home=SiteName("frankfurt"),
             limit_ms=40.0,
         ),
-        actual_ttft_ms=270.0, queued_ms=12.5, refused=(),
     )
     event = replace(
         a_usage_event(uuid7(NOW + number * 1_000_000, number)), org_id=OrgId(org),
