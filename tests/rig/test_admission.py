@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from tests.rig.cloud import Cloud
-from tests.rig.stream_kills import CONTEXT_TOKENS, GGUF, MODEL, Case, Sent, faults, undisturbed
+from tests.rig.stream_kills import (
+    CONTEXT_TOKENS,
+    GGUF,
+    MODEL,
+    Case,
+    Sent,
+    faults,
+    slowed,
+    undisturbed,
+)
 from tests.rig.stream_kills import booked as booked_rows
 from tests.rig.streams import Ask, Client, Stream, until
 
@@ -61,6 +70,11 @@ class Rig:
     @property
     def entry(self) -> str:
         return self.cloud.endpoint(SITE)
+
+    @property
+    def engines(self) -> list[int]:
+        """Their process ids."""
+        return [each["pid"] for site in self.cloud.up["sites"] for each in site["replicas"]]
 
 
 @pytest.fixture(scope="module")
@@ -168,15 +182,20 @@ async def give_way(rig: Rig, cases: Sequence[Case]) -> tuple[list[Sent], list[St
         Sent(case=case, stream=lent.add(ask, rig.entry, rig.key))
         for case, ask in zip(cases, long_asks(cases), strict=True)
     ]
-    await lent.begin()
     for number in range(FLOOR):
         firm.add(story(200 + number, "default"), rig.entry, rig.key)
-    await until(
-        lambda: all(each.ended or each.texts >= LEAST_TEXTS for each in lent.streams),
-        "every stream is in its middle",
-    )
-    assert sum(each.open for each in lent.streams) == SLOTS, "all slots are taken"
-    await firm.begin()
+    async with slowed(rig.engines):
+        await lent.begin()
+        await until(
+            lambda: all(each.ended or each.texts >= LEAST_TEXTS for each in lent.streams),
+            "every stream is in its middle",
+        )
+        said = [(each.status, each.texts, each.data[-200:]) for each in lent.streams]
+        assert all(each.open for each in lent.streams), said
+        await firm.begin()
+        await until(
+            lambda: all(each.ended or each.texts for each in firm.streams), "the floor is given"
+        )
     await firm.finish()
     await lent.finish()
     return sent, firm.streams
