@@ -157,4 +157,6 @@ def _decision(exchange: "Exchange") -> DecisionRecord | None:
         choice.refused,
         tuple(exchange.tried),
         choice.decodes_ms(),
+        choice.because,
+        choice.body_bytes,
     )

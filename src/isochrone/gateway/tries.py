@@ -143,6 +143,8 @@ class Tries(ABC):
             now_ns=now_ns,
             rng=context.rng,
             narrowing=self.narrowing,
+            body_bytes=len(self.asking or self.body),
+            target_ms=context.settings.ttft_target_ms,
         )
         site = choice.site
         if site is None:
@@ -237,7 +239,7 @@ class Tries(ABC):
             context.view.replicas.started(target.replica.id)
         self._ticket = context.loads.dispatched(
             target.site, request.model, request.prompt_tokens, request.output_tokens,
-            now_ns, rtt_ms=target.rtt_ms,
+            now_ns, rtt_ms=target.rtt_ms, pushed=self.choice is not None and self.choice.pushed,
         )
         if self._prompt_blocks:
             context.prefixes.saw(target.site, self._prompt_blocks)

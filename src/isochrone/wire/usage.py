@@ -19,7 +19,7 @@ from isochrone.core.metering.event import (
     TokenSource,
     UsageEvent,
 )
-from isochrone.core.routing.choice import Decision, Ground, Refused
+from isochrone.core.routing.choice import Because, Decision, Ground, Refused
 from isochrone.core.world.tenant import Class
 
 VERSION = 2
@@ -40,6 +40,8 @@ class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     refused: tuple[Refused, ...]
     tried: tuple[Refused, ...] = ()
     decodes_ms: bytes = b""
+    because: Because | None = None
+    body_bytes: int = 0
 
     def decision(self) -> Decision:
         return Decision(**{name: getattr(self, name) for name in self.__struct_fields__})

@@ -10,7 +10,7 @@ from isochrone.control.api.context import Context
 from isochrone.core.errors import NotFound
 from isochrone.core.ids import RequestId, is_uuid7
 from isochrone.core.metering.event import Endpoint, Outcome, Reporter, TokenSource, UsageEvent
-from isochrone.core.routing.choice import Candidate, Decision, Ground, Refused, Rule
+from isochrone.core.routing.choice import Because, Candidate, Decision, Ground, Refused, Rule
 from isochrone.core.routing.explain import explain as explanation_of
 from isochrone.core.world.site import RttSource
 from isochrone.core.world.tenant import Class
@@ -65,6 +65,7 @@ class CandidateShape(BaseModel):
     prefill_ms: float
     decode_ms: float
     digest_age_ms: float | None
+    transfer_ms: float
 
 
 class RefusedShape(BaseModel):
@@ -76,7 +77,8 @@ class RefusedShape(BaseModel):
 
 
 class DecisionShape(BaseModel):
-    """Candidates cheapest first (the first was chosen); `refused` are the other sites that serve
+    """Candidates cheapest first (the first was chosen, and `because` says what decided);
+    `refused` are the other sites that serve
     the model, `elsewhere` counts those that do not. `tried` lists earlier tries that failed. The
     axes are the policy's; `narrowed` and `narrowed_transit` are what the request's own headers
     allowed beyond it, `any` where they said nothing."""
@@ -94,6 +96,7 @@ class DecisionShape(BaseModel):
     predicted_ttft_ms: float | None
     actual_ttft_ms: float | None
     tried: list[RefusedShape]
+    because: Because | None
 
 
 class Explanation(BaseModel):
@@ -224,6 +227,7 @@ def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape
         predicted_ttft_ms=decision.predicted_ttft_ms,
         actual_ttft_ms=decision.actual_ttft_ms,
         tried=[_refused(each) for each in decision.tried],
+        because=decision.because,
     )
 
 
@@ -231,7 +235,7 @@ def _candidate(each: Candidate) -> CandidateShape:
     return CandidateShape(
         site=each.site, cost_ms=each.cost_ms, rtt_ms=each.rtt_ms, rtt_source=each.rtt_source,
         queue_ms=each.queue_ms, prefill_ms=each.prefill_ms, decode_ms=each.decode_ms,
-        digest_age_ms=each.digest_age_ms,
+        digest_age_ms=each.digest_age_ms, transfer_ms=each.transfer_ms,
     )
 
 

@@ -30,6 +30,15 @@ Rule = Literal[
 ]
 
 
+# What decided among the sites that could take a request, in the order in which it is asked.
+Because = Literal[
+    "explored",   # a site within the target, drawn so that something is learned of each
+    "local",      # the own site, which answers within the target
+    "nearest",    # nearest without queues, and no other is worth leaving it
+    "cheapest",   # the queue is long there: the cheapest that takes pushes, near equals by chance
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """An eligible site with its expected cost; terms in milliseconds, `cost_ms` is their sum.
@@ -45,6 +54,7 @@ class Candidate:
     prefill_ms: float
     decode_ms: float
     digest_age_ms: float | None
+    transfer_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +123,9 @@ class Decision:
     expected cost (infinite for a site that could not take a request just then) and its queue part.
     `decodes_ms` likewise, where decoding counts; empty where it does not. `chosen` is the index of
     the chosen site, -1 for none; `prefill_ms`, `decode_ms` and `digest_age_ms` are the chosen
-    site's. `refused` says why each infinite one was refused, `tried` lists earlier sites of the
-    request with the rule or failure that ended each try.
+    site's. `because`: what decided among the candidates. `body_bytes`: the body whose transfer is
+    part of the costs, 0 where it is not. `refused` says why each infinite one was refused, `tried`
+    lists earlier sites of the request with the rule or failure that ended each try.
     """
 
     ground: str
@@ -129,3 +140,5 @@ class Decision:
     refused: tuple[Refused, ...]
     tried: tuple[Refused, ...] = ()
     decodes_ms: bytes = b""
+    because: Because | None = None
+    body_bytes: int = 0

@@ -1,7 +1,8 @@
 """Which site answers a request soonest among those allowed, and why each other one does not.
 
-Interactive classes minimise the expected time to the first token: round trip + queue drain +
-prefill. Batch minimises the expected completion: + decode. See docs/routing.md.
+Interactive classes minimise the expected time to the first token: round trip + transfer + queue
+drain + prefill. Batch minimises the expected completion: + decode. See docs/routing.md; for the
+order in which it is asked, docs/spill.md.
 """
 
 from collections.abc import Sequence
@@ -9,21 +10,22 @@ from typing import Final, cast
 
 import numpy as np
 
+from isochrone.core.estimate.transfer import LEAST_BODY_BYTES
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.rng import Random
-from isochrone.core.routing.board import Board, Part
+from isochrone.core.routing.board import TIE_MS, TIE_SHARE, Board, Part
 from isochrone.core.routing.choice import Milliseconds, Refused
 from isochrone.core.routing.chosen import Choice
+from isochrone.core.routing.credits import PUSHED_MS
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
-from isochrone.core.routing.table import RoutingTable
+from isochrone.core.routing.table import RoutingTable, Shortlist
 from isochrone.core.world.tenant import Class
 
-# Two costs this near are the same as far as the estimates can tell. Chance then decides, so that
-# many gateways with the same view do not all run to the same site.
-TIE_MS: Final = 3.0
-TIE_SHARE: Final = 0.05
+TARGET_MS: Final = 200.0  # to the first token: within it, nobody is sent away from the own site
+BACK_SHARE: Final = 0.7   # of the target, within which a site that spilled is local again
+EXPLORED: Final = 0.01    # of the requests
 
 
 def choose(
@@ -41,17 +43,61 @@ def choose(
     now_ns: int,
     rng: Random,
     narrowing: Narrowing | None = None,
+    body_bytes: int = 0,
+    target_ms: float = TARGET_MS,
 ) -> Choice:
-    """Weigh every open site of the shortlist and take the cheapest, near equals by chance.
+    """Weigh every open site of the shortlist and take the best, see `_best`.
 
     Token counts are expectations >= 0. `blocks` are the hashes of the prompt's leading blocks, see
     `Prefixes`. `tried` are the sites that refused or lost the request already, with what ended each
-    try. `now_ns` is the clock that `loads` was told. `rng` draws among near equals only.
+    try. `now_ns` is the clock that `loads` was told. `rng` draws among near equals, and now and
+    then a site to explore. `target_ms`: a time to the first token that is soon enough; 0 for none.
 
     Plain arguments: this runs for every request, and a record would cost a tenth of the choice.
     """
     listing = table.listing(model, policy_id, narrowing)
-    shortlist = listing.shortlist
+    part = _up_to_date(table, listing.shortlist, loads, model, now_ns)
+    board = part.board
+    costs, queues, decodes = _times(board.prompt_ms, prompt_tokens), board.queues_ms, None
+    costs += board.fixed_ms
+    if class_ == "batch":
+        decodes = _times(board.output_ms, output_tokens)
+        costs += decodes
+    choice = Choice()
+    choice.body_bytes = 0
+    if body_bytes >= LEAST_BODY_BYTES:
+        choice.body_bytes = body_bytes
+        costs += board.byte_ms * float(body_bytes)
+    left = board.credits_left if board.credited else None
+    saved = _credit(board, costs, prefixes, blocks, prompt_tokens) if blocks else None
+    if part.places is not None:
+        left = None if left is None else left.take(part.places)
+        costs, queues = costs.take(part.places), queues.take(part.places)
+        decodes = None if decodes is None else decodes.take(part.places)
+    refused = _without(part, costs, tried) if tried else part.refused
+
+    choice.ground = listing.ground
+    choice.allowed_exists = listing.shortlist.allowed_exists
+    choice.eligible = part.eligible if not tried else len(costs) - len(refused)
+    choice.refused = refused
+    choice.costs, choice.decodes, choice.queues = costs, decodes, queues.tobytes()
+    if choice.eligible:
+        soon_ms = 0.0 if class_ == "batch" else target_ms
+        index = _best(choice, part, costs, left, soon_ms, class_, rng)
+        _settle(choice, part, index, prompt_tokens, now_ns)
+        if saved:
+            choice.prefill_ms -= saved.get(choice.site, 0.0)
+    else:
+        choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
+        choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
+        choice.because, choice.pushed = None, False
+    return choice
+
+
+def _up_to_date(
+    table: RoutingTable, shortlist: Shortlist, loads: Loads, model: ModelName, now_ns: int
+) -> Part:
+    """What the sites of the shortlist cost now."""
     part = shortlist.part
     if part is None or part.board.loads is not loads:
         part = table.part(model, shortlist, loads)
@@ -60,32 +106,7 @@ def choose(
         board.catch_up(now_ns)
     if part.version != board.version:
         part.catch_up()
-
-    costs, queues, decodes = _times(board.prompt_ms, prompt_tokens), board.queues_ms, None
-    costs += board.fixed_ms
-    if class_ == "batch":
-        decodes = _times(board.output_ms, output_tokens)
-        costs += decodes
-    saved = _credit(board, costs, prefixes, blocks, prompt_tokens) if blocks else None
-    if part.places is not None:
-        costs, queues = costs.take(part.places), queues.take(part.places)
-        decodes = None if decodes is None else decodes.take(part.places)
-    refused = _without(part, costs, tried) if tried else part.refused
-
-    choice = Choice()
-    choice.ground = listing.ground
-    choice.allowed_exists = shortlist.allowed_exists
-    choice.eligible = part.eligible if not tried else len(costs) - len(refused)
-    choice.refused = refused
-    choice.costs, choice.decodes, choice.queues = costs, decodes, queues.tobytes()
-    if choice.eligible:
-        _settle(choice, part, _cheapest(costs, rng), prompt_tokens, now_ns)
-        if saved:
-            choice.prefill_ms -= saved.get(choice.site, 0.0)
-    else:
-        choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
-        choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
-    return choice
+    return part
 
 
 def _times(token_ms: Milliseconds, tokens: int) -> Milliseconds:
@@ -107,17 +128,79 @@ def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: 
     choice.digest_age_ms = age_ns / 1e6 if age_ns > 0 else 0.0
 
 
-def _cheapest(costs: Milliseconds, rng: Random) -> int:
-    """The index of the cheapest site, or of one that is as good as equal."""
+def _best(
+    choice: Choice, part: Part, costs: Milliseconds, left: Milliseconds | None, soon_ms: float,
+    class_: Class, rng: Random,
+) -> int:
+    """The index of the site to take, and what decided.
+
+    The own site while it answers within `soon_ms`. Else, of the sites that are nearest without
+    queues, one by chance, if none is cheaper by more than a tie. Else a push: without `left`, the
+    credits that are left, to the cheapest site or a near equal; with them see `_pushed`.
+    """
+    board, own, luck = part.board, part.own, rng.random()
+    if luck < EXPLORED:
+        luck /= EXPLORED
+        if soon_ms and class_ != "reserved":
+            index = _explored(costs, left, soon_ms, luck)
+            if index >= 0:
+                choice.because, choice.pushed = "explored", True
+                return index
+    else:
+        luck = (luck - EXPLORED) / (1.0 - EXPLORED)
+    if soon_ms and own >= 0:
+        own_ms = costs.item(own)
+        if own_ms <= (soon_ms * BACK_SHARE if board.spilled else soon_ms):
+            board.spilled = False
+            choice.because, choice.pushed = "local", False
+            return own
+        board.spilled = True
     index = int(costs.argmin())
     cheapest_ms = costs.item(index)
     share_ms = cheapest_ms * TIE_SHARE
     near_ms = cheapest_ms + (share_ms if share_ms > TIE_MS else TIE_MS)
-    near = costs <= near_ms
-    equals = near.tobytes().count(1)
-    if equals == 1:
-        return index
-    return int(near.nonzero()[0].item(int(rng.random() * equals)))
+    nearest = part.nearest(luck)
+    nearest_ms = costs.item(nearest)
+    if left is None:
+        if nearest_ms > near_ms:
+            choice.because, choice.pushed = "cheapest", True
+            near = costs <= near_ms
+            equals = near.tobytes().count(1)
+            if equals == 1:
+                return index
+            return int(near.nonzero()[0].item(int(luck * equals)))
+    elif rng.random() >= part.stays(nearest, nearest_ms - near_ms):
+        found = _pushed(costs, left, nearest, rng.random())
+        if found >= 0 and found != nearest:
+            choice.because, choice.pushed = "cheapest", True
+            return found
+    choice.because, choice.pushed = "nearest", False
+    return nearest
+
+
+def _pushed(costs: Milliseconds, left: Milliseconds, nearest: int, luck: float) -> int:
+    """Where a request goes that should leave its nearest site: the cheapest site of which a whole
+    credit is left, with smaller parts taken by `luck` in the order of costs. -1 for nowhere: then
+    it is kept, since it would only queue elsewhere."""
+    order = costs.argsort()
+    left = left.clip(0.0, 1.0)  # a copy
+    left[costs > costs.item(nearest) + PUSHED_MS] = 0.0
+    left[nearest] = 0.0
+    drawn = left.take(order).cumsum()
+    place = int(drawn.searchsorted(luck, "right"))
+    return int(order.item(place)) if place < len(order) else -1
+
+
+def _explored(
+    costs: Milliseconds, left: Milliseconds | None, soon_ms: float, luck: float
+) -> int:
+    """One of the sites that answer within the target and take pushes; -1 when there is no choice.
+    """
+    soon = costs <= soon_ms
+    if left is not None:
+        soon &= left > 0.0
+    within = soon.nonzero()[0]
+    return within.item(int(luck * len(within))) if len(within) > 1 else -1
 
 
 def _credit(

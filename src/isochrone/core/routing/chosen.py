@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 
 from isochrone.core.ids import SiteName
-from isochrone.core.routing.choice import Decision, Ground, Milliseconds, Refused
+from isochrone.core.routing.choice import (
+    Because,
+    Decision,
+    Ground,
+    Milliseconds,
+    Refused,
+)
 
 
 class Choice:
@@ -12,12 +18,15 @@ class Choice:
 
     `site` is None and `index` -1 when no site can take the request; the milliseconds are then 0.
     `index` counts the open sites of `ground`. `eligible` is how many could take it.
-    `allowed_exists` tells "not allowed" from "allowed, but not able just now".
+    `allowed_exists` tells "not allowed" from "allowed, but not able just now". `because` says what
+    decided among the eligible, None when there is nobody; `pushed`: it goes past the nearest site,
+    which counts against the credits. `body_bytes` is what was reckoned for the way, 0 for little.
     """
 
     __slots__ = (
-        "allowed_exists", "cost_ms", "costs", "decode_ms", "decodes", "digest_age_ms", "eligible",
-        "ground", "index", "prefill_ms", "queues", "refused", "rtt_ms", "site",
+        "allowed_exists", "because", "body_bytes", "cost_ms", "costs", "decode_ms", "decodes",
+        "digest_age_ms", "eligible", "ground", "index", "prefill_ms", "pushed", "queues", "refused",
+        "rtt_ms", "site",
     )
 
     site: SiteName | None
@@ -30,6 +39,9 @@ class Choice:
     prefill_ms: float
     decode_ms: float
     digest_age_ms: float
+    because: Because | None
+    pushed: bool
+    body_bytes: int
     refused: tuple[Refused, ...]
     costs: Milliseconds
     queues: bytes
@@ -69,4 +81,6 @@ class Choice:
             refused=self.refused,
             tried=tuple(tried),
             decodes_ms=self.decodes_ms(),
+            because=self.because,
+            body_bytes=self.body_bytes,
         )

@@ -148,10 +148,15 @@ class RoutingTable:
         board = self.boards.get(model)
         if board is None or board.loads is not loads:
             takers = self.serving.get(model, 0) & self.joined & ~self.draining
-            board = Board(model, tuple(self.opens[bit] for bit in _members(takers)), loads)
+            board = Board(
+                model, tuple(self.opens[bit] for bit in _members(takers)), loads,
+                ingresses=self.joined.bit_count(),
+            )
             if takers:
                 self.boards[model] = board
-        part = shortlist.part = Part(board, shortlist.open_sites)
+        part = shortlist.part = Part(
+            board, shortlist.open_sites, self.view.own_site
+        )
         return part
 
     def may_process(
