@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isochrone.core.rng import stream
+from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.loads import Loads
 from tests.builders import MODEL, SECOND_NS, a_choice, a_digest, a_load, a_site, a_table, a_view
 from tests.property.herd import Cloud, Plan
@@ -50,10 +51,11 @@ SITES = ("own", "a", "b", "c", "d")
 @given(
     st.lists(st.tuples(FIGURES, FIGURES, st.integers(0, 9000)), min_size=5, max_size=5),
     st.lists(st.sampled_from(SITES), max_size=8),
-    st.integers(0, 1000), st.booleans(),
+    st.integers(0, 1000), st.booleans(), st.sets(st.sampled_from(SITES), max_size=3),
 )
 def test_whatever_digests_say_of_credits_a_choice_is_of_an_open_site(
-    said: list[tuple[float | None, float | None, int]], pushed: list[str], seed: int, bound: bool
+    said: list[tuple[float | None, float | None, int]], pushed: list[str], seed: int, bound: bool,
+    left: set[str],
 ) -> None:
     loads = Loads()
     view = a_view([a_site(name) for name in SITES], rtt_ms={"a": 3.0, "b": 40.0, "c": 90.0})
@@ -64,12 +66,14 @@ def test_whatever_digests_say_of_credits_a_choice_is_of_an_open_site(
     for name in pushed:
         loads.dispatched(a_site(name).name, MODEL, 10, 10, SECOND_NS, pushed=True)
     loads.lost(a_site("b").name, SECOND_NS)
+    tried = tuple(Refused(site=a_site(name).name, rule="tried_before", detail="x") for name in left)
     rng = stream(seed, "credits")
     for _ in range(5):
         choice = a_choice(
-            table, loads, now_ns=2 * SECOND_NS, rng=rng, target_ms=0.0 if bound else 200.0
+            table, loads, now_ns=2 * SECOND_NS, rng=rng, target_ms=0.0 if bound else 200.0,
+            tried=tried,
         )
         assert choice.site in SITES
-        assert choice.site != "b"
+        assert choice.site not in ("b", *left)
         assert choice.cost_ms < 1e6
         assert choice.because is not None

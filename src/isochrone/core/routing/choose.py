@@ -6,6 +6,7 @@ order in which it is asked, docs/spill.md.
 """
 
 from collections.abc import Sequence
+from math import inf
 from typing import Final, cast
 
 import numpy as np
@@ -64,9 +65,8 @@ def choose(
         decodes = _times(board.output_ms, output_tokens)
         costs += decodes
     choice = Choice()
-    choice.body_bytes = 0
-    if body_bytes >= LEAST_BODY_BYTES:
-        choice.body_bytes = body_bytes
+    choice.body_bytes = body_bytes if body_bytes >= LEAST_BODY_BYTES else 0
+    if choice.body_bytes:
         costs += board.byte_ms * float(body_bytes)
     left = board.credits_left if board.credited else None
     saved = _credit(board, costs, prefixes, blocks, prompt_tokens) if blocks else None
@@ -75,7 +75,6 @@ def choose(
         costs, queues = costs.take(part.places), queues.take(part.places)
         decodes = None if decodes is None else decodes.take(part.places)
     refused = _without(part, costs, tried) if tried else part.refused
-
     choice.ground = listing.ground
     choice.allowed_exists = listing.shortlist.allowed_exists
     choice.eligible = part.eligible if not tried else len(costs) - len(refused)
@@ -88,10 +87,14 @@ def choose(
         if saved:
             choice.prefill_ms -= saved.get(choice.site, 0.0)
     else:
-        choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
-        choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
-        choice.because, choice.pushed = None, False
+        _settle_on_nobody(choice)
     return choice
+
+
+def _settle_on_nobody(choice: Choice) -> None:
+    choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
+    choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
+    choice.because, choice.pushed = None, False
 
 
 def _up_to_date(
@@ -161,19 +164,16 @@ def _best(
     near_ms = cheapest_ms + (share_ms if share_ms > TIE_MS else TIE_MS)
     nearest = part.nearest(luck)
     nearest_ms = costs.item(nearest)
-    if left is None:
-        if nearest_ms > near_ms:
-            choice.because, choice.pushed = "cheapest", True
-            near = costs <= near_ms
-            equals = near.tobytes().count(1)
-            if equals == 1:
-                return index
-            return int(near.nonzero()[0].item(int(luck * equals)))
-    elif rng.random() >= part.stays(nearest, nearest_ms - near_ms):
+    if left is not None and rng.random() >= part.stays(nearest, nearest_ms - near_ms):
         found = _pushed(costs, left, nearest, rng.random())
-        if found >= 0 and found != nearest:
+        if found >= 0:
             choice.because, choice.pushed = "cheapest", True
             return found
+    if nearest_ms == inf or (left is None and nearest_ms > near_ms):
+        choice.because, choice.pushed = "cheapest", True
+        near = costs <= near_ms
+        equals = near.tobytes().count(1)
+        return index if equals == 1 else int(near.nonzero()[0].item(int(luck * equals)))
     choice.because, choice.pushed = "nearest", False
     return nearest
 
@@ -184,7 +184,9 @@ def _pushed(costs: Milliseconds, left: Milliseconds, nearest: int, luck: float) 
     it is kept, since it would only queue elsewhere."""
     order = costs.argsort()
     left = left.clip(0.0, 1.0)  # a copy
-    left[costs > costs.item(nearest) + PUSHED_MS] = 0.0
+    nearest_ms = costs.item(nearest)
+    most_ms = PUSHED_MS + (nearest_ms if nearest_ms < inf else costs.item(int(order.item(0))))
+    left[costs > most_ms] = 0.0
     left[nearest] = 0.0
     drawn = left.take(order).cumsum()
     place = int(drawn.searchsorted(luck, "right"))

@@ -31,9 +31,9 @@ from isochrone.core.routing.loads import Loads
 from isochrone.core.world.site import RttSource, Site
 from isochrone.core.world.view import View
 
-SHORTLISTS_KEPT = 256  # (model, bounds) pairs remembered; each is at most a tuple as long as a view
-LISTINGS_KEPT = 4096   # (model, policy) pairs remembered; what is long in them is the shortlist's
-NARROWED_KEPT = 1024   # the same for requests that narrow: apart, so that they displace no other
+SHORTLISTS_KEPT = 4096  # (model, bounds) pairs remembered; each is at most a tuple as long as a view
+LISTINGS_KEPT = 16_384  # (model, policy) pairs remembered; what is long in them is the shortlist's
+NARROWED_KEPT = 1024    # the same for requests that narrow: apart, so that they displace no other
 GROUND_ID_BYTES = 10   # the ids of a billion grounds all differ, but for a chance of 1 to 2 million
 
 # Light covers about 200 km of fibre in a millisecond and a round trip goes the way twice, so 100 km
