@@ -1,4 +1,4 @@
-"""What `run.py` measures, imported after it has decided for the compiled or the interpreted form."""
+"""What `run.py` measures, imported once it has decided for the compiled or the other form."""
 
 import gc
 import json
@@ -25,12 +25,13 @@ from isochrone.gateway.request import InferenceRequest, parse_request
 from isochrone.wire import fleet
 
 SCALE = Scale()
-BETWEEN = 16      # requests between two digests: 1,000 requests and 60 digests a second
+DIGESTS_S = 60    # one of each site with engines
+WARM_S = 2.0
 OPEN = 500        # requests that run at a time
 CLASSES: tuple[Class, ...] = ("on_demand", "on_demand", "on_demand", "reserved", "batch")
 
 
-def measure(body_bytes: int, *, seconds: float) -> Mapping[str, float]:
+def measure(body_bytes: int, *, requests_s: int, seconds: float) -> Mapping[str, float]:
     """CPU time in us a request: its choice, counting its dispatch and its end, hashing its prompt,
     its part of the digests that come meanwhile; and the sum."""
     rng, table, loads, prefixes = Random(1), a_table(SCALE), Loads(), Prefixes()
@@ -48,11 +49,11 @@ def measure(body_bytes: int, *, seconds: float) -> Mapping[str, float]:
     clock = time.thread_time_ns
     gc.collect()
     gc.freeze()
-    warm_ns, began_ns = 0, clock()  # lists and boards are made in the first second
-    end_ns = began_ns + int((1.0 + seconds) * 1e9)
+    warm_ns, began_ns = 0, clock()  # lists and boards are made in the beginning
+    end_ns = began_ns + int((WARM_S + seconds) * 1e9)
     while True:
         at_ns = clock()
-        if not warm_ns and at_ns - began_ns > 1e9:
+        if not warm_ns and at_ns - began_ns > WARM_S * 1e9:
             warm_ns, done = at_ns, 0
             spent = dict.fromkeys(spent, 0)
         if at_ns > end_ns:
@@ -66,8 +67,8 @@ def measure(body_bytes: int, *, seconds: float) -> Mapping[str, float]:
         )
         loads.heard(noun, now_ns)
         spent["digest"] += clock() - at_ns
-        for _ in range(BETWEEN):
-            now_ns += 1_000_000
+        for _ in range(requests_s // DIGESTS_S):
+            now_ns += 1_000_000_000 // requests_s
             request, policy_id, class_ = requests[done % len(requests)]
             done += 1
             _serve(

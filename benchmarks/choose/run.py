@@ -1,4 +1,4 @@
-"""Measures the CPU time and memory that choosing takes at full size; appends JSON lines. See README.
+"""Measures CPU time and memory of choosing at full size; appends JSON lines. See README.
 
 Run from the project's folder: python -m benchmarks.choose.run
 """
@@ -29,12 +29,13 @@ def main() -> None:
         "at": datetime.now(UTC).isoformat(timespec="seconds"), **commit(ROOT), "form": form,
         "machine": facts(),
     }
-    for kind, body_bytes in (("short", SHORT_BYTES), ("16 KB", LONG_BYTES)):
-        found = measure(body_bytes, seconds=asked.seconds)
-        result[kind] = {name: round(us, 2) for name, us in found.items()}
-        print(f"{kind:<6}", *(f"{name} {us:.2f} us" for name, us in found.items()))
     result["memory_mb"] = {name: round(mb, 1) for name, mb in memory_mb().items()}
-    print("memory", *(f"{name} {mb:.1f} MB" for name, mb in result["memory_mb"].items()))
+    print(form, "memory", *(f"{name} {mb:.1f} MB" for name, mb in result["memory_mb"].items()))
+    for requests_s in (1000, 5000):
+        for kind, body_bytes in (("short", SHORT_BYTES), ("16 KB", LONG_BYTES)):
+            found = measure(body_bytes, requests_s=requests_s, seconds=asked.seconds)
+            result[f"{kind}, {requests_s}/s"] = {name: round(us, 2) for name, us in found.items()}
+            print(f"{kind:<6}{requests_s}/s", *(f"{name} {us:.2f}" for name, us in found.items()))
     if not asked.dry:
         with (HERE / "results.jsonl").open("a") as file:
             file.write(json.dumps(result) + "\n")

@@ -10,7 +10,7 @@ from isochrone.core.rng import stream
 from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.loads import Loads
 from tests.builders import MODEL, SECOND_NS, a_choice, a_digest, a_load, a_site, a_table, a_view
-from tests.property.herd import Cloud, Plan
+from tests.fixtures.herd import Cloud, Plan
 
 # A tenth of the sites is nearest to more than a quarter of the demand: 2.4 times what they serve.
 UNEVEN = Plan(load=0.85, hot=0.2)

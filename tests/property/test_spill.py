@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.property.overload import Overload, Plan
+from tests.fixtures.overload import Overload, Plan
 
 PLAN = Plan()
 

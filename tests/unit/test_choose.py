@@ -14,7 +14,7 @@ from isochrone.core.routing.choice import Explanation, Refused
 from isochrone.core.routing.explain import explain
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import BLOCK_TOKENS, Prefixes
-from isochrone.core.routing.table import compile_table
+from isochrone.core.routing.table import LISTINGS_KEPT, SHORTLISTS_KEPT, compile_table
 from isochrone.core.world.site import Link
 from isochrone.core.world.view import View
 from tests.builders import (
@@ -385,18 +385,18 @@ def test_a_gateway_that_is_not_in_its_view_allows_nothing() -> None:
 def test_remembered_shortlists_are_bounded_and_stay_right() -> None:
     view = a_view([a_site("here")])
     table = compile_table(view, some_blocs())
-    for number in range(1000):
+    for number in range(SHORTLISTS_KEPT + 10):
         table.shortlist(ModelName(f"m{number}"), PolicyId("anywhere"))
-    assert len(table.shortlists) <= 256
+    assert len(table.shortlists) <= SHORTLISTS_KEPT
     assert table.shortlist(MODEL, PolicyId("anywhere")).open_sites == table.opens
 
 
 def test_remembered_listings_and_boards_are_bounded() -> None:
     table, loads = compile_table(a_view([a_site("here")]), some_blocs()), Loads()
-    for number in range(5000):
+    for number in range(LISTINGS_KEPT // 2 + 10):
         table.listing(MODEL, PolicyId(f"p{number}"))
         a_choice(table, loads, model=f"m{number}")
-    assert len(table.listings) <= 4096
+    assert len(table.listings) <= LISTINGS_KEPT
     assert table.boards == {}  # nobody serves these models
 
 

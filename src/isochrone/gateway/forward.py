@@ -120,7 +120,10 @@ class Exchange(CarryingOn):
             self.choose(self.started_ns)
         else:
             self.wanted = parse_kin(self.head.headers)
-            if not self.try_replica(context.site, 0.0, self.started_ns):
+            refusal = admission.refuse_circling(self.head.headers, context.site)
+            if refusal is not None:
+                self.refuse(refusal)
+            elif not self.try_replica(context.site, 0.0, self.started_ns):
                 self.refuse_hop_without_replica()
 
     def fail(self, fault: Fault) -> None:
@@ -192,7 +195,10 @@ class Exchange(CarryingOn):
                 retained.take(data)
             now_ns = self.first_ns = self.context.clock.monotonic_ns()
             if (replica := attempt.target.replica) is not None:
-                self.context.view.replicas.answered(replica.id, now_ns, self.context.rng)
+                self.context.view.replicas.answered(
+                    replica.id, now_ns, self.context.rng, attempt.unread_tokens
+                )
+                attempt.unread_tokens = 0
             self.reply.begin_stream(
                 where=attempt.target.where, timing=self._timing(now_ns),
                 replica=attempt.replica_id, kin=None if self.reply.hop is None else attempt.kin,
@@ -318,6 +324,8 @@ class Exchange(CarryingOn):
                     context.outbox.flush()  # the client need not wait for what follows
             context.log.request(record, len(self.continued), logged_reference(self))
             context.metrics.ended(record)
+            if self.reply.hop is None:
+                context.outcomes.ended(record)
             if self.continuation is not None:
                 why = None if self.lost_why is None else self.lost_why.why
                 context.metrics.lost_engine(record, self.continued, why)

@@ -119,10 +119,16 @@ class Tries(ABC):
     @abstractmethod
     def went_on(self, attempt: Attempt) -> None: ...
 
+    @property
+    def tried_now(self) -> list[Refused]:
+        """The sites that may not be asked again: those that refused or lost it, since its stream
+        was lost if it was."""
+        return self.tried[self._tried_before :] if self._tried_before else self.tried
+
     def choose(self, now_ns: int) -> None:
         """Choose among the allowed sites and try the best one."""
         context, request = self.context, self.request
-        tries, tried = self.attempts - self._tries_before, self.tried
+        tries = self.attempts - self._tries_before
         if tries and self.connect_time_left_s() <= 0:
             self.refuse(timeouts.refusal("connect_timeout", context.deadlines))
             return
@@ -139,7 +145,7 @@ class Tries(ABC):
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
             blocks=self._blocks(),
-            tried=tried[self._tried_before :] if self._tried_before else tried,
+            tried=self.tried_now,
             now_ns=now_ns,
             rng=context.rng,
             narrowing=self.narrowing,
@@ -236,7 +242,10 @@ class Tries(ABC):
             context.retries.deposit(self.started_ns)
         self.attempts += 1
         if target.replica is not None:
-            context.view.replicas.started(target.replica.id)
+            attempt.unread_tokens = request.prompt_tokens
+            context.view.replicas.started(
+                target.replica.id, request.prompt_tokens, request.output_tokens
+            )
         self._ticket = context.loads.dispatched(
             target.site, request.model, request.prompt_tokens, request.output_tokens,
             now_ns, rtt_ms=target.rtt_ms, pushed=self.choice is not None and self.choice.pushed,
@@ -348,4 +357,7 @@ class Tries(ABC):
             context.loads.finished(self._ticket)
             self._ticket = None
             if (replica := attempt.target.replica) is not None:
-                context.view.replicas.finished(replica.id, ok, now_ns, context.rng)
+                context.view.replicas.finished(
+                    replica.id, ok, now_ns, context.rng, attempt.unread_tokens,
+                    self.request.output_tokens,
+                )

@@ -36,6 +36,7 @@ class OpenSite:
     rtt_ms: float
     rtt_source: RttSource
     seed: Rates
+    kind: str = ""  # of hardware, which the seed is of
 
 
 class Board:
@@ -46,9 +47,9 @@ class Board:
     `fixed_ms`, and is in `refusals`. `queues_ms` is the part of `fixed_ms` that is queue. All
     float32, as decisions keep them.
 
-    `credits_left` are the requests that this gateway, one of `ingresses`, may push to a site still,
-    where its digest tells; `credited` of them do. `sizes` are the output tokens/s of all slots of a
-    site. `version` counts the changes of refusals and of sizes.
+    `credits_left` is what this gateway, one of `ingresses`, may still push to a site of its next
+    request, from 0 to 1, where digests tell, which `credited` of them do. `sizes` are the output
+    tokens/s of all slots of a site. `version` counts the changes of refusals and of sizes.
     """
 
     def __init__(
@@ -125,9 +126,8 @@ class Board:
             return
         servers = load.servers
         if servers is None:
-            servers = self._seeded[index] = _seeded(
-                load, load.ready, site.seed, self._seeded[index]
-            )
+            seed = self.loads.learned.rates(self.model, site.kind, site.seed)
+            servers = self._seeded[index] = _seeded(load, load.ready, seed, self._seeded[index])
         if servers is not self._servers[index]:
             self._servers[index] = servers
             self.prompt_ms[index] = prefill_ms(1, servers.rates)
@@ -154,7 +154,7 @@ class Board:
         left = 1.0
         if spare is not None:
             left = credit(load.pushes, load.arrived or 0.0, spare, self._ingresses) - load.pushed
-        self.credits_left[index] = left
+        self.credits_left[index] = min(max(left, 0.0), 1.0)
 
     def _refuse(self, index: int, refused: Refused) -> None:
         self.refusals[refused.site] = refused

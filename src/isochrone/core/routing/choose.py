@@ -71,7 +71,6 @@ def choose(
     left = board.credits_left if board.credited else None
     saved = _credit(board, costs, prefixes, blocks, prompt_tokens) if blocks else None
     if part.places is not None:
-        left = None if left is None else left.take(part.places)
         costs, queues = costs.take(part.places), queues.take(part.places)
         decodes = None if decodes is None else decodes.take(part.places)
     refused = _without(part, costs, tried) if tried else part.refused
@@ -145,7 +144,7 @@ def _best(
     if luck < EXPLORED:
         luck /= EXPLORED
         if soon_ms and class_ != "reserved":
-            index = _explored(costs, left, soon_ms, luck)
+            index = _explored(part, costs, left, soon_ms, luck)
             if index >= 0:
                 choice.because, choice.pushed = "explored", True
                 return index
@@ -165,7 +164,7 @@ def _best(
     nearest = part.nearest(luck)
     nearest_ms = costs.item(nearest)
     if left is not None and rng.random() >= part.stays(nearest, nearest_ms - near_ms):
-        found = _pushed(costs, left, nearest, rng.random())
+        found = _pushed(part, costs, left, nearest, rng.random())
         if found >= 0:
             choice.because, choice.pushed = "cheapest", True
             return found
@@ -178,29 +177,28 @@ def _best(
     return nearest
 
 
-def _pushed(costs: Milliseconds, left: Milliseconds, nearest: int, luck: float) -> int:
+def _pushed(part: Part, costs: Milliseconds, left: Milliseconds, nearest: int, luck: float) -> int:
     """Where a request goes that should leave its nearest site: the cheapest site of which a whole
     credit is left, with smaller parts taken by `luck` in the order of costs. -1 for nowhere: then
     it is kept, since it would only queue elsewhere."""
     order = costs.argsort()
-    left = left.clip(0.0, 1.0)  # a copy
-    nearest_ms = costs.item(nearest)
+    at = order if part.places is None else part.places.take(order)
+    place = int(left.take(at).cumsum().searchsorted(luck, "right"))
+    if place >= len(order):
+        return -1
+    found, nearest_ms = int(order.item(place)), costs.item(nearest)
     most_ms = PUSHED_MS + (nearest_ms if nearest_ms < inf else costs.item(int(order.item(0))))
-    left[costs > most_ms] = 0.0
-    left[nearest] = 0.0
-    drawn = left.take(order).cumsum()
-    place = int(drawn.searchsorted(luck, "right"))
-    return int(order.item(place)) if place < len(order) else -1
+    return found if found != nearest and costs.item(found) <= most_ms else -1
 
 
 def _explored(
-    costs: Milliseconds, left: Milliseconds | None, soon_ms: float, luck: float
+    part: Part, costs: Milliseconds, left: Milliseconds | None, soon_ms: float, luck: float
 ) -> int:
     """One of the sites that answer within the target and take pushes; -1 when there is no choice.
     """
     soon = costs <= soon_ms
     if left is not None:
-        soon &= left > 0.0
+        soon &= (left if part.places is None else left.take(part.places)) > 0.0
     within = soon.nonzero()[0]
     return within.item(int(luck * len(within))) if len(within) > 1 else -1
 

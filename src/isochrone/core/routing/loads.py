@@ -7,6 +7,7 @@ send all of it to the site that looked idle. Mutable, owned by one event loop; t
 from dataclasses import dataclass, field
 from typing import Final
 
+from isochrone.core.estimate.learned import LearnedRates
 from isochrone.core.estimate.service import Rates, Servers, Work
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.routing.credits import AWAY_NS, BACK_KEPT, KEPT, kept, said_requests
@@ -92,10 +93,12 @@ class Dispatch:
 
 
 class Loads:
-    """One gateway's knowledge of load; `stale_after_ms` is how old a digest may be to count."""
+    """One gateway's knowledge of load; `stale_after_ms` is how old a digest may be to count.
+    `learned` are rates for sites that do not say their own."""
 
     def __init__(self, stale_after_ms: float = 5000.0) -> None:
         self.stale_after_ms = stale_after_ms
+        self.learned = LearnedRates()
         self._stale_after_ns = int(stale_after_ms * 1e6)
         self._sites: dict[SiteName, SiteLoad] = {}
         self._changes: dict[ModelName, set[SiteName]] = {}
