@@ -117,8 +117,7 @@ class Gateway:
             rng=ports.rng,
             view=view,
             endpoints=KnownEndpoints(),
-            loads=loads,
-            limits=KeyLimits(ports.counters),
+            loads=loads, limits=KeyLimits(ports.counters),
             retries=RetryBudget(settings.retry_ratio, settings.retry_min_per_s),
             deadlines=deadlines_of(settings),
             prefixes=Prefixes(),
@@ -132,8 +131,7 @@ class Gateway:
             log=RequestLog(ports.write_lines, worker=settings.worker),
             metrics=Measured(lambda model: view.table.is_served(ModelName(model))),
             spans=_spans(settings, site, ports.spans),
-            outcomes=Outcomes(loads.learned, view),
-            outbox=outbox,
+            outcomes=Outcomes(loads.learned, view), outbox=outbox,
             spawn=self._spawn,
         )
         if settings.alone:
