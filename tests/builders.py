@@ -14,6 +14,7 @@ from isochrone.core.routing.choose import TARGET_MS, choose
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
+from isochrone.core.routing.sessions import Home
 from isochrone.core.routing.table import RoutingTable, compile_table
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 from isochrone.core.world.model import Model
@@ -162,6 +163,7 @@ def a_choice(
     narrowing: Narrowing | None = None,
     body_bytes: int = 0,
     target_ms: float = TARGET_MS,
+    home: Home | None = None,
 ) -> Choice:
     """The choice for a short interactive request of an unbound key."""
     return choose(
@@ -180,4 +182,5 @@ def a_choice(
         narrowing=narrowing,
         body_bytes=body_bytes,
         target_ms=target_ms,
+        home=home,
     )

@@ -20,13 +20,14 @@ from isochrone.core.routing.table import RoutingTable
 from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.tenant import ApiKey, Class, KeyShard
 from isochrone.gateway.access import Keys
-from isochrone.gateway.prefix_hash import prompt_blocks, salt_of
+from isochrone.gateway.prefix_hash import prompt_blocks
 from isochrone.gateway.request import InferenceRequest, parse_request
 from isochrone.wire import fleet
 
 SCALE = Scale()
 DIGESTS_S = 60    # one of each site with engines
 WARM_S = 2.0
+SALT = 0x5A17     # of the tenant
 OPEN = 500        # requests that run at a time
 CLASSES: tuple[Class, ...] = ("on_demand", "on_demand", "on_demand", "reserved", "batch")
 
@@ -87,7 +88,7 @@ def _serve(
     """As `gateway/tries.py` does it."""
     clock = time.thread_time_ns
     t0 = clock()
-    blocks = prompt_blocks(request, salt_of(ORG)) if request.prompt_bytes >= 1024 else []
+    blocks = prompt_blocks(request, SALT) if request.prompt_bytes >= 1024 else []
     t1 = clock()
     choice = choose(
         table, loads, prefixes, model=request.model, policy_id=policy_id, class_=class_,
@@ -97,7 +98,7 @@ def _serve(
     t2 = clock()
     assert choice.site is not None
     if blocks:
-        prefixes.saw(choice.site, blocks)
+        prefixes.saw(choice.site, request.model, blocks, now_ns, tokens=request.prompt_tokens)
     tickets.append(loads.dispatched(
         choice.site, request.model, request.prompt_tokens, request.output_tokens, now_ns,
         rtt_ms=choice.rtt_ms, pushed=choice.pushed,
@@ -163,7 +164,8 @@ def memory_mb() -> Mapping[str, float]:
             for number in range(shard, 10_000, 256)
         )))
     for _ in range(65_536 // 16):
-        prefixes.saw(next(iter(table.view.sites)), [rng.getrandbits(64) for _ in range(16)])
+        blocks = [rng.getrandbits(64) for _ in range(16)]
+        prefixes.saw(table.sites[0].name, _model(0), blocks, 0, tokens=4096)
     for request in range(60_000):
         choose(
             table, loads, prefixes, model=_model(request % SCALE.models),

@@ -30,6 +30,7 @@ from isochrone.core.ids import (
     uuid7,
 )
 from isochrone.core.metering.event import Tokens, UsageEvent
+from isochrone.core.routing.bond import Bond
 from isochrone.core.routing.choice import Decision, Ground, GroundSite, Refused
 from isochrone.core.world.digest import DeploymentLoad, ReplicaLoad, SiteDigest
 from isochrone.core.world.model import Deployment, EngineSpec, Model
@@ -376,6 +377,10 @@ def a_booked(api: Api, org: str, key_id: str, number: int) -> UsageEvent:
         ground="g1", chosen=0, costs_ms=pack("<f", 260.0), queues_ms=pack("<f", 0.0),
         prefill_ms=10.0, decode_ms=0.0, digest_age_ms=300.0, predicted_ttft_ms=260.0,
         actual_ttft_ms=270.0, refused=(),
+        bond=Bond(
+            cached_tokens=512, prompt_tokens=900, verdict="kept", home=SiteName("frankfurt"),
+            limit_ms=40.0,
+        ),
     )
     event = replace(
         a_usage_event(uuid7(NOW + number * 1_000_000, number)), org_id=OrgId(org),
@@ -449,6 +454,10 @@ def test_a_request_is_explained(api: Api) -> None:
     }]
     assert (found["decision"]["residency"], found["decision"]["elsewhere"]) == (["DE"], 7)
     assert found["decision"]["predicted_ttft_ms"] == 260.0
+    assert found["decision"]["bond"] == {
+        "cached_tokens": 512, "prompt_tokens": 900, "verdict": "kept", "home": "frankfurt",
+        "limit_ms": 40.0,
+    }
     assert found["tokens"]["source"] == "engine"
     missing = uuid7(NOW, 99)
     assert api.call("GET", f"requests/{RequestId(missing)}")[0] == 404

@@ -142,7 +142,9 @@ def test_vllm_is_known_by_its_metrics() -> None:
         engine = await OpenAiDriver(SystemClock()).start(a_start(url + "/"), deadline_s=20)
         load = await engine.load()
         assert (load.running, load.waiting, load.output_tokens_total) == (3, 1, None)
-        assert engine.traits == EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS)
+        assert engine.traits == EngineTraits(
+            running_counts="usage", endpoints=ALL_ENDPOINTS, cache_salt=True
+        )
         assert engine.base_url == url
 
     asyncio.run(asked(reply, use))

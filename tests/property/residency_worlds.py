@@ -115,7 +115,7 @@ def travel(
         if choice.site is None:
             break
         if standing.caches:
-            prefixes.saw(choice.site, [7])
+            prefixes.saw(choice.site, MODEL, [7], now_ns)
         asked.append(choice.site)
         if choice.site in dead:
             tried.append(Refused(site=choice.site, rule="unreachable", detail="dead"))

@@ -161,6 +161,19 @@ def test_a_known_head_is_recalled_with_another_length() -> None:
     assert memory.recall(long) is None
 
 
+def test_heads_that_differ_behind_their_length_only_are_all_recalled() -> None:
+    def message(session: int) -> bytes:
+        return b"POST / HTTP/1.1\r\ncontent-length: 2\r\nx-session-id: %d\r\n\r\nab" % session
+
+    memory: HeadMemory[int] = HeadMemory(100)
+    for session in range(3):
+        assert memory.recall(message(session)) is None
+        memory.learn(message(session), {b"content-length": b"2"}, session)
+    for session in (0, 1, 2, 0, 0, 2):
+        assert memory.recall(message(session)) == (session, b"ab", b"")
+    assert memory.recall(message(3)) is None
+
+
 def test_a_known_head_of_a_hop_is_recalled_with_another_proof() -> None:
     def message(hop: bytes, length: bytes, body: bytes) -> bytes:
         top = b"POST / HTTP/1.1\r\nx-isochrone-hop: %b\r\ncontent-length: %b\r\n\r\n"

@@ -290,7 +290,7 @@ def test_rates_not_measured_yet_are_seeded() -> None:
 
 def test_a_cached_prefix_costs_no_prefill() -> None:
     prefixes, blocks = Prefixes(), [11, 12, 13]
-    prefixes.saw(ASHBURN.name, blocks[:2])
+    prefixes.saw(ASHBURN.name, MODEL, blocks[:2], 0)
     asked: dict[str, Any] = {"prompt_tokens": 700, "blocks": blocks, "prefixes": prefixes}
     costs = {each.site: each for each in decide(world(), **asked).candidates}
     assert {site: (each.prefill_ms, each.cost_ms) for site, each in costs.items()} == {
@@ -305,12 +305,12 @@ def test_a_cached_prefix_costs_no_prefill() -> None:
 
 def test_no_more_than_the_prompt_is_cached_and_only_where_it_is_allowed() -> None:
     prefixes = Prefixes()
-    prefixes.saw(FRANKFURT.name, [1, 2])
-    prefixes.saw(SiteName("left-the-view"), [1])
+    prefixes.saw(FRANKFURT.name, MODEL, [1, 2], 0)
+    prefixes.saw(SiteName("left-the-view"), MODEL, [1], 0)
     asked: dict[str, Any] = {"prompt_tokens": 300, "blocks": [1, 2], "prefixes": prefixes}
     frankfurt = decide(world(), policy_id="de", **asked).candidates[0]
     assert (frankfurt.site, frankfurt.prefill_ms, frankfurt.cost_ms) == ("frankfurt", 0.0, 290.0)
-    prefixes.saw(SYDNEY.name, [1, 2])
+    prefixes.saw(SYDNEY.name, MODEL, [1, 2], 0)
     assert sites_of(decide(world(), policy_id="de", **asked)) == ["frankfurt"]
 
 

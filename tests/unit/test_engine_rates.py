@@ -105,6 +105,19 @@ def test_series_of_vllm() -> None:
     assert (again.prefill_tok_s, again.decode_tok_s) == (None, None), "no work since"
 
 
+def test_what_a_cache_holds_is_in_the_labels_of_vllm_and_a_series_of_sglang() -> None:
+    labels = 'block_size="16",cache_dtype="auto",num_gpu_blocks="{}",num_gpu_blocks_override="7"'
+    config = "".join(
+        f"vllm:cache_config_info{{engine=\"{engine}\",{labels.format(blocks)}}} 1.0\n"
+        for engine, blocks in ((0, 1000), (1, 500))
+    )
+    assert LoadReader(family="vllm").read(read_series(config)).kept_tokens == 24_000
+    silent = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1.0\n'
+    assert LoadReader(family="vllm").read(read_series(silent)).kept_tokens is None
+    said = read_series("sglang:max_total_num_tokens 90000.0\n")
+    assert LoadReader(family="sglang").read(said).kept_tokens == 90_000
+
+
 def test_missing_series_are_unknown() -> None:
     assert LoadReader(family="sglang").read({"sglang:num_running_reqs": 1.0}) == replace(
         UNKNOWN_LOAD, running=1

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from isochrone.cli.explain import policy_line, summary, timings, undecided
+from isochrone.cli.explain import bond_lines, policy_line, summary, timings, undecided
 
 DECISION: dict[str, Any] = {
     "residency": ["DE"], "transit": ["any"], "predicted_ttft_ms": 300.0, "actual_ttft_ms": 310.0,
@@ -40,6 +40,37 @@ def test_what_bound_a_request_is_said_in_one_line() -> None:
         "residency DE; transit any; caches DE, FR; logs DE; narrowed by the request to -FR, EEA"
     )
     assert policy_line(DECISION) == "residency DE; transit any"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("new", "is at home there from now on"),
+        ("kept", "stays at its home, which may be 141 ms dearer"),
+        ("moved", "leaves its home oslo, which was more than 141 ms dearer"),
+        ("gone", "leaves its home oslo, which could not take the request"),
+        ("overflow", "its home oslo was far dearer"),
+    ],
+)
+def test_what_was_believed_cached_and_where_a_session_is_at_home(verdict: str, said: str) -> None:
+    bond = {
+        "cached_tokens": 768, "prompt_tokens": 1024, "verdict": verdict, "home": "oslo",
+        "limit_ms": 140.6,
+    }
+    text = "\n".join(summary(FOUND | {"decision": DECISION | {"bond": bond}}))
+    assert "prefix    768 of about 1024 prompt tokens were believed to be cached there" in text
+    assert f"session   {said}" in text.replace("session   it has no home yet, and ", "session   ")
+
+
+def test_a_short_request_of_no_session_says_nothing_of_either() -> None:
+    text = "\n".join(summary(FOUND))
+    assert "session" not in text
+    bond = {
+        "cached_tokens": 0, "prompt_tokens": 300, "verdict": "none", "home": None, "limit_ms": 0,
+    }
+    assert bond_lines({"bond": bond}) == [
+        ("prefix", "0 of about 300 prompt tokens were believed to be cached there")
+    ]
 
 
 def test_a_request_that_nobody_served_says_so() -> None:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain_fam
 
 from isochrone.adapters.telemetry.process import process_use
 from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.routing.bond import Bond
 from isochrone.core.routing.choice import Refused
 from isochrone.gateway import metrics
 from isochrone.gateway.carry_on import Continued
@@ -160,6 +161,25 @@ def test_what_is_not_usual_is_counted(
     counts = measured()
     counts.ended(msgspec.structs.replace(a_usage_record(), **changes))
     assert values(counts.families(), metric)[labels] == 1
+
+
+def test_what_was_believed_cached_stands_beside_what_was_reported() -> None:
+    counts = measured()
+    kept = Bond(cached_tokens=500, prompt_tokens=1000, verdict="kept")
+    for bond, cached, source in (
+        (kept, 150, "engine"), (kept, 0, "running"),
+        (Bond(cached_tokens=0, prompt_tokens=1000), 20, "engine"), (None, 7, "engine"),
+    ):
+        decision = replace(a_decision(a_ground()), bond=bond)
+        record = a_record(replace(a_usage_event(), decision=decision))
+        counts.ended(msgspec.structs.replace(
+            record, input_uncached=200 - cached, input_cached=cached, token_source=source,
+        ))
+    families = list(counts.families())
+    assert values(families, metrics.PREFIX_TOKENS) == {
+        ("tiny-fable", "believed"): 100, ("tiny-fable", "reported"): 170,
+    }
+    assert values(families, metrics.SESSION_REQUESTS) == {("kept",): 2}
 
 
 def test_attempts_and_why_sites_were_left() -> None:

@@ -34,9 +34,14 @@ def a_standing(
     return standing
 
 
-def picked(*standings: Standing, tried: tuple[str, ...] = (), revision: str | None = None) -> str:
+def picked(
+    *standings: Standing, tried: tuple[str, ...] = (), revision: str | None = None,
+    cached: dict[str, float] | None = None,
+) -> str:
+    known = None if cached is None else {ReplicaId(name): each for name, each in cached.items()}
     found = pick(
-        standings, tuple(map(ReplicaId, tried)), now_ns=100, rng=RNG, revision=revision
+        standings, tuple(map(ReplicaId, tried)), now_ns=100, rng=RNG, revision=revision,
+        cached=known,
     )
     return "nobody" if found is None else found.replica.id
 
@@ -111,3 +116,13 @@ def test_what_ended_leaves_nothing_ahead() -> None:
     standing.count(0, -300)
     standing.count(-1, 0, -100)
     assert (standing.wait_ms, standing.ahead) == (0.0, Work())
+
+
+def test_with_a_slot_free_whoever_has_most_of_the_prompt_goes_first() -> None:
+    standings = [a_standing("idle"), a_standing("some", running=1), a_standing("most", running=3)]
+    assert picked(*standings, cached={"some": 256.0, "most": 700.0}) == "most"
+    standings[2].count(1)  # its slots are full
+    assert picked(*standings, cached={"some": 256.0, "most": 700.0}) == "some"
+    assert picked(*standings, cached={}) == "idle"
+    assert picked(*standings, cached={"most": 700.0, "gone": 900.0}) == "idle"
+    assert picked(*standings, cached={"some": 256.0}, tried=("some",)) == "idle"

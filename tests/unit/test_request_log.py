@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from isochrone.core.ids import ModelName
+from isochrone.core.routing.bond import Bond
 from isochrone.gateway.request_log import MOST_KEPT, RequestLog
 from tests.unit.build_usage import a_decision, a_ground, a_record, a_usage_event, a_usage_record
 
@@ -30,7 +31,7 @@ def test_a_line_has_these_fields_in_this_order() -> None:
         ("outcome", "finished"), ("reason", None), ("attempts", 1), ("continued", 0),
         ("input_uncached", 5), ("input_cached", 0), ("output", 3), ("source", "engine"),
         ("chosen_ms", 0.1), ("sent_ms", 0.2), ("first_byte_ms", 10.0), ("predicted_ms", None),
-        ("total_ms", 1000.0),
+        ("believed_cached", None), ("session", None), ("total_ms", 1000.0),
     ]
     assert second == {
         "at": 7, "event": "answer", "worker": 2, "request": "b", "status": 404,
@@ -58,6 +59,20 @@ def test_a_line_says_what_was_predicted_and_how_often_a_stream_went_on() -> None
     assert continued["continued"] == 2
     assert continued == {**plain, "continued": 2}
     assert plain["predicted_ms"] == 12.0
+
+
+def test_a_line_says_what_was_believed_cached_and_what_became_of_the_home() -> None:
+    written: list[bytes] = []
+    log = RequestLog(written.append)
+    decision = a_decision(a_ground())
+    kept = Bond(cached_tokens=512, prompt_tokens=700, verdict="kept", limit_ms=40.0)
+    for bond in (kept, Bond(cached_tokens=0, prompt_tokens=700), None):
+        log.request(a_record(replace(a_usage_event(), decision=replace(decision, bond=bond))))
+    log.flush()
+    lines = [json.loads(line) for line in written[0].splitlines()]
+    assert [(each["believed_cached"], each["session"]) for each in lines] == [
+        (512, "kept"), (0, None), (None, None),
+    ]
 
 
 def test_what_a_client_sends_cannot_end_a_line_or_add_a_field() -> None:

@@ -51,6 +51,7 @@ def record_of(live: Live) -> Replica:
         usage_counts_one_choice=engine is not None and engine.traits.usage_counts_one_choice,
         detail=status.detail,
         endpoints=COMMON_ENDPOINTS if engine is None else engine.traits.endpoints,
+        cache_salt=engine is not None and engine.traits.cache_salt,
     )
 
 
@@ -113,6 +114,7 @@ def replica_load(live: Live) -> ReplicaLoad:
         prompt_tokens_total=load.prompt_tokens_total,
         cached_tokens_total=load.cached_tokens_total,
         output_tokens_total=load.output_tokens_total,
+        kept_tokens=load.kept_tokens,
     )
 
 

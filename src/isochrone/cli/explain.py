@@ -20,6 +20,15 @@ BODIES = {
     "in_part": "the body was not read to its end",
     "unread": "the body was not read",
 }
+HOMES = {
+    "none": "",
+    "new": "it has no home yet, and is at home there from now on",
+    "kept": "stays at its home, which may be {limit:.0f} ms dearer than another site",
+    "moved": "leaves its home {home}, which was more than {limit:.0f} ms dearer",
+    "gone": "leaves its home {home}, which could not take the request",
+    "overflow": "its home {home} was far dearer, and it moved there a moment ago: this request "
+    "alone goes elsewhere",
+}
 REPORTERS = {
     "ingress": "reported by the ingress, which saw the end",
     "evidence": "reported by the serving gateway; the ingress never reported",
@@ -27,6 +36,7 @@ REPORTERS = {
 }
 
 BECAUSE = {
+    "home": "its session has been there, and it costs little enough",
     "explored": "one request in a hundred is sent to some site that is soon enough, to learn of it",
     "local": "it is the ingress itself, and soon enough",
     "nearest": "it is nearest without queues, and nobody else was cheaper by enough",
@@ -94,6 +104,7 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         lines.append(("weights", found["revision"]))
     if decision is not None:
         lines.append(("policy", policy_line(decision)))
+        lines += bond_lines(decision)
     lines += [
         ("tokens", f"{counts}; {SOURCES[tokens['source']]}"),
         ("record", REPORTERS[found["reporter"]]),
@@ -114,6 +125,21 @@ def policy_line(decision: Mapping[str, Any]) -> str:
         if terms != ["any"]:
             said.append(f"{axis} {', '.join(terms)}")
     return "; ".join(said)
+
+
+def bond_lines(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What bound the request to a site beside its cost: a cached beginning, and a session."""
+    bond = decision.get("bond")
+    if bond is None:
+        return []
+    lines = [(
+        "prefix", f"{bond['cached_tokens']} of about {bond['prompt_tokens']} prompt tokens were "
+        "believed to be cached there",
+    )]
+    said = HOMES[bond["verdict"]]
+    if said:
+        lines.append(("session", said.format(home=bond["home"], limit=bond["limit_ms"])))
+    return lines
 
 
 def undecided(found: Mapping[str, Any]) -> str:

@@ -157,6 +157,7 @@ def _decision(exchange: "Exchange") -> DecisionRecord | None:
         choice.refused,
         tuple(exchange.tried),
         choice.decodes_ms(),
+        None if exchange.affinity is None else exchange.affinity.bond(),
         choice.because,
         choice.body_bytes,
     )

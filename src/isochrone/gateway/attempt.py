@@ -116,10 +116,13 @@ class Attempt:
         assert replica is not None
         request, body = exchange.request, exchange.asking or exchange.body
         same_name = replica.upstream_model == request.model
-        if request.stream or not same_name or request.endpoint not in COMMON_ENDPOINTS:
+        salt = ""
+        if replica.cache_salt and request.endpoint != "messages":
+            salt = exchange.context.salts.of_engine(exchange.key.org_id, request.own_salt or b"")
+        if request.stream or salt or not same_name or request.endpoint not in COMMON_ENDPOINTS:
             body = engine_body(
                 request, body, model=None if same_name else replica.upstream_model,
-                running_counts=replica.running_counts,
+                running_counts=replica.running_counts, salt=salt,
             )
         return b"%b%bcontent-length: %d\r\n\r\n%b" % (
             self.target.start_of(exchange.head.path), exchange.head.forwarded, len(body), body,

@@ -10,6 +10,7 @@ from isochrone.core.ids import RANDOM_BITS, RequestId, SiteName, uuid7
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
+from isochrone.core.routing.sessions import Sessions
 from isochrone.gateway.entitled import Entitled
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
@@ -20,6 +21,7 @@ from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.outcomes import Outcomes
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
+from isochrone.gateway.salts import Salts
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.skew import Skew
 from isochrone.gateway.spans import Spans
@@ -50,7 +52,7 @@ class Context:
     limits: KeyLimits
     retries: RetryBudget
     deadlines: Deadlines
-    prefixes: Prefixes
+    salts: Salts
     endpoints: KnownEndpoints
     pool: UpstreamPool
     targets: Targets
@@ -64,6 +66,8 @@ class Context:
     outbox: Outbox
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     exchanges: "dict[Exchange, None]" = field(default_factory=dict)
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    sessions: Sessions = field(default_factory=Sessions)
     narrowings: Narrowings = field(default_factory=Narrowings)
     entitled: Entitled = field(default_factory=Entitled)
     waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready

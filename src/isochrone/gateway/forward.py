@@ -231,10 +231,11 @@ class Exchange(CarryingOn):
             chosen_us = (self.chosen_ns - since_ns) // 1000
             sent_us = (self.sent_ns - since_ns) // 1000
             first_us = (self.first_ns - since_ns) // 1000
-            return _TIMING % (
+            timing = _TIMING % (
                 chosen_us // 1000, chosen_us % 1000, sent_us // 1000, sent_us % 1000,
                 first_us // 1000, first_us % 1000, total_us // 1000, total_us % 1000,
             )
+            return timing if self.affinity is None else timing + self.affinity.timing()
         stages = (("choose", self.chosen_ns), ("send", self.sent_ns), ("total", now_ns))
         return ", ".join(
             [f"{name};dur={(at - since_ns) / 1e6:.3f}" for name, at in stages if at is not None]
@@ -308,6 +309,8 @@ class Exchange(CarryingOn):
             now_ns = context.clock.monotonic_ns()
         if self.attempt is not None:
             self.release(self.attempt, verdict(outcome, status, reason), now_ns)
+        if self.affinity is not None and self.attempt is not None:
+            self.affinity.ended(context, tokens, self.attempt.replica_id)
         if self._held_tokens is not None:
             context.limits.settle(self.key, self._held_tokens, tokens.total, now_ns)
         if self.claim is not None:

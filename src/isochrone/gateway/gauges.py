@@ -122,6 +122,7 @@ class Gauges:
             _by_label(metrics.DIGESTS, states),
             _one(metrics.DIGEST_AGE, oldest_ms / 1000),
             _one(metrics.PREFIXES, len(context.prefixes)),
+            _one(metrics.SESSIONS, len(context.sessions)),
             Family(metrics.CLOCK_OFFSET, []) if offset_ms is None
             else _one(metrics.CLOCK_OFFSET, offset_ms / 1000),
         ]

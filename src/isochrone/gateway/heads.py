@@ -48,6 +48,7 @@ class RequestHead:
         "old_http",
         "path",
         "secret_sha256",
+        "session_id",
         "size_bytes",
         "url",
     )
@@ -62,6 +63,7 @@ class RequestHead:
         self.old_http = False  # HTTP/1.0: no chunked answers
         self.path = ""
         self.client_request_id: str | None = None
+        self.session_id = b""  # the client's own word for what its requests have in common
         self.secret_sha256: str | None = None
         self.forwarded = b""
         self.known: object = None  # what routing has found out about it, for its own use
@@ -71,6 +73,7 @@ class RequestHead:
         self.complete = True
         self.path = _path(self.url)
         self.client_request_id = _client_request_id(self.headers)
+        self.session_id = self.headers.get(b"x-session-id", b"")
         self.secret_sha256 = _secret_sha256(self.headers)
         self.forwarded = forwarded_lines(self.headers)
 
@@ -118,7 +121,7 @@ class HeadMemory(Generic[T]):
             stop = data.find(b"\r\n", begin)
         known = self._last
         if known is None or not data.startswith(after, stop):
-            return None
+            return self._look_up(data)  # another head, alike up to its length
         digits = data[begin:stop]
         begin = stop + len(after)
         if digits.isdigit() and len(digits) <= MOST_DIGITS:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import add
 from typing import TYPE_CHECKING
 
+from isochrone.core.routing.bond import Bond
 from isochrone.gateway import metrics
 from isochrone.ports.telemetry import Distribution, Family, Metric, Sample
 from isochrone.wire.usage import UsageRecord
@@ -63,6 +64,8 @@ class Measured:
         self._answers: Counter[_Names] = Counter()
         self._continuations: Counter[_Names] = Counter()
         self._abandoned: Counter[_Names] = Counter()
+        self._prefix_tokens: Counter[_Names] = Counter()
+        self._homes: Counter[_Names] = Counter()
         self._gaps: dict[str, _Tally] = {}
 
     # -- what happens ----------------------------------------------------------------------------
@@ -94,6 +97,8 @@ class Measured:
                 row.receive_ms += chosen_ms
             if record.stream and record.first_byte_ms is not None:
                 _count_first(row, record, record.first_byte_ms)
+        if record.decision is not None and record.decision.bond is not None:
+            self._count_bond(record, record.decision.bond, row.labels[_MODEL])
         if (
             record.reason is not None or record.attempts != 1 or record.token_source != "engine"
         ):
@@ -118,6 +123,16 @@ class Measured:
             self._gaps[each.method] = counts, gaps_s + gap_s
         if why is not None:
             self._abandoned[source, why] += 1
+
+    def _count_bond(self, record: UsageRecord, bond: Bond, model: str) -> None:
+        """What was believed cached, in the engine's tokens, beside what it said."""
+        if bond.verdict != "none":
+            self._homes[bond.verdict,] += 1
+        prompt = record.input_uncached + record.input_cached
+        if record.token_source == "engine" and bond.prompt_tokens > 0:
+            believed = prompt * bond.cached_tokens // bond.prompt_tokens
+            self._prefix_tokens[model, "believed"] += believed
+            self._prefix_tokens[model, "reported"] += record.input_cached
 
     def _row(self, record: UsageRecord, key: tuple[str | int | None, ...]) -> _Row:
         """The row of a combination seen for the first time, or of a model that nobody has: what
@@ -168,6 +183,8 @@ class Measured:
         yield _counts(metrics.PREFIX_HITS, _sums(
             ((labels[_MODEL], labels[_SOURCE]), row.prefix_hits) for labels, row in rows
         ))
+        yield _counts(metrics.PREFIX_TOKENS, self._prefix_tokens)
+        yield _counts(metrics.SESSION_REQUESTS, self._homes)
         yield _counts(metrics.ATTEMPTS, {
             source: count + self._extra_attempts[source] for source, count in by_source.items()
         })

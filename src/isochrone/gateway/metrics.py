@@ -87,6 +87,14 @@ PREFIX_HITS = Metric(
     name=_P + "prefix_hits_total", kind="counter", unit="hits", labels=("model", "source"),
     help="Requests of whose prompt the engine had a part cached.",
 )
+PREFIX_TOKENS = Metric(
+    name=_P + "prefix_tokens_total", kind="counter", unit="tokens", labels=("model", "said"),
+    help="Of prompts longer than a block: tokens believed cached as they were sent, and reported.",
+)
+SESSION_REQUESTS = Metric(
+    name=_P + "session_requests_total", kind="counter", unit="requests", labels=("home",),
+    help="Requests of sessions, by their home: new, kept, moved, gone, overflow.",
+)
 
 # -- attempts and continuations --------------------------------------------------------------------
 
@@ -227,6 +235,10 @@ PREFIXES = Metric(
     name=_P + "prefix_blocks", kind="gauge", unit="blocks",
     help="Beginnings of prompts whose site is remembered.",
 )
+SESSIONS = Metric(
+    name=_P + "sessions", kind="gauge", unit="sessions",
+    help="Sessions whose home is remembered.",
+)
 CLOCK_OFFSET = Metric(
     name=_P + "clock_offset_seconds", kind="gauge", unit="seconds",
     help="How far the own clock is ahead of the other sites'; absent while unknown.",
@@ -275,12 +287,13 @@ STARTED = Metric(
 
 METRICS: tuple[Metric, ...] = (
     REQUESTS, TOKENS, TOKEN_REPORTS, REFUSALS, FAILURES, ANSWERS, DURATION, FIRST_BYTE, ADDED,
-    RECEIVING, PREDICTION_RATIO, CALIBRATION_ERROR, CALIBRATION_BIAS, PREFIX_HITS,
+    RECEIVING, PREDICTION_RATIO, CALIBRATION_ERROR, CALIBRATION_BIAS, PREFIX_HITS, PREFIX_TOKENS,
+    SESSION_REQUESTS,
     ATTEMPTS, FAILED_ATTEMPTS, RETRIES, RETRY_BUDGET,
     CONTINUATIONS, CONTINUATION_GAP, ABANDONED,
     ENTITLED_RATE, ENTITLED_WANTED, ALLOWANCE, ENTITLED_TOKENS, CLAIMS, LETTERS,
     OPEN_REQUESTS, OPEN_STREAMS, CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS, BREAKERS,
     JOURNAL_RESERVED, JOURNAL_FREE, JOURNAL_BATCHES, JOURNAL_HELD, JOURNAL_SYNC, SHIPPING, SPANS,
-    VIEW_AGE, VIEW_ENTRIES, DIGESTS, DIGEST_AGE, PREFIXES, CLOCK_OFFSET,
+    VIEW_AGE, VIEW_ENTRIES, DIGESTS, DIGEST_AGE, PREFIXES, SESSIONS, CLOCK_OFFSET,
     READY, DRAINING, INFO, LOOP_LAG, COLLECTION, CPU, MEMORY, OPEN_FDS, MOST_FDS, STARTED,
 )

@@ -1,28 +1,36 @@
-"""Hashes of the beginning of a prompt, by which routing finds where it was computed before.
+"""Hashes of the beginning of a prompt, by which routing finds where it was computed before, and of
+the session that a request belongs to.
 
 The JSON of the prompt is cut into blocks, and each block's hash covers all blocks before it: two
-requests share their first n hashes when their prompts begin with the same n blocks.
+requests share their first n hashes when their prompts begin with the same n blocks. Salts (64 bits)
+keep tenants apart: what one of them asked can be told from nobody else's hashes.
 """
 
-from functools import lru_cache
+from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
 from isochrone.core.routing.prefix import BLOCK_BYTES
 from isochrone.gateway.request import InferenceRequest
+from isochrone.gateway.request_fields import ABSENT
 
-MOST_BLOCKS = 256  # requests that agree so far are taken for one prefix
+MOST_BLOCKS: Final = 256  # requests that agree so far are taken for one prefix
+NO_SESSION: Final = 0
+
+_ASSISTANT: Final = b'"assistant"'  # in a text its quotation marks would be escaped
+_ENDS: Final = b"], \t\r\n"
+
+# What names the session: the same words in another place name another.
+_HEADER: Final = b"header\0"
+_KEY: Final = b"key\0"
 
 
 def prompt_blocks(request: InferenceRequest, salt: int) -> list[int]:
-    """Chained hashes of the whole blocks of the prompt, from its beginning.
-
-    `salt` (64 bits) keeps tenants apart: what one of them asked can be told from nobody else's
-    hashes.
-    """
+    """Chained hashes of the whole blocks of the prompt, from its beginning. Tools, which a model
+    reads before it, are in all of them."""
     content = memoryview(request.prompt)
     blocks = []
-    block = salt
+    block = salt if request.tools is ABSENT else xxh3_64_intdigest(request.tools, salt)
     end = min(len(content) // BLOCK_BYTES, MOST_BLOCKS) * BLOCK_BYTES
     for begin in range(0, end, BLOCK_BYTES):
         block = xxh3_64_intdigest(content[begin : begin + BLOCK_BYTES], block)
@@ -30,7 +38,33 @@ def prompt_blocks(request: InferenceRequest, salt: int) -> list[int]:
     return blocks
 
 
-@lru_cache(maxsize=65_536)
-def salt_of(tenant: str) -> int:
-    """The salt of one tenant."""
-    return xxh3_64_intdigest(tenant.encode())
+def session_of(
+    request: InferenceRequest, session_id: bytes, salt: int, blocks: list[int]
+) -> int:
+    """The session of a request: what its header says, else its `prompt_cache_key`, else the
+    conversation that it goes on with; `NO_SESSION` where there is none. `blocks` are the prompt's.
+    """
+    if session_id:
+        return xxh3_64_intdigest(_HEADER + session_id, salt)
+    if request.cache_key:
+        return xxh3_64_intdigest(_KEY + request.cache_key, salt)
+    if request.endpoint == "completions" or not blocks:
+        return NO_SESSION
+    prompt = bytes(request.prompt)
+    end = _end_of_beginning(prompt)
+    whole = end // BLOCK_BYTES
+    if whole:
+        salt ^= blocks[whole - 1]
+    return xxh3_64_intdigest(prompt[whole * BLOCK_BYTES : end], salt)
+
+
+def _end_of_beginning(prompt: bytes) -> int:
+    """Where the messages before the first answer of the model end, which all turns of a
+    conversation have in common, as the client wrote them."""
+    end = min(len(prompt), MOST_BLOCKS * BLOCK_BYTES)
+    at = prompt.find(_ASSISTANT, 0, end)
+    if at >= 0:
+        end = max(prompt.rfind(b"{", 0, at), 0)
+    while end > 0 and prompt[end - 1] in _ENDS:
+        end -= 1
+    return end

@@ -15,7 +15,6 @@ from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.lifecycle.breaker import BreakerRules
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
-from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.world.digest import SiteDigest
 from isochrone.gateway.context import Context
 from isochrone.gateway.gauges import Gauges
@@ -30,6 +29,7 @@ from isochrone.gateway.outcomes import Outcomes
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.routes import Routes
+from isochrone.gateway.salts import Salts
 from isochrone.gateway.server import Server
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.shipping import Shipper
@@ -120,7 +120,7 @@ class Gateway:
             loads=loads, limits=KeyLimits(ports.counters),
             retries=RetryBudget(settings.retry_ratio, settings.retry_min_per_s),
             deadlines=deadlines_of(settings),
-            prefixes=Prefixes(),
+            salts=Salts(bytes.fromhex(identity.peer_secret)),
             pool=UpstreamPool(
                 ports.network, ports.clock, outbox, max_answer_bytes=settings.max_answer_bytes
             ),
@@ -239,7 +239,8 @@ class Gateway:
             return
         # The bus lets each site publish under its own subject only.
         if subject == subjects.digest_subject(digest.site):
-            self.context.loads.heard(digest, self._ports.clock.monotonic_ns())
+            if self.context.loads.heard(digest, self._ports.clock.monotonic_ns()):
+                self.context.prefixes.heard(digest)
             self.context.endpoints.heard(digest)
             if self.context.view.replicas.reaches(digest.site):
                 self.context.view.replicas.heard(digest)

@@ -4,7 +4,7 @@ Running counts are this gateway's own. A replica that fails is left out by its b
 probe succeeds or the agent has started it anew; `core/routing/pick.py` chooses among the rest.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from isochrone.core.estimate.service import Rates
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
@@ -12,6 +12,7 @@ from isochrone.core.lifecycle.breaker import CLOSED, BreakerRules, BreakerState,
 from isochrone.core.metering.event import Outcome
 from isochrone.core.rng import Random
 from isochrone.core.routing.pick import Standing, pick
+from isochrone.core.routing.prefix import UNKNOWN
 from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.model import Endpoint, Replica
 
@@ -60,6 +61,11 @@ class Replicas:
         """Whether this gateway holds replicas of the site."""
         return site in self._sites
 
+    def generation_of(self, replica: ReplicaId) -> int:
+        """Of a replica that is spoken of; `UNKNOWN` of others."""
+        standing = self._by_id.get(replica)
+        return UNKNOWN if standing is None else standing.replica.generation
+
     def pick(
         self,
         site: SiteName,
@@ -70,8 +76,10 @@ class Replicas:
         rng: Random,
         revision: str | None = None,
         endpoint: Endpoint = "chat.completions",
+        cached: Mapping[ReplicaId, float] | None = None,
     ) -> Replica | None:
-        """The replica to ask now; None when none may be asked. `revision`: only these weights.
+        """The replica to ask now; None when none may be asked. `revision`: only these weights;
+        `cached`: the tokens of the prompt that replicas are believed to have.
 
         Of a replica that was left out, the request becomes the probe.
         """
@@ -79,7 +87,8 @@ class Replicas:
         if standings is None:
             return None
         standing = pick(
-            standings, tried, now_ns=now_ns, rng=rng, revision=revision, endpoint=endpoint
+            standings, tried, now_ns=now_ns, rng=rng, revision=revision, endpoint=endpoint,
+            cached=cached,
         )
         if standing is None:
             return None

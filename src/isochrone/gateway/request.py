@@ -60,19 +60,23 @@ class InferenceRequest:
     """What the gateway knows of a request's content. Never changed once it is made.
 
     `choices` is over all prompts: n for each. Those of prompt p have the indices p * n to
-    p * n + n - 1. `prompt` is the JSON of what the model reads first, for prefix hashes. `tells`:
-    the names of the fields in the body by which the client itself says what `engine_body` would.
+    p * n + n - 1. `prompt` is the JSON of what the model reads first, for prefix hashes, but for
+    `tools`, which it reads before. `tells`: the names of the fields in the body by which the client
+    itself says what `engine_body` would. `cache_key` is its `prompt_cache_key`, empty without one;
+    `own_salt` its `cache_salt`, None without one; both as JSON.
     """
 
     __slots__ = (
-        "choices", "endpoint", "model", "output_tokens", "prompt", "prompt_bytes", "prompt_tokens",
-        "prompts", "service_tier", "stream", "tells", "wants_usage",
+        "cache_key", "choices", "endpoint", "model", "output_tokens", "own_salt", "prompt",
+        "prompt_bytes", "prompt_tokens", "prompts", "service_tier", "stream", "tells",
+        "tools", "wants_usage",
     )
 
     def __init__(
         self, endpoint: Endpoint, model: ModelName, stream: bool, wants_usage: bool, prompts: int,
         choices: int, prompt_bytes: int, output_tokens: int, service_tier: str | None,
-        prompt: msgspec.Raw, tells: tuple[str, ...],
+        prompt: msgspec.Raw, tells: tuple[str, ...], cache_key: bytes = b"",
+        own_salt: bytes | None = None, tools: msgspec.Raw = ABSENT,
     ) -> None:
         self.endpoint = endpoint
         self.model = model
@@ -86,6 +90,9 @@ class InferenceRequest:
         self.service_tier = service_tier
         self.prompt = prompt
         self.tells = tells
+        self.cache_key = cache_key
+        self.own_salt = own_salt
+        self.tools = tools
 
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -138,7 +145,8 @@ def _classic(endpoint: Endpoint, fields: ClassicBody) -> InferenceRequest:
     size = len(memoryview(content))
     return InferenceRequest(
         endpoint, ModelName(model), stream, wants_usage, prompts, choices, size, most * choices,
-        fields.service_tier, content, tells,
+        fields.service_tier, content, tells, _cache_key(fields.prompt_cache_key),
+        _own_salt(fields.cache_salt), fields.tools,
     )
 
 
@@ -157,6 +165,17 @@ def _count_of_prompts(content: msgspec.Raw, n: int) -> int:
     if prompts * n > MOST_ANSWERS:
         raise BadRequest(f"All prompts together have more than {MOST_ANSWERS} answers.", "prompt")
     return prompts
+
+
+def _cache_key(given: msgspec.Raw) -> bytes:
+    if given is ABSENT:
+        return b""
+    key = bytes(given)
+    return b"" if key in (b"null", b'""') else key
+
+
+def _own_salt(given: msgspec.Raw) -> bytes | None:
+    return None if given is ABSENT else bytes(given)
 
 
 def _told(fields: ClassicBody) -> tuple[bool, tuple[str, ...]]:
@@ -190,6 +209,7 @@ def _responses(fields: ResponsesBody) -> InferenceRequest:
     return _one_answer(
         "responses", fields.model, bool(fields.stream), fields.max_output_tokens,
         fields.service_tier, fields.instructions, fields.input, tells,
+        _cache_key(fields.prompt_cache_key), _own_salt(fields.cache_salt), fields.tools,
     )
 
 
@@ -202,13 +222,14 @@ def _messages(fields: MessagesBody) -> InferenceRequest:
         raise _stateful("messages", kept)
     return _one_answer(
         "messages", fields.model, bool(fields.stream), fields.max_tokens, fields.service_tier,
-        fields.system, fields.messages, (),
+        fields.system, fields.messages, (), b"", None, fields.tools,
     )
 
 
 def _one_answer(
     endpoint: Endpoint, model: str, stream: bool, most: int | None, service_tier: str | None,
-    first: msgspec.Raw, then: msgspec.Raw, tells: tuple[str, ...],
+    first: msgspec.Raw, then: msgspec.Raw, tells: tuple[str, ...], cache_key: bytes,
+    own_salt: bytes | None, tools: msgspec.Raw,
 ) -> InferenceRequest:
     """A request with one prompt in two parts and one choice, whose stream always has usage."""
     if not model or len(model) > MODEL_NAME_CHARS:
@@ -219,6 +240,7 @@ def _one_answer(
     size = len(memoryview(content))
     return InferenceRequest(
         endpoint, ModelName(model), stream, True, 1, 1, size, most, service_tier, content, tells,
+        cache_key, own_salt, tools,
     )
 
 
@@ -265,10 +287,12 @@ _NO_STORE = b'"store":false,'
 
 
 def engine_body(
-    request: InferenceRequest, body: bytes, *, model: str | None, running_counts: RunningCounts
+    request: InferenceRequest, body: bytes, *, model: str | None, running_counts: RunningCounts,
+    salt: str = "",
 ) -> bytes:
     """The body as the engine gets it: its own model name (None keeps the client's), for a stream
-    the final usage and running counts asked for, and nothing to be stored.
+    the final usage and running counts asked for, and nothing to be stored. With `salt` the engine
+    keeps what it computes apart from what it has of other tenants, whatever the client says.
 
     `request` is what parse_request made of `body`, a JSON object with at least one field, so that
     more fields and a comma may follow its first brace. A name given twice goes on as it came where
@@ -276,14 +300,20 @@ def engine_body(
     """
     if model is None:
         more = _in_front(request, running_counts)
+        if salt and more is not None:
+            more = None if request.own_salt is not None else (
+                b'"cache_salt":"' + salt.encode() + b'",' + more
+            )
         if more == b"":
             return body
         if more is not None:
             at = body.find(b"{") + 1
             return b"".join((body[:at], more, memoryview(body)[at:]))
     if request.endpoint in ("responses", "messages"):
-        return _rewrite_stateless(request, body, model, running_counts)
-    return rewrite(body, model=model, stream=request.stream, running_counts=running_counts)
+        return _rewrite_stateless(request, body, model, running_counts, salt)
+    return rewrite(
+        body, model=model, stream=request.stream, running_counts=running_counts, salt=salt
+    )
 
 
 def _in_front(request: InferenceRequest, running_counts: RunningCounts) -> bytes | None:
@@ -306,9 +336,12 @@ def _in_front(request: InferenceRequest, running_counts: RunningCounts) -> bytes
 
 
 def _rewrite_stateless(
-    request: InferenceRequest, body: bytes, model: str | None, running_counts: RunningCounts
+    request: InferenceRequest, body: bytes, model: str | None, running_counts: RunningCounts,
+    salt: str,
 ) -> bytes:
     fields = _decode_fields(body)
+    if salt:
+        fields["cache_salt"] = msgspec.Raw(_encode(salt))
     if model is not None:
         fields["model"] = msgspec.Raw(_encode(model))
     if request.endpoint == "responses":
@@ -319,13 +352,16 @@ def _rewrite_stateless(
 
 
 def rewrite(
-    body: bytes, *, model: str | None, stream: bool, running_counts: RunningCounts = None
+    body: bytes, *, model: str | None, stream: bool, running_counts: RunningCounts = None,
+    salt: str = "",
 ) -> bytes:
     """The body of one of OpenAI's older endpoints with single fields replaced, as `engine_body`
     needs it. A name given twice counts once, as last."""
-    if model is None and not stream:
+    if model is None and not stream and not salt:
         return body
     fields = _decode_fields(body)
+    if salt:
+        fields["cache_salt"] = msgspec.Raw(_encode(salt))
     if model is not None:
         fields["model"] = msgspec.Raw(_encode(model))
     if stream:

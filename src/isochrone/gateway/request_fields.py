@@ -28,6 +28,9 @@ class ClassicBody(msgspec.Struct, gc=False):
     input: msgspec.Raw = ABSENT
     timings_per_token: msgspec.Raw = ABSENT
     store: bool | None = None
+    tools: msgspec.Raw = ABSENT
+    prompt_cache_key: msgspec.Raw = ABSENT
+    cache_salt: msgspec.Raw = ABSENT
 
 
 class ResponsesBody(msgspec.Struct, gc=False):
@@ -44,6 +47,8 @@ class ResponsesBody(msgspec.Struct, gc=False):
     conversation: msgspec.Raw = ABSENT
     prompt: msgspec.Raw = ABSENT
     tools: msgspec.Raw = ABSENT
+    prompt_cache_key: msgspec.Raw = ABSENT
+    cache_salt: msgspec.Raw = ABSENT
 
 
 class MessagesBody(msgspec.Struct, gc=False):
@@ -54,6 +59,7 @@ class MessagesBody(msgspec.Struct, gc=False):
     system: msgspec.Raw = ABSENT
     messages: msgspec.Raw = ABSENT
     container: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
 
 
 decode_classic = msgspec.json.Decoder(ClassicBody).decode

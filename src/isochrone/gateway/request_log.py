@@ -48,6 +48,8 @@ class _Line(msgspec.Struct, gc=False):
     sent_ms: float | None
     first_byte_ms: float | None
     predicted_ms: float | None
+    believed_cached: int | None
+    session: str | None
     total_ms: float
 
 
@@ -109,6 +111,7 @@ class RequestLog:
 
 def _line(record: UsageRecord, worker: int, continued: int, reference: str | None) -> _Line:
     decision = record.decision
+    bond = None if decision is None else decision.bond
     return _Line(
         record.finished_at,
         "request" if record.reporter == "ingress" else "peer_request",
@@ -137,5 +140,7 @@ def _line(record: UsageRecord, worker: int, continued: int, reference: str | Non
         record.sent_ms,
         record.first_byte_ms,
         None if decision is None else decision.predicted_ttft_ms,
+        None if bond is None else bond.cached_tokens,
+        None if bond is None or bond.verdict == "none" else bond.verdict,
         record.total_ms,
     )

@@ -16,17 +16,16 @@ from isochrone.core.routing.choice import Refused, Rule
 from isochrone.core.routing.choose import choose
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Dispatch
-from isochrone.core.routing.prefix import BLOCK_BYTES
 from isochrone.core.world.tenant import ApiKey, Class
 from isochrone.gateway import admission, timeouts
 from isochrone.gateway.account import opening_of
+from isochrone.gateway.affinity import Affinity, affinity_of
 from isochrone.gateway.attempt import Attempt
 from isochrone.gateway.context import Context
 from isochrone.gateway.continuation.coordinator import Continuation
 from isochrone.gateway.continuation.retained import Retained
 from isochrone.gateway.entitled import Claim
 from isochrone.gateway.heads import RequestHead
-from isochrone.gateway.prefix_hash import prompt_blocks, salt_of
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import InferenceRequest
@@ -44,6 +43,8 @@ class Tries(ABC):
     Every request makes one, so what most requests leave alone is a default of the class. `tried`
     are the sites that refused or lost it, with the rule or failure that ended each try; `opened`:
     the journal knows of it; instants (`_ns`) are monotonic.
+
+    `affinity` is what it has to do with the requests before it, None where that is nothing.
 
     `retained` is what a stream has delivered, `continuation` there is once it was lost, and then
     tries are counted anew. `asking` takes the place of the body, `wanted` is what its replica must
@@ -76,12 +77,12 @@ class Tries(ABC):
     narrowing: Narrowing | None = None  # what the client's headers ask for beyond the policy
     asking: bytes | None = None
     wanted: Kin | None = None
+    affinity: Affinity | None = None
     _tries_before = 0  # those before the stream was lost
     _tried_before = 0
     _tries_began_ns: int | None = None
     _tried_replicas: set[ReplicaId] | None = None
     _ticket: Dispatch | None = None
-    _prompt_blocks: list[int] | None = None
 
     @abstractmethod
     def refuse(self, refusal: Refusal, outcome: Outcome = "refused") -> None:
@@ -135,6 +136,9 @@ class Tries(ABC):
         if tries >= MOST_TRIES:
             self._refuse_nobody()
             return
+        affinity = self.affinity
+        if affinity is None:
+            affinity = self.affinity = affinity_of(self)
         choice = self.choice = choose(
             context.view.table,
             context.loads,
@@ -144,11 +148,12 @@ class Tries(ABC):
             class_=self.class_,
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
-            blocks=self._blocks(),
+            blocks=() if affinity is None else affinity.blocks,
             tried=self.tried_now,
             now_ns=now_ns,
             rng=context.rng,
             narrowing=self.narrowing,
+            home=None if affinity is None else affinity.find_home(context, now_ns),
             body_bytes=len(self.asking or self.body),
             target_ms=context.settings.ttft_target_ms,
         )
@@ -159,6 +164,8 @@ class Tries(ABC):
         if self.claim is not None:
             self.class_ = self.claim.at(site, now_ns)
             self.reply.extra = self.claim.lines
+        if affinity is not None:
+            affinity.chosen(context, choice, now_ns)
         if self.chosen_ns is None:
             self.chosen_ns = now_ns
         if site == context.site or context.view.replicas.reaches(site):
@@ -177,18 +184,6 @@ class Tries(ABC):
         emulated_rtt_ms = context.view.emulated_rtt_ms(site)
         self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms), now_ns)
 
-    def _blocks(self) -> list[int]:
-        """Hashes of the prompt's beginning, salted by the organisation; none where this site may
-        not remember them."""
-        if self.request.prompt_bytes < BLOCK_BYTES:
-            return []
-        if self._prompt_blocks is None:
-            table = self.context.view.table
-            may_keep = table.standing(self.key.policy_id, self.narrowing).caches
-            salt = salt_of(self.key.org_id)
-            self._prompt_blocks = prompt_blocks(self.request, salt) if may_keep else []
-        return self._prompt_blocks
-
     def try_again_at(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
         """Try another replica of a site that was tried before, if the view still allows it."""
         table = self.context.view.table
@@ -198,12 +193,15 @@ class Tries(ABC):
 
     def try_replica(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
         """Try a replica that this gateway reaches itself; False when none is left."""
-        context, wanted = self.context, self.wanted
+        context, wanted, affinity = self.context, self.wanted, self.affinity
+        if affinity is None and self.choice is None:
+            affinity = self.affinity = affinity_of(self)
+        cached = None if affinity is None else affinity.cached_at(context, site, now_ns)
         while True:
             replica = context.view.replicas.pick(
                 site, self.request.model, self._tried_replicas or (), now_ns=now_ns,
                 rng=context.rng, endpoint=self.endpoint,
-                revision=None if wanted is None else wanted.revision,
+                revision=None if wanted is None else wanted.revision, cached=cached,
             )
             if replica is None:
                 return False
@@ -241,17 +239,19 @@ class Tries(ABC):
         if not self.attempts:
             context.retries.deposit(self.started_ns)
         self.attempts += 1
+        prompt_tokens, affinity = request.prompt_tokens, self.affinity
+        if affinity is not None:
+            affinity.sent(context, target, self.choice is not None, now_ns)
+            prompt_tokens -= affinity.believed_tokens
         if target.replica is not None:
-            attempt.unread_tokens = request.prompt_tokens
+            attempt.unread_tokens = prompt_tokens
             context.view.replicas.started(
-                target.replica.id, request.prompt_tokens, request.output_tokens
+                target.replica.id, prompt_tokens, request.output_tokens
             )
         self._ticket = context.loads.dispatched(
-            target.site, request.model, request.prompt_tokens, request.output_tokens,
+            target.site, request.model, prompt_tokens, request.output_tokens,
             now_ns, rtt_ms=target.rtt_ms, pushed=self.choice is not None and self.choice.pushed,
         )
-        if self._prompt_blocks:
-            context.prefixes.saw(target.site, self._prompt_blocks)
         attempt.start(now_ns)
 
     def connect_share_s(self, target: Target) -> float:
@@ -271,6 +271,8 @@ class Tries(ABC):
         """Nothing of it reached the client: try elsewhere."""
         context, target = self.context, attempt.target
         now_ns = context.clock.monotonic_ns()
+        if self.affinity is not None:
+            self.affinity.failed()
         if target.replica is not None and unreachable:
             context.view.replicas.lost(target.replica, now_ns, context.rng)
         busy = attempt.status in (401, 403, 429)  # says nothing of its health
@@ -296,6 +298,8 @@ class Tries(ABC):
     def refused_by_peer(self, attempt: Attempt, rule: str) -> None:
         """The destination refused with a typed reason: try another allowed site."""
         now_ns = self.context.clock.monotonic_ns()
+        if self.affinity is not None:
+            self.affinity.failed()
         self.release(attempt, None, now_ns)
         if not self._may_retry(now_ns):
             return

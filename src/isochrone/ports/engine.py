@@ -30,6 +30,7 @@ class EngineLoad:
     Totals count since the engine's start; `prompt_tokens_total` is without cached tokens. Rates are
     what one stream saw since the last reading, None when there was no work. `running_prompt_tokens`
     are still to be prefilled by the running requests, `running_output_tokens` they have decoded.
+    `kept_tokens`: how many the engine's cache holds.
     """
 
     running: int | None
@@ -42,6 +43,7 @@ class EngineLoad:
     requests_total: int | None = None
     running_prompt_tokens: int | None = None
     running_output_tokens: int | None = None
+    kept_tokens: int | None = None
 
 
 UNKNOWN_LOAD = EngineLoad(
@@ -62,6 +64,7 @@ class EngineTraits:
     running_counts: Literal["timings", "usage"] | None = None
     usage_counts_one_choice: bool = False
     endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS
+    cache_salt: bool = False
 
 
 class Engine(Protocol):

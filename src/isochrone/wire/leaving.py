@@ -74,7 +74,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "DecisionRecord": _fields(
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
-            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms because body_bytes"
+            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond because "
+            "body_bytes"
         ),
     ),
     "UsageRecord": _fields(
@@ -107,7 +108,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "ReplicaLoad": _fields(
         fleet=(
             "id model generation state pid running waiting restarts prompt_tokens_total "
-            "cached_tokens_total output_tokens_total"
+            "cached_tokens_total output_tokens_total kept_tokens"
         ),
     ),
     "ProbedRtt": _fields(fleet="peer rtt_ms"),
@@ -123,7 +124,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "Replica": _fields(
         fleet=(
             "id site model revision generation state engine base_url upstream_model slots pid "
-            "started_at restarts running_counts usage_counts_one_choice detail endpoints"
+            "started_at restarts running_counts usage_counts_one_choice detail endpoints "
+            "cache_salt"
         ),
         credential="engine_key credential",
     ),
@@ -173,6 +175,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         ),
         reference="client_request_id",
     ),
+    # core/routing/bond.py
+    "Bond": _fields(account="cached_tokens prompt_tokens verdict home limit_ms"),
     # core/routing/choice.py
     "Candidate": _fields(
         account=(
@@ -191,7 +195,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "Decision": _fields(
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
-            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms because body_bytes"
+            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond because "
+            "body_bytes"
         ),
     ),
     # gateway/records.py
@@ -207,7 +212,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         account=(
             "at event worker request key endpoint stream class_ model ingress site country "
             "replica status outcome reason attempts continued input_uncached input_cached "
-            "output source chosen_ms sent_ms first_byte_ms predicted_ms total_ms"
+            "output source chosen_ms sent_ms first_byte_ms predicted_ms "
+            "believed_cached session total_ms"
         ),
         reference="client_request",
     ),

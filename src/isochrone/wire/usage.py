@@ -19,6 +19,7 @@ from isochrone.core.metering.event import (
     TokenSource,
     UsageEvent,
 )
+from isochrone.core.routing.bond import Bond
 from isochrone.core.routing.choice import Because, Decision, Ground, Refused
 from isochrone.core.world.tenant import Class
 
@@ -40,6 +41,7 @@ class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     refused: tuple[Refused, ...]
     tried: tuple[Refused, ...] = ()
     decodes_ms: bytes = b""
+    bond: Bond | None = None
     because: Because | None = None
     body_bytes: int = 0
 

@@ -41,7 +41,7 @@ from isochrone.wiring.alone_leftover import folders_left_over, ship_left_over, w
 from isochrone.wiring.alone_reload import Reloader
 from isochrone.wiring.gateway_start import LineFile, freeze_start, write_output
 from isochrone.wiring.log import configure_log
-from isochrone.wiring.peer_secret import passing_peer_secret, peer_public, read_peer_secret
+from isochrone.wiring.peer_secret import kept_peer_secret, peer_public, read_peer_secret
 from isochrone.wiring.telemetry import spans_of
 
 log = structlog.get_logger()
@@ -165,7 +165,10 @@ def _identity(file: AloneFile, signer: Ed25519PrivateKey) -> SiteIdentity:
     """The site's own word for who it is; entries are trusted that `signer` signed."""
     own = next((site.site for site in file.sites if site.site.name == file.site), None)
     path = file.peer_secret
-    secret = passing_peer_secret() if path is None else read_peer_secret(path)
+    if path is None:
+        secret = kept_peer_secret(file.settings.journal / "secret")
+    else:
+        secret = read_peer_secret(path)
     return SiteIdentity(
         site=file.site, country=None if own is None else own.country, nats_urls=(), nats_jwt="",
         nats_seed="", peer_key=peer_public(secret), peer_secret=secret,

@@ -150,6 +150,7 @@ def _replicas(site: AloneSite, models: Mapping[ModelName, Model]) -> Iterable[Re
             credential=each.credential, upstream_model=each.upstream_model, slots=each.slots,
             pid=None, started_at=0, running_counts=each.running_counts,
             usage_counts_one_choice=each.usage_counts_one_choice, endpoints=each.endpoints,
+            cache_salt=each.cache_salt,
         )
 
 

@@ -49,6 +49,7 @@ class Upstream:
     running_counts: RunningCounts
     usage_counts_one_choice: bool
     endpoints: tuple[Endpoint, ...]
+    cache_salt: bool
     prefill_tok_s: float
     decode_tok_s: float
 
@@ -198,6 +199,7 @@ def _upstream(table: TomlTable, known: Known) -> Upstream:
         running_counts="timings" if counts == "timings" else "usage" if counts == "usage" else None,
         usage_counts_one_choice=traits.usage_counts_one_choice,
         endpoints=_endpoints(table, "endpoints", traits.endpoints),
+        cache_salt=traits.cache_salt,
         prefill_tok_s=table.number("prefill_tok_s", 0, FASTEST_TOK_S, default=0.0),
         decode_tok_s=table.number("decode_tok_s", 0, FASTEST_TOK_S, default=0.0),
     )

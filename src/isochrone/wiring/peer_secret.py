@@ -1,6 +1,8 @@
 """The secret by which a gateway that runs alone proves itself to the gateways of other sites."""
 
+import contextlib
 from pathlib import Path
+from secrets import token_hex
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -37,9 +39,22 @@ def read_peer_secret(path: Path) -> str:
     return text
 
 
-def passing_peer_secret() -> str:
-    """A secret for a gateway without peers: nobody is ever shown its public key."""
-    return X25519PrivateKey.generate().private_bytes_raw().hex()
+def kept_peer_secret(path: Path) -> str:
+    """The secret of a gateway without peers, made when it is first asked for: nobody is ever shown
+    its public key, but all workers, and their next lives, salt engines' caches by it. Raises
+    InvalidInput."""
+    if not path.exists():
+        made = X25519PrivateKey.generate().private_bytes_raw().hex()
+        own = path.with_name(f".{path.name}.{token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_private(own, made.encode() + b"\n")
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(own)  # the first of several workers wins
+            own.unlink()
+        except OSError as error:
+            raise InvalidInput([f"{path}: cannot be written: {error.strerror}"]) from error
+    return read_peer_secret(path)
 
 
 def peer_public(secret_hex: str) -> str:

@@ -4,6 +4,7 @@ Names differ between engines and versions: each need lists its names in order of
 series that is missing is unknown, not zero. Rates are what one stream saw since the last reading.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,7 +18,8 @@ Series = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """Series of one engine family, best first; `decode` is (tokens, seconds spent on them)."""
+    """Series of one engine family, best first; `decode` is (tokens, seconds spent on them),
+    `kept` the tokens that its cache holds."""
 
     traits: EngineTraits
     running: tuple[str, ...]
@@ -29,6 +31,13 @@ class Names:
     requests: tuple[str, ...] = ()
     prefill_seconds: str
     decode: tuple[str, str]
+    kept: tuple[str, ...] = ()
+
+
+# vLLM states the size of its cache in labels; what they make is added as a series of this name.
+CACHE_CONFIG = "vllm:cache_config_info"
+CACHE_TOKENS = "vllm:cache_tokens"
+_SIZES = re.compile(r'\b(block_size|num_gpu_blocks)="(\d+)"')
 
 
 FAMILIES: Mapping[Family, Names] = {
@@ -46,7 +55,7 @@ FAMILIES: Mapping[Family, Names] = {
         decode=("llamacpp:tokens_predicted_total", "llamacpp:tokens_predicted_seconds_total"),
     ),
     "vllm": Names(
-        traits=EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS),
+        traits=EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS, cache_salt=True),
         running=("vllm:num_requests_running",),
         waiting=("vllm:num_requests_waiting",),
         prompt=("vllm:prompt_tokens_total", "vllm:prompt_tokens"),
@@ -63,9 +72,10 @@ FAMILIES: Mapping[Family, Names] = {
             "vllm:inter_token_latency_seconds_count",
             "vllm:inter_token_latency_seconds_sum",
         ),
+        kept=(CACHE_TOKENS,),
     ),
     "sglang": Names(
-        traits=EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS),
+        traits=EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS, cache_salt=True),
         running=("sglang:num_running_reqs",),
         waiting=("sglang:num_queue_reqs",),
         prompt=("sglang:prompt_tokens_total",),
@@ -79,6 +89,7 @@ FAMILIES: Mapping[Family, Names] = {
             "sglang:inter_token_latency_seconds_count",
             "sglang:inter_token_latency_seconds_sum",
         ),
+        kept=("sglang:max_total_num_tokens",),
     ),
 }
 
@@ -100,7 +111,15 @@ def read_series(text: str) -> dict[str, float]:
             continue
         if number == number and abs(number) != float("inf"):
             series[name] = series.get(name, 0.0) + number
+            if name == CACHE_CONFIG:
+                series[CACHE_TOKENS] = series.get(CACHE_TOKENS, 0.0) + _cache_tokens(rest)
     return series
+
+
+def _cache_tokens(labels: str) -> float:
+    """Tokens that one engine's cache holds, 0 where its labels do not say."""
+    sizes = {name: float(digits) for name, digits in _SIZES.findall(labels)}
+    return sizes.get("block_size", 0.0) * sizes.get("num_gpu_blocks", 0.0)
 
 
 def family_of(series: Series) -> Family | None:
@@ -141,6 +160,7 @@ class LoadReader:
                 "decode", series.get(names.decode[0]), series.get(names.decode[1])
             ),
             requests_total=_count(series, names.requests),
+            kept_tokens=_count(series, names.kept) or None,
         )
 
     def _rate(self, what: str, tokens: float | None, seconds: float | None) -> float | None:

@@ -10,7 +10,9 @@ from isochrone.control.api.context import Context
 from isochrone.core.errors import NotFound
 from isochrone.core.ids import RequestId, is_uuid7
 from isochrone.core.metering.event import Endpoint, Outcome, Reporter, TokenSource, UsageEvent
+from isochrone.core.routing.bond import Bond, HomeVerdict
 from isochrone.core.routing.choice import Because, Candidate, Decision, Ground, Refused, Rule
+from isochrone.core.routing.explain import DIGITS
 from isochrone.core.routing.explain import explain as explanation_of
 from isochrone.core.world.site import RttSource
 from isochrone.core.world.tenant import Class
@@ -76,12 +78,25 @@ class RefusedShape(BaseModel):
     detail: str
 
 
+class BondShape(BaseModel):
+    """Of `prompt_tokens` (estimated) `cached_tokens` were believed to be cached where the request
+    was sent. `verdict` says what became of `home`, the home of its session, which could be
+    `limit_ms` dearer than another site."""
+
+    cached_tokens: int
+    prompt_tokens: int
+    verdict: HomeVerdict
+    home: str | None
+    limit_ms: float
+
+
 class DecisionShape(BaseModel):
     """Candidates cheapest first (the first was chosen, and `because` says what decided);
     `refused` are the other sites that serve
     the model, `elsewhere` counts those that do not. `tried` lists earlier tries that failed. The
     axes are the policy's; `narrowed` and `narrowed_transit` are what the request's own headers
-    allowed beyond it, `any` where they said nothing."""
+    allowed beyond it, `any` where they said nothing. `bond` is null for a short request of no
+    session, and where the ingress may remember nothing."""
 
     residency: list[str]
     transit: list[str]
@@ -96,6 +111,7 @@ class DecisionShape(BaseModel):
     predicted_ttft_ms: float | None
     actual_ttft_ms: float | None
     tried: list[RefusedShape]
+    bond: BondShape | None
     because: Because | None
 
 
@@ -228,6 +244,14 @@ def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape
         actual_ttft_ms=decision.actual_ttft_ms,
         tried=[_refused(each) for each in decision.tried],
         because=decision.because,
+        bond=None if decision.bond is None else _bond(decision.bond),
+    )
+
+
+def _bond(bond: Bond) -> BondShape:
+    return BondShape(
+        cached_tokens=bond.cached_tokens, prompt_tokens=bond.prompt_tokens, verdict=bond.verdict,
+        home=bond.home, limit_ms=round(bond.limit_ms, DIGITS),
     )
 
 

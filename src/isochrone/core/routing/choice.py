@@ -12,6 +12,7 @@ import numpy as np
 
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.rule import UNBOUND
+from isochrone.core.routing.bond import Bond
 from isochrone.core.world.site import RttSource
 
 Milliseconds = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # one a site
@@ -32,6 +33,7 @@ Rule = Literal[
 
 # What decided among the sites that could take a request, in the order in which it is asked.
 Because = Literal[
+    "home",       # the session has been there, and it costs little enough
     "explored",   # a site within the target, drawn so that something is learned of each
     "local",      # the own site, which answers within the target
     "nearest",    # nearest without queues, and no other is worth leaving it
@@ -123,9 +125,10 @@ class Decision:
     expected cost (infinite for a site that could not take a request just then) and its queue part.
     `decodes_ms` likewise, where decoding counts; empty where it does not. `chosen` is the index of
     the chosen site, -1 for none; `prefill_ms`, `decode_ms` and `digest_age_ms` are the chosen
-    site's. `because`: what decided among the candidates. `body_bytes`: the body whose transfer is
-    part of the costs, 0 where it is not. `refused` says why each infinite one was refused, `tried`
-    lists earlier sites of the request with the rule or failure that ended each try.
+    site's. `refused` says why each infinite one was refused, `tried` lists earlier sites of the
+    request with the rule or failure that ended each try. `bond`: what else spoke for a site; None
+    where nothing could. `because`: what decided among the candidates. `body_bytes`: the body whose
+    transfer is part of the costs, 0 where it is not.
     """
 
     ground: str
@@ -140,5 +143,6 @@ class Decision:
     refused: tuple[Refused, ...]
     tried: tuple[Refused, ...] = ()
     decodes_ms: bytes = b""
+    bond: Bond | None = None
     because: Because | None = None
     body_bytes: int = 0

@@ -20,7 +20,8 @@ from isochrone.core.routing.choice import Milliseconds, Refused
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.credits import PUSHED_MS
 from isochrone.core.routing.loads import Loads
-from isochrone.core.routing.prefix import Prefixes
+from isochrone.core.routing.prefix import Belief, Prefixes
+from isochrone.core.routing.sessions import Home, judge, limit_ms
 from isochrone.core.routing.table import RoutingTable, Shortlist
 from isochrone.core.world.tenant import Class
 
@@ -44,56 +45,55 @@ def choose(
     now_ns: int,
     rng: Random,
     narrowing: Narrowing | None = None,
+    home: Home | None = None,
     body_bytes: int = 0,
     target_ms: float = TARGET_MS,
 ) -> Choice:
-    """Weigh every open site of the shortlist and take the best, see `_best`.
+    """Weigh every open site of the shortlist and take the best, see `_best`, or the `home` of the
+    request's session while it costs little enough.
 
     Token counts are expectations >= 0. `blocks` are the hashes of the prompt's leading blocks, see
     `Prefixes`. `tried` are the sites that refused or lost the request already, with what ended each
     try. `now_ns` is the clock that `loads` was told. `rng` draws among near equals, and now and
     then a site to explore. `target_ms`: a time to the first token that is soon enough; 0 for none.
-
     Plain arguments: this runs for every request, and a record would cost a tenth of the choice.
     """
     listing = table.listing(model, policy_id, narrowing)
     part = _up_to_date(table, listing.shortlist, loads, model, now_ns)
-    board = part.board
+    board, choice = part.board, Choice()
     costs, queues, decodes = _times(board.prompt_ms, prompt_tokens), board.queues_ms, None
     costs += board.fixed_ms
     if class_ == "batch":
-        decodes = _times(board.output_ms, output_tokens)
+        decodes, target_ms = _times(board.output_ms, output_tokens), 0.0
         costs += decodes
-    choice = Choice()
     choice.body_bytes = body_bytes if body_bytes >= LEAST_BODY_BYTES else 0
     if choice.body_bytes:
         costs += board.byte_ms * float(body_bytes)
-    left = board.credits_left if board.credited else None
-    saved = _credit(board, costs, prefixes, blocks, prompt_tokens) if blocks else None
+    beliefs = _credit(board, costs, prefixes, blocks, prompt_tokens, now_ns) if blocks else None
     if part.places is not None:
         costs, queues = costs.take(part.places), queues.take(part.places)
         decodes = None if decodes is None else decodes.take(part.places)
     refused = _without(part, costs, tried) if tried else part.refused
-    choice.ground = listing.ground
+    choice.ground, choice.refused = listing.ground, refused
     choice.allowed_exists = listing.shortlist.allowed_exists
     choice.eligible = part.eligible if not tried else len(costs) - len(refused)
-    choice.refused = refused
     choice.costs, choice.decodes, choice.queues = costs, decodes, queues.tobytes()
-    if choice.eligible:
-        soon_ms = 0.0 if class_ == "batch" else target_ms
-        index = _best(choice, part, costs, left, soon_ms, class_, rng)
-        _settle(choice, part, index, prompt_tokens, now_ns)
-        if saved:
-            choice.prefill_ms -= saved.get(choice.site, 0.0)
-    else:
-        _settle_on_nobody(choice)
+    choice.verdict, choice.limit_ms = "none", 0.0
+    if not choice.eligible:
+        return _nobody(choice)
+    index = _best(choice, part, costs, target_ms, class_, rng)
+    if home is not None:
+        index = _at_home(choice, part, home, index, beliefs, now_ns)
+    _settle(choice, part, index, prompt_tokens, now_ns)
+    _believe(choice, beliefs)
     return choice
 
 
-def _settle_on_nobody(choice: Choice) -> None:
+def _nobody(choice: Choice) -> Choice:
     choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
     choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
-    choice.because, choice.pushed = None, False
+    choice.because, choice.pushed, choice.belief = None, False, None
+    return choice
 
 
 def _up_to_date(
@@ -131,8 +131,7 @@ def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: 
 
 
 def _best(
-    choice: Choice, part: Part, costs: Milliseconds, left: Milliseconds | None, soon_ms: float,
-    class_: Class, rng: Random,
+    choice: Choice, part: Part, costs: Milliseconds, soon_ms: float, class_: Class, rng: Random
 ) -> int:
     """The index of the site to take, and what decided.
 
@@ -141,6 +140,7 @@ def _best(
     credits that are left, to the cheapest site or a near equal; with them see `_pushed`.
     """
     board, own, luck = part.board, part.own, rng.random()
+    left = board.credits_left if board.credited else None
     if luck < EXPLORED:
         luck /= EXPLORED
         if soon_ms and class_ != "reserved":
@@ -159,8 +159,7 @@ def _best(
         board.spilled = True
     index = int(costs.argmin())
     cheapest_ms = costs.item(index)
-    share_ms = cheapest_ms * TIE_SHARE
-    near_ms = cheapest_ms + (share_ms if share_ms > TIE_MS else TIE_MS)
+    near_ms = cheapest_ms + _tie_ms(cheapest_ms)
     nearest = part.nearest(luck)
     nearest_ms = costs.item(nearest)
     if left is not None and rng.random() >= part.stays(nearest, nearest_ms - near_ms):
@@ -203,17 +202,52 @@ def _explored(
     return within.item(int(luck * len(within))) if len(within) > 1 else -1
 
 
+def _tie_ms(cheapest_ms: float) -> float:
+    share_ms = cheapest_ms * TIE_SHARE
+    return share_ms if share_ms > TIE_MS else TIE_MS
+
+
+def _at_home(
+    choice: Choice, part: Part, home: Home, other: int, beliefs: dict[SiteName, Belief] | None,
+    now_ns: int,
+) -> int:
+    """The index of the session's home while the request goes there, else `other`, where it would
+    go without one."""
+    costs, index = choice.costs, part.index_of.get(home.site, -1)
+    other_ms = costs.item(other)
+    belief = None if beliefs is None else beliefs.get(home.site)
+    saved_ms = 0.0 if belief is None else belief.saved_ms
+    choice.limit_ms = limit_ms(_tie_ms(other_ms), saved_ms)
+    home_ms = float("inf") if index < 0 else costs.item(index)
+    choice.verdict = judge(home, home_ms, other_ms, choice.limit_ms, now_ns)
+    if choice.verdict != "kept":
+        return other
+    if index != other:
+        choice.because, choice.pushed = "home", False
+    return index
+
+
+def _believe(choice: Choice, beliefs: dict[SiteName, Belief] | None) -> None:
+    """What the chosen site is expected to have of the prompt it need not compute."""
+    assert choice.site is not None
+    belief = choice.belief = None if beliefs is None else beliefs.get(choice.site)
+    if belief is not None:
+        choice.prefill_ms -= belief.saved_ms
+
+
 def _credit(
-    board: Board, costs: Milliseconds, prefixes: Prefixes, blocks: Sequence[int], prompt_tokens: int
-) -> dict[SiteName | None, float]:
-    """Take off `costs` the prefill that sites have cached; the milliseconds by site."""
-    saved: dict[SiteName | None, float] = {}
-    for site, tokens in prefixes.cached_tokens(blocks).items():
+    board: Board, costs: Milliseconds, prefixes: Prefixes, blocks: Sequence[int],
+    prompt_tokens: int, now_ns: int,
+) -> dict[SiteName, Belief]:
+    """Take off `costs` the prefill that sites are believed to have cached."""
+    beliefs = prefixes.cached(blocks, now_ns)
+    for site, belief in beliefs.items():
         place = board.index_of.get(site)
         if place is not None:
-            saved_ms = saved[site] = min(tokens, prompt_tokens) * board.prompt_ms.item(place)
+            saved_ms = min(belief.tokens, prompt_tokens) * board.prompt_ms.item(place)
+            belief.saved_ms = saved_ms
             costs[place] -= saved_ms
-    return saved
+    return beliefs
 
 
 def _without(part: Part, costs: Milliseconds, tried: Sequence[Refused]) -> tuple[Refused, ...]:

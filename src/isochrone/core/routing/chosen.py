@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 
 from isochrone.core.ids import SiteName
-from isochrone.core.routing.choice import (
-    Because,
-    Decision,
-    Ground,
-    Milliseconds,
-    Refused,
-)
+from isochrone.core.routing.bond import Bond, HomeVerdict
+from isochrone.core.routing.choice import Because, Decision, Ground, Milliseconds, Refused
+from isochrone.core.routing.prefix import Belief
 
 
 class Choice:
@@ -18,15 +14,17 @@ class Choice:
 
     `site` is None and `index` -1 when no site can take the request; the milliseconds are then 0.
     `index` counts the open sites of `ground`. `eligible` is how many could take it.
-    `allowed_exists` tells "not allowed" from "allowed, but not able just now". `because` says what
-    decided among the eligible, None when there is nobody; `pushed`: it goes past the nearest site,
-    which counts against the credits. `body_bytes` is what was reckoned for the way, 0 for little.
+    `allowed_exists` tells "not allowed" from "allowed, but not able just now". `belief` is what the
+    chosen site is expected to have of the prompt; `verdict` is what became of the session's home,
+    which could be `limit_ms` dearer than another. `because` says what decided among the eligible,
+    None when there is nobody; `pushed`: it goes past the nearest site, which counts against the
+    credits. `body_bytes` is what was reckoned for the way, 0 for little.
     """
 
     __slots__ = (
-        "allowed_exists", "because", "body_bytes", "cost_ms", "costs", "decode_ms", "decodes",
-        "digest_age_ms", "eligible", "ground", "index", "prefill_ms", "pushed", "queues", "refused",
-        "rtt_ms", "site",
+        "allowed_exists", "because", "belief", "body_bytes", "cost_ms", "costs", "decode_ms",
+        "decodes", "digest_age_ms", "eligible", "ground", "index", "limit_ms", "prefill_ms",
+        "pushed", "queues", "refused", "rtt_ms", "site", "verdict",
     )
 
     site: SiteName | None
@@ -46,6 +44,9 @@ class Choice:
     costs: Milliseconds
     queues: bytes
     decodes: Milliseconds | None
+    belief: Belief | None
+    verdict: HomeVerdict
+    limit_ms: float
 
     @property
     def predicted_ttft_ms(self) -> float | None:
@@ -65,7 +66,8 @@ class Choice:
         return b"" if self.decodes is None else self.decodes.tobytes()
 
     def decision(
-        self, *, actual_ttft_ms: float | None = None, tried: Sequence[Refused] = ()
+        self, *, actual_ttft_ms: float | None = None, tried: Sequence[Refused] = (),
+        bond: Bond | None = None,
     ) -> Decision:
         """What is kept of this choice."""
         return Decision(
@@ -81,6 +83,7 @@ class Choice:
             refused=self.refused,
             tried=tuple(tried),
             decodes_ms=self.decodes_ms(),
+            bond=bond,
             because=self.because,
             body_bytes=self.body_bytes,
         )

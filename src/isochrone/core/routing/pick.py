@@ -1,12 +1,13 @@
-"""Which replica of the chosen site: of those that may be asked, the one that is soonest free.
+"""Which replica of the chosen site: of those that may be asked, the one that answers soonest.
 
-The second level of the same cost: the work ahead at each replica, in tokens over its rates. There
-is no way between them, and the rates of one site's replicas are alike until it is said otherwise.
+The second level of the same cost: the work ahead at each replica, in tokens over its rates, less
+what it need not compute of the prompt. There is no way between them, and the rates of one site's
+replicas are alike until it is said otherwise.
 
 The decision runs over records that the gateway keeps up to date, so that a request builds nothing.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from math import inf
 from typing import Final
 
@@ -77,14 +78,19 @@ def pick(
     rng: Random,
     revision: str | None = None,
     endpoint: Endpoint = "chat.completions",
+    cached: Mapping[ReplicaId, float] | None = None,
 ) -> Standing | None:
     """The replica with the shortest wait that is ready, untried and let through by its breaker,
     equals by chance; None when there is none. `revision`: only replicas of exactly these weights;
-    `endpoint`: only replicas whose engine has it."""
+    `endpoint`: only replicas whose engine has it. `cached`: leading tokens of the prompt that
+    replicas are believed to have; with a slot free, what it need not compute shortens the wait."""
     best: Standing | None = None
     least, equals = inf, 1
     for each in standings:
         wait_ms = each.wait_ms
+        if cached is not None and each.running < each.slots:
+            tokens = cached.get(each.replica.id, 0.0)
+            wait_ms -= 1000.0 * tokens / each.servers.rates.prefill_tok_s
         if wait_ms > least or not each.ready:
             continue
         replica = each.replica

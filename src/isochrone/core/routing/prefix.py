@@ -1,49 +1,336 @@
-"""Which sites got a prompt's beginning lately, and have probably cached what they computed of it.
+"""Where a prompt's beginning was computed lately, and how much of it is probably still there.
 
 A prompt's beginning is known by the hashes of its blocks of `BLOCK_BYTES`. Each hash covers all
-blocks before it too, so that a site which got a block got everything before it.
+blocks before it too, so that whoever got a block got everything before it. What was computed is
+forgotten by its engine with time, with the tokens that it computes since, and at once when it ends;
+what engines report teaches how far to believe the rest. See docs/prefixes.md.
 """
 
 from collections.abc import Sequence
+from math import exp2
 from typing import Final
 
-from isochrone.core.ids import SiteName
+from isochrone.core.ids import ModelName, ReplicaId, SiteName
+from isochrone.core.world.digest import SiteDigest
 
 BLOCK_BYTES: Final = 1024  # of the prompt's JSON
 BLOCK_TOKENS: Final = BLOCK_BYTES // 4  # four bytes a token, as in the gateway's other estimates
 
+HALF_LIFE_S: Final = 600.0  # after this long half of what was computed counts
+KEPT_TOKENS: Final = 200_000  # by a replica that does not say how many its cache holds
+MOST_KEPT_TOKENS: Final = 1 << 40  # a digest is another site's word
+LEAST_SHARE: Final = 1 / 16  # what is this unlikely to be there counts as gone
+TRUST_STEP: Final = 1 / 8  # how much one report counts beside all before it
+LEAST_TRUST: Final = 1 / 16  # so that a cache that works again is found out
+MOST_PLACES: Final = 6  # that are remembered for one block
+MOST_TRUSTS: Final = 65_536
+
+UNKNOWN: Final = -1  # generation: nobody has said it
+ENDED: Final = -2    # generation: the replica is no longer spoken of
+
+
+class Cache:
+    """What is known of the engines of one model at one site: tokens computed since ever, and the
+    generation of each replica by its last digest. Nothing in it comes from what prompts say."""
+
+    __slots__ = (
+        "computed_tokens", "generations", "kept_tokens", "model", "site", "told", "totals",
+    )
+
+    def __init__(self, site: SiteName, model: ModelName) -> None:
+        self.site = site
+        self.model = model
+        self.computed_tokens = 0
+        self.told = False  # digests say it; until then own requests are counted
+        self.kept_tokens = KEPT_TOKENS  # of all replicas together
+        self.generations: dict[ReplicaId, int] = {}
+        self.totals: dict[ReplicaId, int] = {}
+
+
+class Trust:
+    """How much of what was believed cached one tenant's reports have confirmed: 0..1. `reports`
+    once one of them named cached tokens: engines that never do are believed without."""
+
+    __slots__ = ("reports", "share")
+
+    def __init__(self) -> None:
+        self.share = 1.0
+        self.reports = False
+
+
+class Sighting:
+    """One prompt that went to one place. `replica` and `generation` as far as they are known;
+    `computed_tokens` is what its cache had computed with it; `gone`: it is not there (any more)."""
+
+    __slots__ = ("at_ns", "cache", "computed_tokens", "generation", "gone", "replica", "trust")
+
+    def __init__(
+        self, cache: Cache, trust: Trust, replica: ReplicaId | None, generation: int, at_ns: int,
+        computed_tokens: int,
+    ) -> None:
+        self.cache = cache
+        self.trust = trust
+        self.replica = replica
+        self.generation = generation
+        self.at_ns = at_ns
+        self.computed_tokens = computed_tokens
+        self.gone = False
+
+
+class Belief:
+    """Leading tokens of a prompt that one place is expected to have: `tokens`, and what they were
+    without the doubt that reports have taught. `saved_ms` is what they are worth there."""
+
+    __slots__ = ("saved_ms", "sighting", "tokens", "undoubted_tokens")
+
+    def __init__(self, sighting: Sighting, tokens: float, undoubted_tokens: float) -> None:
+        self.sighting = sighting
+        self.tokens = tokens
+        self.undoubted_tokens = undoubted_tokens
+        self.saved_ms = 0.0
+
+
+_NOWHERE: Final[tuple[Sighting, ...]] = ()
+
 
 class Prefixes:
-    """Block hash -> the site that got it last; at most `most` blocks are kept.
+    """Block hash -> the places that got it lately; at most `most` blocks are kept.
 
     Kept in two halves: a block that is used moves to the younger one, and when that is full the
-    older one goes. Mutable, owned by one event loop.
+    older one goes. Hashes are salted by tenant and model, so tenants share nothing but the bound.
+    Mutable, owned by one event loop.
     """
 
     def __init__(self, most: int = 65_536) -> None:
         self._half = max(most // 2, 1)
-        self._young: dict[int, SiteName] = {}
-        self._old: dict[int, SiteName] = {}
+        self._young: dict[int, tuple[Sighting, ...]] = {}
+        self._old: dict[int, tuple[Sighting, ...]] = {}
+        self._caches: dict[SiteName, dict[ModelName, Cache]] = {}
+        self._trusts: dict[tuple[int, SiteName], Trust] = {}
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def saw(self, site: SiteName, blocks: Sequence[int]) -> None:
-        """A prompt that begins with these blocks went to the site."""
-        if len(self._young) + len(blocks) > self._half:
-            self._old, self._young = self._young, {}
-        self._young.update(dict.fromkeys(blocks[:self._half], site))
+    # -- what is believed ------------------------------------------------------------------------
 
-    def cached_tokens(self, blocks: Sequence[int]) -> dict[SiteName, int]:
-        """The leading tokens of the prompt that each site has computed; sites without any are not
-        named. The last block that a site got counts, and with it all before."""
-        if not blocks or (blocks[0] not in self._young and blocks[0] not in self._old):
-            return {}
-        cached: dict[SiteName, int] = {}
-        young, old, tokens = self._young, self._old, 0
+    def cached(self, blocks: Sequence[int], now_ns: int) -> dict[SiteName, Belief]:
+        """What each site is expected to have of the prompt; sites without any are not named."""
+        found: dict[SiteName, Belief] = {}
+        if not self.knows(blocks):
+            return found
+        for places, tokens in self._runs(blocks):
+            for seen in places:
+                belief = _belief(seen, tokens, now_ns)
+                if belief is not None:
+                    best = found.get(seen.cache.site)
+                    if best is None or belief.tokens > best.tokens:
+                        found[seen.cache.site] = belief
+        return found
+
+    def cached_by_replica(
+        self, site: SiteName, blocks: Sequence[int], now_ns: int
+    ) -> dict[ReplicaId, Belief]:
+        """The same for each replica of a site that is known to have got the prompt's beginning."""
+        found: dict[ReplicaId, Belief] = {}
+        if not self.knows(blocks):
+            return found
+        for places, tokens in self._runs(blocks):
+            for seen in places:
+                replica = seen.replica
+                if replica is None or seen.cache.site != site:
+                    continue
+                belief = _belief(seen, tokens, now_ns)
+                if belief is not None:
+                    best = found.get(replica)
+                    if best is None or belief.tokens > best.tokens:
+                        found[replica] = belief
+        return found
+
+    def knows(self, blocks: Sequence[int]) -> bool:
+        """Whether a prompt that began with the first of these blocks went anywhere."""
+        return bool(blocks) and (blocks[0] in self._young or blocks[0] in self._old)
+
+    def _runs(self, blocks: Sequence[int]) -> list[tuple[tuple[Sighting, ...], int]]:
+        """Successive blocks that went to the same places, with the tokens up to their last. The
+        last block that a place got counts, and with it all before."""
+        runs: list[tuple[tuple[Sighting, ...], int]] = []
+        young, old, tokens, end = self._young, self._old, 0, 0
+        places = _NOWHERE
         for block in blocks:
             tokens += BLOCK_TOKENS
-            site = young.get(block) or old.get(block)
-            if site is not None:
-                cached[site] = tokens
-        return cached
+            known = young.get(block)
+            if known is None:
+                known = old.get(block, _NOWHERE)
+            if known is not places:
+                if places:
+                    runs.append((places, end))
+                places = known
+            end = tokens
+        if places:
+            runs.append((places, end))
+        return runs
+
+    # -- what happens ----------------------------------------------------------------------------
+
+    def saw(
+        self, site: SiteName, model: ModelName, blocks: Sequence[int], now_ns: int, *,
+        scope: int = 0, tokens: int = 0, replica: ReplicaId | None = None,
+        generation: int = UNKNOWN,
+    ) -> Sighting:
+        """A prompt that begins with these blocks goes to the site now, `tokens` with its answer.
+        `scope`: whose reports teach how far to believe it."""
+        cache = self._cache(site, model)
+        computed_tokens = cache.computed_tokens + tokens
+        if not cache.told:
+            cache.computed_tokens = computed_tokens
+        seen = Sighting(
+            cache, self._trust(scope, site), replica, generation, now_ns, computed_tokens
+        )
+        if len(blocks) > self._half:
+            blocks = blocks[: self._half]
+        if len(self._young) + len(blocks) > self._half:
+            self._old, self._young = self._young, {}
+        young, old = self._young, self._old
+        before = _NOWHERE
+        after: tuple[Sighting, ...] = (seen,)
+        for block in blocks:
+            known = young.get(block)
+            if known is None:
+                known = old.get(block, _NOWHERE)
+            if known is not before:
+                before, after = known, _beside(seen, known)
+            young[block] = after
+        return seen
+
+    def answered(
+        self, seen: Sighting, belief: Belief | None, reported_tokens: float,
+        replica: ReplicaId | None,
+    ) -> None:
+        """An engine has said how much of the prompt of `seen` it had cached, in tokens of ours.
+        `belief` is what was expected of the place; None: nothing."""
+        if seen.replica is None and replica is not None:
+            seen.replica = replica
+            seen.generation = seen.cache.generations.get(replica, UNKNOWN)
+        trust = seen.trust
+        if reported_tokens > 0:
+            trust.reports = True
+        if belief is None or not trust.reports or belief.undoubted_tokens <= 0:
+            return
+        share = min(reported_tokens / belief.undoubted_tokens, 1.0)
+        trust.share = max(trust.share + (share - trust.share) * TRUST_STEP, LEAST_TRUST)
+        earlier = belief.sighting
+        if share < 0.5 and (earlier.replica is None or earlier.replica == replica):
+            earlier.gone = True
+
+    def heard(self, digest: SiteDigest) -> None:
+        """What a site says of its replicas: what they computed, and which have started anew."""
+        caches = self._caches.get(digest.site)
+        if caches is None:
+            return
+        for cache in caches.values():
+            spoken_of = set()
+            kept_tokens = 0
+            for said in digest.replicas:
+                if said.model == cache.model:
+                    replica = ReplicaId(said.id)
+                    spoken_of.add(replica)
+                    _hear(cache, replica, said.generation, said.prompt_tokens_total,
+                          said.output_tokens_total)
+                    kept_tokens += _kept(said.kept_tokens)
+            if spoken_of:
+                cache.kept_tokens = kept_tokens
+                _end_others(cache, spoken_of)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _cache(self, site: SiteName, model: ModelName) -> Cache:
+        caches = self._caches.get(site)
+        if caches is None:
+            caches = self._caches[site] = {}
+        cache = caches.get(model)
+        if cache is None:
+            cache = caches[model] = Cache(site, model)
+        return cache
+
+    def _trust(self, scope: int, site: SiteName) -> Trust:
+        trust = self._trusts.get((scope, site))
+        if trust is None:
+            if len(self._trusts) >= MOST_TRUSTS:
+                self._trusts.clear()
+            trust = self._trusts[scope, site] = Trust()
+        return trust
+
+
+def still_there(seen: Sighting, now_ns: int) -> float:
+    """The share of what was computed then that is expected to be there now, 0..1.
+
+    share = 2^-(age / half-life) * (1 - computed since / what the caches hold); 0 after a restart.
+    """
+    if seen.gone:
+        return 0.0
+    cache, replica = seen.cache, seen.replica
+    if replica is not None and seen.generation != UNKNOWN:
+        generation = cache.generations.get(replica, UNKNOWN)
+        if generation != UNKNOWN and generation != seen.generation:
+            return 0.0
+    since_tokens = max(cache.computed_tokens - seen.computed_tokens, 0)
+    share = 1.0 - since_tokens / float(cache.kept_tokens)
+    age_ns = now_ns - seen.at_ns
+    if age_ns > 0:
+        share *= exp2(age_ns / (-1e9 * HALF_LIFE_S))
+    return share if share >= LEAST_SHARE else 0.0
+
+
+def _belief(seen: Sighting, tokens: int, now_ns: int) -> Belief | None:
+    undoubted = tokens * still_there(seen, now_ns)
+    if undoubted <= 0:
+        return None
+    return Belief(seen, undoubted * seen.trust.share, undoubted)
+
+
+def _beside(seen: Sighting, known: tuple[Sighting, ...]) -> tuple[Sighting, ...]:
+    """The new place first, then the others that got the block before, the latest first."""
+    places = [seen]
+    for each in known:
+        replaced = each.cache is seen.cache and (
+            each.replica is None or seen.replica is None or each.replica == seen.replica
+        )
+        if not replaced and not each.gone and len(places) < MOST_PLACES:
+            places.append(each)
+    return tuple(places)
+
+
+def _hear(
+    cache: Cache, replica: ReplicaId, generation: int, prompt_tokens: int | None,
+    output_tokens: int | None,
+) -> None:
+    """Totals begin anew with a generation. What a site says before it was sent anything counts
+    from there on."""
+    before = cache.generations.get(replica, UNKNOWN)
+    cache.generations[replica] = generation
+    if prompt_tokens is None:
+        return
+    cache.told = True
+    total = max(prompt_tokens, 0) + max(output_tokens or 0, 0)
+    if before != UNKNOWN:
+        counted = cache.totals.get(replica, total) if before == generation else 0
+        cache.computed_tokens += max(total - counted, 0)
+    cache.totals[replica] = total
+
+
+def _kept(said_tokens: int | None) -> int:
+    """What a replica's cache holds; a size that none can have counts as not said."""
+    if said_tokens is None or not BLOCK_TOKENS <= said_tokens <= MOST_KEPT_TOKENS:
+        return KEPT_TOKENS
+    return said_tokens
+
+
+def _end_others(cache: Cache, spoken_of: set[ReplicaId]) -> None:
+    """Replicas that are no longer spoken of. The last ones are remembered as ended."""
+    for replica in list(cache.generations):
+        if replica not in spoken_of:
+            if cache.generations[replica] == ENDED and len(cache.generations) > 64:
+                del cache.generations[replica]
+            else:
+                cache.generations[replica] = ENDED
+            cache.totals.pop(replica, None)

@@ -36,7 +36,8 @@ class DeploymentLoad:
 class ReplicaLoad:
     """One replica in a digest: for status pages and reconciliation, not for routing.
 
-    The token totals are the engine's own counters since its start (None where it has none).
+    The token totals are the engine's own counters since its start, `kept_tokens` what its cache
+    holds (None where it does not say).
     """
 
     id: str
@@ -50,6 +51,7 @@ class ReplicaLoad:
     prompt_tokens_total: int | None
     cached_tokens_total: int | None
     output_tokens_total: int | None
+    kept_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,7 +75,7 @@ class Replica:
     every start of the same replica, so that a stale report can never shadow a newer one.
     `running_counts`: the engine can report counts in every event (`timings` or `usage`).
     `usage_counts_one_choice`: its final usage covers one choice only when n > 1. `endpoints`: the
-    APIs that its engine has.
+    APIs that its engine has. `cache_salt`: it keeps prompts apart by a field of this name.
     """
 
     id: ReplicaId
@@ -97,3 +97,4 @@ class Replica:
     usage_counts_one_choice: bool = False
     detail: str | None = None
     endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS
+    cache_salt: bool = False

@@ -1,0 +1,199 @@
+"""A session's home: what it may cost, when it moves, when it is forgotten."""
+
+from typing import Any
+
+import pytest
+
+from isochrone.core.ids import SiteName
+from isochrone.core.residency.bounds import Narrowing
+from isochrone.core.routing.bond import HomeVerdict
+from isochrone.core.routing.chosen import Choice
+from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.prefix import BLOCK_TOKENS, Prefixes
+from isochrone.core.routing.sessions import (
+    FORGOTTEN_NS,
+    HOLD_NS,
+    MOST_LIMIT_MS,
+    Home,
+    Sessions,
+    judge,
+    limit_ms,
+)
+from isochrone.core.world.view import View
+from tests.builders import (
+    MODEL,
+    SECOND_NS,
+    a_choice,
+    a_digest,
+    a_load,
+    a_policy,
+    a_site,
+    a_table,
+    a_view,
+)
+
+SYDNEY, OSLO, PARIS = SiteName("sydney"), SiteName("oslo"), SiteName("paris")
+INF = float("inf")
+
+
+# -- the rule --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("saved_ms", "limit"), [(0, 3), (2, 3), (400, 400), (9_000, MOST_LIMIT_MS)]
+)
+def test_a_home_may_cost_what_a_move_throws_away(saved_ms: float, limit: float) -> None:
+    assert limit_ms(3, saved_ms) == limit
+
+
+def test_what_counts_as_equal_is_never_a_reason_to_move() -> None:
+    assert limit_ms(5_000, 0) == 5_000
+
+
+@pytest.mark.parametrize(
+    ("home_ms", "moved_s_ago", "verdict"),
+    [
+        (100, 1000, "kept"), (500, 1000, "kept"), (501, 1000, "moved"), (INF, 1000, "gone"),
+        (501, 29, "kept"), (100 + MOST_LIMIT_MS, 29, "kept"), (101 + MOST_LIMIT_MS, 29, "overflow"),
+        (501, 30, "moved"), (INF, 1, "gone"),
+    ],
+)
+def test_the_verdict(home_ms: float, moved_s_ago: int, verdict: HomeVerdict) -> None:
+    now_ns = 5_000 * SECOND_NS
+    home = Home(SYDNEY, now_ns - moved_s_ago * SECOND_NS, now_ns)
+    assert judge(home, home_ms, 100, 400, now_ns) == verdict
+
+
+# -- the memory ------------------------------------------------------------------------------------
+
+
+def site_of(sessions: Sessions, session: int, now_ns: int) -> SiteName | None:
+    home = sessions.home(session, now_ns)
+    return None if home is None else home.site
+
+
+def test_only_a_move_changes_the_home() -> None:
+    sessions = Sessions()
+    sessions.went(1, SYDNEY, "new", 0)
+    home = sessions.home(1, 0)
+    assert home is not None
+    assert not home.is_held(0), "nobody moved yet"
+    sessions.went(1, SYDNEY, "kept", 1)
+    sessions.went(1, OSLO, "overflow", 2)
+    assert site_of(sessions, 1, 2) == SYDNEY
+    sessions.went(1, OSLO, "moved", 3)
+    assert site_of(sessions, 1, 3) == OSLO
+    sessions.went(1, PARIS, "gone", 4)
+    assert site_of(sessions, 1, 4) == PARIS
+    home = sessions.home(1, 4)
+    assert home is not None
+    assert [home.is_held(at_ns) for at_ns in (4, 3 + HOLD_NS, 4 + HOLD_NS)] == [True, True, False]
+    assert site_of(sessions, 2, 4) is None
+
+
+def test_a_session_that_is_not_heard_of_is_forgotten() -> None:
+    sessions = Sessions()
+    sessions.went(1, SYDNEY, "new", 0)
+    sessions.went(1, SYDNEY, "kept", 10)
+    assert site_of(sessions, 1, FORGOTTEN_NS) == SYDNEY
+    assert site_of(sessions, 1, FORGOTTEN_NS + 10) is None
+    sessions.went(1, OSLO, "new", FORGOTTEN_NS + 10)
+    home = sessions.home(1, FORGOTTEN_NS + 10)
+    assert home is not None
+    assert (home.site, home.is_held(FORGOTTEN_NS + 10)) == (OSLO, False)
+
+
+def test_sessions_are_bounded_and_those_in_use_stay() -> None:
+    sessions = Sessions(most=100)
+    for number in range(5_000):
+        sessions.went(1, SYDNEY, "kept", number)
+        sessions.went(number + 2, OSLO, "new", number)
+        assert len(sessions) <= 100
+    assert site_of(sessions, 1, 5_000) == SYDNEY
+    assert site_of(sessions, 2, 5_000) is None
+    assert site_of(sessions, 5_001, 5_000) == OSLO
+
+
+# -- in a choice -----------------------------------------------------------------------------------
+
+BLOCKS = list(range(1, 9))  # 2,048 tokens
+
+
+def world() -> View:
+    return a_view(
+        [a_site("sydney"), a_site("oslo", "NO"), a_site("paris", "FR")],
+        rtt_ms={"oslo": 20.0, "paris": 300.0}, policies=[a_policy("fr", ("FR",))],
+    )
+
+
+def loads_of(busy: dict[str, int] | None = None, now_ns: int = 0) -> Loads:
+    """Prompt tokens that wait at each site; every replica prefills 1,000 tokens/s."""
+    loads = Loads()
+    for name in ("sydney", "oslo", "paris"):
+        loads.heard(a_digest(name, a_load(prompt_tokens=(busy or {}).get(name, 0))), now_ns)
+    return loads
+
+
+def chosen(
+    loads: Loads, home: Home | None, prefixes: Prefixes | None = None, **changes: Any
+) -> tuple[str | None, str, float]:
+    choice: Choice = a_choice(
+        a_table(world()), loads, prompt_tokens=len(BLOCKS) * BLOCK_TOKENS, blocks=BLOCKS,
+        prefixes=prefixes, home=home, **changes,
+    )
+    return choice.site, choice.verdict, round(choice.limit_ms, 3)
+
+
+def at_home(site: SiteName) -> Home:
+    return Home(site, -HOLD_NS, 0)
+
+
+def test_worked_example() -> None:
+    """docs/sessions.md, worked example: five turns of a conversation."""
+    prefixes, sessions = Prefixes(), Sessions()
+
+    def turn(at_s: int, blocks: int, busy: dict[str, int]) -> tuple[str | None, str, int]:
+        now_ns = at_s * SECOND_NS
+        choice = a_choice(
+            a_table(world()), loads_of(busy, now_ns), prompt_tokens=blocks * BLOCK_TOKENS,
+            blocks=BLOCKS[:blocks], prefixes=prefixes, home=sessions.home(7, now_ns),
+            now_ns=now_ns,
+        )
+        assert choice.site is not None
+        sessions.went(7, choice.site, choice.verdict, now_ns)
+        prefixes.saw(choice.site, MODEL, BLOCKS[:blocks], now_ns)
+        return choice.site, choice.verdict, round(choice.limit_ms)
+
+    assert turn(0, 2, {}) == ("sydney", "none", 0)
+    assert turn(10, 3, {"sydney": 900}) == ("sydney", "kept", 506)
+    assert turn(20, 4, {"sydney": 2_000}) == ("oslo", "moved", 759)
+    assert turn(30, 5, {"oslo": 1_500}) == ("oslo", "kept", 1_012)
+    assert turn(60, 6, {"oslo": 2_500}) == ("sydney", "moved", 1_236)
+
+
+def test_a_session_stays_though_another_site_is_a_little_sooner() -> None:
+    prefixes = Prefixes()
+    prefixes.saw(OSLO, MODEL, BLOCKS, 0)
+    assert chosen(loads_of({"oslo": 2_100}), at_home(OSLO), prefixes) == ("oslo", "kept", 2_000)
+    assert chosen(loads_of({"oslo": 2_100}), None, prefixes) == ("sydney", "none", 0)
+    assert chosen(loads_of({"oslo": 4_100}), at_home(OSLO), prefixes)[:2] == ("sydney", "moved")
+
+
+def test_without_a_cached_beginning_only_equals_are_kept() -> None:
+    assert chosen(loads_of(), at_home(OSLO)) == ("oslo", "kept", 102.4)  # 5 % of 2,048 ms
+    assert chosen(loads_of({"oslo": 100}), at_home(OSLO))[:2] == ("sydney", "moved")
+
+
+def test_a_home_outside_what_is_allowed_is_never_used() -> None:
+    prefixes = Prefixes()
+    prefixes.saw(OSLO, MODEL, BLOCKS, 0)
+    bound = chosen(loads_of(), at_home(OSLO), prefixes, policy_id="fr")
+    assert bound[:2] == ("paris", "gone")
+    narrowed = chosen(loads_of(), at_home(OSLO), prefixes, narrowing=Narrowing(residency=("FR",)))
+    assert narrowed[:2] == ("paris", "gone")
+    assert chosen(loads_of(), at_home(SiteName("atlantis")))[1] == "gone"
+
+
+def test_nobody_is_chosen_where_nobody_can() -> None:
+    choice = a_choice(a_table(world()), Loads(), home=at_home(OSLO))
+    assert (choice.site, choice.verdict) == (None, "none")
