@@ -40,6 +40,7 @@ check: test  ## the same as test
 
 evidence: compile  ## measure the local cloud and the gateway (most of an hour), see benchmarks/
 	$(BIN)/python benchmarks/local_cloud/run.py
+	$(BIN)/python -m benchmarks.choose.run
 	$(BIN)/python -m benchmarks.streams.run
 	$(BIN)/python -m benchmarks.gateway.run
 

@@ -10,7 +10,7 @@ from isochrone.core.residency.blocs import Blocs
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.rng import Random, stream
 from isochrone.core.routing.choice import Refused
-from isochrone.core.routing.choose import choose
+from isochrone.core.routing.choose import TARGET_MS, choose
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
@@ -161,6 +161,8 @@ def a_choice(
     prefixes: Prefixes | None = None,
     rng: Random | None = None,
     narrowing: Narrowing | None = None,
+    body_bytes: int = 0,
+    target_ms: float = TARGET_MS,
     home: Home | None = None,
 ) -> Choice:
     """The choice for a short interactive request of an unbound key."""
@@ -178,5 +180,7 @@ def a_choice(
         now_ns=now_ns,
         rng=stream(1, "test") if rng is None else rng,
         narrowing=narrowing,
+        body_bytes=body_bytes,
+        target_ms=target_ms,
         home=home,
     )

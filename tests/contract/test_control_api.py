@@ -450,6 +450,7 @@ def test_a_request_is_explained(api: Api) -> None:
     assert found["decision"]["candidates"] == [{
         "site": "frankfurt", "cost_ms": 260.0, "rtt_ms": 250.0, "rtt_source": "emulated",
         "queue_ms": 0.0, "prefill_ms": 10.0, "decode_ms": 0.0, "digest_age_ms": 300.0,
+        "transfer_ms": 0.0,
     }]
     assert (found["decision"]["residency"], found["decision"]["elsewhere"]) == (["DE"], 7)
     assert found["decision"]["predicted_ttft_ms"] == 260.0

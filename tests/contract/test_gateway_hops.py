@@ -304,6 +304,53 @@ def test_the_destination_checks_everything_again() -> None:
     run(main)
 
 
+def test_a_site_that_refused_a_request_is_not_asked_again() -> None:
+    """The ingress says on the hop where the request was; for the engine that is nothing."""
+    async def main(cloud: GatewayCloud) -> None:
+        sydney, frankfurt = await two_sites(cloud)
+        hop = signed_by(sydney, frankfurt)
+        answer = await ask(frankfurt, hop.replace(b"\r\n\r\n", b"\r\nx-isochrone-tried: paris, "
+                                                  b"frankfurt\r\n\r\n", 1))
+        assert (answer.status, answer.headers["x-isochrone-refused"]) == (503, "tried_before")
+        assert frankfurt.engines[0].asked == []
+        hop = signed_by(sydney, frankfurt)
+        answer = await ask(frankfurt, hop.replace(b"\r\n\r\n", b"\r\nx-isochrone-tried: paris"
+                                                  b"\r\n\r\n", 1))
+        assert answer.status == 200
+        assert not any("tried" in name for name in frankfurt.engines[0].asked[0].headers)
+
+    run(main)
+
+
+def test_a_request_that_was_refused_says_where_on_the_next_hop() -> None:
+    """Paris is near and has no replica; what stands in Berlin's place only listens."""
+    async def main(cloud: GatewayCloud) -> None:
+        ingress = await cloud.add_site("lisbon", "PT", engines=0)
+        paris, berlin = await cloud.add_site("paris", "FR"), await cloud.add_site("berlin", "DE")
+        await cloud.key("secret")
+        await cloud.link("lisbon", "berlin", 40.0)
+        await cloud.ready()
+        heads: list[bytes] = []
+
+        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.close()
+
+        server = await asyncio.start_server(listen, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        await cloud.publish(subjects.site_key("berlin"), replace(berlin.site, port=port))
+        view = ingress.running.context.view
+        await until(lambda: (site := view.site(berlin.site.name)) and site.port == port)
+        await until(lambda: view.emulated_rtt_ms(berlin.site.name))
+        paris.engines[0].kill()
+        answer = await ask(ingress, post(chat_body()))
+        assert answer.status == 503
+        assert [b"\r\nx-isochrone-tried: paris\r\n" in head for head in heads] == [True]
+        server.close()
+
+    run(main)
+
+
 def test_headers_of_a_hop_from_a_client_are_ignored() -> None:
     async def main(cloud: GatewayCloud) -> None:
         sydney, frankfurt = await two_sites(cloud)

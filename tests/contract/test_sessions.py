@@ -54,7 +54,7 @@ async def served_by(site: RunningSite, raw: bytes) -> str:
 
 async def two_near_sites(cloud: GatewayCloud) -> tuple[RunningSite, RunningSite]:
     """So near that chance decides between them."""
-    sydney = await cloud.add_site("sydney", "AU")
+    sydney = await cloud.add_site("sydney", "AU", ttft_target_ms=0.0)
     oslo = await cloud.add_site("oslo", "NO")
     await cloud.link("sydney", "oslo", 1.0)
     await cloud.key("secret")

@@ -10,6 +10,7 @@ from isochrone.core.ids import PolicyId, SiteName
 from isochrone.core.residency.rule import Admitted, admits
 from isochrone.core.rng import stream
 from isochrone.core.routing.choice import Explanation, Refused
+from isochrone.core.routing.choose import TARGET_MS
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.explain import explain
 from isochrone.core.routing.loads import Loads
@@ -110,6 +111,7 @@ class Asked:
     prompt_tokens: int = 100
     output_tokens: int = 100
     tried: tuple[Refused, ...] = ()
+    body_bytes: int = 0
 
 
 @st.composite
@@ -121,6 +123,7 @@ def requests(draw: st.DrawFn, view: View) -> Asked:
         prompt_tokens=draw(COUNTS),
         output_tokens=draw(COUNTS),
         tried=tuple(Refused(site=s, rule="unreachable", detail="gone") for s in tried),
+        body_bytes=draw(st.sampled_from([0, 200, 10_000, 5_000_000])),
     )
 
 
@@ -136,7 +139,7 @@ def choice_of(
     return a_choice(
         table, loads, policy_id=asked.policy_id, class_=asked.class_,
         prompt_tokens=asked.prompt_tokens, output_tokens=asked.output_tokens, tried=asked.tried,
-        now_ns=now_ns, rng=stream(seed, "property"),
+        body_bytes=asked.body_bytes, now_ns=now_ns, rng=stream(seed, "property"),
     )
 
 
@@ -203,20 +206,29 @@ def test_every_site_is_explained_exactly_once(
 
 
 @QUICK
-@given(situations())
-def test_costs_are_the_sum_of_their_terms_and_sorted_up_to_a_tie(
-    situation: tuple[View, Loads, Asked]
+@given(situations(), st.integers(0, 500))
+def test_costs_are_the_sum_of_their_terms_and_the_first_is_soon_enough_or_cheapest(
+    situation: tuple[View, Loads, Asked], seed: int
 ) -> None:
     view, loads, request = situation
-    candidates = decide(view, loads, request).candidates
+    choice = choice_of(a_table(view), loads, request, seed=seed)
+    explained = explain(choice.ground, choice.decision())
+    assert explained is not None
+    candidates = explained.candidates
     for each in candidates:
-        terms = (each.rtt_ms, each.queue_ms, each.prefill_ms, each.decode_ms)
+        terms = (each.rtt_ms, each.transfer_ms, each.queue_ms, each.prefill_ms, each.decode_ms)
         assert all(term >= 0 for term in terms)
         assert abs(each.cost_ms - sum(terms)) <= 1e-6 * max(1.0, each.cost_ms)
         assert (each.decode_ms > 0) <= (request.class_ == "batch")
     costs = [each.cost_ms for each in candidates]
     assert costs[1:] == sorted(costs[1:])
-    if costs:
+    if not costs:
+        assert choice.because is None
+    elif choice.because in ("local", "explored"):
+        assert costs[0] <= TARGET_MS
+        assert request.class_ != "batch"
+        assert (choice.site == view.own_site) or choice.because == "explored"
+    else:
         cheapest = min(costs)  # kept as float32, of which the last bit may fall either way
         assert costs[0] <= max(cheapest + 3.0, cheapest * 1.05) * (1 + 1e-6)
 

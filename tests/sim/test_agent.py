@@ -134,6 +134,13 @@ def test_desired_replicas_become_ready_and_are_reported() -> None:
             assert stage.digest is not None
             (load,) = stage.digest.loads
             assert (load.slots, load.prefill_tok_s, load.decode_tok_s) == (8, 500.0, 50.0)
+            await stage.until(lambda: stage.digest is not None and bool(
+                stage.digest.loads and stage.digest.loads[0].spare
+            ))
+            (load,) = stage.digest.loads
+            assert load.arrived == 0
+            assert load.spare is not None
+            assert load.spare > 1  # idle
 
     on_stage(body)
 

@@ -14,7 +14,7 @@ from isochrone.core.routing.choice import Explanation, Refused
 from isochrone.core.routing.explain import explain
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import BLOCK_TOKENS, Prefixes
-from isochrone.core.routing.table import compile_table
+from isochrone.core.routing.table import LISTINGS_KEPT, SHORTLISTS_KEPT, compile_table
 from isochrone.core.world.site import Link
 from isochrone.core.world.view import View
 from tests.builders import (
@@ -268,15 +268,16 @@ def test_near_ties_are_broken_by_chance_and_others_never() -> None:
     )
     table, loads = a_table(view), idle_loads(view)
     rng = stream(7, "ties")
-    firsts = [a_choice(table, loads, rng=rng).site for _ in range(200)]
+    firsts = [a_choice(table, loads, rng=rng, target_ms=0).site for _ in range(200)]
     assert set(firsts) == {"here", "near"}  # 100 and 104 ms are within 5 %, 106 ms is not
     assert 60 < firsts.count(SiteName("here")) < 140
 
 
-def test_chance_is_not_asked_without_a_tie() -> None:
-    rng = stream(7, "ties")
-    a_choice(a_table(world()), idle_loads(world()), rng=rng)
-    assert rng.random() == stream(7, "ties").random()
+def test_chance_changes_nothing_without_a_tie_but_for_exploring() -> None:
+    table, loads, rng = a_table(world()), idle_loads(world()), stream(7, "ties")
+    choices = [a_choice(table, loads, rng=rng, target_ms=0) for _ in range(500)]
+    assert {choice.site for choice in choices} == {SYDNEY.name}
+    assert {choice.because for choice in choices} == {"nearest"}
 
 
 def test_rates_not_measured_yet_are_seeded() -> None:
@@ -384,16 +385,109 @@ def test_a_gateway_that_is_not_in_its_view_allows_nothing() -> None:
 def test_remembered_shortlists_are_bounded_and_stay_right() -> None:
     view = a_view([a_site("here")])
     table = compile_table(view, some_blocs())
-    for number in range(1000):
+    for number in range(SHORTLISTS_KEPT + 10):
         table.shortlist(ModelName(f"m{number}"), PolicyId("anywhere"))
-    assert len(table.shortlists) <= 256
+    assert len(table.shortlists) <= SHORTLISTS_KEPT
     assert table.shortlist(MODEL, PolicyId("anywhere")).open_sites == table.opens
 
 
 def test_remembered_listings_and_boards_are_bounded() -> None:
     table, loads = compile_table(a_view([a_site("here")]), some_blocs()), Loads()
-    for number in range(5000):
+    for number in range(LISTINGS_KEPT // 2 + 10):
         table.listing(MODEL, PolicyId(f"p{number}"))
         a_choice(table, loads, model=f"m{number}")
-    assert len(table.listings) <= 4096
+    assert len(table.listings) <= LISTINGS_KEPT
     assert table.boards == {}  # nobody serves these models
+
+
+# -- local first, exploring, bodies (docs/spill.md, docs/routing.md) -------------------------------
+
+
+def two_sites(*, waiting: int = 0, output_tokens: int = 0) -> tuple[View, Loads]:
+    """The own site with a queue, and an idle one 20 ms away."""
+    view = a_view([a_site("here"), a_site("near")], rtt_ms={"near": 20.0})
+    loads = Loads()
+    busy = a_load(running=4, waiting=waiting, output_tokens=output_tokens)
+    loads.heard(a_digest("here", busy), 0)
+    loads.heard(a_digest("near"), 0)
+    return view, loads
+
+
+def test_the_own_site_serves_what_it_can_serve_in_time() -> None:
+    view, loads = two_sites(output_tokens=80)  # a queue of 50 ms, 100 ms of prefill
+    choice = a_choice(a_table(view), loads)
+    assert (choice.site, choice.because, choice.pushed) == ("here", "local", False)
+    assert choice.cost_ms == 150.0
+    assert choice.costs.min() == 120.0
+    late = a_choice(a_table(view), loads, target_ms=149.0)
+    assert (late.site, late.because, late.pushed) == ("near", "cheapest", True)
+
+
+def test_batch_goes_by_cost_alone() -> None:
+    view, loads = two_sites(output_tokens=80)
+    assert a_choice(a_table(view), loads, class_="batch", output_tokens=1).site == "near"
+
+
+def test_a_site_that_spilled_is_local_again_well_within_the_target() -> None:
+    view, loads = two_sites(waiting=1, output_tokens=400)  # 160 ms and 100 ms
+    table = a_table(view)
+    assert a_choice(table, loads).because == "cheapest"
+    steps = ((2, 150, "cheapest"), (3, 60, "local"), (4, 150, "local"))
+    for sequence, output_tokens, expected in steps:
+        busy = a_load(running=4, output_tokens=output_tokens)  # 94, 38 and again 94 ms of queue
+        loads.heard(a_digest("here", busy, sequence=sequence), 0)
+        assert a_choice(table, loads).because == expected
+
+
+def explored(view: View, loads: Loads, **asked: Any) -> list[str]:
+    """Where the explored ones of many requests went."""
+    table, rng = a_table(view), stream(11, "explore")
+    choices = [a_choice(table, loads, rng=rng, **asked) for _ in range(4000)]
+    found = [choice for choice in choices if choice.because == "explored"]
+    assert all(choice.pushed for choice in found)
+    return [str(choice.site) for choice in found]
+
+
+def test_one_in_a_hundred_explores_what_answers_within_the_target() -> None:
+    view = a_view(
+        [a_site("here"), a_site("near"), a_site("far")], rtt_ms={"near": 50.0, "far": 101.0}
+    )
+    found = explored(view, idle_loads(view))
+    assert set(found) == {"here", "near"}  # the far one would need 201 ms
+    assert 20 <= len(found) <= 60
+    assert len(explored(view, idle_loads(view), target_ms=201.5)) == pytest.approx(40, abs=20)
+
+
+def test_who_bought_or_waits_anyway_explores_nothing() -> None:
+    view = a_view([a_site("here"), a_site("near")], rtt_ms={"near": 5.0})
+    assert explored(view, idle_loads(view), class_="reserved") == []
+    assert explored(view, idle_loads(view), class_="batch") == []
+    assert explored(view, idle_loads(view), target_ms=0) == []
+    assert explored(view, idle_loads(view), policy_id="nobody") == []
+    assert explored(*two_sites(waiting=9, output_tokens=9000), prompt_tokens=9000) == []
+
+
+def test_worked_example_of_a_body() -> None:
+    """800 kB to Frankfurt, 290 ms away: 256 KiB a round trip, so 885 ms beyond it."""
+    choice = decide(world(), idle_loads(world()), body_bytes=800_000, prompt_tokens=10)
+    frankfurt = next(each for each in choice.candidates if each.site == "frankfurt")
+    assert frankfurt.transfer_ms == pytest.approx(885.0, abs=0.1)
+    assert frankfurt.cost_ms == pytest.approx(290 + 885.0 + 10, abs=0.1)
+    assert choice.candidates[0].site == "sydney"
+    assert choice.candidates[0].transfer_ms == 0
+    short = decide(world(), idle_loads(world()), body_bytes=4095)
+    assert {each.transfer_ms for each in short.candidates} == {0.0}
+
+
+def test_a_body_may_decide() -> None:
+    """A site 30 ms farther has its prompt read sooner, unless it takes too long to come there."""
+    view = a_view([a_site("ingress"), a_site("near"), a_site("far")], serving=["near", "far"],
+                  rtt_ms={"near": 20.0, "far": 50.0})
+    loads = Loads()
+    loads.heard(a_digest("near", a_load(prefill_tok_s=5000.0)), 0)
+    loads.heard(a_digest("far", a_load(prefill_tok_s=10_000.0)), 0)
+    table = a_table(view)
+    assert a_choice(table, loads, prompt_tokens=1000, target_ms=0).site == "far"
+    assert a_choice(
+        table, loads, prompt_tokens=1000, body_bytes=600_000, target_ms=0
+    ).site == "near"

@@ -6,6 +6,7 @@ import pytest
 
 from isochrone.adapters.engines.counters import LoadReader, family_of, read_series
 from isochrone.agent.rates import (
+    arrived,
     learn,
     pending_output_tokens,
     pending_prompt_tokens,
@@ -122,3 +123,39 @@ def test_missing_series_are_unknown() -> None:
         UNKNOWN_LOAD, running=1
     )
     assert family_of(read_series("process_cpu_seconds_total 3\n")) is None
+
+
+def a_reading(
+    *, running: int | None, waiting: int = 0, output: int | None = 0, requests: int | None = None
+) -> EngineLoad:
+    return replace(
+        UNKNOWN_LOAD, running=running, waiting=waiting, output_tokens_total=output,
+        requests_total=requests,
+    )
+
+
+KNOWN = seeded(Rates(prefill_tok_s=1000.0, decode_tok_s=100.0))  # answers of 128 tokens
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [
+    (a_reading(running=0), a_reading(running=3), 1.5),
+    (a_reading(running=3, output=1000), a_reading(running=3, output=1512), 2.0),
+    (a_reading(running=3, output=1000), a_reading(running=1, output=1512), 1.0),
+    (a_reading(running=4), a_reading(running=4, waiting=6), 3.0),
+    (a_reading(running=4, requests=10), a_reading(running=4, requests=15, output=9999), 2.5),
+    (a_reading(running=9), a_reading(running=0), 0.0),
+    (a_reading(running=0, output=5000), a_reading(running=2, output=128), 1.0),  # it restarted
+    (a_reading(running=None), a_reading(running=2), None),
+    (a_reading(running=2), a_reading(running=None), None),
+    (a_reading(running=0, output=None), a_reading(running=2, output=None), None),
+])
+def test_what_came_is_what_ended_and_what_is_more(
+    before: EngineLoad, after: EngineLoad, expected: float | None
+) -> None:
+    assert arrived(None, before, after, KNOWN, elapsed_s=2.0) == expected
+
+
+def test_what_came_lately_fades() -> None:
+    idle, busy = a_reading(running=0), a_reading(running=10)
+    assert arrived(2.0, idle, busy, KNOWN, elapsed_s=1.0) == pytest.approx(7.6)
+    assert arrived(7.6, busy, busy, KNOWN, elapsed_s=1.0) == pytest.approx(2.28)

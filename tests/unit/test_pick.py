@@ -1,7 +1,8 @@
-"""Which replica: the least share of slots, equals by chance, and who is left out."""
+"""Which replica: the shortest wait, then the least share of slots, and who is left out."""
 
 from collections import Counter
 
+from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.lifecycle.breaker import Breaker
 from isochrone.core.rng import stream
@@ -83,6 +84,38 @@ def test_a_revision_is_taken_exactly() -> None:
     standings = a_standing("a"), a_standing("b", revision="r1"), a_standing("c", revision="r2")
     assert picked(*standings, revision="r2") == "c"
     assert picked(*standings, revision="r3") == "nobody"
+
+
+def test_worked_example_of_tokens_ahead() -> None:
+    """One prompt of 8,000 tokens is more work than three of 20; nobody waits for a slot."""
+    long, short = a_standing("long"), a_standing("short")
+    for standing in (long, short):
+        standing.rate(Rates(prefill_tok_s=1000.0, decode_tok_s=50.0))
+    long.count(1, 8000, 100)
+    for _ in range(3):
+        short.count(1, 20, 100)
+    assert (long.wait_ms, short.wait_ms) == (8000.25, 60.75)
+    assert picked(long, short) == "short"
+    long.count(0, -8000)  # it has read the prompt
+    assert long.wait_ms == 0.25
+    assert picked(long, short) == "long"
+
+
+def test_a_full_replica_waits_for_the_slot_that_is_free_soonest() -> None:
+    soon, late = a_standing("soon", slots=1), a_standing("late", slots=1)
+    soon.count(1, 0, 10)
+    late.count(1, 0, 500)
+    assert picked(soon, late) == "soon"
+    late.rate(Rates(prefill_tok_s=1000.0, decode_tok_s=5000.0))
+    assert picked(soon, late) == "late"
+
+
+def test_what_ended_leaves_nothing_ahead() -> None:
+    standing = a_standing("a")
+    standing.count(1, 300, 100)
+    standing.count(0, -300)
+    standing.count(-1, 0, -100)
+    assert (standing.wait_ms, standing.ahead) == (0.0, Work())
 
 
 def test_with_a_slot_free_whoever_has_most_of_the_prompt_goes_first() -> None:

@@ -15,6 +15,7 @@ SEED_TOKENS = 200.0      # evidence that a seed is worth: a little work replaces
 MEMORY_SAMPLES = 30.0
 USUAL_OUTPUT_TOKENS = 128.0
 USUAL_PROMPT_TOKENS = 512.0
+ARRIVED_SHARE = 0.7      # of the last reading in what came lately
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,26 @@ def _learn_lengths(known: Learned, before: EngineLoad, after: EngineLoad) -> Lea
         output = _towards(known.output_tokens, age, after.running)
         return replace(known, output_tokens=max(1.0, output))
     return known
+
+
+def arrived(
+    lately: float | None, before: EngineLoad, after: EngineLoad, known: Learned, *, elapsed_s: float
+) -> float | None:
+    """Requests a second that came to an engine, from two successive readings `elapsed_s` apart:
+    those that ended, and those by which more are there. `lately` is what was found before; None
+    where the engine does not count."""
+    if before.running is None or after.running is None or elapsed_s <= 0:
+        return None
+    if after.requests_total is not None:
+        ended: float = _grown(before.requests_total, after.requests_total)
+    elif after.output_tokens_total is not None:
+        tokens = _grown(before.output_tokens_total, after.output_tokens_total)
+        ended = tokens / max(known.output_tokens, 1.0)
+    else:
+        return None
+    more = after.running + (after.waiting or 0) - before.running - (before.waiting or 0)
+    found = max(ended + more, 0.0) / elapsed_s
+    return found if lately is None else lately + ARRIVED_SHARE * (found - lately)
 
 
 def _towards(known: float, sample: float, weight: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from isochrone.agent.rates import Learned, learn, seeded
+from isochrone.agent.rates import Learned, arrived, learn, seeded
 from isochrone.core.errors import EngineUnavailable
 from isochrone.core.estimate.service import Rates
 from isochrone.core.ids import ModelName, ReplicaId
@@ -37,13 +37,15 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Live:
-    """A replica in the agent's hands. `load` is the last reading, `engine` None unless it runs."""
+    """A replica in the agent's hands. `load` is the last reading, `engine` None unless it runs;
+    `arrived` are the requests a second that came to it lately."""
 
     status: life.Status
     started_at: int
     engine: Engine | None = None
     revision: str | None = None
     load: EngineLoad = UNKNOWN_LOAD
+    arrived: float | None = None
     stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -174,6 +176,7 @@ class Supervisor:
                 await live.engine.stop(deadline_s=STOP_S)
             live.engine = None
             live.load = UNKNOWN_LOAD
+            live.arrived = None
             self._happened(live, ended)
 
     async def _start_and_watch(self, live: Live) -> life.Event:
@@ -204,9 +207,12 @@ class Supervisor:
                 if now_ns - heard_ns > SILENT_S * 1e9:
                     return f"it has not answered for {SILENT_S:g} s"
                 continue
-            heard_ns = now_ns
             model = live.status.goal.model
-            self._learned[model] = learn(self.learned(model), live.load, load)
+            known = self._learned[model] = learn(self.learned(model), live.load, load)
+            live.arrived = arrived(
+                live.arrived, live.load, load, known, elapsed_s=(now_ns - heard_ns) / 1e9
+            )
+            heard_ns = now_ns
             live.load = load
 
     async def _read(self, engine: Engine) -> EngineLoad | None:

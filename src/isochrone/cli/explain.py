@@ -35,6 +35,14 @@ REPORTERS = {
     "recovered": "found open in the journal of the ingress after it had died",
 }
 
+BECAUSE = {
+    "home": "its session has been there, and it costs little enough",
+    "explored": "one request in a hundred is sent to some site that is soon enough, to learn of it",
+    "local": "it is the ingress itself, and soon enough",
+    "nearest": "it is nearest without queues, and nobody else was cheaper by enough",
+    "cheapest": "the nearest is late, and this is the cheapest of those that took more",
+}
+
 
 def register(app: typer.Typer) -> None:
     app.command(
@@ -191,14 +199,16 @@ def _print_decision(decision: Mapping[str, Any]) -> None:
     from isochrone.cli.show import print_table
 
     print("\nSites that could serve it, soonest first (ms; the first was chosen)")
+    if decision.get("because"):
+        print(f"Chosen: {BECAUSE[decision['because']]}.")
     print_table(
-        ("", "site", "expected", "round trip", "round trip is", "queue", "prefill", "decode",
-         "digest age"),
+        ("", "site", "expected", "round trip", "round trip is", "transfer", "queue", "prefill",
+         "decode", "digest age"),
         [
             (
                 "→" if number == 0 else "", one["site"], one["cost_ms"], one["rtt_ms"],
-                one["rtt_source"], one["queue_ms"], one["prefill_ms"], one["decode_ms"],
-                one["digest_age_ms"],
+                one["rtt_source"], one.get("transfer_ms", 0.0), one["queue_ms"], one["prefill_ms"],
+                one["decode_ms"], one["digest_age_ms"],
             )
             for number, one in enumerate(decision["candidates"])
         ],

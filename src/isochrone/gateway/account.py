@@ -159,4 +159,6 @@ def _decision(exchange: "Exchange") -> DecisionRecord | None:
         choice.decodes_ms(),
         None if exchange.affinity is None else exchange.affinity.bond(),
         exchange.queued_ns / 1e6,
+        choice.because,
+        choice.body_bytes,
     )

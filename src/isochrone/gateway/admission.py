@@ -1,7 +1,9 @@
 """What is refused before any site is asked, and how each refusal reads to the client."""
 
 import math
+from collections.abc import Mapping
 
+from isochrone.core.ids import SiteName
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.residency.rule import UNBOUND, Denied
 from isochrone.core.world.model import COMMON_ENDPOINTS
@@ -10,6 +12,7 @@ from isochrone.gateway.context import Context
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.request import InferenceRequest
 from isochrone.gateway.surface import endpoint_refusal
+from isochrone.wire import peer
 
 
 def refuse_request(context: Context, request: InferenceRequest, path: str) -> Refusal | None:
@@ -50,6 +53,16 @@ def refuse_hop(
         return Refusal(status=403, reason=verdict.rule, message=verdict.detail)
     why = context.journal.refusal()
     return None if why is None else unrecorded(why)
+
+
+def refuse_circling(headers: Mapping[bytes, bytes], site: SiteName) -> Refusal | None:
+    """Whether the ingress of a hop says that this site refused the request before."""
+    if site not in peer.sites_tried(headers.get(peer.TRIED.encode())):
+        return None
+    return Refusal(
+        status=503, reason="tried_before",
+        message=f"{site} refused or lost this request before and is not asked again.",
+    )
 
 
 def refuse_old_view(context: Context, key: ApiKey) -> Refusal | None:

@@ -53,6 +53,7 @@ class Attempt:
     def __init__(self, exchange: "Tries", target: Target) -> None:
         self._exchange = exchange
         self.target = target
+        self.unread_tokens = 0  # of the prompt, which its replica has to read still
         self.meter = None
         self._headers = _NO_HEADERS
         replica = target.replica
@@ -133,6 +134,7 @@ class Attempt:
         assert self.target.peer_key is not None
         body, path = exchange.asking or exchange.body, exchange.head.path
         narrowing, client_id = exchange.narrowing, exchange.head.client_request_id
+        tried = exchange.tried_now
         start, covered = self.target.hop_start(
             context.site,
             (path, exchange.key.id, exchange.class_,
@@ -141,6 +143,8 @@ class Attempt:
         lines = "" if client_id is None else f"x-request-id: {client_id}\r\n"
         if exchange.wanted is not None:
             lines += kin_lines(exchange.wanted)
+        if tried:
+            lines += peer.tried_line([each.site for each in tried])
         proof = peer.proof(
             self.target.peer_key, covered, exchange.request_id, context.clock.wall_ns(), body
         )

@@ -18,6 +18,7 @@ from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.measured import Measured
 from isochrone.gateway.narrowing import Narrowings
 from isochrone.gateway.outbox import Outbox
+from isochrone.gateway.outcomes import Outcomes
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.salts import Salts
@@ -62,6 +63,7 @@ class Context:
     log: RequestLog
     metrics: Measured
     spans: Spans | None
+    outcomes: Outcomes
     outbox: Outbox
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     exchanges: "dict[Exchange, None]" = field(default_factory=dict)

@@ -120,7 +120,11 @@ class Exchange(GivingWay):
             self.choose(self.started_ns)
         else:
             self.wanted = parse_kin(self.head.headers)
-            self.serve_at(context.site, 0.0, self.started_ns)
+            refusal = admission.refuse_circling(self.head.headers, context.site)
+            if refusal is not None:
+                self.refuse(refusal)
+            else:
+                self.serve_at(context.site, 0.0, self.started_ns)
 
     def fail(self, fault: Fault) -> None:
         """The request could not be read to its end."""
@@ -193,7 +197,10 @@ class Exchange(GivingWay):
                 retained.take(data)
             now_ns = self.first_ns = self.context.clock.monotonic_ns()
             if (replica := attempt.target.replica) is not None:
-                self.context.view.replicas.answered(replica.id, now_ns, self.context.rng)
+                self.context.view.replicas.answered(
+                    replica.id, now_ns, self.context.rng, attempt.unread_tokens
+                )
+                attempt.unread_tokens = 0
             if self.turn is not None:
                 self.turn.first_byte(resumable=retained is not None)
             self.reply.begin_stream(
@@ -331,6 +338,8 @@ class Exchange(GivingWay):
                 record, len(self.continued), logged_reference(self), self.queued_ns / 1e6
             )
             context.metrics.ended(record)
+            if self.reply.hop is None:
+                context.outcomes.ended(record)
             if self.continuation is not None:
                 why = None if self.lost_why is None else self.lost_why.why
                 context.metrics.lost_engine(record, self.continued, why)

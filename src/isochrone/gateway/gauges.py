@@ -40,6 +40,7 @@ class Gauges:
         yield from self._tries(now_ns)
         yield from entitled_families(self._context.entitled, self._letters, now_ns)
         yield from queue_families(self._context.queues)
+        yield from self._calibrations()
         yield from self._usage(now_ns)
         yield from self._knowledge(now_ns)
         yield from self._states(now_ns)
@@ -71,6 +72,13 @@ class Gauges:
             _by_label(metrics.BREAKERS, {
                 state: states[state] for state in ("closed", "open", "half_open")
             }),
+        ]
+
+    def _calibrations(self) -> list[Family]:
+        known = self._context.outcomes.calibrations.items()
+        return [
+            _by_label(metrics.CALIBRATION_ERROR, {name: each.error for name, each in known}),
+            _by_label(metrics.CALIBRATION_BIAS, {name: each.bias for name, each in known}),
         ]
 
     def _usage(self, now_ns: int) -> list[Family]:

@@ -75,6 +75,14 @@ PREDICTION_RATIO = Metric(
     labels=("model",), buckets=RATIO,
     help="Streams of one attempt: actual over predicted time to first token; 1 is right.",
 )
+CALIBRATION_ERROR = Metric(
+    name=_P + "calibration_error_ratio", kind="gauge", unit="ratio", labels=("model",),
+    help="Typical factor beyond 1 by which predicted times to the first token missed lately.",
+)
+CALIBRATION_BIAS = Metric(
+    name=_P + "calibration_bias_ratio", kind="gauge", unit="ratio", labels=("model",),
+    help="The same with its side: above 0 answers came later than predicted.",
+)
 PREFIX_HITS = Metric(
     name=_P + "prefix_hits_total", kind="counter", unit="hits", labels=("model", "source"),
     help="Requests of whose prompt the engine had a part cached.",
@@ -316,7 +324,8 @@ STARTED = Metric(
 
 METRICS: tuple[Metric, ...] = (
     REQUESTS, TOKENS, TOKEN_REPORTS, REFUSALS, FAILURES, ANSWERS, DURATION, FIRST_BYTE, ADDED,
-    RECEIVING, PREDICTION_RATIO, PREFIX_HITS, PREFIX_TOKENS, SESSION_REQUESTS,
+    RECEIVING, PREDICTION_RATIO, CALIBRATION_ERROR, CALIBRATION_BIAS, PREFIX_HITS, PREFIX_TOKENS,
+    SESSION_REQUESTS,
     ATTEMPTS, FAILED_ATTEMPTS, RETRIES, RETRY_BUDGET,
     CONTINUATIONS, CONTINUATION_GAP, ABANDONED,
     ENTITLED_RATE, ENTITLED_WANTED, ALLOWANCE, ENTITLED_TOKENS, CLAIMS, LETTERS,

@@ -25,6 +25,7 @@ from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.measured import Measured
 from isochrone.gateway.metrics_route import MetricsServer
 from isochrone.gateway.outbox import Outbox
+from isochrone.gateway.outcomes import Outcomes
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.routes import Routes
@@ -107,6 +108,7 @@ class Gateway:
         journal = Journal(ports.disk, ports.clock, identity.site)
         view = ViewCache(site, identity.control_key, data, direct=settings.alone)
         outbox = self._outbox = Outbox(journal.flush, Waking(ports.clock, settings.awake_us))
+        loads = Loads(stale_after_ms=settings.digest_stale_s * 1000)
         self.context = Context(
             settings=settings,
             site=site,
@@ -115,8 +117,7 @@ class Gateway:
             rng=ports.rng,
             view=view,
             endpoints=KnownEndpoints(),
-            loads=Loads(stale_after_ms=settings.digest_stale_s * 1000),
-            limits=KeyLimits(ports.counters),
+            loads=loads, limits=KeyLimits(ports.counters),
             retries=RetryBudget(settings.retry_ratio, settings.retry_min_per_s),
             deadlines=deadlines_of(settings),
             salts=Salts(bytes.fromhex(identity.peer_secret)),
@@ -130,7 +131,7 @@ class Gateway:
             log=RequestLog(ports.write_lines, worker=settings.worker),
             metrics=Measured(lambda model: view.table.is_served(ModelName(model))),
             spans=_spans(settings, site, ports.spans),
-            outbox=outbox,
+            outcomes=Outcomes(loads.learned, view), outbox=outbox,
             spawn=self._spawn,
         )
         if settings.alone:
@@ -241,6 +242,8 @@ class Gateway:
             if self.context.loads.heard(digest, self._ports.clock.monotonic_ns()):
                 self.context.prefixes.heard(digest)
             self.context.endpoints.heard(digest)
+            if self.context.view.replicas.reaches(digest.site):
+                self.context.view.replicas.heard(digest)
             self.context.skew.heard(digest.site, digest.at)
             if self._views is not None:
                 self._views.heard(digest.site, payload)
@@ -268,6 +271,7 @@ class Gateway:
                 context.view.judge_age(now_ns, self._settings.view_warn_s)
                 context.skew.sweep()
                 context.queues.sweep(now_ns, self._ports.clock.wall_ns())
+                context.outcomes.learn(now_ns)
 
     def _listen_for_silence(self, now_ns: int) -> None:
         """Tell silence of the bus from silence of the sites."""

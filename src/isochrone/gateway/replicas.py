@@ -7,12 +7,14 @@ probe succeeds or the agent has started it anew; `core/routing/pick.py` chooses 
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from isochrone.core.admission.classes import UNBOUNDED_SLOTS
+from isochrone.core.estimate.service import Rates
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.lifecycle.breaker import CLOSED, BreakerRules, BreakerState, Sign, step
 from isochrone.core.metering.event import Outcome
 from isochrone.core.rng import Random
 from isochrone.core.routing.pick import Standing, pick
 from isochrone.core.routing.prefix import UNKNOWN
+from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.model import Endpoint, Replica
 
 DEFAULT_RULES = BreakerRules()
@@ -108,25 +110,37 @@ class Replicas:
             self._judge(standing, "asked", now_ns, rng)
         return standing.replica
 
-    def started(self, replica: ReplicaId) -> None:
-        """A request was sent to it."""
+    def started(
+        self, replica: ReplicaId, prompt_tokens: int = 0, output_tokens: int = 0
+    ) -> None:
+        """A request was sent to it, with so much to compute."""
         standing = self._by_id.get(replica)
         if standing is not None:
-            standing.count(1)
+            standing.count(1, prompt_tokens, output_tokens)
 
-    def answered(self, replica: ReplicaId, now_ns: int, rng: Random) -> None:
-        """The first byte of a good answer came: it works, however long the rest may take."""
+    def answered(
+        self, replica: ReplicaId, now_ns: int, rng: Random, prompt_tokens: int = 0
+    ) -> None:
+        """The first byte of a good answer came: it works, however long the rest may take, and has
+        read the prompt."""
         standing = self._by_id.get(replica)
-        if standing is not None and standing.breaker is not None:
-            self._judge(standing, "succeeded", now_ns, rng)
+        if standing is not None:
+            if prompt_tokens:
+                standing.count(0, -prompt_tokens)
+            if standing.breaker is not None:
+                self._judge(standing, "succeeded", now_ns, rng)
 
-    def finished(self, replica: ReplicaId, ok: bool | None, now_ns: int, rng: Random) -> None:
-        """A request that was sent to it is over. `ok` False: it failed (its own error, a time-out,
+    def finished(
+        self, replica: ReplicaId, ok: bool | None, now_ns: int, rng: Random,
+        prompt_tokens: int = 0, output_tokens: int = 0,
+    ) -> None:
+        """A request that was sent to it is over, of which it had so much to compute still, as far
+        as was known. `ok` False: it failed (its own error, a time-out,
         a stream that broke); None: this says nothing of the replica (the client left)."""
         standing = self._by_id.get(replica)
         if standing is None:
             return
-        standing.count(-1)
+        standing.count(-1, -prompt_tokens, -output_tokens)
         if ok is False:
             self._judge(standing, "failed", now_ns, rng)
         elif standing.breaker is not None:
@@ -139,6 +153,16 @@ class Replicas:
         standing = self._by_id.get(replica.id)
         if standing is not None and standing.replica.generation == replica.generation:
             self._judge(standing, "lost", now_ns, rng)
+
+    def heard(self, digest: SiteDigest) -> None:
+        """How fast the replicas of a site are, by its agent's measurements."""
+        for said in digest.loads:
+            standings = self._by_model.get((digest.site, said.model))
+            if standings is None or not (said.prefill_tok_s > 0 and said.decode_tok_s > 0):
+                continue
+            rates = Rates(prefill_tok_s=said.prefill_tok_s, decode_tok_s=said.decode_tok_s)
+            for standing in standings:
+                standing.rate(rates)
 
     def breaker_states(self) -> Iterator[BreakerState]:
         """Of every replica that is spoken of."""

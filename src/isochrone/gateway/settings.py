@@ -18,7 +18,8 @@ class GatewaySettings:
     then asked directly. It may be `worker` number 0.. of `workers` on one port.
 
     Where requests come one by one and answers lately came within `awake_us`, the process waits so
-    long without sleeping; 0 lets it always sleep.
+    long without sleeping; 0 lets it always sleep. A request stays at this site while its first
+    token is expected within `ttft_target_ms`; 0 for wherever it is soonest.
 
     A stream that says nothing for `between_events_timeout_s` is over. Retries are at most
     `retry_ratio` of all requests and `retry_min_per_s` besides. A replica is not asked after
@@ -68,6 +69,7 @@ class GatewaySettings:
     max_uploading_bytes: int = 536_870_912
     max_connections: int = 20_000
     awake_us: float = field(default=100.0, metadata={"min": 0, "max": 1000})
+    ttft_target_ms: float = field(default=200.0, metadata={"min": 0})
 
 
 def contradictions(settings: GatewaySettings) -> list[str]:

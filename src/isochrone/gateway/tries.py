@@ -128,10 +128,16 @@ class Tries(Waiter):
     @abstractmethod
     def went_on(self, attempt: Attempt) -> None: ...
 
+    @property
+    def tried_now(self) -> list[Refused]:
+        """The sites that may not be asked again: those that refused or lost it, since its stream
+        was lost if it was."""
+        return self.tried[self._tried_before :] if self._tried_before else self.tried
+
     def choose(self, now_ns: int) -> None:
         """Choose among the allowed sites and try the best one."""
         context, request = self.context, self.request
-        tries, tried = self.attempts - self._tries_before, self.tried
+        tries = self.attempts - self._tries_before
         if tries and self.connect_time_left_s() <= 0:
             self.refuse(timeouts.refusal("connect_timeout", context.deadlines))
             return
@@ -151,11 +157,13 @@ class Tries(Waiter):
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
             blocks=() if affinity is None else affinity.blocks,
-            tried=tried[self._tried_before :] if self._tried_before else tried,
+            tried=self.tried_now,
             now_ns=now_ns,
             rng=context.rng,
             narrowing=self.narrowing,
             home=None if affinity is None else affinity.find_home(context, now_ns),
+            body_bytes=len(self.asking or self.body),
+            target_ms=context.settings.ttft_target_ms,
         )
         site = choice.site
         if site is None:
@@ -304,15 +312,18 @@ class Tries(Waiter):
         if not self.attempts:
             context.retries.deposit(self.started_ns)
         self.attempts += 1
-        if target.replica is not None:
-            context.view.replicas.started(target.replica.id)
         prompt_tokens, affinity = request.prompt_tokens, self.affinity
         if affinity is not None:
             affinity.sent(context, target, self.choice is not None, now_ns)
             prompt_tokens -= affinity.believed_tokens
+        if target.replica is not None:
+            attempt.unread_tokens = prompt_tokens
+            context.view.replicas.started(
+                target.replica.id, prompt_tokens, request.output_tokens
+            )
         self._ticket = context.loads.dispatched(
             target.site, request.model, prompt_tokens, request.output_tokens,
-            now_ns, rtt_ms=target.rtt_ms,
+            now_ns, rtt_ms=target.rtt_ms, pushed=self.choice is not None and self.choice.pushed,
         )
         attempt.start(now_ns)
 
@@ -437,4 +448,7 @@ class Tries(Waiter):
             context.loads.finished(self._ticket)
             self._ticket = None
             if (replica := attempt.target.replica) is not None:
-                context.view.replicas.finished(replica.id, ok, now_ns, context.rng)
+                context.view.replicas.finished(
+                    replica.id, ok, now_ns, context.rng, attempt.unread_tokens,
+                    self.request.output_tokens,
+                )

@@ -74,7 +74,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "DecisionRecord": _fields(
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
-            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms"
+            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms because "
+            "body_bytes"
         ),
     ),
     "UsageRecord": _fields(
@@ -101,7 +102,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "DeploymentLoad": _fields(
         fleet=(
             "model revision ready slots running waiting pending_prompt_tokens "
-            "pending_output_tokens prefill_tok_s decode_tok_s endpoints"
+            "pending_output_tokens prefill_tok_s decode_tok_s endpoints arrived spare"
         ),
     ),
     "ReplicaLoad": _fields(
@@ -181,7 +182,9 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "Bond": _fields(account="cached_tokens prompt_tokens verdict home limit_ms"),
     # core/routing/choice.py
     "Candidate": _fields(
-        account="site cost_ms rtt_ms rtt_source queue_ms prefill_ms decode_ms digest_age_ms",
+        account=(
+            "site cost_ms rtt_ms rtt_source queue_ms prefill_ms decode_ms digest_age_ms transfer_ms"
+        ),
     ),
     "Refused": _fields(account="site rule detail"),
     "Explanation": _fields(account="candidates refused allowed_exists elsewhere"),
@@ -195,7 +198,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "Decision": _fields(
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
-            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms"
+            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms because "
+            "body_bytes"
         ),
     ),
     # gateway/records.py

@@ -11,6 +11,7 @@ What differs from request to request stands in one header, `HOP`, right before t
 so that both gateways know the rest of a head from the one before it.
 """
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from hmac import compare_digest
 
@@ -33,6 +34,7 @@ RESIDENCY = "x-isochrone-residency"    # narrows a request: a client's wish, and
 TRANSIT = "x-isochrone-transit"        # likewise, of a client's request only
 REFUSED = "x-isochrone-refused"        # on a typed refusal by the destination: the rule
 QUEUED = "x-isochrone-queued"          # on an answer: whole ms that it waited there for its turn
+TRIED = "x-isochrone-tried"            # on a hop: the sites that refused or lost the request before
 CODE_BYTES = 24
 NOTHING = "-"                          # in the place of an answer's tokens or replica
 
@@ -98,6 +100,18 @@ def answer_code(key: bytes, request_id: str, serving: str, status: int, said: st
     """Message code of the answer's head, hex; `said` is what stands before it."""
     text = f"answer\n{request_id}\n{serving}\n{status}\n{said}\n"
     return blake2b(text.encode(), key=key, digest_size=CODE_BYTES).hexdigest()
+
+
+def tried_line(sites: Sequence[str]) -> str:
+    """The line of a hop's head that says where the request was before."""
+    return f"{TRIED}: {','.join(sites)}\r\n"
+
+
+def sites_tried(value: bytes | None) -> frozenset[str]:
+    """The inverse, of the header's value; none where it is not there."""
+    if not value:
+        return frozenset()
+    return frozenset(each.strip() for each in value.decode("latin-1").split(","))
 
 
 def same_code(one: str, other: str) -> bool:

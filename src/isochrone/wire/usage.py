@@ -20,7 +20,7 @@ from isochrone.core.metering.event import (
     UsageEvent,
 )
 from isochrone.core.routing.bond import Bond
-from isochrone.core.routing.choice import Decision, Ground, Refused
+from isochrone.core.routing.choice import Because, Decision, Ground, Refused
 from isochrone.core.world.tenant import Class
 
 VERSION = 2
@@ -43,6 +43,8 @@ class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     decodes_ms: bytes = b""
     bond: Bond | None = None
     queued_ms: float = 0.0
+    because: Because | None = None
+    body_bytes: int = 0
 
     def decision(self) -> Decision:
         return Decision(**{name: getattr(self, name) for name in self.__struct_fields__})

@@ -11,7 +11,7 @@ from isochrone.core.errors import NotFound
 from isochrone.core.ids import RequestId, is_uuid7
 from isochrone.core.metering.event import Endpoint, Outcome, Reporter, TokenSource, UsageEvent
 from isochrone.core.routing.bond import Bond, HomeVerdict
-from isochrone.core.routing.choice import Candidate, Decision, Ground, Refused, Rule
+from isochrone.core.routing.choice import Because, Candidate, Decision, Ground, Refused, Rule
 from isochrone.core.routing.explain import DIGITS
 from isochrone.core.routing.explain import explain as explanation_of
 from isochrone.core.world.site import RttSource
@@ -67,6 +67,7 @@ class CandidateShape(BaseModel):
     prefill_ms: float
     decode_ms: float
     digest_age_ms: float | None
+    transfer_ms: float
 
 
 class RefusedShape(BaseModel):
@@ -90,9 +91,10 @@ class BondShape(BaseModel):
 
 
 class DecisionShape(BaseModel):
-    """Candidates cheapest first (the first was chosen); `refused` are the other sites that serve
-    the model, `elsewhere` counts those that do not. `tried` lists earlier tries that failed,
-    `queued_ms` is how long it waited for its turn at the sites that it was sent to. The
+    """Candidates cheapest first (the first was chosen, and `because` says what decided); `refused`
+    are the other sites that serve the model, `elsewhere` counts those that do not. `tried` lists
+    earlier tries that failed, `queued_ms` is how long it waited for its turn at the sites that it
+    was sent to. The
     axes are the policy's; `narrowed` and `narrowed_transit` are what the request's own headers
     allowed beyond it, `any` where they said nothing. `bond` is null for a short request of no
     session, and where the ingress may remember nothing."""
@@ -112,6 +114,7 @@ class DecisionShape(BaseModel):
     tried: list[RefusedShape]
     bond: BondShape | None
     queued_ms: float
+    because: Because | None
 
 
 class Explanation(BaseModel):
@@ -242,6 +245,7 @@ def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape
         predicted_ttft_ms=decision.predicted_ttft_ms,
         actual_ttft_ms=decision.actual_ttft_ms,
         tried=[_refused(each) for each in decision.tried],
+        because=decision.because,
         bond=None if decision.bond is None else _bond(decision.bond),
         queued_ms=decision.queued_ms,
     )
@@ -258,7 +262,7 @@ def _candidate(each: Candidate) -> CandidateShape:
     return CandidateShape(
         site=each.site, cost_ms=each.cost_ms, rtt_ms=each.rtt_ms, rtt_source=each.rtt_source,
         queue_ms=each.queue_ms, prefill_ms=each.prefill_ms, decode_ms=each.decode_ms,
-        digest_age_ms=each.digest_age_ms,
+        digest_age_ms=each.digest_age_ms, transfer_ms=each.transfer_ms,
     )
 
 

@@ -15,7 +15,15 @@ HardwareTable = Mapping[str, Rates]
 SLOW = Rates(prefill_tok_s=200.0, decode_tok_s=10.0)
 
 
+def seed_of(hardware: Sequence[Hardware], table: HardwareTable) -> tuple[str, Rates]:
+    """The slowest stated kind (a replica may land on any of them) and its rates; no kind, and
+    `SLOW`, when none is known."""
+    known = [(each.kind, table[each.kind]) for each in hardware if each.kind in table]
+    return min(
+        known, key=lambda each: (each[1].prefill_tok_s, each[1].decode_tok_s), default=("", SLOW)
+    )
+
+
 def seed_rates(hardware: Sequence[Hardware], table: HardwareTable) -> Rates:
-    """Rates of the slowest stated kind (a replica may land on any of them), else `SLOW`."""
-    known = [table[each.kind] for each in hardware if each.kind in table]
-    return min(known, key=lambda rates: (rates.prefill_tok_s, rates.decode_tok_s), default=SLOW)
+    """As `seed_of`, the rates alone."""
+    return seed_of(hardware, table)[1]

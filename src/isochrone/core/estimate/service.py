@@ -58,3 +58,10 @@ def queue_ms(servers: Servers, ahead: Work) -> float:
         drain_s = ahead.output_tokens / (servers.slots * rates.decode_tok_s)
         wait_s += drain_s * must_end / ahead.requests
     return 1000.0 * wait_s
+
+
+def busy_s(servers: Servers, prompt_tokens: float, output_tokens: float) -> float:
+    """For how long this work keeps all replicas together busy, with all slots in use."""
+    rates = servers.rates
+    prefill_s = prompt_tokens / (servers.ready * rates.prefill_tok_s)
+    return prefill_s + output_tokens / (servers.slots * rates.decode_tok_s)

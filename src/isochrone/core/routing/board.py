@@ -4,16 +4,26 @@ A choice is then a few operations on arrays. A cell is weighed again when someth
 site; what time alone changes is watched by one instant, `next_change_ns`.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from isochrone.core.estimate.service import Rates, Servers, decode_ms, prefill_ms, queue_ms
+from isochrone.core.estimate.transfer import byte_ms
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.routing.choice import Refused
+from isochrone.core.routing.credits import credit, stays
 from isochrone.core.routing.loads import EVERY_SITE, NEVER_NS, Loads, ModelLoad, SiteLoad
 from isochrone.core.world.site import RttSource
+
+# Two costs this near are the same as far as the estimates can tell.
+TIE_MS: Final = 3.0
+TIE_SHARE: Final = 0.05
+
+USUAL_PROMPT_TOKENS: Final = 256  # for which it is worked out which sites are nearest
+RESIZED: Final = 0.1              # a size that changed by more counts for that
 
 AGES_HOLD_NS = 1_000_000_000  # a refusal that names an age is written anew after this
 
@@ -26,18 +36,25 @@ class OpenSite:
     rtt_ms: float
     rtt_source: RttSource
     seed: Rates
+    kind: str = ""  # of hardware, which the seed is of
 
 
 class Board:
     """Costs of one model at `sites`, in their order; `catch_up` before reading.
 
-    cost = `fixed_ms` + prompt tokens * `prompt_ms` + output tokens * `output_ms`, in milliseconds.
-    A site that cannot take a request now has an infinite `fixed_ms`, and is in `refusals`, of which
-    `version` counts the changes. `queues_ms` is the part of `fixed_ms` that is queue. All float32,
-    as decisions keep them.
+    cost = `fixed_ms` + prompt tokens * `prompt_ms` + output tokens * `output_ms` + bytes of the
+    body * `byte_ms`, in milliseconds. A site that cannot take a request now has an infinite
+    `fixed_ms`, and is in `refusals`. `queues_ms` is the part of `fixed_ms` that is queue. All
+    float32, as decisions keep them.
+
+    `credits_left` is what this gateway, one of `ingresses`, may still push to a site of its next
+    request, from 0 to 1, where digests tell, which `credited` of them do. `sizes` are the output
+    tokens/s of all slots of a site. `version` counts the changes of refusals and of sizes.
     """
 
-    def __init__(self, model: ModelName, sites: tuple[OpenSite, ...], loads: Loads) -> None:
+    def __init__(
+        self, model: ModelName, sites: tuple[OpenSite, ...], loads: Loads, ingresses: int = 1
+    ) -> None:
         count = len(sites)
         self.loads = loads
         self.index_of = {site.name: index for index, site in enumerate(sites)}
@@ -45,12 +62,19 @@ class Board:
         self.prompt_ms = np.zeros(count, dtype="<f4")
         self.output_ms = np.zeros(count, dtype="<f4")
         self.queues_ms = np.zeros(count, dtype="<f4")
+        self.byte_ms = np.array([byte_ms(site.rtt_ms) for site in sites], dtype="<f4")
+        self.credits_left = np.ones(count, dtype="<f4")
+        self.credited = 0
+        self.spilled = False  # the own site did not answer within the target lately
+        self.sizes = [0.0] * count
+        self._credited = [False] * count
+        self._ingresses = max(ingresses, 1)
         self.known: list[SiteLoad | None] = [None] * count
         self.refusals: dict[SiteName, Refused] = {}
         self.version = 0
         self.changes = {EVERY_SITE}
         self.next_change_ns = NEVER_NS
-        self._model = model
+        self.model = model
         self._sites = sites
         self._servers: list[Servers | None] = [None] * count
         self._seeded: list[Servers | None] = [None] * count  # the last with a rate of the seed
@@ -59,7 +83,7 @@ class Board:
         """Weigh what changed. Due when `changes` has something, or at `next_change_ns`."""
         changes = self.changes
         if now_ns >= self.next_change_ns or EVERY_SITE in changes:
-            self.changes = self.loads.changes(self._model) if self._sites else set()
+            self.changes = self.loads.changes(self.model) if self._sites else set()
             self.next_change_ns = NEVER_NS
             for index in range(len(self._sites)):
                 self._weigh(index, now_ns)
@@ -96,25 +120,41 @@ class Board:
 
     def _price(self, index: int, known: SiteLoad) -> None:
         """The cost at a site that may be tried."""
-        load, site = known.models.get(self._model), self._sites[index]
+        load, site = known.models.get(self.model), self._sites[index]
         if load is None or load.ready is None or load.ready < 1:
-            self._refuse(index, _none_ready(site.name, self._model, load))
+            self._refuse(index, _none_ready(site.name, self.model, load))
             return
         servers = load.servers
         if servers is None:
-            servers = self._seeded[index] = _seeded(
-                load, load.ready, site.seed, self._seeded[index]
-            )
+            seed = self.loads.learned.rates(self.model, site.kind, site.seed)
+            servers = self._seeded[index] = _seeded(load, load.ready, seed, self._seeded[index])
         if servers is not self._servers[index]:
             self._servers[index] = servers
             self.prompt_ms[index] = prefill_ms(1, servers.rates)
             self.output_ms[index] = decode_ms(1, servers.rates)
+            size = servers.slots * servers.rates.decode_tok_s
+            if abs(size - self.sizes[index]) > RESIZED * self.sizes[index]:
+                self.sizes[index] = size
+                self.version += 1
         wait_ms = queue_ms(servers, load.ahead)
         self.queues_ms[index] = wait_ms
         self.fixed_ms[index] = site.rtt_ms + wait_ms
+        if load.spare is not None or self._credited[index]:
+            self._give(index, load)
         if site.name in self.refusals:
             del self.refusals[site.name]
             self.version += 1
+
+    def _give(self, index: int, load: ModelLoad) -> None:
+        """What this gateway may push to a site still."""
+        spare, is_credited = load.spare, self._credited[index]
+        if (spare is not None) != is_credited:
+            self._credited[index] = not is_credited
+            self.credited += -1 if is_credited else 1
+        left = 1.0
+        if spare is not None:
+            left = credit(load.pushes, load.arrived or 0.0, spare, self._ingresses) - load.pushed
+        self.credits_left[index] = min(max(left, 0.0), 1.0)
 
     def _refuse(self, index: int, refused: Refused) -> None:
         self.refusals[refused.site] = refused
@@ -122,22 +162,29 @@ class Board:
         self._servers[index] = None
         self.fixed_ms[index] = np.inf
         self.prompt_ms[index] = self.output_ms[index] = self.queues_ms[index] = 0.0
+        self.sizes[index] = 0.0
 
 
 class Part:
     """The sites of a board that one policy axis opens. `places` are their indices there, None when
-    it is all of them; `refused` and `eligible` are about these sites."""
+    it is all of them; `refused` and `eligible` are about these sites. `own` is the index of the
+    gateway's own site, -1 where it is none of them."""
 
-    def __init__(self, board: Board, sites: tuple[OpenSite, ...]) -> None:
+    def __init__(
+        self, board: Board, sites: tuple[OpenSite, ...], own_site: SiteName | None = None
+    ) -> None:
         self.board = board
         self.sites = sites
         self.index_of = {site.name: index for index, site in enumerate(sites)}
         self.places: np.ndarray[tuple[Any, ...], np.dtype[np.intp]] | None = None
         if len(sites) < len(board.index_of):
             self.places = np.array([board.index_of[site.name] for site in sites], dtype=np.intp)
+        self.own = -1 if own_site is None else self.index_of.get(own_site, -1)
         self.refused: tuple[Refused, ...] = ()
         self.eligible = 0
         self.version = -1
+        self._nearest: list[int] = []
+        self._sizes: list[float] = []  # of the nearest, each with those before it
 
     def catch_up(self) -> None:
         """Count anew. Due when `version` differs from the board's."""
@@ -147,6 +194,45 @@ class Part:
             refusals[site.name] for site in self.sites if site.name in refusals
         )
         self.eligible = len(self.sites) - len(self.refused)
+        self._rank()
+
+    def stays(self, index: int, late_ms: float) -> float:
+        """The chance with which a request stays at its nearest site, which is `late_ms` dearer than
+        the cheapest (or near equals)."""
+        board = self.board
+        place = index if self.places is None else self.places.item(index)
+        known = board.known[place]
+        load = None if known is None else known.models.get(board.model)
+        if load is None or load.spare is None:
+            return 1.0 if late_ms <= 0.0 else 0.0
+        arrived = load.arrived or 0.0
+        share = min(load.sent / arrived, 1.0) if arrived > 0.0 else 1.0
+        return stays(load.keep, share, late_ms)
+
+    def nearest(self, luck: float) -> int:
+        """The site where a request is answered soonest while nobody queues; of several as good as
+        equal one by its size and by `luck` in [0, 1). -1 when no site is eligible."""
+        nearest = self._nearest
+        if len(nearest) < 2:
+            return nearest[0] if nearest else -1
+        drawn = bisect_right(self._sizes, luck * self._sizes[-1])
+        return nearest[min(drawn, len(nearest) - 1)]
+
+    def _rank(self) -> None:
+        board, at = self.board, self.places
+        costs = board.fixed_ms - board.queues_ms + board.prompt_ms * float(USUAL_PROMPT_TOKENS)
+        if at is not None:
+            costs = costs.take(at)
+        self._nearest, self._sizes = [], []
+        if not self.eligible:
+            return
+        cheapest_ms = float(costs.min())
+        near = costs <= cheapest_ms + max(TIE_MS, TIE_SHARE * cheapest_ms)
+        total = 0.0
+        for index in near.nonzero()[0].tolist():
+            total += board.sizes[index if at is None else at.item(index)]
+            self._nearest.append(index)
+            self._sizes.append(total)
 
 
 def _seeded(load: ModelLoad, ready: int, seed: Rates, before: Servers | None) -> Servers:

@@ -32,6 +32,16 @@ Rule = Literal[
 ]
 
 
+# What decided among the sites that could take a request, in the order in which it is asked.
+Because = Literal[
+    "home",       # the session has been there, and it costs little enough
+    "explored",   # a site within the target, drawn so that something is learned of each
+    "local",      # the own site, which answers within the target
+    "nearest",    # nearest without queues, and no other is worth leaving it
+    "cheapest",   # the queue is long there: the cheapest that takes pushes, near equals by chance
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """An eligible site with its expected cost; terms in milliseconds, `cost_ms` is their sum.
@@ -47,6 +57,7 @@ class Candidate:
     prefill_ms: float
     decode_ms: float
     digest_age_ms: float | None
+    transfer_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +129,8 @@ class Decision:
     site's. `refused` says why each infinite one was refused, `tried` lists earlier sites of the
     request with the rule or failure that ended each try. `bond`: what else spoke for a site; None
     where nothing could. `queued_ms`: how long the request waited for its turn at the sites that it
-    was sent to.
+    was sent to. `because`: what decided among the candidates. `body_bytes`: the body whose
+    transfer is part of the costs, 0 where it is not.
     """
 
     ground: str
@@ -135,3 +147,5 @@ class Decision:
     decodes_ms: bytes = b""
     bond: Bond | None = None
     queued_ms: float = 0.0
+    because: Because | None = None
+    body_bytes: int = 0

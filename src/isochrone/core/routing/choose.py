@@ -1,30 +1,33 @@
 """Which site answers a request soonest among those allowed, and why each other one does not.
 
-Interactive classes minimise the expected time to the first token: round trip + queue drain +
-prefill. Batch minimises the expected completion: + decode. See docs/routing.md.
+Interactive classes minimise the expected time to the first token: round trip + transfer + queue
+drain + prefill. Batch minimises the expected completion: + decode. See docs/routing.md; for the
+order in which it is asked, docs/spill.md.
 """
 
 from collections.abc import Sequence
+from math import inf
 from typing import Final, cast
 
 import numpy as np
 
+from isochrone.core.estimate.transfer import LEAST_BODY_BYTES
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.rng import Random
-from isochrone.core.routing.board import Board, Part
+from isochrone.core.routing.board import TIE_MS, TIE_SHARE, Board, Part
 from isochrone.core.routing.choice import Milliseconds, Refused
 from isochrone.core.routing.chosen import Choice
+from isochrone.core.routing.credits import PUSHED_MS
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Belief, Prefixes
 from isochrone.core.routing.sessions import Home, judge, limit_ms
-from isochrone.core.routing.table import RoutingTable
+from isochrone.core.routing.table import RoutingTable, Shortlist
 from isochrone.core.world.tenant import Class
 
-# Two costs this near are the same as far as the estimates can tell. Chance then decides, so that
-# many gateways with the same view do not all run to the same site.
-TIE_MS: Final = 3.0
-TIE_SHARE: Final = 0.05
+TARGET_MS: Final = 200.0  # to the first token: within it, nobody is sent away from the own site
+BACK_SHARE: Final = 0.7   # of the target, within which a site that spilled is local again
+EXPLORED: Final = 0.01    # of the requests
 
 
 def choose(
@@ -43,17 +46,60 @@ def choose(
     rng: Random,
     narrowing: Narrowing | None = None,
     home: Home | None = None,
+    body_bytes: int = 0,
+    target_ms: float = TARGET_MS,
 ) -> Choice:
-    """Weigh every open site of the shortlist and take the cheapest, near equals by chance, or the
-    `home` of the request's session while it costs little enough.
+    """Weigh every open site of the shortlist and take the best, see `_best`, or the `home` of the
+    request's session while it costs little enough.
 
     Token counts are expectations >= 0. `blocks` are the hashes of the prompt's leading blocks, see
     `Prefixes`. `tried` are the sites that refused or lost the request already, with what ended each
-    try. `now_ns` is the clock that `loads` was told. `rng` draws among near equals only. Plain
-    arguments: this runs for every request, and a record would cost a tenth of the choice.
+    try. `now_ns` is the clock that `loads` was told. `rng` draws among near equals, and now and
+    then a site to explore. `target_ms`: a time to the first token that is soon enough; 0 for none.
+    Plain arguments: this runs for every request, and a record would cost a tenth of the choice.
     """
     listing = table.listing(model, policy_id, narrowing)
-    shortlist = listing.shortlist
+    part = _up_to_date(table, listing.shortlist, loads, model, now_ns)
+    board, choice = part.board, Choice()
+    costs, queues, decodes = _times(board.prompt_ms, prompt_tokens), board.queues_ms, None
+    costs += board.fixed_ms
+    if class_ == "batch":
+        decodes, target_ms = _times(board.output_ms, output_tokens), 0.0
+        costs += decodes
+    choice.body_bytes = body_bytes if body_bytes >= LEAST_BODY_BYTES else 0
+    if choice.body_bytes:
+        costs += board.byte_ms * float(body_bytes)
+    beliefs = _credit(board, costs, prefixes, blocks, prompt_tokens, now_ns) if blocks else None
+    if part.places is not None:
+        costs, queues = costs.take(part.places), queues.take(part.places)
+        decodes = None if decodes is None else decodes.take(part.places)
+    refused = _without(part, costs, tried) if tried else part.refused
+    choice.ground, choice.refused = listing.ground, refused
+    choice.allowed_exists = listing.shortlist.allowed_exists
+    choice.eligible = part.eligible if not tried else len(costs) - len(refused)
+    choice.costs, choice.decodes, choice.queues = costs, decodes, queues.tobytes()
+    choice.verdict, choice.limit_ms = "none", 0.0
+    if not choice.eligible:
+        return _nobody(choice)
+    index = _best(choice, part, costs, target_ms, class_, rng)
+    if home is not None:
+        index = _at_home(choice, part, home, index, beliefs, now_ns)
+    _settle(choice, part, index, prompt_tokens, now_ns)
+    _believe(choice, beliefs)
+    return choice
+
+
+def _nobody(choice: Choice) -> Choice:
+    choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
+    choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
+    choice.because, choice.pushed, choice.belief = None, False, None
+    return choice
+
+
+def _up_to_date(
+    table: RoutingTable, shortlist: Shortlist, loads: Loads, model: ModelName, now_ns: int
+) -> Part:
+    """What the sites of the shortlist cost now."""
     part = shortlist.part
     if part is None or part.board.loads is not loads:
         part = table.part(model, shortlist, loads)
@@ -62,38 +108,7 @@ def choose(
         board.catch_up(now_ns)
     if part.version != board.version:
         part.catch_up()
-    costs, queues, decodes = _times(board.prompt_ms, prompt_tokens), board.queues_ms, None
-    costs += board.fixed_ms
-    if class_ == "batch":
-        decodes = _times(board.output_ms, output_tokens)
-        costs += decodes
-    beliefs = _credit(board, costs, prefixes, blocks, prompt_tokens, now_ns) if blocks else None
-    if part.places is not None:
-        costs, queues = costs.take(part.places), queues.take(part.places)
-        decodes = None if decodes is None else decodes.take(part.places)
-    refused = _without(part, costs, tried) if tried else part.refused
-    choice = Choice()
-    choice.ground = listing.ground
-    choice.allowed_exists = shortlist.allowed_exists
-    choice.eligible = part.eligible if not tried else len(costs) - len(refused)
-    choice.refused = refused
-    choice.costs, choice.decodes, choice.queues = costs, decodes, queues.tobytes()
-    choice.verdict, choice.limit_ms = "none", 0.0
-    if choice.eligible:
-        index = _cheapest(costs, rng)
-        if home is not None:
-            index = _at_home(choice, part, home, index, beliefs, now_ns)
-        _settle(choice, part, index, prompt_tokens, now_ns)
-        _believe(choice, beliefs)
-        return choice
-    return _nobody(choice)
-
-
-def _nobody(choice: Choice) -> Choice:
-    choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
-    choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
-    choice.belief = None
-    return choice
+    return part
 
 
 def _times(token_ms: Milliseconds, tokens: int) -> Milliseconds:
@@ -115,15 +130,76 @@ def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: 
     choice.digest_age_ms = age_ns / 1e6 if age_ns > 0 else 0.0
 
 
-def _cheapest(costs: Milliseconds, rng: Random) -> int:
-    """The index of the cheapest site, or of one that is as good as equal."""
+def _best(
+    choice: Choice, part: Part, costs: Milliseconds, soon_ms: float, class_: Class, rng: Random
+) -> int:
+    """The index of the site to take, and what decided.
+
+    The own site while it answers within `soon_ms`. Else, of the sites that are nearest without
+    queues, one by chance, if none is cheaper by more than a tie. Else a push: without `left`, the
+    credits that are left, to the cheapest site or a near equal; with them see `_pushed`.
+    """
+    board, own, luck = part.board, part.own, rng.random()
+    left = board.credits_left if board.credited else None
+    if luck < EXPLORED:
+        luck /= EXPLORED
+        if soon_ms and class_ != "reserved":
+            index = _explored(part, costs, left, soon_ms, luck)
+            if index >= 0:
+                choice.because, choice.pushed = "explored", True
+                return index
+    else:
+        luck = (luck - EXPLORED) / (1.0 - EXPLORED)
+    if soon_ms and own >= 0:
+        own_ms = costs.item(own)
+        if own_ms <= (soon_ms * BACK_SHARE if board.spilled else soon_ms):
+            board.spilled = False
+            choice.because, choice.pushed = "local", False
+            return own
+        board.spilled = True
     index = int(costs.argmin())
     cheapest_ms = costs.item(index)
-    near = costs <= cheapest_ms + _tie_ms(cheapest_ms)
-    equals = near.tobytes().count(1)
-    if equals == 1:
-        return index
-    return int(near.nonzero()[0].item(int(rng.random() * equals)))
+    near_ms = cheapest_ms + _tie_ms(cheapest_ms)
+    nearest = part.nearest(luck)
+    nearest_ms = costs.item(nearest)
+    if left is not None and rng.random() >= part.stays(nearest, nearest_ms - near_ms):
+        found = _pushed(part, costs, left, nearest, rng.random())
+        if found >= 0:
+            choice.because, choice.pushed = "cheapest", True
+            return found
+    if nearest_ms == inf or (left is None and nearest_ms > near_ms):
+        choice.because, choice.pushed = "cheapest", True
+        near = costs <= near_ms
+        equals = near.tobytes().count(1)
+        return index if equals == 1 else int(near.nonzero()[0].item(int(luck * equals)))
+    choice.because, choice.pushed = "nearest", False
+    return nearest
+
+
+def _pushed(part: Part, costs: Milliseconds, left: Milliseconds, nearest: int, luck: float) -> int:
+    """Where a request goes that should leave its nearest site: the cheapest site of which a whole
+    credit is left, with smaller parts taken by `luck` in the order of costs. -1 for nowhere: then
+    it is kept, since it would only queue elsewhere."""
+    order = costs.argsort()
+    at = order if part.places is None else part.places.take(order)
+    place = int(left.take(at).cumsum().searchsorted(luck, "right"))
+    if place >= len(order):
+        return -1
+    found, nearest_ms = int(order.item(place)), costs.item(nearest)
+    most_ms = PUSHED_MS + (nearest_ms if nearest_ms < inf else costs.item(int(order.item(0))))
+    return found if found != nearest and costs.item(found) <= most_ms else -1
+
+
+def _explored(
+    part: Part, costs: Milliseconds, left: Milliseconds | None, soon_ms: float, luck: float
+) -> int:
+    """One of the sites that answer within the target and take pushes; -1 when there is no choice.
+    """
+    soon = costs <= soon_ms
+    if left is not None:
+        soon &= (left if part.places is None else left.take(part.places)) > 0.0
+    within = soon.nonzero()[0]
+    return within.item(int(luck * len(within))) if len(within) > 1 else -1
 
 
 def _tie_ms(cheapest_ms: float) -> float:
@@ -144,7 +220,11 @@ def _at_home(
     choice.limit_ms = limit_ms(_tie_ms(other_ms), saved_ms)
     home_ms = float("inf") if index < 0 else costs.item(index)
     choice.verdict = judge(home, home_ms, other_ms, choice.limit_ms, now_ns)
-    return index if choice.verdict == "kept" else other
+    if choice.verdict != "kept":
+        return other
+    if index != other:
+        choice.because, choice.pushed = "home", False
+    return index
 
 
 def _believe(choice: Choice, beliefs: dict[SiteName, Belief] | None) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from isochrone.core.ids import SiteName
 from isochrone.core.routing.bond import Bond, HomeVerdict
-from isochrone.core.routing.choice import Decision, Ground, Milliseconds, Refused
+from isochrone.core.routing.choice import Because, Decision, Ground, Milliseconds, Refused
 from isochrone.core.routing.prefix import Belief
 
 
@@ -16,13 +16,15 @@ class Choice:
     `index` counts the open sites of `ground`. `eligible` is how many could take it.
     `allowed_exists` tells "not allowed" from "allowed, but not able just now". `belief` is what the
     chosen site is expected to have of the prompt; `verdict` is what became of the session's home,
-    which could be `limit_ms` dearer than another.
+    which could be `limit_ms` dearer than another. `because` says what decided among the eligible,
+    None when there is nobody; `pushed`: it goes past the nearest site, which counts against the
+    credits. `body_bytes` is what was reckoned for the way, 0 for little.
     """
 
     __slots__ = (
-        "allowed_exists", "belief", "cost_ms", "costs", "decode_ms", "decodes", "digest_age_ms",
-        "eligible", "ground", "index", "limit_ms", "prefill_ms", "queues", "refused", "rtt_ms",
-        "site", "verdict",
+        "allowed_exists", "because", "belief", "body_bytes", "cost_ms", "costs", "decode_ms",
+        "decodes", "digest_age_ms", "eligible", "ground", "index", "limit_ms", "prefill_ms",
+        "pushed", "queues", "refused", "rtt_ms", "site", "verdict",
     )
 
     site: SiteName | None
@@ -35,6 +37,9 @@ class Choice:
     prefill_ms: float
     decode_ms: float
     digest_age_ms: float
+    because: Because | None
+    pushed: bool
+    body_bytes: int
     refused: tuple[Refused, ...]
     costs: Milliseconds
     queues: bytes
@@ -79,4 +84,6 @@ class Choice:
             tried=tuple(tried),
             decodes_ms=self.decodes_ms(),
             bond=bond,
+            because=self.because,
+            body_bytes=self.body_bytes,
         )

@@ -5,6 +5,7 @@ Pure, and the only way in which decisions are shown: by the Control API, the CLI
 
 import numpy as np
 
+from isochrone.core.estimate.transfer import transfer_ms
 from isochrone.core.routing.choice import Candidate, Decision, Explanation, Ground
 
 DIGITS = 3  # of a millisecond; decisions keep float32
@@ -40,19 +41,21 @@ def _candidate(
 ) -> Candidate:
     """One open site. What its cost leaves beside the other terms is prefill."""
     site, chosen = ground.open_sites[index], index == decision.chosen
-    prefill_ms = max(cost_ms - site.rtt_ms - queue_ms - decode_ms, 0.0)
+    way_ms = transfer_ms(decision.body_bytes, site.rtt_ms)
+    prefill_ms = max(cost_ms - site.rtt_ms - way_ms - queue_ms - decode_ms, 0.0)
     if chosen:
         prefill_ms, decode_ms = decision.prefill_ms, decision.decode_ms
-    rtt_ms, queue_ms, prefill_ms, decode_ms = (
-        round(term, DIGITS) for term in (site.rtt_ms, queue_ms, prefill_ms, decode_ms)
+    rtt_ms, way_ms, queue_ms, prefill_ms, decode_ms = (
+        round(term, DIGITS) for term in (site.rtt_ms, way_ms, queue_ms, prefill_ms, decode_ms)
     )
     return Candidate(
         site=site.site,
-        cost_ms=round(rtt_ms + queue_ms + prefill_ms + decode_ms, DIGITS),
+        cost_ms=round(rtt_ms + way_ms + queue_ms + prefill_ms + decode_ms, DIGITS),
         rtt_ms=rtt_ms,
         rtt_source=site.rtt_source,
         queue_ms=queue_ms,
         prefill_ms=prefill_ms,
         decode_ms=decode_ms,
         digest_age_ms=decision.digest_age_ms if chosen else None,
+        transfer_ms=way_ms,
     )

@@ -7,8 +7,10 @@ send all of it to the site that looked idle. Mutable, owned by one event loop; t
 from dataclasses import dataclass, field
 from typing import Final
 
+from isochrone.core.estimate.learned import LearnedRates
 from isochrone.core.estimate.service import Rates, Servers, Work
 from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.routing.credits import AWAY_NS, BACK_KEPT, KEPT, kept, said_requests
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 
 FIRST_HOLD_NS = 2_000_000_000
@@ -18,6 +20,8 @@ LOSSES_FORGOTTEN_NS = 60_000_000_000  # this long after a hold without another l
 # Rates outside cannot have been measured.
 SLOWEST_TOK_S = 1e-3
 FASTEST_TOK_S = 1e9
+
+RENEWED_NS: Final = 500_000_000  # digests nearer than this bring no new credit
 
 EVERY_SITE: Final = SiteName("")  # no site has this name
 NEVER_NS: Final = 1 << 63
@@ -29,6 +33,10 @@ class ModelLoad:
 
     `ready` is None when the digest does not mention the model. `servers` is ready for the estimate,
     None when nothing is ready or a rate is not measured yet (0).
+
+    For credits (see `credits`): `arrived` and `spare` as the digest says them; how many requests
+    this gateway `sent` and how many of them were `pushes` in an interval lately; `dispatched` and
+    `pushed` likewise, since `renewed_ns`; and the part that it is to `keep` of those nearest there.
     """
 
     model: ModelName
@@ -38,6 +46,14 @@ class ModelLoad:
     decode_tok_s: float = 0.0
     servers: Servers | None = None
     ahead: Work = field(default_factory=Work)
+    arrived: float | None = None
+    spare: float | None = None
+    pushes: float = 0.0
+    pushed: int = 0
+    sent: float = 0.0
+    dispatched: int = 0
+    keep: float = 1.0
+    renewed_ns: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -77,10 +93,12 @@ class Dispatch:
 
 
 class Loads:
-    """One gateway's knowledge of load; `stale_after_ms` is how old a digest may be to count."""
+    """One gateway's knowledge of load; `stale_after_ms` is how old a digest may be to count.
+    `learned` are rates for sites that do not say their own."""
 
     def __init__(self, stale_after_ms: float = 5000.0) -> None:
         self.stale_after_ms = stale_after_ms
+        self.learned = LearnedRates()
         self._stale_after_ns = int(stale_after_ms * 1e6)
         self._sites: dict[SiteName, SiteLoad] = {}
         self._changes: dict[ModelName, set[SiteName]] = {}
@@ -137,11 +155,14 @@ class Loads:
     def deaf(self, since_ns: int) -> None:
         """No digest can have arrived since then: the bus is away, which says nothing about sites.
 
-        Until `hearing`, no digest grows stale, and a site whose connection was lost may be tried
-        again after its hold.
+        Until `hearing`, no digest grows stale, a site whose connection was lost may be tried again
+        after its hold, and no credits count: nobody renews them.
         """
         if self._deaf_since_ns is None:
             self._deaf_since_ns = since_ns
+            for site in self._sites.values():
+                for load in site.models.values():
+                    load.arrived = load.spare = None
             self._everything_changed()
 
     def hearing(self, now_ns: int) -> None:
@@ -170,6 +191,9 @@ class Loads:
         load.sequence = digest.sequence
         load.heard_ns = now_ns
         _report(load, digest, now_ns)
+        for known in load.models.values():
+            if known.spare is not None and now_ns - known.renewed_ns > RENEWED_NS:
+                _renew(known, now_ns)
         if load.unreachable and load.lost_ns is not None:
             load.unreachable = now_ns < load.lost_ns + load.hold_ns
         self._site_changed(load.site)
@@ -186,10 +210,12 @@ class Loads:
         now_ns: int,
         *,
         rtt_ms: float = 0.0,
+        pushed: bool = False,
     ) -> Dispatch:
         """Count a request sent to `site` now, and return the ticket for `finished`.
 
         `rtt_ms`: a digest heard within one round trip was sent before the request arrived.
+        `pushed`: it goes there because the queue is long where it is nearest.
         """
         at = self._load(site)
         load = at.models.get(model)
@@ -198,6 +224,9 @@ class Loads:
         arrives_ns = now_ns + int(rtt_ms * 1_000_000)
         dispatch = Dispatch(at, load, prompt_tokens, output_tokens, arrives_ns)
         at.dispatches.add(dispatch)
+        load.dispatched += 1
+        if pushed:
+            load.pushed += 1
         ahead = load.ahead
         ahead.requests += 1
         ahead.prompt_tokens += prompt_tokens
@@ -262,6 +291,7 @@ def _report(at: SiteLoad, digest: SiteDigest, now_ns: int) -> None:
     """Replace what was known of the site's work by the digest and what is still on its way."""
     for known in at.models.values():
         known.ready, known.servers, known.ahead = None, None, Work()
+        known.arrived = known.spare = None
     for said in digest.loads:
         load = at.models.get(said.model)
         if load is None:
@@ -283,6 +313,7 @@ def _take(load: ModelLoad, said: DeploymentLoad) -> None:
     load.slots = max(said.slots, said.ready)
     load.prefill_tok_s = _rate(said.prefill_tok_s)
     load.decode_tok_s = _rate(said.decode_tok_s)
+    load.arrived, load.spare = said_requests(said.arrived), said_requests(said.spare)
     load.servers = None
     if said.ready >= 1 and load.prefill_tok_s > 0 and load.decode_tok_s > 0:
         rates = Rates(prefill_tok_s=load.prefill_tok_s, decode_tok_s=load.decode_tok_s)
@@ -292,6 +323,19 @@ def _take(load: ModelLoad, said: DeploymentLoad) -> None:
         prompt_tokens=max(said.pending_prompt_tokens, 0),
         output_tokens=max(said.pending_output_tokens, 0),
     )
+
+
+def _renew(load: ModelLoad, now_ns: int) -> None:
+    """A digest brings new credits: what was sent since the last one becomes what is sent lately."""
+    share = 1.0 - KEPT
+    load.pushes += share * (load.pushed - load.pushes)
+    load.sent += share * (load.dispatched - load.sent)
+    load.pushed = load.dispatched = 0
+    if load.renewed_ns and now_ns - load.renewed_ns > AWAY_NS:
+        load.keep = BACK_KEPT
+    elif load.spare is not None:
+        load.keep = kept(load.keep, load.arrived or 0.0, load.spare)
+    load.renewed_ns = now_ns
 
 
 def _rate(tok_s: float) -> float:

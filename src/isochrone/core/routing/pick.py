@@ -1,30 +1,42 @@
-"""Which replica of the chosen site: of those that may be asked, the least share of slots taken, or
-one with a free slot that has computed the prompt's beginning.
+"""Which replica of the chosen site: of those that may be asked, the one that answers soonest.
+
+The second level of the same cost: the work ahead at each replica, in tokens over its rates, less
+what it need not compute of the prompt. There is no way between them, and the rates of one site's
+replicas are alike until it is said otherwise.
 
 The decision runs over records that the gateway keeps up to date, so that a request builds nothing.
 """
 
 from collections.abc import Collection, Iterable, Mapping
 from math import inf
+from typing import Final
 
+from isochrone.core.estimate.service import Rates, Servers, Work, queue_ms
 from isochrone.core.ids import ReplicaId
 from isochrone.core.lifecycle.breaker import Breaker, may_ask
 from isochrone.core.rng import Random
 from isochrone.core.world.model import Endpoint, Replica
 
+# Before anything is known: only their relation matters among replicas that are alike.
+USUAL: Final = Rates(prefill_tok_s=1000.0, decode_tok_s=50.0)
+
 
 class Standing:
     """One replica as its gateway sees it now. `running` may exceed its slots: the rest queues;
-    `share` is running / slots, and has to be kept so. `breaker` None is a closed one without
-    failures; `listed` False once nobody speaks of it."""
+    `ahead` is what they have to compute still. `wait_ms` is how long that keeps a newcomer, and the
+    share of slots taken besides, by less than any wait: it has to be kept so. `breaker` None is a
+    closed one without failures; `listed` False once nobody speaks of it."""
 
-    __slots__ = ("breaker", "listed", "ready", "replica", "running", "share", "slots")
+    __slots__ = ("ahead", "breaker", "listed", "ready", "replica", "running", "servers", "slots",
+                 "wait_ms")
 
     def __init__(self, replica: Replica) -> None:
         self.running = 0
-        self.share = 0.0
+        self.ahead = Work()
+        self.wait_ms = 0.0
         self.breaker: Breaker | None = None
         self.listed = True
+        self.servers = Servers(ready=1, slots=1, rates=USUAL)
         self.take(replica)
 
     def take(self, replica: Replica) -> None:
@@ -32,12 +44,30 @@ class Standing:
         self.replica = replica
         self.ready = replica.state == "ready"
         self.slots = max(replica.slots, 1)
-        self.share = self.running / self.slots
+        if self.servers.slots != self.slots:
+            self.servers = Servers(ready=1, slots=self.slots, rates=self.servers.rates)
+        self.weigh()
 
-    def count(self, change: int) -> None:
-        """Requests that were sent to it, or came to their end."""
+    def rate(self, rates: Rates) -> None:
+        """What is known of its speed."""
+        if rates != self.servers.rates:
+            self.servers = Servers(ready=1, slots=self.slots, rates=rates)
+            self.weigh()
+
+    def count(self, change: int, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
+        """`change` requests that were sent to it, below 0: that ended; and their tokens, which it
+        has to compute now, or (below 0) no more."""
         self.running += change
-        self.share = self.running / self.slots
+        ahead = self.ahead
+        ahead.requests += change
+        ahead.prompt_tokens += prompt_tokens
+        ahead.output_tokens += output_tokens
+        self.weigh()
+
+    def weigh(self) -> None:
+        """Work out `wait_ms` anew."""
+        share = self.running / self.slots
+        self.wait_ms = queue_ms(self.servers, self.ahead) + share if self.running else 0.0
 
 
 def pick(
@@ -50,18 +80,18 @@ def pick(
     endpoint: Endpoint = "chat.completions",
     cached: Mapping[ReplicaId, float] | None = None,
 ) -> Standing | None:
-    """The least loaded replica that is ready, untried and let through by its breaker, equals by
-    chance; None when there is none. `revision`: only replicas of exactly these weights;
+    """The replica with the shortest wait that is ready, untried and let through by its breaker,
+    equals by chance; None when there is none. `revision`: only replicas of exactly these weights;
     `endpoint`: only replicas whose engine has it. `cached`: leading tokens of the prompt that
-    replicas are believed to have; with a slot free the one with the most goes first, since what it
-    need not compute is worth more than an emptier engine."""
+    replicas are believed to have; with a slot free, what it need not compute shortens the wait."""
     best: Standing | None = None
     least, equals = inf, 1
     for each in standings:
-        share = each.share
-        if cached is not None and share < 1.0:
-            share -= cached.get(each.replica.id, 0.0)
-        if share > least or not each.ready:
+        wait_ms = each.wait_ms
+        if cached is not None and each.running < each.slots:
+            tokens = cached.get(each.replica.id, 0.0)
+            wait_ms -= 1000.0 * tokens / each.servers.rates.prefill_tok_s
+        if wait_ms > least or not each.ready:
             continue
         replica = each.replica
         if (
@@ -71,11 +101,11 @@ def pick(
             or (each.breaker is not None and not may_ask(each.breaker, now_ns))
         ):
             continue
-        if share == least:
+        if wait_ms == least:
             equals += 1
             if rng.random() * equals >= 1:
                 continue
         else:
-            least, equals = share, 1
+            least, equals = wait_ms, 1
         best = each
     return best

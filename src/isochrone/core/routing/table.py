@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from isochrone.core.estimate.hardware import HardwareTable, seed_rates
+from isochrone.core.estimate.hardware import HardwareTable, seed_of
 from isochrone.core.estimate.round_trip import Position, great_circle_km
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
@@ -31,9 +31,10 @@ from isochrone.core.routing.loads import Loads
 from isochrone.core.world.site import RttSource, Site
 from isochrone.core.world.view import View
 
-SHORTLISTS_KEPT = 256  # (model, bounds) pairs remembered; each is at most a tuple as long as a view
-LISTINGS_KEPT = 4096   # (model, policy) pairs remembered; what is long in them is the shortlist's
-NARROWED_KEPT = 1024   # the same for requests that narrow: apart, so that they displace no other
+SHORTLISTS_KEPT = 4096  # (model, bounds) pairs remembered; each has a few tuples of its sites
+LISTINGS_KEPT = 16_384  # (model, policy) pairs remembered; what is long in them is the shortlist's
+NARROWED_KEPT = 1024    # the same for requests that narrow: apart, so that they displace no other
+REFUSALS_KEPT = 65_536  # (site, bounds) pairs remembered, a few hundred bytes each
 GROUND_ID_BYTES = 10   # the ids of a billion grounds all differ, but for a chance of 1 to 2 million
 
 # Light covers about 200 km of fibre in a millisecond and a round trip goes the way twice, so 100 km
@@ -87,6 +88,8 @@ class RoutingTable:
     )
     standings: dict[tuple[PolicyId, Narrowing | None], Standing] = field(repr=False, compare=False)
     boards: dict[ModelName, Board] = field(repr=False, compare=False)
+    ground_sites: tuple[GroundSite, ...] = field(repr=False, compare=False)
+    refusals: dict[tuple[int, Bounds | None], Refused] = field(repr=False, compare=False)
 
     def is_served(self, model: ModelName) -> bool:
         """Whether any site of the view has a deployment of the model."""
@@ -148,11 +151,21 @@ class RoutingTable:
         board = self.boards.get(model)
         if board is None or board.loads is not loads:
             takers = self.serving.get(model, 0) & self.joined & ~self.draining
-            board = Board(model, tuple(self.opens[bit] for bit in _members(takers)), loads)
+            board = Board(
+                model, tuple(self.opens[bit] for bit in _members(takers)), loads,
+                ingresses=self.joined.bit_count(),
+            )
             if takers:
                 self.boards[model] = board
-        part = shortlist.part = Part(board, shortlist.open_sites)
+        part = shortlist.part = Part(
+            board, shortlist.open_sites, self.view.own_site
+        )
         return part
+
+    def open_site(self, name: SiteName) -> OpenSite | None:
+        """What is known of a site of the view."""
+        bit = self.sets.bit_of.get(name, 0)
+        return self.opens[bit.bit_length() - 1] if bit else None
 
     def may_process(
         self, site: SiteName, policy_id: PolicyId, narrowing: Narrowing | None = None
@@ -237,13 +250,14 @@ def compile_table(
     sites = tuple(view.sites[name] for name in sorted(view.sites))
     index = {site.name: bit for bit, site in enumerate(sites)}
     sets = SiteSets(sites, view.links, view.own_site, blocs)
+    opens = tuple(_open_site(site, view, hardware or {}) for site in sites)
     for policy in view.policies.values():
         sets.keep((policy.residency, policy.caches or policy.residency))
     return RoutingTable(
         view=view,
         blocs=blocs,
         sites=sites,
-        opens=tuple(_open_site(site, view, hardware or {}) for site in sites),
+        opens=opens,
         serving={
             model: _union(1 << index[name] for name in names if name in index)
             for model, names in view.deployments.items()
@@ -258,6 +272,11 @@ def compile_table(
         narrowed={},
         standings={},
         boards={},
+        ground_sites=tuple(
+            GroundSite(site=each.name, rtt_ms=each.rtt_ms, rtt_source=each.rtt_source)
+            for each in opens
+        ),
+        refusals={},
     )
 
 
@@ -274,9 +293,8 @@ def _union(sets: Iterable[int]) -> int:
 
 def _open_site(site: Site, view: View, hardware: HardwareTable) -> OpenSite:
     rtt_ms, source = _round_trip(site, view)
-    return OpenSite(
-        name=site.name, rtt_ms=rtt_ms, rtt_source=source, seed=seed_rates(site.hardware, hardware)
-    )
+    kind, seed = seed_of(site.hardware, hardware)
+    return OpenSite(name=site.name, rtt_ms=rtt_ms, rtt_source=source, seed=seed, kind=kind)
 
 
 def _round_trip(site: Site, view: View) -> tuple[float, RttSource]:
@@ -307,14 +325,12 @@ def _shortlist(table: RoutingTable, model: ModelName, bounds: Bounds | None) -> 
     if bounds is not None:
         allowed = table.sets.processing(bounds) & table.sets.in_reach(bounds)
     open_bits = serving & allowed & table.joined & ~table.draining
-    opens = tuple(table.opens[bit] for bit in _members(open_bits))
-    ground_sites = tuple(
-        GroundSite(site=each.name, rtt_ms=each.rtt_ms, rtt_source=each.rtt_source)
-        for each in opens
-    )
-    refused = tuple(
-        _refused(table, bit, bounds, allowed) for bit in _members(serving & ~open_bits)
-    )
+    members = list(_members(open_bits))
+    opens = tuple([table.opens[bit] for bit in members])
+    ground_sites = tuple([table.ground_sites[bit] for bit in members])
+    refused = tuple([
+        _known_refusal(table, bit, bounds, allowed) for bit in _members(serving & ~open_bits)
+    ])
     allowed_exists = serving & allowed != 0
     elsewhere = len(table.sites) - serving.bit_count()
     said = repr((
@@ -330,6 +346,20 @@ def _shortlist(table: RoutingTable, model: ModelName, bounds: Bounds | None) -> 
         elsewhere=elsewhere,
         digest=blake2b(said.encode(), digest_size=32).digest(),
     )
+
+
+def _known_refusal(
+    table: RoutingTable, bit: int, bounds: Bounds | None, allowed: int
+) -> Refused:
+    """The same for every model, so most of them are known."""
+    key = (bit, bounds)
+    refused = table.refusals.get(key)
+    if refused is None:
+        refused = _refused(table, bit, bounds, allowed)
+        if len(table.refusals) >= REFUSALS_KEPT:
+            table.refusals.clear()
+        table.refusals[key] = refused
+    return refused
 
 
 def _members(bits: int) -> Iterator[int]:

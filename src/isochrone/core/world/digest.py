@@ -12,7 +12,9 @@ class DeploymentLoad:
 
     Rates are per replica, measured online: prompt tokens prefilled and output tokens decoded per
     second by one stream. Pending counts cover requests that are queued or running. `endpoints` are
-    the APIs that at least one of them has.
+    the APIs that at least one of them has. `arrived` is how many requests came a second lately,
+    `spare` how many more than that could be taken until the next digest, below 0: fewer should
+    come; both None where the engines' counters do not tell.
     """
 
     model: ModelName
@@ -26,6 +28,8 @@ class DeploymentLoad:
     prefill_tok_s: float
     decode_tok_s: float
     endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS
+    arrived: float | None = None
+    spare: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
