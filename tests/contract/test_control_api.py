@@ -459,6 +459,8 @@ def test_a_request_is_explained(api: Api) -> None:
         "limit_ms": 40.0,
     }
     assert found["decision"]["queued_ms"] == 12.5
+    said = [found["decision"][name] for name in ("policy_id", "ground", "is_full", "eligible")]
+    assert said == ["bound", "g1", True, 1]
     assert found["tokens"]["source"] == "engine"
     missing = uuid7(NOW, 99)
     assert api.call("GET", f"requests/{RequestId(missing)}")[0] == 404

@@ -212,7 +212,8 @@ def test_the_request_id_is_ours_and_the_clients_is_kept(
 
 def test_explain_names_every_site(cloud: Cloud, client: Callable[[str], openai.OpenAI]) -> None:
     raw = client("sydney").chat.completions.with_raw_response.create(
-        model=MODEL, messages=HELLO, max_tokens=4
+        model=MODEL, messages=HELLO, max_tokens=4,
+        extra_headers={"x-isochrone-explain": "full"},
     )
     request_id = raw.headers["x-isochrone-request"]
     row(cloud, request_id)

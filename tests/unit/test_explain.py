@@ -4,7 +4,17 @@ from typing import Any
 
 import pytest
 
-from isochrone.cli.explain import bond_lines, policy_line, summary, timings, undecided
+from isochrone.cli.explain import (
+    bond_lines,
+    ground_lines,
+    off,
+    others,
+    policy_line,
+    summary,
+    timings,
+    undecided,
+)
+from isochrone.cli.rules import meanings
 
 DECISION: dict[str, Any] = {
     "residency": ["DE"], "transit": ["any"], "predicted_ttft_ms": 300.0, "actual_ttft_ms": 310.0,
@@ -141,3 +151,42 @@ def test_bars_are_to_scale_and_skip_steps_that_were_not_reached() -> None:
     )
     none = {"chosen_ms": None, "sent_ms": None, "first_byte_ms": None, "total_ms": 0.0}
     assert len(timings(none, None)) == 1
+
+
+def test_a_choice_that_was_kept_in_brief_says_so_and_how_to_have_the_whole() -> None:
+    brief = {
+        "is_full": False, "eligible": 60, "runner_up": {"site": "oslo", "cost_ms": 312.25},
+    }
+    text = "\n".join(others(brief))
+    assert "chosen from 60 sites" in text
+    assert "The next best was oslo, expected after 312.2." in text
+    assert "was not recorded" in text
+    assert "`x-isochrone-explain: full`" in text
+    assert others({**brief, "is_full": True}) == []
+    assert others(DECISION) == [], "of a control of an earlier release"
+    assert others({"is_full": False, "eligible": 1, "runner_up": None}) == [
+        "It was the only site that could serve it."
+    ]
+
+
+def test_the_version_of_the_policy_is_named() -> None:
+    ((name, said),) = ground_lines({"ground": "5e2a", "policy_id": "p-lab"})
+    assert (name, said) == ("ground", "5e2a: digest of policy p-lab, sites and round trips")
+    assert ground_lines(DECISION) == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "said"),
+    [(300.0, 315.0, " (5% later)"), (300.0, 150.0, " (50% sooner)"), (0.0, 2.0, "")],
+)
+def test_how_far_a_prediction_was_off(expected: float, actual: float, said: str) -> None:
+    assert off(expected, actual) == said
+
+
+def test_each_rule_that_was_applied_is_said_in_words_once() -> None:
+    refused = [{"rule": rule} for rule in ("residency", "draining", "residency", "of_tomorrow")]
+    assert meanings(refused) == [
+        ("draining", "the site is being emptied"),
+        ("of_tomorrow", "see docs/explain.md of the gateway's release"),
+        ("residency", "the key's policy, or the request's own headers, do not allow it there"),
+    ]

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from isochrone.core.estimate.learned import LearnedRates
@@ -42,8 +41,9 @@ def a_viewing() -> Viewing:
 
 
 def a_decision(*, queue_ms: float = 0.0, predicted_ms: float = 150.0) -> DecisionRecord:
-    queues = np.array([queue_ms, 900.0], dtype="<f4").tobytes()
-    return DecisionRecord("g", 0, queues, queues, 100.0, 0.0, 0.0, predicted_ms, 151.0, ())
+    return DecisionRecord(
+        "g", 0, b"", b"", 100.0, 0.0, 0.0, predicted_ms, 151.0, (), chosen_queue_ms=queue_ms
+    )
 
 
 def a_record(**changed: Any) -> UsageRecord:

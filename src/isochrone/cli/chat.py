@@ -100,7 +100,10 @@ def _ask(
     from isochrone.wiring.control_api import connection, reason_of
 
     link, prefix = connection(base, timeout_s=TIMEOUT_S)
-    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    headers = {
+        "authorization": f"Bearer {key}", "content-type": "application/json",
+        "x-isochrone-explain": "full",
+    }
     payload = None if body is None else json.dumps(body).encode()
     try:
         link.request(method, prefix + path, payload, headers)

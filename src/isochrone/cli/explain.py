@@ -63,7 +63,12 @@ def explain(
     found = find_cloud(state, url, key).api.get(f"requests/{part(request_id)}")
     if as_json:
         print_json(found)
-        return
+    else:
+        show(found)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """All of it as text."""
     for line in summary(found):
         print(line)
     decision = found["decision"]
@@ -104,12 +109,21 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         lines.append(("weights", found["revision"]))
     if decision is not None:
         lines.append(("policy", policy_line(decision)))
+        lines += ground_lines(decision)
         lines += bond_lines(decision)
     lines += [
         ("tokens", f"{counts}; {SOURCES[tokens['source']]}"),
         ("record", REPORTERS[found["reporter"]]),
     ]
     return [f"{name:<10}{text}" for name, text in lines]
+
+
+def ground_lines(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """By which version of which policy it was chosen."""
+    if "ground" not in decision:
+        return []
+    said = f"{decision['ground']}: digest of policy {decision['policy_id']}, sites and round trips"
+    return [("ground", said)]
 
 
 def policy_line(decision: Mapping[str, Any]) -> str:
@@ -188,17 +202,47 @@ def timings(times: Mapping[str, Any], decision: Mapping[str, Any] | None) -> lis
         before = at
     if decision is not None and decision["predicted_ttft_ms"] is not None:
         actual = decision["actual_ttft_ms"]
-        seen = f"{actual:.1f}" if actual is not None else "not reached"
-        lines.append(f"first token expected after {decision['predicted_ttft_ms']:.1f}, was {seen}")
+        expected = decision["predicted_ttft_ms"]
+        seen = "not reached" if actual is None else f"{actual:.1f}{off(expected, actual)}"
+        lines.append(f"first token expected after {expected:.1f}, was {seen}")
     if decision is not None and decision.get("queued_ms"):
         lines.append(f"of this {decision['queued_ms']:.1f} waiting for its turn at an engine")
     return lines
 
 
+def off(expected_ms: float, actual_ms: float) -> str:
+    """How far a prediction was off."""
+    if expected_ms <= 0:
+        return ""
+    share = (actual_ms - expected_ms) / expected_ms
+    return f" ({abs(share):.0%} {'later' if share > 0 else 'sooner'})"
+
+
+def others(decision: Mapping[str, Any]) -> list[str]:
+    """Of a choice that was kept in brief, what is known of the other sites and how to see more."""
+    if decision.get("is_full", True):
+        return []
+    eligible, next_best = decision["eligible"], decision["runner_up"]
+    if next_best is None:
+        return ["It was the only site that could serve it."]
+    return [
+        f"It was chosen from {eligible} sites that could serve it. The next best was "
+        f"{next_best['site']}, expected after {next_best['cost_ms']:.1f}.",
+        "What the others would have cost was not recorded: of requests to which nothing unusual "
+        "happened, that is kept of a sample.",
+        "A request with the header `x-isochrone-explain: full` has all of it recorded.",
+    ]
+
+
 def _print_decision(decision: Mapping[str, Any]) -> None:
+    from isochrone.cli.rules import meanings
     from isochrone.cli.show import print_table
 
-    print("\nSites that could serve it, soonest first (ms; the first was chosen)")
+    brief = others(decision)
+    print(
+        "\nThe chosen site (ms)" if brief
+        else "\nSites that could serve it, soonest first (ms; the first was chosen)"
+    )
     if decision.get("because"):
         print(f"Chosen: {BECAUSE[decision['because']]}.")
     print_table(
@@ -216,10 +260,17 @@ def _print_decision(decision: Mapping[str, Any]) -> None:
         if decision["allowed_exists"]
         else "  none: no site that serves the model is allowed",
     )
-    for title, listed in (("Sites refused", "refused"), ("Tried before", "tried")):
+    if brief:
+        print("\n".join(brief), end="\n\n")
+    titles = (("Sites refused", "refused"), ("Tries that failed before, in order", "tried"))
+    for title, listed in titles:
         if decision[listed]:
             print(title)
             print_table(
                 ("site", "rule", "fact"),
                 [(one["site"], one["rule"], one["detail"]) for one in decision[listed]],
             )
+    rules = meanings([*decision["refused"], *decision["tried"]])
+    if rules:
+        print("Rules")
+        print_table(("rule", "meaning"), rules)

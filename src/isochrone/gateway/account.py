@@ -112,7 +112,7 @@ def closing_of(
         reason,
         "ingress" if hop is None else "evidence",
         exchange.attempts,
-        _decision(exchange),
+        _decision(exchange, outcome),
     )
 
 
@@ -140,15 +140,17 @@ def _revision(exchange: "Tries") -> str | None:
     return None if model is None else model.revision
 
 
-def _decision(exchange: "Exchange") -> DecisionRecord | None:
+def _decision(exchange: "Exchange", outcome: Outcome) -> DecisionRecord | None:
     choice, first_ns = exchange.choice, exchange.first_ns
     if choice is None:
         return None
+    is_full = exchange.context.detail.is_kept(exchange, outcome)
+    other = -1 if is_full else choice.runner_up()
     return DecisionRecord(
         choice.ground.id,
         choice.index,
-        choice.costs_ms(),
-        choice.queues_ms(),
+        choice.costs_ms() if is_full else b"",
+        choice.queues_ms() if is_full else b"",
         choice.prefill_ms,
         choice.decode_ms,
         choice.digest_age_ms,
@@ -156,9 +158,13 @@ def _decision(exchange: "Exchange") -> DecisionRecord | None:
         None if first_ns is None else (first_ns - exchange.received_ns) / 1e6,
         choice.refused,
         tuple(exchange.tried),
-        choice.decodes_ms(),
+        choice.decodes_ms() if is_full else b"",
         None if exchange.affinity is None else exchange.affinity.bond(),
         exchange.queued_ns / 1e6,
         choice.because,
         choice.body_bytes,
+        choice.queue_ms,
+        choice.eligible,
+        other,
+        0.0 if other < 0 else choice.costs.item(other),
     )

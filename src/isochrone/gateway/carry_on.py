@@ -18,6 +18,7 @@ from isochrone.core.continuation.plan import (
     Replay,
     Retry,
 )
+from isochrone.core.ids import SiteName
 from isochrone.core.metering.event import Endpoint, Outcome, Tokens
 from isochrone.core.routing.choice import Refused
 from isochrone.gateway.attempt import Attempt
@@ -227,14 +228,13 @@ class CarryingOn(Tries):
                 tried.discard(replica.id)
             else:
                 tried.add(replica.id)
-            if self.try_again_at(target.site, target.rtt_ms, now_ns):
-                return
+            self.tried.append(_lost_at(target.site, f"replica {replica.id}: "))
+            if not self.try_again_at(target.site, target.rtt_ms, now_ns):
+                self._go_elsewhere()
         elif differed:
             self.choose(now_ns)
-            return
-        self._refused(Refused(
-            site=target.site, rule="tried_before", detail="lost during the answer"
-        ))
+        else:
+            self._refused(_lost_at(target.site, ""))
 
     def went_on(self, attempt: Attempt) -> None:
         """The first bytes of a continuation are there."""
@@ -264,6 +264,10 @@ class CarryingOn(Tries):
         if attempt is None or attempt.meter is None:
             return Tokens() if self.continuation is None else self.continuation.tokens()
         return attempt.meter.tokens(self.request.prompt_bytes)
+
+
+def _lost_at(site: SiteName, where: str) -> Refused:
+    return Refused(site=site, rule="tried_before", detail=f"{where}lost during the answer")
 
 
 def _method_of(plan: Retry | ContinueIds | ContinueText | Replay) -> Method:

@@ -11,6 +11,7 @@ from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.routing.sessions import Sessions
+from isochrone.gateway.detail import Detail
 from isochrone.gateway.entitled import Entitled
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
@@ -60,6 +61,7 @@ class Context:
     peers: PeerHops
     skew: Skew
     journal: Journal
+    detail: Detail
     log: RequestLog
     metrics: Measured
     spans: Spans | None

@@ -29,6 +29,7 @@ _VARYING: Final = frozenset(
 )
 _LENGTH: Final = b"\r\ncontent-length: "
 _NAMES: Final = (b"\r\nContent-Length: ", _LENGTH)
+_EXPLAIN: Final = peer.EXPLAIN.encode()
 _HOP: Final = f"\r\n{peer.HOP}: ".encode()
 MOST_HOP_BYTES: Final = 256
 _PLAIN: Final = b" ,-._/:@"  # beside letters and digits; no part of a line end
@@ -38,6 +39,7 @@ class RequestHead:
     """One head. Filled by the parser; complete after `settle` and never changed from then on."""
 
     __slots__ = (
+        "asks_why",
         "client_request_id",
         "complete",
         "forwarded",
@@ -63,6 +65,7 @@ class RequestHead:
         self.old_http = False  # HTTP/1.0: no chunked answers
         self.path = ""
         self.client_request_id: str | None = None
+        self.asks_why = False  # the client wants the whole choice on record
         self.session_id = b""  # the client's own word for what its requests have in common
         self.secret_sha256: str | None = None
         self.forwarded = b""
@@ -74,6 +77,7 @@ class RequestHead:
         self.path = _path(self.url)
         self.client_request_id = _client_request_id(self.headers)
         self.session_id = self.headers.get(b"x-session-id", b"")
+        self.asks_why = self.headers.get(_EXPLAIN, b"").strip().lower() == b"full"
         self.secret_sha256 = _secret_sha256(self.headers)
         self.forwarded = forwarded_lines(self.headers)
 

@@ -7,8 +7,6 @@ when its prompt was read; only one that found no queue says how long that took.
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
-
 from isochrone.core.estimate.calibration import Calibration
 from isochrone.core.estimate.learned import LearnedRates
 from isochrone.core.estimate.transfer import transfer_ms
@@ -81,10 +79,9 @@ class Outcomes:
             self._learned.saw_decode(record.model, site.kind, site.seed, tok_s)
         if decision is None or sent_ms is None or record.input_uncached < LEAST_PROMPT_TOKENS:
             return
-        queues_ms = np.frombuffer(decision.queues_ms, dtype="<f4")
-        if not 0 <= decision.chosen < len(queues_ms):
+        if decision.chosen < 0:
             return
         read_ms = first_ms - sent_ms - site.rtt_ms - transfer_ms(decision.body_bytes, site.rtt_ms)
-        if queues_ms.item(decision.chosen) < NO_QUEUE_MS and read_ms > 0:
+        if decision.chosen_queue_ms < NO_QUEUE_MS and read_ms > 0:
             tok_s = 1000.0 * record.input_uncached / read_ms
             self._learned.saw_prefill(record.model, site.kind, site.seed, tok_s)

@@ -17,6 +17,7 @@ from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
 from isochrone.core.world.digest import SiteDigest
 from isochrone.gateway.context import Context
+from isochrone.gateway.detail import Detail
 from isochrone.gateway.gauges import Gauges
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
@@ -128,6 +129,7 @@ class Gateway:
             peers=PeerHops(identity, ports.clock),
             skew=Skew(site, ports.clock),
             journal=journal,
+            detail=Detail(settings.explain_sample),
             log=RequestLog(ports.write_lines, worker=settings.worker),
             metrics=Measured(lambda model: view.table.is_served(ModelName(model))),
             spans=_spans(settings, site, ports.spans),

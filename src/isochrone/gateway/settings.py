@@ -27,6 +27,9 @@ class GatewaySettings:
     hold between the two that are given. Bodies that have not come in whole may take
     `max_uploading_bytes` together. Beyond `max_connections` of clients, new ones are closed.
 
+    The whole choice is kept of a share of `explain_sample` of the requests to which nothing unusual
+    happened, and of all others.
+
     Metrics are served at `metrics_port` (0: any), worker n's at n ports above it, if one is given.
     A share of `otlp_sample_ratio` of all traces goes to the collector at `otlp_endpoint`, its full
     URL, if one is given.
@@ -68,6 +71,7 @@ class GatewaySettings:
     otlp_sample_ratio: float = field(default=1.0, metadata={"min": 0, "max": 1})
     max_uploading_bytes: int = 536_870_912
     max_connections: int = 20_000
+    explain_sample: float = field(default=0.0625, metadata={"min": 0, "max": 1})
     awake_us: float = field(default=100.0, metadata={"min": 0, "max": 1000})
     ttft_target_ms: float = field(default=200.0, metadata={"min": 0})
 

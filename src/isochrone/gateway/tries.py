@@ -44,7 +44,7 @@ class Tries(Waiter):
     """What an exchange knows of its request, and how it finds who serves it.
 
     Every request makes one, so what most requests leave alone is a default of the class. `tried`
-    are the sites that refused or lost it, with the rule or failure that ended each try; `opened`:
+    says where it was refused or lost, with the rule or failure that ended each try; `opened`:
     the journal knows of it; instants (`_ns`) are monotonic.
 
     `affinity` is what it has to do with the requests before it, None where that is nothing.
@@ -358,10 +358,10 @@ class Tries(Waiter):
         if self.continuation is not None:
             tries += 1  # the last one is for another site
         if target.replica is not None:
-            if tries < MOST_TRIES and self.try_again_at(target.site, target.rtt_ms, now_ns):
-                return
             detail = f"replica {target.replica.id}: {why}"
-            self._refused(Refused(site=target.site, rule="no_ready_replica", detail=detail))
+            self.tried.append(Refused(site=target.site, rule="no_ready_replica", detail=detail))
+            if tries >= MOST_TRIES or not self.try_again_at(target.site, target.rtt_ms, now_ns):
+                self._go_elsewhere()
             return
         if unreachable:
             context.loads.lost(target.site, now_ns)
@@ -418,6 +418,10 @@ class Tries(Waiter):
 
     def _refused(self, refused: Refused) -> None:
         self.tried.append(refused)
+        self._go_elsewhere()
+
+    def _go_elsewhere(self) -> None:
+        """Its last site is among those that were tried: choose another one."""
         if self.turn is not None:
             self.leave_queue(_NO_TOKENS, self.context.clock.monotonic_ns())
         if self.reply.hop is None:

@@ -75,7 +75,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
             "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms because "
-            "body_bytes"
+            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms"
         ),
     ),
     "UsageRecord": _fields(
@@ -187,7 +187,10 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         ),
     ),
     "Refused": _fields(account="site rule detail"),
-    "Explanation": _fields(account="candidates refused allowed_exists elsewhere"),
+    "RunnerUp": _fields(account="site cost_ms"),
+    "Explanation": _fields(
+        account="candidates refused allowed_exists elsewhere is_full eligible runner_up",
+    ),
     "GroundSite": _fields(account="site rtt_ms rtt_source"),
     "Ground": _fields(
         account=(
@@ -199,7 +202,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
             "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms because "
-            "body_bytes"
+            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms"
         ),
     ),
     # gateway/records.py

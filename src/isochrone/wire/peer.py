@@ -32,6 +32,7 @@ CLASS = "x-isochrone-class"
 HOP = "x-isochrone-hop"                # request: id, wall ns, code; see `answer`
 RESIDENCY = "x-isochrone-residency"    # narrows a request: a client's wish, and on a hop the same
 TRANSIT = "x-isochrone-transit"        # likewise, of a client's request only
+EXPLAIN = "x-isochrone-explain"        # `full`: a client wants the whole choice on record
 REFUSED = "x-isochrone-refused"        # on a typed refusal by the destination: the rule
 QUEUED = "x-isochrone-queued"          # on an answer: whole ms that it waited there for its turn
 TRIED = "x-isochrone-tried"            # on a hop: the sites that refused or lost the request before

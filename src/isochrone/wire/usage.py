@@ -45,6 +45,10 @@ class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     queued_ms: float = 0.0
     because: Because | None = None
     body_bytes: int = 0
+    chosen_queue_ms: float = 0.0
+    eligible: int = 0
+    runner_up: int = -1
+    runner_up_ms: float = 0.0
 
     def decision(self) -> Decision:
         return Decision(**{name: getattr(self, name) for name in self.__struct_fields__})

@@ -90,21 +90,35 @@ class BondShape(BaseModel):
     limit_ms: float
 
 
+class RunnerUpShape(BaseModel):
+    """The cheapest site beside the chosen one."""
+
+    site: str
+    cost_ms: float
+
+
 class DecisionShape(BaseModel):
     """Candidates cheapest first (the first was chosen, and `because` says what decided); `refused`
     are the other sites that serve the model, `elsewhere` counts those that do not. `tried` lists
-    earlier tries that failed, `queued_ms` is how long it waited for its turn at the sites that it
-    was sent to. The
-    axes are the policy's; `narrowed` and `narrowed_transit` are what the request's own headers
-    allowed beyond it, `any` where they said nothing. `bond` is null for a short request of no
-    session, and where the ingress may remember nothing."""
+    earlier tries that failed, in order, `queued_ms` is how long it waited for its turn at the sites
+    that it was sent to. `eligible` counts the sites that could take the request; where `is_full` is
+    false, only the chosen one of them was recorded as a candidate: the header
+    `x-isochrone-explain: full` has all of them recorded. `ground` is a digest of policy, sites and
+    round trips that were chosen from. The axes are the policy's; `narrowed` and `narrowed_transit`
+    are what the request's own headers allowed beyond it, `any` where they said nothing. `bond` is
+    null for a short request of no session, and where the ingress may remember nothing."""
 
+    policy_id: str
+    ground: str
     residency: list[str]
     transit: list[str]
     caches: list[str] | None
     logs: list[str]
     narrowed: list[str]
     narrowed_transit: list[str]
+    is_full: bool
+    eligible: int
+    runner_up: RunnerUpShape | None
     candidates: list[CandidateShape]
     refused: list[RefusedShape]
     allowed_exists: bool
@@ -231,7 +245,15 @@ def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape
         explained = explanation_of(ground, decision)
     if ground is None or decision is None or explained is None:
         return None
+    next_best = explained.runner_up
     return DecisionShape(
+        policy_id=ground.policy_id,
+        ground=ground.id,
+        is_full=explained.is_full,
+        eligible=explained.eligible,
+        runner_up=None if next_best is None else RunnerUpShape(
+            site=next_best.site, cost_ms=next_best.cost_ms
+        ),
         residency=list(ground.residency),
         transit=list(ground.transit),
         caches=list(ground.caches) or None,

@@ -70,15 +70,27 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerUp:
+    """The cheapest site beside the chosen one."""
+
+    site: SiteName
+    cost_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """One choice in full: candidates cheapest first except that the chosen one leads, and every
-    other site that serves the model with its rule. `elsewhere` counts the sites of the view that
-    have no deployment of the model."""
+    """One choice: candidates cheapest first except that the chosen one leads, and every other site
+    that serves the model with its rule. `elsewhere` counts the sites of the view that have no
+    deployment of the model. Where `is_full` is False only the chosen one of the `eligible`
+    candidates was kept with its terms, and of the `runner_up` the cost."""
 
     candidates: tuple[Candidate, ...]
     refused: tuple[Refused, ...]
     allowed_exists: bool
     elsewhere: int
+    is_full: bool = True
+    eligible: int = 0
+    runner_up: RunnerUp | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +138,15 @@ class Decision:
     expected cost (infinite for a site that could not take a request just then) and its queue part.
     `decodes_ms` likewise, where decoding counts; empty where it does not. `chosen` is the index of
     the chosen site, -1 for none; `prefill_ms`, `decode_ms` and `digest_age_ms` are the chosen
-    site's. `refused` says why each infinite one was refused, `tried` lists earlier sites of the
-    request with the rule or failure that ended each try. `bond`: what else spoke for a site; None
-    where nothing could. `queued_ms`: how long the request waited for its turn at the sites that it
-    was sent to. `because`: what decided among the candidates. `body_bytes`: the body whose
+    site's. `refused` says why each infinite one was refused, `tried` lists earlier tries of the
+    request by site, with the rule or failure that ended each. `bond`: what else spoke for a site;
+    None where nothing could. `queued_ms`: how long the request waited for its turn at the sites
+    that it was sent to. `because`: what decided among the candidates. `body_bytes`: the body whose
     transfer is part of the costs, 0 where it is not.
+
+    In brief, the three arrays are empty. `chosen_queue_ms` is the chosen site's, `eligible` how
+    many sites could take the request, `runner_up` the index of the cheapest beside the chosen one
+    (-1: none) and `runner_up_ms` its cost. Of a whole decision the arrays say these things.
     """
 
     ground: str
@@ -149,3 +165,12 @@ class Decision:
     queued_ms: float = 0.0
     because: Because | None = None
     body_bytes: int = 0
+    chosen_queue_ms: float = 0.0
+    eligible: int = 0
+    runner_up: int = -1
+    runner_up_ms: float = 0.0
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether a choice was made of which the other candidates' terms were not kept."""
+        return self.chosen >= 0 and not self.costs_ms

@@ -61,7 +61,7 @@ def choose(
     listing = table.listing(model, policy_id, narrowing)
     part = _up_to_date(table, listing.shortlist, loads, model, now_ns)
     board, choice = part.board, Choice()
-    costs, queues, decodes = _times(board.prompt_ms, prompt_tokens), board.queues_ms, None
+    costs, decodes = _times(board.prompt_ms, prompt_tokens), None
     costs += board.fixed_ms
     if class_ == "batch":
         decodes, target_ms = _times(board.output_ms, output_tokens), 0.0
@@ -71,13 +71,14 @@ def choose(
         costs += board.byte_ms * float(body_bytes)
     beliefs = _credit(board, costs, prefixes, blocks, prompt_tokens, now_ns) if blocks else None
     if part.places is not None:
-        costs, queues = costs.take(part.places), queues.take(part.places)
+        costs = costs.take(part.places)
         decodes = None if decodes is None else decodes.take(part.places)
     refused = _without(part, costs, tried) if tried else part.refused
     choice.ground, choice.refused = listing.ground, refused
     choice.allowed_exists = listing.shortlist.allowed_exists
     choice.eligible = part.eligible if not tried else len(costs) - len(refused)
-    choice.costs, choice.decodes, choice.queues = costs, decodes, queues.tobytes()
+    choice.costs, choice.decodes = costs, decodes
+    choice.part, choice.queues = part, board.queues_ms.tobytes()
     choice.verdict, choice.limit_ms = "none", 0.0
     if not choice.eligible:
         return _nobody(choice)
@@ -91,7 +92,7 @@ def choose(
 
 def _nobody(choice: Choice) -> Choice:
     choice.site, choice.index, choice.rtt_ms, choice.cost_ms = None, -1, 0.0, 0.0
-    choice.prefill_ms = choice.decode_ms = choice.digest_age_ms = 0.0
+    choice.prefill_ms = choice.decode_ms = choice.queue_ms = choice.digest_age_ms = 0.0
     choice.because, choice.pushed, choice.belief = None, False, None
     return choice
 
@@ -124,6 +125,7 @@ def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: 
     assert known is not None, "a site of which nothing is known takes no request"
     choice.site, choice.index, choice.rtt_ms = site.name, index, site.rtt_ms
     choice.cost_ms = choice.costs.item(index)
+    choice.queue_ms = board.queues_ms.item(place)
     choice.prefill_ms = prompt_tokens * board.prompt_ms.item(place)
     choice.decode_ms = 0.0 if choice.decodes is None else choice.decodes.item(index)
     age_ns = now_ns - known.heard_ns

@@ -6,16 +6,21 @@ Pure, and the only way in which decisions are shown: by the Control API, the CLI
 import numpy as np
 
 from isochrone.core.estimate.transfer import transfer_ms
-from isochrone.core.routing.choice import Candidate, Decision, Explanation, Ground
+from isochrone.core.routing.choice import Candidate, Decision, Explanation, Ground, RunnerUp
 
 DIGITS = 3  # of a millisecond; decisions keep float32
 
 
 def explain(ground: Ground, decision: Decision) -> Explanation | None:
-    """The choice in full; None when the decision cannot have been made on this ground."""
+    """The choice as far as it was kept; None when the decision cannot have been made on this
+    ground."""
     count = len(ground.open_sites)
+    if decision.ground != ground.id or decision.chosen >= count:
+        return None
+    if decision.is_brief:
+        return _in_brief(ground, decision)
     arrays = (decision.costs_ms, decision.queues_ms, decision.decodes_ms or bytes(4 * count))
-    if decision.ground != ground.id or any(len(array) != 4 * count for array in arrays):
+    if any(len(array) != 4 * count for array in arrays):
         return None
     costs, queues, decodes = (np.frombuffer(array, dtype="<f4") for array in arrays)
     order = sorted(range(count), key=lambda index: (index != decision.chosen, costs[index]))
@@ -27,11 +32,40 @@ def explain(ground: Ground, decision: Decision) -> Explanation | None:
         for index in order
         if np.isfinite(costs[index])
     ]
+    runner_up = None
+    if decision.chosen >= 0 and len(candidates) > 1:
+        runner_up = RunnerUp(site=candidates[1].site, cost_ms=candidates[1].cost_ms)
+    return _explanation(ground, decision, candidates, runner_up, eligible=len(candidates))
+
+
+def _in_brief(ground: Ground, decision: Decision) -> Explanation | None:
+    """What is known of a choice whose other candidates' terms were not kept."""
+    if decision.runner_up >= len(ground.open_sites) or decision.predicted_ttft_ms is None:
+        return None
+    runner_up = None
+    if decision.runner_up >= 0:
+        site = ground.open_sites[decision.runner_up].site
+        runner_up = RunnerUp(site=site, cost_ms=round(decision.runner_up_ms, DIGITS))
+    chosen = _candidate(
+        ground, decision, decision.chosen,
+        cost_ms=decision.predicted_ttft_ms + decision.decode_ms, queue_ms=decision.chosen_queue_ms,
+        decode_ms=decision.decode_ms,
+    )
+    return _explanation(ground, decision, [chosen], runner_up, eligible=decision.eligible)
+
+
+def _explanation(
+    ground: Ground, decision: Decision, candidates: list[Candidate], runner_up: RunnerUp | None, *,
+    eligible: int,
+) -> Explanation:
     return Explanation(
         candidates=tuple(candidates),
         refused=(*decision.refused, *ground.refused),
         allowed_exists=ground.allowed_exists,
         elsewhere=ground.elsewhere,
+        is_full=not decision.is_brief,
+        eligible=eligible,
+        runner_up=runner_up,
     )
 
 

@@ -1,0 +1,154 @@
+"""Gateways over real sockets: of which requests the whole choice is kept, and what was left why."""
+
+from typing import Any
+
+from isochrone.core.metering.event import UsageEvent
+from isochrone.gateway.detail import Detail
+from tests.fixtures.gateways import (
+    MODEL,
+    Answer,
+    GatewayCloud,
+    RunningSite,
+    ask,
+    chat_body,
+    post,
+    run,
+    until,
+)
+
+
+async def two_sites(cloud: GatewayCloud, *, sample: float = 0.0) -> RunningSite:
+    sydney = await cloud.add_site("sydney", "AU", explain_sample=sample)
+    await cloud.add_site("frankfurt", "DE")
+    await cloud.link("sydney", "frankfurt", 20.0)
+    await cloud.key("secret")
+    await cloud.key("german", residency=("DE",))
+    await cloud.ready()
+    await until(lambda: sydney.running.context.view.table.view.links)
+    return sydney
+
+
+async def told(cloud: GatewayCloud, answer: Answer) -> UsageEvent:
+    """What the ingress says of it."""
+    def by_ingress() -> list[UsageEvent]:
+        return [
+            each for each in cloud.all_events()
+            if (each.request_id, each.reporter) == (answer.request_id, "ingress")
+        ]
+
+    await until(lambda: bool(by_ingress()))
+    return by_ingress()[0]
+
+
+def test_of_an_ordinary_request_the_outcome_is_kept_in_brief() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await two_sites(cloud)
+        event = await told(cloud, await ask(sydney, post(chat_body())))
+        assert event.decision is not None
+        assert (event.decision.costs_ms, event.decision.queues_ms) == (b"", b"")
+        found = cloud.explained(event)
+        assert (found.is_full, found.eligible) == (False, 2)
+        assert [each.site for each in found.candidates] == ["sydney"]
+        assert found.candidates[0].digest_age_ms is not None
+        assert found.runner_up is not None
+        assert found.runner_up.site == "frankfurt"
+        assert found.runner_up.cost_ms > 20.0
+        assert event.decision.predicted_ttft_ms is not None
+        assert event.decision.actual_ttft_ms is not None
+
+    run(main)
+
+
+def test_who_asks_for_it_has_the_whole_choice_on_record() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await two_sites(cloud)
+        for value, is_full in (("full", True), ("Full ", True), ("brief", False), ("", False)):
+            raw = post(chat_body(), headers={"x-isochrone-explain": value})
+            event = await told(cloud, await ask(sydney, raw))
+            assert cloud.explained(event).is_full == is_full
+            assert "x-isochrone-explain" not in sydney.engines[0].asked[-1].headers
+
+    run(main)
+
+
+def test_a_sample_of_the_ordinary_ones_is_kept_whole() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await two_sites(cloud, sample=0.5)
+        kept = set()
+        for _ in range(20):
+            event = await told(cloud, await ask(sydney, post(chat_body())))
+            assert cloud.explained(event).is_full == Detail(0.5).is_sampled(event.request_id)
+            kept.add(cloud.explained(event).is_full)
+        assert kept == {False, True}
+
+    run(main)
+
+
+def test_whatever_is_unusual_is_kept_whole() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await two_sites(cloud)
+        narrowed = post(chat_body(), headers={"x-isochrone-residency": "DE"})
+        event = await told(cloud, await ask(sydney, narrowed))
+        assert cloud.explained(event).is_full
+        event = await told(cloud, await ask(sydney, post(chat_body(), key="german")))
+        assert not cloud.explained(event).is_full, "a key's own policy is nothing unusual"
+        # An engine's error.
+        sydney.engines[0].status = 400
+        event = await told(cloud, await ask(sydney, post(chat_body())))
+        assert (event.outcome, cloud.explained(event).is_full) == ("engine_error", True)
+        # A spill: the own site is dearer by what waits there.
+        sydney.engines[0].status = 200
+        context = sydney.running.context
+        for _ in range(40):
+            context.loads.dispatched(
+                sydney.site.name, MODEL, 4000, 4000, context.clock.monotonic_ns(), rtt_ms=0.0
+            )
+        event = await told(cloud, await ask(sydney, post(chat_body())))
+        found = cloud.explained(event)
+        assert [each.site for each in found.candidates] == ["frankfurt", "sydney"]
+        # A refusal of all sites.
+        cloud.silent.update(("sydney", "frankfurt"))
+        await until(lambda: _forget(context))
+        answer = await ask(sydney, post(chat_body()))
+        event = await told(cloud, answer)
+        assert (answer.status, event.outcome) == (503, "refused")
+        assert {each.rule for each in cloud.explained(event).refused} == {"digest_stale"}
+
+    run(main)
+
+
+def _forget(context: Any) -> bool:
+    """Wait for the digests of both sites to be stale."""
+    return all(
+        context.clock.monotonic_ns() - context.loads.of(name).heard_ns > 5.1e9
+        for name in ("sydney", "frankfurt")
+    )
+
+
+def test_each_replica_that_was_left_is_named_with_its_reason() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        site = await cloud.add_site("sydney", "AU", engines=2, explain_sample=0.0)
+        await cloud.key("secret")
+        await cloud.ready()
+        replicas = site.running.context.view.replicas
+        await until(lambda: len(replicas._by_entry) == 2)
+        first = await told(cloud, await ask(site, post(chat_body())))
+        assert first.replica is not None
+        bad = int(first.replica[-1])
+        site.engines[bad].status = 503
+        for _ in range(20):
+            answer = await ask(site, post(chat_body()))
+            assert answer.status == 200
+            event = await told(cloud, answer)
+            if event.attempts == 2:
+                break
+        assert event.decision is not None
+        (left,) = event.decision.tried
+        assert (left.site, left.rule) == ("sydney", "no_ready_replica")
+        assert left.detail.startswith(f"replica {first.replica}: ")
+        assert event.replica == f"sydney-tiny-fable-{1 - bad}"
+        found = cloud.explained(event)
+        assert found.is_full
+        assert [each.site for each in found.candidates] == ["sydney"]
+
+    run(main)
