@@ -106,8 +106,8 @@ def test_a_recorded_trace_is_replayed_and_booked_once(cloud: Cloud, tmp_path: Pa
     assert "the book agrees: 20 requests booked once" in told
     assert "rows altered" in told
     report = json.loads(out.read_bytes())
-    assert report["whole"]["requests"] == report["whole"]["finished"] == 20
     assert report["errors"] == {}
+    assert report["whole"]["requests"] == report["whole"]["finished"] == 20
     assert sum(group["requests"] for group in report["by_site"]) == 20
     two = ("--limit", "2", "--speed", "99", "--site", "frankfurt", "--out", str(out))
     assert _json(cloud, "replay", "mooncake-conv-sample", *two)["format"] == "mooncake"
