@@ -66,6 +66,10 @@ class Replicas:
         """Whether this gateway holds replicas of the site."""
         return site in self._sites
 
+    def are_several(self, site: SiteName, model: ModelName) -> bool:
+        """Whether there is more than one to pick from."""
+        return len(self._by_model.get((site, model), ())) > 1
+
     def generation_of(self, replica: ReplicaId) -> int:
         """Of a replica that is spoken of; `UNKNOWN` of others."""
         standing = self._by_id.get(replica)

@@ -269,7 +269,11 @@ class Tries(Waiter):
         context, wanted, affinity = self.context, self.wanted, self.affinity
         if affinity is None and self.choice is None:
             affinity = self.affinity = affinity_of(self)
-        cached = None if affinity is None else affinity.cached_at(context, site, now_ns)
+        cached = None
+        if affinity is not None and (
+            self.choice is None or context.view.replicas.are_several(site, self.request.model)
+        ):
+            cached = affinity.cached_at(context, site, now_ns)
         while True:
             replica = context.view.replicas.pick(
                 site, self.request.model, self._tried_replicas or (), now_ns=now_ns,
