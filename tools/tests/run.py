@@ -61,8 +61,9 @@ def main() -> int:
     other = Line([("contracts", ["tests/contract"], False)])
     if MANIFEST.is_file():
         selection = ["-k", COMPILED]
+        # Contracts take longest, and the line beside them is done sooner.
         one.calls.append(("parts, compiled", ["tests/property", *selection], True))
-        other.calls.append(("contracts, compiled", ["tests/contract", *selection], True))
+        one.calls.append(("contracts, compiled", ["tests/contract", *selection], True))
     rig = Line([("rig", ["-m", "rig", "tests/rig"], False)])
     beside = threading.Thread(target=other.run, kwargs={"show": False})
     beside.start()
