@@ -27,7 +27,7 @@ from isochrone.wiring.private_file import write_private
 SITES = 1_100
 SERVING = 60
 KEYS = 1_000
-SLOTS = 256
+SLOTS = 1024  # of an upstream, the most that may be stated: the mock engine takes what comes
 HARDWARE = "H100-SXM5-80GB"
 RATES = {"prefill_tok_s": 1e6, "decode_tok_s": 1e4}  # the mock engine is fast
 NEAR_MS, FAR_MS = 0.2, (100.0, 250.0)
