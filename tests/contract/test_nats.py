@@ -51,6 +51,7 @@ def test_a_site_may_write_and_read_only_its_own(own_nats: NatsServer) -> None:
         )
         heard: list[str] = []
         await control.subscribe(subjects.DIGESTS, lambda subject, _: heard.append(subject))
+        await control.subscribe(subjects.HEALTH, lambda subject, _: heard.append(subject))
         await control.subscribe("elsewhere", lambda subject, _: heard.append(subject))
 
         await sydney.publish_durable("usage.sydney", b"", message_id="u", timeout_s=20)
@@ -77,11 +78,13 @@ def test_a_site_may_write_and_read_only_its_own(own_nats: NatsServer) -> None:
 
         await sydney.subscribe(">", lambda subject, _: heard.append("overheard " + subject))
         await sydney.subscribe("usage.*", lambda subject, _: heard.append("overheard " + subject))
-        for subject in ("elsewhere", "digest.ashburn", "digest.sydney"):
+        for subject in (
+            "elsewhere", "digest.ashburn", "health.ashburn", "digest.sydney", "health.sydney",
+        ):
             await sydney.publish(subject, b"")
         await control.publish("usage.ashburn", b"")
-        await until(lambda: bool(heard), "the site's digest")
-        assert heard == ["digest.sydney"]
+        await until(lambda: len(heard) > 1, "the site's digest and health")
+        assert heard == ["digest.sydney", "health.sydney"]
         await sydney.close()
         await control.close()
 

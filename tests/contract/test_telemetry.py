@@ -214,8 +214,9 @@ def test_what_failing_engines_move() -> None:
         assert said.sum(metrics.RETRIES, granted="yes") >= 1
         assert said.sum(metrics.ATTEMPTS) == 20 + said.sum(metrics.RETRIES, granted="yes")
         assert said.sum(metrics.RETRY_BUDGET) != budget
-        assert said.sum(metrics.BREAKERS, state="closed") == 1
-        assert said.sum(metrics.BREAKERS) == 2
+        assert said.sum(metrics.REPLICA_STATES, state="healthy") == 1
+        assert said.sum(metrics.REPLICA_STATES, state="ejected") == 1
+        assert said.sum(metrics.REPLICA_STATES) == 2
         other.kill()
         assert (await ask(site, post(chat_body()))).status == 503
         said = await scrape(site)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from isochrone.core.admission.limits import BUCKET_NS, BUCKETS
 from isochrone.core.admission.retry_budget import WINDOW_S, RetryBudget
 from isochrone.core.ids import KeyId, OrgId, PolicyId, ProjectId
-from isochrone.core.lifecycle.breaker import CLOSED, BreakerRules, Sign, may_ask, step
 from isochrone.core.rng import stream
 from isochrone.core.world.tenant import ApiKey, Limits
 from isochrone.gateway.key_counts import HEADER_CELLS, SLOT_CELLS
@@ -141,22 +140,3 @@ def test_attempts_stay_within_the_budget_while_half_of_them_fail(
     least = min_per_s * (now_ns // SECOND_NS + WINDOW_S)
     assert attempts <= (100 + ratio_percent) * len(gaps_ms) / 100 + least
     assert budget.spent == attempts - len(gaps_ms)
-
-
-signs: st.SearchStrategy[Sign] = st.sampled_from(("asked", "succeeded", "failed", "lost"))
-
-
-@given(st.lists(st.tuples(st.integers(0, 5_000), signs), max_size=80), st.integers(0, 1000))
-def test_a_breaker_never_stays_shut_longer_than_its_bound(
-    events: list[tuple[int, Sign]], seed: int
-) -> None:
-    rules, rng = BreakerRules(longest_hold_s=4.0, probe_s=3.0), stream(seed, "breaker")
-    breaker, now_ns = CLOSED, 0
-    for gap_ms, sign in events:
-        now_ns += gap_ms * 1_000_000
-        if sign == "asked" and not may_ask(breaker, now_ns):
-            continue  # a gateway asks only whom it may ask
-        before, breaker = breaker, step(breaker, sign, now_ns, rng=rng, rules=rules)
-        assert may_ask(breaker, now_ns + 4 * SECOND_NS)
-        if sign == "asked" and before.state != "closed":
-            assert not may_ask(breaker, now_ns)  # one probe at a time

@@ -3,6 +3,7 @@
 import base64
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from isochrone.adapters.nats.identity import (
     Credentials,
     claims_of,
     control_user,
+    current_account_jwt,
     load_credentials,
     load_secrets,
     new_secrets,
@@ -129,3 +131,16 @@ def test_the_plan_keeps_its_files_private(tmp_path: Path) -> None:
     assert stat.S_IMODE(plan.config.stat().st_mode) == 0o600
     assert stat.S_IMODE(plan.store.stat().st_mode) == 0o700
     assert "sync_interval: always" in plan.config.read_text()
+
+
+def test_rights_of_an_earlier_release_are_renewed() -> None:
+    secrets = new_secrets()
+    assert current_account_jwt(secrets) == secrets.account_jwt
+    claims = claims_of(secrets.account_jwt)
+    head, body, code = secrets.account_jwt.split(".")
+    text = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+    assert b'"health.{{name()}}",' in text
+    earlier = base64.urlsafe_b64encode(text.replace(b'"health.{{name()}}",', b"")).rstrip(b"=")
+    old = replace(secrets, account_jwt=f"{head}.{earlier.decode()}.{code}")
+    renewed = claims_of(current_account_jwt(old))
+    assert (renewed["sub"], renewed["nats"]) == (claims["sub"], claims["nats"])

@@ -4,12 +4,13 @@ from collections import Counter
 
 from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
-from isochrone.core.lifecycle.breaker import Breaker
+from isochrone.core.lifecycle.health import Health, HealthRules
 from isochrone.core.rng import stream
 from isochrone.core.routing.pick import Standing, pick
 from isochrone.core.world.model import Replica, ReplicaState
 
 RNG = stream(3, "pick")
+RULES = HealthRules()
 
 
 def a_standing(
@@ -19,7 +20,7 @@ def a_standing(
     slots: int = 4,
     state: ReplicaState = "ready",
     revision: str | None = None,
-    breaker: Breaker | None = None,
+    health: Health | None = None,
 ) -> Standing:
     standing = Standing(
         Replica(
@@ -30,18 +31,18 @@ def a_standing(
         )
     )
     standing.count(running)
-    standing.breaker = breaker
+    standing.health = health or Health()
     return standing
 
 
 def picked(
     *standings: Standing, tried: tuple[str, ...] = (), revision: str | None = None,
-    cached: dict[str, float] | None = None,
+    cached: dict[str, float] | None = None, now_ns: int = 100,
 ) -> str:
     known = None if cached is None else {ReplicaId(name): each for name, each in cached.items()}
     found = pick(
-        standings, tuple(map(ReplicaId, tried)), now_ns=100, rng=RNG, revision=revision,
-        cached=known,
+        standings, tuple(map(ReplicaId, tried)), now_ns=now_ns, rng=RNG, rules=RULES,
+        revision=revision, cached=known,
     )
     return "nobody" if found is None else found.replica.id
 
@@ -74,10 +75,22 @@ def test_who_may_not_be_asked_is_left_out() -> None:
     assert picked() == "nobody"
     assert picked(a_standing("a", state="starting"), a_standing("b", state="draining")) == "nobody"
     assert picked(a_standing("a"), a_standing("b", running=3), tried=("a",)) == "b"
-    opened = a_standing("a", breaker=Breaker(state="open", until_ns=101))
-    assert picked(opened, a_standing("b", running=9)) == "b"
-    assert picked(a_standing("a", breaker=Breaker(state="open", until_ns=100))) == "a"
-    assert picked(a_standing("a", breaker=Breaker(outcomes=1))) == "a"
+    lost = Health()
+    lost.lost("refused", 0, rng=RNG, rules=RULES)
+    ejected = a_standing("a", health=lost)
+    assert picked(ejected, a_standing("b", running=9), now_ns=lost.until_ns - 1) == "b"
+    assert picked(ejected, a_standing("b", running=9), now_ns=lost.until_ns) == "a"
+
+
+def test_one_that_recovers_gets_its_share_only() -> None:
+    health = Health()
+    health.returned("it was away", 0)
+    standings = a_standing("back", health=health), a_standing("busy", running=3)
+    for second, share in ((0, 0.1), (3, 0.3), (7, 0.7), (10, 1.0)):
+        now_ns = second * 1_000_000_000
+        drawn = Counter(picked(*standings, now_ns=now_ns) for _ in range(2000))
+        assert abs(drawn["back"] / 2000 - share) < 0.04
+    assert picked(a_standing("alone", health=health), now_ns=1) == "alone"
 
 
 def test_a_revision_is_taken_exactly() -> None:

@@ -1,19 +1,23 @@
-"""The replicas of a gateway: records that come and go, counts, breakers, several sites."""
+"""The replicas of a gateway: records that come and go, counts, who is ejected, several sites."""
 
 from dataclasses import replace
 
 import pytest
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
-from isochrone.core.lifecycle.breaker import BreakerRules
+from isochrone.core.lifecycle.health import HealthRules
 from isochrone.core.metering.event import Outcome
 from isochrone.core.rng import stream
+from isochrone.core.world.digest import ReplicaLoad, SiteDigest
 from isochrone.core.world.model import Replica
 from isochrone.gateway.replicas import Replicas, verdict
-from tests.builders import MODEL, SECOND_NS
+from tests.builders import MODEL, SECOND_NS, a_digest
 
 SITE = SiteName("sydney")
 RNG = stream(5, "replicas")
+RULES = HealthRules(
+    failures=2, first_hold_s=1.0, longest_hold_s=4.0, probe_s=9.0, recovery_s=5.0
+)
 
 
 def a_replica(name: str = "sydney/tiny/0", **changes: object) -> Replica:
@@ -26,7 +30,7 @@ def a_replica(name: str = "sydney/tiny/0", **changes: object) -> Replica:
 
 
 def some_replicas(*replicas: Replica) -> Replicas:
-    found = Replicas(BreakerRules(failures=2, first_hold_s=1.0, longest_hold_s=4.0, probe_s=9.0))
+    found = Replicas(RULES)
     for replica in replicas:
         assert found.put(replica.id, replica)
     return found
@@ -96,8 +100,20 @@ def test_a_lost_replica_gets_one_probe_after_its_hold() -> None:
     assert picked(replicas, SECOND_NS) == "a"
     replicas.started(replica.id)
     assert picked(replicas, SECOND_NS) is None
-    replicas.answered(replica.id, SECOND_NS, RNG)
+    replicas.answered(replica.id, SECOND_NS)
     assert picked(replicas, SECOND_NS) == "a"
+
+
+def test_a_sole_replica_that_fails_is_asked_again_soon() -> None:
+    replica = a_replica("a")
+    replicas = some_replicas(replica)
+    now_ns = 0
+    for _ in range(6):
+        for _ in range(2):
+            replicas.finished(replica.id, False, now_ns, RNG)
+        assert picked(replicas, now_ns) is None
+        now_ns += SECOND_NS
+        assert picked(replicas, now_ns) == "a"
 
 
 def test_a_failed_probe_doubles_the_hold_and_an_abandoned_one_does_not() -> None:
@@ -125,6 +141,94 @@ def test_failures_in_a_row_leave_it_out_and_success_between_does_not() -> None:
     assert picked(replicas) is None
 
 
+def test_only_half_are_ejected_for_what_came_of_requests() -> None:
+    names = [f"r{number}" for number in range(5)]
+    replicas = some_replicas(*[a_replica(name) for name in names])
+    for _ in range(9):
+        for name in names:
+            replicas.finished(ReplicaId(name), False, 0, RNG)
+    states = {replica.id: state for replica, state, _ in replicas.states()}
+    assert sorted(states.values()) == ["ejected", "ejected", "suspect", "suspect", "suspect"]
+    assert replicas.ejections[MODEL] == 2
+    for name in names:  # what cannot be connected to is out, whatever its share
+        replicas.lost(a_replica(name), 0, RNG)
+    assert picked(replicas) is None
+
+
+def test_who_became_too_many_since_others_left_are_taken_back() -> None:
+    names = [f"r{number}" for number in range(4)]
+    replicas = some_replicas(*[a_replica(name) for name in names])
+    for second, name in enumerate(names[:2]):
+        for _ in range(2):
+            replicas.finished(ReplicaId(name), False, second * SECOND_NS, RNG)
+    replicas.drop("r3")
+    replicas.sweep(2 * SECOND_NS)
+    states = [state for _, state, _ in replicas.states()]
+    assert states == ["recovering", "ejected", "healthy"]
+
+
+def test_an_engine_that_does_not_answer_its_agent_is_not_asked() -> None:
+    replicas = some_replicas(a_replica("a"), a_replica("b"))
+    said = ReplicaLoad(
+        id="a", model=MODEL, generation=1, state="ready", pid=None, running=0, waiting=0,
+        restarts=0, prompt_tokens_total=None, cached_tokens_total=None, output_tokens_total=None,
+    )
+
+    def digest(silent_s: float) -> SiteDigest:
+        return replace(a_digest(SITE), replicas=(replace(said, silent_s=silent_s),))
+
+    replicas.heard(digest(9.0), 0, RNG)
+    assert [state for _, state, _ in replicas.states()] == ["healthy", "healthy"]
+    replicas.heard(digest(11.0), 0, RNG)
+    assert {picked(replicas, 60 * SECOND_NS) for _ in range(20)} == {"b"}
+    replicas.heard(digest(0.0), 61 * SECOND_NS, RNG)
+    assert picked(replicas, 61 * SECOND_NS, tried=("b",)) == "a"
+
+
+def test_far_too_late_is_a_failure_by_the_measure_of_the_others() -> None:
+    replicas = some_replicas(a_replica("a"), a_replica("b"))
+    for _ in range(5):
+        replicas.answered(ReplicaId("b"), 0, expected_ms=100.0, waited_ms=120.0)
+    assert not replicas.late(ReplicaId("a"), 5900.0, 100.0, 0, RNG)
+    for _ in range(2):
+        assert replicas.late(ReplicaId("a"), 6000.0, 100.0, 0, RNG)
+    assert [state for _, state, _ in replicas.states()] == ["ejected", "healthy"]
+
+
+def test_where_everybody_is_slow_nobody_is_late() -> None:
+    replicas = some_replicas(a_replica("a"), a_replica("b"))
+    for name in "ab":
+        for _ in range(5):
+            replicas.answered(ReplicaId(name), 0, expected_ms=100.0, waited_ms=2000.0)
+    assert not replicas.late(ReplicaId("a"), 6000.0, 100.0, 0, RNG)
+    alone = some_replicas(a_replica("a"))
+    assert not alone.late(ReplicaId("a"), 60_000.0, 100.0, 0, RNG)
+
+
+def test_a_last_resort_is_asked_before_nobody_is() -> None:
+    replica = a_replica("a")
+    replicas = some_replicas(replica)
+    for _ in range(2):
+        replicas.finished(replica.id, False, 0, RNG)
+
+    def last_resort() -> Replica | None:
+        return replicas.pick(SITE, MODEL, (), now_ns=1, rng=RNG, last_resort=True)
+
+    assert (picked(replicas), last_resort()) == (None, replica)
+    replicas.finished(replica.id, True, 2, RNG)
+    replicas.lost(replica, 3, RNG)  # nothing is there: nobody has to find that out again
+    assert last_resort() is None
+
+
+def test_slots_of_ejected_replicas_do_not_count() -> None:
+    heard: list[str] = []
+    replicas = some_replicas(a_replica("a"), a_replica("b", slots=8))
+    replicas.on_change = lambda site, model: heard.append(site)
+    assert replicas.slots(SITE, MODEL) == 12
+    replicas.lost(a_replica("b", slots=8), 0, RNG)
+    assert (replicas.slots(SITE, MODEL), heard) == (4, [SITE])
+
+
 def test_a_new_generation_begins_anew_and_an_old_loss_does_not_touch_it() -> None:
     old = a_replica("a")
     replicas = some_replicas(old)
@@ -134,9 +238,13 @@ def test_a_new_generation_begins_anew_and_an_old_loss_does_not_touch_it() -> Non
     assert picked(replicas) == "a"
     replicas.lost(old, 0, RNG)
     assert picked(replicas) == "a"
+    assert [(state, health.why) for _, state, health in replicas.states()] \
+        == [("recovering", "its engine was started anew")]
+    replicas.sweep(5 * SECOND_NS)
+    assert [state for _, state, _ in replicas.states()] == ["healthy"]
 
 
-def test_the_state_of_the_same_generation_keeps_its_breaker() -> None:
+def test_the_state_of_the_same_generation_keeps_its_health() -> None:
     replica = a_replica("a")
     replicas = some_replicas(replica)
     replicas.lost(replica, 0, RNG)
@@ -148,7 +256,8 @@ def test_the_state_of_the_same_generation_keeps_its_breaker() -> None:
     ("outcome", "status", "reason", "expected"),
     [
         ("finished", 200, None, True),
-        ("engine_error", 400, "engine_error", True),
+        ("engine_error", 400, "engine_error", None),
+        ("engine_error", 429, "engine_error", None),
         ("engine_error", 500, "engine_error", False),
         ("engine_error", 200, "engine_error", False),
         ("engine_lost", 200, "engine_lost", False),

@@ -38,7 +38,8 @@ log = structlog.get_logger()
 @dataclass(slots=True)
 class Live:
     """A replica in the agent's hands. `load` is the last reading, `engine` None unless it runs;
-    `arrived` are the requests a second that came to it lately."""
+    `arrived` are the requests a second that came to it lately; for `silent_s` it has not answered.
+    """
 
     status: life.Status
     started_at: int
@@ -46,6 +47,7 @@ class Live:
     revision: str | None = None
     load: EngineLoad = UNKNOWN_LOAD
     arrived: float | None = None
+    silent_s: float = 0.0
     stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -204,6 +206,7 @@ class Supervisor:
             load = await self._read(engine)
             now_ns = self._clock.monotonic_ns()
             if load is None:
+                live.silent_s = (now_ns - heard_ns) / 1e9
                 if now_ns - heard_ns > SILENT_S * 1e9:
                     return f"it has not answered for {SILENT_S:g} s"
                 continue
@@ -212,7 +215,7 @@ class Supervisor:
             live.arrived = arrived(
                 live.arrived, live.load, load, known, elapsed_s=(now_ns - heard_ns) / 1e9
             )
-            heard_ns = now_ns
+            heard_ns, live.silent_s = now_ns, 0.0
             live.load = load
 
     async def _read(self, engine: Engine) -> EngineLoad | None:

@@ -1,5 +1,8 @@
 """`isochrone status`: is everything up, where, and how loaded."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
@@ -28,16 +31,35 @@ def status(
     rows = [
         (
             site["name"], site["country"], "ready" if site["ready"] else "not ready",
-            replica.get("model"), replica.get("state"), replica.get("running"),
+            site["health"], replica.get("model"), _is(replica), replica.get("running"),
             replica.get("waiting"), replica.get("restarts"), replica.get("id"),
         )
         for site in found["sites"]
         for replica in site.get("replicas") or [{}]
     ]
     print_table(
-        ("site", "country", "site is", "model", "replica is", "running", "waiting", "restarts",
-         "replica"),
+        ("site", "country", "site is", "health", "model", "replica is", "running", "waiting",
+         "restarts", "replica"),
         rows,
         empty="no sites yet; start with `isochrone up`, or name one in the world of control: "
         "`isochrone site token NAME` then makes the token with which it joins",
     )
+    for line in _doubts(found["sites"]):
+        print(line)
+
+
+def _is(replica: Mapping[str, Any]) -> str | None:
+    """What its agent says, and, where that is ready, how far its gateway trusts it."""
+    state, health = replica.get("state"), replica.get("health")
+    return f"{state}, {health}" if state == "ready" and health != "healthy" else state
+
+
+def _doubts(sites: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Why something is not trusted, a line each."""
+    for site in sites:
+        for replica in site.get("replicas") or ():
+            if replica.get("why"):
+                yield f"{replica['id']} is {replica['health']}: {replica['why']}"
+        for seen in site.get("seen") or ():
+            who = f"the gateway of {seen['by']}"
+            yield f"{site['name']} is {seen['state']} for {who}: {seen['why']}"

@@ -4,7 +4,7 @@ Kept in memory only: a digest is replaced a second later, and `status` shows its
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,9 @@ import structlog
 from isochrone.control.offload import Offload
 from isochrone.core.errors import Unavailable, Untrusted
 from isochrone.core.ids import SiteName
+from isochrone.core.lifecycle.health import worse
 from isochrone.core.world.digest import SiteDigest
+from isochrone.core.world.health import HealthReport, SeenReplica, SeenSite
 from isochrone.core.world.site import Link, SiteLinks
 from isochrone.ports.bus import Bus, Subscription
 from isochrone.ports.clock import Clock
@@ -21,7 +23,9 @@ from isochrone.ports.estate import Estate
 from isochrone.wire import fleet, subjects
 
 LEARN_INTERVAL_S = 10.0
+REPORT_NS = 7_000_000_000  # gateways repeat theirs every two seconds while something is wrong
 RETRY_S = 1.0
+MOST_WORKERS = 1024  # of one gateway
 # Smaller changes of a round trip than both of these are noise and not worth a new view.
 LEARN_RATIO = 0.1
 LEARN_MS = 0.5
@@ -37,12 +41,22 @@ class Heard:
     at_ns: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """What a worker of a gateway does not trust, and the monotonic instant at which it said so."""
+
+    report: HealthReport
+    at_ns: int
+
+
 class FleetState:
-    """The latest digest of every site that this copy of control hears."""
+    """The latest digest of every site that this copy of control hears, and what gateways say that
+    they do not trust."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._heard: dict[SiteName, Heard] = {}
+        self._reported: dict[tuple[SiteName, int], Reported] = {}
 
     def heard(self, site: SiteName) -> Heard | None:
         return self._heard.get(site)
@@ -53,6 +67,49 @@ class FleetState:
 
     def digests(self) -> Sequence[SiteDigest]:
         return [heard.digest for heard in self._heard.values()]
+
+    def replicas_seen(self, site: SiteName) -> dict[str, SeenReplica]:
+        """What the workers of a site's gateway say of its replicas; of each the worst."""
+        seen: dict[str, SeenReplica] = {}
+        for report in self._reports():
+            if report.site != site:
+                continue
+            for each in report.replicas:
+                known = seen.get(each.id)
+                if known is None or worse(each.state, known.state):
+                    seen[each.id] = each
+        return seen
+
+    def seen_by(self, site: SiteName) -> dict[SiteName, SeenSite]:
+        """What the gateways of other sites say of this one: only those that do not trust it."""
+        seen: dict[SiteName, SeenSite] = {}
+        for report in self._reports():
+            for each in report.sites:
+                known = seen.get(report.site)
+                if each.site == site and (known is None or worse(each.state, known.state)):
+                    seen[report.site] = each
+        return seen
+
+    def _reports(self) -> Iterator[HealthReport]:
+        """Those that hold still."""
+        oldest_ns = self._clock.monotonic_ns() - REPORT_NS
+        for reported in self._reported.values():
+            if reported.at_ns >= oldest_ns:
+                yield reported.report
+
+    def on_report(self, subject: str, payload: bytes) -> None:
+        """Take what a gateway does not trust."""
+        try:
+            report = fleet.decode(payload, HealthReport)
+        except Untrusted as error:
+            log.warning("health_report_refused", subject=subject, reason=str(error))
+            return
+        if subject != subjects.health_subject(report.site) or not 0 <= report.worker < MOST_WORKERS:
+            log.warning("health_report_refused", subject=subject, reason="it speaks for another")
+            return
+        self._reported[report.site, report.worker] = Reported(
+            report=report, at_ns=self._clock.monotonic_ns()
+        )
 
     def on_message(self, subject: str, payload: bytes) -> None:
         """Take a digest, unless a newer one of the same agent was heard."""
@@ -75,11 +132,15 @@ class FleetState:
         self._heard[digest.site] = Heard(digest=digest, at_ns=self._clock.monotonic_ns())
 
 
-async def listen(state: FleetState, bus: Bus) -> Subscription:
+async def listen(state: FleetState, bus: Bus) -> Sequence[Subscription]:
     """Feed `state` from the bus, waiting for the bus to come up first."""
+    heard: list[Subscription] = []
     while True:
         try:
-            return await bus.subscribe(subjects.DIGESTS, state.on_message)
+            if not heard:
+                heard.append(await bus.subscribe(subjects.DIGESTS, state.on_message))
+            heard.append(await bus.subscribe(subjects.HEALTH, state.on_report))
+            return heard
         except Unavailable as error:
             log.warning("digests_wait", reason=str(error))
             await asyncio.sleep(RETRY_S)

@@ -4,6 +4,7 @@ Free of threads, sockets and servers, so the twin runs the same loops on virtual
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -15,7 +16,7 @@ from isochrone.control.offload import Offload
 from isochrone.control.publish import Publisher
 from isochrone.core.errors import Unavailable
 from isochrone.ports.book import Book
-from isochrone.ports.bus import Bus
+from isochrone.ports.bus import Bus, Subscription
 from isochrone.ports.clock import Clock
 from isochrone.ports.registry import Registry
 
@@ -60,7 +61,7 @@ class ControlLoops:
     async def run(self) -> None:
         """Work until cancelled; outages of the book and the bus are waited out."""
         ports = self.ports
-        digests = None
+        subscriptions: Sequence[Subscription] = ()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.publisher.run(), name="publisher")
@@ -68,10 +69,10 @@ class ControlLoops:
                 tasks.create_task(
                     learn_links(self.fleet, ports.registry.estate, ports.offload), name="links"
                 )
-                digests = await listen(self.fleet, ports.bus)
+                subscriptions = await listen(self.fleet, ports.bus)
         finally:
-            if digests is not None:
-                await digests.close()
+            for each in subscriptions:
+                await each.close()
 
     async def resign(self) -> None:
         """Let another copy take over at once; call it after `run` was cancelled."""

@@ -54,6 +54,9 @@ class Attempt:
         self._exchange = exchange
         self.target = target
         self.unread_tokens = 0  # of the prompt, which its replica has to read still
+        self.expected_ms = 0.0  # to the first byte; 0 where nobody can tell
+        self.connected = False
+        self.late = False       # it was said already that its first byte is far too late
         self.meter = None
         self._headers = _NO_HEADERS
         replica = target.replica
@@ -87,6 +90,7 @@ class Attempt:
             self._connection.set_reading(reading)
 
     async def _dial(self, timeout_s: float) -> None:
+        self.connected = False
         try:
             connection = await self._exchange.context.pool.connect(
                 self.target.address, timeout_s=timeout_s
@@ -103,7 +107,7 @@ class Attempt:
 
     def _send(self, connection: UpstreamConnection) -> None:
         exchange = self._exchange
-        self._connection = connection
+        self._connection, self.connected = connection, True
         data = self._engine_request() if self.target.replica is not None else self._peer_request()
         self.last_ns = exchange.context.clock.monotonic_ns()
         if not exchange.reply.head_sent:

@@ -75,6 +75,9 @@ class Context:
     entitled: Entitled = field(default_factory=Entitled)
     waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready
     queues: SiteQueues = field(init=False)
+    site_probes: dict[str, int] = field(
+        default_factory=lambda: {"answered": 0, "failed": 0}
+    )
     crowded: bool = False  # lately more than one request was open at a time
     stopping: bool = False  # new requests are refused
     quiet: asyncio.Event | None = None  # while draining: set when no request is open

@@ -11,7 +11,7 @@ from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Endpoint, Outcome, Tokens
 from isochrone.core.world.model import COMMON_ENDPOINTS
 from isochrone.core.world.tenant import NO_LIMITS, ApiKey
-from isochrone.gateway import admission, timeouts
+from isochrone.gateway import admission, judged, timeouts
 from isochrone.gateway.account import closing_of, logged_reference, references_leave
 from isochrone.gateway.attempt import Attempt
 from isochrone.gateway.context import Context
@@ -196,11 +196,7 @@ class Exchange(GivingWay):
             if retained is not None:
                 retained.take(data)
             now_ns = self.first_ns = self.context.clock.monotonic_ns()
-            if (replica := attempt.target.replica) is not None:
-                self.context.view.replicas.answered(
-                    replica.id, now_ns, self.context.rng, attempt.unread_tokens
-                )
-                attempt.unread_tokens = 0
+            judged.first_byte(self, attempt, now_ns)
             if self.turn is not None:
                 self.turn.first_byte(resumable=retained is not None)
             self.reply.begin_stream(
@@ -287,6 +283,8 @@ class Exchange(GivingWay):
                 self._last_progress = tokens
                 self.context.journal.progress(self.request_id, tokens)
             self.wait_audibly(now_ns)
+        elif self.attempt is not None and self.request.stream and not waits:
+            judged.look_for_lateness(self, self.attempt, now_ns)
 
     def stop(self, reason: str, message: str) -> None:
         """End the request from our side."""
@@ -315,7 +313,9 @@ class Exchange(GivingWay):
         if now_ns is None:
             now_ns = context.clock.monotonic_ns()
         if self.attempt is not None:
-            self.release(self.attempt, verdict(outcome, status, reason), now_ns)
+            ok = verdict(outcome, status, reason)
+            fault = f"{reason or outcome}, status {status}" if ok is False else ""
+            self.release(self.attempt, ok, now_ns, fault)
         if self.affinity is not None and self.attempt is not None:
             self.affinity.ended(context, tokens, self.attempt.replica_id)
         if self.turn is not None:

@@ -3,13 +3,13 @@
 Nothing here is counted as requests pass: it is looked up when somebody scrapes.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 from isochrone import __version__
 from isochrone.gateway import metrics
 from isochrone.gateway.context import Context
 from isochrone.gateway.entitled_gauges import entitled_families
+from isochrone.gateway.health_gauges import health_families
 from isochrone.gateway.letters import Letters
 from isochrone.gateway.queue_gauges import queue_families
 from isochrone.gateway.server import Server
@@ -40,6 +40,7 @@ class Gauges:
         yield from self._tries(now_ns)
         yield from entitled_families(self._context.entitled, self._letters, now_ns)
         yield from queue_families(self._context.queues)
+        yield from health_families(self._context, now_ns)
         yield from self._calibrations()
         yield from self._usage(now_ns)
         yield from self._knowledge(now_ns)
@@ -65,13 +66,9 @@ class Gauges:
     def _tries(self, now_ns: int) -> list[Family]:
         context = self._context
         retries = context.retries
-        states = Counter(context.view.replicas.breaker_states())
         return [
             _by_label(metrics.RETRIES, {"yes": retries.spent, "no": retries.refused}),
             _one(metrics.RETRY_BUDGET, retries.left(now_ns)),
-            _by_label(metrics.BREAKERS, {
-                state: states[state] for state in ("closed", "open", "half_open")
-            }),
         ]
 
     def _calibrations(self) -> list[Family]:

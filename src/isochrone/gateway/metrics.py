@@ -214,9 +214,21 @@ UPSTREAM_CONNECTIONS = Metric(
     name=_P + "upstream_connections", kind="gauge", unit="connections", labels=("state",),
     help="Connections to engines and peers: busy with a request, or idle.",
 )
-BREAKERS = Metric(
-    name=_P + "breaker_replicas", kind="gauge", unit="replicas", labels=("state",),
-    help="Replicas that this gateway asks itself, by the state of their breaker.",
+REPLICA_STATES = Metric(
+    name=_P + "replicas", kind="gauge", unit="replicas", labels=("state",),
+    help="Replicas that this gateway asks itself, by how far they are trusted.",
+)
+SITE_STATES = Metric(
+    name=_P + "sites", kind="gauge", unit="sites", labels=("state",),
+    help="Sites that serve something, by how far this gateway trusts them; of models the worst.",
+)
+EJECTIONS = Metric(
+    name=_P + "ejections_total", kind="counter", unit="ejections", labels=("of",),
+    help="Times that a replica, or a model at another site, was left out for what came of it.",
+)
+PROBES = Metric(
+    name=_P + "site_probes_total", kind="counter", unit="probes", labels=("outcome",),
+    help="Probes of the gateways of sites that are not trusted: answered, or failed.",
 )
 
 # -- journal, shipping, log, spans -----------------------------------------------------------------
@@ -331,7 +343,8 @@ METRICS: tuple[Metric, ...] = (
     ENTITLED_RATE, ENTITLED_WANTED, ALLOWANCE, ENTITLED_TOKENS, CLAIMS, LETTERS,
     QUEUE_RUNNING, QUEUE_WAITING, QUEUE_SLOTS, QUEUE_FLOOR, QUEUE_REFUSALS, QUEUE_STOPS,
     QUEUE_WAIT, RECLAIM,
-    OPEN_REQUESTS, OPEN_STREAMS, CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS, BREAKERS,
+    OPEN_REQUESTS, OPEN_STREAMS, CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS,
+    REPLICA_STATES, SITE_STATES, EJECTIONS, PROBES,
     JOURNAL_RESERVED, JOURNAL_FREE, JOURNAL_BATCHES, JOURNAL_HELD, JOURNAL_SYNC, SHIPPING, SPANS,
     VIEW_AGE, VIEW_ENTRIES, DIGESTS, DIGEST_AGE, PREFIXES, SESSIONS, CLOCK_OFFSET,
     READY, DRAINING, INFO, LOOP_LAG, COLLECTION, CPU, MEMORY, OPEN_FDS, MOST_FDS, STARTED,

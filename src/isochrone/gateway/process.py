@@ -12,13 +12,14 @@ import structlog
 from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.errors import BusUnavailable, Untrusted
 from isochrone.core.ids import ModelName, SiteName
-from isochrone.core.lifecycle.breaker import BreakerRules
+from isochrone.core.lifecycle.health import HealthRules
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
 from isochrone.core.world.digest import SiteDigest
 from isochrone.gateway.context import Context
 from isochrone.gateway.detail import Detail
 from isochrone.gateway.gauges import Gauges
+from isochrone.gateway.health_reports import HealthReports
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
 from isochrone.gateway.letters import Letters
@@ -34,6 +35,7 @@ from isochrone.gateway.salts import Salts
 from isochrone.gateway.server import Server
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.shipping import Shipper
+from isochrone.gateway.site_probes import SiteProbes
 from isochrone.gateway.skew import Skew
 from isochrone.gateway.spans import Spans
 from isochrone.gateway.target import Targets
@@ -139,13 +141,17 @@ class Gateway:
         if settings.alone:
             # Nobody says a digest twice: none grows stale, and a lost site is tried after its hold.
             self.context.loads.deaf(0)
-        self.context.view.replicas.rules = BreakerRules(
+        self.context.view.replicas.rules = loads.health.rules = HealthRules(
             failures=settings.breaker_failures,
             failure_rate=settings.breaker_failure_rate,
             first_hold_s=settings.breaker_first_hold_s,
             longest_hold_s=settings.breaker_longest_hold_s,
+            eject_share=settings.eject_share,
+            recovery_s=settings.recovery_s,
         )
         self.letters = Letters(self.context)
+        self._site_probes = SiteProbes(self.context)
+        self._health_reports = HealthReports(self.context, ports.bus)
         self.server = Server(Routes(self.context, self.letters), settings, ports.clock, outbox)
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
         self.metrics = None if settings.metrics_port is None else self._metrics_server()
@@ -245,7 +251,8 @@ class Gateway:
                 self.context.prefixes.heard(digest)
             self.context.endpoints.heard(digest)
             if self.context.view.replicas.reaches(digest.site):
-                self.context.view.replicas.heard(digest)
+                now_ns = self._ports.clock.monotonic_ns()
+                self.context.view.replicas.heard(digest, now_ns, self._ports.rng)
             self.context.skew.heard(digest.site, digest.at)
             if self._views is not None:
                 self._views.heard(digest.site, payload)
@@ -261,6 +268,9 @@ class Gateway:
                 exchange.tick(now_ns)
             self._tell()
             context.judge_crowd()
+            context.view.replicas.sweep(now_ns)
+            context.loads.health.sweep(now_ns)
+            self._site_probes.sweep(now_ns)
             ticks += 1
             if ticks % TICKS_PER_SWEEP == 0:
                 self.server.sweep()
@@ -274,6 +284,8 @@ class Gateway:
                 context.skew.sweep()
                 context.queues.sweep(now_ns, self._ports.clock.wall_ns())
                 context.outcomes.learn(now_ns)
+                if not self._settings.alone:
+                    self._health_reports.sweep(now_ns)
 
     def _listen_for_silence(self, now_ns: int) -> None:
         """Tell silence of the bus from silence of the sites."""

@@ -24,8 +24,11 @@ class GatewaySettings:
     A stream that says nothing for `between_events_timeout_s` is over. Retries are at most
     `retry_ratio` of all requests and `retry_min_per_s` besides. A replica is not asked after
     `breaker_failures` in a row, or a share of `breaker_failure_rate` of the last 20 answers, for a
-    hold between the two that are given. Bodies that have not come in whole may take
-    `max_uploading_bytes` together. Beyond `max_connections` of clients, new ones are closed.
+    hold between the two that are given; at most `eject_share` of the replicas of a site, or of the
+    sites, are left out so. What comes back gets its usual work within `recovery_s`.
+
+    Bodies that have not come in whole may take `max_uploading_bytes` together. Beyond
+    `max_connections` of clients, new ones are closed.
 
     The whole choice is kept of a share of `explain_sample` of the requests to which nothing unusual
     happened, and of all others.
@@ -65,6 +68,8 @@ class GatewaySettings:
     breaker_failure_rate: float = field(default=0.5, metadata={"min": 0.05, "max": 1})
     breaker_first_hold_s: float = 1.0
     breaker_longest_hold_s: float = 30.0
+    eject_share: float = field(default=0.5, metadata={"min": 0, "max": 1})
+    recovery_s: float = field(default=10.0, metadata={"min": 0})
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = field(default=None, metadata={"min": 0, "max": 65_000})
     otlp_endpoint: str | None = None

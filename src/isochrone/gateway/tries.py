@@ -17,7 +17,7 @@ from isochrone.core.routing.choose import choose
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Dispatch
 from isochrone.core.world.tenant import ApiKey, Class
-from isochrone.gateway import admission, timeouts
+from isochrone.gateway import admission, judged, timeouts
 from isochrone.gateway.account import opening_of
 from isochrone.gateway.affinity import Affinity, affinity_of
 from isochrone.gateway.attempt import Attempt
@@ -169,6 +169,12 @@ class Tries(Waiter):
         if site is None:
             self._refuse_nobody()
             return
+        if context.loads.health.ailing and not context.loads.health.may_ask(
+            site, request.model, self.key.org_id, now_ns
+        ):
+            detail = "requests of this organisation failed there while others were served"
+            self._refused(Refused(site=site, rule="ejected", detail=detail))
+            return
         if self.claim is not None:
             self.class_ = self.claim.at(site, now_ns)
             self.reply.extra = self.claim.lines
@@ -279,6 +285,7 @@ class Tries(Waiter):
                 site, self.request.model, self._tried_replicas or (), now_ns=now_ns,
                 rng=context.rng, endpoint=self.endpoint,
                 revision=None if wanted is None else wanted.revision, cached=cached,
+                organisation=self.key.org_id, last_resort=self._is_last_resort,
             )
             if replica is None:
                 return False
@@ -322,9 +329,11 @@ class Tries(Waiter):
             prompt_tokens -= affinity.believed_tokens
         if target.replica is not None:
             attempt.unread_tokens = prompt_tokens
-            context.view.replicas.started(
+            attempt.expected_ms = context.view.replicas.started(
                 target.replica.id, prompt_tokens, request.output_tokens
             )
+        elif self.choice is not None:
+            attempt.expected_ms = self.choice.predicted_ttft_ms or 0.0
         self._ticket = context.loads.dispatched(
             target.site, request.model, prompt_tokens, request.output_tokens,
             now_ns, rtt_ms=target.rtt_ms, pushed=self.choice is not None and self.choice.pushed,
@@ -351,9 +360,12 @@ class Tries(Waiter):
         if self.affinity is not None:
             self.affinity.failed()
         if target.replica is not None and unreachable:
-            context.view.replicas.lost(target.replica, now_ns, context.rng)
+            context.view.replicas.lost(
+                target.replica, now_ns, context.rng, organisation=self.key.org_id, why=why,
+                under_request=attempt.connected,
+            )
         busy = attempt.status in (401, 403, 429)  # says nothing of its health
-        self.release(attempt, None if unreachable or busy else False, now_ns)
+        self.release(attempt, None if unreachable or busy else False, now_ns, why)
         if not self._may_retry(now_ns):
             return
         tries = self.attempts - self._tries_before
@@ -449,8 +461,16 @@ class Tries(Waiter):
         why = self.tried[-1].detail if self.tried else "none of the site's replicas is ready"
         self.refuse(admission.no_replica(why))
 
-    def release(self, attempt: Attempt, ok: bool | None, now_ns: int) -> None:
-        """`ok`: what this attempt says of its replica, if anything."""
+    @property
+    def _is_last_resort(self) -> bool:
+        """Whether nobody but the site that it is at can serve it."""
+        choice = self.choice
+        return self.reply.hop is None and (choice is None or choice.eligible < 2)
+
+    def release(
+        self, attempt: Attempt, ok: bool | None, now_ns: int, why: str = "a request failed"
+    ) -> None:
+        """`ok`: what this attempt says of whom it was sent to, if anything; False for `why`."""
         if self._ticket is not None:
             context = self.context
             context.loads.finished(self._ticket)
@@ -458,5 +478,7 @@ class Tries(Waiter):
             if (replica := attempt.target.replica) is not None:
                 context.view.replicas.finished(
                     replica.id, ok, now_ns, context.rng, attempt.unread_tokens,
-                    self.request.output_tokens,
+                    self.request.output_tokens, organisation=self.key.org_id, why=why,
                 )
+            else:
+                judged.peer_ended(self, attempt, ok, now_ns, why)

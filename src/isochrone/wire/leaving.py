@@ -108,11 +108,15 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "ReplicaLoad": _fields(
         fleet=(
             "id model generation state pid running waiting restarts prompt_tokens_total "
-            "cached_tokens_total output_tokens_total kept_tokens"
+            "cached_tokens_total output_tokens_total kept_tokens silent_s"
         ),
     ),
     "ProbedRtt": _fields(fleet="peer rtt_ms"),
     "SiteDigest": _fields(fleet="site epoch sequence at loads replicas probes"),
+    # core/world/health.py
+    "SeenReplica": _fields(fleet="id model generation state why"),
+    "SeenSite": _fields(fleet="site state why"),
+    "HealthReport": _fields(fleet="site worker replicas sites"),
     # core/world/model.py
     "Model": _fields(fleet="name kind revision context_tokens created_at"),
     "EngineSpec": _fields(

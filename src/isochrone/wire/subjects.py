@@ -11,6 +11,7 @@ USAGE_STREAM = "USAGE"
 USAGE_SUBJECTS = ("usage.*", "evidence.*")
 BOOK_CONSUMER = "book"
 DIGESTS = "digest.*"
+HEALTH = "health.*"
 
 
 def token(name: str) -> str:
@@ -25,6 +26,10 @@ def site_bucket(site: str) -> str:
 
 def digest_subject(site: str) -> str:
     return f"digest.{site}"
+
+
+def health_subject(site: str) -> str:
+    return f"health.{site}"
 
 
 def usage_subject(site: str) -> str:

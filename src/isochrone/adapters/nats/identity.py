@@ -111,6 +111,7 @@ def _site_template() -> dict[str, object]:
         f"digest.{site}",
         f"usage.{site}",
         f"evidence.{site}",
+        f"health.{site}",
         f"$KV.{own}.replica.>",
         "{{tag(inbox)}}.>",
     ]
@@ -143,6 +144,16 @@ def _account_claims(
         scope = {"kind": "user_scope", "key": nkeys.public_key(scoped), "role": "site"}
         nats["signing_keys"] = [{**scope, "template": _site_template()}]
     return {"name": name, "sub": nkeys.public_key(seed), "nats": nats}
+
+
+def current_account_jwt(secrets: NatsSecrets) -> str:
+    """The JWT of our account with the rights of sites as they are in this release: signed anew
+    where it was made by another one."""
+    nats = claims_of(secrets.account_jwt).get("nats")
+    account = _account_claims(
+        "ISOCHRONE", secrets.account_seed, storage=True, scoped=secrets.site_signing_seed
+    )
+    return secrets.account_jwt if nats == account["nats"] else _jwt(secrets.operator_seed, account)
 
 
 def new_secrets() -> NatsSecrets:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from isochrone.adapters.nats.identity import NatsSecrets
+from isochrone.adapters.nats.identity import NatsSecrets, current_account_jwt
 from isochrone.core.errors import BusUnavailable, InvalidInput
 
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
@@ -65,7 +65,7 @@ operator: {json.dumps(secrets.operator_jwt)}
 system_account: {secrets.system_account}
 resolver: MEMORY
 resolver_preload: {{
-  {secrets.account}: {json.dumps(secrets.account_jwt)}
+  {secrets.account}: {json.dumps(current_account_jwt(secrets))}
   {secrets.system_account}: {json.dumps(secrets.system_jwt)}
 }}
 jetstream {{

@@ -7,7 +7,9 @@ from pydantic import BaseModel
 from isochrone.control.api.auth import Caller
 from isochrone.control.api.context import Context
 from isochrone.control.fleet_state import Heard
+from isochrone.core.lifecycle.health import ShownState, known_state, shown, worse
 from isochrone.core.world.digest import DeploymentLoad, ReplicaLoad
+from isochrone.core.world.health import SeenReplica
 from isochrone.core.world.model import Deployment
 from isochrone.core.world.site import Link, RttSource, Site
 
@@ -20,11 +22,15 @@ class HardwareShape(BaseModel):
 
 
 class ReplicaShape(BaseModel):
-    """`pid` is shown to operators only; token totals are the engine's own since its start."""
+    """`state` is what its agent says, `health` how far its site's gateway trusts it, and `why` not
+    more (see docs/health.md). `pid` is shown to operators only; token totals are the engine's own
+    since its start."""
 
     id: str
     model: str
     state: str
+    health: ShownState
+    why: str | None
     generation: int
     pid: int | None
     running: int
@@ -58,9 +64,18 @@ class LinkShape(BaseModel):
     via: list[str] | None
 
 
+class SeenShape(BaseModel):
+    """The gateway of site `by` does not trust this one fully: its `state` there, and `why`."""
+
+    by: str
+    state: str
+    why: str
+
+
 class SiteShape(BaseModel):
     """`ready`: it has joined, was heard within 5 s, and every model wanted there has a replica
-    that is ready. `digest_age_ms` is null when this control has not heard from it."""
+    that is ready. `digest_age_ms` is null when this control has not heard from it. `health`:
+    draining, down, or that of the replica there that is trusted most."""
 
     name: str
     country: str | None
@@ -72,11 +87,15 @@ class SiteShape(BaseModel):
     joined: bool
     draining: bool
     ready: bool
+    health: ShownState
     digest_age_ms: float | None
     hardware: list[HardwareShape]
 
 
 class SiteStatus(SiteShape):
+    """`seen`: the gateways of other sites that do not trust it, as they last said."""
+
+    seen: list[SeenShape]
     loads: list[LoadShape]
     replicas: list[ReplicaShape]
 
@@ -93,13 +112,20 @@ def status_of(
     wanted = {wish.model: wish.replicas for wish in deployments if wish.replicas > 0}
     loads = {load.model: load for load in heard.digest.loads} if heard else {}
     details = caller.may("estate.details")
+    trust = context.fleet.replicas_seen(site.name)
     return SiteStatus(
         **shape_of(context, site, deployments).model_dump(),
+        seen=[
+            SeenShape(by=by, state=each.state, why=each.why)
+            for by, each in sorted(context.fleet.seen_by(site.name).items())
+        ],
         loads=[
             _load(model, wanted.get(model, 0), loads.get(model))
             for model in sorted({*wanted, *loads})
         ],
-        replicas=[_replica(each, details) for each in heard.digest.replicas] if heard else [],
+        replicas=[
+            _replica(each, trust.get(each.id), details) for each in heard.digest.replicas
+        ] if heard else [],
     )
 
 
@@ -117,6 +143,7 @@ def shape_of(context: Context, site: Site, deployments: Sequence[Deployment]) ->
         joined=site.peer_key is not None,
         draining=site.draining,
         ready=_ready(context, site, deployments, heard),
+        health=_health(context, site, heard),
         digest_age_ms=None if heard is None else round(context.fleet.age_ms(heard), 1),
         hardware=[HardwareShape(kind=each.kind, count=each.count) for each in site.hardware],
     )
@@ -141,6 +168,28 @@ def _ready(
     return all(wish.model in ready for wish in deployments if wish.replicas > 0)
 
 
+def _health(context: Context, site: Site, heard: Heard | None) -> ShownState:
+    """How the site stands."""
+    if site.draining:
+        return "draining"
+    if site.peer_key is None or heard is None or context.fleet.age_ms(heard) > STALE_MS:
+        return "down"
+    trust = context.fleet.replicas_seen(site.name)
+    best: ShownState = "healthy" if not heard.digest.replicas else "down"
+    for each in heard.digest.replicas:
+        state = _trusted(each, trust.get(each.id))
+        if worse(best, state):
+            best = state
+    return best
+
+
+def _trusted(replica: ReplicaLoad, seen: SeenReplica | None) -> ShownState:
+    """By its agent's word and, where that is of the same engine, its gateway's."""
+    if seen is None or seen.generation != replica.generation:
+        return shown(replica.state, None)
+    return shown(replica.state, known_state(seen.state))
+
+
 def _load(model: str, wanted: int, load: DeploymentLoad | None) -> LoadShape:
     return LoadShape(
         model=model,
@@ -154,11 +203,14 @@ def _load(model: str, wanted: int, load: DeploymentLoad | None) -> LoadShape:
     )
 
 
-def _replica(replica: ReplicaLoad, details: bool) -> ReplicaShape:
+def _replica(replica: ReplicaLoad, seen: SeenReplica | None, details: bool) -> ReplicaShape:
+    health = _trusted(replica, seen)
     return ReplicaShape(
         id=replica.id,
         model=replica.model,
         state=replica.state,
+        health=health,
+        why=seen.why or None if seen is not None and health not in ("healthy", "down") else None,
         generation=replica.generation,
         pid=replica.pid if details else None,
         running=replica.running,

@@ -13,7 +13,9 @@ import numpy as np
 from isochrone.core.estimate.service import Rates, Servers, decode_ms, prefill_ms, queue_ms
 from isochrone.core.estimate.transfer import byte_ms
 from isochrone.core.ids import ModelName, SiteName
-from isochrone.core.routing.choice import Refused
+from isochrone.core.lifecycle.health import HELD_BACK_MS, Health
+from isochrone.core.rng import Random
+from isochrone.core.routing.choice import Milliseconds, Refused
 from isochrone.core.routing.credits import credit, stays
 from isochrone.core.routing.loads import EVERY_SITE, NEVER_NS, Loads, ModelLoad, SiteLoad
 from isochrone.core.world.site import RttSource
@@ -50,6 +52,7 @@ class Board:
     `credits_left` is what this gateway, one of `ingresses`, may still push to a site of its next
     request, from 0 to 1, where digests tell, which `credited` of them do. `sizes` are the output
     tokens/s of all slots of a site. `version` counts the changes of refusals and of sizes.
+    `recovering` are those that get only a part of their usual work yet, see `held_back_ms`.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Board:
         self._ingresses = max(ingresses, 1)
         self.known: list[SiteLoad | None] = [None] * count
         self.refusals: dict[SiteName, Refused] = {}
+        self.recovering: dict[int, Health] = {}
         self.version = 0
         self.changes = {EVERY_SITE}
         self.next_change_ns = NEVER_NS
@@ -96,8 +100,21 @@ class Board:
             if known is None or known.unreachable or site in self.refusals:
                 self._weigh(at, now_ns)
             else:  # it was open, and before `next_change_ns` it cannot have grown stale
-                self._price(at, known)
+                self._price(at, known, now_ns)
         changes.clear()
+
+    def held_back_ms(self, now_ns: int, rng: Random) -> Milliseconds:
+        """What each site costs one request more because it recovers: so much that another is taken,
+        for all but its share of the requests; nothing where all recover. Each ingress does so with
+        its own requests, so that the sum over any number of them grows alike."""
+        held = np.zeros(len(self._sites), dtype="<f4")
+        if len(self._sites) - len(self.refusals) <= len(self.recovering):
+            return held
+        rules = self.loads.health.rules
+        for index, health in self.recovering.items():
+            if rng.random() >= health.weight(now_ns, rules):
+                held[index] = HELD_BACK_MS
+        return held
 
     def _weigh(self, index: int, now_ns: int) -> None:
         """Whether the site can take a request now, and for how long that is certain."""
@@ -114,13 +131,15 @@ class Board:
             stale_ms = loads.stale_ms(known, now_ns)
             self._refuse(index, _stale(site, stale_ms, loads.stale_after_ms))
         else:
-            self._price(index, known)
+            self._price(index, known, now_ns)
             return
         self.next_change_ns = min(self.next_change_ns, now_ns + AGES_HOLD_NS)
 
-    def _price(self, index: int, known: SiteLoad) -> None:
+    def _price(self, index: int, known: SiteLoad, now_ns: int) -> None:
         """The cost at a site that may be tried."""
         load, site = known.models.get(self.model), self._sites[index]
+        if (self.loads.health.ailing or self.recovering) and not self._is_trusted(index, now_ns):
+            return
         if load is None or load.ready is None or load.ready < 1:
             self._refuse(index, _none_ready(site.name, self.model, load))
             return
@@ -144,6 +163,21 @@ class Board:
         if site.name in self.refusals:
             del self.refusals[site.name]
             self.version += 1
+
+    def _is_trusted(self, index: int, now_ns: int) -> bool:
+        """Whether a request may be sent to a site, by what came of those before it."""
+        site = self._sites[index].name
+        self.recovering.pop(index, None)
+        health = self.loads.health.of(site, self.model)
+        if health is None or not health.ailing:
+            return True
+        if health.state == "recovering":
+            self.recovering[index] = health
+        elif health.is_out and not health.may_ask(now_ns):
+            self.next_change_ns = min(self.next_change_ns, health.until_ns)
+            self._refuse(index, _ejected(site, self.model, health))
+            return False
+        return True
 
     def _give(self, index: int, load: ModelLoad) -> None:
         """What this gateway may push to a site still."""
@@ -268,6 +302,14 @@ def _stale(site: SiteName, age_ms: float, limit_ms: float) -> Refused:
         f"{limit_ms / 1000:.1f} s count"
     )
     return Refused(site=site, rule="digest_stale", detail=detail)
+
+
+def _ejected(site: SiteName, model: ModelName, health: Health) -> Refused:
+    detail = (
+        f"requests for {model} failed at {site}, the last because of this: {health.why}; one may "
+        f"try it again after {health.hold_s:g} s"
+    )
+    return Refused(site=site, rule="ejected", detail=detail)
 
 
 def _seconds(duration_ns: int) -> str:

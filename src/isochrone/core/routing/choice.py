@@ -27,6 +27,7 @@ Rule = Literal[
     "draining",             # the site is being emptied
     "not_joined",           # the site has no identity yet
     "unreachable",          # this gateway lost its connection there and waits for a sign of life
+    "ejected",              # requests of this gateway failed there too often, and it waits
     "saturated",            # its queue refused this request: the detail says why, and until when
     "tried_before",         # this request was refused or lost there already
 ]

@@ -11,6 +11,7 @@ from isochrone.core.estimate.learned import LearnedRates
 from isochrone.core.estimate.service import Rates, Servers, Work
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.routing.credits import AWAY_NS, BACK_KEPT, KEPT, kept, said_requests
+from isochrone.core.routing.site_health import SiteHealth
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 
 FIRST_HOLD_NS = 2_000_000_000
@@ -37,6 +38,7 @@ class ModelLoad:
     For credits (see `credits`): `arrived` and `spare` as the digest says them; how many requests
     this gateway `sent` and how many of them were `pushes` in an interval lately; `dispatched` and
     `pushed` likewise, since `renewed_ns`; and the part that it is to `keep` of those nearest there.
+    `ready_before`: as the digest before the last one said.
     """
 
     model: ModelName
@@ -54,6 +56,7 @@ class ModelLoad:
     dispatched: int = 0
     keep: float = 1.0
     renewed_ns: int = 0
+    ready_before: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -94,11 +97,12 @@ class Dispatch:
 
 class Loads:
     """One gateway's knowledge of load; `stale_after_ms` is how old a digest may be to count.
-    `learned` are rates for sites that do not say their own."""
+    `learned` are rates for sites that do not say their own, `health` is what came of requests."""
 
     def __init__(self, stale_after_ms: float = 5000.0) -> None:
         self.stale_after_ms = stale_after_ms
         self.learned = LearnedRates()
+        self.health = SiteHealth(self._model_changed, self._ready_sites)
         self._stale_after_ns = int(stale_after_ms * 1e6)
         self._sites: dict[SiteName, SiteLoad] = {}
         self._changes: dict[ModelName, set[SiteName]] = {}
@@ -188,6 +192,7 @@ class Loads:
             return False
         if digest.epoch != load.epoch:
             load.left_epoch, load.epoch = load.epoch, digest.epoch
+        was_away = load.sequence >= 0 and self.is_stale(load, now_ns)
         load.sequence = digest.sequence
         load.heard_ns = now_ns
         _report(load, digest, now_ns)
@@ -196,6 +201,10 @@ class Loads:
                 _renew(known, now_ns)
         if load.unreachable and load.lost_ns is not None:
             load.unreachable = now_ns < load.lost_ns + load.hold_ns
+            was_away = was_away or not load.unreachable
+        for known in load.models.values():
+            if known.ready and (was_away or known.ready_before == 0):
+                self.health.returned(load.site, known.model, "it was away", now_ns)
         self._site_changed(load.site)
         for model in [name for name, known in load.models.items() if _is_empty(known)]:
             del load.models[model]
@@ -234,6 +243,8 @@ class Loads:
         changes = self._changes.get(model)
         if changes is not None:
             changes.add(site)
+        if self.health.ailing:
+            self.health.asked(site, model, now_ns)
         return dispatch
 
     def finished(self, dispatch: Dispatch) -> None:
@@ -265,7 +276,30 @@ class Loads:
         load.unreachable = True
         self._site_changed(site)
 
+    def still_lost(self, site: SiteName, now_ns: int) -> None:
+        """A site that is unreachable does not answer a probe either: its hold begins again, as
+        after another loss. Asked for near its end, so that no request has to find out."""
+        load = self._sites.get(site)
+        if load is not None and load.unreachable:
+            load.hold_ns = min(2 * load.hold_ns, LONGEST_HOLD_NS)
+            load.lost_ns = now_ns
+            self._site_changed(site)
+
     # -- inside ----------------------------------------------------------------------------------
+
+    def _ready_sites(self, model: ModelName) -> int:
+        """At how many sites the model is ready, as far as their digests say."""
+        ready = 0
+        for each in self._sites.values():
+            load = each.models.get(model)
+            if load is not None and load.ready is not None and load.ready > 0:
+                ready += 1
+        return ready
+
+    def _model_changed(self, site: SiteName, model: ModelName) -> None:
+        changes = self._changes.get(model)
+        if changes is not None:
+            changes.add(site)
 
     def _load(self, site: SiteName) -> SiteLoad:
         load = self._sites.get(site)
@@ -290,6 +324,7 @@ class Loads:
 def _report(at: SiteLoad, digest: SiteDigest, now_ns: int) -> None:
     """Replace what was known of the site's work by the digest and what is still on its way."""
     for known in at.models.values():
+        known.ready_before = known.ready
         known.ready, known.servers, known.ahead = None, None, Work()
         known.arrived = known.spare = None
     for said in digest.loads:

@@ -7,13 +7,13 @@ replicas are alike until it is said otherwise.
 The decision runs over records that the gateway keeps up to date, so that a request builds nothing.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from math import inf
 from typing import Final
 
 from isochrone.core.estimate.service import Rates, Servers, Work, queue_ms
 from isochrone.core.ids import ReplicaId
-from isochrone.core.lifecycle.breaker import Breaker, may_ask
+from isochrone.core.lifecycle.health import HELD_BACK_MS, Health, HealthRules
 from isochrone.core.rng import Random
 from isochrone.core.world.model import Endpoint, Replica
 
@@ -24,17 +24,17 @@ USUAL: Final = Rates(prefill_tok_s=1000.0, decode_tok_s=50.0)
 class Standing:
     """One replica as its gateway sees it now. `running` may exceed its slots: the rest queues;
     `ahead` is what they have to compute still. `wait_ms` is how long that keeps a newcomer, and the
-    share of slots taken besides, by less than any wait: it has to be kept so. `breaker` None is a
-    closed one without failures; `listed` False once nobody speaks of it."""
+    share of slots taken besides, by less than any wait: it has to be kept so. `health` is what its
+    requests say of it; `listed` False once nobody speaks of it."""
 
-    __slots__ = ("ahead", "breaker", "listed", "ready", "replica", "running", "servers", "slots",
+    __slots__ = ("ahead", "health", "listed", "ready", "replica", "running", "servers", "slots",
                  "wait_ms")
 
     def __init__(self, replica: Replica) -> None:
         self.running = 0
         self.ahead = Work()
         self.wait_ms = 0.0
-        self.breaker: Breaker | None = None
+        self.health = Health()
         self.listed = True
         self.servers = Servers(ready=1, slots=1, rates=USUAL)
         self.take(replica)
@@ -64,6 +64,10 @@ class Standing:
         ahead.output_tokens += output_tokens
         self.weigh()
 
+    def expected_ms(self, prompt_tokens: int) -> float:
+        """When a prompt that is sent now should be answered first."""
+        return self.wait_ms + 1000.0 * prompt_tokens / self.servers.rates.prefill_tok_s
+
     def weigh(self) -> None:
         """Work out `wait_ms` anew."""
         share = self.running / self.slots
@@ -71,23 +75,35 @@ class Standing:
 
 
 def pick(
-    standings: Iterable[Standing],
+    standings: Collection[Standing],
     tried: Collection[ReplicaId],
     *,
     now_ns: int,
     rng: Random,
+    rules: HealthRules,
     revision: str | None = None,
     endpoint: Endpoint = "chat.completions",
     cached: Mapping[ReplicaId, float] | None = None,
+    organisation: str = "",
 ) -> Standing | None:
-    """The replica with the shortest wait that is ready, untried and let through by its breaker,
-    equals by chance; None when there is none. `revision`: only replicas of exactly these weights;
-    `endpoint`: only replicas whose engine has it. `cached`: leading tokens of the prompt that
-    replicas are believed to have; with a slot free, what it need not compute shortens the wait."""
+    """The replica with the shortest wait that is ready, untried and trusted to be asked by this
+    `organisation`, equals by chance; None when there is none. One that recovers waits longer for
+    all but its share of the requests, unless nobody is sound.
+
+    `revision`: only replicas of exactly these weights; `endpoint`: only replicas whose engine has
+    it. `cached`: leading tokens of the prompt that replicas are believed to have; with a slot free,
+    what it need not compute shortens the wait."""
     best: Standing | None = None
     least, equals = inf, 1
     for each in standings:
-        wait_ms = each.wait_ms
+        wait_ms, health = each.wait_ms, each.health
+        if (
+            health.ailing
+            and health.state == "recovering"
+            and rng.random() >= health.weight(now_ns, rules)
+            and _has_sound(standings)
+        ):
+            wait_ms += HELD_BACK_MS
         if cached is not None and each.running < each.slots:
             tokens = cached.get(each.replica.id, 0.0)
             wait_ms -= 1000.0 * tokens / each.servers.rates.prefill_tok_s
@@ -98,7 +114,7 @@ def pick(
             endpoint not in replica.endpoints
             or (tried and replica.id in tried)
             or (revision is not None and replica.revision != revision)
-            or (each.breaker is not None and not may_ask(each.breaker, now_ns))
+            or (health.ailing and not health.may_ask(now_ns, organisation))
         ):
             continue
         if wait_ms == least:
@@ -109,3 +125,8 @@ def pick(
             least, equals = wait_ms, 1
         best = each
     return best
+
+
+def _has_sound(standings: Collection[Standing]) -> bool:
+    """Whether somebody could take what others are spared."""
+    return sum([each.ready and not each.health.ailing for each in standings]) > 0

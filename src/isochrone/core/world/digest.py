@@ -37,7 +37,8 @@ class ReplicaLoad:
     """One replica in a digest: for status pages and reconciliation, not for routing.
 
     The token totals are the engine's own counters since its start, `kept_tokens` what its cache
-    holds (None where it does not say).
+    holds (None where it does not say). `silent_s`: for how long it has not answered its agent,
+    which asks all the time; 0 while it does.
     """
 
     id: str
@@ -52,6 +53,7 @@ class ReplicaLoad:
     cached_tokens_total: int | None
     output_tokens_total: int | None
     kept_tokens: int | None = None
+    silent_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,167 @@
+"""How far this gateway trusts other sites, by what came of the requests that it sent there.
+
+One `Health` (see core/lifecycle/health.py) a site and model, since an engine that fails says
+nothing of other models. A site that cannot be connected to is out for all of them: that is in
+`loads`. Mutable, owned by one event loop; time and chance are arguments.
+"""
+
+from collections.abc import Callable, Iterator
+
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.lifecycle.health import (
+    Health,
+    HealthRules,
+    has_room,
+    is_late,
+    too_many,
+    usual_pace,
+)
+from isochrone.core.rng import Random
+
+USUAL_RULES = HealthRules()
+
+
+class SiteHealth:
+    """`changed` hears of each change that concerns choices; `group_size` says at how many sites a
+    model is ready. `ailing` is how many sites and models are not healthy: while it is 0 nobody has
+    to look further. `ejections` counts."""
+
+    def __init__(
+        self, changed: Callable[[SiteName, ModelName], None],
+        group_size: Callable[[ModelName], int],
+    ) -> None:
+        self.rules = USUAL_RULES
+        self.ailing = 0
+        self.ejections = 0
+        self._changed = changed
+        self._group_size = group_size
+        self._known: dict[ModelName, dict[SiteName, Health]] = {}
+
+    def of(self, site: SiteName, model: ModelName) -> Health | None:
+        """What is known of a model at a site; None before its first request."""
+        sites = self._known.get(model)
+        return None if sites is None else sites.get(site)
+
+    def may_ask(self, site: SiteName, model: ModelName, organisation: str, now_ns: int) -> bool:
+        """Whether a request of this organisation may be sent there now."""
+        health = self.of(site, model)
+        return health is None or health.may_ask(now_ns, organisation)
+
+    def doubtful(self) -> Iterator[tuple[SiteName, ModelName, Health]]:
+        """Everything that is not healthy."""
+        if self.ailing:
+            for model, sites in self._known.items():
+                for site, health in sites.items():
+                    if health.ailing:
+                        yield site, model, health
+
+    # -- what happens ----------------------------------------------------------------------------
+
+    def asked(self, site: SiteName, model: ModelName, now_ns: int) -> None:
+        """A request is sent there; where the site is out, it is the probe."""
+        health = self.of(site, model)
+        if health is not None and health.ailing:
+            health.asked(now_ns, self.rules)
+            self._changed(site, model)
+
+    def answered(
+        self, site: SiteName, model: ModelName, organisation: str, now_ns: int, *,
+        expected_ms: float = 0.0, waited_ms: float = 0.0,
+    ) -> None:
+        """The first byte of a good answer came from there."""
+        health = self._open(site, model)
+        health.kept_pace(expected_ms, waited_ms)
+        if not health.ailing:
+            health.answered(organisation, now_ns)
+            return
+        was_out = health.is_out
+        health.answered(organisation, now_ns)
+        self._count()
+        if was_out != health.is_out:
+            self._changed(site, model)
+
+    def failed(
+        self, site: SiteName, model: ModelName, why: str, organisation: str, now_ns: int,
+        rng: Random,
+    ) -> bool:
+        """A request failed there; whether the site is ejected for it."""
+        health, size = self._open(site, model), self._group_size(model)
+        was_out = health.is_out
+        out = sum([each.is_out for each in self._known[model].values()])
+        health.failed(
+            why, organisation, now_ns, rng=rng, rules=self.rules, alone=False,
+            room=has_room(out, size, self.rules),
+        )
+        self._count()
+        if was_out or health.is_out:
+            self._changed(site, model)
+        if was_out or not health.is_out:
+            return False
+        self.ejections += 1
+        return True
+
+    def late(
+        self, site: SiteName, model: ModelName, waited_ms: float, expected_ms: float,
+        organisation: str, now_ns: int, rng: Random,
+    ) -> bool:
+        """Whether a request that waits for its first byte does so for far too long, by the measure
+        of the other sites; that counts as a failure, unless there are no others."""
+        if not is_late(waited_ms, expected_ms, 1.0):
+            return False
+        members = self._known.get(model)
+        if self._group_size(model) < 2 or members is None:
+            return False
+        if not is_late(waited_ms, expected_ms, usual_pace(members.values())):
+            return False
+        why = f"no first byte after {waited_ms / 1000:.1f} s, expected {expected_ms / 1000:.1f} s"
+        self.failed(site, model, why, organisation, now_ns, rng)
+        return True
+
+    def abandoned(self, site: SiteName, model: ModelName, now_ns: int) -> None:
+        """A request ended there without saying anything of the site."""
+        if self.ailing:
+            health = self.of(site, model)
+            if health is not None and health.state == "probing":
+                health.abandoned(now_ns)
+                self._changed(site, model)
+
+    def returned(self, site: SiteName, model: ModelName, why: str, now_ns: int) -> None:
+        """It was away and is there again: it begins with little, if it ever served anything."""
+        health = self.of(site, model)
+        if health is not None and health.has_served:
+            health.returned(why, now_ns)
+            self._count()
+            self._changed(site, model)
+
+    def sweep(self, now_ns: int) -> None:
+        """A few times a second: recoveries that end, and groups that became too small for all that
+        is ejected of them."""
+        if not self.ailing:
+            return
+        for model, sites in self._known.items():
+            for site, health in sites.items():
+                if health.ailing and health.ease(now_ns, self.rules):
+                    self._changed(site, model)
+            released = too_many(list(sites.values()), self._group_size(model), self.rules)
+            if released is not None:
+                released.returned("too few other sites are left", now_ns)
+                for site, health in sites.items():
+                    if health is released:
+                        self._changed(site, model)
+        self._count()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _open(self, site: SiteName, model: ModelName) -> Health:
+        sites = self._known.get(model)
+        if sites is None:
+            sites = self._known[model] = {}
+        health = sites.get(site)
+        if health is None:
+            health = sites[site] = Health()
+        return health
+
+    def _count(self) -> None:
+        self.ailing = sum([
+            each.ailing for sites in self._known.values() for each in sites.values()
+        ])

@@ -1,0 +1,62 @@
+"""Tells whoever computes an answer, replica or site, what came of a request, as it comes.
+
+What is told is judged in `replicas.py` and `core/routing/site_health.py`, by the same rules.
+"""
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from isochrone.gateway.attempt import Attempt
+
+if TYPE_CHECKING:
+    from isochrone.gateway.tries import Tries
+
+log = structlog.get_logger()
+
+
+def first_byte(exchange: "Tries", attempt: Attempt, now_ns: int) -> None:
+    """A stream begins to answer: whoever computes it works."""
+    context, waited_ms = exchange.context, (now_ns - attempt.last_ns) / 1e6
+    if (replica := attempt.target.replica) is not None:
+        context.view.replicas.answered(
+            replica.id, now_ns, attempt.unread_tokens, organisation=exchange.key.org_id,
+            expected_ms=attempt.expected_ms, waited_ms=waited_ms,
+        )
+        attempt.unread_tokens = 0
+    else:
+        context.loads.health.answered(
+            attempt.target.site, exchange.request.model, exchange.key.org_id, now_ns,
+            expected_ms=attempt.expected_ms, waited_ms=waited_ms,
+        )
+
+
+def look_for_lateness(exchange: "Tries", attempt: Attempt, now_ns: int) -> None:
+    """A stream has not begun yet: whoever computes it may hang."""
+    if attempt.late or not attempt.connected or attempt.expected_ms <= 0.0:
+        return
+    context, waited_ms = exchange.context, (now_ns - attempt.last_ns) / 1e6
+    if (replica := attempt.target.replica) is not None:
+        attempt.late = context.view.replicas.late(
+            replica.id, waited_ms, attempt.expected_ms, now_ns, context.rng,
+            organisation=exchange.key.org_id,
+        )
+    else:
+        attempt.late = context.loads.health.late(
+            attempt.target.site, exchange.request.model, waited_ms, attempt.expected_ms,
+            exchange.key.org_id, now_ns, context.rng,
+        )
+
+
+def peer_ended(
+    exchange: "Tries", attempt: Attempt, ok: bool | None, now_ns: int, why: str
+) -> None:
+    """A request that was sent to another site is over; `ok` as in `Tries.release`."""
+    health, site = exchange.context.loads.health, attempt.target.site
+    model, organisation = exchange.request.model, exchange.key.org_id
+    if ok is None:
+        health.abandoned(site, model, now_ns)
+    elif ok:
+        health.answered(site, model, organisation, now_ns)
+    elif health.failed(site, model, why, organisation, now_ns, exchange.context.rng):
+        log.warning("site_ejected", site=site, model=model, why=why)

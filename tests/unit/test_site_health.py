@@ -1,0 +1,163 @@
+"""Sites that fail are left out of choices, within their share, and come back step by step."""
+
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.rng import stream
+from isochrone.core.routing.chosen import Choice
+from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.table import RoutingTable
+from tests.builders import (
+    MODEL,
+    SECOND_NS,
+    a_choice,
+    a_digest,
+    a_load,
+    a_site,
+    a_table,
+    a_view,
+)
+
+RNG = stream(9, "site health")
+NEAR, FAR = SiteName("near"), SiteName("far")
+
+
+def two_sites() -> tuple[RoutingTable, Loads]:
+    table = a_table(a_view(
+        [a_site("ingress"), a_site("near"), a_site("far")],
+        rtt_ms={"near": 5.0, "far": 60.0}, serving=["near", "far"],
+    ))
+    loads = Loads()
+    tell(loads, 1)
+    return table, loads
+
+
+def tell(loads: Loads, now_ns: int, *sites: str) -> None:
+    for name in sites or ("near", "far"):
+        loads.heard(a_digest(name, sequence=now_ns), now_ns)
+
+
+def fail(loads: Loads, site: SiteName, now_ns: int, *, count: int = 5) -> None:
+    for _ in range(count):
+        loads.health.failed(site, MODEL, "status 500", "org", now_ns, RNG)
+
+
+def chosen(table: RoutingTable, loads: Loads, now_ns: int) -> Choice:
+    return a_choice(table, loads, now_ns=now_ns, rng=RNG)
+
+
+def test_a_site_that_fails_is_refused_by_its_rule_and_the_fact() -> None:
+    table, loads = two_sites()
+    assert chosen(table, loads, 1).site == "near"
+    fail(loads, NEAR, 1, count=4)
+    assert chosen(table, loads, 1).site == "near"
+    assert loads.health.failed(NEAR, MODEL, "status 500", "org", 1, RNG)
+    choice = chosen(table, loads, 1)
+    assert choice.site == "far"
+    assert [(each.site, each.rule) for each in choice.refused] == [("near", "ejected")]
+    assert "status 500" in choice.refused[0].detail
+    assert loads.health.ejections == 1
+
+
+def test_after_its_hold_one_request_is_the_probe_and_its_answer_lets_work_grow_back() -> None:
+    table, loads = two_sites()
+    fail(loads, NEAR, 1)
+    now_ns = SECOND_NS + 1
+    assert chosen(table, loads, now_ns).site == "near"
+    loads.dispatched(NEAR, MODEL, 10, 10, now_ns)
+    assert chosen(table, loads, now_ns).site == "far"
+    loads.health.answered(NEAR, MODEL, "org", now_ns)
+    sites = [chosen(table, loads, now_ns).site for _ in range(200)]
+    assert 0 < sites.count(NEAR) < 60
+    waits = {choice.queue_ms for choice in (chosen(table, loads, now_ns) for _ in range(100))}
+    assert waits <= {0.0, 10.0}  # who is held back is not chosen while there is another
+    for second in range(2, 13):
+        tell(loads, second * SECOND_NS)
+        loads.health.sweep(second * SECOND_NS)
+    assert chosen(table, loads, 12 * SECOND_NS).site == "near"
+    assert loads.health.ailing == 0
+
+
+def test_a_probe_that_fails_is_out_for_twice_as_long() -> None:
+    table, loads = two_sites()
+    fail(loads, NEAR, 1)
+    now_ns = SECOND_NS + 1
+    loads.dispatched(NEAR, MODEL, 10, 10, now_ns)
+    fail(loads, NEAR, now_ns, count=1)
+    assert chosen(table, loads, now_ns + SECOND_NS).site == "far"
+    assert chosen(table, loads, now_ns + 2 * SECOND_NS).site == "near"
+
+
+def test_never_more_than_half_of_the_sites_and_never_the_only_one() -> None:
+    table, loads = two_sites()
+    fail(loads, NEAR, 1)
+    fail(loads, FAR, 1, count=40)
+    assert chosen(table, loads, 1).site == "far"
+    health = loads.health.of(FAR, MODEL)
+    assert health is not None
+    assert health.state == "suspect"
+    alone = Loads()
+    tell(alone, 1, "near")
+    fail(alone, NEAR, 1, count=40)
+    assert chosen(table, alone, 1).site == "near"
+
+
+def test_who_is_out_is_taken_back_when_the_others_are_gone() -> None:
+    table, loads = two_sites()
+    fail(loads, NEAR, 1)
+    loads.heard(a_digest("far", a_load(ready=0), sequence=2), 2)
+    loads.health.sweep(2)
+    assert chosen(table, loads, 2).site == "near"
+
+
+def test_other_models_of_a_site_are_not_concerned() -> None:
+    table, loads = two_sites()
+    for _ in range(9):
+        loads.health.failed(NEAR, ModelName("other"), "status 500", "org", 1, RNG)
+    assert chosen(table, loads, 1).site == "near"
+
+
+def test_what_was_away_begins_with_little_if_it_ever_served() -> None:
+    table, loads = two_sites()
+    loads.heard(a_digest("near", a_load(ready=0), sequence=2), 2)
+    loads.heard(a_digest("near", sequence=3), 3)
+    assert loads.health.ailing == 0
+    loads.health.answered(NEAR, MODEL, "org", 3)
+    loads.heard(a_digest("near", a_load(ready=0), sequence=4), 4)
+    loads.heard(a_digest("near", sequence=5), 5)
+    assert loads.health.ailing == 1
+    sites = [chosen(table, loads, 5).site for _ in range(200)]
+    assert 0 < sites.count(NEAR) < 60
+
+
+def test_a_site_that_was_lost_or_silent_begins_with_little() -> None:
+    for how in ("lost", "silent"):
+        _, loads = two_sites()
+        loads.health.answered(NEAR, MODEL, "org", 3)
+        if how == "lost":
+            loads.lost(NEAR, 4)
+        tell(loads, 6 * SECOND_NS)
+        health = loads.health.of(NEAR, MODEL)
+        assert health is not None
+        assert health.state == "recovering"
+
+
+def test_a_lost_site_that_does_not_answer_probes_stays_lost() -> None:
+    table, loads = two_sites()
+    loads.lost(NEAR, 1)
+    loads.still_lost(NEAR, 2 * SECOND_NS - 1)
+    tell(loads, 3 * SECOND_NS)
+    refused = chosen(table, loads, 3 * SECOND_NS).refused
+    assert [(each.site, each.rule) for each in refused] == [("near", "unreachable")]
+    tell(loads, 6 * SECOND_NS)
+    assert not chosen(table, loads, 6 * SECOND_NS).refused
+
+
+def test_one_that_hangs_is_late_by_the_measure_of_the_other() -> None:
+    table, loads = two_sites()
+    for _ in range(5):
+        loads.health.answered(FAR, MODEL, "org", 1, expected_ms=200.0, waited_ms=220.0)
+    late = [
+        loads.health.late(NEAR, MODEL, waited_ms, 100.0, "org", 1, RNG)
+        for waited_ms in (5_000.0, *[6_000.0] * 5)
+    ]
+    assert late == [False, *[True] * 5]
+    assert chosen(table, loads, 1).site == "far"
