@@ -161,3 +161,39 @@ def test_one_that_hangs_is_late_by_the_measure_of_the_other() -> None:
     ]
     assert late == [False, *[True] * 5]
     assert chosen(table, loads, 1).site == "far"
+
+
+def test_suspicion_is_over_a_minute_after_the_last_failure() -> None:
+    table, loads = two_sites()
+    fail(loads, NEAR, 1, count=4)
+    loads.health.sweep(59 * SECOND_NS)
+    assert [each[0] for each in loads.health.doubtful()] == [NEAR]
+    loads.health.sweep(61 * SECOND_NS)
+    assert loads.health.ailing == 0
+    fail(loads, NEAR, 62 * SECOND_NS, count=4)
+    tell(loads, 62 * SECOND_NS)
+    assert chosen(table, loads, 62 * SECOND_NS).site == "near"
+
+
+def test_who_is_held_back_but_taken_is_predicted_as_it_is() -> None:
+    table, loads = two_sites()
+    fail(loads, NEAR, 1)
+    now_ns = SECOND_NS + 1
+    loads.dispatched(NEAR, MODEL, 10, 10, now_ns)
+    loads.health.answered(NEAR, MODEL, "org", now_ns)
+    for _ in range(2000):  # all that another site could take, and far more
+        loads.dispatched(FAR, MODEL, 100_000, 100, now_ns)
+    choices = [chosen(table, loads, now_ns) for _ in range(100)]
+    taken = [each for each in choices if each.site == "near"]
+    assert len(taken) == len(choices)
+    assert max(each.queue_ms for each in taken) < 100
+    assert max(each.predicted_ttft_ms or 0.0 for each in taken) < 1000
+    assert {each.costs.item(each.index) for each in taken} == {each.cost_ms for each in taken}
+
+
+def test_a_site_that_left_is_forgotten() -> None:
+    _, loads = two_sites()
+    fail(loads, NEAR, 1)
+    loads.health.keep({FAR})
+    assert loads.health.ailing == 0
+    assert loads.health.of(NEAR, MODEL) is None

@@ -56,6 +56,7 @@ class Attempt:
         self.unread_tokens = 0  # of the prompt, which its replica has to read still
         self.expected_ms = 0.0  # to the first byte; 0 where nobody can tell
         self.connected = False
+        self.praised = False    # its first byte was told already
         self.late = False       # it was said already that its first byte is far too late
         self.meter = None
         self._headers = _NO_HEADERS

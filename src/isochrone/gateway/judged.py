@@ -18,6 +18,7 @@ log = structlog.get_logger()
 def first_byte(exchange: "Tries", attempt: Attempt, now_ns: int) -> None:
     """A stream begins to answer: whoever computes it works."""
     context, waited_ms = exchange.context, (now_ns - attempt.last_ns) / 1e6
+    attempt.praised = True
     if (replica := attempt.target.replica) is not None:
         context.view.replicas.answered(
             replica.id, now_ns, attempt.unread_tokens, organisation=exchange.key.org_id,
@@ -56,7 +57,7 @@ def peer_ended(
     model, organisation = exchange.request.model, exchange.key.org_id
     if ok is None:
         health.abandoned(site, model, now_ns)
-    elif ok:
+    elif ok and not attempt.praised:
         health.answered(site, model, organisation, now_ns)
-    elif health.failed(site, model, why, organisation, now_ns, exchange.context.rng):
+    elif not ok and health.failed(site, model, why, organisation, now_ns, exchange.context.rng):
         log.warning("site_ejected", site=site, model=model, why=why)

@@ -284,6 +284,7 @@ class Gateway:
                 context.skew.sweep()
                 context.queues.sweep(now_ns, self._ports.clock.wall_ns())
                 context.outcomes.learn(now_ns)
+                context.loads.health.keep(context.view.table.view.sites)
                 if not self._settings.alone:
                     self._health_reports.sweep(now_ns)
 

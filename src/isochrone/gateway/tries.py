@@ -477,7 +477,7 @@ class Tries(Waiter):
             self._ticket = None
             if (replica := attempt.target.replica) is not None:
                 context.view.replicas.finished(
-                    replica.id, ok, now_ns, context.rng, attempt.unread_tokens,
+                    replica.id, None if ok and attempt.praised else ok, now_ns, context.rng, attempt.unread_tokens,
                     self.request.output_tokens, organisation=self.key.org_id, why=why,
                 )
             else:

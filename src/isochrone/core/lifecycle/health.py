@@ -62,6 +62,7 @@ OUTCOMES: Final = 20  # how many are remembered
 _ALL: Final = (1 << OUTCOMES) - 1
 JITTER_SHARE: Final = 0.25
 USED_NS: Final = 10_000_000_000    # who was answered within this still uses it
+FADED_NS: Final = 60_000_000_000   # after the last failure, who is suspected still is healthy
 BARRED_NS: Final = 2_000_000_000   # for so long a failed probe leaves the next to others
 NEVER_NS: Final = -(1 << 62)
 LEAST_WEIGHT: Final = 0.1          # of its usual work, when a recovery begins
@@ -105,8 +106,8 @@ class Health:
     """
 
     __slots__ = (
-        "_answered_ns", "_answered_other_ns", "_barred", "_barred_ns", "_of", "_organisation",
-        "_pace", "ailing", "hold_s", "outcomes", "outright", "paces", "silent", "since_ns",
+        "_answered_ns", "_answered_other_ns", "_barred", "_barred_ns", "_failed_ns", "_of",
+        "_organisation", "_pace", "ailing", "hold_s", "outcomes", "outright", "paces", "silent", "since_ns",
         "state", "until_ns", "why",
     )
 
@@ -125,6 +126,7 @@ class Health:
         self._organisation = ""     # the last that was answered
         self._answered_ns = NEVER_NS
         self._answered_other_ns = NEVER_NS  # the last answer to another one
+        self._failed_ns = NEVER_NS
         self._of: list[str] = []    # whose each outcome is, the latest last
         self._barred = ""           # whose probe failed though others were served
         self._barred_ns = 0
@@ -196,6 +198,7 @@ class Health:
             self._probe_failed(organisation, now_ns, rng, rules, alone)
             return
         self._remember(organisation, 1)
+        self._failed_ns = now_ns
         self._enter(TRANSITIONS[before, "failed"], now_ns)
         if (lost or self._is_too_much(rules)) and room and self._is_believed(now_ns, rules):
             self._eject(now_ns, rng, rules, outright=False, alone=alone)
@@ -242,7 +245,13 @@ class Health:
         return self._answered_ns != NEVER_NS
 
     def ease(self, now_ns: int, rules: HealthRules) -> bool:
-        """Whether its recovery has just ended: it is healthy, and its next hold is a first one."""
+        """Whether it is healthy, or suspect only, from now on: its recovery has ended, and its next
+        hold is a first one, or what it is suspected for is too long ago."""
+        if self.outcomes and now_ns - self._failed_ns >= FADED_NS:
+            self._forget()
+            if self.state == "suspect":
+                self._enter(TRANSITIONS["suspect", "cleared"], now_ns)
+                return True
         if self.state != "recovering" or self.weight(now_ns, rules) < 1.0:
             return False
         self.hold_s = 0.0

@@ -63,7 +63,9 @@ def choose(
     board, choice = part.board, Choice()
     costs, decodes = _times(board.prompt_ms, prompt_tokens), None
     costs += board.fixed_ms
-    queues_ms = _hold_back(board, costs, now_ns, rng) if board.recovering else board.queues_ms
+    held = board.held_back_ms(now_ns, rng) if board.recovering else None
+    if held is not None:
+        costs += held
     if class_ == "batch":
         decodes, target_ms = _times(board.output_ms, output_tokens), 0.0
         costs += decodes
@@ -79,14 +81,16 @@ def choose(
     choice.allowed_exists = listing.shortlist.allowed_exists
     choice.eligible = part.eligible if not tried else len(costs) - len(refused)
     choice.costs, choice.decodes = costs, decodes
-    choice.part, choice.queues = part, queues_ms.tobytes()
+    choice.part, choice.queues = part, _queues(board, held)
     choice.verdict, choice.limit_ms = "none", 0.0
     if not choice.eligible:
         return _nobody(choice)
     index = _best(choice, part, costs, target_ms, class_, rng)
     if home is not None:
         index = _at_home(choice, part, home, index, beliefs, now_ns)
-    _settle(choice, part, index, prompt_tokens, queues_ms, now_ns)
+    if held is not None:
+        _take_after_all(choice, part, index, held)
+    _settle(choice, part, index, prompt_tokens, now_ns)
     _believe(choice, beliefs)
     return choice
 
@@ -118,17 +122,21 @@ def _times(token_ms: Milliseconds, tokens: int) -> Milliseconds:
     return cast(Milliseconds, token_ms * float(tokens))
 
 
-def _hold_back(board: Board, costs: Milliseconds, now_ns: int, rng: Random) -> Milliseconds:
-    """Add to `costs` what sites cost more that recover; the queues as they then are."""
-    held_ms = board.held_back_ms(now_ns, rng)
-    costs += held_ms
-    return cast(Milliseconds, board.queues_ms + held_ms)
+def _queues(board: Board, held: Milliseconds | None) -> bytes:
+    """As `Choice.queues`: a site that is held back is as one with a queue."""
+    return board.queues_ms.tobytes() if held is None else (board.queues_ms + held).tobytes()
 
 
-def _settle(
-    choice: Choice, part: Part, index: int, prompt_tokens: int, queues_ms: Milliseconds,
-    now_ns: int,
-) -> None:
+def _take_after_all(choice: Choice, part: Part, index: int, held: Milliseconds) -> None:
+    """Of who is chosen although it is held back, the cost is what it really is."""
+    place = index if part.places is None else part.places.item(index)
+    if held.item(place) > 0.0:
+        choice.costs[index] -= held.item(place)
+        held[place] = 0.0
+        choice.queues = _queues(part.board, held)
+
+
+def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: int) -> None:
     """Say what was chosen, and the terms of its cost without cached prefixes."""
     board, site = part.board, part.sites[index]
     place = index if part.places is None else part.places.item(index)
@@ -136,7 +144,7 @@ def _settle(
     assert known is not None, "a site of which nothing is known takes no request"
     choice.site, choice.index, choice.rtt_ms = site.name, index, site.rtt_ms
     choice.cost_ms = choice.costs.item(index)
-    choice.queue_ms = queues_ms.item(place)
+    choice.queue_ms = board.queues_ms.item(place)
     choice.prefill_ms = prompt_tokens * board.prompt_ms.item(place)
     choice.decode_ms = 0.0 if choice.decodes is None else choice.decodes.item(index)
     age_ns = now_ns - known.heard_ns

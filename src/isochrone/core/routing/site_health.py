@@ -5,7 +5,7 @@ nothing of other models. A site that cannot be connected to is out for all of th
 `loads`. Mutable, owned by one event loop; time and chance are arguments.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.lifecycle.health import (
@@ -36,6 +36,7 @@ class SiteHealth:
         self._changed = changed
         self._group_size = group_size
         self._known: dict[ModelName, dict[SiteName, Health]] = {}
+        self._ailing: dict[tuple[SiteName, ModelName], Health] = {}
 
     def of(self, site: SiteName, model: ModelName) -> Health | None:
         """What is known of a model at a site; None before its first request."""
@@ -49,11 +50,8 @@ class SiteHealth:
 
     def doubtful(self) -> Iterator[tuple[SiteName, ModelName, Health]]:
         """Everything that is not healthy."""
-        if self.ailing:
-            for model, sites in self._known.items():
-                for site, health in sites.items():
-                    if health.ailing:
-                        yield site, model, health
+        for (site, model), health in self._ailing.items():
+            yield site, model, health
 
     # -- what happens ----------------------------------------------------------------------------
 
@@ -76,7 +74,7 @@ class SiteHealth:
             return
         was_out = health.is_out
         health.answered(organisation, now_ns)
-        self._count()
+        self._note(site, model, health)
         if was_out != health.is_out:
             self._changed(site, model)
 
@@ -92,7 +90,7 @@ class SiteHealth:
             why, organisation, now_ns, rng=rng, rules=self.rules, alone=False,
             room=has_room(out, size, self.rules),
         )
-        self._count()
+        self._note(site, model, health)
         if was_out or health.is_out:
             self._changed(site, model)
         if was_out or not health.is_out:
@@ -130,25 +128,40 @@ class SiteHealth:
         health = self.of(site, model)
         if health is not None and health.has_served:
             health.returned(why, now_ns)
-            self._count()
+            self._note(site, model, health)
             self._changed(site, model)
 
     def sweep(self, now_ns: int) -> None:
-        """A few times a second: recoveries that end, and groups that became too small for all that
-        is ejected of them."""
+        """A few times a second: recoveries and suspicions that end, and groups that became too
+        small for all that is ejected of them."""
         if not self.ailing:
             return
-        for model, sites in self._known.items():
-            for site, health in sites.items():
-                if health.ailing and health.ease(now_ns, self.rules):
-                    self._changed(site, model)
+        models: dict[ModelName, None] = {}
+        for (site, model), health in list(self._ailing.items()):
+            models[model] = None
+            if health.ease(now_ns, self.rules):
+                self._note(site, model, health)
+                self._changed(site, model)
+        for model in models:
+            sites = self._known[model]
             released = too_many(list(sites.values()), self._group_size(model), self.rules)
             if released is not None:
                 released.returned("too few other sites are left", now_ns)
                 for site, health in sites.items():
                     if health is released:
+                        self._note(site, model, health)
                         self._changed(site, model)
-        self._count()
+
+    def keep(self, sites: Collection[SiteName]) -> None:
+        """Forget every site but these: it is in the fleet no more."""
+        for model in list(self._known):
+            known = self._known[model]
+            for site in [each for each in known if each not in sites]:
+                del known[site]
+                self._ailing.pop((site, model), None)
+            if not known:
+                del self._known[model]
+        self.ailing = len(self._ailing)
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -161,7 +174,10 @@ class SiteHealth:
             health = sites[site] = Health()
         return health
 
-    def _count(self) -> None:
-        self.ailing = sum([
-            each.ailing for sites in self._known.values() for each in sites.values()
-        ])
+    def _note(self, site: SiteName, model: ModelName, health: Health) -> None:
+        """It may be healthy now, or not any more."""
+        if health.ailing:
+            self._ailing[(site, model)] = health
+        else:
+            self._ailing.pop((site, model), None)
+        self.ailing = len(self._ailing)
