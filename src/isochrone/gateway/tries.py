@@ -477,8 +477,9 @@ class Tries(Waiter):
             self._ticket = None
             if (replica := attempt.target.replica) is not None:
                 context.view.replicas.finished(
-                    replica.id, None if ok and attempt.praised else ok, now_ns, context.rng, attempt.unread_tokens,
-                    self.request.output_tokens, organisation=self.key.org_id, why=why,
+                    replica.id, None if ok and attempt.praised else ok, now_ns, context.rng,
+                    attempt.unread_tokens, self.request.output_tokens,
+                    organisation=self.key.org_id, why=why,
                 )
             else:
                 judged.peer_ended(self, attempt, ok, now_ns, why)

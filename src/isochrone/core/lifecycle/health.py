@@ -107,8 +107,8 @@ class Health:
 
     __slots__ = (
         "_answered_ns", "_answered_other_ns", "_barred", "_barred_ns", "_failed_ns", "_of",
-        "_organisation", "_pace", "ailing", "hold_s", "outcomes", "outright", "paces", "silent", "since_ns",
-        "state", "until_ns", "why",
+        "_organisation", "_pace", "ailing", "hold_s", "outcomes", "outright", "paces", "silent",
+        "since_ns", "state", "until_ns", "why",
     )
 
     def __init__(self) -> None:

@@ -63,9 +63,7 @@ def choose(
     board, choice = part.board, Choice()
     costs, decodes = _times(board.prompt_ms, prompt_tokens), None
     costs += board.fixed_ms
-    held = board.held_back_ms(now_ns, rng) if board.recovering else None
-    if held is not None:
-        costs += held
+    held = _hold_back(board, costs, now_ns, rng) if board.recovering else None
     if class_ == "batch":
         decodes, target_ms = _times(board.output_ms, output_tokens), 0.0
         costs += decodes
@@ -77,11 +75,10 @@ def choose(
         costs = costs.take(part.places)
         decodes = None if decodes is None else decodes.take(part.places)
     refused = _without(part, costs, tried) if tried else part.refused
-    choice.ground, choice.refused = listing.ground, refused
-    choice.allowed_exists = listing.shortlist.allowed_exists
+    choice.ground, choice.allowed_exists = listing.ground, listing.shortlist.allowed_exists
     choice.eligible = part.eligible if not tried else len(costs) - len(refused)
     choice.costs, choice.decodes = costs, decodes
-    choice.part, choice.queues = part, _queues(board, held)
+    choice.part, choice.refused, choice.queues = part, refused, _queues(board, held)
     choice.verdict, choice.limit_ms = "none", 0.0
     if not choice.eligible:
         return _nobody(choice)
@@ -120,6 +117,13 @@ def _up_to_date(
 def _times(token_ms: Milliseconds, tokens: int) -> Milliseconds:
     """A number of Python leaves an array what it is, which the stubs of numpy do not know."""
     return cast(Milliseconds, token_ms * float(tokens))
+
+
+def _hold_back(board: Board, costs: Milliseconds, now_ns: int, rng: Random) -> Milliseconds:
+    """Add to `costs` what sites cost more that recover, and tell it."""
+    held_ms = board.held_back_ms(now_ns, rng)
+    costs += held_ms
+    return held_ms
 
 
 def _queues(board: Board, held: Milliseconds | None) -> bytes:
