@@ -23,6 +23,7 @@ from isochrone.gateway.access import Keys
 from isochrone.gateway.prefix_hash import prompt_blocks
 from isochrone.gateway.request import InferenceRequest, parse_request
 from isochrone.wire import fleet
+from isochrone.wiring.gateway_start import GC_THRESHOLDS
 
 SCALE = Scale()
 DIGESTS_S = 60    # one of each site with engines
@@ -50,6 +51,7 @@ def measure(body_bytes: int, *, requests_s: int, seconds: float) -> Mapping[str,
     clock = time.thread_time_ns
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)  # as in a gateway
     warm_ns, began_ns = 0, clock()  # lists and boards are made in the beginning
     end_ns = began_ns + int((WARM_S + seconds) * 1e9)
     while True:
@@ -70,7 +72,8 @@ def measure(body_bytes: int, *, requests_s: int, seconds: float) -> Mapping[str,
         spent["digest"] += clock() - at_ns
         for _ in range(requests_s // DIGESTS_S):
             now_ns += 1_000_000_000 // requests_s
-            request, policy_id, class_ = requests[done % len(requests)]
+            body, policy_id, class_ = requests[done % len(requests)]
+            request = parse_request("chat.completions", body)  # so that it is in the caches
             done += 1
             _serve(
                 table, loads, prefixes, tickets, spent, request, policy_id, class_, now_ns, rng,
@@ -117,7 +120,7 @@ def _model(number: int) -> ModelName:
 
 def _requests(
     body_bytes: int, rng: Random
-) -> list[tuple[InferenceRequest, PolicyId, Class]]:
+) -> list[tuple[bytes, PolicyId, Class]]:
     """5,000 requests; of models and of policies the n-th is asked for 1/n as often as the first.
     One prompt in four goes on from an earlier one."""
     models, policies = popular(SCALE.models), popular(SCALE.policies)
@@ -131,7 +134,7 @@ def _requests(
             "messages": [{"role": "user", "content": text}], "stream": True,
         }).encode()
         policy_id = PolicyId(f"policy-{bisect(policies, rng.random() * policies[-1]):04}")
-        found.append((parse_request("chat.completions", body), policy_id, rng.choice(CLASSES)))
+        found.append((body, policy_id, rng.choice(CLASSES)))
     return found
 
 

@@ -6,10 +6,10 @@ import pytest
 
 from isochrone.core.admission.classes import clamp, wanted_class
 from isochrone.core.metering.event import Endpoint, Tokens
-from isochrone.core.routing.prefix import BLOCK_BYTES
+from isochrone.core.routing.prefix import BLOCK_BYTES, BLOCK_ENDS, MOST_BYTES
 from isochrone.core.world.tenant import Class
 from isochrone.gateway.peer_hop import parse_tokens, render_tokens
-from isochrone.gateway.prefix_hash import MOST_BLOCKS, prompt_blocks
+from isochrone.gateway.prefix_hash import prompt_blocks
 from isochrone.gateway.request import (
     BadRequest,
     RunningCounts,
@@ -215,7 +215,10 @@ def test_prompts_share_the_hashes_of_what_they_begin_with() -> None:
     assert not set(blocks("y" + turn)) & set(blocks(turn))
     assert blocks("y" * 1100 + turn)[1] != blocks("z" * 1100 + turn)[1], "each covers all before"
     assert not set(blocks(turn, salt=2)) & set(blocks(turn))
-    assert len(blocks("x" * 2 * BLOCK_BYTES * MOST_BLOCKS)) == MOST_BLOCKS
+    assert len(blocks("x" * 2 * MOST_BYTES)) == len(BLOCK_ENDS)
+    for whole in (8, 9, 10, 20):  # in blocks of 1 KiB: later ones are larger
+        expected = sum(end <= whole * BLOCK_BYTES for end in BLOCK_ENDS)
+        assert len(blocks("x" * (whole * BLOCK_BYTES))) == expected
     response = parse_request("responses", b'{"model":"m","instructions":"%b","input":"%b"}' % (
         b"i" * 600, b"j" * 600))
     assert len(prompt_blocks(response, 1)) == 1

@@ -6,7 +6,14 @@ import pytest
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.routing import prefix
-from isochrone.core.routing.prefix import BLOCK_TOKENS, Belief, Prefixes, Sighting
+from isochrone.core.routing.prefix import (
+    BLOCK_ENDS,
+    BLOCK_TOKENS,
+    MOST_BYTES,
+    Belief,
+    Prefixes,
+    Sighting,
+)
 from isochrone.core.world.digest import ReplicaLoad, SiteDigest
 from tests.builders import MODEL, SECOND_NS
 
@@ -49,6 +56,10 @@ def test_a_site_has_what_it_got() -> None:
     assert tokens_of(prefixes, [1, 2, 3, 4]) == {SYDNEY: 3 * BLOCK_TOKENS}
     assert tokens_of(prefixes, [1, 2, 30]) == {SYDNEY: 2 * BLOCK_TOKENS}
     assert tokens_of(prefixes, [10, 20]) == {}
+    long = list(range(100, 140))  # more than count
+    prefixes.saw(SYDNEY, MODEL, long, 0)
+    assert tokens_of(prefixes, [*long[:12], 9]) == {SYDNEY: BLOCK_ENDS[11] // 4}
+    assert tokens_of(prefixes, long) == {SYDNEY: MOST_BYTES // 4}
     assert tokens_of(prefixes, []) == {}
 
 

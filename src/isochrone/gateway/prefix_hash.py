@@ -6,15 +6,15 @@ requests share their first n hashes when their prompts begin with the same n blo
 keep tenants apart: what one of them asked can be told from nobody else's hashes.
 """
 
+from bisect import bisect_right
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from isochrone.core.routing.prefix import BLOCK_BYTES
+from isochrone.core.routing.prefix import BLOCK_ENDS, MOST_BYTES
 from isochrone.gateway.request import InferenceRequest
 from isochrone.gateway.request_fields import ABSENT
 
-MOST_BLOCKS: Final = 256  # requests that agree so far are taken for one prefix
 NO_SESSION: Final = 0
 
 _ASSISTANT: Final = b'"assistant"'  # in a text its quotation marks would be escaped
@@ -31,10 +31,13 @@ def prompt_blocks(request: InferenceRequest, salt: int) -> list[int]:
     content = memoryview(request.prompt)
     blocks = []
     block = salt if request.tools is ABSENT else xxh3_64_intdigest(request.tools, salt)
-    end = min(len(content) // BLOCK_BYTES, MOST_BLOCKS) * BLOCK_BYTES
-    for begin in range(0, end, BLOCK_BYTES):
-        block = xxh3_64_intdigest(content[begin : begin + BLOCK_BYTES], block)
+    size, begin = len(content), 0
+    for end in BLOCK_ENDS:
+        if end > size:
+            break
+        block = xxh3_64_intdigest(content[begin:end], block)
         blocks.append(block)
+        begin = end
     return blocks
 
 
@@ -52,16 +55,17 @@ def session_of(
         return NO_SESSION
     prompt = bytes(request.prompt)
     end = _end_of_beginning(prompt)
-    whole = end // BLOCK_BYTES
+    whole, begin = bisect_right(BLOCK_ENDS, end), 0
     if whole:
         salt ^= blocks[whole - 1]
-    return xxh3_64_intdigest(prompt[whole * BLOCK_BYTES : end], salt)
+        begin = BLOCK_ENDS[whole - 1]
+    return xxh3_64_intdigest(prompt[begin:end], salt)
 
 
 def _end_of_beginning(prompt: bytes) -> int:
     """Where the messages before the first answer of the model end, which all turns of a
     conversation have in common, as the client wrote them."""
-    end = min(len(prompt), MOST_BLOCKS * BLOCK_BYTES)
+    end = min(len(prompt), MOST_BYTES)
     at = prompt.find(_ASSISTANT, 0, end)
     if at >= 0:
         end = max(prompt.rfind(b"{", 0, at), 0)

@@ -50,7 +50,8 @@ class Board:
     float32, as decisions keep them.
 
     `credits_left` is what this gateway, one of `ingresses`, may still push to a site of its next
-    request, from 0 to 1, where digests tell, which `credited` of them do. `sizes` are the output
+    request, from 0 to 1, where digests tell, which `credited` of them do; `credits_total` is about
+    their sum. `sizes` are the output
     tokens/s of all slots of a site. `version` counts the changes of refusals and of sizes.
     `recovering` are those that get only a part of their usual work yet, see `held_back_ms`.
     """
@@ -67,6 +68,7 @@ class Board:
         self.queues_ms = np.zeros(count, dtype="<f4")
         self.byte_ms = np.array([byte_ms(site.rtt_ms) for site in sites], dtype="<f4")
         self.credits_left = np.ones(count, dtype="<f4")
+        self.credits_total = float(count)
         self.credited = 0
         self.spilled = False  # the own site did not answer within the target lately
         self.sizes = [0.0] * count
@@ -91,6 +93,7 @@ class Board:
             self.next_change_ns = NEVER_NS
             for index in range(len(self._sites)):
                 self._weigh(index, now_ns)
+            self.credits_total = float(self.credits_left.sum())  # without what rounding left
             return
         for site in changes:
             at = self.index_of.get(site)
@@ -188,7 +191,9 @@ class Board:
         left = 1.0
         if spare is not None:
             left = credit(load.pushes, load.arrived or 0.0, spare, self._ingresses) - load.pushed
-        self.credits_left[index] = min(max(left, 0.0), 1.0)
+        left = min(max(left, 0.0), 1.0)
+        self.credits_total += left - self.credits_left.item(index)
+        self.credits_left[index] = left
 
     def _refuse(self, index: int, refused: Refused) -> None:
         self.refusals[refused.site] = refused

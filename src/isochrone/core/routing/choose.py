@@ -26,6 +26,7 @@ from isochrone.core.routing.table import RoutingTable, Shortlist
 from isochrone.core.world.tenant import Class
 
 TARGET_MS: Final = 200.0  # to the first token: within it, nobody is sent away from the own site
+ROUNDING: Final = 1e-3    # by which the sum of credits may be wrong
 BACK_SHARE: Final = 0.7   # of the target, within which a site that spilled is local again
 EXPLORED: Final = 0.01    # of the requests
 
@@ -205,6 +206,8 @@ def _pushed(part: Part, costs: Milliseconds, left: Milliseconds, nearest: int, l
     """Where a request goes that should leave its nearest site: the cheapest site of which a whole
     credit is left, with smaller parts taken by `luck` in the order of costs. -1 for nowhere: then
     it is kept, since it would only queue elsewhere."""
+    if part.board.credits_total + ROUNDING < luck:
+        return -1  # as mostly when all are full
     order = costs.argsort()
     at = order if part.places is None else part.places.take(order)
     place = int(left.take(at).cumsum().searchsorted(luck, "right"))
@@ -271,7 +274,7 @@ def _credit(
         if place is not None:
             saved_ms = min(belief.tokens, prompt_tokens) * board.prompt_ms.item(place)
             belief.saved_ms = saved_ms
-            costs[place] -= saved_ms
+            costs[place] = costs.item(place) - saved_ms
     return beliefs
 
 

@@ -324,14 +324,15 @@ class Loads:
 def _report(at: SiteLoad, digest: SiteDigest, now_ns: int) -> None:
     """Replace what was known of the site's work by the digest and what is still on its way."""
     for known in at.models.values():
-        known.ready_before = known.ready
-        known.ready, known.servers, known.ahead = None, None, Work()
-        known.arrived = known.spare = None
+        known.ready_before, known.ready = known.ready, None
     for said in digest.loads:
         load = at.models.get(said.model)
         if load is None:
             load = at.models[said.model] = ModelLoad(said.model)
         _take(load, said)
+    for known in at.models.values():
+        if known.ready is None:
+            known.servers, known.ahead, known.arrived, known.spare = None, Work(), None, None
     at.dispatches = {each for each in at.dispatches if each.arrives_ns > now_ns}
     for each in at.dispatches:
         ahead = each.load.ahead
@@ -349,14 +350,23 @@ def _take(load: ModelLoad, said: DeploymentLoad) -> None:
     load.prefill_tok_s = _rate(said.prefill_tok_s)
     load.decode_tok_s = _rate(said.decode_tok_s)
     load.arrived, load.spare = said_requests(said.arrived), said_requests(said.spare)
-    load.servers = None
-    if said.ready >= 1 and load.prefill_tok_s > 0 and load.decode_tok_s > 0:
+    if said.ready < 1 or load.prefill_tok_s <= 0 or load.decode_tok_s <= 0:
+        load.servers = None
+    elif not _are(load.servers, said.ready, load):
         rates = Rates(prefill_tok_s=load.prefill_tok_s, decode_tok_s=load.decode_tok_s)
         load.servers = Servers(ready=said.ready, slots=load.slots, rates=rates)
-    load.ahead = Work(
-        requests=max(said.running, 0) + max(said.waiting, 0),
-        prompt_tokens=max(said.pending_prompt_tokens, 0),
-        output_tokens=max(said.pending_output_tokens, 0),
+    ahead = load.ahead
+    ahead.requests = max(said.running, 0) + max(said.waiting, 0)
+    ahead.prompt_tokens = max(said.pending_prompt_tokens, 0)
+    ahead.output_tokens = max(said.pending_output_tokens, 0)
+
+
+def _are(servers: Servers | None, ready: int, load: ModelLoad) -> bool:
+    """Whether nothing of the servers has changed, so that boards need not look again."""
+    return (
+        servers is not None and servers.ready == ready and servers.slots == load.slots
+        and servers.rates.prefill_tok_s == load.prefill_tok_s
+        and servers.rates.decode_tok_s == load.decode_tok_s
     )
 
 

@@ -1,9 +1,9 @@
 """Where a prompt's beginning was computed lately, and how much of it is probably still there.
 
-A prompt's beginning is known by the hashes of its blocks of `BLOCK_BYTES`. Each hash covers all
-blocks before it too, so that whoever got a block got everything before it. What was computed is
-forgotten by its engine with time, with the tokens that it computes since, and at once when it ends;
-what engines report teaches how far to believe the rest. See docs/prefixes.md.
+A prompt's beginning is known by the hashes of its blocks, which end at `BLOCK_ENDS`. Each hash
+covers all blocks before it too, so that whoever got a block got everything before it. What was
+computed is forgotten by its engine with time, with the tokens that it computes since, and at once
+when it ends; what engines report teaches how far to believe the rest. See docs/prefixes.md.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,22 @@ from typing import Final
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.world.digest import SiteDigest
 
-BLOCK_BYTES: Final = 1024  # of the prompt's JSON
+BLOCK_BYTES: Final = 1024  # of the prompt's JSON, the first blocks
 BLOCK_TOKENS: Final = BLOCK_BYTES // 4  # four bytes a token, as in the gateway's other estimates
+MOST_BYTES: Final = 256 * BLOCK_BYTES  # requests that agree so far are taken for one prefix
+GROWTH: Final = 4  # a later block is this part of what is before it: what is lost at its end, too
+
+
+def _block_ends() -> tuple[int, ...]:
+    ends = [BLOCK_BYTES]
+    while ends[-1] < MOST_BYTES:
+        blocks = max(ends[-1] // BLOCK_BYTES // GROWTH, 1)
+        ends.append(ends[-1] + blocks * BLOCK_BYTES)
+    return (*ends[:-1], MOST_BYTES)
+
+
+BLOCK_ENDS: Final[tuple[int, ...]] = _block_ends()  # in bytes of the prompt's JSON
+_TOKENS: Final[list[int]] = [end // 4 for end in BLOCK_ENDS]
 
 HALF_LIFE_S: Final = 600.0  # after this long half of what was computed counts
 KEPT_TOKENS: Final = 200_000  # by a replica that does not say how many its cache holds
@@ -96,8 +110,9 @@ _NOWHERE: Final[tuple[Sighting, ...]] = ()
 class Prefixes:
     """Block hash -> the places that got it lately; at most `most` blocks are kept.
 
-    Kept in two halves: a block that is used moves to the younger one, and when that is full the
-    older one goes. Hashes are salted by tenant and model, so tenants share nothing but the bound.
+    Of one prompt as many count as there are `BLOCK_ENDS`. Kept in two halves: a block that is used
+    moves to the younger one, and when that is full the older one goes. Hashes are salted by tenant
+    and model, so tenants share nothing but the bound.
     Mutable, owned by one event loop.
     """
 
@@ -154,20 +169,23 @@ class Prefixes:
         """Successive blocks that went to the same places, with the tokens up to their last. The
         last block that a place got counts, and with it all before."""
         runs: list[tuple[tuple[Sighting, ...], int]] = []
-        young, old, tokens, end = self._young, self._old, 0, 0
+        young, old, tokens = self._young, self._old, 0
         places = _NOWHERE
-        for block in blocks:
-            tokens += BLOCK_TOKENS
+        if len(blocks) > len(_TOKENS):
+            blocks = blocks[: len(_TOKENS)]
+        for index, block in enumerate(blocks):
             known = young.get(block)
             if known is None:
                 known = old.get(block, _NOWHERE)
             if known is not places:
                 if places:
-                    runs.append((places, end))
+                    runs.append((places, tokens))
+                if not known:
+                    return runs  # whoever got a block got all before it: nobody got the rest
                 places = known
-            end = tokens
+            tokens = _TOKENS[index]
         if places:
-            runs.append((places, end))
+            runs.append((places, tokens))
         return runs
 
     # -- what happens ----------------------------------------------------------------------------
@@ -186,19 +204,24 @@ class Prefixes:
         seen = Sighting(
             cache, self._trust(scope, site), replica, generation, now_ns, computed_tokens
         )
-        if len(blocks) > self._half:
-            blocks = blocks[: self._half]
+        most = min(self._half, len(BLOCK_ENDS))
+        if len(blocks) > most:
+            blocks = blocks[:most]
         if len(self._young) + len(blocks) > self._half:
             self._old, self._young = self._young, {}
         young, old = self._young, self._old
         before = _NOWHERE
-        after: tuple[Sighting, ...] = (seen,)
+        alone: tuple[Sighting, ...] = (seen,)
+        after, is_known = alone, True
         for block in blocks:
-            known = young.get(block)
-            if known is None:
-                known = old.get(block, _NOWHERE)
-            if known is not before:
-                before, after = known, _beside(seen, known)
+            if is_known:
+                known = young.get(block)
+                if known is None:
+                    known = old.get(block, _NOWHERE)
+                if not known:
+                    is_known, after = False, alone  # nor is any block behind it
+                elif known is not before:
+                    before, after = known, _beside(seen, known)
             young[block] = after
         return seen
 
