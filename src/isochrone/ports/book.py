@@ -137,6 +137,15 @@ class Book(Protocol):
         """Sums of requests received since then, by replica and model; for reconciliation."""
         ...
 
+    def wrong_hours(self, *, since: int, until: int) -> int:
+        """How many sums by hour, of hours from `since` until before `until` (wall ns), are not
+        those of the booked requests; 0 unless somebody changed the book by hand."""
+        ...
+
+    def make_hours_again(self, *, since: int, until: int) -> int:
+        """Make those sums again from the requests; return how many were wrong. Bookings wait."""
+        ...
+
     def park(self, messages: Sequence[Parked], *, now: int) -> None:
         """Keep these messages; one that is kept already stays as it is."""
         ...

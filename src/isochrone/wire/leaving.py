@@ -239,6 +239,18 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         reference="client_request_id",
     ),
     "_Batch": _fields(account="version batch_id grounds events"),
+    # wire/prices.py
+    "SheetText": _fields(account="id currency valid_from prices adjustments recurring fees"),
+    "PriceText": _fields(
+        account="name charge meters models classes sites kinds bound least most",
+    ),
+    "ChargeText": _fields(account="model price per size tiers"),
+    "TierText": _fields(account="price up_to"),
+    "AdjustmentText": _fields(
+        account="name basis_points meters models classes sites kinds bound",
+    ),
+    "RecurringText": _fields(account="name amount"),
+    "FeeText": _fields(account="name basis_points of"),
     # wiring/joining.py
     "SiteKeys": _fields(credential="peer_secret nats_seed"),
     # wiring/local/state.py
@@ -256,7 +268,18 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
         account="id org_id project_id policy_id name classes created_at revoked_at",
         credential="secret_sha256",
     ),
+    "charged_periods": _fields(account="org_id project_id begin_at closed_at"),
+    "charges": _fields(
+        account=(
+            "org_id project_id item hour_at revision quantity amount_pico currency sheet digest "
+            "charged_at"
+        ),
+    ),
     "deployments": _fields(fleet="site model replicas engine context_tokens admission"),
+    "engine_counts": _fields(
+        fleet="replica generation run day_at site model prompt cached output heard_at",
+    ),
+    "entries": _fields(account="org_id key line account project_id amount_pico"),
     "entitlements": _fields(
         account=(
             "id org_id project_id name model class tok_s residency starts_at ends_at slices "
@@ -274,18 +297,48 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
         reference="client_request_id",
     ),
     "grounds": _fields(account="site id ground kept_at"),
+    "holds": _fields(
+        account=(
+            "org_id id project_id currency amount_pico opened_at expires_at state used_pico"
+        ),
+    ),
     "idempotency": _fields(account="caller key request_hash resource created_at"),
     "leases": _fields(fleet="name holder epoch expires_at"),
     "links": _fields(fleet="site peer rtt_ms source via"),
+    "meter_events": _fields(
+        account=(
+            "org_id id project_id meter amount from_at until_at model class site bound kind "
+            "replaces request_id was is_metered arrived_at"
+        ),
+        reference="subject",
+    ),
+    "meter_hours": _fields(
+        account=(
+            "org_id project_id hour_at meter model class site bound kind amount digest due"
+        ),
+    ),
     "models": _fields(fleet="name kind revision context_tokens created_at"),
     "organisations": _fields(account="id name created_at"),
     "parked": _fields(account="id subject payload reason parked_at"),
     "policies": _fields(account="id org_id name residency transit created_at caches logs"),
+    "postings": _fields(
+        account="org_id key number kind at currency about unwinds recorded_at",
+    ),
+    "price_sheets": _fields(
+        account="id version only_for currency valid_from sheet created_at",
+    ),
     "principals": _fields(
         account="id org_id name role created_at revoked_at",
         credential="token_sha256",
     ),
     "projects": _fields(account="id org_id name created_at"),
+    "reconciliations": _fields(account="day_at agrees report made_at"),
+    "request_hours": _fields(
+        account=(
+            "org_id project_id hour_at model class site bound requests input_uncached "
+            "input_cached output digest due"
+        ),
+    ),
     "site_tokens": _fields(credential="token_sha256", fleet="site created_at used_at expires_at"),
     "sites": _fields(
         fleet=(
@@ -299,7 +352,7 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
             "request_id org_id project_id key_id endpoint stream class model revision "
             "ingress_site ingress_country serving_site serving_country replica received_at "
             "finished_at chosen_ms sent_ms first_byte_ms total_ms input_uncached input_cached "
-            "output token_source outcome status reason reporter attempts decision booked_at"
+            "output token_source outcome status reason reporter attempts decision booked_at bound"
         ),
         reference="client_request_id",
     ),

@@ -5,7 +5,7 @@ reports are compared by the rule of the core, under a row lock, so that this fil
 copy of that rule.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import LiteralString
 
@@ -20,13 +20,23 @@ from isochrone.adapters.postgres.book_rows import (
     ground_text,
     values_of,
 )
+from isochrone.adapters.postgres.hours import (
+    BOUND,
+    add_moved,
+    begin_moving,
+    count_wrong,
+    insert_and_move,
+    make_again,
+    move_in,
+    move_out,
+)
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import RequestId, SiteName, is_uuid7
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.metering.merge import better
 from isochrone.core.routing.choice import Ground
-from isochrone.core.world.tenant import Scope
+from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.book import (
     Booked,
     Parked,
@@ -76,15 +86,15 @@ class PostgresBook:
         return new
 
     def book_usage(self, events: Sequence[UsageEvent], *, now: int) -> int:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             return _merge(connection, "usage", events, now=now)
 
     def note_evidence(self, events: Sequence[UsageEvent], *, now: int) -> int:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             return _merge(connection, "evidence", events, now=now)
 
     def book_overdue_evidence(self, older_than: int, *, now: int, most: int = 500) -> int:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             rows = connection.execute(
                 sql.SQL(
                     "UPDATE evidence SET settled_at = %s WHERE (request_id, serving_site) IN ("
@@ -174,6 +184,14 @@ class PostgresBook:
                 (since,),
             ).fetchall()
 
+    def wrong_hours(self, *, since: int, until: int) -> int:
+        with self._pool.transaction(EVERY_TENANT) as connection:
+            return count_wrong(connection, since, until)
+
+    def make_hours_again(self, *, since: int, until: int) -> int:
+        with self._pool.transaction(EVERY_TENANT) as connection:
+            return make_again(connection, since, until)
+
     def park(self, messages: Sequence[Parked], *, now: int) -> None:
         with self._pool.transaction() as connection, connection.cursor() as cursor:
             cursor.executemany(
@@ -239,16 +257,34 @@ def _merge(
     incoming = _best_by_key(table, events)
     if not incoming:
         return 0
+    is_usage = table == "usage"
     _copy(connection, incoming.values(), now=now)
     key = sql.SQL(", ").join(map(sql.Identifier, _KEY[table]))
-    new = connection.execute(
-        sql.SQL(
-            "INSERT INTO {table} ({names}, booked_at) SELECT {names}, booked_at FROM incoming"
-            " ORDER BY {key} ON CONFLICT DO NOTHING"
-        ).format(table=sql.Identifier(table), names=_NAMES, key=key)
-    ).rowcount
-    if new == len(incoming):
-        return new
+    if is_usage:
+        begin_moving(connection)
+        new = insert_and_move(connection, _NAMES)
+    else:
+        new = connection.execute(
+            sql.SQL(
+                "INSERT INTO {table} ({names}, booked_at) SELECT {names}, booked_at FROM incoming"
+                " ORDER BY {key} ON CONFLICT DO NOTHING"
+            ).format(table=sql.Identifier(table), names=_NAMES, key=key)
+        ).rowcount
+    replaced = 0 if new == len(incoming) else _replace(connection, table, incoming, now=now)
+    if is_usage:
+        add_moved(connection)
+    return new + replaced
+
+
+def _replace(
+    connection: psycopg.Connection[TupleRow],
+    table: Table,
+    incoming: Mapping[tuple[object, ...], UsageEvent],
+    *,
+    now: int,
+) -> int:
+    """Replace the rows that are there by better reports of `incoming`; return how many."""
+    key = sql.SQL(", ").join(map(sql.Identifier, _KEY[table]))
     # Rows in the order of their keys, so that two bookers cannot wait for each other.
     there = connection.execute(
         sql.SQL(
@@ -260,23 +296,31 @@ def _merge(
     replacing = [
         event for key_, event in incoming.items() if better(present[key_], event) != present[key_]
     ]
-    if replacing:
-        _copy(connection, replacing, now=now)
-        connection.execute(
-            sql.SQL(
-                "UPDATE {table} t SET ({names}, booked_at) = ROW({values}, i.booked_at)"
-                " FROM incoming i WHERE {same}"
-            ).format(
-                table=sql.Identifier(table),
-                names=_NAMES,
-                values=sql.SQL(", ").join(sql.Identifier("i", name) for name in COLUMNS),
-                same=sql.SQL(" AND ").join(
-                    sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier("i", name))
-                    for name in _KEY[table]
-                ),
-            )
+    if not replacing:
+        return 0
+    _copy(connection, replacing, now=now)
+    is_usage = table == "usage"
+    if is_usage:
+        move_out(connection)
+    connection.execute(
+        sql.SQL(
+            "UPDATE {table} t SET ({names}, booked_at{bound}) = ROW({values}, i.booked_at{named})"
+            " FROM incoming i WHERE {same}"
+        ).format(
+            table=sql.Identifier(table),
+            names=_NAMES,
+            values=sql.SQL(", ").join(sql.Identifier("i", name) for name in COLUMNS),
+            bound=sql.SQL(", bound") if is_usage else sql.SQL(""),
+            named=sql.SQL(f", {BOUND}") if is_usage else sql.SQL(""),
+            same=sql.SQL(" AND ").join(
+                sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier("i", name))
+                for name in _KEY[table]
+            ),
         )
-    return new + len(replacing)
+    )
+    if is_usage:
+        move_in(connection)
+    return len(replacing)
 
 
 def _best_by_key(
@@ -295,7 +339,8 @@ def _copy(
 ) -> None:
     """Put the rows of `events` in the connection's own table `incoming`."""
     connection.execute(
-        "CREATE TEMPORARY TABLE IF NOT EXISTS incoming (LIKE usage) ON COMMIT DELETE ROWS;"
+        "CREATE TEMPORARY TABLE IF NOT EXISTS incoming (LIKE usage INCLUDING DEFAULTS)"
+        " ON COMMIT DELETE ROWS;"
         "DELETE FROM incoming"
     )
     names = sql.SQL("COPY incoming ({names}, booked_at) FROM STDIN").format(names=_NAMES)

@@ -22,6 +22,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
 from isochrone.core.errors import Conflict, InvalidInput, StoreUnavailable
+from isochrone.core.world.tenant import Scope
 
 APPLICATION_ROLE = "isochrone_app"
 CONNECT_TIMEOUT_S = 3
@@ -29,6 +30,7 @@ GET_TIMEOUT_S = 3.0
 STATEMENT_TIMEOUT_MS = 10_000
 LOCK_TIMEOUT_MS = 2_000
 IDLE_TIMEOUT_MS = 15_000
+EVERYBODY = "*"  # what the policies of the tables take for everybody; no organisation's id
 
 
 def application_conninfo(conninfo: str) -> str:
@@ -69,10 +71,19 @@ class Pool:
         )
 
     @contextmanager
-    def transaction(self) -> Iterator[psycopg.Connection[TupleRow]]:
-        """One transaction; raises StoreUnavailable, Conflict or InvalidInput (see the module)."""
+    def transaction(
+        self, scope: Scope | None = None
+    ) -> Iterator[psycopg.Connection[TupleRow]]:
+        """One transaction; raises StoreUnavailable, Conflict or InvalidInput (see the module).
+        Its tenant is that of `scope`, for the tables with policies of row-level security."""
         try:
             with self._pool.connection() as connection:
+                if scope is not None:
+                    # True: until the end of the transaction; the next one starts without.
+                    connection.execute(
+                        "SELECT set_config('isochrone.tenant', %s, true)",
+                        (EVERYBODY if scope.org_id is None else scope.org_id,),
+                    )
                 yield connection
         except psycopg.errors.UniqueViolation as error:
             raise Conflict(_said(error)) from error

@@ -15,8 +15,9 @@ from typing import Literal
 from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.money import LARGEST, is_currency
 
-# credit: what a customer has to spend. held: set aside for what is not settled. owed: used and not
-# paid. revenue, cash, rounding, breakage: the operator's own.
+# credit: what a customer has to spend. held: set aside for what is not settled. owed: what went
+# there for usage, less what was charged: below zero, used and not paid. revenue, cash, rounding,
+# breakage: the operator's own.
 AccountKind = Literal["credit", "held", "owed", "revenue", "cash", "rounding", "breakage"]
 PostingKind = Literal["credit", "hold", "settle", "void", "charge", "correction"]
 

@@ -172,3 +172,12 @@ def in_force(sheets: Sequence[PriceSheet], at: int) -> PriceSheet | None:
     became so last; of two for the same instant the higher version."""
     begun = [sheet for sheet in sheets if sheet.valid_from <= at]
     return max(begun, key=lambda sheet: (sheet.valid_from, sheet.version), default=None)
+
+
+def applying(general: Sequence[PriceSheet], own: Sequence[PriceSheet]) -> list[PriceSheet]:
+    """The sheets that price an organisation's usage: those for everybody until the first that was
+    made for it alone becomes valid, and from then on its own only."""
+    begins = min((sheet.valid_from for sheet in own), default=None)
+    return [
+        *(sheet for sheet in general if begins is None or sheet.valid_from < begins), *own
+    ]

@@ -98,3 +98,6 @@ class Scope:
     """Whose rows a call may touch: one organisation's, or everyone's when `org_id` is None."""
 
     org_id: OrgId | None
+
+
+EVERY_TENANT = Scope(org_id=None)  # for what control does by itself, on behalf of nobody

@@ -1,0 +1,112 @@
+"""Price sheets in PostgreSQL: versions that are added and never changed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+from psycopg.rows import TupleRow
+
+from isochrone.adapters.postgres.once import made_before
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.core.billing.period import month_of
+from isochrone.core.billing.sheet import PriceSheet, applying
+from isochrone.core.errors import Conflict, InvalidInput, NotFound
+from isochrone.core.ids import OrgId
+from isochrone.core.world.tenant import EVERY_TENANT, Scope
+from isochrone.ports.prices import StoredSheet
+from isochrone.ports.tenants import Once
+from isochrone.wire.prices import sheet_of, sheet_text_of, text_of
+
+_SHEET = "SELECT sheet, version, only_for, valid_from, created_at FROM price_sheets"
+_ONE_WRITER = 7461300019  # an advisory lock: versions follow one another
+
+
+class PostgresPrices:
+    """`ports.prices.Prices` on one database; one call is one transaction."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def sheets(self, scope: Scope) -> Sequence[StoredSheet]:
+        with self._pool.transaction(scope) as connection:
+            rows = connection.execute(
+                f"{_SHEET} WHERE only_for IS NULL OR %(org)s::text IS NULL OR only_for = %(org)s"
+                " ORDER BY id, version",
+                {"org": scope.org_id},
+            ).fetchall()
+        return [_stored(row) for row in rows]
+
+    def add_sheet(self, scope: Scope, sheet: StoredSheet, *, once: Once | None) -> StoredSheet:
+        new, now = sheet.sheet, sheet.created_at
+        with self._pool.transaction(scope) as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_ONE_WRITER,))
+            rows = connection.execute(f"{_SHEET} ORDER BY id, version").fetchall()
+            known = [_stored(row) for row in rows]
+            versions = [each for each in known if each.sheet.id == new.id]
+            version = len(versions) + 1
+            earlier = made_before(connection, once, resource=f"{new.id}/{version}", now=now)
+            if earlier is not None:
+                return next(
+                    each for each in versions if f"{new.id}/{each.sheet.version}" == earlier
+                )
+            _check(sheet, known)
+            if sheet.only_for is not None and connection.execute(
+                "SELECT 1 FROM organisations WHERE id = %s", (sheet.only_for,)
+            ).fetchone() is None:
+                raise NotFound(f"there is no organisation {sheet.only_for!r}")
+            made = replace(sheet, sheet=replace(new, version=version))
+            connection.execute(
+                "INSERT INTO price_sheets"
+                " (id, version, only_for, currency, valid_from, sheet, created_at)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                (new.id, version, sheet.only_for, new.currency, new.valid_from,
+                 json.dumps(msgspec.to_builtins(text_of(new))), now),
+            )
+            # What these hours came to may be another amount now.
+            for table in ("request_hours", "meter_hours"):
+                connection.execute(
+                    f"UPDATE {table} SET due = true WHERE hour_at >= %(from)s AND NOT due"
+                    " AND (%(org)s::text IS NULL OR org_id = %(org)s)",
+                    {"from": new.valid_from, "org": sheet.only_for},
+                )
+        return made
+
+    def applying(self, org_id: OrgId) -> Sequence[PriceSheet]:
+        with self._pool.transaction(EVERY_TENANT) as connection:
+            return sheets_for(connection.execute(_SHEET).fetchall(), org_id)
+
+
+SHEETS = _SHEET
+
+
+def sheets_for(rows: Sequence[TupleRow], org_id: OrgId) -> list[PriceSheet]:
+    """Of all rows of `SHEETS`, the sheets that price the usage of an organisation."""
+    known = [_stored(row) for row in rows]
+    return applying(
+        [each.sheet for each in known if each.only_for is None],
+        [each.sheet for each in known if each.only_for == org_id],
+    )
+
+
+def _check(new: StoredSheet, known: Sequence[StoredSheet]) -> None:
+    for each in known:
+        if each.sheet.id == new.sheet.id and each.only_for != new.only_for:
+            raise Conflict(f"the sheet {new.sheet.id!r} is not for the same organisation")
+        if each.sheet.currency != new.sheet.currency:
+            raise Conflict(
+                f"the other sheets are in {each.sheet.currency}; amounts of two currencies are"
+                " never added, so this one has to be too"
+            )
+    begin = month_of(new.created_at).begin
+    if known and new.sheet.valid_from < begin:
+        raise InvalidInput(
+            ["valid_from: lies before this month; hours of earlier months keep their prices"]
+        )
+
+
+def _stored(row: TupleRow) -> StoredSheet:
+    return StoredSheet(
+        sheet=sheet_of(sheet_text_of(row[0]), version=row[1], valid_from=row[3]),
+        only_for=row[2], created_at=row[4],
+    )
