@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import msgspec
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from isochrone.core.billing.charging import (
     charges_of,
 )
 from isochrone.core.billing.ledger import Posting, balances, problems_of
-from isochrone.core.billing.period import hour_of, month_of, part_over
+from isochrone.core.billing.period import hour_of, month_named, month_of, name_of, part_over
 from isochrone.core.billing.rate import Quantity, rate
 from isochrone.core.billing.sheet import (
     HOUR_NS,
@@ -147,6 +148,10 @@ def test_an_own_sheet_ends_the_general_ones(
 @given(st.integers(0, 4 * 10**18))
 def test_a_period_is_the_month_of_its_instants(at: int) -> None:
     period = month_of(at)
+    moment = datetime.fromtimestamp(at // 10**9, UTC)
+    assert name_of(period) == f"{moment:%Y-%m}"
+    assert month_named(name_of(period)) == period
+    assert datetime.fromtimestamp(period.begin // 10**9, UTC).day == 1
     assert period.begin <= hour_of(at) <= at < period.end
     assert month_of(period.begin) == period == month_of(period.end - 1)
     assert month_of(period.end).begin == period.end

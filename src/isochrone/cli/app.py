@@ -12,8 +12,10 @@ from isochrone.cli import (
     entitlements,
     explain,
     keys,
+    ledger,
     models,
     policies,
+    prices,
     processes,
     replay,
     sites,
@@ -39,6 +41,8 @@ for group in (up, status, sites, chat, models, usage, explain, replay, check, pr
 app.add_typer(keys.app, name="keys")
 app.add_typer(policies.app, name="policies")
 app.add_typer(entitlements.app, name="entitlement")
+app.add_typer(prices.app, name="price")
+app.add_typer(ledger.app, name="ledger")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The loops of one copy of control: booking usage, publishing, hearing the fleet.
+"""The loops of one copy of control: booking and charging usage, publishing, hearing the fleet.
 
 Free of threads, sockets and servers, so the twin runs the same loops on virtual time.
 """
@@ -11,6 +11,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from isochrone.control.booking import Booking
+from isochrone.control.charging import Charging
 from isochrone.control.fleet_state import FleetState, learn_links, listen
 from isochrone.control.offload import Offload
 from isochrone.control.publish import Publisher
@@ -58,6 +59,8 @@ class ControlLoops:
             evidence_wait_s=plan.evidence_wait_s,
         )
 
+        self.charging = Charging(ports.registry.ledger, clock=ports.clock, offload=ports.offload)
+
     async def run(self) -> None:
         """Work until cancelled; outages of the book and the bus are waited out."""
         ports = self.ports
@@ -66,6 +69,7 @@ class ControlLoops:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.publisher.run(), name="publisher")
                 tasks.create_task(self.booking.run(), name="booking")
+                tasks.create_task(self.charging.run(), name="charging")
                 tasks.create_task(
                     learn_links(self.fleet, ports.registry.estate, ports.offload), name="links"
                 )

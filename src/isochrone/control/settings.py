@@ -9,7 +9,8 @@ class ControlSettings:
     """`database` is a PostgreSQL connection string; `nats_credentials` the login of control;
     `nats_secrets` what site logins are signed with; `signing_key` the Ed25519 seed (hex) of the
     view; `admin_key` the operator's key. The hash of the latter is kept in the book. `world` is
-    made to hold in the book at the start. `public_url` is where sites and people reach the API.
+    made to hold in the book at the start, and the sheet of the TOML file `prices` is added to a
+    book that has none of its id. `public_url` is where sites and people reach the API.
     """
 
     port: int
@@ -22,4 +23,5 @@ class ControlSettings:
     public_url: str
     host: str = "127.0.0.1"
     world: Path | None = None
+    prices: Path | None = None
     evidence_wait_s: float = 30.0

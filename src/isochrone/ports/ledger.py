@@ -50,6 +50,10 @@ class Ledger(Protocol):
         """Record it unless its key is known. Raises InvalidInput with all that is wrong."""
         ...
 
+    def posting(self, scope: Scope, org_id: OrgId, key: str) -> Recorded:
+        """Raises NotFound."""
+        ...
+
     def postings(
         self, scope: Scope, *, org_id: OrgId | None, project_id: ProjectId | None, most: int,
         after: int | None = None,

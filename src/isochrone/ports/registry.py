@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from isochrone.ports.entitlements import Entitlements
 from isochrone.ports.estate import Estate
 from isochrone.ports.leases import Leases
+from isochrone.ports.ledger import Ledger
+from isochrone.ports.prices import Prices
 from isochrone.ports.tenants import Tenants
 
 
@@ -16,3 +18,5 @@ class Registry:
     estate: Estate
     leases: Leases
     entitlements: Entitlements
+    prices: Prices
+    ledger: Ledger

@@ -34,13 +34,18 @@ from isochrone.control.loops import ControlLoops, ControlPlan, ControlPorts
 from isochrone.control.process import listen, run_process
 from isochrone.control.settings import ControlSettings
 from isochrone.control.world import Weights, intent_of, seed_of
+from isochrone.core.billing.sheet import PriceSheet
 from isochrone.core.errors import InvalidInput, StoreUnavailable
 from isochrone.core.ids import ModelName
 from isochrone.core.rng import stream
+from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.core.world.world import World
+from isochrone.ports.prices import Prices, StoredSheet
 from isochrone.ports.registry import Registry
+from isochrone.ports.tenants import Once
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.settings import load
+from isochrone.wiring.sheet_file import read_sheet
 from isochrone.wiring.world_file import BUNDLED, parse_world
 
 T = TypeVar("T")
@@ -59,6 +64,7 @@ class ControlFiles:
     admin_key: str
     nats: NatsSecrets
     world: World | None
+    prices: PriceSheet | None = None
 
 
 def run(config: Path) -> None:
@@ -117,9 +123,11 @@ def read_files(settings: ControlSettings) -> ControlFiles:
     attempt(lambda: load_credentials(settings.nats_credentials))
     path = settings.world
     world = None if path is None else attempt(lambda: _world(path))
+    wanted = settings.prices
+    prices = None if wanted is None else attempt(lambda: read_sheet(_text(wanted), str(wanted)))
     if problems or signer is None or admin_key is None or nats is None:
         raise InvalidInput(problems)
-    return ControlFiles(signer=signer, admin_key=admin_key, nats=nats, world=world)
+    return ControlFiles(signer=signer, admin_key=admin_key, nats=nats, world=world, prices=prices)
 
 
 async def prepare_book(
@@ -151,6 +159,17 @@ def _prepare(
         intent = intent_of(files.world, weights, load_round_trips(), now=now)
         if registry.estate.reconcile(intent, now=now):
             log.info("world_reconciled", sites=len(intent.sites), models=len(intent.models))
+    if files.prices is not None:
+        _add_first_sheet(registry.prices, files.prices, now)
+
+
+def _add_first_sheet(prices: Prices, sheet: PriceSheet, now: int) -> None:
+    """Add the sheet of the settings where the book has none of its id."""
+    if all(each.sheet.id != sheet.id for each in prices.sheets(EVERY_TENANT)):
+        once = Once(caller="control", key=f"first sheet {sheet.id}", body_sha256="")
+        added = StoredSheet(sheet=sheet, only_for=None, created_at=now)
+        prices.add_sheet(EVERY_TENANT, added, once=once)
+        log.info("price_sheet_added", sheet=sheet.id, currency=sheet.currency)
 
 
 def weights_of(world: World | None) -> dict[ModelName, Weights]:

@@ -68,6 +68,17 @@ class PostgresLedger:
         with self._pool.transaction(scope) as connection:
             return _record(connection, posting, now)
 
+    def posting(self, scope: Scope, org_id: OrgId, key: str) -> Recorded:
+        with self._pool.transaction(scope) as connection:
+            row = connection.execute(
+                f"{_POSTING} WHERE p.org_id = %(org)s AND p.key = %(key)s"
+                " AND (%(mine)s::text IS NULL OR p.org_id = %(mine)s) GROUP BY p.org_id, p.key",
+                {"org": org_id, "key": key, "mine": scope.org_id},
+            ).fetchone()
+        if row is None:
+            raise NotFound(f"there is no posting {key!r}")
+        return Recorded(posting=_posting(row), number=row[7], recorded_at=row[8])
+
     def postings(
         self, scope: Scope, *, org_id: OrgId | None, project_id: ProjectId | None, most: int,
         after: int | None = None,

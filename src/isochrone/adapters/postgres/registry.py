@@ -1,9 +1,11 @@
-"""The registry on PostgreSQL: tenants, estate, leases and entitlements over one pool."""
+"""The registry on PostgreSQL: its parts over one pool."""
 
 from isochrone.adapters.postgres.entitlements import PostgresEntitlements
 from isochrone.adapters.postgres.estate import PostgresEstate
 from isochrone.adapters.postgres.leases import PostgresLeases
+from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.pool import Pool
+from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.adapters.postgres.tenants import PostgresTenants
 from isochrone.ports.registry import Registry
 
@@ -12,5 +14,6 @@ def open_registry(pool: Pool) -> Registry:
     """The parts of the registry on `pool`, which stays the caller's to close."""
     return Registry(
         tenants=PostgresTenants(pool), estate=PostgresEstate(pool), leases=PostgresLeases(pool),
-        entitlements=PostgresEntitlements(pool),
+        entitlements=PostgresEntitlements(pool), prices=PostgresPrices(pool),
+        ledger=PostgresLedger(pool),
     )

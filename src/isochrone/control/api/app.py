@@ -8,9 +8,11 @@ from isochrone.control.api import (
     docs,
     entitlements,
     keys,
+    ledger,
     models,
     organisations,
     policies,
+    prices,
     principals,
     problems,
     projects,
@@ -28,6 +30,7 @@ PREFIX = "/api/v1"
 RESOURCES = (
     status, organisations, projects, principals, policies, keys, entitlements, voters, models,
     sites, deployments, usage, requests,
+    prices, ledger,
 )
 
 

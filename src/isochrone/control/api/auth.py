@@ -19,7 +19,7 @@ from isochrone.core.world.tenant import Role, Scope
 Right = Literal[
     "organisations.write", "estate.write", "estate.details", "projects.write", "principals",
     "keys.write", "keys.read", "policies.write", "usage.read", "entitlements.write",
-    "entitlements.read",
+    "entitlements.read", "prices.read", "prices.write", "ledger.read", "ledger.write",
 ]
 CallerRole = Role | Literal["key"]
 
@@ -28,24 +28,29 @@ RIGHTS: dict[CallerRole, frozenset[Right]] = {
         (
             "organisations.write", "estate.write", "estate.details", "projects.write",
             "principals", "keys.write", "keys.read", "policies.write", "usage.read",
-            "entitlements.write", "entitlements.read",
+            "entitlements.write", "entitlements.read", "prices.read", "prices.write",
+            "ledger.read", "ledger.write",
         )
     ),
     "owner": frozenset(
         (
             "projects.write", "principals", "keys.write", "keys.read", "policies.write",
-            "usage.read", "entitlements.read",
+            "usage.read", "entitlements.read", "prices.read", "ledger.read",
         )
     ),
     "admin": frozenset(
         (
             "projects.write", "keys.write", "keys.read", "policies.write", "usage.read",
-            "entitlements.read",
+            "entitlements.read", "prices.read", "ledger.read",
         )
     ),
-    "developer": frozenset(("keys.write", "keys.read", "usage.read", "entitlements.read")),
-    "auditor": frozenset(("keys.read", "usage.read", "entitlements.read")),
-    "billing": frozenset(("usage.read", "entitlements.read")),
+    "developer": frozenset(
+        ("keys.write", "keys.read", "usage.read", "entitlements.read", "prices.read")
+    ),
+    "auditor": frozenset(
+        ("keys.read", "usage.read", "entitlements.read", "prices.read", "ledger.read")
+    ),
+    "billing": frozenset(("usage.read", "entitlements.read", "prices.read", "ledger.read")),
     "key": frozenset(("usage.read",)),
 }
 

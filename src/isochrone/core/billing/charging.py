@@ -32,8 +32,8 @@ class Payer:
 class Charge:
     """What one item of a project came to in the hour that begins at `hour_at` (wall ns).
 
-    `item` is a meter, or kind, sheet and name of what is once a period, at its last hour. `digest` is
-    that of the usage which it summarises. The highest `revision` stands.
+    `item` is a meter, or kind, sheet and name of what is once a period, at its last hour. `digest`
+    is that of the project's events of the hour. The highest `revision` stands.
     """
 
     payer: Payer

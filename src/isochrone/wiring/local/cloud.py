@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from isochrone.adapters.nats import server as nats
 from isochrone.adapters.nats.identity import load_secrets
+from isochrone.adapters.packaged import DATA
 from isochrone.adapters.postgres import server as postgres
 from isochrone.agent.settings import AgentSettings
 from isochrone.control.settings import ControlSettings
@@ -172,7 +173,7 @@ class LocalCloud:
             nats_secrets=self.state.secret("nats.json"),
             signing_key=self.state.secret("control.key"),
             admin_key=self.state.secret("admin.key"), world=folder / "world.toml",
-            public_url=self.control_url,
+            prices=DATA / "prices" / "standard.toml", public_url=self.control_url,
         )
         write_private(folder / "control.toml", render(settings).encode())
         child = self.supervisor.start(

@@ -43,9 +43,9 @@ CREATE VIEW usage_by_hour WITH (security_invoker = true) AS
     GROUP BY 1, 2, 3, 4, 5, 6, 7;
 INSERT INTO request_hours SELECT * FROM usage_by_hour;
 
--- What was used of other meters, event by event; only ever added to. amount: of a time-weighted meter
--- the level from from_at until before until_at. request_id: a request of which this meter is said
--- anew; was: what was booked of it. replaces: the event that no longer counts.
+-- What was used of other meters, event by event; only ever added to. amount: of a time-weighted
+-- meter the level from from_at until before until_at. request_id: a request of which this meter is
+-- said anew; was: what was booked of it. replaces: the event that no longer counts.
 CREATE TABLE meter_events (
     org_id      text NOT NULL,
     id          text NOT NULL,
@@ -240,7 +240,8 @@ CREATE TABLE reconciliations (
     made_at   bigint NOT NULL
 );
 
-GRANT SELECT, INSERT, UPDATE ON request_hours, meter_hours, charged_periods, holds, engine_counts TO isochrone_app;
+GRANT SELECT, INSERT, UPDATE ON
+    request_hours, meter_hours, charged_periods, holds, engine_counts TO isochrone_app;
 GRANT SELECT, INSERT ON meter_events, price_sheets, postings, entries, charges, reconciliations
     TO isochrone_app;
 GRANT SELECT ON usage_by_hour, standing_charges TO isochrone_app;

@@ -1,0 +1,328 @@
+"""The ledger: what was spent so far, balances, postings; credits and their corrections."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, status
+from pydantic import BaseModel
+
+from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.context import Context
+from isochrone.control.api.paging import Listed, Paging, paging
+from isochrone.control.api.shapes import Body, Identifier, Text
+from isochrone.control.api.writing import Repeat, repeat
+from isochrone.control.charging import charge_now
+from isochrone.core.billing.ledger import Account, Entry, Posting, unwinding
+from isochrone.core.billing.period import month_named, month_of, name_of
+from isochrone.core.billing.rate import Line, Period, Quantity
+from isochrone.core.errors import Conflict, InvalidInput, NotFound
+from isochrone.core.ids import OrgId, ProjectId
+from isochrone.core.money import is_currency, pico, written
+from isochrone.ports.ledger import Recorded, Spent
+
+Filter = Annotated[str | None, Query(max_length=100)]
+
+
+class LineShape(BaseModel):
+    """One line of what was spent; amounts are decimal texts in units of the currency."""
+
+    kind: str
+    name: str
+    sheet: str
+    version: int
+    meter: str | None
+    model: str | None
+    class_: str | None
+    site: str | None
+    in_country: bool
+    quantity: int
+    adjustments: list[str]
+    amount: str
+
+
+class UnpricedShape(BaseModel):
+    """Usage of one hour that no sheet prices."""
+
+    meter: str
+    model: str | None
+    site: str | None
+    hour_at: int
+    quantity: int
+
+
+class SpentShape(BaseModel):
+    """A project's month so far: `amount` is all of it, of which `charged` stands in the ledger."""
+
+    org_id: str
+    project_id: str
+    month: str
+    currency: str | None
+    amount: str
+    charged: str
+    lines: list[LineShape]
+    unpriced: list[UnpricedShape]
+
+
+class BalanceShape(BaseModel):
+    """`project_id` is null for an account of the operator."""
+
+    org_id: str
+    project_id: str | None
+    account: str
+    currency: str
+    amount: str
+
+
+class EntryShape(BaseModel):
+    account: str
+    project_id: str | None
+    amount: str
+
+
+class PostingShape(BaseModel):
+    """`at` and `recorded_at` are wall ns UTC; `number` is its place in the order of recording."""
+
+    number: int
+    org_id: str
+    key: str
+    kind: str
+    at: int
+    currency: str
+    about: str
+    unwinds: str | None
+    recorded_at: int
+    entries: list[EntryShape]
+
+
+class NewCredit(Body):
+    """What a project paid or was given: a decimal text such as "10.00", above zero."""
+
+    org_id: Identifier = "default"
+    project_id: Identifier = "default"
+    amount: Text
+    currency: Text = "EUR"
+    about: Text = "credit"
+
+
+class NewCorrection(Body):
+    """`key` is that of the posting to be unwound."""
+
+    org_id: Identifier = "default"
+    key: Text
+    about: Text
+
+
+class Charged(BaseModel):
+    """How many charges were recorded."""
+
+    charges: int
+
+
+def routes(context: Context) -> APIRouter:
+    router = APIRouter(prefix="/ledger", tags=["money"])
+    known = Depends(authenticator(context))
+    _add_reading(router, context, known)
+    _add_writing(router, context, known)
+    return router
+
+
+def _add_reading(router: APIRouter, context: Context, known: Any) -> None:
+    """What was spent, balances and postings. `known` is the dependency that gives the caller."""
+    ledger = context.registry.ledger
+
+    @router.get("/spent")
+    def spent(
+        caller: Annotated[Caller, known], month: Filter = None, org_id: Filter = None,
+        project_id: Filter = None,
+    ) -> Listed[SpentShape]:
+        """What each project has spent in a month (2026-11; by default the present one) so far,
+        line by line, the present hour included."""
+        caller.need("ledger.read")
+        found = ledger.spent(
+            caller.scope, _period(context, month), now=context.now(), org_id=_org(org_id),
+            project_id=_project(project_id),
+        )
+        return Listed(items=[_spent(each) for each in found], next=None)
+
+    @router.get("/balances")
+    def balances(
+        caller: Annotated[Caller, known], org_id: Filter = None, project_id: Filter = None
+    ) -> Listed[BalanceShape]:
+        """Sums over all entries, by account; those at zero left out."""
+        caller.need("ledger.read")
+        found = ledger.balances(
+            caller.scope, org_id=_org(org_id), project_id=_project(project_id)
+        )
+        rows = [
+            BalanceShape(
+                org_id=account.org_id, project_id=account.project_id, account=account.kind,
+                currency=currency, amount=written(amount),
+            )
+            for (account, currency), amount in found.items()
+        ]
+        return Listed(items=rows, next=None)
+
+    @router.get("/postings")
+    def postings(
+        caller: Annotated[Caller, known], page: Annotated[Paging, Depends(paging)],
+        org_id: Filter = None, project_id: Filter = None,
+    ) -> Listed[PostingShape]:
+        """Postings in the order of their recording; `after` is the number of one."""
+        caller.need("ledger.read")
+        after = page.after
+        if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
+            raise InvalidInput([f"after: {after!r} is not the number of a posting"])
+        rows = ledger.postings(
+            caller.scope, org_id=_org(org_id), project_id=_project(project_id),
+            most=page.page.most, after=None if after is None else int(after),
+        )
+        return page.listed(rows, _posting, lambda row: str(row.number))
+
+
+def _add_writing(router: APIRouter, context: Context, known: Any) -> None:
+    """Credits, their corrections, and charging now."""
+    ledger = context.registry.ledger
+
+    @router.post("/credits", status_code=status.HTTP_201_CREATED)
+    def credit(
+        body: NewCredit, caller: Annotated[Caller, known],
+        again: Annotated[Repeat, Depends(repeat)],
+    ) -> PostingShape:
+        """Credit a project. Needs an Idempotency-Key: the same one again credits nothing."""
+        caller.need("ledger.write")
+        project = context.registry.tenants.project(caller.scope, ProjectId(body.project_id))
+        if project.org_id != body.org_id:
+            raise NotFound(f"the organisation has no project {body.project_id!r}")
+        posting = _credit(body, f"credit/{caller.id}/{_key(again)}", context.now())
+        return _record(context, caller, posting)
+
+    @router.post("/corrections", status_code=status.HTTP_201_CREATED)
+    def correct(
+        body: NewCorrection, caller: Annotated[Caller, known],
+        again: Annotated[Repeat, Depends(repeat)],
+    ) -> PostingShape:
+        """Unwind a credit. What usage was charged is corrected by amending the usage, or by the
+        price; then the ledger follows by itself."""
+        caller.need("ledger.write")
+        key = f"correction/{caller.id}/{_key(again)}"
+        wrong = ledger.posting(caller.scope, OrgId(body.org_id), body.key)
+        if wrong.posting.kind != "credit":
+            raise InvalidInput(
+                [f"key: {body.key!r} is a {wrong.posting.kind}; only credits are corrected by hand"]
+            )
+        undone = unwinding(wrong.posting, key=key, at=wrong.posting.at, about=body.about)
+        return _record(context, caller, undone)
+
+    @router.post("/charges")
+    def charge(caller: Annotated[Caller, known]) -> Charged:
+        """Charge all usage so far, of the present hour too. Later usage corrects the charge."""
+        caller.need("ledger.write")
+        return Charged(charges=charge_now(ledger, now=context.now()))
+
+
+def _record(context: Context, caller: Caller, posting: Posting) -> PostingShape:
+    """The posting as it is recorded: now, or under the same key before."""
+    said = context.registry.ledger.record(caller.scope, posting, now=context.now())
+    found = context.registry.ledger.posting(caller.scope, posting.org_id, posting.key)
+    known = found.posting
+    if said == "conflict" and (known.entries, known.about, known.unwinds) != (
+        posting.entries, posting.about, posting.unwinds
+    ):
+        raise Conflict(
+            f"the idempotency key of {posting.key!r} was used before with another request"
+        )
+    return _posting(found)
+
+
+def _credit(body: NewCredit, key: str, now: int) -> Posting:
+    problems = []
+    amount = 0
+    try:
+        amount = pico(body.amount)
+    except ValueError as error:
+        problems.append(f"amount: {error}")
+    else:
+        if amount <= 0:
+            problems.append("amount: must be above zero; a credit is taken back by a correction")
+    if not is_currency(body.currency):
+        problems.append(f"currency: {body.currency!r}: want three capital letters")
+    if problems:
+        raise InvalidInput(problems)
+    org = OrgId(body.org_id)
+    own = Account(kind="credit", org_id=org, project_id=ProjectId(body.project_id))
+    return Posting(
+        org_id=org, key=key, kind="credit", at=now, currency=body.currency, about=body.about,
+        entries=(
+            Entry(account=own, amount_pico=amount),
+            Entry(account=Account(kind="cash", org_id=org), amount_pico=-amount),
+        ),
+    )
+
+
+def _key(again: Repeat) -> str:
+    if again.key is None:
+        raise InvalidInput(["Idempotency-Key: missing; money moves once under each"])
+    return again.key
+
+
+def _period(context: Context, month: str | None) -> Period:
+    if month is None:
+        return month_of(context.now())
+    try:
+        return month_named(month)
+    except ValueError as error:
+        raise InvalidInput([f"month: must be like 2026-11, not {month!r}"]) from error
+
+
+def _org(org_id: str | None) -> OrgId | None:
+    return None if org_id is None else OrgId(org_id)
+
+
+def _project(project_id: str | None) -> ProjectId | None:
+    return None if project_id is None else ProjectId(project_id)
+
+
+def _spent(spent: Spent) -> SpentShape:
+    return SpentShape(
+        org_id=spent.payer.org_id, project_id=spent.payer.project_id,
+        month=name_of(spent.period), currency=spent.rated.currency,
+        amount=written(spent.rated.total_pico), charged=written(spent.charged_pico),
+        lines=[_line(line) for line in spent.rated.lines],
+        unpriced=[_unpriced(each) for each in spent.rated.unpriced],
+    )
+
+
+def _line(line: Line) -> LineShape:
+    facts = line.facts
+    return LineShape(
+        kind=line.kind, name=line.name, sheet=line.sheet, version=line.version,
+        meter=None if facts is None else facts.meter,
+        model=None if facts is None else facts.model,
+        class_=None if facts is None else facts.class_,
+        site=None if facts is None else facts.site,
+        in_country=facts is not None and facts.bound,
+        quantity=line.quantity, adjustments=list(line.adjustments),
+        amount=written(line.amount_pico),
+    )
+
+
+def _unpriced(each: Quantity) -> UnpricedShape:
+    return UnpricedShape(
+        meter=each.facts.meter, model=each.facts.model, site=each.facts.site,
+        hour_at=each.hour_at, quantity=each.amount,
+    )
+
+
+def _posting(row: Recorded) -> PostingShape:
+    posting = row.posting
+    return PostingShape(
+        number=row.number, org_id=posting.org_id, key=posting.key, kind=posting.kind,
+        at=posting.at, currency=posting.currency, about=posting.about, unwinds=posting.unwinds,
+        recorded_at=row.recorded_at,
+        entries=[
+            EntryShape(
+                account=each.account.kind, project_id=each.account.project_id,
+                amount=written(each.amount_pico),
+            )
+            for each in posting.entries
+        ],
+    )

@@ -1,0 +1,80 @@
+"""Price sheets: list their versions, add one."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, status
+from pydantic import BaseModel, RootModel
+
+from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.context import Context
+from isochrone.control.api.instants import instant_of
+from isochrone.control.api.paging import Listed
+from isochrone.control.api.writing import Repeat, repeat
+from isochrone.core.ids import OrgId
+from isochrone.ports.prices import StoredSheet
+from isochrone.wire.prices import sheet_of, sheet_text_of, text_of
+
+
+class NewSheet(RootModel[dict[str, Any]]):
+    """`id`, `currency`, `valid_from`, `prices`, and where wanted `adjustments`, `recurring` and
+    `fees`; see docs/prices.md. The version is given here. Amounts are decimal texts in units of the
+    currency, instants RFC 3339 with an offset."""
+
+
+class SheetShape(BaseModel):
+    """A version; `org_id` is null for a sheet for everybody. Instants are wall ns UTC."""
+
+    id: str
+    version: int
+    org_id: str | None
+    currency: str
+    valid_from: int
+    created_at: int
+    sheet: dict[str, Any]
+
+
+def routes(context: Context) -> APIRouter:
+    router = APIRouter(prefix="/prices", tags=["money"])
+    prices = context.registry.prices
+    known = Depends(authenticator(context))
+
+    @router.get("")
+    def list_sheets(caller: Annotated[Caller, known]) -> Listed[SheetShape]:
+        """All versions of the sheets that the caller sees: those for everybody, and their own."""
+        caller.need("prices.read")
+        return Listed(items=[_shape(each) for each in prices.sheets(caller.scope)], next=None)
+
+    @router.post("", status_code=status.HTTP_201_CREATED)
+    def add_sheet(
+        body: NewSheet,
+        caller: Annotated[Caller, known],
+        again: Annotated[Repeat, Depends(repeat)],
+        org_id: Annotated[str | None, Query(max_length=100)] = None,
+    ) -> SheetShape:
+        """Add the next version of a sheet, for everybody or for one organisation. It is never
+        changed; the next version replaces it at an hour. Usage of this month that it prices and
+        that was charged is charged anew."""
+        caller.need("prices.write")
+        text = sheet_text_of(body.root)
+        valid_from = instant_of("valid_from", str(text.valid_from))
+        assert valid_from is not None, "the field is needed"
+        sheet = sheet_of(text, version=1, valid_from=valid_from)
+        only_for = None if org_id is None else OrgId(org_id)
+        made = prices.add_sheet(
+            caller.scope,
+            StoredSheet(sheet=sheet, only_for=only_for, created_at=context.now()),
+            once=again.once(caller, body),
+        )
+        return _shape(made)
+
+    return router
+
+
+def _shape(stored: StoredSheet) -> SheetShape:
+    sheet = stored.sheet
+    return SheetShape(
+        id=sheet.id, version=sheet.version, org_id=stored.only_for, currency=sheet.currency,
+        valid_from=sheet.valid_from, created_at=stored.created_at,
+        sheet=msgspec.to_builtins(text_of(sheet)),
+    )

@@ -1,0 +1,148 @@
+"""Prices and the ledger over the Control API: who may see and do what, and bad input."""
+
+from dataclasses import replace
+from typing import Any
+
+from isochrone.core.billing.period import month_of, name_of
+from isochrone.core.ids import OrgId, ProjectId, uuid7
+from isochrone.core.metering.event import Tokens
+from tests.contract.test_control_api import ADMIN, Api, api  # noqa: F401 - a fixture
+from tests.unit.build_usage import a_usage_event
+
+SHEET: dict[str, Any] = {
+    "id": "standard", "currency": "EUR", "valid_from": "1970-01-01T00:00:00Z",
+    "prices": [
+        {
+            "name": "output", "meters": ["output_tokens"],
+            "charge": {"model": "per_unit", "price": "0.60", "per": 1_000_000},
+        },
+        {
+            "name": "input", "meters": ["input_uncached_tokens", "input_cached_tokens"],
+            "charge": {"model": "per_unit", "price": "0.15", "per": 1_000_000},
+        },
+    ],
+}
+
+
+def use(
+    api: Api, number: int, *, project: str = "default", output: int = 1_000  # noqa: F811
+) -> None:
+    """Book one request of now."""
+    now = api.context.now()
+    event = replace(
+        a_usage_event(uuid7(now, number)), received_at=now, finished_at=now,
+        org_id=OrgId("default"), project_id=ProjectId(project),
+        tokens=Tokens(input_uncached=100, output=output, source="engine"),
+    )
+    api.context.book.book_usage([event], now=now)
+
+
+def test_what_was_used_is_priced_charged_and_corrected(api: Api) -> None:  # noqa: F811
+    use(api, 1)
+    (spent,) = api.call("GET", "ledger/spent")[1]["items"]
+    assert (spent["amount"], spent["lines"]) == ("0.00", [])
+    assert {each["meter"] for each in spent["unpriced"]} == {
+        "requests", "input_uncached_tokens", "output_tokens",
+    }
+    made = api.make("prices", SHEET)
+    assert (made["version"], made["org_id"]) == (1, None)
+    (listed,) = api.call("GET", "prices")[1]["items"]
+    assert listed == made
+    (spent,) = api.call("GET", "ledger/spent")[1]["items"]
+    assert (spent["amount"], spent["charged"]) == ("0.000615", "0.00")
+    assert {line["name"]: line["amount"] for line in spent["lines"]} == {
+        "output": "0.0006", "input": "0.000015",
+    }
+    assert api.call("POST", "ledger/charges") == (200, {"charges": 2})
+    assert api.call("POST", "ledger/charges") == (200, {"charges": 0})
+    use(api, 2)
+    assert api.call("POST", "ledger/charges") == (200, {"charges": 2})
+    (spent,) = api.call("GET", "ledger/spent")[1]["items"]
+    assert spent["charged"] == spent["amount"] == "0.00123"
+    accounts = {
+        row["account"]: row["amount"]
+        for row in api.call("GET", "ledger/balances")[1]["items"]
+    }
+    assert accounts == {"owed": "-0.00123", "revenue": "0.00123"}
+    rows = api.call("GET", "ledger/postings?limit=4")[1]
+    assert [row["kind"] for row in rows["items"]] == ["charge", "charge", "correction", "charge"]
+    rest = api.call("GET", f"ledger/postings?after={rows['next']}")[1]
+    assert [row["kind"] for row in rest["items"]] == ["correction", "charge"]
+    month = name_of(month_of(api.context.now()))
+    assert api.call("GET", f"ledger/spent?month={month}")[1]["items"] == [spent]
+    assert api.call("GET", "ledger/spent?month=2020-01")[1]["items"] == []
+
+
+def test_money_moves_once_under_a_key(api: Api) -> None:  # noqa: F811
+    body = {"amount": "10.00", "about": "payment 7"}
+    assert api.call("POST", "ledger/credits", body)[0] == 422
+    first = api.call("POST", "ledger/credits", body, once="k")
+    assert first[0] == 201
+    assert api.call("POST", "ledger/credits", body, once="k") == first
+    assert api.call("POST", "ledger/credits", {**body, "amount": "11"}, once="k")[0] == 409
+    undo = {"key": first[1]["key"], "about": "paid to another"}
+    assert api.call("POST", "ledger/corrections", undo, once="u")[0] == 201
+    assert api.call("POST", "ledger/corrections", undo, once="u")[0] == 201
+    assert api.call("POST", "ledger/corrections", undo, once="v")[0] == 409
+    assert api.call("GET", "ledger/balances")[1]["items"] == []
+    assert len(api.call("GET", "ledger/postings")[1]["items"]) == 2
+
+
+def test_bad_input_says_all_that_is_wrong_and_writes_nothing(api: Api) -> None:  # noqa: F811
+    for body, problem in (
+        ({**SHEET, "currency": "euro"}, "three capital letters"),
+        ({**SHEET, "valid_from": "2026-11-20T10:30:00Z"}, "start of an hour"),
+        ({**SHEET, "valid_from": "soon"}, "valid_from"),
+        ({**SHEET, "price": []}, "price"),
+        ({**SHEET, "prices": [{"name": "x", "charge": {"model": "free"}}]}, "want per_unit"),
+        (
+            {**SHEET, "prices": [{"name": "x", "charge": {"model": "package", "price": "1e3"}}]},
+            "plain decimal",
+        ),
+        ({**SHEET, "prices": [{"name": "x", "meters": ["tokens"], "charge": {"model": "x"}}]},
+         "meters"),
+    ):
+        status, said = api.call("POST", "prices", body)
+        assert status == 422, body
+        assert any(problem in each for each in said["problems"]), said
+    assert api.call("POST", "prices?org_id=lost", SHEET)[0] == 404
+    assert api.call("GET", "prices")[1]["items"] == []
+    for credit in (
+        {"amount": "-1"}, {"amount": "ten"}, {"amount": "1", "currency": "eur"},
+        {"amount": "1", "colour": "red"},
+    ):
+        assert api.call("POST", "ledger/credits", credit, once="x")[0] == 422
+    lost = {"amount": "1", "project_id": "lost"}
+    assert api.call("POST", "ledger/credits", lost, once="x")[0] == 404
+    assert api.call("GET", "ledger/postings")[1]["items"] == []
+    for query in ("spent?month=2026-13", "spent?month=26-1", "postings?after=x"):
+        assert api.call("GET", f"ledger/{query}")[0] == 422
+    correction = {"key": "charge/none", "about": "x"}
+    assert api.call("POST", "ledger/corrections", correction, once="x")[0] == 404
+
+
+def test_a_tenant_sees_its_own_money_and_moves_none(api: Api) -> None:  # noqa: F811
+    api.make("prices", SHEET)
+    use(api, 1)
+    api.call("POST", "ledger/charges")
+    owner = api.tenant("acme")
+    own_org = api.call("GET", "organisations", key=owner)[1]["items"][0]["id"]
+    own = {**SHEET, "id": "acme", "valid_from": month_of(api.context.now()).begin}
+    assert api.call("POST", f"prices?org_id={own_org}", own)[0] == 201
+    other = api.tenant("rival", role="billing")
+    assert [row["id"] for row in api.call("GET", "prices", key=owner)[1]["items"]] == [
+        "acme", "standard",
+    ]
+    assert [row["id"] for row in api.call("GET", "prices", key=other)[1]["items"]] == ["standard"]
+    for path in ("ledger/spent", "ledger/balances", "ledger/postings"):
+        assert api.call("GET", path, key=owner) == (200, {"items": [], "next": None})
+        assert api.call("GET", f"{path}?org_id=default", key=owner)[0] == 404
+        assert len(api.call("GET", path, key=ADMIN)[1]["items"]) > 0
+    for path, body in (
+        ("prices", SHEET), ("ledger/charges", {}), ("ledger/credits", {"amount": "1"}),
+        ("ledger/corrections", {"key": "x", "about": "x"}),
+    ):
+        assert api.call("POST", path, body, key=owner, once="x")[0] == 403
+    made = api.make("keys", {"name": "k"})
+    assert api.call("GET", "ledger/spent", key=made["key"])[0] == 403
+    assert api.call("GET", "prices", key=made["key"])[0] == 403
