@@ -102,7 +102,7 @@ class Records:
 
 
 def replica_load(live: Live) -> ReplicaLoad:
-    status, load = live.status, live.load
+    status, load, before = live.status, live.load, live.at_ready
     return ReplicaLoad(
         id=status.goal.id,
         model=status.goal.model,
@@ -112,12 +112,19 @@ def replica_load(live: Live) -> ReplicaLoad:
         running=load.running or 0,
         waiting=load.waiting or 0,
         restarts=status.restarts,
-        prompt_tokens_total=load.prompt_tokens_total,
-        cached_tokens_total=load.cached_tokens_total,
-        output_tokens_total=load.output_tokens_total,
+        prompt_tokens_total=_since(before.prompt_tokens_total, load.prompt_tokens_total),
+        cached_tokens_total=_since(before.cached_tokens_total, load.cached_tokens_total),
+        output_tokens_total=_since(before.output_tokens_total, load.output_tokens_total),
         kept_tokens=load.kept_tokens,
         silent_s=round(live.silent_s, 1) if status.state == "ready" else 0.0,
     )
+
+
+def _since(before: int | None, now: int | None) -> int | None:
+    """A counter without what was counted before the replica was ready; one that fell began anew."""
+    if now is None or before is None or now < before:
+        return now
+    return now - before
 
 
 def deployment_load(model: ModelName, group: Sequence[Live], known: Learned) -> DeploymentLoad:

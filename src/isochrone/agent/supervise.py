@@ -38,7 +38,8 @@ log = structlog.get_logger()
 @dataclass(slots=True)
 class Live:
     """A replica in the agent's hands. `load` is the last reading, `engine` None unless it runs;
-    `arrived` are the requests a second that came to it lately; for `silent_s` it has not answered.
+    `at_ready` is the reading when it became ready, after what it was tried with; `arrived` are the
+    requests a second that came to it lately; for `silent_s` it has not answered.
     """
 
     status: life.Status
@@ -46,6 +47,7 @@ class Live:
     engine: Engine | None = None
     revision: str | None = None
     load: EngineLoad = UNKNOWN_LOAD
+    at_ready: EngineLoad = UNKNOWN_LOAD
     arrived: float | None = None
     silent_s: float = 0.0
     stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -193,7 +195,7 @@ class Supervisor:
             ),
             deadline_s=self._plan.start_deadline_s,
         )
-        live.load = await self._read(live.engine) or UNKNOWN_LOAD
+        live.load = live.at_ready = await self._read(live.engine) or UNKNOWN_LOAD
         self._happened(live, life.Event(kind="ready"))
         reason = await self._first_of(live.engine.exited(), self._until_silent(live, live.engine))
         return life.Event(kind="failed", detail=reason[:MOST_DETAIL])

@@ -17,6 +17,7 @@ from isochrone.cli import (
     policies,
     prices,
     processes,
+    reconcile,
     replay,
     sites,
     status,
@@ -36,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (up, status, sites, chat, models, usage, explain, replay, check, processes):
+for group in (up, status, sites, chat, models, usage, explain, replay, reconcile, check, processes):
     group.register(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(policies.app, name="policies")

@@ -15,6 +15,7 @@ from isochrone.control.charging import Charging
 from isochrone.control.fleet_state import FleetState, learn_links, listen
 from isochrone.control.offload import Offload
 from isochrone.control.publish import Publisher
+from isochrone.control.reconciling import Reconciler
 from isochrone.core.errors import Unavailable
 from isochrone.ports.book import Book
 from isochrone.ports.bus import Bus, Subscription
@@ -60,6 +61,9 @@ class ControlLoops:
         )
 
         self.charging = Charging(ports.registry.ledger, clock=ports.clock, offload=ports.offload)
+        self.reconciler = Reconciler(
+            ports.registry.reconciling, self.fleet, clock=ports.clock, offload=ports.offload
+        )
 
     async def run(self) -> None:
         """Work until cancelled; outages of the book and the bus are waited out."""
@@ -70,6 +74,7 @@ class ControlLoops:
                 tasks.create_task(self.publisher.run(), name="publisher")
                 tasks.create_task(self.booking.run(), name="booking")
                 tasks.create_task(self.charging.run(), name="charging")
+                tasks.create_task(self.reconciler.run(), name="reconciler")
                 tasks.create_task(
                     learn_links(self.fleet, ports.registry.estate, ports.offload), name="links"
                 )

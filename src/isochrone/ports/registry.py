@@ -7,6 +7,7 @@ from isochrone.ports.estate import Estate
 from isochrone.ports.leases import Leases
 from isochrone.ports.ledger import Ledger
 from isochrone.ports.prices import Prices
+from isochrone.ports.reconciling import Reconciling
 from isochrone.ports.tenants import Tenants
 
 
@@ -20,3 +21,4 @@ class Registry:
     entitlements: Entitlements
     prices: Prices
     ledger: Ledger
+    reconciling: Reconciling

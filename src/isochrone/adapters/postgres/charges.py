@@ -24,11 +24,12 @@ _TOKENS: LiteralString = (
     " ('input_uncached_tokens', input_uncached), ('input_cached_tokens', input_cached),"
     " ('output_tokens', output)) AS of_row (meter, amount)"
 )
-_ALL: LiteralString = (
+# Quantities of all meters, hour by hour.
+USED: LiteralString = (
     "SELECT org_id, project_id, hour_at, meter, model, class, site, bound, '' AS kind,"
-    f" amount::numeric FROM request_hours {_TOKENS}"
+    f" amount::numeric, due FROM request_hours {_TOKENS}"
     " UNION ALL SELECT org_id, project_id, hour_at, meter, model, class, site, bound, kind,"
-    " amount FROM meter_hours"
+    " amount, due FROM meter_hours"
 )
 _HOURS: LiteralString = (
     "org_id = %(org)s AND project_id = %(project)s AND hour_at >= %(since)s AND hour_at < %(until)s"
@@ -111,7 +112,7 @@ def load_hours(
     }
     rows = connection.execute(
         "SELECT min(hour_at), meter, model, class, site, bound, kind, sum(amount)"
-        f" FROM ({_ALL}) AS used WHERE org_id = %(org)s AND project_id = %(project)s"
+        f" FROM ({USED}) AS used WHERE org_id = %(org)s AND project_id = %(project)s"
         " AND hour_at >= %(begin)s AND hour_at < %(since)s AND amount <> 0"
         " GROUP BY width_bucket(hour_at, %(marks)s::bigint[]), 2, 3, 4, 5, 6, 7",
         arguments,
@@ -119,7 +120,7 @@ def load_hours(
     earlier = [_quantity(row) for row in rows]
     rows = connection.execute(
         "SELECT hour_at, meter, model, class, site, bound, kind, sum(amount)"
-        f" FROM ({_ALL}) AS used WHERE {_HOURS} GROUP BY 1, 2, 3, 4, 5, 6, 7",
+        f" FROM ({USED}) AS used WHERE {_HOURS} GROUP BY 1, 2, 3, 4, 5, 6, 7",
         arguments,
     ).fetchall()
     by_hour: defaultdict[int, list[Quantity]] = defaultdict(list)
@@ -179,7 +180,7 @@ def spent_projects(
 ) -> list[Payer]:
     """Projects of `mine` that used something in the period."""
     rows = connection.execute(
-        f"SELECT DISTINCT org_id, project_id FROM ({_ALL}) AS used"
+        f"SELECT DISTINCT org_id, project_id FROM ({USED}) AS used"
         " WHERE hour_at >= %(begin)s AND hour_at < %(end)s"
         " AND (%(org)s::text IS NULL OR org_id = %(org)s)"
         " AND (%(project)s::text IS NULL OR project_id = %(project)s) ORDER BY 1, 2",

@@ -147,7 +147,7 @@ class PostgresLedger:
         project_id: ProjectId | None,
     ) -> Sequence[Spent]:
         found = []
-        with self._pool.transaction(scope) as connection:
+        with self._pool.transaction(scope, one_instant=True) as connection:
             mine = _mine(scope, org_id, project_id)
             rows = connection.execute(SHEETS).fetchall()
             for payer in spent_projects(connection, period, mine):

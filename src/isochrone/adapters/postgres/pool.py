@@ -72,12 +72,17 @@ class Pool:
 
     @contextmanager
     def transaction(
-        self, scope: Scope | None = None
+        self, scope: Scope | None = None, *, one_instant: bool = False
     ) -> Iterator[psycopg.Connection[TupleRow]]:
         """One transaction; raises StoreUnavailable, Conflict or InvalidInput (see the module).
-        Its tenant is that of `scope`, for the tables with policies of row-level security."""
+        Its tenant is that of `scope`, for the tables with policies of row-level security.
+        `one_instant`: it only reads, and all its statements see the same commits.
+        """
         try:
             with self._pool.connection() as connection:
+                if one_instant:
+                    # Before any query: the first one fixes what is seen.
+                    connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 if scope is not None:
                     # True: until the end of the transaction; the next one starts without.
                     connection.execute(

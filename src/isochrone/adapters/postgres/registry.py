@@ -6,6 +6,7 @@ from isochrone.adapters.postgres.leases import PostgresLeases
 from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import PostgresPrices
+from isochrone.adapters.postgres.reconciling import PostgresReconciling
 from isochrone.adapters.postgres.tenants import PostgresTenants
 from isochrone.ports.registry import Registry
 
@@ -15,5 +16,5 @@ def open_registry(pool: Pool) -> Registry:
     return Registry(
         tenants=PostgresTenants(pool), estate=PostgresEstate(pool), leases=PostgresLeases(pool),
         entitlements=PostgresEntitlements(pool), prices=PostgresPrices(pool),
-        ledger=PostgresLedger(pool),
+        ledger=PostgresLedger(pool), reconciling=PostgresReconciling(pool),
     )

@@ -16,6 +16,7 @@ from isochrone.control.api import (
     principals,
     problems,
     projects,
+    reconciliation,
     requests,
     sites,
     status,
@@ -30,7 +31,7 @@ PREFIX = "/api/v1"
 RESOURCES = (
     status, organisations, projects, principals, policies, keys, entitlements, voters, models,
     sites, deployments, usage, requests,
-    prices, ledger,
+    prices, ledger, reconciliation,
 )
 
 

@@ -20,6 +20,7 @@ Right = Literal[
     "organisations.write", "estate.write", "estate.details", "projects.write", "principals",
     "keys.write", "keys.read", "policies.write", "usage.read", "entitlements.write",
     "entitlements.read", "prices.read", "prices.write", "ledger.read", "ledger.write",
+    "reconcile",
 ]
 CallerRole = Role | Literal["key"]
 
@@ -29,7 +30,7 @@ RIGHTS: dict[CallerRole, frozenset[Right]] = {
             "organisations.write", "estate.write", "estate.details", "projects.write",
             "principals", "keys.write", "keys.read", "policies.write", "usage.read",
             "entitlements.write", "entitlements.read", "prices.read", "prices.write",
-            "ledger.read", "ledger.write",
+            "ledger.read", "ledger.write", "reconcile",
         )
     ),
     "owner": frozenset(

@@ -36,7 +36,7 @@ class DeploymentLoad:
 class ReplicaLoad:
     """One replica in a digest: for status pages and reconciliation, not for routing.
 
-    The token totals are the engine's own counters since its start, `kept_tokens` what its cache
+    The token totals are the engine's own counters since it was ready, `kept_tokens` what its cache
     holds (None where it does not say). `silent_s`: for how long it has not answered its agent,
     which asks all the time; 0 while it does.
     """

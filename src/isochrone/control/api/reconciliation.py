@@ -1,0 +1,77 @@
+"""Reconciliation of engines, usage and charges: of any day as the book is now, and kept reports."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel
+
+from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.context import Context
+from isochrone.control.api.instants import instant_of
+from isochrone.control.api.paging import Listed
+from isochrone.control.reconciling import report_of
+from isochrone.core.billing.period import day_of
+from isochrone.core.errors import InvalidInput
+
+
+class ReportShape(BaseModel):
+    """`findings` is empty where all agrees; docs/metering.md says what the fields mean."""
+
+    day_at: int
+    agrees: bool
+    findings: list[str]
+    replicas: list[dict[str, Any]]
+    meters: list[dict[str, Any]]
+    wrong_sums: int
+    parked: int
+    unmetered: int
+
+
+class KeptShape(BaseModel):
+    """A day's report as it was made, an hour after the day."""
+
+    day_at: int
+    agrees: bool
+    made_at: int
+    findings: list[str]
+
+
+def routes(context: Context) -> APIRouter:
+    router = APIRouter(prefix="/reconciliation", tags=["money"])
+    store = context.registry.reconciling
+    known = Depends(authenticator(context))
+
+    @router.get("")
+    def reconciliation(
+        caller: Annotated[Caller, known],
+        day: Annotated[str | None, Query(max_length=40)] = None,
+    ) -> ReportShape:
+        """Compare what engines counted, what was booked and what was charged on a day (2026-11-20,
+        UTC; by default today), as the book is now."""
+        caller.need("reconcile")
+        at = context.now()
+        if day is not None:
+            asked = instant_of("day", f"{day}T00:00:00Z")
+            if asked is None or asked < 0:
+                raise InvalidInput([f"day: must be like 2026-11-20, not {day!r}"])
+            at = asked
+        report = report_of(store, day_of(at))
+        return ReportShape(agrees=report.agrees, **msgspec.to_builtins(report))
+
+    @router.get("/reports")
+    def reports(
+        caller: Annotated[Caller, known], limit: Annotated[int, Query(ge=1, le=1000)] = 31
+    ) -> Listed[KeptShape]:
+        """The reports that were made day by day, the latest first."""
+        caller.need("reconcile")
+        rows = [
+            KeptShape(
+                day_at=each.day_at, agrees=each.agrees, made_at=each.made_at,
+                findings=msgspec.json.decode(each.report)["findings"],
+            )
+            for each in store.reports(most=limit)
+        ]
+        return Listed(items=rows, next=None)
+
+    return router

@@ -1,0 +1,118 @@
+"""Reconciles usage with the engines' own counters: notes what they count, and reports each day.
+
+Agents tell the counters of their engines in every digest, from when an engine is ready on. Their
+latest readings are kept every few seconds. An hour after a day is over its report is made and kept;
+what does not agree is logged as an error.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+import structlog
+
+from isochrone.control.fleet_state import FleetState
+from isochrone.control.offload import Offload
+from isochrone.core.billing.period import DAY_NS, day_of
+from isochrone.core.errors import Unavailable
+from isochrone.core.ids import ReplicaId
+from isochrone.core.metering.reconcile import Counts, Reading, Reconciliation, reconcile
+from isochrone.core.world.digest import SiteDigest
+from isochrone.ports.clock import Clock
+from isochrone.ports.reconciling import KeptReport, Reconciling
+
+INTERVAL_S = 2.0
+REPORT_AFTER_NS = 3_600_000_000_000
+
+log = structlog.get_logger()
+
+
+def readings_of(digests: Sequence[SiteDigest]) -> list[Reading]:
+    """What the engines of these sites have counted; those that do not count are left out."""
+    return [
+        Reading(
+            replica=ReplicaId(each.id), generation=each.generation, site=digest.site,
+            model=each.model,
+            counts=Counts(
+                input_uncached=each.prompt_tokens_total,
+                input_cached=each.cached_tokens_total or 0,
+                output=each.output_tokens_total or 0,
+            ),
+        )
+        for digest in digests for each in digest.replicas
+        if each.prompt_tokens_total is not None
+    ]
+
+
+def report_of(store: Reconciling, day_at: int) -> Reconciliation:
+    """The report of a day, as the book is now."""
+    sums = store.day_sums(day_at)
+    return reconcile(
+        day_at, sums.engines, sums.usage, sums.meters, wrong_sums=sums.wrong_sums,
+        parked=sums.parked, unmetered=sums.unmetered,
+    )
+
+
+class Reconciler:
+    """The reconciling loop of one copy of control; several copies keep the same."""
+
+    def __init__(
+        self, store: Reconciling, fleet: FleetState, *, clock: Clock, offload: Offload
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._clock = clock
+        self._offload = offload
+        self._noted: dict[tuple[ReplicaId, int], tuple[int, Reading]] = {}
+        self._reported_at = 0
+
+    async def run(self) -> None:
+        """Note and report until cancelled; a book that is away is waited out."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            try:
+                await self.note()
+                await self.report()
+            except Unavailable as error:
+                log.warning("reconciling_waits", reason=error.message)
+
+    async def note(self) -> int:
+        """Keep what engines have counted since the last time; return how many did."""
+        now = self._clock.wall_ns()
+        day_at = day_of(now)
+        found = {
+            (each.replica, each.generation): (day_at, each)
+            for each in readings_of(self._fleet.digests())
+        }
+        news = [
+            each for place, (day, each) in found.items() if self._noted.get(place) != (day, each)
+        ]
+        if news:
+            await self._offload(
+                partial(self._store.note_counts, news, day_at=day_at, now=now)
+            )
+        self._noted = found
+        return len(news)
+
+    async def report(self) -> bool:
+        """Make the report of yesterday once that has been over for an hour."""
+        now = self._clock.wall_ns()
+        day_at = day_of(now - REPORT_AFTER_NS) - DAY_NS
+        if day_at <= self._reported_at:
+            return False
+        made = await self._offload(partial(self._keep, day_at, now))
+        self._reported_at = day_at
+        return made
+
+    def _keep(self, day_at: int, now: int) -> bool:
+        report = report_of(self._store, day_at)
+        kept = self._store.keep_report(
+            KeptReport(
+                day_at=day_at, agrees=report.agrees, made_at=now,
+                report=msgspec.json.encode(report).decode(),
+            )
+        )
+        if kept and not report.agrees:
+            log.error("reconciliation_differs", day_at=day_at, findings=list(report.findings))
+        return kept

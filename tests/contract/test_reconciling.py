@@ -1,0 +1,140 @@
+"""Reconciliation on a real PostgreSQL: engine tokens = usage tokens = charged tokens, or who says
+otherwise."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.adapters.postgres.prices import PostgresPrices
+from isochrone.adapters.postgres.reconciling import PostgresReconciling
+from isochrone.control.fleet_state import FleetState
+from isochrone.control.reconciling import Reconciler, report_of
+from isochrone.core.billing.period import DAY_NS
+from isochrone.core.billing.sheet import HOUR_NS
+from isochrone.core.ids import ModelName, ReplicaId, SiteName
+from isochrone.core.metering.event import UsageEvent
+from isochrone.core.metering.reconcile import Counts, Reading
+from isochrone.core.world.digest import ReplicaLoad, SiteDigest
+from isochrone.ports.book import Parked
+from isochrone.twin.clock import VirtualClock
+from isochrone.twin.loop import VirtualLoop, run
+from isochrone.wire import fleet
+from tests.contract.test_ledger import START, a_report, a_sheet, charge_all, sell_at
+
+REPLICA = ReplicaId("sydney/tiny/0")
+
+
+@pytest.fixture
+def store(pool: Pool) -> PostgresReconciling:
+    return PostgresReconciling(pool)
+
+
+def a_reading(uncached: int, output: int, *, generation: int = 1, cached: int = 0) -> Reading:
+    return Reading(
+        replica=REPLICA, generation=generation, site=SiteName("sydney"), model=ModelName("tiny"),
+        counts=Counts(input_uncached=uncached, input_cached=cached, output=output),
+    )
+
+
+def served(number: int, *, output: int = 3) -> UsageEvent:
+    return replace(a_report(number, output=output), replica=REPLICA)
+
+
+def test_all_agrees_to_the_token(store: PostgresReconciling, pool: Pool) -> None:
+    book, ledger = PostgresBook(pool), PostgresLedger(pool)
+    sell_at(PostgresPrices(pool), a_sheet())
+    book.book_usage([served(1), served(2, output=7)], now=1)
+    store.note_counts([a_reading(10, 10)], day_at=START, now=1)
+    waiting = report_of(store, START)
+    assert {each.meter: each.waiting for each in waiting.meters} == {
+        "input_uncached_tokens": 10, "output_tokens": 10, "requests": 2,
+    }
+    assert waiting.agrees
+    charge_all(ledger, START + HOUR_NS)
+    report = report_of(store, START)
+    (line,) = report.replicas
+    assert (line.verdict, line.requests, line.lives) == ("equal", 2, 1)
+    assert line.engine == line.exact == Counts(input_uncached=10, output=10)
+    by_meter = {each.meter: each for each in report.meters}
+    assert by_meter["output_tokens"].used == by_meter["output_tokens"].charged == 10
+    # The sheet prices tokens and says nothing of requests, which is told.
+    assert report.findings == ("requests: 2 of 2 have no price",)
+    assert report_of(store, START + DAY_NS).replicas == ()
+
+
+def test_a_missing_token_is_found_wherever_it_went(store: PostgresReconciling, pool: Pool) -> None:
+    book = PostgresBook(pool)
+    book.book_usage([served(1)], now=1)
+    assert report_of(store, START).findings == (f"{REPLICA}: no counts of its engine were heard",)
+    store.note_counts([a_reading(5, 4)], day_at=START, now=1)
+    (line,) = report_of(store, START).replicas
+    assert (line.verdict, line.difference) == ("differs", Counts(output=1))
+    cut_off = replace(served(2, output=1), tokens=replace(served(2).tokens, source="running"))
+    book.book_usage([cut_off], now=1)
+    (line,) = report_of(store, START).replicas
+    assert (line.verdict, line.others, line.requests) == ("estimated", 1, 2)
+    book.park([Parked(id="x", subject="usage.x", payload=b"x", reason="bad")], now=START)
+    with pool.transaction() as connection:
+        connection.execute("UPDATE request_hours SET output = 0")
+    said = " ".join(report_of(store, START).findings)
+    assert "1 sums by hour are not" in said
+    assert "1 messages could not be booked" in said
+
+
+def test_lives_and_days_of_an_engine_are_told_apart(store: PostgresReconciling) -> None:
+    later = START + DAY_NS
+    store.note_counts([a_reading(10, 20)], day_at=START, now=1)
+    store.note_counts([a_reading(8, 19)], day_at=START, now=2)  # one that came late
+    store.note_counts([a_reading(15, 30)], day_at=later, now=3)
+    store.note_counts([a_reading(2, 3)], day_at=later, now=4)  # counts that began anew
+    store.note_counts([a_reading(4, 6)], day_at=later, now=5)
+    store.note_counts([a_reading(1, 1, generation=2)], day_at=later, now=6)
+    (first,) = store.day_sums(START).engines
+    assert (first.counts, first.lives) == (Counts(input_uncached=10, output=20), 1)
+    (second,) = store.day_sums(later).engines
+    assert second.counts == Counts(input_uncached=5 + 4 + 1, output=10 + 6 + 1)
+    assert second.lives == 3
+
+
+def test_the_loop_keeps_what_digests_tell_and_reports_each_day_once(
+    store: PostgresReconciling,
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock = VirtualClock(loop)
+        heard = FleetState(clock)
+
+        async def offload(call):  # type: ignore[no-untyped-def]
+            return call()
+
+        reconciler = Reconciler(store, heard, clock=clock, offload=offload)
+        running = asyncio.create_task(reconciler.run())
+        begun = clock.wall_ns()
+        for sequence in range(1, 4):
+            replica = ReplicaLoad(
+                id=REPLICA, model=ModelName("tiny"), generation=1, state="ready", pid=1, running=0,
+                waiting=0, restarts=0, prompt_tokens_total=sequence, cached_tokens_total=None,
+                output_tokens_total=2 * sequence,
+            )
+            silent = replace(replica, id="other", prompt_tokens_total=None)
+            digest = SiteDigest(
+                site=SiteName("sydney"), epoch=1, sequence=sequence, at=1, loads=(),
+                replicas=(replica, silent),
+            )
+            heard.on_message("digest.sydney", fleet.encode(digest))
+            await asyncio.sleep(3)
+        day_at = begun - begun % DAY_NS
+        (engine,) = store.day_sums(day_at).engines
+        assert engine.counts == Counts(input_uncached=3, output=6)
+        await asyncio.sleep(2 * DAY_NS / 1e9)
+        running.cancel()
+        reports = store.reports(most=9)
+        assert [each.day_at - day_at for each in reports] == [DAY_NS, 0, -DAY_NS][: len(reports)]
+        assert [each.agrees for each in reports if each.day_at == day_at] == [False]
+
+    run(main())
