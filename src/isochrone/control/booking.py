@@ -120,6 +120,24 @@ def _by_site(told: Sequence[tuple[str, T]]) -> list[tuple[SiteName, T]]:
     return [(SiteName(subject.partition(".")[2]), noun) for subject, noun in told]
 
 
+def bring_in(book: Book, messages: Sequence[Durable], *, now: int) -> list[Parked]:
+    """Bring the messages into the book, each call a transaction; return what was parked."""
+    return _bring_in(book, sort(messages), now)
+
+
+def _bring_in(book: Book, found: Sorted, now: int) -> list[Parked]:
+    parked = [
+        *found.parked,
+        # Before the requests whose decisions name them.
+        *_store(lambda told: book.keep_grounds(_by_site(told), now=now), found.grounds),
+        *_store(lambda told: book.book_usage(_nouns(told), now=now), found.usage),
+        *_store(lambda told: book.note_evidence(_nouns(told), now=now), found.evidence),
+    ]
+    if parked:
+        book.park(parked, now=now)
+    return parked
+
+
 class Booking:
     """The booking loops of one copy of control; several copies may run at once."""
 
@@ -181,17 +199,8 @@ class Booking:
         return len(messages)
 
     def _take(self, messages: Sequence[Durable], now: int) -> list[Parked]:
-        """Bring the messages into the book, each call a transaction; return what was parked."""
-        found, book = sort(messages), self._book
-        parked = [
-            *found.parked,
-            # Before the requests whose decisions name them.
-            *_store(lambda told: book.keep_grounds(_by_site(told), now=now), found.grounds),
-            *_store(lambda told: book.book_usage(_nouns(told), now=now), found.usage),
-            *_store(lambda told: book.note_evidence(_nouns(told), now=now), found.evidence),
-        ]
-        if parked:
-            book.park(parked, now=now)
+        found = sort(messages)
+        parked = _bring_in(self._book, found, now)
         self.booked_events += len(found.usage)
         self.parked_messages += len(parked)
         return parked
