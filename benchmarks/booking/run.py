@@ -25,7 +25,16 @@ from isochrone.adapters.postgres.pool import Pool, open_pool
 from isochrone.adapters.postgres.server import PostgresPlan, prepare, ready
 from isochrone.control.booking import MESSAGES_MOST, bring_in
 from isochrone.core.billing.sheet import HOUR_NS
-from isochrone.core.ids import uuid7
+from isochrone.core.ids import (
+    KeyId,
+    ModelName,
+    OrgId,
+    ProjectId,
+    ReplicaId,
+    RequestId,
+    SiteName,
+    uuid7,
+)
 from isochrone.ports.bus import Durable
 from isochrone.wire import fleet
 from isochrone.wire.usage import UsageRecord, encode_batch
@@ -97,16 +106,24 @@ def messages(count: int, rng: Random, *, spread: bool) -> list[Durable]:
                          sites[each])
             )
         payload = encode_batch(str(number), (), map(fleet.encode, events))
-        found.append(Durable(subject="usage.sydney", payload=payload, token=None))
+        found.append(Durable(
+                subject="usage.sydney", message_id=str(number), payload=payload, receipt=None,
+                delivered=1,
+            ))
     return found
 
 
 def a_record(request: str, at: int, project: int, model: int, site: int) -> UsageRecord:
     return UsageRecord(
-        request, "org", f"p{project}", f"k{project}", None, "chat.completions", True, "on_demand",  # type: ignore[arg-type]
-        f"model-{model}", "sha", "sydney", "AU", f"site-{site}", "DE", f"site-{site}/m/0",  # type: ignore[arg-type]
-        at, at + 10**9, 0.1, 0.2, 10.0, 1000.0, 500 + project, 100, 200, "engine", "finished", 200,
-        None, "ingress", 1,
+        request_id=RequestId(request), org_id=OrgId("org"), project_id=ProjectId(f"p{project}"),
+        key_id=KeyId(f"k{project}"), client_request_id=None, endpoint="chat.completions",
+        stream=True, class_="on_demand", model=ModelName(f"model-{model}"), revision="sha",
+        ingress_site=SiteName("sydney"), ingress_country="AU",
+        serving_site=SiteName(f"site-{site}"), serving_country="DE",
+        replica=ReplicaId(f"site-{site}/m/0"), received_at=at, finished_at=at + 10**9,
+        chosen_ms=0.1, sent_ms=0.2, first_byte_ms=10.0, total_ms=1000.0,
+        input_uncached=500 + project, input_cached=100, output=200, token_source="engine",
+        outcome="finished", status=200, reason=None, reporter="ingress", attempts=1,
     )
 
 

@@ -6,6 +6,7 @@ from isochrone.ports.entitlements import Entitlements
 from isochrone.ports.estate import Estate
 from isochrone.ports.leases import Leases
 from isochrone.ports.ledger import Ledger
+from isochrone.ports.meters import Meters
 from isochrone.ports.prices import Prices
 from isochrone.ports.reconciling import Reconciling
 from isochrone.ports.tenants import Tenants
@@ -22,3 +23,4 @@ class Registry:
     prices: Prices
     ledger: Ledger
     reconciling: Reconciling
+    meters: Meters

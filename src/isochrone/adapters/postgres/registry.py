@@ -4,6 +4,7 @@ from isochrone.adapters.postgres.entitlements import PostgresEntitlements
 from isochrone.adapters.postgres.estate import PostgresEstate
 from isochrone.adapters.postgres.leases import PostgresLeases
 from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.meters import PostgresMeters
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.adapters.postgres.reconciling import PostgresReconciling
@@ -17,4 +18,5 @@ def open_registry(pool: Pool) -> Registry:
         tenants=PostgresTenants(pool), estate=PostgresEstate(pool), leases=PostgresLeases(pool),
         entitlements=PostgresEntitlements(pool), prices=PostgresPrices(pool),
         ledger=PostgresLedger(pool), reconciling=PostgresReconciling(pool),
+        meters=PostgresMeters(pool),
     )

@@ -9,6 +9,7 @@ from isochrone.control.api import (
     entitlements,
     keys,
     ledger,
+    meters,
     models,
     organisations,
     policies,
@@ -31,7 +32,7 @@ PREFIX = "/api/v1"
 RESOURCES = (
     status, organisations, projects, principals, policies, keys, entitlements, voters, models,
     sites, deployments, usage, requests,
-    prices, ledger, reconciliation,
+    prices, ledger, meters, reconciliation,
 )
 
 

@@ -22,6 +22,8 @@ Meter = Literal[
     "link_megabit_seconds",
     "bytes",
     "storage_gib_seconds",
+    "peak_streams",
+    "active_users",
 ]
 METERS: tuple[Meter, ...] = get_args(Meter)
 HOUR_NS = 3_600_000_000_000

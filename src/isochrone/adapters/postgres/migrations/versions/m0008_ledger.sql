@@ -70,7 +70,7 @@ CREATE TABLE meter_events (
     FOREIGN KEY (org_id, replaces) REFERENCES meter_events (org_id, id)
 );
 CREATE UNIQUE INDEX meter_events_of_requests ON meter_events (org_id, request_id, meter)
-    WHERE replaces IS NULL;
+    WHERE request_id IS NOT NULL AND replaces IS NULL;
 CREATE INDEX meter_events_by_time ON meter_events (org_id, project_id, meter, from_at);
 CREATE INDEX meter_events_unmetered ON meter_events (arrived_at) WHERE NOT is_metered;
 

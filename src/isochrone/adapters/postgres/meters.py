@@ -1,0 +1,218 @@
+"""Events of meters in PostgreSQL, and the sums of their hours.
+
+The sums of an hour are made again from its events whenever one is added, under a lock of their
+project and meter: whatever the order of arrival, they are the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.core.billing.meter_event import (
+    MeterEvent,
+    Outcome,
+    aggregation_of,
+    hours_of,
+    problems_of,
+    quantities,
+)
+from isochrone.core.billing.sheet import HOUR_NS, Facts
+from isochrone.core.ids import is_uuid7
+from isochrone.core.world.tenant import Scope
+
+_EVENT = (
+    "SELECT id, org_id, project_id, meter, amount, from_at, until_at, subject, model, class, site,"
+    " bound, kind, replaces, request_id, was FROM meter_events e"
+)
+_COUNTS = (
+    "NOT EXISTS (SELECT FROM meter_events l WHERE l.org_id = e.org_id AND l.replaces = e.id)"
+)
+_BOOKED = {
+    "input_uncached_tokens": "input_uncached", "input_cached_tokens": "input_cached",
+    "output_tokens": "output", "requests": "1",
+}
+
+_Connection = psycopg.Connection[TupleRow]
+
+
+class PostgresMeters:
+    """`ports.meters.Meters` on one database; one call is one transaction."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def add_events(
+        self, scope: Scope, events: Sequence[MeterEvent], *, now: int
+    ) -> Sequence[Outcome]:
+        told = []
+        with self._pool.transaction(scope) as connection:
+            # In one order, so that two writers cannot wait for each other.
+            for lock in sorted({_lock(event) for event in events}):
+                connection.execute(
+                    "SELECT pg_advisory_xact_lock(746131, hashtext(%s))", (lock,)
+                )
+            changed: dict[tuple[str, str, str, int], None] = {}
+            for event in events:
+                outcome, touched = _add(connection, scope, event, now)
+                told.append(outcome)
+                for each in touched:
+                    place = (each.org_id, each.project_id, each.facts.meter)
+                    changed.update(dict.fromkeys((*place, hour_at) for hour_at in hours_of(each)))
+            for org, project, meter, hour_at in sorted(changed):
+                _sum_up(connection, org, project, meter, hour_at)
+        return told
+
+    def unmetered(self, scope: Scope, *, most: int) -> Sequence[MeterEvent]:
+        with self._pool.transaction(scope) as connection:
+            rows = connection.execute(
+                f"{_EVENT} WHERE NOT is_metered AND (%(org)s::text IS NULL OR org_id = %(org)s)"
+                " ORDER BY arrived_at DESC, id LIMIT %(most)s",
+                {"org": scope.org_id, "most": most},
+            ).fetchall()
+        return [_event(row) for row in rows]
+
+
+def _lock(event: MeterEvent) -> str:
+    return f"{event.org_id}/{event.project_id}/{event.facts.meter}"
+
+
+def _add(
+    connection: _Connection, scope: Scope, event: MeterEvent, now: int
+) -> tuple[Outcome, list[MeterEvent]]:
+    """What became of it, and the events whose hours changed."""
+    if scope.org_id not in (None, event.org_id):
+        return Outcome(id=event.id, verdict="refused", reason="of another organisation"), []
+    problems = problems_of(event)
+    if problems:
+        return Outcome(id=event.id, verdict="refused", reason="; ".join(problems)), []
+    known = connection.execute(
+        f"{_EVENT} WHERE org_id = %s AND id = %s", (event.org_id, event.id)
+    ).fetchone()
+    if known is not None:
+        return _again(_event(known), event), []
+    touched, reason = [event], ""
+    if event.request_id is not None:
+        booked, reason = _booked(connection, event)
+        if booked is not None:
+            event, touched = booked, [booked]
+    if event.replaces is not None and not reason:
+        earlier, reason = _replaced(connection, event)
+        touched += [] if earlier is None else [earlier]
+    if reason:
+        return Outcome(id=event.id, verdict="conflicting", reason=reason), []
+    metered = aggregation_of(event.facts.meter) is not None
+    _insert(connection, event, metered, now)
+    if not metered:
+        why = f"there is no meter {event.facts.meter!r}; it is kept"
+        return Outcome(id=event.id, verdict="unmetered", reason=why), []
+    return Outcome(id=event.id, verdict="accepted"), touched
+
+
+def _again(known: MeterEvent, event: MeterEvent) -> Outcome:
+    if event.request_id is not None and event.facts.meter == known.facts.meter:
+        # Where and when is that of the request.
+        event = replace(event, facts=known.facts, from_at=known.from_at, was=known.was)
+    if known == event:
+        return Outcome(id=event.id, verdict="duplicate")
+    return Outcome(
+        id=event.id, verdict="conflicting", reason="the id is known with another content"
+    )
+
+
+def _booked(connection: _Connection, event: MeterEvent) -> tuple[MeterEvent | None, str]:
+    """The event with the facts of its request and what was booked of it, or why there is none."""
+    request = event.request_id
+    if request is None or not is_uuid7(request):
+        return None, f"{request!r} is not the id of a request"
+    row = connection.execute(
+        "SELECT received_at, model, class, coalesce(serving_site, ''), bound,"
+        f" {_BOOKED[event.facts.meter]}, reporter FROM usage"
+        " WHERE request_id = %s AND org_id = %s AND project_id = %s FOR UPDATE",
+        (request, event.org_id, event.project_id),
+    ).fetchone()
+    if row is None or row[6] != "ingress":
+        return None, f"the request {request} is not booked, or not finally"
+    amended = connection.execute(
+        "SELECT id FROM meter_events e WHERE org_id = %s AND request_id = %s AND meter = %s"
+        f" AND {_COUNTS}",
+        (event.org_id, request, event.facts.meter),
+    ).fetchone()
+    if amended is not None and event.replaces != amended[0]:
+        return None, f"the request was amended before: replace {amended[0]!r}"
+    facts = Facts(
+        meter=event.facts.meter, model=row[1] or None, class_=row[2], site=row[3] or None,
+        bound=row[4],
+    )
+    return replace(event, facts=facts, from_at=row[0], was=int(row[5])), ""
+
+
+def _replaced(connection: _Connection, event: MeterEvent) -> tuple[MeterEvent | None, str]:
+    row = connection.execute(
+        f"{_EVENT} WHERE org_id = %s AND id = %s AND project_id = %s AND meter = %s AND {_COUNTS}",
+        (event.org_id, event.replaces, event.project_id, event.facts.meter),
+    ).fetchone()
+    if row is None:
+        return None, f"there is no event {event.replaces!r} of this meter and project to replace"
+    return _event(row), ""
+
+
+def _insert(connection: _Connection, event: MeterEvent, metered: bool, now: int) -> None:
+    facts = event.facts
+    connection.execute(
+        "INSERT INTO meter_events (org_id, id, project_id, meter, amount, from_at, until_at,"
+        " subject, model, class, site, bound, kind, replaces, request_id, was, is_metered,"
+        " arrived_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (event.org_id, event.id, event.project_id, facts.meter, event.amount, event.from_at,
+         event.until_at, event.subject, facts.model or "", facts.class_ or "", facts.site or "",
+         facts.bound, facts.kind or "", event.replaces, event.request_id, event.was, metered, now),
+    )
+
+
+def _sum_up(connection: _Connection, org: str, project: str, meter: str, hour_at: int) -> None:
+    """Make the sums of one hour again from its events; what is no longer there becomes zero."""
+    rows = connection.execute(
+        f"{_EVENT} WHERE org_id = %s AND project_id = %s AND meter = %s AND from_at < %s"
+        f" AND coalesce(until_at, from_at + 1) > %s AND {_COUNTS}",
+        (org, project, meter, hour_at + HOUR_NS, hour_at),
+    ).fetchall()
+    known = connection.execute(
+        "SELECT model, class, site, bound, kind FROM meter_hours"
+        " WHERE org_id = %s AND project_id = %s AND meter = %s AND hour_at = %s",
+        (org, project, meter, hour_at),
+    ).fetchall()
+    sums = dict.fromkeys([tuple(row) for row in known], (0, 0))
+    for facts, sum_ in quantities((_event(row) for row in rows), hour_at).items():
+        sums[
+            facts.model or "", facts.class_ or "", facts.site or "", facts.bound, facts.kind or ""
+        ] = sum_
+    for (model, class_, site, bound, kind), (amount, digest) in sorted(sums.items()):
+        connection.execute(
+            "INSERT INTO meter_hours (org_id, project_id, hour_at, meter, model, class, site,"
+            " bound, kind, amount, digest)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::bit(128))"
+            " ON CONFLICT (org_id, project_id, hour_at, meter, model, class, site, bound, kind)"
+            " DO UPDATE SET amount = excluded.amount, digest = excluded.digest, due = true",
+            (org, project, hour_at, meter, model, class_, site, bound, kind, amount,
+             f"{digest:0128b}"),
+        )
+
+
+def _event(row: TupleRow) -> MeterEvent:
+    (
+        id_, org, project, meter, amount, from_at, until_at, subject, model, class_, site, bound,
+        kind, replaces, request, was,
+    ) = row
+    return MeterEvent(
+        id=id_, org_id=org, project_id=project, amount=int(amount), from_at=from_at,
+        until_at=until_at, subject=subject, replaces=replaces,
+        request_id=None if request is None else str(request),  # type: ignore[arg-type]
+        was=int(was),
+        facts=Facts(
+            meter=meter, model=model or None, class_=class_ or None, site=site or None,
+            bound=bound, kind=kind or None,
+        ),
+    )

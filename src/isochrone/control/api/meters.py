@@ -1,0 +1,115 @@
+"""Usage that no request tells: events of meters, each with its own result."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, Field
+
+from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.context import Context
+from isochrone.control.api.instants import instant_of
+from isochrone.control.api.paging import Listed
+from isochrone.control.api.shapes import Body, Identifier
+from isochrone.core.billing.meter_event import MeterEvent, Verdict
+from isochrone.core.billing.sheet import Facts
+from isochrone.core.errors import InvalidInput
+from isochrone.core.ids import ModelName, OrgId, ProjectId, RequestId, SiteName
+from isochrone.core.world.tenant import Class
+
+
+class NewEvent(Body):
+    """`id` is the event's own, for ever: the same again changes nothing. `at` is when it was used
+    (RFC 3339 with an offset, or wall nanoseconds); of meters by time `until` is when that ended.
+    `replaces` names an event that no longer counts; with `request_id` the event says anew how much
+    of a meter a request used."""
+
+    id: Identifier
+    org_id: Identifier = "default"
+    project_id: Identifier = "default"
+    meter: Identifier
+    amount: int
+    at: str
+    until: str | None = None
+    subject: Annotated[str, Field(max_length=200)] = ""
+    model: Annotated[str | None, Field(max_length=400)] = None
+    class_: Class | None = Field(default=None, alias="class")
+    site: Annotated[str | None, Field(max_length=100)] = None
+    kind: Annotated[str | None, Field(max_length=100)] = None
+    replaces: Identifier | None = None
+    request_id: Identifier | None = None
+
+
+class NewEvents(Body):
+    """At most 1,000 events; each is taken or not on its own merits."""
+
+    events: Annotated[list[NewEvent], Field(min_length=1, max_length=1000)]
+
+
+class ResultShape(BaseModel):
+    """accepted, duplicate, conflicting, unmetered (kept, but of no meter) or refused."""
+
+    id: str
+    result: Verdict
+    reason: str
+
+
+class UnmeteredShape(BaseModel):
+    id: str
+    org_id: str
+    project_id: str
+    meter: str
+    amount: int
+    at: int
+
+
+def routes(context: Context) -> APIRouter:
+    router = APIRouter(prefix="/meters", tags=["usage"])
+    meters = context.registry.meters
+    known = Depends(authenticator(context))
+
+    @router.post("/events")
+    def add_events(body: NewEvents, caller: Annotated[Caller, known]) -> Listed[ResultShape]:
+        """Add events of usage; the results come in the same order."""
+        caller.need("ledger.write")
+        outcomes = meters.add_events(
+            caller.scope, [_event(each) for each in body.events], now=context.now()
+        )
+        rows = [
+            ResultShape(id=each.id, result=each.verdict, reason=each.reason) for each in outcomes
+        ]
+        return Listed(items=rows, next=None)
+
+    @router.get("/unmetered")
+    def unmetered(
+        caller: Annotated[Caller, known], limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    ) -> Listed[UnmeteredShape]:
+        """Events of no known meter, the latest first."""
+        caller.need("ledger.read")
+        rows = [
+            UnmeteredShape(
+                id=each.id, org_id=each.org_id, project_id=each.project_id,
+                meter=each.facts.meter, amount=each.amount, at=each.from_at,
+            )
+            for each in meters.unmetered(caller.scope, most=limit)
+        ]
+        return Listed(items=rows, next=None)
+
+    return router
+
+
+def _event(body: NewEvent) -> MeterEvent:
+    from_at = instant_of("at", body.at)
+    assert from_at is not None, "the field is needed"
+    if abs(body.amount) >= 1 << 63:
+        raise InvalidInput([f"{body.id}: the amount is beyond 64 bits"])
+    return MeterEvent(
+        id=body.id, org_id=OrgId(body.org_id), project_id=ProjectId(body.project_id),
+        amount=body.amount, from_at=from_at, until_at=instant_of("until", body.until),
+        subject=body.subject, replaces=body.replaces,
+        request_id=None if body.request_id is None else RequestId(body.request_id),
+        facts=Facts(
+            meter=body.meter,  # type: ignore[arg-type] - any text; what is no meter is reported
+            model=None if body.model is None else ModelName(body.model), class_=body.class_,
+            site=None if body.site is None else SiteName(body.site), kind=body.kind,
+        ),
+    )

@@ -1,0 +1,172 @@
+"""Events of meters on a real PostgreSQL: each judged by itself, for ever, never dropped."""
+
+from dataclasses import replace
+from itertools import permutations
+from typing import Any
+
+import pytest
+
+from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.meters import PostgresMeters
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.adapters.postgres.prices import PostgresPrices
+from isochrone.core.billing.meter_event import SECOND_NS, MeterEvent
+from isochrone.core.billing.sheet import HOUR_NS, Facts
+from isochrone.core.ids import ModelName, OrgId, RequestId
+from isochrone.core.world.tenant import EVERY_TENANT, Scope
+from tests.contract.test_control_api import Api, api  # noqa: F401 - a fixture
+from tests.contract.test_ledger import (
+    MINE,
+    NOVEMBER,
+    ORG,
+    PROJECT,
+    START,
+    a_report,
+    a_sheet,
+    charge_all,
+    sell_at,
+    spent_pico,
+)
+
+
+@pytest.fixture
+def meters(pool: Pool) -> PostgresMeters:
+    return PostgresMeters(pool)
+
+
+def an_event(name: str = "e1", meter: str = "bytes", **changes: Any) -> MeterEvent:
+    event = MeterEvent(
+        id=name, org_id=ORG, project_id=PROJECT, amount=10, from_at=START,
+        facts=Facts(meter=meter),  # type: ignore[arg-type]
+    )
+    return replace(event, **changes)
+
+
+def gpus(name: str, level: int, begin_s: int, end_s: int, **changes: Any) -> MeterEvent:
+    return an_event(
+        name, "gpu_seconds", amount=level, from_at=START + begin_s * SECOND_NS,
+        until_at=START + end_s * SECOND_NS, facts=Facts(meter="gpu_seconds", kind="H100"),
+        **changes,
+    )
+
+
+def add(meters: PostgresMeters, *events: MeterEvent) -> list[str]:
+    return [each.verdict for each in meters.add_events(MINE, events, now=1)]
+
+
+def hours(pool: Pool) -> dict[tuple[str, int], int]:
+    """(meter, hours since the start) -> amount."""
+    with pool.transaction(EVERY_TENANT) as connection:
+        rows = connection.execute(
+            "SELECT meter, (hour_at - %s) / %s, sum(amount) FROM meter_hours GROUP BY 1, 2",
+            (START, HOUR_NS),
+        ).fetchall()
+    return {(meter, hour): int(amount) for meter, hour, amount in rows if amount}
+
+
+def test_each_event_is_judged_by_itself(meters: PostgresMeters, pool: Pool) -> None:
+    first = an_event()
+    assert add(
+        meters, first, first, replace(first, amount=11), an_event("e2", "phone_minutes"),
+        an_event("e3", amount=-1), an_event("e4", "output_tokens"), an_event("e5", "active_users"),
+        an_event("e6", until_at=START + 5), gpus("e7", 1, 5, 5),
+        an_event("e8", org_id=OrgId("other")), an_event("e9"),
+    ) == [
+        "accepted", "duplicate", "conflicting", "unmetered", "refused", "refused", "refused",
+        "refused", "refused", "refused", "accepted",
+    ]
+    assert add(meters, first, an_event("e2", "phone_minutes")) == ["duplicate", "duplicate"]
+    assert [each.id for each in meters.unmetered(MINE, most=9)] == ["e2"]
+    assert meters.unmetered(Scope(org_id=OrgId("other")), most=9) == []
+    assert hours(pool) == {("bytes", 0): 20}
+
+
+def test_what_is_held_is_counted_by_time_and_split_at_hours(
+    meters: PostgresMeters, pool: Pool
+) -> None:
+    assert add(meters, gpus("a", 8, 1800, 3 * 3600), gpus("b", 1, 0, 60)) == ["accepted"] * 2
+    assert hours(pool) == {
+        ("gpu_seconds", 0): 8 * 1800 + 60, ("gpu_seconds", 1): 8 * 3600,
+        ("gpu_seconds", 2): 8 * 3600,
+    }
+    # It ended earlier than was said; what it replaces no longer counts.
+    assert add(meters, gpus("c", 8, 1800, 3600, replaces="a")) == ["accepted"]
+    assert hours(pool) == {("gpu_seconds", 0): 8 * 1800 + 60}
+    assert add(
+        meters, gpus("d", 8, 0, 60, replaces="a"), gpus("e", 8, 0, 60, replaces="lost"),
+        an_event("f", replaces="c"),
+    ) == ["conflicting"] * 3
+    assert add(meters, gpus("g", 4, 1800, 3600, replaces="c")) == ["accepted"]
+    assert hours(pool) == {("gpu_seconds", 0): 4 * 1800 + 60}
+
+
+def test_peaks_and_users_are_counted_once_an_hour(meters: PostgresMeters, pool: Pool) -> None:
+    add(
+        meters, an_event("a", "peak_streams", amount=5), an_event("b", "peak_streams", amount=9),
+        an_event("c", "peak_streams", amount=7),
+        an_event("d", "active_users", subject="x"), an_event("e", "active_users", subject="y"),
+        an_event("f", "active_users", subject="x"),
+        an_event("g", "active_users", subject="x", from_at=START + HOUR_NS),
+    )
+    assert hours(pool) == {
+        ("peak_streams", 0): 9, ("active_users", 0): 2, ("active_users", 1): 1
+    }
+
+
+def test_the_order_of_arrival_does_not_matter(meters: PostgresMeters, pool: Pool) -> None:
+    def kept(org: str) -> list[tuple[object, ...]]:
+        with pool.transaction(EVERY_TENANT) as connection:
+            return connection.execute(
+                "SELECT project_id, hour_at, meter, kind, amount, digest FROM meter_hours"
+                " WHERE org_id = %s ORDER BY hour_at, meter", (org,)
+            ).fetchall()
+
+    told = [gpus("a", 2, 0, 5000), an_event("b"), gpus("c", 1, 100, 9000)]
+    for number, order in enumerate(permutations(told)):
+        org = OrgId(f"org-{number}")
+        for event in order:
+            meters.add_events(EVERY_TENANT, [replace(event, org_id=org)] * 2, now=1)
+        assert kept(org) == kept("org-0") != []
+
+
+def test_an_amended_request_is_charged_as_amended(meters: PostgresMeters, pool: Pool) -> None:
+    ledger, book = PostgresLedger(pool), PostgresBook(pool)
+    sell_at(PostgresPrices(pool), a_sheet())
+    booked = a_report(1, output=1_000)
+    guessed = replace(a_report(2), reporter="evidence")
+    book.book_usage([booked, guessed], now=1)
+    charge_all(ledger, START + HOUR_NS)
+    before = spent_pico(ledger)
+    right = an_event(
+        "a", "output_tokens", amount=400, request_id=booked.request_id,
+        facts=Facts(meter="output_tokens", model=ModelName("whatever")),
+    )
+    lost = RequestId("01a1f640-bfe8-7000-8000-00000000ffff")
+    assert add(
+        meters, right, right, replace(right, id="b"), replace(right, request_id=lost, id="c"),
+        replace(right, request_id=guessed.request_id, id="d"),
+    ) == ["accepted", "duplicate", "conflicting", "conflicting", "conflicting"]
+    charge_all(ledger, START + HOUR_NS)
+    assert before - spent_pico(ledger) == 600 * 2 * 10**6
+    assert add(meters, replace(right, id="e", amount=1_000, replaces="a")) == ["accepted"]
+    charge_all(ledger, START + HOUR_NS)
+    (spent,) = ledger.spent(MINE, NOVEMBER, now=START, org_id=None, project_id=None)
+    assert spent.rated.total_pico == spent.charged_pico == before
+
+
+def test_events_come_in_over_the_api(api: Api) -> None:  # noqa: F811
+    event = {
+        "id": "g", "meter": "gpu_seconds", "amount": 2, "kind": "H100",
+        "at": "2026-11-20T00:00:00Z", "until": "2026-11-20T01:00:00Z",
+    }
+    body = {"events": [event, event, {**event, "id": "x", "meter": "luck", "until": None}]}
+    status, said = api.call("POST", "meters/events", body)
+    assert status == 200
+    assert [each["result"] for each in said["items"]] == ["accepted", "duplicate", "unmetered"]
+    assert [each["id"] for each in api.call("GET", "meters/unmetered")[1]["items"]] == ["x"]
+    for bad in ({"events": []}, {"events": [{**event, "at": "now"}]}, {"events": [{"id": "x"}]}):
+        assert api.call("POST", "meters/events", bad)[0] == 422
+    owner = api.tenant("acme")
+    assert api.call("POST", "meters/events", body, key=owner)[0] == 403
+    assert api.call("GET", "meters/unmetered", key=owner)[1]["items"] == []
