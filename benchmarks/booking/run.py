@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.migrate import migrate
 from isochrone.adapters.postgres.pool import Pool, open_pool
 from isochrone.adapters.postgres.server import PostgresPlan, prepare, ready
-from isochrone.control.booking import MESSAGES_MOST, bring_in
+from isochrone.control.booking import LANES, MESSAGES_MOST, bring_in
 from isochrone.core.billing.sheet import HOUR_NS
 from isochrone.core.ids import (
     KeyId,
@@ -106,10 +107,12 @@ def messages(count: int, rng: Random, *, spread: bool) -> list[Durable]:
                          sites[each])
             )
         payload = encode_batch(str(number), (), map(fleet.encode, events))
-        found.append(Durable(
+        found.append(
+            Durable(
                 subject="usage.sydney", message_id=str(number), payload=payload, receipt=None,
                 delivered=1,
-            ))
+            )
+        )
     return found
 
 
@@ -139,9 +142,12 @@ def measure(plan: PostgresPlan, told: Sequence[Durable]) -> dict[str, float]:
 
     try:
         before_s, own_s, began_s = database_s(), time.process_time(), time.perf_counter()
-        for first in range(0, len(told), MESSAGES_MOST):
-            parked = bring_in(book, told[first : first + MESSAGES_MOST], now=NOW)
-            assert not parked, parked[0].reason
+        with ThreadPoolExecutor(LANES) as lanes:
+            for parked in lanes.map(
+                lambda first: bring_in(book, told[first : first + MESSAGES_MOST], now=NOW),
+                range(0, len(told), MESSAGES_MOST),
+            ):
+                assert not parked, parked[0].reason
         wall_s = time.perf_counter() - began_s
         own_s, spent_s = time.process_time() - own_s, database_s() - before_s
     finally:

@@ -165,7 +165,8 @@ def test_events_come_in_over_the_api(api: Api) -> None:  # noqa: F811
     assert status == 200
     assert [each["result"] for each in said["items"]] == ["accepted", "duplicate", "unmetered"]
     assert [each["id"] for each in api.call("GET", "meters/unmetered")[1]["items"]] == ["x"]
-    for bad in ({"events": []}, {"events": [{**event, "at": "now"}]}, {"events": [{"id": "x"}]}):
+    wrong: list[list[dict[str, object]]] = [[], [{**event, "at": "now"}], [{"id": "x"}]]
+    for bad in ({"events": events} for events in wrong):
         assert api.call("POST", "meters/events", bad)[0] == 422
     owner = api.tenant("acme")
     assert api.call("POST", "meters/events", body, key=owner)[0] == 403

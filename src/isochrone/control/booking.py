@@ -28,6 +28,7 @@ from isochrone.wire.subjects import BOOK_CONSUMER, USAGE_STREAM, USAGE_SUBJECTS
 from isochrone.wire.usage import decode_batch
 
 MESSAGES_MOST = 20  # up to 2,000 events, a transaction of some 15 ms
+LANES = 2  # while one is decoded, another is in the database
 PULL_WAIT_S = 5.0
 RETRY_S = 0.5
 SWEEP_MOST = 500
@@ -155,44 +156,46 @@ class Booking:
         self._clock = clock
         self._offload = offload
         self._evidence_wait_ns = int(evidence_wait_s * _NS_PER_S)
-        self._held: Sequence[Durable] = ()
+        self._held: list[Sequence[Durable]] = [()] * LANES
         self.booked_events = 0
         self.parked_messages = 0
 
     async def run(self) -> None:
         """Book until cancelled; outages of the bus and the book are waited out."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._book_for_ever())
+            for lane in range(LANES):
+                group.create_task(self._book_for_ever(lane))
             group.create_task(self._sweep_for_ever())
 
-    async def _book_for_ever(self) -> None:
+    async def _book_for_ever(self, lane: int) -> None:
         made = False
         while True:
             try:
                 if not made:
                     await self._bus.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
                     made = True
-                await self.book_next(PULL_WAIT_S)
+                await self.book_next(PULL_WAIT_S, lane)
             except (BusUnavailable, StoreUnavailable) as error:
                 log.warning("booking_waits", reason=error.message)
                 made = made and not isinstance(error, BusUnavailable)  # perhaps it lost its disk
                 await asyncio.sleep(RETRY_S)
 
-    async def book_next(self, wait_s: float) -> int:
-        """Book the next messages, if any come within `wait_s`; return how many.
+    async def book_next(self, wait_s: float, lane: int = 0) -> int:
+        """Book the next messages, if any come within `wait_s`; return how many. Lanes may do so at
+        once; each has its own messages.
 
         Raises BusUnavailable, or StoreUnavailable: then the messages are held for the next call,
         because the stream offers them again only after its own, longer wait.
         """
-        if not self._held:
-            self._held = await self._bus.pull(
+        if not self._held[lane]:
+            self._held[lane] = await self._bus.pull(
                 USAGE_STREAM, BOOK_CONSUMER, most=MESSAGES_MOST, wait_s=wait_s
             )
-        if not self._held:
+        if not self._held[lane]:
             return 0
-        messages, now = self._held, self._clock.wall_ns()
+        messages, now = self._held[lane], self._clock.wall_ns()
         parked = await self._offload(lambda: self._take(messages, now))
-        self._held = ()
+        self._held[lane] = ()
         for each in parked:
             log.error("usage_parked", id=each.id, subject=each.subject, reason=each.reason)
         await self._bus.ack(messages)

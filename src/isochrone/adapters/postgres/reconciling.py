@@ -129,8 +129,10 @@ def _usage(connection: _Connection, day: dict[str, int]) -> list[UsageDay]:
         " count(*), count(*) FILTER (WHERE NOT exact)"
         " FROM (SELECT *, token_source = 'engine' AS exact FROM usage) AS booked"
         " WHERE replica IS NOT NULL AND serving_site IS NOT NULL"
-        " AND finished_at >= %(since)s AND finished_at < %(until)s GROUP BY replica",
-        day,
+        " AND finished_at >= %(since)s AND finished_at < %(until)s"
+        # For the index: no request lasts a day.
+        " AND received_at >= %(earliest)s AND received_at < %(until)s GROUP BY replica",
+        {**day, "earliest": day["since"] - DAY_NS},
     ).fetchall()
     return [
         UsageDay(

@@ -1,6 +1,6 @@
 """Usage that no request tells: events of meters, each with its own result."""
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
@@ -11,7 +11,7 @@ from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed
 from isochrone.control.api.shapes import Body, Identifier
 from isochrone.core.billing.meter_event import MeterEvent, Verdict
-from isochrone.core.billing.sheet import Facts
+from isochrone.core.billing.sheet import Facts, Meter
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import ModelName, OrgId, ProjectId, RequestId, SiteName
 from isochrone.core.world.tenant import Class
@@ -108,7 +108,8 @@ def _event(body: NewEvent) -> MeterEvent:
         subject=body.subject, replaces=body.replaces,
         request_id=None if body.request_id is None else RequestId(body.request_id),
         facts=Facts(
-            meter=body.meter,  # type: ignore[arg-type] - any text; what is no meter is reported
+            # Any text: what is no meter is kept and reported.
+            meter=cast("Meter", body.meter),
             model=None if body.model is None else ModelName(body.model), class_=body.class_,
             site=None if body.site is None else SiteName(body.site), kind=body.kind,
         ),

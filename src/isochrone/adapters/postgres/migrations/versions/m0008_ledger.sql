@@ -230,7 +230,6 @@ CREATE TABLE engine_counts (
     PRIMARY KEY (replica, generation, run, day_at)
 );
 CREATE INDEX engine_counts_by_day ON engine_counts (day_at);
-CREATE INDEX usage_by_end ON usage (finished_at) WHERE replica IS NOT NULL;
 
 -- Reports of reconciliation, one a day.
 CREATE TABLE reconciliations (
