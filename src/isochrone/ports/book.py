@@ -138,8 +138,8 @@ class Book(Protocol):
         ...
 
     def wrong_hours(self, *, since: int, until: int) -> int:
-        """How many sums by hour, of hours from `since` until before `until` (wall ns), are not
-        those of the booked requests; 0 unless somebody changed the book by hand."""
+        """How many sums by hour, of whole hours from `since` until before `until` (wall ns), are
+        not those of the booked requests; 0 unless somebody changed the book by hand."""
         ...
 
     def make_hours_again(self, *, since: int, until: int) -> int:

@@ -59,30 +59,6 @@ def due_projects(connection: _Connection, *, before: int) -> list[Due]:
     ]
 
 
-def mark_charged(
-    connection: _Connection, payer: Payer, period: Period, *, before: int
-) -> int | None:
-    """Take the marks from what is due of these hours; the first of them, None when none is."""
-    firsts = []
-    keys: dict[LiteralString, LiteralString] = {
-        "request_hours": "org_id, project_id, hour_at, model, class, site, bound",
-        "meter_hours": "org_id, project_id, hour_at, meter, model, class, site, bound, kind",
-    }
-    for table, key in keys.items():
-        # Locked in the order in which bookings lock them.
-        rows = connection.execute(
-            f"UPDATE {table} SET due = false WHERE ({key}) IN (SELECT {key} FROM {table}"
-            " WHERE org_id = %(org)s AND project_id = %(project)s AND due"
-            " AND hour_at >= %(begin)s AND hour_at < %(until)s"
-            f" ORDER BY {key} FOR UPDATE) RETURNING hour_at",
-            {
-                **_of(payer), "begin": period.begin, "until": min(before, period.end),
-            },
-        ).fetchall()
-        firsts += [row[0] for row in rows]
-    return min(firsts, default=None)
-
-
 def note_period(
     connection: _Connection, payer: Payer, period: Period, *, closed_at: int | None
 ) -> None:

@@ -20,7 +20,7 @@ BOUND: LiteralString = (
     " WHERE k.id = i.key_id AND i.serving_country = ANY (p.residency))"
 )
 _MOVED: LiteralString = (
-    "org_id, project_id, received_at - received_at % 3600000000000, model, class,"
+    "org_id, project_id, received_at - mod(received_at, 3600000000000), model, class,"
     " coalesce(serving_site, ''), bound, {sign} count(*), {sign} sum(input_uncached)::bigint,"
     " {sign} sum(input_cached)::bigint, {sign} sum(output)::bigint,"
     " bit_xor(usage_mark(request_id, input_uncached, input_cached, output))"
@@ -92,23 +92,28 @@ def add_moved(connection: _Connection) -> None:
     )
 
 
+_MADE: LiteralString = (
+    f"SELECT {_MOVED.format(sign='')} FROM usage WHERE {_COUNTED}"
+    " AND received_at >= %(since)s AND received_at < %(until)s GROUP BY 1, 2, 3, 4, 5, 6, 7"
+)
 _DIFFERS: LiteralString = (
     f"SELECT {_KEY}, coalesce(made.requests, 0) AS requests,"
     " coalesce(made.input_uncached, 0) AS input_uncached,"
     " coalesce(made.input_cached, 0) AS input_cached, coalesce(made.output, 0) AS output,"
     " coalesce(made.digest, 0::bit(128)) AS digest"
-    f" FROM usage_by_hour made FULL JOIN request_hours kept USING ({_KEY})"
+    f" FROM ({_MADE}) AS made ({_KEY}, {_SUMS}, digest) FULL JOIN (SELECT * FROM request_hours"
+    f" WHERE hour_at >= %(since)s AND hour_at < %(until)s) AS kept USING ({_KEY})"
     " WHERE (coalesce(made.requests, 0), coalesce(made.input_uncached, 0),"
     " coalesce(made.input_cached, 0), coalesce(made.output, 0), coalesce(made.digest, 0::bit(128)))"
     " IS DISTINCT FROM (coalesce(kept.requests, 0), coalesce(kept.input_uncached, 0),"
     " coalesce(kept.input_cached, 0), coalesce(kept.output, 0),"
     " coalesce(kept.digest, 0::bit(128)))"
-    " AND hour_at >= %(since)s AND hour_at < %(until)s"
 )
 
 
 def count_wrong(connection: _Connection, since: int, until: int) -> int:
-    """How many sums of these hours are not those of the rows; one statement, so one instant."""
+    """How many sums of these whole hours are not those of the rows; one statement, so one instant.
+    """
     row = connection.execute(
         f"SELECT count(*) FROM ({_DIFFERS}) AS wrong", {"since": since, "until": until}
     ).fetchone()

@@ -16,10 +16,10 @@ from isochrone.adapters.postgres.charges import (
     due_projects,
     load_hours,
     load_standing,
-    mark_charged,
     note_period,
     spent_projects,
 )
+from isochrone.adapters.postgres.due_hours import take_due
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import SHEETS, sheets_for
 from isochrone.core.billing.charging import Payer, changes, charges_of
@@ -119,7 +119,7 @@ class PostgresLedger:
         payer, period = due.payer, due.period
         with self._pool.transaction(EVERY_TENANT) as connection:
             _one_at_a_time(connection, payer)
-            first = mark_charged(connection, payer, period, before=before)
+            first = take_due(connection, payer, period, before=before)
             is_over = before >= period.end
             if first is None and not is_over:
                 return 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 import msgspec
 from psycopg.rows import TupleRow
 
+from isochrone.adapters.postgres.due_hours import mark_due
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.billing.period import month_of
@@ -64,12 +65,7 @@ class PostgresPrices:
                  json.dumps(msgspec.to_builtins(text_of(new))), now),
             )
             # What these hours came to may be another amount now.
-            for table in ("request_hours", "meter_hours"):
-                connection.execute(
-                    f"UPDATE {table} SET due = true WHERE hour_at >= %(from)s AND NOT due"
-                    " AND (%(org)s::text IS NULL OR org_id = %(org)s)",
-                    {"from": new.valid_from, "org": sheet.only_for},
-                )
+            mark_due(connection, since=new.valid_from, org_id=sheet.only_for)
         return made
 
     def applying(self, org_id: OrgId) -> Sequence[PriceSheet]:
