@@ -3,8 +3,8 @@
 Compiling, the types and the tests of single parts go on together: tests that wait for sockets and
 servers leave the cores to those that compute. Their output comes as whole blocks, so that it can be
 read. What is compiled is tested in its compiled form once more, as soon as it is there. The rig
-measures real processes against deadlines and has the machine for itself. Ends with 1 when anything
-failed, after everything has run.
+measures real processes against deadlines and has the machine for itself, but for those of its tests
+that are patient. Ends with 1 when anything failed, after everything has run.
 """
 
 import os
@@ -23,6 +23,12 @@ COMPILED = (
     "gateway or http or stream or fuzz or heads or journal or meter or choosing or board or limits "
     "or answers or client or pressure or narrowing or secured or tls or leaks or hops or retained "
     "or test_compiled"
+)
+# Of the rig: real processes, but no load, and nothing is measured. These tests wait for what is to
+# happen, for half a minute or longer. A new file runs alone until it is listed here.
+PATIENT = tuple(
+    f"tests/rig/test_{name}.py"
+    for name in ("control", "dns", "standalone", "standalone_sites", "state_folder", "supervise")
 )
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 # Two cores are busy with four jobs, because half of them mostly wait.
@@ -53,13 +59,17 @@ JOBS = (
     Job(name="contracts, compiled", later=True, compiled=True, argv=(
         *PYTEST, "tests/contract", "-k", COMPILED,
     )),
+    # They start gateways, which take the compiled form by themselves.
+    Job(name="processes", later=True, argv=(*PYTEST, "-m", "rig", *PATIENT)),
     # Beside the C compiler it would need twice the memory.
     Job(name="types", later=True, argv=(sys.executable, "-m", "mypy")),
     Job(name="parts, compiled", later=True, compiled=True, argv=(
         *PYTEST, "tests/unit/test_compiled.py", "tests/property", "-k", COMPILED,
     )),
 )
-RIG = Job(name="rig", argv=(*PYTEST, "-m", "rig", "tests/rig"))
+RIG = Job(name="rig", argv=(
+    *PYTEST, "-m", "rig", "tests/rig", *(f"--ignore={path}" for path in PATIENT),
+))
 
 
 @dataclass(slots=True)
