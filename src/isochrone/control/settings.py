@@ -6,10 +6,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlSettings:
-    """`database` is a PostgreSQL connection string; `nats_credentials` the login of control;
-    `nats_secrets` what site logins are signed with; `signing_key` the Ed25519 seed (hex) of the
-    view; `admin_key` the operator's key. The hash of the latter is kept in the book. `world` is
-    made to hold in the book at the start. `public_url` is where sites and people reach the API.
+    """`database` is the PostgreSQL connection string that control works with, `owner_database` that
+    of the tables' owner, who only migrates; without it control logs in as the owner and steps
+    down. `nats_credentials` is the login of control; `nats_secrets` what site logins are signed
+    with; `signing_key` the Ed25519 seed (hex) of the view; `admin_key` the operator's key. The hash
+    of the latter is kept in the book. `world` is made to hold in the book at the start.
+    `public_url` is where sites and people reach the API.
     """
 
     port: int
@@ -23,3 +25,4 @@ class ControlSettings:
     host: str = "127.0.0.1"
     world: Path | None = None
     evidence_wait_s: float = 30.0
+    owner_database: str | None = None

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from isochrone.ports.audit import Audit
 from isochrone.ports.entitlements import Entitlements
 from isochrone.ports.estate import Estate
 from isochrone.ports.leases import Leases
+from isochrone.ports.members import Members
 from isochrone.ports.tenants import Tenants
 
 
@@ -13,6 +15,8 @@ class Registry:
     """The parts of the registry over one database."""
 
     tenants: Tenants
+    members: Members
+    audit: Audit
     estate: Estate
     leases: Leases
     entitlements: Entitlements

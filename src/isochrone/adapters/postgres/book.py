@@ -26,7 +26,7 @@ from isochrone.core.ids import RequestId, SiteName, is_uuid7
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.metering.merge import better
 from isochrone.core.routing.choice import Ground
-from isochrone.core.world.tenant import Scope
+from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.book import (
     Booked,
     Parked,
@@ -66,7 +66,7 @@ class PostgresBook:
         # In the order of their keys, so that two bookers cannot wait for each other.
         rows = {(site, ground.id): ground_text(ground) for site, ground in grounds}
         new = 0
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             for (site, name), text in sorted(rows.items()):
                 new += connection.execute(
                     "INSERT INTO grounds (site, id, ground, kept_at) VALUES (%s, %s, %s, %s)"
@@ -76,15 +76,15 @@ class PostgresBook:
         return new
 
     def book_usage(self, events: Sequence[UsageEvent], *, now: int) -> int:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             return _merge(connection, "usage", events, now=now)
 
     def note_evidence(self, events: Sequence[UsageEvent], *, now: int) -> int:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             return _merge(connection, "evidence", events, now=now)
 
     def book_overdue_evidence(self, older_than: int, *, now: int, most: int = 500) -> int:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             rows = connection.execute(
                 sql.SQL(
                     "UPDATE evidence SET settled_at = %s WHERE (request_id, serving_site) IN ("
@@ -102,7 +102,7 @@ class PostgresBook:
     def request(self, scope: Scope, request_id: RequestId) -> Booked | None:
         if not is_uuid7(request_id):
             return None
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             row = connection.execute(
                 sql.SQL(
                     "SELECT booked_at, {} FROM usage WHERE request_id = %(id)s"
@@ -127,7 +127,7 @@ class PostgresBook:
         )
         if after is not None and not is_uuid7(after):
             raise InvalidInput([f"after: {after!r} is not a request id"])
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             rows = connection.execute(
                 sql.SQL(
                     "SELECT booked_at, {names} FROM usage WHERE {chosen} {later}"
@@ -145,7 +145,7 @@ class PostgresBook:
         self, scope: Scope, chosen: UsageFilter, group: UsageGroup, *, most: int,
         after: str | None = None,
     ) -> Sequence[UsageTotal]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             cursor = connection.cursor(row_factory=kwargs_row(UsageTotal))
             return cursor.execute(
                 sql.SQL(
@@ -161,7 +161,7 @@ class PostgresBook:
             ).fetchall()
 
     def replica_totals(self, *, since: int) -> Sequence[ReplicaTotal]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             cursor = connection.cursor(row_factory=kwargs_row(ReplicaTotal))
             return cursor.execute(
                 sql.SQL(
@@ -175,7 +175,7 @@ class PostgresBook:
             ).fetchall()
 
     def park(self, messages: Sequence[Parked], *, now: int) -> None:
-        with self._pool.transaction() as connection, connection.cursor() as cursor:
+        with self._pool.transaction(EVERY_TENANT) as connection, connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO parked (id, subject, payload, reason, parked_at)"
                 " VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
@@ -183,7 +183,7 @@ class PostgresBook:
             )
 
     def parked(self, *, most: int) -> Sequence[Parked]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             cursor = connection.cursor(row_factory=kwargs_row(Parked))
             return cursor.execute(
                 "SELECT id, subject, payload, reason FROM parked"

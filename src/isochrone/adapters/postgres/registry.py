@@ -1,8 +1,10 @@
-"""The registry on PostgreSQL: tenants, estate, leases and entitlements over one pool."""
+"""The registry on PostgreSQL: its parts over one pool."""
 
+from isochrone.adapters.postgres.audit import PostgresAudit
 from isochrone.adapters.postgres.entitlements import PostgresEntitlements
 from isochrone.adapters.postgres.estate import PostgresEstate
 from isochrone.adapters.postgres.leases import PostgresLeases
+from isochrone.adapters.postgres.members import PostgresMembers
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.tenants import PostgresTenants
 from isochrone.ports.registry import Registry
@@ -11,6 +13,7 @@ from isochrone.ports.registry import Registry
 def open_registry(pool: Pool) -> Registry:
     """The parts of the registry on `pool`, which stays the caller's to close."""
     return Registry(
-        tenants=PostgresTenants(pool), estate=PostgresEstate(pool), leases=PostgresLeases(pool),
+        tenants=PostgresTenants(pool), members=PostgresMembers(pool),
+        audit=PostgresAudit(pool), estate=PostgresEstate(pool), leases=PostgresLeases(pool),
         entitlements=PostgresEntitlements(pool),
     )
