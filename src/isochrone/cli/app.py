@@ -7,14 +7,18 @@ from typing import Annotated
 import typer
 
 from isochrone.cli import (
+    audit,
     chat,
     check,
     entitlements,
     explain,
     keys,
+    members,
     models,
+    orgs,
     policies,
     processes,
+    projects,
     replay,
     sites,
     status,
@@ -34,9 +38,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (up, status, sites, chat, models, usage, explain, replay, check, processes):
+for group in (up, status, sites, chat, models, usage, explain, audit, replay, check, processes):
     group.register(app)
-app.add_typer(keys.app, name="keys")
+app.add_typer(orgs.app, name="org")
+app.add_typer(projects.app, name="project")
+app.add_typer(members.app, name="member")
+app.add_typer(keys.app, name="key")
+app.add_typer(keys.app, name="keys", hidden=True)  # its first name, which goes on working
 app.add_typer(policies.app, name="policies")
 app.add_typer(entitlements.app, name="entitlement")
 
