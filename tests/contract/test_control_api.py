@@ -36,6 +36,7 @@ from isochrone.core.routing.choice import Decision, Ground, GroundSite, Refused
 from isochrone.core.world.digest import DeploymentLoad, ReplicaLoad, SiteDigest
 from isochrone.core.world.model import Deployment, EngineSpec, Model
 from isochrone.core.world.site import Link, Site, SiteLinks
+from isochrone.ports.clock import Clock
 from isochrone.ports.estate import Intent
 from isochrone.wire import fleet, subjects
 from tests.unit.build_usage import a_usage_event
@@ -83,11 +84,11 @@ class Api:
 
 
 @contextmanager
-def an_api(pool: Pool) -> Iterator[Api]:
+def an_api(pool: Pool, clock: Clock | None = None) -> Iterator[Api]:
     registry = open_registry(pool)
     registry.tenants.seed(seed_of(hash_of(ADMIN), now=NOW), now=NOW)
     registry.estate.reconcile(an_intent(), now=NOW)
-    clock, changes = SystemClock(), list[bool]()
+    clock, changes = clock or SystemClock(), list[bool]()
     context = Context(
         registry=registry, book=PostgresBook(pool), fleet=FleetState(clock), blocs=load_blocs(),
         clock=clock, entropy=Random(7).randbytes, changed=lambda: changes.append(True),

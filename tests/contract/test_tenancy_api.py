@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
+from isochrone.adapters.clock import SystemClock
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.control.joining import hash_of
 from isochrone.control.retention import erase_for_ever
@@ -14,43 +15,45 @@ from isochrone.core.ids import OrgId
 from isochrone.core.tenancy.terms import DAY_NS
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.audit import AuditFilter
-from tests.contract.test_control_api import ADMIN, Api, a_booked, api  # noqa: F401
+from tests.contract.test_control_api import ADMIN, Api, a_booked, an_api
 
 T = TypeVar("T")
 SECOND_NS = 1_000_000_000
 
 
 class Ahead:
-    """The clock of the API, `ahead_ns` later than it is."""
+    """The machine's clock, `ahead_ns` later than it is."""
 
-    def __init__(self, clock: Any) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
+        self._clock = SystemClock()
         self.ahead_ns = 0
 
     def wall_ns(self) -> int:
-        return int(self._clock.wall_ns()) + self.ahead_ns
+        return self._clock.wall_ns() + self.ahead_ns
 
     def monotonic_ns(self) -> int:
-        return int(self._clock.monotonic_ns())
+        return self._clock.monotonic_ns()
 
 
 @pytest.fixture
-def clock(api: Api) -> Ahead:  # noqa: F811
+def clock() -> Ahead:
     """Time that the test moves."""
-    ahead = Ahead(api.context.clock)
-    object.__setattr__(api.context, "clock", ahead)
-    return ahead
+    return Ahead()
 
 
-def published(api: Api) -> list[str]:  # noqa: F811
+@pytest.fixture
+def api(pool: Pool, clock: Ahead) -> Iterator[Api]:
+    with an_api(pool, clock) as found:
+        yield found
+
+
+def published(api: Api) -> list[str]:
     """Ids of the keys that gateways are told."""
     snapshot = api.context.registry.estate.snapshot(now=api.context.now())
     return [str(key.id) for key in snapshot.keys]
 
 
-def test_a_key_has_an_end_and_scopes_and_gateways_are_told(
-    api: Api, clock: Ahead  # noqa: F811
-) -> None:
+def test_a_key_has_an_end_and_scopes_and_gateways_are_told(api: Api, clock: Ahead) -> None:
     end = api.context.now() + 60 * SECOND_NS
     made = api.make("keys", {"scopes": ["usage", "chat", "chat"], "expires_at": str(end)})
     assert (made["scopes"], made["expires_at"]) == (["chat", "usage"], end)
@@ -63,7 +66,7 @@ def test_a_key_has_an_end_and_scopes_and_gateways_are_told(
     assert (status, problem["detail"]) == (401, "the key is unknown, revoked or past its end")
 
 
-def test_a_key_without_the_scope_sees_no_usage(api: Api) -> None:  # noqa: F811
+def test_a_key_without_the_scope_sees_no_usage(api: Api) -> None:
     made = api.make("keys", {"scopes": ["chat"]})
     event = a_booked(api, made["org_id"], made["id"], 1)
     for path in ("usage", f"requests/{event.request_id}"):
@@ -72,7 +75,7 @@ def test_a_key_without_the_scope_sees_no_usage(api: Api) -> None:  # noqa: F811
     assert api.call("GET", "models", key=made["key"])[0] == 200
 
 
-def test_a_rotated_key_goes_on_for_the_overlap(api: Api, clock: Ahead) -> None:  # noqa: F811
+def test_a_rotated_key_goes_on_for_the_overlap(api: Api, clock: Ahead) -> None:
     body = {
         "name": "app", "residency": ["DE"], "classes": ["batch"], "scopes": ["chat", "usage"],
         "expires_at": str(api.context.now() + 30 * DAY_NS),
@@ -98,9 +101,7 @@ def test_a_rotated_key_goes_on_for_the_overlap(api: Api, clock: Ahead) -> None: 
     assert api.changes
 
 
-def test_a_key_is_rotated_at_once_and_never_lengthened(
-    api: Api, clock: Ahead  # noqa: F811
-) -> None:
+def test_a_key_is_rotated_at_once_and_never_lengthened(api: Api, clock: Ahead) -> None:
     soon = api.context.now() + 60 * SECOND_NS
     old = api.make("keys", {"expires_at": str(soon)})
     api.make(f"keys/{old['id']}/rotate", {})
@@ -111,9 +112,7 @@ def test_a_key_is_rotated_at_once_and_never_lengthened(
     assert [api.call("GET", "usage", key=each["key"])[0] for each in (other, new)] == [401, 200]
 
 
-def test_a_member_gets_a_new_admin_key_and_the_old_one_ends(
-    api: Api, clock: Ahead  # noqa: F811
-) -> None:
+def test_a_member_gets_a_new_admin_key_and_the_old_one_ends(api: Api, clock: Ahead) -> None:
     owner = api.tenant("two")
     made = api.make("principals", {"name": "robot", "role": "admin", "kind": "service"}, key=owner)
     second = api.make(f"principals/{made['id']}/rotate", {"overlap_s": 60}, key=owner)
@@ -129,7 +128,7 @@ def test_a_member_gets_a_new_admin_key_and_the_old_one_ends(
     assert api.call("POST", f"principals/{made['id']}/rotate", {}, key=owner)[0] == 404
 
 
-def test_an_admin_key_has_an_end(api: Api, clock: Ahead) -> None:  # noqa: F811
+def test_an_admin_key_has_an_end(api: Api, clock: Ahead) -> None:
     body = {"name": "x", "role": "operator", "expires_at": str(api.context.now() + SECOND_NS * 60)}
     made = api.make("principals", body)
     assert api.call("GET", "keys", key=made["key"])[0] == 200
@@ -137,7 +136,7 @@ def test_an_admin_key_has_an_end(api: Api, clock: Ahead) -> None:  # noqa: F811
     assert api.call("GET", "keys", key=made["key"])[0] == 401
 
 
-def test_a_role_changes_at_once_and_nobody_changes_themselves(api: Api) -> None:  # noqa: F811
+def test_a_role_changes_at_once_and_nobody_changes_themselves(api: Api) -> None:
     owner = api.tenant("two")
     made = api.make("principals", {"name": "x", "role": "billing"}, key=owner)
     assert api.call("GET", "keys", key=made["key"])[0] == 403
@@ -168,9 +167,7 @@ def everything_in(pool: Pool) -> str:
         )
 
 
-def test_a_person_is_erased_and_the_book_still_stands(
-    api: Api, pool: Pool  # noqa: F811
-) -> None:
+def test_a_person_is_erased_and_the_book_still_stands(api: Api, pool: Pool) -> None:
     owner = api.tenant("two")
     ada = api.make(
         "principals",
@@ -201,7 +198,7 @@ def test_a_person_is_erased_and_the_book_still_stands(
 
 
 def test_members_who_left_are_erased_when_they_are_retained_no_longer(
-    api: Api, clock: Ahead, pool: Pool  # noqa: F811
+    api: Api, clock: Ahead
 ) -> None:
     owner = api.tenant("two")
     org = api.call("GET", "organisations", key=owner)[1]["items"][0]
@@ -226,7 +223,7 @@ def test_members_who_left_are_erased_when_they_are_retained_no_longer(
     assert entry.change == "changed"
 
 
-async def one_round(api: Api) -> None:  # noqa: F811
+async def one_round(api: Api) -> None:
     """What control's loop does, until it has done it once."""
     done = asyncio.Event()
 
@@ -245,9 +242,7 @@ async def one_round(api: Api) -> None:  # noqa: F811
         await task
 
 
-def test_bad_input_lists_everything_wrong_and_writes_nothing(
-    api: Api, pool: Pool  # noqa: F811
-) -> None:
+def test_bad_input_lists_everything_wrong_and_writes_nothing(api: Api, pool: Pool) -> None:
     key = api.make("keys", {})
     before = everything_in(pool)
     past, far = "2001-01-01T00:00:00Z", "2199-01-01T00:00:00Z"
@@ -279,7 +274,7 @@ def test_bad_input_lists_everything_wrong_and_writes_nothing(
     assert everything_in(pool) == before
 
 
-def test_names_are_changed_and_taken_once(api: Api) -> None:  # noqa: F811
+def test_names_are_changed_and_taken_once(api: Api) -> None:
     owner = api.tenant("two")
     (org,) = api.call("GET", "organisations", key=owner)[1]["items"]
     assert api.call("PATCH", f"organisations/{org['id']}", {"name": "default"})[0] == 409
@@ -292,7 +287,7 @@ def test_names_are_changed_and_taken_once(api: Api) -> None:  # noqa: F811
     assert api.call("PATCH", path, {"name": "third"}, key=owner)[1]["name"] == "third"
 
 
-def test_the_audit_log_is_paged_and_filtered(api: Api) -> None:  # noqa: F811
+def test_the_audit_log_is_paged_and_filtered(api: Api) -> None:
     key = api.make("keys", {})
     api.call("DELETE", f"keys/{key['id']}")
     page = api.call("GET", "audit?limit=1&kind=key")[1]
