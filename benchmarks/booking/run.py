@@ -18,11 +18,12 @@ from random import Random
 from typing import Any
 
 from benchmarks.gateway.machine import ROOT, commit, cpu_s, facts, tree
+from psycopg.conninfo import make_conninfo
 
 from isochrone.adapters.child import child_command
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.migrate import migrate
-from isochrone.adapters.postgres.pool import Pool, open_pool
+from isochrone.adapters.postgres.pool import APPLICATION_ROLE, Pool, open_pool
 from isochrone.adapters.postgres.server import PostgresPlan, prepare, ready
 from isochrone.control.booking import LANES, MESSAGES_MOST, bring_in
 from isochrone.core.billing.sheet import HOUR_NS
@@ -36,6 +37,7 @@ from isochrone.core.ids import (
     SiteName,
     uuid7,
 )
+from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.ports.bus import Durable
 from isochrone.wire import fleet
 from isochrone.wire.usage import UsageRecord, encode_batch
@@ -71,7 +73,7 @@ def a_server() -> Iterator[PostgresPlan]:
 
 def seed(pool: Pool) -> None:
     """One organisation with its projects, and a key with a policy for each."""
-    with pool.transaction() as connection:
+    with pool.transaction(EVERY_TENANT) as connection:
         connection.execute("INSERT INTO organisations VALUES ('org', 'org', 1)")
         connection.execute(
             "INSERT INTO policies (id, org_id, residency, transit, name, created_at)"
@@ -132,7 +134,7 @@ def a_record(request: str, at: int, project: int, model: int, site: int) -> Usag
 
 def measure(plan: PostgresPlan, told: Sequence[Durable]) -> dict[str, float]:
     """Book the messages as control does; what was done a second and what one event cost."""
-    pool = open_pool(plan.conninfo)
+    pool = open_pool(make_conninfo(plan.conninfo, user=APPLICATION_ROLE))
     book = PostgresBook(pool)
     postmaster = int((plan.data / "postmaster.pid").read_text().splitlines()[0])
     events = len(told) * EVENTS_A_MESSAGE
@@ -169,7 +171,7 @@ def main() -> None:
     }
     rng = Random(1)
     with a_server() as plan:
-        pool = open_pool(plan.conninfo)
+        pool = open_pool(make_conninfo(plan.conninfo, user=APPLICATION_ROLE))
         seed(pool)
         pool.close()
         measure(plan, messages(WARM_EVENTS // EVENTS_A_MESSAGE, rng, spread=False))

@@ -8,6 +8,7 @@ from isochrone.control.entries import Place, kind_of, wanted_entries
 from isochrone.control.joining import hash_of, invite
 from isochrone.core.ids import SiteName
 from isochrone.core.world.entitlement import Entitlement, Voters
+from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.ports.estate import Joining
 from isochrone.wire import fleet, subjects
 from tests.contract.test_control_api import Api, an_intent, api  # noqa: F401 - a fixture
@@ -21,7 +22,7 @@ def a_body(**changes: object) -> dict[str, object]:
 
 
 def published(api: Api) -> dict[str, Any]:  # noqa: F811
-    wanted = wanted_entries(api.context.registry.estate.snapshot())
+    wanted = wanted_entries(api.context.registry.estate.snapshot(now=api.context.now()))
     return {
         place.key: noun for place, noun in wanted.items()
         if place.key.startswith(("entitlement.", "voters"))
@@ -108,7 +109,7 @@ def a_cloud_that_joined(api: Api) -> None:  # noqa: F811
         if site.name == "tokyo":
             continue
         token = f"token of {site.name}"
-        invite(estate, site.name, token, now=now, once=None)
+        invite(estate, EVERY_TENANT, site.name, token, now=now, once=None)
         joining = Joining(
             token_sha256=hash_of(token), peer_key=f"{number:064x}", nats_key=f"U{site.name}",
             host="h", port=1, public_url="",
@@ -144,11 +145,11 @@ def test_voters_are_changed_by_operators_one_settled_change_at_a_time(
     assert "try again in" in problem["detail"]
     sold = api.context.registry.entitlements
     later = changed["settled_at"]
-    ended = sold.change_voters(tuple(map(SiteName, sites)), now=later)
+    ended = sold.change_voters(EVERY_TENANT, tuple(map(SiteName, sites)), now=later)
     assert ended.voters == Voters(
         sites=tuple(map(SiteName, sites)), former=tuple(map(SiteName, sites)), epoch=2
     )
-    assert sold.change_voters(tuple(map(SiteName, sites)), now=2 * later) == ended
+    assert sold.change_voters(EVERY_TENANT, tuple(map(SiteName, sites)), now=2 * later) == ended
     api.make("entitlements", a_body(name="second"))
     assert published(api)[subjects.VOTERS_KEY] == ended.voters
 

@@ -19,6 +19,7 @@ from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.metering.reconcile import Counts, Reading
 from isochrone.core.world.digest import ReplicaLoad, SiteDigest
+from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.ports.book import Parked
 from isochrone.twin.clock import VirtualClock
 from isochrone.twin.loop import VirtualLoop, run
@@ -78,7 +79,7 @@ def test_a_missing_token_is_found_wherever_it_went(store: PostgresReconciling, p
     (line,) = report_of(store, START).replicas
     assert (line.verdict, line.others, line.requests) == ("estimated", 1, 2)
     book.park([Parked(id="x", subject="usage.x", payload=b"x", reason="bad")], now=START)
-    with pool.transaction() as connection:
+    with pool.transaction(EVERY_TENANT) as connection:
         connection.execute("UPDATE request_hours SET output = 0")
     said = " ".join(report_of(store, START).findings)
     assert "1 sums by hour are not" in said

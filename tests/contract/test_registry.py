@@ -39,7 +39,9 @@ def registry(pool: Pool) -> Registry:
             organisation=Organisation(id=OrgId("default"), name="default", created_at=NOW),
             project=a_project("default", "default"),
             policy=a_policy("any", "default", residency=("any",)),
-            operator=Principal(id="operator", org_id=None, name="operator", role="operator"),
+            operator=Principal(
+                id="operator", org_id=None, name="operator", role="operator", kind="service"
+            ),
             operator_secret_sha256="0" * 64,
         ),
         now=NOW,
@@ -119,19 +121,21 @@ def a_joining(token: str, keys: str = "a") -> Joining:
 
 
 def test_seeding_again_changes_only_the_operators_secret(registry: Registry) -> None:
-    assert registry.tenants.principal("0" * 64) is not None
+    assert registry.members.principal("0" * 64, now=NOW) is not None
     registry.tenants.seed(
         Seed(
             organisation=Organisation(id=OrgId("default"), name="default", created_at=NOW),
             project=a_project("default", "default"),
             policy=a_policy("any", "default", residency=("any",)),
-            operator=Principal(id="operator", org_id=None, name="operator", role="operator"),
+            operator=Principal(
+                id="operator", org_id=None, name="operator", role="operator", kind="service"
+            ),
             operator_secret_sha256="1" * 64,
         ),
         now=NOW + 1,
     )
-    assert registry.tenants.principal("0" * 64) is None
-    operator = registry.tenants.principal("1" * 64)
+    assert registry.members.principal("0" * 64, now=NOW) is None
+    operator = registry.members.principal("1" * 64, now=NOW)
     assert operator is not None
     assert operator.role == "operator"
     assert [each.id for each in registry.tenants.organisations(ALL, PAGE)] == ["default"]
@@ -139,7 +143,8 @@ def test_seeding_again_changes_only_the_operators_secret(registry: Registry) -> 
 
 def test_rows_outside_the_scope_do_not_exist(registry: Registry) -> None:
     tenants = registry.tenants
-    tenants.add_organisation(Organisation(id=OrgId("o2"), name="two", created_at=NOW), once=None)
+    two = Organisation(id=OrgId("o2"), name="two", created_at=NOW)
+    tenants.add_organisation(ALL, two, once=None)
     other = Scope(org_id=OrgId("o2"))
     tenants.add_project(other, a_project("p2", "o2"), once=None)
     tenants.add_key(ALL, a_key("k1"), a_policy("x", "default"), once=None)
@@ -154,7 +159,7 @@ def test_rows_outside_the_scope_do_not_exist(registry: Registry) -> None:
         lambda: tenants.add_project(other, a_project("p3", "default"), once=None),
         lambda: tenants.add_key(other, a_key("k3"), a_policy("z", "default"), once=None),
         lambda: tenants.add_key(ALL, a_key("k4", "o2"), a_policy("z", "o2"), once=None),
-        lambda: tenants.revoke_principal(other, "operator", now=NOW),
+        lambda: registry.members.revoke(other, "operator", now=NOW),
     ]
     for call in refused:
         with pytest.raises(NotFound):
@@ -210,7 +215,7 @@ def test_a_failed_write_leaves_its_idempotency_key_free(registry: Registry) -> N
 def test_names_are_taken_once(registry: Registry) -> None:
     with pytest.raises(Conflict):
         registry.tenants.add_organisation(
-            Organisation(id=OrgId("o2"), name="default", created_at=NOW), once=None
+            ALL, Organisation(id=OrgId("o2"), name="default", created_at=NOW), once=None
         )
     with pytest.raises(Conflict):
         registry.tenants.add_project(
@@ -227,13 +232,13 @@ def test_equal_axes_share_one_policy(registry: Registry) -> None:
 def test_a_revoked_key_is_neither_live_nor_published(registry: Registry) -> None:
     key, _ = registry.tenants.add_key(ALL, a_key("k1"), a_policy("x", "default"), once=None)
     secret = key.key.secret_sha256
-    assert registry.tenants.live_key(secret) == key
-    assert [each.id for each in registry.estate.snapshot().keys] == ["k1"]
+    assert registry.tenants.live_key(secret, now=NOW) == key
+    assert [each.id for each in registry.estate.snapshot(now=NOW).keys] == ["k1"]
     revoked = registry.tenants.revoke_key(ALL, KeyId("k1"), now=NOW + 5)
     assert registry.tenants.revoke_key(ALL, KeyId("k1"), now=NOW + 9) == revoked
     assert revoked.revoked_at == NOW + 5
-    assert registry.tenants.live_key(secret) is None
-    assert registry.estate.snapshot().keys == ()
+    assert registry.tenants.live_key(secret, now=NOW) is None
+    assert registry.estate.snapshot(now=NOW).keys == ()
 
 
 def test_reconciling_follows_the_intent_and_keeps_identities(registry: Registry) -> None:
@@ -241,17 +246,18 @@ def test_reconciling_follows_the_intent_and_keeps_identities(registry: Registry)
     assert estate.reconcile(an_intent("1", "aa", "bb"), now=NOW)
     assert not estate.reconcile(an_intent("1", "aa", "bb"), now=NOW)
     estate.add_token(
+        ALL,
         SiteToken(
             secret_sha256="t", site=SiteName("aa"), created_at=NOW, expires_at=NOW + HOUR_NS
         ),
         once=None,
     )
     estate.join(a_joining("t"), now=NOW)
-    assert estate.set_replicas(SiteName("aa"), ModelName("tiny"), 3).replicas == 3
+    assert estate.set_replicas(ALL, SiteName("aa"), ModelName("tiny"), 3).replicas == 3
     assert not estate.reconcile(an_intent("1", "aa", "bb"), now=NOW)
     assert [each.replicas for each in estate.deployments(PAGE)] == [3, 1]
     assert estate.reconcile(an_intent("2", "aa", "cc"), now=NOW)
-    snapshot = estate.snapshot()
+    snapshot = estate.snapshot(now=NOW)
     assert [site.name for site in snapshot.sites] == ["aa", "cc"]
     assert snapshot.removed_sites == ("bb",)
     assert snapshot.sites[0].peer_key == "a"
@@ -267,7 +273,7 @@ def test_a_join_token_is_spent_once_but_its_answer_can_be_had_again(registry: Re
     token = SiteToken(
         secret_sha256="t1", site=SiteName("aa"), created_at=NOW, expires_at=NOW + HOUR_NS
     )
-    estate.add_token(token, once=None)
+    estate.add_token(ALL, token, once=None)
     joined = estate.join(a_joining("t1"), now=NOW)
     assert joined.peer_key == "a"
     assert estate.join(a_joining("t1"), now=NOW + 1) == joined
@@ -277,7 +283,7 @@ def test_a_join_token_is_spent_once_but_its_answer_can_be_had_again(registry: Re
         estate.join(a_joining("t1"), now=NOW + HOUR_NS)
     with pytest.raises(Untrusted, match="unknown"):
         estate.join(a_joining("t2"), now=NOW)
-    estate.add_token(replace(token, secret_sha256="t2"), once=None)
+    estate.add_token(ALL, replace(token, secret_sha256="t2"), once=None)
     assert estate.join(a_joining("t2", keys="b"), now=NOW).peer_key == "b"
     with pytest.raises(Untrusted, match="used before"):
         estate.join(a_joining("t1"), now=NOW + 1)

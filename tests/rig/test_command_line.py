@@ -101,7 +101,8 @@ def test_a_cloud_can_be_named_by_url(cloud: Cloud) -> None:
 
 def test_a_recorded_trace_is_replayed_and_booked_once(cloud: Cloud, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    options = ("--limit", "20", "--speed", "20", "--verify", "--out", str(out))
+    # Not so fast that a busy machine has to refuse any: how many it serves is measured elsewhere.
+    options = ("--limit", "20", "--speed", "5", "--verify", "--out", str(out))
     told = _told(cloud, "replay", "azure-conv-sample", *options)
     assert "the book agrees: 20 requests booked once" in told
     assert "rows altered" in told

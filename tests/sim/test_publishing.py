@@ -258,7 +258,7 @@ def test_a_removed_site_leaves_the_view_and_is_told_to_stop(pool: Pool) -> None:
             await stage.until(
                 lambda: sorted(key for key in stage.view() if key.startswith("site.")) != names
             )
-            (gone,) = stage.registry.estate.snapshot().removed_sites
+            (gone,) = stage.registry.estate.snapshot(now=NOW).removed_sites
             bucket = stage.hub.buckets[subjects.site_bucket(gone)]
             signed = fleet.decode(bucket.values[subjects.DESIRED_KEY][0], fleet.Signed)
             assert b"tiny-fable" not in signed.body

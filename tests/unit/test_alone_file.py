@@ -14,7 +14,7 @@ from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, Sit
 from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.model import ALL_ENDPOINTS, COMMON_ENDPOINTS, Replica
 from isochrone.core.world.site import Site, SiteLinks
-from isochrone.core.world.tenant import ApiKey, KeyShard, Limits, Policy
+from isochrone.core.world.tenant import KEY_SCOPES, ApiKey, KeyShard, Limits, Policy
 from isochrone.ports.bus import Entry
 from isochrone.wire import fleet, subjects
 from isochrone.wiring.alone_entries import Teller, Told, told_by
@@ -118,6 +118,8 @@ project = "search"
 requests_per_min = 60
 tokens_per_min = 100000
 concurrent = 8
+scopes = ["models", "chat"]
+expires = 2031-01-01T00:00:00Z
 [[key]]
 name = "anything"
 secret_sha256 = "{OTHER_HASH}"
@@ -201,6 +203,8 @@ def test_a_full_file() -> None:
     laptop = file.keys[0]
     assert laptop.classes == ("reserved", "batch")
     assert (laptop.org_id, laptop.project_id, laptop.policy_id) == ("acme", "search", "eu-only")
+    assert (laptop.scopes, laptop.expires_at) == (("chat", "models"), 1_924_992_000_000_000_000)
+    assert (file.keys[1].scopes, file.keys[1].expires_at) == (KEY_SCOPES, None)
     assert laptop.limits == Limits(requests_per_min=60, tokens_per_min=100_000, concurrent=8)
     lyon, paris, oslo = file.sites
     vllm, llamacpp, vendor = lyon.upstreams
@@ -277,7 +281,7 @@ SECOND_UPSTREAM = '[[site.upstream]]\nurl = "http://127.0.0.1:8080/v1"\n[[key]]'
         ),
         (with_site(PEER_SITE), "gateway: peer_secret_file is missing; the gateway of far wants"),
         (with_site('rtt_ms = 1\nserving = ["tiny"]'), "serving is given without gateway"),
-        (SMALL.split("[[key]]")[0], "there is no [[key]]; make one with `isochrone keys hash`"),
+        (SMALL.split("[[key]]")[0], "there is no [[key]]; make one with `isochrone key hash`"),
         (SMALL.replace(HASH, "abc"), 'key "laptop": secret_sha256 is "abc"; expected 64'),
         (
             SMALL + f'[[key]]\nname = "other"\nsecret_sha256 = "{HASH}"\n',
@@ -288,6 +292,8 @@ SECOND_UPSTREAM = '[[site.upstream]]\nurl = "http://127.0.0.1:8080/v1"\n[[key]]'
             'endpoints names "chat"; expected some of chat.completions',
         ),
         (SMALL.replace("[[key]]", '[[key]]\nclasses = ["fast"]'), 'classes names "fast"'),
+        (SMALL.replace("[[key]]", '[[key]]\nscopes = ["root"]'), 'scopes names "root"'),
+        (SMALL.replace("[[key]]", '[[key]]\nexpires = "soon"'), "expires is"),
         (SMALL.replace("[[key]]", "[[key]]\nconcurrent = 0"), "concurrent is 0; expected a"),
     ],
 )

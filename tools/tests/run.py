@@ -1,9 +1,10 @@
-"""Runs all tests: those of single parts side by side on two cores, then the rig on its own.
+"""Runs what `make test` asks for: first what may share the machine, side by side, then the rig.
 
-Run by `make test`. Two lines of work go on at once, each pytest after pytest; their output comes as
-whole blocks, so that it can be read. The rig measures real processes against deadlines and has the
-machine for itself. What is compiled is tested in its compiled form once more. Ends with 1 when
-anything failed, after everything has run.
+Compiling, the types and the tests of single parts go on together: tests that wait for sockets and
+servers leave the cores to those that compute. Their output comes as whole blocks, so that it can be
+read. What is compiled is tested in its compiled form once more, as soon as it is there. The rig
+measures real processes against deadlines and has the machine for itself, but for those of its tests
+that are patient. Ends with 1 when anything failed, after everything has run.
 """
 
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,65 +21,136 @@ MANIFEST = ROOT / "src" / "isochrone" / "_compiled" / "manifest.json"
 # What of the tests has the compiled modules under it.
 COMPILED = (
     "gateway or http or stream or fuzz or heads or journal or meter or choosing or board or limits "
-    "or answers or client or pressure or narrowing or secured or tls or leaks or hops or retained"
+    "or answers or client or pressure or narrowing or secured or tls or leaks or hops or retained "
+    "or test_compiled"
 )
+# Of the rig: real processes, but no load, and nothing is measured. These tests wait for what is to
+# happen, for half a minute or longer. A new file runs alone until it is listed here.
+PATIENT = tuple(
+    f"tests/rig/test_{name}.py"
+    for name in ("control", "dns", "standalone", "standalone_sites", "state_folder", "supervise")
+)
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
+# Two cores are busy with four jobs, because half of them mostly wait.
+SIDE_BY_SIDE = max(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One command. `later`: it begins when compiling has ended. `compiled`: it tests that form, and
+    is left out where there is none."""
+
+    name: str
+    argv: Sequence[str]
+    later: bool = False
+    compiled: bool = False
+
+
+COMPILE = Job(name="compile", argv=(sys.executable, "tools/compile/build.py", "--strict"))
+# In the order in which they begin: those that take longest first.
+JOBS = (
+    COMPILE,
+    Job(name="contracts", argv=(*PYTEST, "tests/contract")),
+    # The test of the compiled form's own rules needs that form.
+    Job(name="parts", argv=(
+        *PYTEST, "--ignore", "tests/unit/test_compiled.py",
+        "tests/arch", "tests/unit", "tests/property", "tests/sim",
+    )),
+    Job(name="contracts, compiled", later=True, compiled=True, argv=(
+        *PYTEST, "tests/contract", "-k", COMPILED,
+    )),
+    # They start gateways, which take the compiled form by themselves.
+    Job(name="processes", later=True, argv=(*PYTEST, "-m", "rig", *PATIENT)),
+    # Beside the C compiler it would need twice the memory.
+    Job(name="types", later=True, argv=(sys.executable, "-m", "mypy")),
+    Job(name="parts, compiled", later=True, compiled=True, argv=(
+        *PYTEST, "tests/unit/test_compiled.py", "tests/property", "-k", COMPILED,
+    )),
+)
+RIG = Job(name="rig", argv=(
+    *PYTEST, "-m", "rig", "tests/rig", *(f"--ignore={path}" for path in PATIENT),
+))
 
 
 @dataclass(slots=True)
-class Line:
-    """Calls of pytest that follow each other: (what it is, arguments, in the compiled form)."""
+class Run:
+    """Jobs that are still to begin, those that run, and the names of those that failed."""
 
-    calls: list[tuple[str, list[str], bool]]
+    waiting: list[Job] = field(default_factory=lambda: list(JOBS))
+    running: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
-    running: "subprocess.Popen[bytes] | None" = None
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    is_later: bool = False
+    stopped: bool = False
 
-    def run(self, *, show: bool) -> None:
-        """One after the other. With `show` the output comes as it is made."""
-        for name, arguments, compiled in self.calls:
-            began_s = time.monotonic()
-            environment = dict(os.environ)
-            if compiled:
-                environment["ISOCHRONE_TEST_FORM"] = "compiled"
-            self.running = subprocess.Popen(
-                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments], cwd=ROOT,
-                env=environment, stdout=None if show else subprocess.PIPE,
+    def work(self) -> None:
+        """Do one job after the other for as long as there are any."""
+        while (job := self._next()) is not None:
+            self.do(job, show=False)
+
+    def do(self, job: Job, *, show: bool) -> None:
+        """With `show` the output comes as it is made."""
+        began_s = time.monotonic()
+        environment = dict(os.environ)
+        if job.compiled:
+            environment["ISOCHRONE_TEST_FORM"] = "compiled"
+        with self.changed:
+            if self.stopped:
+                return
+            process = self.running[job.name] = subprocess.Popen(
+                job.argv, cwd=ROOT, env=environment, stdout=None if show else subprocess.PIPE,
                 stderr=None if show else subprocess.STDOUT,
             )
-            said, _ = self.running.communicate()
+        said, _ = process.communicate()
+        with self.changed:
+            del self.running[job.name]
             if said is not None:
                 sys.stdout.write(said.decode(errors="replace"))
-            if self.running.returncode:
-                self.failed.append(name)
-            print(f"-- {name}: {time.monotonic() - began_s:.0f} s", flush=True)
+            if process.returncode:
+                self.failed.append(job.name)
+            print(f"-- {job.name}: {time.monotonic() - began_s:.0f} s", flush=True)
+            if job is COMPILE:
+                self._compiling_has_ended()
+            self.changed.notify_all()
+
+    def _compiling_has_ended(self) -> None:
+        self.is_later = True
+        if not MANIFEST.is_file():
+            self.waiting = [job for job in self.waiting if not job.compiled]
+
+    def _next(self) -> Job | None:
+        """The next job that may begin; None when none is left."""
+        with self.changed:
+            while self.waiting and not self.stopped:
+                for job in self.waiting:
+                    if self.is_later or not job.later:
+                        self.waiting.remove(job)
+                        return job
+                self.changed.wait()
+        return None
 
     def stop(self) -> None:
-        if self.running is not None and self.running.poll() is None:
-            self.running.terminate()
-            self.running.wait()
+        with self.changed:
+            self.stopped = True
+            for process in self.running.values():
+                process.terminate()
+            self.changed.notify_all()
 
 
 def main() -> int:
-    one = Line([("parts", ["tests/arch", "tests/unit", "tests/property", "tests/sim"], False)])
-    other = Line([("contracts", ["tests/contract"], False)])
-    if MANIFEST.is_file():
-        selection = ["-k", COMPILED]
-        # Contracts take longest, and the line beside them is done sooner.
-        one.calls.append(("parts, compiled", ["tests/property", *selection], True))
-        one.calls.append(("contracts, compiled", ["tests/contract", *selection], True))
-    rig = Line([("rig", ["-m", "rig", "tests/rig"], False)])
-    beside = threading.Thread(target=other.run, kwargs={"show": False})
-    beside.start()
+    run = Run()
+    workers = [threading.Thread(target=run.work) for _ in range(SIDE_BY_SIDE)]
+    for worker in workers:
+        worker.start()
     try:
-        one.run(show=False)
-        beside.join()
-        rig.run(show=True)
+        for worker in workers:
+            worker.join()
+        run.do(RIG, show=True)
     except KeyboardInterrupt:
-        for line in (one, other, rig):
-            line.stop()
+        run.stop()
         return 130
-    failed = [*one.failed, *other.failed, *rig.failed]
-    print(f"failed: {', '.join(failed)}" if failed else "all tests passed")
-    return 1 if failed else 0
+    print(f"failed: {', '.join(run.failed)}" if run.failed else "all tests passed")
+    return 1 if run.failed else 0
 
 
 if __name__ == "__main__":

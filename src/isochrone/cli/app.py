@@ -7,16 +7,20 @@ from typing import Annotated
 import typer
 
 from isochrone.cli import (
+    audit,
     chat,
     check,
     entitlements,
     explain,
     keys,
     ledger,
+    members,
     models,
+    orgs,
     policies,
     prices,
     processes,
+    projects,
     reconcile,
     replay,
     sites,
@@ -37,9 +41,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (up, status, sites, chat, models, usage, explain, replay, reconcile, check, processes):
+for group in (
+    up, status, sites, chat, models, usage, explain, audit, replay, reconcile, check, processes,
+):
     group.register(app)
-app.add_typer(keys.app, name="keys")
+app.add_typer(orgs.app, name="org")
+app.add_typer(projects.app, name="project")
+app.add_typer(members.app, name="member")
+app.add_typer(keys.app, name="key")
+app.add_typer(keys.app, name="keys", hidden=True)  # its first name, which goes on working
 app.add_typer(policies.app, name="policies")
 app.add_typer(entitlements.app, name="entitlement")
 app.add_typer(prices.app, name="price")

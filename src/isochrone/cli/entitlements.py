@@ -74,7 +74,7 @@ def create(
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Sell capacity. Keys need the class too; see `isochrone keys create --classes`.
+    """Sell capacity. Keys need the class too; see `isochrone key create --classes`.
 
     Requests in that class are served as on_demand where nothing of what was sold is left.
     """

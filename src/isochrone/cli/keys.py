@@ -1,4 +1,4 @@
-"""`isochrone keys`: make, list and revoke API keys and the policy that binds each."""
+"""`isochrone key`: make, list, rotate and revoke API keys and the policy that binds each."""
 
 import uuid
 from typing import Annotated
@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
+from isochrone.cli.terms import ExpiresOption, OverlapOption, RenewedOption, duration_s
 from isochrone.core.errors import InvalidInput
 
 SECRET_PREFIX = "iso_"
 LEAST_SECRET = 16
 
-app = typer.Typer(help="List, make and revoke API keys.")
+app = typer.Typer(help="API keys: list, make, rotate, revoke.")
 
 TERMS = (
     "countries, blocs, operator:NAME, parent:NAME, site:NAME, a minus in front denies; or any."
@@ -39,20 +40,20 @@ def names(text: str, option: str) -> list[str]:
 
 @app.callback(
     invoke_without_command=True,
-    epilog="Examples: `isochrone keys` · `isochrone keys create --residency DE,EEA` · "
-    "`isochrone keys revoke KEY_ID`",
+    epilog="Examples: `isochrone key` · `isochrone key create --residency DE,EEA` · "
+    "`isochrone key rotate KEY_ID` · `isochrone key revoke KEY_ID`",
 )
 def keys(
     context: typer.Context,
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List, make and revoke API keys; alone, list them."""
+    """List, make, rotate and revoke API keys; alone, list them."""
     if context.invoked_subcommand is None:
         list_keys(state, url, key, as_json)
 
 
-@app.command("list", epilog="Example: `isochrone keys list --json`")
+@app.command("list", epilog="Example: `isochrone key list --json`")
 def list_keys(
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
@@ -65,11 +66,12 @@ def list_keys(
         print_json(rows)
         return
     print_table(
-        ("id", "name", "residency", "transit", "classes", "made", "revoked"),
+        ("id", "name", "residency", "transit", "classes", "scopes", "made", "until", "revoked"),
         [
             (
                 row["id"], row["name"], row["residency"], row["transit"], row["classes"],
-                instant(row["created_at"]), instant(row["revoked_at"]),
+                row["scopes"], instant(row["created_at"]), instant(row["expires_at"]),
+                instant(row["revoked_at"]),
             )
             for row in rows
         ],
@@ -77,8 +79,8 @@ def list_keys(
 
 
 @app.command(
-    epilog="Examples: `isochrone keys create --residency DE,EEA` · "
-    "`isochrone keys create --name batch --residency EU --transit EU --json`"
+    epilog="Examples: `isochrone key create --residency DE,EEA` · "
+    "`isochrone key create --name batch --residency EU --transit EU --json`"
 )
 def create(
     name: Annotated[str, typer.Option(help="A name to recognise it by.")] = "key",
@@ -89,12 +91,16 @@ def create(
     classes: Annotated[
         str, typer.Option(help="Classes it may ask for: reserved, on_demand, batch.")
     ] = "on_demand,batch",
+    scopes: Annotated[
+        str, typer.Option(help="What it is for: chat, embeddings, models, usage.")
+    ] = "chat,embeddings,models,usage",
+    expires: ExpiresOption = None,
     project: Annotated[str | None, typer.Option(help="Project id. [default: default]")] = None,
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key. The secret is shown once; only its hash is kept."""
-    from isochrone.cli.show import print_json
+    from isochrone.cli.show import instant, print_json
 
     wanted: dict[str, object] = {
         "name": name,
@@ -102,7 +108,10 @@ def create(
         "transit": names(transit, "--transit"),
         "logs": names(logs, "--logs"),
         "classes": names(classes, "--classes"),
+        "scopes": names(scopes, "--scopes"),
     }
+    if expires is not None:
+        wanted["expires_at"] = expires
     if caches is not None:
         wanted["caches"] = names(caches, "--caches")
     if project is not None:
@@ -117,14 +126,49 @@ def create(
     print(f"transit    {', '.join(made['transit'])}")
     if caches is not None:
         print(f"caches     {', '.join(made['caches'])}")
+    if made["expires_at"] is not None:
+        print(f"until      {instant(made['expires_at'])}")
     if made["logs"] != ["any"]:
         print(f"logs       {', '.join(made['logs'])}")
 
 
 @app.command(
+    epilog="Examples: `isochrone key rotate KEY_ID` · `isochrone key rotate KEY_ID --overlap 7d "
+    "--expires 2027-06-30T00:00:00Z` · `isochrone key rotate KEY_ID --overlap 0`"
+)
+def rotate(
+    key_id: Annotated[str, typer.Argument(help="Id of the key (see `key list`).")],
+    overlap: OverlapOption = "1d",
+    expires: RenewedOption = None,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key that replaces this one: same project, policy, classes and scopes, as long a term.
+
+    The old one works for --overlap, so that programs can be changed over one by one.
+    """
+    from isochrone.cli.show import instant, print_json
+
+    wanted: dict[str, object] = {"overlap_s": duration_s(overlap, "--overlap")}
+    if expires is not None:
+        wanted["expires_at"] = expires
+    made = find_cloud(state, url, key).api.post(
+        f"keys/{part(key_id)}/rotate", wanted, idempotency_key=str(uuid.uuid4())
+    )
+    if as_json:
+        print_json(made)
+        return
+    print(f"key       {made['key']}   (shown once, keep it)")
+    print(f"id        {made['id']}")
+    print(f"replaces  {made['replaces']}   (works for another {overlap})")
+    if made["expires_at"] is not None:
+        print(f"until     {instant(made['expires_at'])}")
+
+
+@app.command(
     "hash",
-    epilog="Examples: `isochrone keys hash --name laptop >> gateway.toml` · "
-    "`echo -n $SECRET | isochrone keys hash --stdin`",
+    epilog="Examples: `isochrone key hash --name laptop >> gateway.toml` · "
+    "`echo -n $SECRET | isochrone key hash --stdin`",
 )
 def hash_secret(
     name: Annotated[str, typer.Option(help="A name to recognise it by; usage carries it.")] = "key",
@@ -157,9 +201,9 @@ def hash_secret(
     print(f'\n[[key]]\nname = {toml_value(name)}\nsecret_sha256 = "{digest}"')
 
 
-@app.command(epilog="Example: `isochrone keys revoke KEY_ID`; gateways refuse it within seconds.")
+@app.command(epilog="Example: `isochrone key revoke KEY_ID`; gateways refuse it within seconds.")
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="Id of the key (see `keys list`).")],
+    key_id: Annotated[str, typer.Argument(help="Id of the key (see `key list`).")],
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:

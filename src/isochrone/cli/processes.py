@@ -15,7 +15,7 @@ ConfigOption = Annotated[
 def register(app: typer.Typer) -> None:
     app.command(epilog="Example: `isochrone control --config control.toml`")(control)
     app.command(
-        epilog="Alone: `isochrone keys hash` · `isochrone check gateway.toml` · "
+        epilog="Alone: `isochrone key hash` · `isochrone check gateway.toml` · "
         "`isochrone gateway --config gateway.toml`; start from examples/standalone.toml."
     )(gateway)
     app.command(epilog="Example: `isochrone agent --config agent.toml`")(agent)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import SiteName
+from isochrone.core.world.tenant import Scope
 from isochrone.ports.estate import Estate, Joining, SiteToken
 from isochrone.ports.tenants import Once
 from isochrone.wire.identity import JoinReply, JoinRequest
@@ -41,13 +42,13 @@ def hash_of(secret: str) -> str:
 
 
 def invite(
-    estate: Estate, site: SiteName, secret: str, *, now: int, once: Once | None
+    estate: Estate, scope: Scope, site: SiteName, secret: str, *, now: int, once: Once | None
 ) -> SiteToken:
     """Store the token with which `site` may join. Raises NotFound for an unknown site."""
     token = SiteToken(
         secret_sha256=hash_of(secret), site=site, created_at=now, expires_at=now + TOKEN_LIFE_NS
     )
-    return estate.add_token(token, once=once)
+    return estate.add_token(scope, token, once=once)
 
 
 def join(

@@ -1,4 +1,5 @@
-"""The loops of one copy of control: booking and charging usage, publishing, hearing the fleet.
+"""The loops of one copy of control: booking and charging usage, publishing, hearing the fleet,
+retention.
 
 Free of threads, sockets and servers, so the twin runs the same loops on virtual time.
 """
@@ -16,6 +17,7 @@ from isochrone.control.fleet_state import FleetState, learn_links, listen
 from isochrone.control.offload import Offload
 from isochrone.control.publish import Publisher
 from isochrone.control.reconciling import Reconciler
+from isochrone.control.retention import erase_for_ever
 from isochrone.core.errors import Unavailable
 from isochrone.ports.book import Book
 from isochrone.ports.bus import Bus, Subscription
@@ -77,6 +79,10 @@ class ControlLoops:
                 tasks.create_task(self.reconciler.run(), name="reconciler")
                 tasks.create_task(
                     learn_links(self.fleet, ports.registry.estate, ports.offload), name="links"
+                )
+                tasks.create_task(
+                    erase_for_ever(ports.registry.members, ports.clock, ports.offload),
+                    name="retention",
                 )
                 subscriptions = await listen(self.fleet, ports.bus)
         finally:

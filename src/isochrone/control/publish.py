@@ -98,7 +98,8 @@ class Publisher:
         lease = await self._hold_lease()
         if lease is None:
             return False
-        wanted = await self._offload(lambda: wanted_entries(self._registry.estate.snapshot()))
+        estate, now = self._registry.estate, self._clock.wall_ns()
+        wanted = await self._offload(lambda: wanted_entries(estate.snapshot(now=now)))
         await self._follow(wanted)
         held: dict[Place, bytes | None] = {}
         for mirror in self._mirrors.values():

@@ -6,11 +6,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlSettings:
-    """`database` is a PostgreSQL connection string; `nats_credentials` the login of control;
-    `nats_secrets` what site logins are signed with; `signing_key` the Ed25519 seed (hex) of the
-    view; `admin_key` the operator's key. The hash of the latter is kept in the book. `world` is
-    made to hold in the book at the start, and the sheet of the TOML file `prices` is added to a
-    book that has none of its id. `public_url` is where sites and people reach the API.
+    """`database` is the PostgreSQL connection string that control works with, `owner_database` that
+    of the tables' owner, who only migrates; without it control logs in as the owner and steps
+    down. `nats_credentials` is the login of control; `nats_secrets` what site logins are signed
+    with; `signing_key` the Ed25519 seed (hex) of the view; `admin_key` the operator's key. The hash
+    of the latter is kept in the book. `world` is made to hold in the book at the start, and the
+    sheet of the TOML file `prices` is added to a book that has none of its id. `public_url` is
+    where sites and people reach the API.
     """
 
     port: int
@@ -25,3 +27,4 @@ class ControlSettings:
     world: Path | None = None
     prices: Path | None = None
     evidence_wait_s: float = 30.0
+    owner_database: str | None = None

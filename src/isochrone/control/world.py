@@ -67,7 +67,9 @@ def seed_of(admin_key_sha256: str, *, now: int) -> Seed:
         organisation=Organisation(id=org_id, name=DEFAULT, created_at=now),
         project=Project(id=ProjectId(DEFAULT), org_id=org_id, name=DEFAULT, created_at=now),
         policy=StoredPolicy(policy=policy, name=ANY, created_at=now),
-        operator=Principal(id=OPERATOR, org_id=None, name=OPERATOR, role="operator"),
+        operator=Principal(
+            id=OPERATOR, org_id=None, name=OPERATOR, role="operator", kind="service"
+        ),
         operator_secret_sha256=admin_key_sha256,
     )
 

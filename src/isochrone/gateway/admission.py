@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from isochrone.core.ids import SiteName
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.residency.rule import UNBOUND, Denied
-from isochrone.core.world.model import COMMON_ENDPOINTS
-from isochrone.core.world.tenant import ApiKey, Class
+from isochrone.core.tenancy.terms import is_over
+from isochrone.core.world.model import COMMON_ENDPOINTS, Endpoint
+from isochrone.core.world.tenant import ApiKey, Class, KeyScope
 from isochrone.gateway.context import Context
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.request import InferenceRequest
@@ -33,6 +34,25 @@ def refuse_request(context: Context, request: InferenceRequest, path: str) -> Re
     if request.endpoint in COMMON_ENDPOINTS:
         return None
     return endpoint_refusal(request.endpoint, model, context.endpoints.of(model))
+
+
+def refuse_key(key: ApiKey, scope: KeyScope, wall_ns: int) -> Refusal | None:
+    """Why the key itself, past its end or made for something else, is not enough."""
+    if is_over(key.expires_at, now=wall_ns):
+        return Refusal(
+            status=401, reason="key_expired", code="invalid_api_key",
+            message="The API key is past its end: make another, or rotate it in time.",
+        )
+    if scope not in key.scopes:
+        return Refusal(
+            status=403, reason="key_scope", message=f"The API key lacks the scope '{scope}'.",
+        )
+    return None
+
+
+def scope_of(endpoint: Endpoint) -> KeyScope:
+    """What a key must be for, to be used at this endpoint."""
+    return "embeddings" if endpoint == "embeddings" else "chat"
 
 
 def refuse_hop(

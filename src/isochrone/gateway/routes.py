@@ -31,6 +31,9 @@ UNAUTHENTICATED = Refusal(
     status=401, reason="invalid_api_key", code="invalid_api_key",
     message="No valid API key: send one as 'Authorization: Bearer KEY'.",
 )
+KEY_UNKNOWN = Refusal(
+    status=403, reason="key_unknown", message="The key is unknown at this site."
+)
 STARTING = Refusal(
     status=503, reason="starting", retry_after_s=1,
     message="This gateway has not received its view yet; try again in a moment.",
@@ -43,6 +46,7 @@ STOPPING = Refusal(
     status=503, reason="gateway_stopping", retry_after_s=1,
     message="This gateway is stopping and takes no new requests; try again, or at another one.",
 )
+NEVER_NS = 1 << 62
 PROBE = "probe"  # answers to supervisors and peers, which ask all the time: not logged
 NOT_POST = Refusal(status=405, reason="method", message="Use POST here.", allow="POST")
 NOT_GET = Refusal(status=405, reason="method", message="Use GET here.", allow="GET, HEAD")
@@ -119,10 +123,14 @@ class HopClaim:
         entrant, request_id = hop.entrant, hop.request_id
         key, sender = context.view.keys.by_id(KeyId(entrant.head.key_id)), entrant.ingress.name
         context.skew.heard(sender, hop.sent_at, context.view.rtt_ms(sender))
-        if key is None:
+        unknown: Refusal | None = KEY_UNKNOWN
+        if key is not None:
+            unknown = admission.refuse_key(
+                key, admission.scope_of(self._endpoint), context.clock.wall_ns()
+            )
+        if key is None or unknown is not None:
             reply = Reply(self._connection, incoming, request_id, hop)
-            text = "The key is unknown at this site."
-            refusal = Refusal(status=403, reason="key_unknown", message=text)
+            refusal = unknown or KEY_UNKNOWN
             reply.refuse(refusal, where=context.where, timing="total;dur=0", typed=True)
             reply.close()
             return
@@ -153,9 +161,9 @@ class HopClaim:
 
 class Entrant:
     """A head that was let in: by this key, to this endpoint, while table and keys are these.
-    `narrowing` is what it asks for beyond the key's policy."""
+    `narrowing` is what it asks for beyond the key's policy, `until_ns` the key's end (wall)."""
 
-    __slots__ = ("endpoint", "key", "keys_version", "narrowing", "table")
+    __slots__ = ("endpoint", "key", "keys_version", "narrowing", "table", "until_ns")
 
     def __init__(
         self, table: RoutingTable, keys_version: int, key: ApiKey, endpoint: Endpoint,
@@ -166,6 +174,7 @@ class Entrant:
         self.key = key
         self.endpoint = endpoint
         self.narrowing = narrowing
+        self.until_ns = NEVER_NS if key.expires_at is None else key.expires_at
 
 
 class Routes:
@@ -178,17 +187,18 @@ class Routes:
     def begin(self, connection: ClientConnection, incoming: Incoming) -> Handler | None:
         """Decide from the head alone. None when the answer has been given."""
         context, view, known = self._context, self._context.view, incoming.head.known
+        wall_ns = context.clock.wall_ns()
         if (
             not isinstance(known, Entrant)
             or known.table is not view.table
             or known.keys_version != view.keys.version
             or view.aged
+            or wall_ns >= known.until_ns
         ):
             found = self._examine(connection, incoming)
             if not isinstance(found, Entrant):
                 return found
             known = found
-        wall_ns = context.clock.wall_ns()
         exchange = Exchange(
             context, connection, incoming, key=known.key, endpoint=known.endpoint,
             request_id=context.new_request_id(wall_ns), received_at=wall_ns,
@@ -229,6 +239,9 @@ class Routes:
             refusal = UNAUTHENTICATED
         else:
             refusal = STOPPING if context.stopping else admission.refuse_old_view(context, key)
+            refusal = refusal or admission.refuse_key(
+                key, admission.scope_of(endpoint), context.clock.wall_ns()
+            )
             asked = _narrowing(context, incoming)
             if isinstance(asked, Refusal):
                 refusal = refusal or asked
@@ -272,8 +285,12 @@ class Routes:
             return None
         if not self._context.view.synced:
             return STARTING
-        if self._context.view.keys.by_hash(incoming.head.secret_sha256) is None:
+        key = self._context.view.keys.by_hash(incoming.head.secret_sha256)
+        if key is None:
             return UNAUTHENTICATED
+        refusal = admission.refuse_key(key, "models", self._context.clock.wall_ns())
+        if refusal is not None:
+            return refusal
         asked = _narrowing(self._context, incoming)
         return asked if isinstance(asked, Refusal) else None
 

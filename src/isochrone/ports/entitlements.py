@@ -52,7 +52,9 @@ class Entitlements(Protocol):
         """None before the first entitlement."""
         ...
 
-    def change_voters(self, sites: tuple[SiteName, ...], *, now: int) -> StoredVoters:
+    def change_voters(
+        self, scope: Scope, sites: tuple[SiteName, ...], *, now: int
+    ) -> StoredVoters:
         """Change them, as `core.admission.entitlement.changed_voters` decides. Raises Conflict
         where it is too early, NotFound before the first entitlement."""
         ...

@@ -13,7 +13,7 @@ from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.entitlement import Entitlement, Voters
 from isochrone.core.world.model import Deployment, Model
 from isochrone.core.world.site import Link, Site, SiteLinks
-from isochrone.core.world.tenant import ApiKey, Policy
+from isochrone.core.world.tenant import ApiKey, Policy, Scope
 from isochrone.ports.tenants import Once, Page
 
 
@@ -78,7 +78,9 @@ class Estate(Protocol):
         """
         ...
 
-    def snapshot(self) -> Snapshot: ...
+    def snapshot(self, *, now: int) -> Snapshot:
+        """What holds at `now`: keys whose end is past are not in it."""
+        ...
 
     def sites(self, page: Page) -> Sequence[Site]: ...
 
@@ -92,7 +94,7 @@ class Estate(Protocol):
         """Set measured round trips; emulated links stay as they are, unknown sites are skipped."""
         ...
 
-    def add_token(self, token: SiteToken, *, once: Once | None) -> SiteToken:
+    def add_token(self, scope: Scope, token: SiteToken, *, once: Once | None) -> SiteToken:
         """Raises NotFound for an unknown site."""
         ...
 
@@ -113,7 +115,7 @@ class Estate(Protocol):
         ...
 
     def set_replicas(
-        self, site: SiteName, model: ModelName, replicas: int
+        self, scope: Scope, site: SiteName, model: ModelName, replicas: int
     ) -> Deployment:
         """Raises NotFound for a deployment that does not exist."""
         ...

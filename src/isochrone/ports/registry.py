@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from isochrone.ports.audit import Audit
 from isochrone.ports.entitlements import Entitlements
 from isochrone.ports.estate import Estate
 from isochrone.ports.leases import Leases
 from isochrone.ports.ledger import Ledger
+from isochrone.ports.members import Members
 from isochrone.ports.meters import Meters
 from isochrone.ports.prices import Prices
 from isochrone.ports.reconciling import Reconciling
@@ -17,6 +19,8 @@ class Registry:
     """The parts of the registry over one database."""
 
     tenants: Tenants
+    members: Members
+    audit: Audit
     estate: Estate
     leases: Leases
     entitlements: Entitlements

@@ -1,4 +1,4 @@
-"""Tenants: organisations, projects, principals, keys and policies in the book of record.
+"""Tenants: organisations, projects, keys and policies in the book of record.
 
 Synchronous on purpose: one call is one transaction, instants, ids and hashes of secrets are
 arguments. Every call on rows of a tenant takes the `Scope`; a row outside it does not exist for the
@@ -43,12 +43,14 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredKey:
-    """A key with what people want to know about it; `revoked_at` is None while it is live."""
+    """A key with what people want to know about it; `revoked_at` is None until it is revoked,
+    `replaces` the key that it was made for in a rotation."""
 
     key: ApiKey
     name: str
     created_at: int
     revoked_at: int | None = None
+    replaces: KeyId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,20 +78,26 @@ class Tenants(Protocol):
         """Make sure that the seed's rows exist; the operator's secret is brought up to date."""
         ...
 
-    def principal(self, secret_sha256: str) -> Principal | None:
-        """Who holds this secret."""
-        ...
-
-    def live_key(self, secret_sha256: str) -> StoredKey | None:
-        """The live key with this secret."""
+    def live_key(self, secret_sha256: str, *, now: int) -> StoredKey | None:
+        """The key with this secret that is neither revoked nor past its end."""
         ...
 
     def organisations(self, scope: Scope, page: Page) -> Sequence[Organisation]: ...
 
     def add_organisation(
-        self, organisation: Organisation, *, once: Once | None
+        self, scope: Scope, organisation: Organisation, *, once: Once | None
     ) -> Organisation:
         """Add it, or return what the same `once` added before. Conflict when the name is taken."""
+        ...
+
+    def organisation(self, scope: Scope, org_id: OrgId) -> Organisation:
+        """Raises NotFound."""
+        ...
+
+    def change_organisation(
+        self, scope: Scope, org_id: OrgId, *, name: str | None, retain_days: int | None
+    ) -> Organisation:
+        """Change what is not None. Raises NotFound, Conflict when the name is taken."""
         ...
 
     def projects(
@@ -104,18 +112,8 @@ class Tenants(Protocol):
         """Raises NotFound."""
         ...
 
-    def principals(self, scope: Scope, page: Page) -> Sequence[Principal]:
-        """Principals that are not revoked."""
-        ...
-
-    def add_principal(
-        self, scope: Scope, principal: Principal, secret_sha256: str, *, now: int, once: Once | None
-    ) -> Principal:
-        """Raises NotFound for an organisation outside the scope, Conflict for a secret in use."""
-        ...
-
-    def revoke_principal(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
-        """Revoke; revoking again changes nothing. Raises NotFound."""
+    def rename_project(self, scope: Scope, project_id: ProjectId, name: str) -> Project:
+        """Raises NotFound, Conflict when the organisation has a project of that name."""
         ...
 
     def policies(self, scope: Scope, page: Page) -> Sequence[StoredPolicy]: ...
@@ -135,6 +133,20 @@ class Tenants(Protocol):
 
         Raises NotFound for a project outside the scope or of another organisation than the key,
         Conflict for a secret in use.
+        """
+        ...
+
+    def key(self, scope: Scope, key_id: KeyId) -> StoredKey:
+        """Raises NotFound."""
+        ...
+
+    def rotate_key(
+        self, scope: Scope, new: StoredKey, *, former_until: int, once: Once | None
+    ) -> tuple[StoredKey, Policy]:
+        """Add `new` under the policy of the key that it replaces, which goes on until then.
+
+        Raises NotFound where that key is outside the scope or not live, Conflict for a secret in
+        use.
         """
         ...
 

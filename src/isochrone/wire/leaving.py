@@ -9,6 +9,7 @@ from a prompt (prefix hashes, retained streams) is kept in memory where the axis
                 may leave
     fleet       how the cloud is built and how loaded it is: may leave; nothing of a customer's
     credential  keys, hashes and signatures: may leave to whom the protocol names
+    personal    who a member of an organisation is: stays with control, and can be erased there
     reference   text that the client wrote for its own use: may leave where the axis of logs is
                 unbound, else it is left out
 """
@@ -16,16 +17,17 @@ from a prompt (prefix hashes, retained streams) is kept in memory where the axis
 from collections.abc import Mapping
 from typing import Literal
 
-Leaves = Literal["account", "fleet", "credential", "reference"]
+Leaves = Literal["account", "fleet", "credential", "reference", "personal"]
 
 
 def _fields(
-    *, account: str = "", fleet: str = "", credential: str = "", reference: str = ""
+    *, account: str = "", fleet: str = "", credential: str = "", reference: str = "",
+    personal: str = "",
 ) -> Mapping[str, Leaves]:
     """Field -> why it may leave; each argument is a list of names with spaces between them."""
     sides: tuple[tuple[Leaves, str], ...] = (
         ("account", account), ("fleet", fleet), ("credential", credential),
-        ("reference", reference),
+        ("reference", reference), ("personal", personal),
     )
     return {name: leaves for leaves, names in sides for name in names.split()}
 
@@ -151,14 +153,16 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "Policy": _fields(account="id org_id residency transit max_view_age_s caches logs"),
     "Limits": _fields(account="requests_per_min tokens_per_min concurrent"),
     "ApiKey": _fields(
-        account="id org_id project_id policy_id classes limits",
+        account="id org_id project_id policy_id classes limits scopes expires_at",
         credential="secret_sha256",
     ),
     "KeyShard": _fields(account="shard keys"),
-    "Organisation": _fields(account="id name created_at"),
+    "Organisation": _fields(account="id name created_at retain_days"),
     "Project": _fields(account="id org_id name created_at"),
-    "Principal": _fields(account="id org_id name role"),
-    "Scope": _fields(account="org_id"),
+    "Principal": _fields(
+        account="id org_id role kind expires_at", personal="name email",
+    ),
+    "Scope": _fields(account="org_id actor"),
     # core/world/view.py
     "View": _fields(fleet="own_site sites links models deployments policies"),
     # core/world/world.py
@@ -265,7 +269,10 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
 # By the name of the table in the book of record; control may stand anywhere.
 TABLES: Mapping[str, Mapping[str, Leaves]] = {
     "api_keys": _fields(
-        account="id org_id project_id policy_id name classes created_at revoked_at",
+        account=(
+            "id org_id project_id policy_id name classes created_at revoked_at scopes expires_at "
+            "replaces"
+        ),
         credential="secret_sha256",
     ),
     "charged_periods": _fields(account="org_id project_id begin_at closed_at"),
@@ -275,6 +282,7 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
             "charged_at"
         ),
     ),
+    "audit": _fields(account="serial at org_id actor kind subject change before after"),
     "deployments": _fields(fleet="site model replicas engine context_tokens admission"),
     "engine_counts": _fields(
         fleet="replica generation run day_at site model prompt cached output heard_at",
@@ -302,7 +310,7 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
             "org_id id project_id currency amount_pico opened_at expires_at state used_pico"
         ),
     ),
-    "idempotency": _fields(account="caller key request_hash resource created_at"),
+    "idempotency": _fields(account="caller key request_hash resource created_at org_id"),
     "leases": _fields(fleet="name holder epoch expires_at"),
     "links": _fields(fleet="site peer rtt_ms source via"),
     "meter_events": _fields(
@@ -318,8 +326,9 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
         ),
     ),
     "models": _fields(fleet="name kind revision context_tokens created_at"),
-    "organisations": _fields(account="id name created_at"),
+    "organisations": _fields(account="id name created_at retain_days"),
     "parked": _fields(account="id subject payload reason parked_at"),
+    "people": _fields(account="principal_id org_id erased_at", personal="name email"),
     "policies": _fields(account="id org_id name residency transit created_at caches logs"),
     "postings": _fields(
         account="org_id key number kind at currency about unwinds recorded_at",
@@ -328,8 +337,8 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
         account="id version only_for currency valid_from sheet created_at",
     ),
     "principals": _fields(
-        account="id org_id name role created_at revoked_at",
-        credential="token_sha256",
+        account="id org_id name role created_at revoked_at kind expires_at former_until",
+        credential="token_sha256 former_sha256",
     ),
     "projects": _fields(account="id org_id name created_at"),
     "reconciliations": _fields(account="day_at agrees report made_at"),

@@ -21,7 +21,7 @@ from isochrone.core.residency.blocs import Blocs
 from isochrone.core.residency.terms import check_axis, parse_term
 from isochrone.core.world.entitlement import Entitlement
 from isochrone.core.world.model import Model, ModelKind
-from isochrone.core.world.tenant import ANY, ApiKey, Class, Limits, Policy
+from isochrone.core.world.tenant import ANY, KEY_SCOPES, ApiKey, Class, Limits, Policy
 from isochrone.gateway.settings import GatewaySettings, contradictions
 from isochrone.wiring.alone_entitlements import (
     DEFAULT_TENANT,
@@ -216,11 +216,11 @@ def _unbound() -> Policy:
 def _key(table: TomlTable, policies: set[PolicyId]) -> ApiKey:
     name = _name(table)
     if table.has("secret"):
-        table.problem("secret does not belong into a file; keep its hash: `isochrone keys hash`")
+        table.problem("secret does not belong into a file; keep its hash: `isochrone key hash`")
         table.text("secret")
     digest = table.need_text(
         "secret_sha256", pattern=HASH,
-        expected="64 hexadecimal digits in lower case; make them with `isochrone keys hash`",
+        expected="64 hexadecimal digits in lower case; make them with `isochrone key hash`",
     )
     policy = table.text("policy") or ANY
     if policy != ANY and policy not in policies:
@@ -231,6 +231,11 @@ def _key(table: TomlTable, policies: set[PolicyId]) -> ApiKey:
     for each in wanted:
         if each not in CLASSES:
             table.problem(f'classes names "{each}"; expected some of {", ".join(CLASSES)}')
+    scopes = table.names("scopes", default=KEY_SCOPES)
+    for each in scopes:
+        if each not in KEY_SCOPES:
+            table.problem(f'scopes names "{each}"; expected some of {", ".join(KEY_SCOPES)}')
+    expires_at = table.instant("expires", default=0) or None
     organisation = table.text("organisation", pattern=TENANT_NAME) or DEFAULT_TENANT
     project = table.text("project", pattern=TENANT_NAME) or DEFAULT_TENANT
     limits = Limits(
@@ -243,6 +248,7 @@ def _key(table: TomlTable, policies: set[PolicyId]) -> ApiKey:
         id=KeyId(name), secret_sha256=digest, org_id=OrgId(organisation),
         project_id=ProjectId(project), policy_id=PolicyId(policy),
         classes=tuple(each for each in CLASSES if each in wanted), limits=limits,
+        scopes=tuple(each for each in KEY_SCOPES if each in scopes), expires_at=expires_at,
     )
 
 
@@ -267,7 +273,7 @@ def _judge_whole(
     if models and not any(site.models for site in sites):
         problems.add("", "no site serves a model: add a [[site]] with a [[site.upstream]]")
     if not keys:
-        problems.add("", "there is no [[key]]; make one with `isochrone keys hash`")
+        problems.add("", "there is no [[key]]; make one with `isochrone key hash`")
     _once("model", (model.name for model in models), problems)
     _once("site", (site.site.name for site in sites), problems)
     _once("policy", (policy.id for policy in policies), problems)

@@ -25,7 +25,7 @@ from isochrone.adapters.nats.identity import (
 from isochrone.adapters.packaged import bundled_model, load_blocs, load_round_trips
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.migrate import migrate
-from isochrone.adapters.postgres.pool import open_pool
+from isochrone.adapters.postgres.pool import check_role, open_pool
 from isochrone.adapters.postgres.registry import open_registry
 from isochrone.control.api.app import build_app
 from isochrone.control.api.context import Context
@@ -87,8 +87,12 @@ async def run_control(settings: ControlSettings) -> None:
         pool = open_pool(settings.database)
         try:
             registry = open_registry(pool)
-            await prepare_book(settings.database, files, registry, clock, stop)
+            owner = settings.owner_database or settings.database
+            await prepare_book(owner, files, registry, clock, stop)
             if not stop.is_set():
+                await _on_thread(lambda: check_role(pool))
+                if settings.owner_database is None:
+                    log.warning("control_logs_in_as_owner", advice="docs/tenancy.md, Logins")
                 loops = ControlLoops(
                     ControlPlan(
                         holder=settings.public_url, signer=files.signer,

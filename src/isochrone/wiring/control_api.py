@@ -66,6 +66,9 @@ class ControlApi:
     def put(self, path: str, body: object) -> Any:
         return self._call("PUT", path, body, None)
 
+    def patch(self, path: str, body: object) -> Any:
+        return self._call("PATCH", path, body, None)
+
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path, None, None)
 

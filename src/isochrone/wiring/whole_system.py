@@ -38,7 +38,7 @@ from isochrone.core.ids import (
 )
 from isochrone.core.rng import stream
 from isochrone.core.world.entitlement import Entitlement, Slice, Voters
-from isochrone.core.world.tenant import ApiKey, Class, Policy, Scope
+from isochrone.core.world.tenant import EVERY_TENANT, ApiKey, Class, Policy
 from isochrone.core.world.world import World
 from isochrone.gateway.key_counts import ROW_CELLS
 from isochrone.gateway.outbox import Outbox
@@ -61,7 +61,6 @@ from isochrone.wire.identity import JoinRequest, SiteIdentity
 
 T = TypeVar("T")
 
-EVERYTHING = Scope(org_id=None)
 FIRST_PORT = 4100
 BUS_LATENCY_MS = 1.0
 SYNC_S = 0.002
@@ -267,14 +266,14 @@ class WholeSystem:
             project_id=ProjectId("default"), policy_id=policy.id, classes=classes,
         )
         self.registry.tenants.add_key(
-            EVERYTHING, StoredKey(key=key, name=name, created_at=now),
+            EVERY_TENANT, StoredKey(key=key, name=name, created_at=now),
             StoredPolicy(policy=policy, name=name, created_at=now), once=None,
         )
         return secret
 
     def revoke_key(self, name: str) -> None:
         """Revoke a key in the book and tell control, as the Control API does."""
-        self.registry.tenants.revoke_key(EVERYTHING, KeyId(name), now=self.clock.wall_ns())
+        self.registry.tenants.revoke_key(EVERY_TENANT, KeyId(name), now=self.clock.wall_ns())
         if self._control is not None:
             self._control.publisher.wake()
 
@@ -288,7 +287,7 @@ class WholeSystem:
             slices=tuple(Slice(site=site, tok_s=each) for site, each in tok_s.items()),
         )
         self.registry.entitlements.add(
-            EVERYTHING, StoredEntitlement(entitlement=sold, name=name, created_at=now),
+            EVERY_TENANT, StoredEntitlement(entitlement=sold, name=name, created_at=now),
             Voters(sites=choose_voters(list(self._ports))), once=None,
         )
         if self._control is not None:
@@ -340,7 +339,7 @@ class WholeSystem:
         public = secret.public_key().public_bytes_raw().hex()
         now, port, token = self.clock.wall_ns(), self._ports[name], f"token-{name}"
         control_key = self._signer.public_key().public_bytes_raw().hex()
-        invite(self.registry.estate, name, token, now=now, once=None)
+        invite(self.registry.estate, EVERY_TENANT, name, token, now=now, once=None)
         reply = join(
             self.registry.estate,
             JoinRequest(

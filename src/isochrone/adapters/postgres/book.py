@@ -76,7 +76,7 @@ class PostgresBook:
         # In the order of their keys, so that two bookers cannot wait for each other.
         rows = {(site, ground.id): ground_text(ground) for site, ground in grounds}
         new = 0
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             for (site, name), text in sorted(rows.items()):
                 new += connection.execute(
                     "INSERT INTO grounds (site, id, ground, kept_at) VALUES (%s, %s, %s, %s)"
@@ -112,7 +112,7 @@ class PostgresBook:
     def request(self, scope: Scope, request_id: RequestId) -> Booked | None:
         if not is_uuid7(request_id):
             return None
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             row = connection.execute(
                 sql.SQL(
                     "SELECT booked_at, {} FROM usage WHERE request_id = %(id)s"
@@ -137,7 +137,7 @@ class PostgresBook:
         )
         if after is not None and not is_uuid7(after):
             raise InvalidInput([f"after: {after!r} is not a request id"])
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             rows = connection.execute(
                 sql.SQL(
                     "SELECT booked_at, {names} FROM usage WHERE {chosen} {later}"
@@ -155,7 +155,7 @@ class PostgresBook:
         self, scope: Scope, chosen: UsageFilter, group: UsageGroup, *, most: int,
         after: str | None = None,
     ) -> Sequence[UsageTotal]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             cursor = connection.cursor(row_factory=kwargs_row(UsageTotal))
             return cursor.execute(
                 sql.SQL(
@@ -171,7 +171,7 @@ class PostgresBook:
             ).fetchall()
 
     def replica_totals(self, *, since: int) -> Sequence[ReplicaTotal]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             cursor = connection.cursor(row_factory=kwargs_row(ReplicaTotal))
             return cursor.execute(
                 sql.SQL(
@@ -193,7 +193,7 @@ class PostgresBook:
             return make_again(connection, since, until)
 
     def park(self, messages: Sequence[Parked], *, now: int) -> None:
-        with self._pool.transaction() as connection, connection.cursor() as cursor:
+        with self._pool.transaction(EVERY_TENANT) as connection, connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO parked (id, subject, payload, reason, parked_at)"
                 " VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
@@ -201,7 +201,7 @@ class PostgresBook:
             )
 
     def parked(self, *, most: int) -> Sequence[Parked]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             cursor = connection.cursor(row_factory=kwargs_row(Parked))
             return cursor.execute(
                 "SELECT id, subject, payload, reason FROM parked"

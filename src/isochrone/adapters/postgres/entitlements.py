@@ -34,7 +34,7 @@ class PostgresEntitlements:
         self._pool = pool
 
     def entitlements(self, scope: Scope, page: Page) -> Sequence[StoredEntitlement]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             rows = connection.execute(
                 f"{ROW} WHERE {_IN_SCOPE} AND (%(after)s::text IS NULL OR id > %(after)s)"
                 " ORDER BY id LIMIT %(most)s",
@@ -46,7 +46,7 @@ class PostgresEntitlements:
         self, scope: Scope, entitlement: StoredEntitlement, voters: Voters, *, once: Once | None
     ) -> StoredEntitlement:
         new = entitlement.entitlement
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             earlier = made_before(
                 connection, once, resource=new.id, now=entitlement.created_at
             )
@@ -68,7 +68,7 @@ class PostgresEntitlements:
             return _in_scope(connection, scope, new.id)
 
     def revoke(self, scope: Scope, entitlement_id: EntitlementId, *, now: int) -> StoredEntitlement:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             connection.execute(
                 "UPDATE entitlements SET revoked_at = coalesce(revoked_at, %(now)s)"
                 f" WHERE id = %(id)s AND {_IN_SCOPE}",
@@ -81,8 +81,10 @@ class PostgresEntitlements:
             row = connection.execute(_VOTERS).fetchone()
         return None if row is None else _stored_voters(row)
 
-    def change_voters(self, sites: tuple[SiteName, ...], *, now: int) -> StoredVoters:
-        with self._pool.transaction() as connection:
+    def change_voters(
+        self, scope: Scope, sites: tuple[SiteName, ...], *, now: int
+    ) -> StoredVoters:
+        with self._pool.transaction(scope) as connection:
             row = connection.execute(f"{_VOTERS} FOR UPDATE").fetchone()
             if row is None:
                 raise NotFound("there are no voters before the first entitlement")

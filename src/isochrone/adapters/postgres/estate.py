@@ -17,7 +17,7 @@ from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.model import Deployment, EngineSpec, Model
 from isochrone.core.world.site import Hardware, Link, Site, SiteLinks
 from isochrone.core.world.site_policy import SitePolicy
-from isochrone.core.world.tenant import ApiKey
+from isochrone.core.world.tenant import EVERY_TENANT, ApiKey, Scope
 from isochrone.ports.estate import Intent, Joining, SiteToken, Snapshot
 from isochrone.ports.tenants import Once, Page
 
@@ -29,6 +29,9 @@ _SITE = """
 _DEPLOYMENT = "SELECT site, model, replicas, engine, context_tokens, admission FROM deployments"
 _MODEL = "SELECT name, kind, revision, context_tokens, created_at FROM models"
 
+_WORLD_FILE = Scope(org_id=None, actor="world file")
+_JOINING = Scope(org_id=None, actor="joining site")
+
 _Connection = psycopg.Connection[TupleRow]
 
 
@@ -39,14 +42,14 @@ class PostgresEstate:
         self._pool = pool
 
     def reconcile(self, intent: Intent, *, now: int) -> bool:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(_WORLD_FILE) as connection:
             row = connection.execute("SELECT fingerprint FROM world FOR UPDATE").fetchone()
             if row is not None and row[0] == intent.fingerprint:
                 return False
             _reconcile_sites(connection, intent.sites, now)
-            connection.execute("DELETE FROM deployments")
+            _remove_deployments(connection, intent.deployments)
             _reconcile_models(connection, intent.models)
-            _insert_deployments(connection, intent.deployments)
+            _write_deployments(connection, intent.deployments)
             connection.execute("DELETE FROM links")
             _write_links(connection, intent.links)
             connection.execute(
@@ -57,11 +60,10 @@ class PostgresEstate:
             )
         return True
 
-    def snapshot(self) -> Snapshot:
-        with self._pool.transaction() as connection:
-            # One transaction alone does not give one instant: later statements would see newer
-            # commits, and a key could come without its policy.
-            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    def snapshot(self, *, now: int) -> Snapshot:
+        # One transaction alone does not give one instant: later statements would see newer
+        # commits, and a key could come without its policy.
+        with self._pool.transaction(EVERY_TENANT, one_instant=True) as connection:
             return Snapshot(
                 sites=tuple(map(_site, connection.execute(_SITE + "ORDER BY name"))),
                 removed_sites=tuple(
@@ -89,11 +91,14 @@ class PostgresEstate:
                 keys=tuple(
                     ApiKey(
                         id=row[0], secret_sha256=row[1], org_id=row[2], project_id=row[3],
-                        policy_id=row[4], classes=tuple(row[5]),
+                        policy_id=row[4], classes=tuple(row[5]), scopes=tuple(row[6]),
+                        expires_at=row[7],
                     )
                     for row in connection.execute(
-                        "SELECT id, secret_sha256, org_id, project_id, policy_id, classes"
-                        " FROM api_keys WHERE revoked_at IS NULL ORDER BY id"
+                        "SELECT id, secret_sha256, org_id, project_id, policy_id, classes, scopes,"
+                        " expires_at FROM api_keys WHERE revoked_at IS NULL"
+                        " AND (expires_at IS NULL OR expires_at > %s) ORDER BY id",
+                        (now,),
                     )
                 ),
                 entitlements=live_entitlements(connection),
@@ -125,8 +130,8 @@ class PostgresEstate:
         with self._pool.transaction() as connection:
             _write_links(connection, links)
 
-    def add_token(self, token: SiteToken, *, once: Once | None) -> SiteToken:
-        with self._pool.transaction() as connection:
+    def add_token(self, scope: Scope, token: SiteToken, *, once: Once | None) -> SiteToken:
+        with self._pool.transaction(scope) as connection:
             _site_named(connection, token.site)
             earlier = made_before(
                 connection, once, resource=token.secret_sha256, now=token.created_at
@@ -147,7 +152,7 @@ class PostgresEstate:
         return SiteToken(secret_sha256=row[0], site=row[1], created_at=row[2], expires_at=row[3])
 
     def join(self, joining: Joining, *, now: int) -> Site:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(_JOINING) as connection:
             row = connection.execute(
                 "SELECT t.site, t.used_at, t.expires_at, s.peer_key, s.nats_key"
                 " FROM site_tokens t JOIN sites s ON s.name = t.site"
@@ -198,8 +203,10 @@ class PostgresEstate:
             ).fetchall()
         return [_deployment(row) for row in rows]
 
-    def set_replicas(self, site: SiteName, model: ModelName, replicas: int) -> Deployment:
-        with self._pool.transaction() as connection:
+    def set_replicas(
+        self, scope: Scope, site: SiteName, model: ModelName, replicas: int
+    ) -> Deployment:
+        with self._pool.transaction(scope) as connection:
             row = connection.execute(
                 "UPDATE deployments SET replicas = %s WHERE site = %s AND model = %s"
                 " RETURNING site, model, replicas, engine, context_tokens, admission",
@@ -245,11 +252,23 @@ def _reconcile_models(connection: _Connection, models: Sequence[Model]) -> None:
     )
 
 
-def _insert_deployments(connection: _Connection, deployments: Sequence[Deployment]) -> None:
+def _remove_deployments(connection: _Connection, wanted: Sequence[Deployment]) -> None:
+    """Those that nobody wants; the others stay, so that the audit log shows what changed."""
+    connection.execute(
+        "DELETE FROM deployments d WHERE NOT EXISTS ("
+        " SELECT FROM unnest(%s::text[], %s::text[]) AS wanted (site, model)"
+        " WHERE wanted.site = d.site AND wanted.model = d.model)",
+        ([each.site for each in wanted], [each.model for each in wanted]),
+    )
+
+
+def _write_deployments(connection: _Connection, deployments: Sequence[Deployment]) -> None:
     for deployment in deployments:
         connection.execute(
             "INSERT INTO deployments (site, model, replicas, engine, context_tokens, admission)"
-            " VALUES (%s, %s, %s, %s, %s, %s)",
+            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (site, model) DO UPDATE SET"
+            " replicas = excluded.replicas, engine = excluded.engine,"
+            " context_tokens = excluded.context_tokens, admission = excluded.admission",
             (deployment.site, deployment.model, deployment.replicas,
              json.dumps(msgspec.to_builtins(deployment.engine)), deployment.context_tokens,
              None if deployment.admission is None

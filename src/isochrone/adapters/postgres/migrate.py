@@ -17,8 +17,8 @@ from isochrone.core.errors import InvalidInput, StoreUnavailable
 MIGRATIONS = Path(__file__).with_name("migrations")
 
 
-def migrate(conninfo: str) -> None:
-    """Run every pending migration in one transaction, as the user of `conninfo`.
+def migrate(conninfo: str, *, revision: str = "head") -> None:
+    """Run every pending migration up to `revision` in one transaction, as the user of `conninfo`.
 
     That user must own the database (or be allowed to create tables in it). Raises StoreUnavailable
     when the server is away, InvalidInput when the database belongs to a newer release.
@@ -33,7 +33,7 @@ def migrate(conninfo: str) -> None:
     try:
         with engine.connect() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
     except CommandError as error:
         head = ScriptDirectory.from_config(config).get_current_head()
         raise InvalidInput(

@@ -5,6 +5,9 @@ rolled back when the block raises. Every statement runs as the application role,
 superuser nor owner of the tables, and under a statement and a lock timeout, so that no caller
 (above all no virtual event loop) can wait for ever. Never `await` inside the block.
 
+A transaction is for the tenant of its `Scope`: row-level security hides every other tenant's rows
+from it, whatever its statements ask for. Without a scope it sees no tenant's rows at all.
+
 How failures are told:
 
     server away, connection lost, timeout, deadlock, read-only standby   StoreUnavailable
@@ -75,8 +78,9 @@ class Pool:
         self, scope: Scope | None = None, *, one_instant: bool = False
     ) -> Iterator[psycopg.Connection[TupleRow]]:
         """One transaction; raises StoreUnavailable, Conflict or InvalidInput (see the module).
-        Its tenant is that of `scope`, for the tables with policies of row-level security.
-        `one_instant`: it only reads, and all its statements see the same commits.
+
+        Rows of tenants are those of `scope`, and what it changes is in the audit log under the
+        scope's actor. `one_instant`: it only reads, and all its statements see the same commits.
         """
         try:
             with self._pool.connection() as connection:
@@ -86,8 +90,9 @@ class Pool:
                 if scope is not None:
                     # True: until the end of the transaction; the next one starts without.
                     connection.execute(
-                        "SELECT set_config('isochrone.tenant', %s, true)",
-                        (EVERYBODY if scope.org_id is None else scope.org_id,),
+                        "SELECT set_config('isochrone.tenant', %s, true),"
+                        " set_config('isochrone.actor', %s, true)",
+                        (EVERYBODY if scope.org_id is None else scope.org_id, scope.actor),
                     )
                 yield connection
         except psycopg.errors.UniqueViolation as error:
@@ -116,3 +121,25 @@ def _said(error: psycopg.Error) -> str:
 def open_pool(conninfo: str, *, most: int = 8) -> Pool:
     """A pool on `conninfo`; it opens no connection before the first transaction."""
     return Pool(conninfo, most=most)
+
+
+def check_role(pool: Pool) -> None:
+    """Raises InvalidInput when the role that `pool` works as could pass row-level security by."""
+    with pool.transaction() as connection:
+        row = connection.execute(
+            "SELECT current_user, rolsuper OR rolbypassrls, EXISTS ("
+            "   SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+            "   AND relkind IN ('r', 'p') AND pg_has_role(current_user, relowner, 'USAGE'))"
+            " FROM pg_roles WHERE rolname = current_user"
+        ).fetchone()
+    assert row is not None, "a role that is at work exists"
+    role, is_exempt, owns = row
+    problems = []
+    if is_exempt:
+        problems.append(f"the database role {role} may bypass row-level security;"
+                        f" take that from it: ALTER ROLE {role} NOSUPERUSER NOBYPASSRLS")
+    if owns:
+        problems.append(f"the database role {role} owns tables of the book, or may act as their"
+                        f" owner; give them to another role, which only migrates")
+    if problems:
+        raise InvalidInput(problems)

@@ -1,9 +1,11 @@
 """The registry on PostgreSQL: its parts over one pool."""
 
+from isochrone.adapters.postgres.audit import PostgresAudit
 from isochrone.adapters.postgres.entitlements import PostgresEntitlements
 from isochrone.adapters.postgres.estate import PostgresEstate
 from isochrone.adapters.postgres.leases import PostgresLeases
 from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.members import PostgresMembers
 from isochrone.adapters.postgres.meters import PostgresMeters
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import PostgresPrices
@@ -15,7 +17,8 @@ from isochrone.ports.registry import Registry
 def open_registry(pool: Pool) -> Registry:
     """The parts of the registry on `pool`, which stays the caller's to close."""
     return Registry(
-        tenants=PostgresTenants(pool), estate=PostgresEstate(pool), leases=PostgresLeases(pool),
+        tenants=PostgresTenants(pool), members=PostgresMembers(pool),
+        audit=PostgresAudit(pool), estate=PostgresEstate(pool), leases=PostgresLeases(pool),
         entitlements=PostgresEntitlements(pool), prices=PostgresPrices(pool),
         ledger=PostgresLedger(pool), reconciling=PostgresReconciling(pool),
         meters=PostgresMeters(pool),

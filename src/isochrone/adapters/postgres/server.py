@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -43,15 +44,16 @@ class PostgresPlan:
     """How to run one embedded server.
 
     Start `argv` with exactly `env`; its standard error is the server's log. `conninfo` names the
-    application's database as its owner (who migrates it; the pool then works as a lesser role);
-    `superuser_conninfo` is for tests and repair. To stop: SIGINT ends sessions and shuts down
-    cleanly, SIGQUIT afterwards stops at once and leaves recovery to the next start. Call `prepare`
-    again before each new start.
+    application's database as its owner, who migrates it; `application_conninfo` as the lesser role
+    that everything else works as; `superuser_conninfo` is for tests and repair. To stop: SIGINT
+    ends sessions and shuts down cleanly, SIGQUIT afterwards stops at once and leaves recovery to
+    the next start. Call `prepare` again before each new start.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     conninfo: str
+    application_conninfo: str
     superuser_conninfo: str
     data: Path
     socket_folder: Path
@@ -92,6 +94,9 @@ def prepare(state_dir: Path, run_dir: Path) -> PostgresPlan:
         argv=argv,
         env=_environment(),
         conninfo=make_conninfo("", host=str(sockets), port=PORT, dbname=DATABASE, user=OWNER),
+        application_conninfo=make_conninfo(
+            "", host=str(sockets), port=PORT, dbname=DATABASE, user=APPLICATION_ROLE
+        ),
         superuser_conninfo=make_conninfo(
             "", host=str(sockets), port=PORT, dbname="postgres", user="postgres"
         ),
@@ -101,13 +106,21 @@ def prepare(state_dir: Path, run_dir: Path) -> PostgresPlan:
 
 
 def ready(plan: PostgresPlan) -> bool:
-    """True when the server answers a query on the application's database."""
+    """True when the server answers a query on the application's database, to its role."""
     try:
-        with psycopg.connect(plan.conninfo, connect_timeout=2) as connection:
-            connection.execute("SELECT 1")
-    except psycopg.OperationalError:
-        return False
+        _ask(plan.application_conninfo, "SELECT 1")
+    except psycopg.OperationalError as error:
+        # A refused login has no code of its own in psycopg; the server runs in the locale C.
+        if "not permitted to log in" not in str(error):
+            return False
+        # Made by an earlier release, in which that role could not.
+        _ask(plan.superuser_conninfo, f"ALTER ROLE {APPLICATION_ROLE} LOGIN")
     return True
+
+
+def _ask(conninfo: str, statement: LiteralString) -> None:
+    with psycopg.connect(conninfo, connect_timeout=2) as connection:
+        connection.execute(statement)
 
 
 def socket_folder(run_dir: Path, *, user: int) -> Path:
@@ -195,7 +208,7 @@ def _make(
         # Single-user mode takes one statement a line; no server has to be started and stopped.
         made = _run(
             [*prefix, str(programs / "postgres"), "--single", "-D", str(new), "postgres"],
-            stdin=f"CREATE ROLE {APPLICATION_ROLE} NOLOGIN;\n"
+            stdin=f"CREATE ROLE {APPLICATION_ROLE} LOGIN;\n"
             f"CREATE ROLE {OWNER} LOGIN;\n"
             f"GRANT {APPLICATION_ROLE} TO {OWNER} WITH INHERIT FALSE, SET TRUE;\n"
             f"CREATE DATABASE {DATABASE} OWNER {OWNER};\n",

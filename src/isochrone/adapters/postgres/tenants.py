@@ -1,4 +1,4 @@
-"""Tenants in PostgreSQL: organisations, projects, principals, keys and policies."""
+"""Tenants in PostgreSQL: organisations, projects, keys and policies."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from psycopg.rows import TupleRow
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.errors import Conflict, NotFound
-from isochrone.core.ids import KeyId, OrgId, ProjectId
+from isochrone.core.ids import KeyId, OrgId, PolicyId, ProjectId
 from isochrone.core.world.tenant import (
+    EVERY_TENANT,
     ApiKey,
     Organisation,
     Policy,
-    Principal,
     Project,
     Scope,
 )
@@ -24,14 +24,15 @@ _IN_SCOPE = "(%(org)s::text IS NULL OR org_id = %(org)s)"
 _PAGE = "AND (%(after)s::text IS NULL OR id > %(after)s) ORDER BY id LIMIT %(most)s"
 _KEY = """
     SELECT k.id, k.secret_sha256, k.org_id, k.project_id, k.policy_id, k.classes, k.name,
-           k.created_at, k.revoked_at, p.residency, p.transit, p.caches, p.logs
+           k.created_at, k.revoked_at, k.scopes, k.expires_at, k.replaces,
+           p.residency, p.transit, p.caches, p.logs
     FROM api_keys k JOIN policies p ON p.id = k.policy_id
 """
 
-_PRINCIPAL = "SELECT id, org_id, name, role FROM principals"
+_ORGANISATION = "SELECT id, name, created_at, retain_days FROM organisations"
 _POLICY = "SELECT id, org_id, residency, transit, caches, logs, name, created_at FROM policies"
 # Secrets made for an idempotency key are the same each time, and the key is forgotten after a day.
-_SECRET_IN_USE = "this idempotency key was used before for the same request; use a new one"
+SECRET_IN_USE = "this idempotency key was used before for the same request; use a new one"
 
 _Connection = psycopg.Connection[TupleRow]
 
@@ -43,7 +44,7 @@ class PostgresTenants:
         self._pool = pool
 
     def seed(self, seed: Seed, *, now: int) -> None:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(EVERY_TENANT) as connection:
             connection.execute(
                 "INSERT INTO organisations (id, name, created_at) VALUES (%s, %s, %s)"
                 " ON CONFLICT DO NOTHING",
@@ -57,61 +58,69 @@ class PostgresTenants:
             _stored_policy(connection, seed.policy)
             operator = seed.operator
             connection.execute(
-                "INSERT INTO principals (id, org_id, name, role, token_sha256, created_at)"
-                " VALUES (%s, %s, %s, %s, %s, %s)"
+                "INSERT INTO principals (id, org_id, name, role, kind, token_sha256, created_at)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s)"
                 " ON CONFLICT (id) DO UPDATE SET token_sha256 = excluded.token_sha256",
-                (operator.id, operator.org_id, operator.name, operator.role,
+                (operator.id, operator.org_id, operator.name, operator.role, operator.kind,
                  seed.operator_secret_sha256, now),
             )
 
-    def principal(self, secret_sha256: str) -> Principal | None:
-        with self._pool.transaction() as connection:
+    def live_key(self, secret_sha256: str, *, now: int) -> StoredKey | None:
+        # Whose secret it is decides the tenant, so this has to look at all of them.
+        with self._pool.transaction(EVERY_TENANT) as connection:
             row = connection.execute(
-                f"{_PRINCIPAL} WHERE token_sha256 = %s AND revoked_at IS NULL", (secret_sha256,)
-            ).fetchone()
-        return None if row is None else _principal(row)
-
-    def live_key(self, secret_sha256: str) -> StoredKey | None:
-        with self._pool.transaction() as connection:
-            row = connection.execute(
-                _KEY + "WHERE k.secret_sha256 = %s AND k.revoked_at IS NULL", (secret_sha256,)
+                _KEY + "WHERE k.secret_sha256 = %s AND k.revoked_at IS NULL"
+                " AND (k.expires_at IS NULL OR k.expires_at > %s)",
+                (secret_sha256, now),
             ).fetchone()
         return None if row is None else _key(row)[0]
 
     def organisations(self, scope: Scope, page: Page) -> Sequence[Organisation]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             rows = connection.execute(
-                "SELECT id, name, created_at FROM organisations"
-                " WHERE (%(org)s::text IS NULL OR id = %(org)s) " + _PAGE,
+                f"{_ORGANISATION} WHERE (%(org)s::text IS NULL OR id = %(org)s) " + _PAGE,
                 _arguments(scope, page),
             ).fetchall()
         return [_organisation(row) for row in rows]
 
     def add_organisation(
-        self, organisation: Organisation, *, once: Once | None
+        self, scope: Scope, organisation: Organisation, *, once: Once | None
     ) -> Organisation:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             earlier = made_before(
                 connection, once, resource=organisation.id, now=organisation.created_at
             )
             if earlier is not None:
-                row = connection.execute(
-                    "SELECT id, name, created_at FROM organisations WHERE id = %s", (earlier,)
-                ).fetchone()
-                return _organisation(_found(row, "organisation", earlier))
+                return _organisation_in(connection, scope, OrgId(earlier))
             row = connection.execute(
                 "INSERT INTO organisations (id, name, created_at) VALUES (%s, %s, %s)"
-                " ON CONFLICT (name) DO NOTHING RETURNING id, name, created_at",
+                " ON CONFLICT (name) DO NOTHING RETURNING id",
                 (organisation.id, organisation.name, organisation.created_at),
             ).fetchone()
             if row is None:
                 raise Conflict(f"an organisation named {organisation.name!r} exists already")
-            return _organisation(row)
+            return _organisation_in(connection, scope, organisation.id)
+
+    def organisation(self, scope: Scope, org_id: OrgId) -> Organisation:
+        with self._pool.transaction(scope) as connection:
+            return _organisation_in(connection, scope, org_id)
+
+    def change_organisation(
+        self, scope: Scope, org_id: OrgId, *, name: str | None, retain_days: int | None
+    ) -> Organisation:
+        with self._pool.transaction(scope) as connection:
+            connection.execute(
+                "UPDATE organisations SET name = coalesce(%(name)s, name),"
+                " retain_days = coalesce(%(days)s, retain_days)"
+                " WHERE id = %(id)s AND (%(org)s::text IS NULL OR id = %(org)s)",
+                {"name": name, "days": retain_days, "id": org_id, "org": scope.org_id},
+            )
+            return _organisation_in(connection, scope, org_id)
 
     def projects(
         self, scope: Scope, page: Page, *, org_id: OrgId | None = None
     ) -> Sequence[Project]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             rows = connection.execute(
                 f"SELECT id, org_id, name, created_at FROM projects WHERE {_IN_SCOPE}"
                 " AND (%(of)s::text IS NULL OR org_id = %(of)s) " + _PAGE,
@@ -120,11 +129,11 @@ class PostgresTenants:
         return [_project(row) for row in rows]
 
     def add_project(self, scope: Scope, project: Project, *, once: Once | None) -> Project:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             earlier = made_before(connection, once, resource=project.id, now=project.created_at)
             if earlier is not None:
                 return _project_in(connection, scope, ProjectId(earlier))
-            _check_organisation(connection, scope, project.org_id)
+            check_organisation(connection, scope, project.org_id)
             row = connection.execute(
                 "INSERT INTO projects (id, org_id, name, created_at) VALUES (%s, %s, %s, %s)"
                 " ON CONFLICT (org_id, name) DO NOTHING RETURNING id, org_id, name, created_at",
@@ -135,48 +144,19 @@ class PostgresTenants:
             return _project(row)
 
     def project(self, scope: Scope, project_id: ProjectId) -> Project:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             return _project_in(connection, scope, project_id)
 
-    def principals(self, scope: Scope, page: Page) -> Sequence[Principal]:
-        with self._pool.transaction() as connection:
-            rows = connection.execute(
-                f"{_PRINCIPAL} WHERE revoked_at IS NULL AND {_IN_SCOPE} " + _PAGE,
-                _arguments(scope, page),
-            ).fetchall()
-        return [_principal(row) for row in rows]
-
-    def add_principal(
-        self, scope: Scope, principal: Principal, secret_sha256: str, *, now: int, once: Once | None
-    ) -> Principal:
-        with self._pool.transaction() as connection:
-            earlier = made_before(connection, once, resource=principal.id, now=now)
-            if earlier is not None:
-                return _principal_in(connection, scope, earlier)
-            if principal.org_id is not None:
-                _check_organisation(connection, scope, principal.org_id)
-            added = connection.execute(
-                "INSERT INTO principals (id, org_id, name, role, token_sha256, created_at)"
-                " VALUES (%s, %s, %s, %s, %s, %s)"
-                " ON CONFLICT (token_sha256) DO NOTHING RETURNING id",
-                (principal.id, principal.org_id, principal.name, principal.role, secret_sha256,
-                 now),
-            ).fetchone()
-            if added is None:
-                raise Conflict(_SECRET_IN_USE)
-        return principal
-
-    def revoke_principal(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
-        with self._pool.transaction() as connection:
+    def rename_project(self, scope: Scope, project_id: ProjectId, name: str) -> Project:
+        with self._pool.transaction(scope) as connection:
             connection.execute(
-                "UPDATE principals SET revoked_at = coalesce(revoked_at, %(now)s)"
-                f" WHERE id = %(id)s AND {_IN_SCOPE}",
-                {"id": principal_id, "now": now, "org": scope.org_id},
+                f"UPDATE projects SET name = %(name)s WHERE id = %(id)s AND {_IN_SCOPE}",
+                {"name": name, "id": project_id, "org": scope.org_id},
             )
-            return _principal_in(connection, scope, principal_id)
+            return _project_in(connection, scope, project_id)
 
     def policies(self, scope: Scope, page: Page) -> Sequence[StoredPolicy]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             rows = connection.execute(
                 f"{_POLICY} WHERE {_IN_SCOPE} " + _PAGE, _arguments(scope, page)
             ).fetchall()
@@ -185,14 +165,14 @@ class PostgresTenants:
     def add_policy(
         self, scope: Scope, policy: StoredPolicy, *, once: Once | None
     ) -> StoredPolicy:
-        with self._pool.transaction() as connection:
-            _check_organisation(connection, scope, policy.policy.org_id)
+        with self._pool.transaction(scope) as connection:
+            check_organisation(connection, scope, policy.policy.org_id)
             # Only for its refusal of another body: the same axes find the same policy anyway.
             made_before(connection, once, resource=policy.policy.id, now=policy.created_at)
             return _stored_policy(connection, policy)
 
     def keys(self, scope: Scope, page: Page) -> Sequence[tuple[StoredKey, Policy]]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             rows = connection.execute(
                 _KEY + "WHERE (%(org)s::text IS NULL OR k.org_id = %(org)s)"
                 " AND (%(after)s::text IS NULL OR k.id > %(after)s)"
@@ -204,7 +184,7 @@ class PostgresTenants:
     def add_key(
         self, scope: Scope, key: StoredKey, policy: StoredPolicy, *, once: Once | None
     ) -> tuple[StoredKey, Policy]:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             earlier = made_before(connection, once, resource=key.key.id, now=key.created_at)
             if earlier is not None:
                 return _key_in(connection, scope, earlier)
@@ -212,19 +192,34 @@ class PostgresTenants:
             if not project.org_id == key.key.org_id == policy.policy.org_id:
                 raise NotFound(f"the organisation has no project {project.id!r}")
             bound = _stored_policy(connection, policy).policy
-            added = connection.execute(
-                "INSERT INTO api_keys (id, org_id, project_id, policy_id, name, secret_sha256,"
-                " classes, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
-                " ON CONFLICT (secret_sha256) DO NOTHING RETURNING id",
-                (key.key.id, key.key.org_id, key.key.project_id, bound.id, key.name,
-                 key.key.secret_sha256, list(key.key.classes), key.created_at),
-            ).fetchone()
-            if added is None:
-                raise Conflict(_SECRET_IN_USE)
+            _insert_key(connection, key, bound.id)
             return _key_in(connection, scope, key.key.id)
 
+    def key(self, scope: Scope, key_id: KeyId) -> StoredKey:
+        with self._pool.transaction(scope) as connection:
+            return _key_in(connection, scope, key_id)[0]
+
+    def rotate_key(
+        self, scope: Scope, new: StoredKey, *, former_until: int, once: Once | None
+    ) -> tuple[StoredKey, Policy]:
+        former = new.replaces
+        with self._pool.transaction(scope) as connection:
+            earlier = made_before(connection, once, resource=new.key.id, now=new.created_at)
+            if earlier is not None:
+                return _key_in(connection, scope, earlier)
+            ended = connection.execute(
+                "UPDATE api_keys SET expires_at = %(until)s WHERE id = %(id)s"
+                " AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > %(now)s)"
+                f" AND {_IN_SCOPE} RETURNING policy_id",
+                {"until": former_until, "id": former, "now": new.created_at, "org": scope.org_id},
+            ).fetchone()
+            if ended is None:
+                raise NotFound(f"there is no live key {former!r}")
+            _insert_key(connection, new, ended[0])
+            return _key_in(connection, scope, new.key.id)
+
     def revoke_key(self, scope: Scope, key_id: KeyId, *, now: int) -> StoredKey:
-        with self._pool.transaction() as connection:
+        with self._pool.transaction(scope) as connection:
             connection.execute(
                 "UPDATE api_keys SET revoked_at = coalesce(revoked_at, %(now)s)"
                 f" WHERE id = %(id)s AND {_IN_SCOPE}",
@@ -243,13 +238,31 @@ def _found(row: TupleRow | None, noun: str, name: str) -> TupleRow:
     return row
 
 
-def _check_organisation(connection: _Connection, scope: Scope, org_id: OrgId) -> None:
+def _organisation_in(connection: _Connection, scope: Scope, org_id: OrgId) -> Organisation:
     row = connection.execute(
-        "SELECT id FROM organisations WHERE id = %(id)s"
-        " AND (%(org)s::text IS NULL OR id = %(org)s)",
+        f"{_ORGANISATION} WHERE id = %(id)s AND (%(org)s::text IS NULL OR id = %(org)s)",
         {"id": org_id, "org": scope.org_id},
     ).fetchone()
-    _found(row, "organisation", org_id)
+    return _organisation(_found(row, "organisation", org_id))
+
+
+def _insert_key(connection: _Connection, key: StoredKey, policy_id: PolicyId) -> None:
+    added = connection.execute(
+        "INSERT INTO api_keys (id, org_id, project_id, policy_id, name, secret_sha256, classes,"
+        " created_at, scopes, expires_at, replaces)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " ON CONFLICT (secret_sha256) DO NOTHING RETURNING id",
+        (key.key.id, key.key.org_id, key.key.project_id, policy_id, key.name,
+         key.key.secret_sha256, list(key.key.classes), key.created_at, list(key.key.scopes),
+         key.key.expires_at, key.replaces),
+    ).fetchone()
+    if added is None:
+        raise Conflict(SECRET_IN_USE)
+
+
+def check_organisation(connection: _Connection, scope: Scope, org_id: OrgId) -> None:
+    """Raises NotFound for one outside the scope."""
+    _organisation_in(connection, scope, org_id)
 
 
 def _project_in(connection: _Connection, scope: Scope, project_id: ProjectId) -> Project:
@@ -268,14 +281,6 @@ def _key_in(
         {"id": key_id, "org": scope.org_id},
     ).fetchone()
     return _key(_found(row, "key", key_id))
-
-
-def _principal_in(connection: _Connection, scope: Scope, principal_id: str) -> Principal:
-    row = connection.execute(
-        f"{_PRINCIPAL} WHERE id = %(id)s AND {_IN_SCOPE}",
-        {"id": principal_id, "org": scope.org_id},
-    ).fetchone()
-    return _principal(_found(row, "principal", principal_id))
 
 
 def _stored_policy(connection: _Connection, policy: StoredPolicy) -> StoredPolicy:
@@ -299,7 +304,7 @@ def _stored_policy(connection: _Connection, policy: StoredPolicy) -> StoredPolic
 
 
 def _organisation(row: TupleRow) -> Organisation:
-    return Organisation(id=row[0], name=row[1], created_at=row[2])
+    return Organisation(id=row[0], name=row[1], created_at=row[2], retain_days=row[3])
 
 
 def _project(row: TupleRow) -> Project:
@@ -319,17 +324,16 @@ def _stored(row: TupleRow) -> StoredPolicy:
     return StoredPolicy(policy=policy_of_row(row[:6]), name=row[6], created_at=row[7])
 
 
-def _principal(row: TupleRow) -> Principal:
-    return Principal(id=row[0], org_id=row[1], name=row[2], role=row[3])
-
-
 def _key(row: TupleRow) -> tuple[StoredKey, Policy]:
-    key_id, secret, org, project, policy, classes, name, created, revoked, *axes = row
+    key_id, secret, org, project, policy, classes, name, created, revoked, *rest = row
+    scopes, expires, replaces, *axes = rest
     key = ApiKey(
         id=key_id, secret_sha256=secret, org_id=org, project_id=project, policy_id=policy,
-        classes=tuple(classes),
+        classes=tuple(classes), scopes=tuple(scopes), expires_at=expires,
     )
     return (
-        StoredKey(key=key, name=name, created_at=created, revoked_at=revoked),
+        StoredKey(
+            key=key, name=name, created_at=created, revoked_at=revoked, replaces=replaces
+        ),
         policy_of_row((policy, org, *axes)),
     )

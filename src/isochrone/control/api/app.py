@@ -4,6 +4,7 @@ from fastapi import FastAPI
 
 from isochrone import __version__
 from isochrone.control.api import (
+    audit,
     deployments,
     docs,
     entitlements,
@@ -30,8 +31,8 @@ from isochrone.control.api.limits import BodyLimit
 PREFIX = "/api/v1"
 
 RESOURCES = (
-    status, organisations, projects, principals, policies, keys, entitlements, voters, models,
-    sites, deployments, usage, requests,
+    status, organisations, projects, principals, policies, keys, entitlements, voters, audit,
+    models, sites, deployments, usage, requests,
     prices, ledger, meters, reconciliation,
 )
 

@@ -1,5 +1,7 @@
 """Checks the axes of a policy as callers give them: terms that allow or deny, or `any`."""
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel
 
 from isochrone.control.api.shapes import Body
@@ -41,13 +43,14 @@ def axes_of(policy: Policy) -> AxesShape:
 
 
 def policy_of(
-    wish: PolicyAxes, *, policy_id: str, org_id: OrgId, blocs: Blocs
+    wish: PolicyAxes, *, policy_id: str, org_id: OrgId, blocs: Blocs, also: Sequence[str] = ()
 ) -> Policy:
     """The policy with all axes in their one canonical order; raises InvalidInput with all faults.
 
-    Codes may be given in lower case, names of companies as they are written.
+    Codes may be given in lower case, names of companies as they are written. `also`: faults that
+    were found before.
     """
-    problems: list[str] = []
+    problems: list[str] = list(also)
     axes: dict[str, tuple[str, ...]] = {}
     given = (
         ("residency", wish.residency), ("transit", wish.transit), ("caches", wish.caches),

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Identifier, Text
@@ -32,11 +32,11 @@ class DeploymentShape(BaseModel):
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/deployments", tags=["estate"])
     estate = context.registry.estate
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("")
     def list_deployments(
-        caller: Annotated[Caller, known],
+        caller: Annotated[Caller, may("estate.read")],
         page: Annotated[Paging, Depends(paging)],
         site: Annotated[str | None, Query(max_length=100)] = None,
     ) -> Listed[DeploymentShape]:
@@ -47,12 +47,11 @@ def routes(context: Context) -> APIRouter:
 
     @router.put("")
     def set_replicas(
-        body: WantedReplicas, caller: Annotated[Caller, known]
+        body: WantedReplicas, caller: Annotated[Caller, may("estate.write")]
     ) -> DeploymentShape:
         """Set how many replicas should run; the site's agent follows."""
-        caller.need("estate.write")
         changed = estate.set_replicas(
-            SiteName(body.site), ModelName(body.model), body.replicas
+            caller.scope, SiteName(body.site), ModelName(body.model), body.replicas
         )
         context.changed()
         return _shape(changed)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, status
 from pydantic import BaseModel, Field
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed, Paging, paging
@@ -71,26 +71,25 @@ class EntitlementShape(BaseModel):
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/entitlements", tags=["tenants"])
     sold = context.registry.entitlements
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("")
     def list_entitlements(
-        caller: Annotated[Caller, known], page: Annotated[Paging, Depends(paging)]
+        caller: Annotated[Caller, may("entitlements.read")],
+        page: Annotated[Paging, Depends(paging)],
     ) -> Listed[EntitlementShape]:
         """Entitlements that the caller sees, revoked ones too."""
-        caller.need("entitlements.read")
         rows = sold.entitlements(caller.scope, page.page)
         return page.listed(rows, _shape, lambda row: row.entitlement.id)
 
     @router.post("", status_code=status.HTTP_201_CREATED)
     def sell_entitlement(
         body: NewEntitlement,
-        caller: Annotated[Caller, known],
+        caller: Annotated[Caller, may("entitlements.write")],
         again: Annotated[Repeat, Depends(repeat)],
     ) -> EntitlementShape:
         """Sell capacity. Gateways are told within a second of the answer, and honour it from then
         on, control or no control; in a cloud without voters after fifteen more."""
-        caller.need("entitlements.write")
         made = sold.add(
             caller.scope,
             StoredEntitlement(
@@ -104,10 +103,9 @@ def routes(context: Context) -> APIRouter:
 
     @router.delete("/{entitlement_id}")
     def revoke_entitlement(
-        entitlement_id: str, caller: Annotated[Caller, known]
+        entitlement_id: str, caller: Annotated[Caller, may("entitlements.write")]
     ) -> EntitlementShape:
         """Revoke it for good; requests go on in the class `on_demand`."""
-        caller.need("entitlements.write")
         id_ = EntitlementId(entitlement_id)
         revoked = sold.revoke(caller.scope, id_, now=context.now())
         context.changed()

@@ -1,11 +1,11 @@
 """The ledger: what was spent so far, balances, postings; credits and their corrections."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, status
 from pydantic import BaseModel
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Identifier, Text
@@ -119,24 +119,23 @@ class Charged(BaseModel):
 
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/ledger", tags=["money"])
-    known = Depends(authenticator(context))
-    _add_reading(router, context, known)
-    _add_writing(router, context, known)
+    _add_reading(router, context)
+    _add_writing(router, context)
     return router
 
 
-def _add_reading(router: APIRouter, context: Context, known: Any) -> None:
-    """What was spent, balances and postings. `known` is the dependency that gives the caller."""
+def _add_reading(router: APIRouter, context: Context) -> None:
+    """What was spent, balances and postings."""
+    may = access(context)
     ledger = context.registry.ledger
 
     @router.get("/spent")
     def spent(
-        caller: Annotated[Caller, known], month: Filter = None, org_id: Filter = None,
+        caller: Annotated[Caller, may("ledger.read")], month: Filter = None, org_id: Filter = None,
         project_id: Filter = None,
     ) -> Listed[SpentShape]:
         """What each project has spent in a month (2026-11; by default the present one) so far,
         line by line, the present hour included."""
-        caller.need("ledger.read")
         found = ledger.spent(
             caller.scope, _period(context, month), now=context.now(), org_id=_org(org_id),
             project_id=_project(project_id),
@@ -145,10 +144,10 @@ def _add_reading(router: APIRouter, context: Context, known: Any) -> None:
 
     @router.get("/balances")
     def balances(
-        caller: Annotated[Caller, known], org_id: Filter = None, project_id: Filter = None
+        caller: Annotated[Caller, may("ledger.read")], org_id: Filter = None,
+        project_id: Filter = None,
     ) -> Listed[BalanceShape]:
         """Sums over all entries, by account; those at zero left out."""
-        caller.need("ledger.read")
         found = ledger.balances(
             caller.scope, org_id=_org(org_id), project_id=_project(project_id)
         )
@@ -163,11 +162,10 @@ def _add_reading(router: APIRouter, context: Context, known: Any) -> None:
 
     @router.get("/postings")
     def postings(
-        caller: Annotated[Caller, known], page: Annotated[Paging, Depends(paging)],
+        caller: Annotated[Caller, may("ledger.read")], page: Annotated[Paging, Depends(paging)],
         org_id: Filter = None, project_id: Filter = None,
     ) -> Listed[PostingShape]:
         """Postings in the order of their recording; `after` is the number of one."""
-        caller.need("ledger.read")
         after = page.after
         if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
             raise InvalidInput([f"after: {after!r} is not the number of a posting"])
@@ -178,17 +176,17 @@ def _add_reading(router: APIRouter, context: Context, known: Any) -> None:
         return page.listed(rows, _posting, lambda row: str(row.number))
 
 
-def _add_writing(router: APIRouter, context: Context, known: Any) -> None:
+def _add_writing(router: APIRouter, context: Context) -> None:
     """Credits, their corrections, and charging now."""
+    may = access(context)
     ledger = context.registry.ledger
 
     @router.post("/credits", status_code=status.HTTP_201_CREATED)
     def credit(
-        body: NewCredit, caller: Annotated[Caller, known],
+        body: NewCredit, caller: Annotated[Caller, may("ledger.write")],
         again: Annotated[Repeat, Depends(repeat)],
     ) -> PostingShape:
         """Credit a project. Needs an Idempotency-Key: the same one again credits nothing."""
-        caller.need("ledger.write")
         project = context.registry.tenants.project(caller.scope, ProjectId(body.project_id))
         if project.org_id != body.org_id:
             raise NotFound(f"the organisation has no project {body.project_id!r}")
@@ -197,12 +195,11 @@ def _add_writing(router: APIRouter, context: Context, known: Any) -> None:
 
     @router.post("/corrections", status_code=status.HTTP_201_CREATED)
     def correct(
-        body: NewCorrection, caller: Annotated[Caller, known],
+        body: NewCorrection, caller: Annotated[Caller, may("ledger.write")],
         again: Annotated[Repeat, Depends(repeat)],
     ) -> PostingShape:
         """Unwind a credit. What usage was charged is corrected by amending the usage, or by the
         price; then the ledger follows by itself."""
-        caller.need("ledger.write")
         key = f"correction/{caller.id}/{_key(again)}"
         wrong = ledger.posting(caller.scope, OrgId(body.org_id), body.key)
         if wrong.posting.kind != "credit":
@@ -213,9 +210,8 @@ def _add_writing(router: APIRouter, context: Context, known: Any) -> None:
         return _record(context, caller, undone)
 
     @router.post("/charges")
-    def charge(caller: Annotated[Caller, known]) -> Charged:
+    def charge(caller: Annotated[Caller, may("ledger.write")]) -> Charged:
         """Charge all usage so far, of the present hour too. Later usage corrects the charge."""
-        caller.need("ledger.write")
         return Charged(charges=charge_now(ledger, now=context.now()))
 
 

@@ -2,10 +2,10 @@
 
 from typing import Annotated, cast
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed
@@ -65,12 +65,13 @@ class UnmeteredShape(BaseModel):
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/meters", tags=["usage"])
     meters = context.registry.meters
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.post("/events")
-    def add_events(body: NewEvents, caller: Annotated[Caller, known]) -> Listed[ResultShape]:
+    def add_events(
+        body: NewEvents, caller: Annotated[Caller, may("usage.write")]
+    ) -> Listed[ResultShape]:
         """Add events of usage; the results come in the same order."""
-        caller.need("ledger.write")
         outcomes = meters.add_events(
             caller.scope, [_event(each) for each in body.events], now=context.now()
         )
@@ -81,10 +82,10 @@ def routes(context: Context) -> APIRouter:
 
     @router.get("/unmetered")
     def unmetered(
-        caller: Annotated[Caller, known], limit: Annotated[int, Query(ge=1, le=1000)] = 100
+        caller: Annotated[Caller, may("ledger.read")],
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> Listed[UnmeteredShape]:
         """Events of no known meter, the latest first."""
-        caller.need("ledger.read")
         rows = [
             UnmeteredShape(
                 id=each.id, org_id=each.org_id, project_id=each.project_id,

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.core.world.model import ModelKind
@@ -24,11 +24,11 @@ class ModelShape(BaseModel):
 
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/models", tags=["estate"])
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("")
     def list_models(
-        caller: Annotated[Caller, known], page: Annotated[Paging, Depends(paging)]
+        caller: Annotated[Caller, may("estate.read")], page: Annotated[Paging, Depends(paging)]
     ) -> Listed[ModelShape]:
         """All models."""
         rows = context.registry.estate.models_with_sites(page.page)

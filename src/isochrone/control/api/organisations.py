@@ -1,15 +1,16 @@
-"""Organisations, the tenants of the cloud: list, and make one (operators only)."""
+"""Organisations, the tenants of the cloud: list, make one (operators only), change."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, status
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Name
 from isochrone.control.api.writing import Repeat, repeat
+from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import OrgId
 from isochrone.core.world.tenant import Organisation
 
@@ -18,20 +19,30 @@ class NewOrganisation(Body):
     name: Name
 
 
+class ChangedOrganisation(Body):
+    """What is left out stays. `retain_days`: when a member has left for so long, their name and
+    e-mail address are erased."""
+
+    name: Name | None = None
+    retain_days: Annotated[int, Field(ge=0, le=3650)] | None = None
+
+
 class OrganisationShape(BaseModel):
     id: str
     name: str
     created_at: int
+    retain_days: int
 
 
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/organisations", tags=["tenants"])
     tenants = context.registry.tenants
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("")
     def list_organisations(
-        caller: Annotated[Caller, known], page: Annotated[Paging, Depends(paging)]
+        caller: Annotated[Caller, may("organisations.read")],
+        page: Annotated[Paging, Depends(paging)],
     ) -> Listed[OrganisationShape]:
         """Organisations that the caller sees."""
         rows = tenants.organisations(caller.scope, page.page)
@@ -40,16 +51,41 @@ def routes(context: Context) -> APIRouter:
     @router.post("", status_code=status.HTTP_201_CREATED)
     def make_organisation(
         body: NewOrganisation,
-        caller: Annotated[Caller, known],
+        caller: Annotated[Caller, may("organisations.write")],
         again: Annotated[Repeat, Depends(repeat)],
     ) -> OrganisationShape:
         """Make an organisation. It has no project yet."""
-        caller.need("organisations.write")
         made = Organisation(id=OrgId(context.new_id()), name=body.name, created_at=context.now())
-        return _shape(tenants.add_organisation(made, once=again.once(caller, body)))
+        once = again.once(caller, body)
+        return _shape(tenants.add_organisation(caller.scope, made, once=once))
+
+    @router.get("/{org_id}")
+    def get_organisation(
+        org_id: str, caller: Annotated[Caller, may("organisations.read")]
+    ) -> OrganisationShape:
+        """One organisation."""
+        return _shape(tenants.organisation(caller.scope, OrgId(org_id)))
+
+    @router.patch("/{org_id}")
+    def change_organisation(
+        org_id: str,
+        body: ChangedOrganisation,
+        caller: Annotated[Caller, may("organisations.change")],
+    ) -> OrganisationShape:
+        """Change its name, or how long it retains who its former members were."""
+        if body.name is None and body.retain_days is None:
+            raise InvalidInput(["nothing to change: give name, retain_days or both"])
+        caller.need("organisations.change", org_id)
+        return _shape(
+            tenants.change_organisation(
+                caller.scope, OrgId(org_id), name=body.name, retain_days=body.retain_days
+            )
+        )
 
     return router
 
 
 def _shape(row: Organisation) -> OrganisationShape:
-    return OrganisationShape(id=row.id, name=row.name, created_at=row.created_at)
+    return OrganisationShape(
+        id=row.id, name=row.name, created_at=row.created_at, retain_days=row.retain_days
+    )

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, status
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.axes import AxesShape, PolicyAxes, axes_of, policy_of
 from isochrone.control.api.context import Context
 from isochrone.control.api.paging import Listed, Paging, paging
@@ -31,11 +31,11 @@ class PolicyShape(AxesShape):
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/policies", tags=["tenants"])
     tenants = context.registry.tenants
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("")
     def list_policies(
-        caller: Annotated[Caller, known], page: Annotated[Paging, Depends(paging)]
+        caller: Annotated[Caller, may("policies.read")], page: Annotated[Paging, Depends(paging)]
     ) -> Listed[PolicyShape]:
         """Policies that the caller sees."""
         rows = tenants.policies(caller.scope, page.page)
@@ -44,15 +44,14 @@ def routes(context: Context) -> APIRouter:
     @router.post("", status_code=status.HTTP_201_CREATED)
     def make_policy(
         body: NewPolicy,
-        caller: Annotated[Caller, known],
+        caller: Annotated[Caller, may("policies.write")],
         again: Annotated[Repeat, Depends(repeat)],
     ) -> PolicyShape:
         """Make a policy; one with the same axes is returned instead of a second one."""
-        caller.need("policies.write")
         policy = policy_of(
             body,
             policy_id=context.new_id(),
-            org_id=caller.organisation(body.org_id) or OrgId("default"),
+            org_id=caller.organisation("policies.write", body.org_id) or OrgId("default"),
             blocs=context.blocs,
         )
         made = tenants.add_policy(

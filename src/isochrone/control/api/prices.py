@@ -6,7 +6,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, status
 from pydantic import BaseModel, RootModel
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed
@@ -37,25 +37,23 @@ class SheetShape(BaseModel):
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/prices", tags=["money"])
     prices = context.registry.prices
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("")
-    def list_sheets(caller: Annotated[Caller, known]) -> Listed[SheetShape]:
+    def list_sheets(caller: Annotated[Caller, may("prices.read")]) -> Listed[SheetShape]:
         """All versions of the sheets that the caller sees: those for everybody, and their own."""
-        caller.need("prices.read")
         return Listed(items=[_shape(each) for each in prices.sheets(caller.scope)], next=None)
 
     @router.post("", status_code=status.HTTP_201_CREATED)
     def add_sheet(
         body: NewSheet,
-        caller: Annotated[Caller, known],
+        caller: Annotated[Caller, may("prices.write")],
         again: Annotated[Repeat, Depends(repeat)],
         org_id: Annotated[str | None, Query(max_length=100)] = None,
     ) -> SheetShape:
         """Add the next version of a sheet, for everybody or for one organisation. It is never
         changed; the next version replaces it at an hour. Usage of this month that it prices and
         that was charged is charged anew."""
-        caller.need("prices.write")
         text = sheet_text_of(body.root)
         valid_from = instant_of("valid_from", str(text.valid_from))
         assert valid_from is not None, "the field is needed"

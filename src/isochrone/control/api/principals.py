@@ -1,33 +1,58 @@
-"""Principals, who work with the Control API: list, make one with its admin key, revoke."""
+"""Principals, people and service accounts who work with the Control API: list, make one with its
+admin key, change the role, rotate the key, revoke, erase who a person is."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, status
-from pydantic import BaseModel
+from pydantic import BaseModel, StringConstraints
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
+from isochrone.control.api.keys import Rotation, end_in, read_end
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Identifier, Name
 from isochrone.control.api.writing import ADMIN_KEY_PREFIX, Repeat, new_secret, repeat
 from isochrone.control.joining import hash_of
 from isochrone.core.errors import Forbidden, InvalidInput
-from isochrone.core.world.tenant import Principal, Role
+from isochrone.core.tenancy.authorise import Action
+from isochrone.core.tenancy.terms import end_of_rotated
+from isochrone.core.world.tenant import MemberKind, Principal, Role
+from isochrone.ports.members import Turnover
+
+Email = Annotated[
+    str,
+    StringConstraints(
+        strip_whitespace=True, max_length=254, pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$"
+    ),
+]
 
 
 class NewPrincipal(Body):
-    """`org_id` defaults to the caller's own organisation; operators belong to none."""
+    """`org_id` defaults to the caller's own organisation; operators belong to none. A service has
+    no e-mail address. From `expires_at` on the admin key is refused."""
 
     name: Name
     role: Role
     org_id: Identifier | None = None
+    kind: MemberKind = "person"
+    email: Email | None = None
+    expires_at: str | None = None
+
+
+class ChangedRole(Body):
+    role: Role
 
 
 class PrincipalShape(BaseModel):
+    """The `name` of a person is null, and so is `email`, once they are erased."""
+
     id: str
     org_id: str | None
-    name: str
+    name: str | None
     role: Role
+    kind: MemberKind
+    email: str | None
+    expires_at: int | None
 
 
 class MadePrincipal(PrincipalShape):
@@ -38,53 +63,133 @@ class MadePrincipal(PrincipalShape):
 
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/principals", tags=["tenants"])
-    tenants = context.registry.tenants
-    known = Depends(authenticator(context))
+    members = context.registry.members
+    may = access(context)
 
     @router.get("")
     def list_principals(
-        caller: Annotated[Caller, known], page: Annotated[Paging, Depends(paging)]
+        caller: Annotated[Caller, may("members.read")], page: Annotated[Paging, Depends(paging)]
     ) -> Listed[PrincipalShape]:
         """Principals that the caller sees, without their keys."""
-        caller.need("principals")
-        rows = tenants.principals(caller.scope, page.page)
+        rows = members.principals(caller.scope, page.page)
         return page.listed(rows, _shape, lambda row: row.id)
 
     @router.post("", status_code=status.HTTP_201_CREATED)
     def make_principal(
         body: NewPrincipal,
-        caller: Annotated[Caller, known],
+        caller: Annotated[Caller, may("members.write")],
         again: Annotated[Repeat, Depends(repeat)],
     ) -> MadePrincipal:
         """Make a principal; the answer shows its admin key, once."""
-        caller.need("principals")
-        if body.role == "operator" and caller.role != "operator":
-            raise Forbidden("only an operator may make an operator")
-        org_id = caller.organisation(body.org_id)
-        if (body.role == "operator") != (org_id is None):
-            raise InvalidInput(
-                ["org_id: an operator belongs to no organisation, everybody else to one"]
-            )
+        caller.need_appointment(body.role)
+        now = context.now()
+        expires_at, problems = read_end(body.expires_at, now=now)
+        wanted = Principal(
+            id=context.new_id(), org_id=caller.organisation("members.write", body.org_id),
+            name=body.name, role=body.role, kind=body.kind, email=body.email,
+            expires_at=expires_at,
+        )
+        _check(wanted, problems)
         once = again.once(caller, body)
         secret = new_secret(context, ADMIN_KEY_PREFIX, once)
-        wanted = Principal(id=context.new_id(), org_id=org_id, name=body.name, role=body.role)
-        made = tenants.add_principal(
-            caller.scope, wanted, hash_of(secret), now=context.now(), once=once
-        )
+        made = members.add(caller.scope, wanted, hash_of(secret), now=now, once=once)
         return MadePrincipal(**_shape(made).model_dump(), key=secret)
 
-    @router.delete("/{principal_id}")
-    def revoke_principal(
-        principal_id: str, caller: Annotated[Caller, known]
-    ) -> PrincipalShape:
-        """Revoke a principal; its key works no more."""
-        caller.need("principals")
-        if caller.id == f"principal:{principal_id}":
-            raise Forbidden("nobody may revoke their own key: ask another principal")
-        return _shape(tenants.revoke_principal(caller.scope, principal_id, now=context.now()))
-
+    _add_changes(router, context)
+    _add_ends(router, context)
     return router
 
 
+def _add_changes(router: APIRouter, context: Context) -> None:
+    members, may = context.registry.members, access(context)
+
+    @router.patch("/{principal_id}")
+    def change_role(
+        principal_id: str, body: ChangedRole, caller: Annotated[Caller, may("members.write")]
+    ) -> PrincipalShape:
+        """Give a principal another role; what it may do changes at once."""
+        present = _other(context, caller, principal_id)
+        caller.need_appointment(body.role)
+        if (body.role == "operator") != (present.role == "operator"):
+            raise InvalidInput(
+                ["role: operators belong to no organisation; make another principal instead"]
+            )
+        return _shape(members.set_role(caller.scope, principal_id, body.role))
+
+    @router.post("/{principal_id}/rotate", status_code=status.HTTP_201_CREATED)
+    def rotate_principal(
+        principal_id: str,
+        body: Rotation,
+        caller: Annotated[Caller, may("members.write")],
+        again: Annotated[Repeat, Depends(repeat)],
+    ) -> MadePrincipal:
+        """Give a principal a new admin key, shown once. The old one goes on for `overlap_s`.
+        Everybody may do this for themselves who may do it for others."""
+        present = members.member(caller.scope, principal_id)
+        if caller.id != f"principal:{principal_id}":
+            caller.need_appointment(present.role)
+        now, once = context.now(), again.once(caller, body)
+        expires_at = end_in(body, now=now)
+        secret = new_secret(context, ADMIN_KEY_PREFIX, once)
+        changed = members.turn_over(
+            caller.scope, principal_id,
+            Turnover(
+                secret_sha256=hash_of(secret),
+                former_until=end_of_rotated(
+                    present.expires_at, now=now, overlap_s=body.overlap_s
+                ),
+                expires_at=present.expires_at if expires_at is None else expires_at,
+            ),
+            now=now, once=once,
+        )
+        return MadePrincipal(**_shape(changed).model_dump(), key=secret)
+
+
+def _add_ends(router: APIRouter, context: Context) -> None:
+    members, may = context.registry.members, access(context)
+
+    @router.delete("/{principal_id}")
+    def revoke_principal(
+        principal_id: str, caller: Annotated[Caller, may("members.write")]
+    ) -> PrincipalShape:
+        """Revoke a principal; its key works no more."""
+        _other(context, caller, principal_id)
+        return _shape(members.revoke(caller.scope, principal_id, now=context.now()))
+
+    @router.post("/{principal_id}/erase")
+    def erase_person(
+        principal_id: str, caller: Annotated[Caller, may("members.erase")]
+    ) -> PrincipalShape:
+        """Erase the name and e-mail address of a person for good, and revoke them. Ledger, usage
+        and audit log know them by their id only, and stay as they are."""
+        _other(context, caller, principal_id, action="members.erase")
+        return _shape(members.erase(caller.scope, principal_id, now=context.now()))
+
+
+def _other(
+    context: Context, caller: Caller, principal_id: str, *, action: Action = "members.write"
+) -> Principal:
+    """The principal that the caller is about to change. Raises NotFound or Forbidden."""
+    if caller.id == f"principal:{principal_id}":
+        raise Forbidden("nobody may revoke or change themselves: ask another principal")
+    present = context.registry.members.member(caller.scope, principal_id)
+    caller.need(action, present.org_id)
+    caller.need_appointment(present.role)
+    return present
+
+
+def _check(wanted: Principal, problems: list[str]) -> None:
+    """Raises InvalidInput with these and all other problems."""
+    if (wanted.role == "operator") != (wanted.org_id is None):
+        problems.append("org_id: an operator belongs to no organisation, everybody else to one")
+    if wanted.kind == "service" and wanted.email is not None:
+        problems.append("email: only people have one; leave it out for a service")
+    if problems:
+        raise InvalidInput(problems)
+
+
 def _shape(row: Principal) -> PrincipalShape:
-    return PrincipalShape(id=row.id, org_id=row.org_id, name=row.name, role=row.role)
+    return PrincipalShape(
+        id=row.id, org_id=row.org_id, name=row.name, role=row.role, kind=row.kind,
+        email=row.email, expires_at=row.expires_at,
+    )

@@ -1,11 +1,11 @@
-"""Projects of an organisation: list, and make one."""
+"""Projects of an organisation: list, make one, rename."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, status
 from pydantic import BaseModel
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Identifier, Name
@@ -22,6 +22,10 @@ class NewProject(Body):
     org_id: Identifier | None = None
 
 
+class Renamed(Body):
+    name: Name
+
+
 class ProjectShape(BaseModel):
     id: str
     org_id: str
@@ -32,11 +36,11 @@ class ProjectShape(BaseModel):
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/projects", tags=["tenants"])
     tenants = context.registry.tenants
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("")
     def list_projects(
-        caller: Annotated[Caller, known],
+        caller: Annotated[Caller, may("projects.read")],
         page: Annotated[Paging, Depends(paging)],
         org: Annotated[str | None, Query(max_length=100)] = None,
     ) -> Listed[ProjectShape]:
@@ -48,18 +52,24 @@ def routes(context: Context) -> APIRouter:
     @router.post("", status_code=status.HTTP_201_CREATED)
     def make_project(
         body: NewProject,
-        caller: Annotated[Caller, known],
+        caller: Annotated[Caller, may("projects.write")],
         again: Annotated[Repeat, Depends(repeat)],
     ) -> ProjectShape:
         """Make a project."""
-        caller.need("projects.write")
-        org_id = caller.organisation(body.org_id)
+        org_id = caller.organisation("projects.write", body.org_id)
         if org_id is None:
             raise InvalidInput(["org_id: missing; an operator has to name the organisation"])
         made = Project(
             id=ProjectId(context.new_id()), org_id=org_id, name=body.name, created_at=context.now()
         )
         return _shape(tenants.add_project(caller.scope, made, once=again.once(caller, body)))
+
+    @router.patch("/{project_id}")
+    def rename_project(
+        project_id: str, body: Renamed, caller: Annotated[Caller, may("projects.write")]
+    ) -> ProjectShape:
+        """Give a project another name."""
+        return _shape(tenants.rename_project(caller.scope, ProjectId(project_id), body.name))
 
     return router
 

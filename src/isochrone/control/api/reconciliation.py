@@ -3,10 +3,10 @@
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed
@@ -40,16 +40,15 @@ class KeptShape(BaseModel):
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/reconciliation", tags=["money"])
     store = context.registry.reconciling
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("")
     def reconciliation(
-        caller: Annotated[Caller, known],
+        caller: Annotated[Caller, may("reconcile")],
         day: Annotated[str | None, Query(max_length=40)] = None,
     ) -> ReportShape:
         """Compare what engines counted, what was booked and what was charged on a day (2026-11-20,
         UTC; by default today), as the book is now."""
-        caller.need("reconcile")
         at = context.now()
         if day is not None:
             asked = instant_of("day", f"{day}T00:00:00Z")
@@ -61,10 +60,10 @@ def routes(context: Context) -> APIRouter:
 
     @router.get("/reports")
     def reports(
-        caller: Annotated[Caller, known], limit: Annotated[int, Query(ge=1, le=1000)] = 31
+        caller: Annotated[Caller, may("reconcile")],
+        limit: Annotated[int, Query(ge=1, le=1000)] = 31,
     ) -> Listed[KeptShape]:
         """The reports that were made day by day, the latest first."""
-        caller.need("reconcile")
         rows = [
             KeptShape(
                 day_at=each.day_at, agrees=each.agrees, made_at=each.made_at,

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.core.errors import NotFound
 from isochrone.core.ids import RequestId, is_uuid7
@@ -162,12 +162,11 @@ class Explanation(BaseModel):
 
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/requests", tags=["usage"])
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("/{request_id}")
-    def explain(request_id: str, caller: Annotated[Caller, known]) -> Explanation:
+    def explain(request_id: str, caller: Annotated[Caller, may("usage.read")]) -> Explanation:
         """Why this request went where it went. It is known a moment after its end."""
-        caller.need("usage.read")
         booked = None
         if is_uuid7(request_id):
             booked = context.book.request(caller.scope, RequestId(request_id))

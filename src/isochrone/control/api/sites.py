@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, status
 from pydantic import BaseModel, Field
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Text
@@ -47,11 +47,11 @@ class Join(Body):
 
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/sites", tags=["estate"])
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("")
     def list_sites(
-        caller: Annotated[Caller, known], page: Annotated[Paging, Depends(paging)]
+        caller: Annotated[Caller, may("estate.read")], page: Annotated[Paging, Depends(paging)]
     ) -> Listed[SiteShape]:
         """All sites."""
         rows = context.registry.estate.sites(page.page)
@@ -63,7 +63,7 @@ def routes(context: Context) -> APIRouter:
         )
 
     @router.get("/{name}")
-    def get_site(name: str, caller: Annotated[Caller, known]) -> SiteDetails:
+    def get_site(name: str, caller: Annotated[Caller, may("estate.read")]) -> SiteDetails:
         """One site with its replicas, and its links with the source of each figure."""
         estate = context.registry.estate
         site = estate.site(SiteName(name))
@@ -86,15 +86,15 @@ def routes(context: Context) -> APIRouter:
     @router.post("/{name}/token", status_code=status.HTTP_201_CREATED)
     def make_token(
         name: str,
-        caller: Annotated[Caller, known],
+        caller: Annotated[Caller, may("estate.write")],
         again: Annotated[Repeat, Depends(repeat)],
     ) -> SiteToken:
         """Make a one-time token with which the site can join for an hour."""
-        caller.need("estate.write")
         once = again.once(caller, None)
         secret = new_secret(context, SITE_TOKEN_PREFIX, once)
         made = invite(
-            context.registry.estate, SiteName(name), secret, now=context.now(), once=once
+            context.registry.estate, caller.scope, SiteName(name), secret, now=context.now(),
+            once=once,
         )
         return SiteToken(site=made.site, token=secret, expires_at=made.expires_at)
 

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import BaseModel
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.site_shapes import SiteStatus, status_of
 from isochrone.control.api.sites import EVERY, deployments_by_site
@@ -29,7 +29,7 @@ class Status(BaseModel):
 
 def routes(context: Context) -> APIRouter:
     router = APIRouter(tags=["status"])
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("/health")
     async def health() -> Health:
@@ -37,7 +37,7 @@ def routes(context: Context) -> APIRouter:
         return Health(status="ok", bus=context.bus_connected())
 
     @router.get("/status")
-    def status(caller: Annotated[Caller, known]) -> Status:
+    def status(caller: Annotated[Caller, may("estate.read")]) -> Status:
         """Every site with its replicas, as last heard."""
         wishes = deployments_by_site(context)
         sites = [

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed, Paging, paging
@@ -64,11 +64,11 @@ class TotalRow(BaseModel):
 
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/usage", tags=["usage"])
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("")
     def usage(
-        caller: Annotated[Caller, known],
+        caller: Annotated[Caller, may("usage.read")],
         page: Annotated[Paging, Depends(paging)],
         by: Literal["request", "key", "model", "site", "class", "day"] = "request",
         since: str | None = None,
@@ -78,7 +78,6 @@ def routes(context: Context) -> APIRouter:
         site: Annotated[str | None, Query(max_length=100)] = None,
     ) -> Listed[RequestRow] | Listed[TotalRow]:
         """Usage received from `since` until before `until`, oldest first."""
-        caller.need("usage.read")
         chosen = UsageFilter(
             since=instant_of("since", since),
             until=instant_of("until", until),

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from isochrone.control.api.auth import Caller, authenticator
+from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.entitlements import EVERY
 from isochrone.control.api.shapes import Body, Identifier
@@ -34,27 +34,27 @@ class VotersShape(BaseModel):
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/voters", tags=["estate"])
     sold = context.registry.entitlements
-    known = Depends(authenticator(context))
+    may = access(context)
 
     @router.get("")
-    def show_voters(caller: Annotated[Caller, known]) -> VotersShape:
+    def show_voters(caller: Annotated[Caller, may("estate.details")]) -> VotersShape:
         """The voters; there are none before the first entitlement."""
-        caller.need("estate.details")
         stored = sold.voters()
         if stored is None:
             raise NotFound("there are no voters before the first entitlement")
         return _shape(stored)
 
     @router.post("")
-    def change_voters(body: NewVoters, caller: Annotated[Caller, known]) -> VotersShape:
+    def change_voters(
+        body: NewVoters, caller: Annotated[Caller, may("estate.write")]
+    ) -> VotersShape:
         """Change the voters, because a site leaves for good. Safe at any time; once in ten minutes.
         The same sites again, after that, end the change: the former ones are asked no more."""
-        caller.need("estate.write")
         sites = tuple(map(SiteName, body.sites))
         problems = check_voters(sites, context.registry.estate.sites(EVERY))
         if problems:
             raise InvalidInput(problems)
-        stored = sold.change_voters(sites, now=context.now())
+        stored = sold.change_voters(caller.scope, sites, now=context.now())
         context.changed()
         return _shape(stored)
 

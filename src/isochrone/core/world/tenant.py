@@ -7,8 +7,16 @@ from isochrone.core.ids import KeyId, OrgId, PolicyId, ProjectId
 
 Class = Literal["reserved", "on_demand", "batch"]
 Role = Literal["owner", "admin", "developer", "billing", "auditor", "operator"]
+ROLES: tuple[Role, ...] = ("owner", "admin", "developer", "billing", "auditor", "operator")
+MemberKind = Literal["person", "service"]
+
+# What a key may be used for: chat, completions, responses and messages; embeddings; the list of
+# models; and, at the Control API, what was used with the key.
+KeyScope = Literal["chat", "embeddings", "models", "usage"]
+KEY_SCOPES: tuple[KeyScope, ...] = ("chat", "embeddings", "models", "usage")
 
 ANY = "any"
+CONTROL = "control"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +53,10 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A key as gateways hold it: the sha256 of the secret in hex, never the secret."""
+    """A key as gateways hold it: the sha256 of the secret in hex, never the secret.
+
+    From `expires_at` on (wall ns UTC; None: never) it is refused, whether or not control is there.
+    """
 
     id: KeyId
     secret_sha256: str
@@ -54,6 +65,8 @@ class ApiKey:
     policy_id: PolicyId
     classes: tuple[Class, ...] = ("on_demand", "batch")
     limits: Limits = NO_LIMITS
+    scopes: tuple[KeyScope, ...] = KEY_SCOPES
+    expires_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +79,15 @@ class KeyShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Organisation:
-    """A customer: the tenant that owns projects, keys and policies."""
+    """A customer: the tenant that owns projects, keys and policies.
+
+    `retain_days`: how long after a member has left their name and e-mail address are kept.
+    """
 
     id: OrgId
     name: str
     created_at: int
+    retain_days: int = 90
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,19 +102,25 @@ class Project:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Someone who works with the Control API; `org_id` is None for operators of the cloud only."""
+    """A person or a service account that works with the Control API; `org_id` is None for operators
+    of the cloud only. The name of a person is None, and so is their e-mail address, once erased."""
 
     id: str
     org_id: OrgId | None
-    name: str
+    name: str | None
     role: Role
+    kind: MemberKind = "person"
+    email: str | None = None
+    expires_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """Whose rows a call may touch: one organisation's, or everyone's when `org_id` is None."""
+    """Whose rows a call may touch: one organisation's, or everyone's when `org_id` is None; and on
+    whose behalf, which is what the audit log says of every change."""
 
     org_id: OrgId | None
+    actor: str = CONTROL
 
 
 EVERY_TENANT = Scope(org_id=None)  # for what control does by itself, on behalf of nobody

@@ -60,6 +60,7 @@ class LocalCloud:
         self.control_url = f"http://{host}:{ports.control}"
         self.nats_url = f"nats://{host}:{ports.nats}"
         self.api = ControlApi(self.control_url, state.admin_key, timeout_s=API_TIMEOUT_S)
+        self.postgres: postgres.PostgresPlan | None = None
         self.sites: dict[str, int] = {
             site.name: port for site, port in zip(self.here, ports.gateways, strict=True)
         }
@@ -69,11 +70,11 @@ class LocalCloud:
 
         Raises InvalidInput or Unavailable with what to do.
         """
-        _, database = await together(self._start_nats(), self._start_postgres())
+        await together(self._start_nats(), self._start_postgres())
         early = [name for name in self.sites if self._joined_here(name)]
         for name in early:
             self._start_site(name)
-        await self._start_control(database)
+        await self._start_control()
         joined = {
             site["name"] for site in await asyncio.to_thread(self._sites) if site["joined"]
         }
@@ -117,11 +118,11 @@ class LocalCloud:
             return False
         return True
 
-    async def _start_postgres(self) -> str:
-        """Start PostgreSQL and return its connection string."""
+    async def _start_postgres(self) -> None:
+        """Start PostgreSQL."""
         self.tell("postgres", "starting")
         root, run = self.state.root, self.state.path("run")
-        plan = await asyncio.to_thread(postgres.prepare, root, run)
+        plan = self.postgres = await asyncio.to_thread(postgres.prepare, root, run)
 
         async def answers() -> bool:
             return await asyncio.to_thread(postgres.ready, plan)
@@ -132,7 +133,6 @@ class LocalCloud:
             stop_signal=plan.stop_signals[0], stop_s=STOP_POSTGRES_S, start_s=60.0,
         )
         await self._start_store(spec)
-        return plan.conninfo
 
     async def _start_nats(self) -> str:
         """Start NATS and return its URL."""
@@ -163,12 +163,15 @@ class LocalCloud:
             ) from error
         self.tell(spec.name, "ready")
 
-    async def _start_control(self, database: str) -> None:
+    async def _start_control(self) -> None:
+        book = self.postgres
+        assert book is not None, "PostgreSQL is started first"
         self.tell("control", "starting")
         folder = self.state.path("control")
         write_private(folder / "world.toml", render_world(self.world).encode())
         settings = ControlSettings(
-            host=self.host, port=self.ports.control, database=database, nats_urls=(self.nats_url,),
+            host=self.host, port=self.ports.control, database=book.application_conninfo,
+            owner_database=book.conninfo, nats_urls=(self.nats_url,),
             nats_credentials=self.state.secret("control.nats.json"),
             nats_secrets=self.state.secret("nats.json"),
             signing_key=self.state.secret("control.key"),

@@ -1,8 +1,8 @@
-"""Makes the roll-ups of usage, price sheets, the ledger, and what engines counted."""
+"""Gives keys scopes and an end, members a kind and rotation, and personal fields one table."""
 
 from isochrone.adapters.postgres.migrations.sql import run_beside
 
-revision = "0008"
+revision = "0010"
 down_revision = "0007"
 
 

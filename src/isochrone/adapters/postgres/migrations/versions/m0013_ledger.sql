@@ -143,10 +143,6 @@ CREATE TABLE entries (
 );
 CREATE INDEX entries_by_account ON entries (org_id, project_id, account);
 
-CREATE FUNCTION nothing_changes() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    RAISE EXCEPTION '% is only added to', TG_TABLE_NAME USING ERRCODE = 'restrict_violation';
-END $$;
 CREATE FUNCTION sums_to_zero() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF (SELECT sum(amount_pico) FROM entries WHERE org_id = NEW.org_id AND key = NEW.key)
@@ -191,14 +187,14 @@ CREATE TABLE charged_periods (
 );
 CREATE INDEX charged_periods_open ON charged_periods (begin_at) WHERE closed_at IS NULL;
 
-CREATE TRIGGER nothing_changes BEFORE UPDATE OR DELETE OR TRUNCATE ON postings
-    FOR EACH STATEMENT EXECUTE FUNCTION nothing_changes();
-CREATE TRIGGER nothing_changes BEFORE UPDATE OR DELETE OR TRUNCATE ON entries
-    FOR EACH STATEMENT EXECUTE FUNCTION nothing_changes();
-CREATE TRIGGER nothing_changes BEFORE UPDATE OR DELETE OR TRUNCATE ON meter_events
-    FOR EACH STATEMENT EXECUTE FUNCTION nothing_changes();
-CREATE TRIGGER nothing_changes BEFORE UPDATE OR DELETE OR TRUNCATE ON charges
-    FOR EACH STATEMENT EXECUTE FUNCTION nothing_changes();
+CREATE TRIGGER only_added_to BEFORE UPDATE OR DELETE OR TRUNCATE ON postings
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER only_added_to BEFORE UPDATE OR DELETE OR TRUNCATE ON entries
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER only_added_to BEFORE UPDATE OR DELETE OR TRUNCATE ON meter_events
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER only_added_to BEFORE UPDATE OR DELETE OR TRUNCATE ON charges
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
 -- Holds as they stand: a projection of their postings that says when each expires.
 CREATE TABLE holds (
@@ -245,3 +241,18 @@ GRANT SELECT, INSERT, UPDATE ON
 GRANT SELECT, INSERT ON meter_events, price_sheets, postings, entries, charges, reconciliations
     TO isochrone_app;
 GRANT SELECT ON standing_charges TO isochrone_app;
+
+SELECT keep_tenants_apart(each::regclass) FROM unnest(ARRAY[
+    'request_hours', 'meter_events', 'meter_hours', 'postings', 'entries', 'charges',
+    'charged_periods', 'holds'
+]) AS each;
+
+-- What people do to prices, credits and usage is in the log; what follows by itself is not.
+CREATE TRIGGER audited AFTER INSERT ON price_sheets FOR EACH ROW
+    EXECUTE FUNCTION write_audit('price_sheet', 'id,version', 'only_for', '');
+CREATE TRIGGER audited AFTER INSERT ON postings FOR EACH ROW
+    WHEN (NEW.kind = 'credit' OR NEW.key LIKE 'correction/%')
+    EXECUTE FUNCTION write_audit('posting', 'key', 'org_id', '');
+CREATE TRIGGER audited AFTER INSERT ON meter_events FOR EACH ROW
+    WHEN (NEW.request_id IS NOT NULL OR NEW.replaces IS NOT NULL)
+    EXECUTE FUNCTION write_audit('meter_event', 'id', 'org_id', 'subject');

@@ -1,0 +1,163 @@
+"""Members in PostgreSQL: principals with their secrets, and apart from them who people are."""
+
+from collections.abc import Sequence
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from isochrone.adapters.postgres.once import made_before
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.adapters.postgres.tenants import SECRET_IN_USE, check_organisation
+from isochrone.core.errors import Conflict, NotFound
+from isochrone.core.tenancy.terms import DAY_NS
+from isochrone.core.world.tenant import EVERY_TENANT, Principal, Role, Scope
+from isochrone.ports.members import Turnover
+from isochrone.ports.tenants import Once, Page
+
+_PRINCIPAL = """
+    SELECT p.id, p.org_id, coalesce(p.name, who.name), p.role, p.kind, who.email, p.expires_at
+    FROM principals p LEFT JOIN people who ON who.principal_id = p.id
+"""
+_IN_SCOPE = "(%(org)s::text IS NULL OR p.org_id = %(org)s)"
+
+_Connection = psycopg.Connection[TupleRow]
+
+
+class PostgresMembers:
+    """`ports.members.Members` on one database; one call is one transaction."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def principal(self, secret_sha256: str, *, now: int) -> Principal | None:
+        # Whose secret it is decides the tenant, so this has to look at all of them.
+        with self._pool.transaction(EVERY_TENANT) as connection:
+            row = connection.execute(
+                _PRINCIPAL + "WHERE p.revoked_at IS NULL"
+                " AND (p.expires_at IS NULL OR p.expires_at > %(now)s)"
+                " AND (p.token_sha256 = %(secret)s"
+                "   OR (p.former_sha256 = %(secret)s AND p.former_until > %(now)s))",
+                {"secret": secret_sha256, "now": now},
+            ).fetchone()
+        return None if row is None else _principal(row)
+
+    def principals(self, scope: Scope, page: Page) -> Sequence[Principal]:
+        with self._pool.transaction(scope) as connection:
+            rows = connection.execute(
+                _PRINCIPAL + f"WHERE p.revoked_at IS NULL AND {_IN_SCOPE}"
+                " AND (%(after)s::text IS NULL OR p.id > %(after)s) ORDER BY p.id LIMIT %(most)s",
+                {"org": scope.org_id, "after": page.after, "most": page.most},
+            ).fetchall()
+        return [_principal(row) for row in rows]
+
+    def member(self, scope: Scope, principal_id: str) -> Principal:
+        with self._pool.transaction(scope) as connection:
+            return _principal_in(connection, scope, principal_id)
+
+    def add(
+        self, scope: Scope, principal: Principal, secret_sha256: str, *, now: int, once: Once | None
+    ) -> Principal:
+        with self._pool.transaction(scope) as connection:
+            earlier = made_before(connection, once, resource=principal.id, now=now)
+            if earlier is not None:
+                return _principal_in(connection, scope, earlier)
+            if principal.org_id is not None:
+                check_organisation(connection, scope, principal.org_id)
+            is_person = principal.kind == "person"
+            added = connection.execute(
+                "INSERT INTO principals (id, org_id, name, role, kind, token_sha256, created_at,"
+                " expires_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+                " ON CONFLICT (token_sha256) DO NOTHING RETURNING id",
+                (principal.id, principal.org_id, None if is_person else principal.name,
+                 principal.role, principal.kind, secret_sha256, now, principal.expires_at),
+            ).fetchone()
+            if added is None:
+                raise Conflict(SECRET_IN_USE)
+            if is_person:
+                connection.execute(
+                    "INSERT INTO people (principal_id, org_id, name, email)"
+                    " VALUES (%s, %s, %s, %s)",
+                    (principal.id, principal.org_id, principal.name, principal.email),
+                )
+        return principal
+
+    def set_role(self, scope: Scope, principal_id: str, role: Role) -> Principal:
+        with self._pool.transaction(scope) as connection:
+            connection.execute(
+                f"UPDATE principals p SET role = %(role)s WHERE {_LIVE}",
+                {"role": role, "id": principal_id, "org": scope.org_id},
+            )
+            return _principal_in(connection, scope, principal_id, is_live=True)
+
+    def turn_over(
+        self, scope: Scope, principal_id: str, turnover: Turnover, *, now: int, once: Once | None
+    ) -> Principal:
+        with self._pool.transaction(scope) as connection:
+            earlier = made_before(connection, once, resource=principal_id, now=now)
+            if earlier is None:
+                # A unique column refuses a secret that somebody has, present or former.
+                connection.execute(
+                    "UPDATE principals p SET former_sha256 = token_sha256,"
+                    " former_until = %(until)s, token_sha256 = %(secret)s,"
+                    f" expires_at = %(expires)s WHERE {_LIVE}",
+                    {"until": turnover.former_until, "secret": turnover.secret_sha256,
+                     "expires": turnover.expires_at, "id": principal_id, "org": scope.org_id},
+                )
+            return _principal_in(connection, scope, principal_id, is_live=True)
+
+    def revoke(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
+        with self._pool.transaction(scope) as connection:
+            _revoke(connection, scope, principal_id, now)
+            return _principal_in(connection, scope, principal_id)
+
+    def erase(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
+        with self._pool.transaction(scope) as connection:
+            if _principal_in(connection, scope, principal_id).kind != "person":
+                raise Conflict(f"{principal_id!r} is a service account, not a person")
+            _revoke(connection, scope, principal_id, now)
+            connection.execute(_ERASE + "principal_id = %(id)s", {"now": now, "id": principal_id})
+            return _principal_in(connection, scope, principal_id)
+
+    def erase_overdue(self, *, now: int) -> int:
+        with self._pool.transaction(EVERY_TENANT) as connection:
+            return connection.execute(
+                _ERASE + "principal_id IN (SELECT p.id FROM principals p"
+                " LEFT JOIN organisations o ON o.id = p.org_id WHERE p.revoked_at IS NOT NULL"
+                " AND p.revoked_at < %(now)s - coalesce(o.retain_days, %(usual)s) * %(day)s)",
+                {"now": now, "usual": OPERATORS_RETAINED_DAYS, "day": DAY_NS},
+            ).rowcount
+
+
+OPERATORS_RETAINED_DAYS = 90  # operators belong to no organisation that could say
+_LIVE = f"p.id = %(id)s AND p.revoked_at IS NULL AND {_IN_SCOPE}"
+_ERASE = (
+    "UPDATE people SET name = NULL, email = NULL, erased_at = %(now)s"
+    " WHERE erased_at IS NULL AND "
+)
+
+
+def _revoke(connection: _Connection, scope: Scope, principal_id: str, now: int) -> None:
+    connection.execute(
+        f"UPDATE principals p SET revoked_at = %(now)s WHERE {_LIVE}",
+        {"now": now, "id": principal_id, "org": scope.org_id},
+    )
+
+
+def _principal_in(
+    connection: _Connection, scope: Scope, principal_id: str, *, is_live: bool = False
+) -> Principal:
+    row = connection.execute(
+        _PRINCIPAL + f"WHERE p.id = %(id)s AND {_IN_SCOPE}"
+        " AND (p.revoked_at IS NULL OR NOT %(live)s)",
+        {"id": principal_id, "org": scope.org_id, "live": is_live},
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"there is no principal {principal_id!r}")
+    return _principal(row)
+
+
+def _principal(row: TupleRow) -> Principal:
+    return Principal(
+        id=row[0], org_id=row[1], name=row[2], role=row[3], kind=row[4], email=row[5],
+        expires_at=row[6],
+    )

@@ -1,0 +1,121 @@
+"""`isochrone org`: organisations, what they retain, and erasing who a person is."""
+
+import uuid
+from typing import Annotated
+
+import typer
+
+from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
+from isochrone.core.errors import InvalidInput
+
+app = typer.Typer(help="Organisations: list, make, change; erase a person.")
+
+OrgArgument = Annotated[str, typer.Argument(help="Id of the organisation (see `org list`).")]
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="Examples: `isochrone org` · `isochrone org create acme` · "
+    "`isochrone org change ORG_ID --retain-days 30` · `isochrone org erase-person MEMBER_ID`",
+)
+def orgs(
+    context: typer.Context,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """An organisation is the tenant: projects, keys, members and usage belong to one. Alone, list
+    those that your key sees: an operator's all, everybody else's their own."""
+    if context.invoked_subcommand is None:
+        list_orgs(state, url, key, as_json)
+
+
+@app.command("list", epilog="Example: `isochrone org list --json`")
+def list_orgs(
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List organisations."""
+    from isochrone.cli.show import instant, print_json, print_table
+
+    rows = list(find_cloud(state, url, key).api.items("organisations"))
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("id", "name", "made", "retains days"),
+        [
+            (row["id"], row["name"], instant(row["created_at"]), row["retain_days"])
+            for row in rows
+        ],
+    )
+
+
+@app.command(
+    epilog="Example: `isochrone org create acme`, then `isochrone member add NAME --role owner "
+    "--org ORG_ID` and `isochrone project create NAME --org ORG_ID`"
+)
+def create(
+    name: Annotated[str, typer.Argument(help="Its name, which no other has.")],
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an organisation (operators). It has neither project nor member yet."""
+    from isochrone.cli.show import print_json
+
+    made = find_cloud(state, url, key).api.post(
+        "organisations", {"name": name}, idempotency_key=str(uuid.uuid4())
+    )
+    if as_json:
+        print_json(made)
+    else:
+        print(made["id"])
+
+
+@app.command(epilog="Example: `isochrone org change ORG_ID --name acme --retain-days 30`")
+def change(
+    org_id: OrgArgument,
+    name: Annotated[str | None, typer.Option(help="Another name.")] = None,
+    retain_days: Annotated[
+        int | None,
+        typer.Option(help="Days after which members who left are erased: 0..3650."),
+    ] = None,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change the name of an organisation, or how long it retains who its former members were."""
+    from isochrone.cli.show import print_json
+
+    wanted: dict[str, object] = {}
+    if name is not None:
+        wanted["name"] = name
+    if retain_days is not None:
+        wanted["retain_days"] = retain_days
+    if not wanted:
+        raise InvalidInput(["nothing to change: give --name, --retain-days or both"])
+    changed = find_cloud(state, url, key).api.patch(f"organisations/{part(org_id)}", wanted)
+    if as_json:
+        print_json(changed)
+    else:
+        print(f"{changed['id']}  {changed['name']}  retains {changed['retain_days']} days")
+
+
+@app.command("erase-person", epilog="Example: `isochrone org erase-person MEMBER_ID --yes`")
+def erase_person(
+    member_id: Annotated[str, typer.Argument(help="Id of the member (see `member list`).")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Erase the name and e-mail address of a person, for good, and revoke them.
+
+    Ledger, usage and audit log know people by their id only and stay as they are.
+    """
+    from isochrone.cli.show import print_json
+
+    if not yes:
+        typer.confirm(f"Erase who {member_id} is? This cannot be undone.", abort=True, err=True)
+    erased = find_cloud(state, url, key).api.post(f"principals/{part(member_id)}/erase", None)
+    if as_json:
+        print_json(erased)
+    else:
+        print(f"erased {erased['id']}")

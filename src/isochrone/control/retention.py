@@ -1,0 +1,28 @@
+"""Erases who former members were, once their organisation retains it no longer; for ever."""
+
+import asyncio
+from functools import partial
+
+import structlog
+
+from isochrone.control.offload import Offload
+from isochrone.core.errors import Unavailable
+from isochrone.ports.clock import Clock
+from isochrone.ports.members import Members
+
+INTERVAL_S = 3600.0
+
+log = structlog.get_logger()
+
+
+async def erase_for_ever(members: Members, clock: Clock, offload: Offload) -> None:
+    """At the start and once an hour. Several copies of control may do this at once."""
+    while True:
+        try:
+            erased = await offload(partial(members.erase_overdue, now=clock.wall_ns()))
+        except Unavailable as error:
+            log.warning("erasing_waits", reason=str(error))
+        else:
+            if erased:
+                log.info("members_erased", count=erased)
+        await asyncio.sleep(INTERVAL_S)

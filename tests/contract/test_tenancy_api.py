@@ -1,0 +1,307 @@
+"""Tenancy over the Control API: ends, scopes and rotation of keys, members, erasure, bad input."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import pytest
+
+from isochrone.adapters.clock import SystemClock
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.control.joining import hash_of
+from isochrone.control.retention import erase_for_ever
+from isochrone.core.ids import OrgId
+from isochrone.core.tenancy.terms import DAY_NS
+from isochrone.core.world.tenant import EVERY_TENANT, Scope
+from isochrone.ports.audit import AuditFilter
+from tests.contract.test_control_api import ADMIN, Api, a_booked, an_api
+
+T = TypeVar("T")
+SECOND_NS = 1_000_000_000
+
+
+class Ahead:
+    """The machine's clock, `ahead_ns` later than it is."""
+
+    def __init__(self) -> None:
+        self._clock = SystemClock()
+        self.ahead_ns = 0
+
+    def wall_ns(self) -> int:
+        return self._clock.wall_ns() + self.ahead_ns
+
+    def monotonic_ns(self) -> int:
+        return self._clock.monotonic_ns()
+
+
+@pytest.fixture
+def clock() -> Ahead:
+    """Time that the test moves."""
+    return Ahead()
+
+
+@pytest.fixture
+def api(pool: Pool, clock: Ahead) -> Iterator[Api]:
+    with an_api(pool, clock) as found:
+        yield found
+
+
+def published(api: Api) -> list[str]:
+    """Ids of the keys that gateways are told."""
+    snapshot = api.context.registry.estate.snapshot(now=api.context.now())
+    return [str(key.id) for key in snapshot.keys]
+
+
+def test_a_key_has_an_end_and_scopes_and_gateways_are_told(api: Api, clock: Ahead) -> None:
+    end = api.context.now() + 60 * SECOND_NS
+    made = api.make("keys", {"scopes": ["usage", "chat", "chat"], "expires_at": str(end)})
+    assert (made["scopes"], made["expires_at"]) == (["chat", "usage"], end)
+    (told,) = api.context.registry.estate.snapshot(now=api.context.now()).keys
+    assert (told.scopes, told.expires_at) == (("chat", "usage"), end)
+    assert api.call("GET", "usage", key=made["key"])[0] == 200
+    clock.ahead_ns = 61 * SECOND_NS
+    assert published(api) == []
+    status, problem = api.call("GET", "usage", key=made["key"])
+    assert (status, problem["detail"]) == (401, "the key is unknown, revoked or past its end")
+
+
+def test_a_key_without_the_scope_sees_no_usage(api: Api) -> None:
+    made = api.make("keys", {"scopes": ["chat"]})
+    event = a_booked(api, made["org_id"], made["id"], 1)
+    for path in ("usage", f"requests/{event.request_id}"):
+        status, problem = api.call("GET", path, key=made["key"])
+        assert (status, problem["detail"]) == (403, "the key lacks the scope 'usage'")
+    assert api.call("GET", "models", key=made["key"])[0] == 200
+
+
+def test_a_rotated_key_goes_on_for_the_overlap(api: Api, clock: Ahead) -> None:
+    body = {
+        "name": "app", "residency": ["DE"], "classes": ["batch"], "scopes": ["chat", "usage"],
+        "expires_at": str(api.context.now() + 30 * DAY_NS),
+    }
+    old = api.make("keys", body)
+    clock.ahead_ns = 10 * DAY_NS
+    status, new = api.call("POST", f"keys/{old['id']}/rotate", {"overlap_s": 3600}, once="r")
+    assert status == 201
+    assert api.call("POST", f"keys/{old['id']}/rotate", {"overlap_s": 3600}, once="r")[1] == new
+    kept = ("name", "residency", "classes", "scopes", "project_id", "policy_id")
+    assert {name: new[name] for name in kept} == {name: old[name] for name in kept}
+    assert (new["replaces"], new["id"] != old["id"], new["key"] != old["key"]) == (
+        old["id"], True, True,
+    )
+    assert abs(new["expires_at"] - (api.context.now() + 30 * DAY_NS)) < 60 * SECOND_NS
+    assert sorted(published(api)) == sorted([old["id"], new["id"]])
+    for each in (old, new):
+        assert api.call("GET", "usage", key=each["key"])[0] == 200
+    clock.ahead_ns += 3601 * SECOND_NS
+    assert published(api) == [new["id"]]
+    assert [api.call("GET", "usage", key=each["key"])[0] for each in (old, new)] == [401, 200]
+    assert api.call("POST", f"keys/{old['id']}/rotate", {})[0] == 404, "its end is past"
+    assert api.changes
+
+
+def test_a_key_is_rotated_at_once_and_never_lengthened(api: Api, clock: Ahead) -> None:
+    soon = api.context.now() + 60 * SECOND_NS
+    old = api.make("keys", {"expires_at": str(soon)})
+    api.make(f"keys/{old['id']}/rotate", {})
+    ends = {each["id"]: each["expires_at"] for each in api.call("GET", "keys")[1]["items"]}
+    assert ends[old["id"]] == soon, "an overlap of a day does not lengthen it"
+    other = api.make("keys", {})
+    new = api.make(f"keys/{other['id']}/rotate", {"overlap_s": 0})
+    assert [api.call("GET", "usage", key=each["key"])[0] for each in (other, new)] == [401, 200]
+
+
+def test_a_member_gets_a_new_admin_key_and_the_old_one_ends(api: Api, clock: Ahead) -> None:
+    owner = api.tenant("two")
+    made = api.make("principals", {"name": "robot", "role": "admin", "kind": "service"}, key=owner)
+    second = api.make(f"principals/{made['id']}/rotate", {"overlap_s": 60}, key=owner)
+    assert second["id"] == made["id"]
+    assert [api.call("GET", "keys", key=each["key"])[0] for each in (made, second)] == [200, 200]
+    third = api.make(f"principals/{made['id']}/rotate", {"overlap_s": 60}, key=second["key"])
+    states = [api.call("GET", "keys", key=each["key"])[0] for each in (made, second, third)]
+    assert states == [401, 200, 200], "a member rotates their own; two keys at most"
+    clock.ahead_ns = 61 * SECOND_NS
+    assert api.call("GET", "keys", key=second["key"])[0] == 401
+    assert api.call("DELETE", f"principals/{made['id']}", key=owner)[0] == 200
+    assert api.call("GET", "keys", key=third["key"])[0] == 401
+    assert api.call("POST", f"principals/{made['id']}/rotate", {}, key=owner)[0] == 404
+
+
+def test_an_admin_key_has_an_end(api: Api, clock: Ahead) -> None:
+    body = {"name": "x", "role": "operator", "expires_at": str(api.context.now() + SECOND_NS * 60)}
+    made = api.make("principals", body)
+    assert api.call("GET", "keys", key=made["key"])[0] == 200
+    clock.ahead_ns = 61 * SECOND_NS
+    assert api.call("GET", "keys", key=made["key"])[0] == 401
+
+
+def test_a_role_changes_at_once_and_nobody_changes_themselves(api: Api) -> None:
+    owner = api.tenant("two")
+    made = api.make("principals", {"name": "x", "role": "billing"}, key=owner)
+    assert api.call("GET", "keys", key=made["key"])[0] == 403
+    path = f"principals/{made['id']}"
+    assert api.call("PATCH", path, {"role": "developer"}, key=owner)[1]["role"] == "developer"
+    assert api.call("GET", "keys", key=made["key"])[0] == 200
+    for role, status in (("operator", 403), ("emperor", 422)):
+        assert api.call("PATCH", path, {"role": role}, key=owner)[0] == status
+    assert api.call("PATCH", path, {"role": "operator"})[0] == 422
+    (me,) = [
+        each["id"] for each in api.call("GET", "principals", key=owner)[1]["items"]
+        if each["role"] == "owner"
+    ]
+    for method, own in (("PATCH", ""), ("DELETE", ""), ("POST", "/erase")):
+        body = {"role": "admin"} if method == "PATCH" else None
+        assert api.call(method, f"principals/{me}{own}", body, key=owner)[0] == 403
+
+
+def everything_in(pool: Pool) -> str:
+    """All rows of all tables, as text."""
+    with pool.transaction(EVERY_TENANT) as connection:
+        names = connection.execute(
+            "SELECT relname::text FROM pg_class WHERE relkind IN ('r', 'p')"
+            " AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version'"
+        ).fetchall()
+        return "\n".join(
+            str(connection.execute(f"SELECT * FROM {name}").fetchall()) for (name,) in names
+        )
+
+
+def test_a_person_is_erased_and_the_book_still_stands(api: Api, pool: Pool) -> None:
+    owner = api.tenant("two")
+    ada = api.make(
+        "principals",
+        {"name": "Ada Lovelace", "role": "developer", "email": "ada@analytical.example"}, key=owner,
+    )
+    key = api.make("keys", {"name": "engine"}, key=ada["key"])
+    event = a_booked(api, key["org_id"], key["id"], 1)
+    assert "Ada Lovelace" in everything_in(pool)
+    usage = api.call("GET", "usage", key=owner)
+    entries = api.call("GET", "audit", key=owner)[1]["items"]
+    assert api.call("POST", f"principals/{ada['id']}/erase", key=ada["key"])[0] == 403
+    status, erased = api.call("POST", f"principals/{ada['id']}/erase", key=owner)
+    assert (status, erased["name"], erased["email"]) == (200, None, None)
+    assert api.call("POST", f"principals/{ada['id']}/erase", key=owner)[1] == erased
+    left = everything_in(pool)
+    assert "Ada" not in left
+    assert "analytical" not in left
+    assert api.call("GET", "usage", key=owner) == usage
+    assert api.call("GET", f"requests/{event.request_id}", key=key["key"])[0] == 200
+    after = api.call("GET", "audit", key=owner)[1]["items"]
+    assert after[: len(entries)] == entries, "what was logged stays as it was"
+    by = [each for each in after if each["actor"] == f"principal:{ada['id']}"]
+    assert {(each["kind"], each["change"]) for each in by} == {("key", "made"), ("policy", "made")}
+    assert api.call("GET", "keys", key=ada["key"])[0] == 401, "who is erased has left"
+    robot = api.make("principals", {"name": "r", "role": "billing", "kind": "service"}, key=owner)
+    status, problem = api.call("POST", f"principals/{robot['id']}/erase", key=owner)
+    assert (status, "not a person" in problem["detail"]) == (409, True)
+
+
+def test_members_who_left_are_erased_when_they_are_retained_no_longer(
+    api: Api, clock: Ahead
+) -> None:
+    owner = api.tenant("two")
+    org = api.call("GET", "organisations", key=owner)[1]["items"][0]
+    assert org["retain_days"] == 90
+    changed = api.call("PATCH", f"organisations/{org['id']}", {"retain_days": 10}, key=owner)[1]
+    assert changed == {**org, "retain_days": 10}
+    body = {"name": "Charles", "role": "billing"}
+    gone, here = (api.make("principals", body, key=owner)["id"] for _ in range(2))
+    api.call("DELETE", f"principals/{gone}", key=owner)
+    members = api.context.registry.members
+    clock.ahead_ns = 10 * DAY_NS - 60 * SECOND_NS
+    assert members.erase_overdue(now=api.context.now()) == 0
+    clock.ahead_ns = 10 * DAY_NS + 60 * SECOND_NS
+    asyncio.run(one_round(api))
+    assert members.member(EVERY_TENANT, gone).name is None
+    assert members.member(EVERY_TENANT, here).name == "Charles"
+    assert members.erase_overdue(now=api.context.now()) == 0
+    (entry,) = api.context.registry.audit.entries(
+        Scope(org_id=OrgId(org["id"])),
+        AuditFilter(kind="person", subject=gone, actor="control"), most=9,
+    )
+    assert entry.change == "changed"
+
+
+async def one_round(api: Api) -> None:
+    """What control's loop does, until it has done it once."""
+    done = asyncio.Event()
+
+    async def offload(call: Callable[[], T], /) -> T:
+        found = call()
+        done.set()
+        return found
+
+    task = asyncio.create_task(
+        erase_for_ever(api.context.registry.members, api.context.clock, offload)
+    )
+    async with asyncio.timeout(10):
+        await done.wait()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def test_bad_input_lists_everything_wrong_and_writes_nothing(api: Api, pool: Pool) -> None:
+    key = api.make("keys", {})
+    before = everything_in(pool)
+    past, far = "2001-01-01T00:00:00Z", "2199-01-01T00:00:00Z"
+    for method, path, body, said in (
+        ("POST", "keys", {"scopes": ["chat", "root"], "classes": [], "name": " "}, 3),
+        ("POST", "keys", {"scopes": []}, 1),
+        ("POST", "keys", {"expires_at": past, "residency": ["XX"], "logs": []}, 3),
+        ("POST", "keys", {"expires_at": past}, 1), ("POST", "keys", {"expires_at": far}, 1),
+        ("POST", "keys", {"expires_at": "tomorrow"}, 1),
+        ("POST", f"keys/{key['id']}/rotate", {"overlap_s": 2_592_001}, 1),
+        ("POST", f"keys/{key['id']}/rotate", {"overlap_s": -1, "expires_at": past}, 2),
+        ("POST", "principals", {"name": "x", "role": "king", "email": "x", "kind": "dog"}, 3),
+        ("POST", "principals",
+         {"name": "x", "role": "owner", "kind": "service", "email": "a@b.c"}, 2),
+        ("POST", "principals", {"name": "x", "role": "operator", "org_id": "default"}, 1),
+        ("PATCH", "organisations/default", {}, 1),
+        ("PATCH", "organisations/default", {"retain_days": 3651, "name": ""}, 2),
+        ("PATCH", "projects/default", {"name": ""}, 1),
+        ("GET", "audit?after=x", None, 1), ("GET", "audit?since=yesterday&limit=0", None, 1),
+    ):
+        status, problem = api.call(method, path, body)
+        assert (status, len(problem["problems"])) == (422, said), problem
+    for method, path, body, status in (
+        ("PATCH", "organisations/nowhere", {"name": "x"}, 404),
+        ("PATCH", "projects/nowhere", {"name": "x"}, 404),
+        ("POST", "keys/nowhere/rotate", {}, 404), ("POST", "principals/nowhere/erase", None, 404),
+    ):
+        assert api.call(method, path, body)[0] == status
+    assert everything_in(pool) == before
+
+
+def test_names_are_changed_and_taken_once(api: Api) -> None:
+    owner = api.tenant("two")
+    (org,) = api.call("GET", "organisations", key=owner)[1]["items"]
+    assert api.call("PATCH", f"organisations/{org['id']}", {"name": "default"})[0] == 409
+    renamed = api.call("PATCH", f"organisations/{org['id']}", {"name": "acme"}, key=owner)[1]
+    assert renamed["name"] == "acme"
+    assert api.call("GET", f"organisations/{org['id']}", key=owner)[1] == renamed
+    second = api.make("projects", {"name": "second"}, key=owner)
+    path = f"projects/{second['id']}"
+    assert api.call("PATCH", path, {"name": "main"}, key=owner)[0] == 409
+    assert api.call("PATCH", path, {"name": "third"}, key=owner)[1]["name"] == "third"
+
+
+def test_the_audit_log_is_paged_and_filtered(api: Api) -> None:
+    key = api.make("keys", {})
+    api.call("DELETE", f"keys/{key['id']}")
+    page = api.call("GET", "audit?limit=1&kind=key")[1]
+    assert [each["change"] for each in page["items"]] == ["made"]
+    rest = api.call("GET", f"audit?limit=1&kind=key&after={page['next']}")[1]
+    assert [each["change"] for each in rest["items"]] == ["changed"]
+    assert rest["next"] is None
+    (revoked,) = rest["items"]
+    assert (revoked["actor"], revoked["subject"]) == ("principal:operator", key["id"])
+    assert (revoked["before"]["revoked_at"], revoked["after"]["revoked_at"] > 0) == (None, True)
+    assert hash_of(key["key"]) not in str(page)
+    assert api.call("GET", f"audit?until={revoked['at']}&kind=key")[1]["items"] == page["items"]
+    assert api.call("GET", "audit?actor=nobody")[1]["items"] == []
+    assert {each["subject"] for each in api.call("GET", "audit?org=default")[1]["items"]} >= {
+        "default", key["id"],
+    }
+    assert ADMIN not in str(api.call("GET", "audit")[1])

@@ -1,0 +1,150 @@
+"""`isochrone org | project | member | key | audit` against a real Control API on loopback."""
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from isochrone.cli.app import run
+from isochrone.cli.terms import duration_s
+from isochrone.control.api.app import build_app
+from isochrone.control.process import ApiServer, listen
+from isochrone.core.errors import InvalidInput
+from tests.contract.test_control_api import ADMIN, Api, api  # noqa: F401
+from tests.fixtures.postgres import wait_until
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def url(api: Api) -> Iterator[str]:  # noqa: F811
+    """Where the API listens."""
+    listener = listen("127.0.0.1", 0)
+    server = ApiServer(
+        uvicorn.Config(build_app(api.context), log_config=None, lifespan="off", ws="none")
+    )
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    wait_until(lambda: server.started, "the API listens")
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    listener.close()
+
+
+@pytest.fixture
+def cli(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Cli:
+    """Runs one command; exit code, output, complaints."""
+
+    def call(*words: str, key: str = ADMIN) -> tuple[int, str, str]:
+        place = () if "--help" in words else ("--url", url, "--key", key)
+        monkeypatch.setattr(sys, "argv", ["isochrone", *words, *place])
+        code = run()
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def ok(answer: tuple[int, str, str]) -> Any:
+    code, output, complaint = answer
+    assert code == 0, complaint
+    return json.loads(output)
+
+
+def test_an_organisation_from_its_making_to_the_erasure_of_its_member(cli: Cli) -> None:
+    org = ok(cli("org", "create", "acme", "--json"))["id"]
+    owner = ok(cli("member", "add", "Ada", "--role", "owner", "--org", org, "--json"))
+    ada = owner["key"]
+    project = ok(cli("project", "create", "chatbot", "--json", key=ada))["id"]
+    assert cli("project", "rename", project, "assistant", key=ada)[1] == f"{project}  assistant\n"
+    made = ok(cli("key", "create", "--project", project, "--scopes", "chat,usage", "--expires",
+                  "2031-01-01T00:00:00Z", "--json", key=ada))
+    assert made["key"].startswith("iso_")
+    code, text, _ = cli("key", "rotate", made["id"], "--overlap", "2h", key=ada)
+    assert code == 0
+    assert f"replaces  {made['id']}   (works for another 2h)" in text
+    assert "until     20" in text
+    (old, new) = sorted(ok(cli("keys", "list", "--json", key=ada)), key=lambda row: row["id"])
+    assert (new["replaces"], old["id"], new["scopes"]) == (old["id"], made["id"], ["chat", "usage"])
+    charles = ok(cli("member", "add", "Charles", "--role", "billing", "--email",
+                     "c@acme.example", "--json", key=ada))
+    assert cli("member", "role", charles["id"], "auditor", key=ada)[0] == 0
+    fresh = ok(cli("member", "rotate", charles["id"], "--overlap", "0", "--json", key=ada))
+    assert cli("audit", key=charles["key"])[0] == 1
+    assert "key" in cli("audit", "--kind", "key", key=fresh["key"])[1]
+    assert "c@acme.example" in cli("member", key=ada)[1]
+    assert cli("org", "erase-person", charles["id"], "--yes", key=ada)[1] == (
+        f"erased {charles['id']}\n"
+    )
+    assert "acme.example" not in cli("member", key=ada)[1]
+    other = ok(cli("member", "add", "robot", "--role", "developer", "--service", "--json", key=ada))
+    assert cli("member", "remove", other["id"], key=ada)[1] == f"removed {other['id']}\n"
+    assert "retains 30 days" in cli("org", "change", org, "--retain-days", "30", key=ada)[1]
+    assert "retain_days: 90 -> 30" in cli("audit", "--kind", "organisation", key=ada)[1]
+    assert [row["id"] for row in ok(cli("org", "--json", key=ada))] == [org]
+    assert [row["id"] for row in ok(cli("project", "list", "--json", key=ada))] == [project]
+
+
+def test_the_first_name_of_the_key_command_goes_on_working(cli: Cli) -> None:
+    made = ok(cli("keys", "create", "--residency", "DE", "--json"))
+    assert set(made) == {"id", "key", "residency", "transit"}
+    assert cli("keys", "revoke", made["id"])[1] == f"revoked {made['id']}\n"
+
+
+def test_bad_input_is_told_whole_and_exits_with_2(cli: Cli, api: Api) -> None:  # noqa: F811
+    before = [api.call("GET", path)[1] for path in ("keys", "principals", "audit")]
+    for words, said in (
+        (("key", "create", "--scopes", "chat,root", "--classes", "gold"), ["scopes", "classes"]),
+        (("key", "create", "--expires", "soon", "--residency", "XX"), ["expires_at", "XX"]),
+        (("key", "rotate", "x", "--overlap", "soon"), ["--overlap soon: expected a duration"]),
+        (("member", "add", "x", "--role", "king", "--email", "x"), ["role", "email"]),
+        (("org", "change", "default"), ["--name, --retain-days or both"]),
+        (("org", "change", "default", "--retain-days", "9999"), ["retain_days"]),
+        (("audit", "--since", "soon"), ["since: must be like"]),
+    ):
+        code, output, complaint = cli(*words)
+        assert (code, output) == (2, "")
+        for part in said:
+            assert part in complaint
+        assert len(complaint.splitlines()) == len(said)
+    assert cli("member", "remove", "nobody")[0] == 1
+    assert [api.call("GET", path)[1] for path in ("keys", "principals", "audit")] == before
+
+
+@pytest.mark.parametrize("verb", ["org", "project", "member", "key", "audit"])
+def test_help_teaches_by_example(cli: Cli, verb: str) -> None:
+    code, output, _ = cli(verb, "--help")
+    assert code == 0
+    assert f"isochrone {verb}" in output
+    assert "Example" in output
+
+
+def test_durations() -> None:
+    given = ("0", "0s", "30s", "90m", "12h", "7d")
+    assert [duration_s(text, "--overlap") for text in given] == [
+        0, 0, 30, 5_400, 43_200, 604_800,
+    ]
+    for wrong in ("", "1", "1w", "-1d", "1.5h", "d"):
+        with pytest.raises(InvalidInput):
+            duration_s(wrong, "--overlap")
+
+
+def test_the_documented_commands_exist(cli: Cli) -> None:
+    document = Path(__file__).parents[2] / "docs" / "tenancy.md"
+    lines = [
+        line.split("#")[0].split()[1:] for line in document.read_text("utf-8").splitlines()
+        if line.startswith("    isochrone ")
+    ]
+    assert len(lines) >= 6
+    for words in lines:
+        names = [word for word in words[:2] if word.isalpha() and word.islower()]
+        assert cli(*names, "--help")[0] == 0, words
