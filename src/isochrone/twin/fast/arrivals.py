@@ -70,7 +70,7 @@ class Arrivals:
             self.slo_ms.tolist(), self.body_bytes.tolist(), strict=True,
         )):
             end = ends[number]
-            found.append(Arrival(*row, blocks[start:end] if end > start else ()))
+            found.append(Arrival._make((*row, blocks[start:end] if end > start else ())))
             start = end
         return found
 

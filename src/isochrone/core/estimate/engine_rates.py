@@ -7,7 +7,7 @@ replaces old evidence, an idle hour changes nothing. All functions are pure.
 from dataclasses import dataclass, replace
 
 from isochrone.core.estimate.service import Rates
-from isochrone.ports.engine import EngineLoad
+from isochrone.core.world.engine_load import EngineLoad
 
 PREFILL_MEMORY_TOKENS = 8_000.0
 DECODE_MEMORY_TOKENS = 2_000.0
