@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from isochrone.core.estimate.batching import Physics
+from isochrone.core.estimate.hardware import HardwareTable
 from isochrone.core.estimate.service import Rates
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.world.model import Model
@@ -67,7 +68,7 @@ class Fleet:
     `site_rtt_ms[site, site]` are round trips without jitter. `home[ingress]` is the site at the
     same place, where its own gateway serves without a hop; -1 for none. `via[ingress, site]`: the
     countries that the way passes, for axes that ask; ways that it lacks deny those. `admission`:
-    how classes share the slots, the same everywhere."""
+    how classes share the slots, the same everywhere. `hardware`: the table that seeds rates."""
 
     sites: tuple[Site, ...]
     ingresses: tuple[Site, ...]
@@ -80,6 +81,7 @@ class Fleet:
     blocs: Blocs = NO_BLOCS
     via: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
     admission: SitePolicy = field(default_factory=SitePolicy)
+    hardware: HardwareTable = field(default_factory=dict)
 
     @cached_property
     def at(self) -> tuple[tuple[tuple[int, ...], ...], ...]:

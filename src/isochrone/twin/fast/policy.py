@@ -18,7 +18,7 @@ that site knows. The rules, for ours as for every baseline:
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from isochrone.core.rng import Random
 from isochrone.core.world.digest import SiteDigest
@@ -28,17 +28,25 @@ from isochrone.twin.fast.fleet import Fleet
 __all__ = ["Actions", "Arrival", "Fleet", "Flight", "News", "Router", "Rules", "Setting"]
 
 
+AT_INGRESS: Final = 0
+ON_ITS_WAY: Final = 1
+AT_SITE: Final = 2
+AT_REPLICA: Final = 3
+DONE: Final = 4  # with its replica, or lost: the ingress does not know yet
+OVER: Final = 5
+
+
 class Flight:
     """One request on its way through the fleet. Instants are seconds, -1 before they come; those at
     a site are that site's to know. `site` and `replica` are where it is or goes, -1 before that;
     `tried` the sites that refused or lost it, the latest last. `cached_tokens`: what the engine
     said, once it ended, that it had of the prompt. `note` and `site_note` are the router's own
-    memory, of the ingress and of the site.
+    memory, of the ingress and of the site. `stage` is the simulation's.
     """
 
     __slots__ = (
         "arrival", "cached_tokens", "done_s", "first_s", "hops", "ident", "note", "reached_s",
-        "replica", "site", "site_note", "tried",
+        "replica", "site", "site_note", "stage", "tried",
     )
 
     def __init__(self, ident: int, arrival: Arrival) -> None:
@@ -47,6 +55,7 @@ class Flight:
         self.site = -1
         self.replica = -1
         self.hops = 0
+        self.stage = AT_INGRESS
         self.tried: list[int] = []
         self.cached_tokens = 0
         self.reached_s = -1.0  # its site
@@ -146,7 +155,8 @@ class Router(Protocol):
     # At a site.
 
     def arrived(self, flight: Flight, site: int, now_s: float) -> None:
-        """It has come to a site: `Actions.serve`, `refuse`, `go`, or keep it and do so later."""
+        """It has come to a site: `Actions.serve`, `refuse`, `go`, or keep it and do so later. A
+        request whose replica died before its first token is here once more (after `served`)."""
 
     def first_token(self, flight: Flight, site: int, now_s: float) -> None:
         """One of its replicas has begun to answer."""
