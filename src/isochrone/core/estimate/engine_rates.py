@@ -109,7 +109,7 @@ def arrived(
     if before.running is None or after.running is None or elapsed_s <= 0:
         return None
     if after.requests_total is not None:
-        ended: float = _grown(before.requests_total, after.requests_total)
+        ended = float(_grown(before.requests_total, after.requests_total))
     elif after.output_tokens_total is not None:
         tokens = _grown(before.output_tokens_total, after.output_tokens_total)
         ended = tokens / max(known.output_tokens, 1.0)

@@ -242,7 +242,9 @@ class Simulation:
         self._later(now_s + delay_s, kind, flight.site, flight)
 
     def _advance(self, running: Running, now_s: float) -> None:
-        """A replica's event is due, if it was not put off meanwhile."""
+        """A replica's event is due, unless another has taken its place since."""
+        if now_s != running.due_s:
+            return
         running.due_s = inf
         sim = running.sim
         if sim.next_s <= now_s:

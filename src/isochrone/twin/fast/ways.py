@@ -31,7 +31,9 @@ class Ways:
     def is_up(self, ingress: int, site: int) -> bool:
         """Whether anything passes between them."""
         cut = self._cut
-        return not cut or ((ingress, site) not in cut and (-1, site) not in cut)
+        if not cut or self._home[ingress] == site:
+            return True
+        return (ingress, site) not in cut and (-1, site) not in cut
 
     def cut(self, ingress: int, site: int, is_cut: bool) -> None:
         """Cut, or mend, the way between an ingress (-1: all of other places) and a site."""
