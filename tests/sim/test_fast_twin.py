@@ -1,5 +1,6 @@
 """The fast twin: exact results through the whole simulator, conservation, staleness, failures."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -235,14 +236,16 @@ BUSY: Final = Plan(
 @pytest.mark.parametrize("sessions", [0, 40])
 def test_memory_does_not_grow_with_the_run(sessions: int) -> None:
     """Five times as long: no more objects are kept, apart from what caches may hold."""
-    import gc
-
     def kept(seconds: float) -> int:
         fleet = a_fleet(sites=2, ingresses=4)
-        simulation = Simulation(fleet, Ours(), Plan())
-        simulation.run(some_arrivals(fleet, rate_s=40, seconds=seconds, sessions=sessions))
         gc.collect()
-        return len(gc.get_objects())
+        gc.disable()  # as `run` does
+        try:
+            simulation = Simulation(fleet, Ours(), Plan())
+            simulation.run(some_arrivals(fleet, rate_s=40, seconds=seconds, sessions=sessions))
+            return len(gc.get_objects())
+        finally:
+            gc.enable()
 
     kept(5.0)
     short = kept(15.0)

@@ -20,7 +20,6 @@ class Tables:
         self._tables: dict[int, RoutingTable] = {}
         self._site_tables: dict[int, RoutingTable] = {}
         self._allowed: dict[tuple[int, int, int], tuple[int, ...]] = {}
-        self._sets: dict[tuple[int, int, int], frozenset[int]] = {}
         self._number = {site.name: number for number, site in enumerate(fleet.sites)}
         self._policies = {tenant.policy.id: tenant.policy for tenant in fleet.tenants}
         self._deployments = {
@@ -61,14 +60,6 @@ class Tables:
                 [self._number[site.name] for site in shortlist.open_sites]
             ))
         return allowed
-
-    def allows(self, ingress: int, tenant: int, model: int, site: int) -> bool:
-        """Whether a request that entered there may be processed at the site."""
-        key = ingress, tenant, model
-        allowed = self._sets.get(key)
-        if allowed is None:
-            allowed = self._sets[key] = frozenset(self.allowed(ingress, tenant, model))
-        return site in allowed
 
     def _table(self, own: Site, rtt_ms: list[float], ingress: int) -> RoutingTable:
         sites = {site.name: site for site in self.sites}

@@ -4,8 +4,8 @@ An event heap over the live policies and the engines' physics. What happens at o
 in the order in which it was found out, so the same inputs give the same run to the last bit.
 """
 
+import gc
 from collections.abc import Iterable, Iterator
-from heapq import heappop, heappush
 from math import inf
 from typing import Final
 
@@ -30,6 +30,7 @@ from isochrone.twin.fast.replica import Job
 from isochrone.twin.fast.residency import Tables
 from isochrone.twin.fast.site_state import Running, SiteState
 from isochrone.twin.fast.summary import ANSWER_BYTES_TOKEN, Summary, Tally
+from isochrone.twin.fast.timeline import Timeline
 from isochrone.twin.fast.ways import Ways
 
 # What is due, as the second item of an event.
@@ -74,8 +75,8 @@ class Simulation:
         ]
         self.open = 0
         self._flights: dict[int, Flight] = {}
-        self._events: list[tuple[float, int, int, int, Flight | None]] = []
-        self._number = 0
+        self._due = Timeline()
+        self._allowed: dict[tuple[int, int, int], frozenset[int]] = {}
         self._began = 0
         self._last_s = 0.0
         self._come = False  # all requests have
@@ -94,10 +95,11 @@ class Simulation:
         self._start()
         coming = _rows(chunks)
         row = next(coming, None)
-        events = self._events
+        due = self._due
         end_s = inf
         while row is not None or (self.open and self.now_s <= end_s):
-            if row is not None and (not events or row.at_s <= events[0][0]):
+            next_s = due.next_s()
+            if row is not None and row.at_s <= next_s:
                 self.now_s = self._last_s = row.at_s
                 self._begin(row)
                 row = next(coming, None)
@@ -105,9 +107,9 @@ class Simulation:
                     self._come = True
                     end_s = self._last_s + self.plan.drain_s
                 continue
-            if not events:
+            if next_s == inf:
                 break
-            at_s, _, kind, number, flight = heappop(events)
+            at_s, _, kind, number, flight = due.take()
             self.now_s = at_s
             if kind == REPLICA:
                 self._advance(self.replicas[number], at_s)
@@ -158,13 +160,20 @@ class Simulation:
             return
         if site != flight.site or not running.ready or running.spec.model != arrival.model:
             raise BrokenRule(f"request {flight.ident} cannot be served by replica {replica}")
-        if not self.tables.allows(arrival.ingress, arrival.tenant, arrival.model, site):
+        if not self._may_process(arrival, site):
             raise BrokenRule(f"request {flight.ident} may not be processed at site {site}")
         flight.replica = replica
         flight.stage = AT_REPLICA
         job = Job(flight.ident, arrival.prompt_tokens, arrival.output_tokens, arrival.blocks)
         running.sim.offer(job, now_s)
         self._schedule(running)
+
+    def _may_process(self, arrival: Arrival, site: int) -> bool:
+        key = (arrival.ingress, arrival.tenant, arrival.model)
+        allowed = self._allowed.get(key)
+        if allowed is None:
+            allowed = self._allowed[key] = frozenset(self.tables.allowed(*key))
+        return site in allowed
 
     def refuse(self, flight: Flight, now_s: float) -> None:
         """See `policy.Actions`."""
@@ -326,8 +335,7 @@ class Simulation:
             self.router.told(number, digest, now_s)
 
     def _later(self, at_s: float, kind: int, number: int, flight: Flight | None) -> None:
-        self._number += 1
-        heappush(self._events, (at_s, self._number, kind, number, flight))
+        self._due.put(at_s, kind, number, flight)
 
     def later(self, at_s: float, kind: int, number: int) -> None:
         """For faults: something else is due then."""
@@ -413,5 +421,15 @@ def run(
     fleet: Fleet, arrivals: Iterable[Arrivals], router: Router, plan: Plan | None = None
 ) -> Summary:
     """Simulate a fleet under one policy. Raises ValueError for what does not fit together, and
-    BrokenRule where the policy did what none may."""
-    return Simulation(fleet, router, plan or Plan()).run(arrivals)
+    BrokenRule where the policy did what none may.
+
+    Nothing that a run makes refers to itself, so the collector of cycles, which would look at a
+    million objects again and again, rests meanwhile.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return Simulation(fleet, router, plan or Plan()).run(arrivals)
+    finally:
+        if was_on:
+            gc.enable()
