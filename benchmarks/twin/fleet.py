@@ -45,7 +45,8 @@ def rtt_ms(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     part = np.sin((lat2 - lat1) / 2) ** 2
     part = part + np.cos(lat1) * np.cos(lat2) * np.sin((lon2 - lon1) / 2) ** 2
     km = 2 * RADIUS_KM * np.arcsin(np.sqrt(np.minimum(part, 1.0)))
-    return 2 * DETOUR * km / KM_PER_MS + 0.5
+    found: np.ndarray = 2 * DETOUR * km / KM_PER_MS + 0.5
+    return found
 
 
 def fleet(seed: int = 1) -> Fleet:

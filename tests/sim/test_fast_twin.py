@@ -17,10 +17,12 @@ import pytest
 from isochrone.core.estimate.batching import Physics
 from isochrone.core.residency.rule import Admitted, admits
 from isochrone.core.rng import stream
+from isochrone.core.routing.prefix import BLOCK_BYTES, BLOCK_ENDS
 from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.twin.fast.arrivals import NO_SESSION, Arrival, chunk_of
 from isochrone.twin.fast.fleet import Fleet
+from isochrone.twin.fast.gateways import gateway_blocks
 from isochrone.twin.fast.ours import Ours
 from isochrone.twin.fast.plan import Chance, Observed, Order, Outage, Plan
 from isochrone.twin.fast.policy import Flight, Setting
@@ -397,3 +399,12 @@ def test_an_operator_starts_and_stops_replicas() -> None:
     found = simulate(fleet, seconds=25.0, plan=plan)
     assert operator.seen[:4] == [4, 8, 8, 7]
     assert found.answered == found.requests
+
+
+def test_a_gateway_of_the_twin_looks_at_the_blocks_that_a_gateway_hashes() -> None:
+    """The hash of a larger block is that of the last of the small ones in it."""
+    small = list(range(1, 301))
+    seen = gateway_blocks(small)
+    assert list(seen[:9]) == [1, 2, 3, 4, 5, 6, 7, 8, 10]
+    assert [number * BLOCK_BYTES for number in seen] == list(BLOCK_ENDS)
+    assert list(gateway_blocks(small[:9])) == [1, 2, 3, 4, 5, 6, 7, 8]

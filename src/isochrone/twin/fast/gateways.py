@@ -1,5 +1,6 @@
 """What each gateway of our own policy knows in the simulation, and what it keeps of a request."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from isochrone.core.admission.fair_order import Ticket
@@ -11,7 +12,7 @@ from isochrone.core.rng import Random
 from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.loads import Dispatch, Loads
 from isochrone.core.routing.pick import Standing
-from isochrone.core.routing.prefix import Belief, Prefixes, Sighting
+from isochrone.core.routing.prefix import BLOCK_BYTES, BLOCK_ENDS, Belief, Prefixes, Sighting
 from isochrone.core.routing.sessions import Sessions
 from isochrone.core.routing.table import RoutingTable
 from isochrone.twin.fast.news import Digests, Told
@@ -19,6 +20,20 @@ from isochrone.twin.fast.policy import Flight
 
 RETRY_RATIO: Final = 0.1    # as the gateway's settings
 RETRIES_PER_S: Final = 10.0
+NO_BLOCKS: Final[tuple[int, ...]] = ()
+_LOOKED_AT: Final[list[int]] = [end // BLOCK_BYTES - 1 for end in BLOCK_ENDS]
+
+
+def gateway_blocks(blocks: Sequence[int]) -> Sequence[int]:
+    """Of the hashes of a prompt's blocks of one size those at which a gateway's larger ones end:
+    each covers all before it, so these are the gateway's hashes."""
+    found: list[int] = []
+    count = len(blocks)
+    for at in _LOOKED_AT:
+        if at >= count:
+            break
+        found.append(blocks[at])
+    return found
 
 
 class Gateway:
@@ -47,7 +62,9 @@ class Gateway:
         self.late: list[Told] = []  # that were made and have not arrived
 
     def listen(self, news: Digests, now_s: float) -> None:
-        """Hear what has arrived since somebody last asked here."""
+        """Hear what has arrived since somebody last asked here; and those who recover, recover."""
+        if self.loads.health.ailing:
+            self.loads.health.sweep(int(now_s * 1e9))
         late = self.late
         if late:
             first = late[0]
@@ -71,12 +88,15 @@ class Gateway:
 
 
 class Sent:
-    """What the ingress keeps of a request that it sent."""
+    """What the ingress keeps of a request that it sent. `blocks`: as gateways hash its prompt."""
 
-    __slots__ = ("belief", "gateway", "pushed", "refusals", "rtt_ms", "seen", "ticket", "tries")
+    __slots__ = (
+        "belief", "blocks", "gateway", "pushed", "refusals", "rtt_ms", "seen", "ticket", "tries",
+    )
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, blocks: Sequence[int]) -> None:
         self.gateway = gateway
+        self.blocks = blocks
         self.belief: Belief | None = None
         self.seen: Sighting | None = None
         self.ticket: Dispatch | None = None

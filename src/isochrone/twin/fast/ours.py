@@ -13,6 +13,7 @@ from isochrone.core.admission.site_queue import Refused as TurnedAway
 from isochrone.core.estimate.hardware import SLOW
 from isochrone.core.estimate.service import Rates
 from isochrone.core.ids import ModelName, PolicyId, ReplicaId
+from isochrone.core.lifecycle.health import HealthRules
 from isochrone.core.rng import stream
 from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.choose import TARGET_MS, choose
@@ -23,13 +24,20 @@ from isochrone.core.world.model import Replica
 from isochrone.core.world.tenant import Class
 from isochrone.twin.fast.arrivals import NO_SESSION
 from isochrone.twin.fast.fleet import Fleet, FleetReplica
-from isochrone.twin.fast.gateways import Gateway, Place, Sent, Served
+from isochrone.twin.fast.gateways import (
+    NO_BLOCKS,
+    Gateway,
+    Place,
+    Sent,
+    Served,
+    gateway_blocks,
+)
 from isochrone.twin.fast.news import Digests
 from isochrone.twin.fast.policy import Actions, Flight, Setting
 from isochrone.twin.fast.residency import Tables
 
-MOST_TRIES: Final = 3       # as gateway/tries.py
-MOST_BLOCKS: Final = 256    # of a prompt that are looked at, as gateway/prefix_hash.py
+MOST_TRIES: Final = 3  # as gateway/tries.py
+RULES: Final = HealthRules()  # as the gateway's
 NO_TRIED: Final[tuple[Refused, ...]] = ()
 
 
@@ -78,7 +86,8 @@ class Ours:
         gateway = self.gateways[flight.arrival.ingress]
         if gateway is None:
             gateway = self._gateway(flight.arrival.ingress)
-        flight.note = Sent(gateway)
+        blocks = flight.arrival.blocks
+        flight.note = Sent(gateway, gateway_blocks(blocks) if blocks else NO_BLOCKS)
         gateway.retries.deposit(int(now_s * 1e9))
         self._choose(flight, gateway, now_s)
 
@@ -107,6 +116,12 @@ class Ours:
         sent = flight.note
         assert isinstance(sent, Sent), "every request that began has one"
         self._give_back(sent)
+        if flight.site != sent.gateway.site:
+            arrival = flight.arrival
+            sent.gateway.loads.health.answered(
+                self.fleet.sites[flight.site].name, self.models[arrival.model],
+                self.tenants[arrival.tenant], int(now_s * 1e9),
+            )
         seen = sent.seen
         if seen is not None:
             belief = sent.belief
@@ -119,6 +134,13 @@ class Ours:
         sent = flight.note
         assert isinstance(sent, Sent), "every request that began has one"
         self._give_back(sent)
+        gateway, arrival = sent.gateway, flight.arrival
+        if flight.site != gateway.site:
+            gateway.loads.health.failed(
+                self.fleet.sites[flight.site].name, self.models[arrival.model],
+                "its stream broke off", self.tenants[arrival.tenant], int(now_s * 1e9),
+                gateway.rng,
+            )
 
     def _give_back(self, sent: Sent) -> None:
         if sent.ticket is not None:
@@ -130,14 +152,12 @@ class Ours:
         assert isinstance(sent, Sent), "every request that began has one"
         gateway.listen(self.news, now_s)
         model, policy_id = self.models[arrival.model], self.policies[arrival.tenant]
-        blocks: Sequence[int] = arrival.blocks
+        blocks = sent.blocks
         session, home = NO_SESSION, None
         if blocks or arrival.session != NO_SESSION:
             if not gateway.table.standing(policy_id).caches:
-                blocks = ()
+                blocks = NO_BLOCKS
             else:
-                if len(blocks) > MOST_BLOCKS:
-                    blocks = blocks[:MOST_BLOCKS]
                 session = arrival.session
                 if session != NO_SESSION:
                     home = gateway.sessions.home(session, now_ns)
@@ -214,6 +234,7 @@ class Ours:
         served.queue.queue.first_byte(served.turn)
         standing = served.standing
         assert standing is not None, "it runs at a replica"
+        standing.health.answered(self.tenants[flight.arrival.tenant], int(now_s * 1e9))
         if served.unread_tokens:
             standing.count(0, -served.unread_tokens)
             served.unread_tokens = 0
@@ -258,6 +279,9 @@ class Ours:
                 standing = known.get(number)
                 if standing is None:
                     standing = Standing(self._replica(number))
+                    if self.generations[number] > 1:
+                        anew = "its engine was started anew"
+                        standing.health.returned(anew, int(now_s * 1e9))
                     if place.rates is not None:
                         standing.rate(place.rates)
                 place.numbers[standing.replica.id] = number
@@ -270,6 +294,9 @@ class Ours:
         for model, place in enumerate(self.places[site]):
             if place is None:
                 continue
+            for standing in place.standings:
+                if standing.health.ailing:
+                    standing.health.ease(int(now_s * 1e9), RULES)
             for said in digest.loads:
                 if said.model == self.models[model] and said.ready:
                     place.rates = Rates(
@@ -298,19 +325,19 @@ class Ours:
         """Its turn has come: pick a replica."""
         arrival, place, now_ns = flight.arrival, served.queue, int(now_s * 1e9)
         gateway = self._site_gateway(site)
-        blocks = arrival.blocks
+        sent = flight.note
+        assert isinstance(sent, Sent), "every request that began has one"
+        blocks = sent.blocks
         beliefs: dict[ReplicaId, Belief] | None = None
         cached = None
-        if blocks:
-            if not gateway.table.standing(self.policies[arrival.tenant]).caches:
-                blocks = ()
-            elif len(blocks) > MOST_BLOCKS:
-                blocks = blocks[:MOST_BLOCKS]
+        if blocks and not gateway.table.standing(self.policies[arrival.tenant]).caches:
+            blocks = NO_BLOCKS
         if blocks and len(place.standings) > 1:
             beliefs = gateway.prefixes.cached_by_replica(gateway.name, blocks, now_ns)
             cached = self._held(place, beliefs) if beliefs else None
         standing = pick(
-            place.standings, served.tried or (), now_ns=now_ns, rng=gateway.rng, cached=cached
+            place.standings, served.tried or (), now_ns=now_ns, rng=gateway.rng, rules=RULES,
+            cached=cached, organisation=self.tenants[arrival.tenant],
         )
         if standing is None:
             del place.flights[served.turn]
@@ -324,8 +351,6 @@ class Ours:
             served.tried = set()
         served.tried.add(replica_id)
         served.standing, served.started = standing, True
-        sent = flight.note
-        assert isinstance(sent, Sent), "every request that began has one"
         own = sent.gateway is gateway
         belief = sent.belief
         if not own:
