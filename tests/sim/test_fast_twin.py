@@ -284,17 +284,21 @@ def test_digests_are_as_old_as_they_are() -> None:
 
 
 def test_a_gateway_of_ours_hears_as_late_as_news_travels() -> None:
+    """After each choice it knows of no digest that has yet to arrive, and of every one that has."""
+    class Listening(Ours):
+        def began(self, flight: Flight, now_s: float) -> None:
+            super().began(flight, now_s)
+            gateway = self.gateways[flight.arrival.ingress]
+            assert gateway is not None
+            for site, way_s in enumerate(gateway.delays_s):
+                known = gateway.loads.of(fleet.sites[site].name)
+                heard_s = 0.0 if known is None else known.heard_ns / 1e9
+                assert now_s - 1.0 - 1e-6 <= heard_s <= now_s
+                made = [told.made_s + way_s for told in self.news.since(0) if told.site == site]
+                assert any(abs(arrives_s - heard_s) < 1e-6 for arrives_s in made)
+
     fleet = a_fleet(sites=2, ingresses=3, apart_ms=400.0)
-    router = Ours()
-    simulation = Simulation(fleet, router, Plan())
-    simulation.run(some_arrivals(fleet, rate_s=30, seconds=10))
-    gateway = router.gateways[2]
-    assert gateway is not None
-    for site, way_s in enumerate(gateway.delays_s):
-        known = gateway.loads.of(fleet.sites[site].name)
-        assert known is not None
-        made_s = known.heard_ns / 1e9 - way_s
-        assert any(abs(told.made_s - made_s) < 1e-6 for told in simulation.news.since(0))
+    run(fleet, some_arrivals(fleet, rate_s=30, seconds=10, first_s=2.0), Listening())
 
 
 # -- residency and failures --------------------------------------------------------------------
