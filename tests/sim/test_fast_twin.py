@@ -26,6 +26,7 @@ from isochrone.twin.fast.gateways import gateway_blocks
 from isochrone.twin.fast.ours import Ours
 from isochrone.twin.fast.plan import Chance, Observed, Order, Outage, Plan
 from isochrone.twin.fast.policy import Flight, Setting
+from isochrone.twin.fast.rows import row_of
 from isochrone.twin.fast.simulation import BrokenRule, Simulation, run
 from isochrone.twin.fast.summary import Quantiles, Summary
 from tests.fixtures.small_fleet import PHYSICS, a_fleet, a_tenant, some_arrivals
@@ -412,3 +413,12 @@ def test_a_gateway_of_the_twin_looks_at_the_blocks_that_a_gateway_hashes() -> No
     assert list(seen[:9]) == [1, 2, 3, 4, 5, 6, 7, 8, 10]
     assert [number * BLOCK_BYTES for number in seen] == list(BLOCK_ENDS)
     assert list(gateway_blocks(small[:9])) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_row_of_a_comparison_says_what_the_run_found() -> None:
+    found = simulate(a_fleet(), seconds=3.0)
+    row = row_of(found, workload="poisson", load=0.4)
+    assert (row.workload, row.load, row.policy) == ("poisson", 0.4, "ours")
+    assert row.cross_border_bytes == found.cross_border_bytes > 0
+    assert (row.ttft_ms_p50, row.ttft_ms_p99) == (found.ttft_ms_p50, found.ttft_ms_p99)
+    assert row.gpus_for_slo is None
