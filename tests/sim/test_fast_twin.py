@@ -422,3 +422,14 @@ def test_a_row_of_a_comparison_says_what_the_run_found() -> None:
     assert row.cross_border_bytes == found.cross_border_bytes > 0
     assert (row.ttft_ms_p50, row.ttft_ms_p99) == (found.ttft_ms_p50, found.ttft_ms_p99)
     assert row.gpus_for_slo is None
+
+
+def test_columns_give_back_the_requests_that_they_were_made_of() -> None:
+    rows = [
+        Arrival(1.0, 2, 0, 1, 0, 600, 9, 10, 7, 500.0, 2400, (11, 12)),
+        Arrival(1.5, 0, 1, 2, 0, 30, 1, 10, NO_SESSION, 900.0, 120, ()),
+        Arrival(1.5, 1, 0, 0, 0, 300, 4, 10, 8, 500.0, 1200, (13,)),
+    ]
+    given = chunk_of(rows).rows()
+    assert [row._replace(blocks=tuple(row.blocks)) for row in given] == rows
+    assert [row.blocks for row in chunk_of([rows[1]]).rows()] == [()]

@@ -60,19 +60,16 @@ class Arrivals:
 
     def rows(self) -> list[Arrival]:
         """The requests one by one."""
-        blocks, start = self.blocks.tolist(), 0
-        found = []
-        ends = self.block_ends.tolist()
-        for number, row in enumerate(zip(
+        blocks, ends = self.blocks.tolist(), self.block_ends.tolist()
+        parts: list[Sequence[int]] = [()] * len(ends)
+        if blocks:
+            parts = [blocks[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return list(map(Arrival._make, zip(
             self.at_s.tolist(), self.ingress.tolist(), self.tenant.tolist(),
             self.class_.tolist(), self.model.tolist(), self.prompt_tokens.tolist(),
             self.output_tokens.tolist(), self.expected_tokens.tolist(), self.session.tolist(),
-            self.slo_ms.tolist(), self.body_bytes.tolist(), strict=True,
-        )):
-            end = ends[number]
-            found.append(Arrival._make((*row, blocks[start:end] if end > start else ())))
-            start = end
-        return found
+            self.slo_ms.tolist(), self.body_bytes.tolist(), parts, strict=True,
+        )))
 
 
 def chunk_of(rows: Sequence[Arrival]) -> Arrivals:
