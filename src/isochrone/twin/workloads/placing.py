@@ -13,7 +13,7 @@ import numpy as np
 
 from isochrone.twin.fast.arrivals import Arrivals
 from isochrone.twin.workloads.asks import Ask, all_mixed, mixed
-from isochrone.twin.world.demand import Demand
+from isochrone.twin.world.demand import Demand, Floats, Ints
 
 CHUNK = 2048
 BODY_BYTES_TOKEN = 4
@@ -55,9 +55,10 @@ def placed(
 def _chunk(asks: list[Ask], demand: Demand, mix: Mix, seed: int) -> Arrivals:
     groups = np.array([ask.group & (2**64 - 1) for ask in asks], dtype=np.uint64)
 
-    def chance(what: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def chance(what: int) -> Floats:
         drawn = all_mixed(groups ^ np.uint64(mixed(seed, what)))
-        return (drawn >> np.uint64(11)) * 2.0**-53
+        result: Floats = (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return result
 
     at_s = np.array([ask.at_s for ask in asks], dtype=np.float64)
     ingress = _drawn(demand.share, chance(INGRESS))
@@ -79,16 +80,13 @@ def _chunk(asks: list[Ask], demand: Demand, mix: Mix, seed: int) -> Arrivals:
         output_tokens=np.array([ask.output_tokens for ask in asks], dtype=np.int64),
         expected_tokens=np.full(len(asks), mix.expected_tokens, dtype=np.int64),
         session=np.array([ask.session for ask in asks], dtype=np.int64),
-        slo_ms=mix.slo_ms + mix.slo_token_ms * prompt,
+        slo_ms=mix.slo_ms + mix.slo_token_ms * prompt.astype(np.float64),
         body_bytes=prompt * BODY_BYTES_TOKEN,
         block_ends=np.cumsum(counts), blocks=blocks.astype(np.int64),
     )
 
 
-def _drawn(
-    shares: np.ndarray[tuple[int], np.dtype[np.float64]],
-    chance: np.ndarray[tuple[int], np.dtype[np.float64]],
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _drawn(shares: Floats, chance: Floats) -> Ints:
     ends = np.cumsum(shares)
     found = np.searchsorted(ends / ends[-1], chance, side="right")
     return np.minimum(found, len(shares) - 1).astype(np.int64)

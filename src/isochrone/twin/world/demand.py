@@ -43,13 +43,15 @@ class Demand:
         """Of the busiest hour, from 0 to 1, for each instant and ingress."""
         if self.flat:
             return np.ones_like(at_s)
-        return activity(self.start_s + at_s + self.ahead_s[ingress])
+        local_s: Floats = self.ahead_s[ingress] + at_s + self.start_s
+        return activity(local_s)
 
     def mean_activity(self) -> float:
         """Over a week, all places by their share: it is the same everywhere."""
         if self.flat:
             return 1.0
-        return float(activity(np.arange(7 * 96) * 900.0).mean())
+        quarters_s: Floats = np.arange(0.0, 7 * DAY_S, 900.0)
+        return float(activity(quarters_s).mean())
 
 
 def demand_of(
