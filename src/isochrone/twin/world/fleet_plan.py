@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from isochrone.core.estimate.engine_rates_table import EngineRates
+from isochrone.core.estimate.hardware import HardwareTable
 from isochrone.core.ids import ModelName, OrgId, PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.world.model import Model
@@ -51,7 +52,7 @@ class FleetPlan:
 
 def plan_fleet(
     plan: FleetPlan, sites: Sequence[PlacedSite], tenants: Sequence[TenantPlan],
-    measured: Measured, spread: Spread, blocs: Blocs,
+    measured: Measured, spread: Spread, blocs: Blocs, hardware: HardwareTable,
 ) -> Fleet:
     """The fleet; its ingresses are `sites` in their order."""
     chosen, weights = _chosen(sites, plan)
@@ -84,7 +85,7 @@ def plan_fleet(
             ))
             for each in tenants
         ),
-        blocs=blocs,
+        blocs=blocs, hardware=hardware,
     )
 
 
