@@ -14,6 +14,8 @@ import numpy as np
 Floats = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 
 SHORTEST_WINDOW_S = 0.25
+LONGER = 1.5  # each window than the one before
+OFFSETS = (0.0, 0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +72,14 @@ def least_late(pool: Pool, within_s: float, counted: Sequence[bool] | None = Non
     start, span = float(release.min()), float(due.max() - release.min())
     length, best = max(SHORTEST_WINDOW_S, within_s), 0
     while True:
-        for offset in (0.0, 0.5):
+        for offset in OFFSETS:
             place = np.floor((release - start) / length + offset)
-            inside = place == np.floor((due - start) / length + offset)
+            # What is due when the window ends can still be met.
+            inside = place == np.ceil((due - start) / length + offset - 1e-9) - 1
             best = max(best, _left_out(place[inside], tokens[inside], pool.rate * length))
         if length > span:
             return best
-        length *= 2.0
+        length *= LONGER
 
 
 def _left_out(place: Floats, tokens: Floats, room: float) -> int:

@@ -60,18 +60,22 @@ def recorded_asks(trace: Recorded, rate_rps: float, seed: int) -> Iterator[Ask]:
     firsts = {row.blocks[:1] for row in trace.rows}
     common = next(iter(firsts)) if len(firsts) == 1 else ()
     shared = set(_finer(common, trace.block_tokens))
+    fine = [_finer(row.blocks, trace.block_tokens) for row in trace.rows]
     starts = [rng.random() * trace.length_s for _ in range(copies)]
     return merge(
-        *(_copy(trace, number + 1, start, slower, shared) for number, start in enumerate(starts)),
+        *(
+            _copy(trace, fine, number + 1, start, slower, shared)
+            for number, start in enumerate(starts)
+        ),
         key=lambda ask: ask.at_s,
     )
 
 
 def _copy(
-    trace: Recorded, number: int, start_s: float, slower: float, shared: set[int]
+    trace: Recorded, fine: Sequence[Sequence[int]], number: int, start_s: float, slower: float,
+    shared: set[int],
 ) -> Iterator[Ask]:
     first_s, length_s = trace.rows[0].at_s, trace.length_s
-    fine = [_finer(row.blocks, trace.block_tokens) for row in trace.rows]
     turn = 0
     while True:
         salt = mixed(number, turn)
