@@ -1,6 +1,7 @@
 """On small instances: the bound lies below the best of all schedules, and that below every policy.
 """
 
+from dataclasses import replace
 from itertools import permutations, product
 from math import inf
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from isochrone.core.estimate.batching import Physics
 from isochrone.core.rng import Random
 from isochrone.twin.baselines.catalogue import routers
+from isochrone.twin.bound.fresh import fresh_tokens
 from isochrone.twin.bound.lower_bound import lower_bounds
 from isochrone.twin.bound.pool import Pool, least_flow_s, least_late
 from isochrone.twin.fast.arrivals import NO_SESSION, Arrival, chunk_of
@@ -19,7 +21,7 @@ from isochrone.twin.fast.plan import Plan
 from isochrone.twin.fast.replica import Job, SimulatedReplica
 from isochrone.twin.fast.residency import Tables
 from isochrone.twin.fast.simulation import Simulation
-from tests.fixtures.small_fleet import a_fleet
+from tests.fixtures.small_fleet import a_fleet, some_arrivals
 
 PHYSICS = Physics(
     step_s=0.01, prefill_tok_s=1_000.0, chunk_tokens=256, slots=16, kv_tokens=1_000_000
@@ -140,6 +142,41 @@ def test_no_schedule_has_fewer_late_than_the_bound(seed: int, within_s: float) -
         if met:
             fewest = min(fewest, count - len(mine))
     assert bound <= fewest
+
+
+def test_what_a_later_request_from_nearby_brings_is_not_counted_for_one_from_afar() -> None:
+    one = a_fleet(sites=1, ingresses=2, replicas=1, physics=PHYSICS)
+    fleet = replace(one, rtt_ms=np.array([[0.0], [84.0]]))
+    rows = [
+        Arrival(
+            at_s=at_s, ingress=ingress, tenant=0, class_=1, model=0, prompt_tokens=1_025,
+            output_tokens=1, expected_tokens=1, session=NO_SESSION, slo_ms=1_000.0, body_bytes=0,
+            blocks=(1, 2, 3, 4),
+        )
+        for at_s, ingress in ((0.0, 1), (0.01, 0))
+    ]
+    assert [fresh for _, fresh in fresh_tokens([chunk_of(rows)], 0.042)] == [1, 1]
+    assert [fresh for _, fresh in fresh_tokens([chunk_of(rows)], 0.001)] == [1_025, 1]
+    bounds = lower_bounds(fleet, Tables(fleet), [chunk_of(rows)])
+    _, most_ms = best_of_all(fleet, rows)
+    assert most_ms < 84.0 + 1_025.0  # less than the way and the whole reading of the first
+    assert bounds.clairvoyant.p99_ms <= most_ms + HAIR
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=10)
+def test_every_quantile_of_a_busy_run_lies_above_the_bound(seed: int) -> None:
+    fleet = a_fleet(sites=3, ingresses=6, replicas=1, physics=PHYSICS)
+    chunks = list(some_arrivals(fleet, rate_s=12.0, seconds=8.0, seed=seed, sessions=9))
+    bounds = lower_bounds(fleet, Tables(fleet), chunks).clairvoyant
+    for name in ("llm_d", "skywalker", "gorgo"):
+        run = Simulation(fleet, routers()[name], Plan()).run(chunks)
+        assert run.answered == run.requests
+        found = (run.ttft_ms_mean, run.ttft_ms_p50, run.ttft_ms_p90, run.ttft_ms_p99)
+        least = (bounds.mean_ms, bounds.p50_ms, bounds.p90_ms, bounds.p99_ms)
+        for value, bound in zip(found, least, strict=True):
+            assert value is not None
+            assert bound <= value * 1.006, name  # quantiles are kept to half a percent
 
 
 def test_a_burst_moves_mean_and_tail_of_the_bound() -> None:
