@@ -208,7 +208,7 @@ CAMPUS = Baseline(
 )
 
 
-def routers() -> Mapping[Name, Router]:
+def routers() -> Mapping[str, Router]:
     """A fresh router of every baseline with its parameters of record."""
     return {
         "nearest": NEAREST.make(NEAREST.default),
