@@ -14,8 +14,9 @@ from isochrone.adapters.engines.openai import OpenAiDriver
 from isochrone.adapters.http import HttpAnswer, request
 from isochrone.core.errors import EngineUnavailable, Unavailable
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
+from isochrone.core.world.engine_load import UNKNOWN_LOAD
 from isochrone.core.world.model import ALL_ENDPOINTS, EngineSpec
-from isochrone.ports.engine import UNKNOWN_LOAD, EngineStart, EngineTraits
+from isochrone.ports.engine import EngineStart, EngineTraits
 
 Reply = Callable[[bytes], bytes | None]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from isochrone.adapters.engines.counters import LoadReader, family_of, read_series
-from isochrone.agent.rates import (
+from isochrone.core.estimate.engine_rates import (
     arrived,
     learn,
     pending_output_tokens,
@@ -13,7 +13,7 @@ from isochrone.agent.rates import (
     seeded,
 )
 from isochrone.core.estimate.service import Rates
-from isochrone.ports.engine import UNKNOWN_LOAD, EngineLoad
+from isochrone.core.world.engine_load import UNKNOWN_LOAD, EngineLoad
 
 SEED = seeded(Rates(prefill_tok_s=100.0, decode_tok_s=10.0))
 IDLE = EngineLoad(

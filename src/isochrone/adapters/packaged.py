@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from isochrone.core.errors import InvalidInput, NotFound
+from isochrone.core.estimate.engine_rates_table import EngineRates
 from isochrone.core.estimate.hardware import HardwareTable
 from isochrone.core.estimate.round_trip import DistanceRtt, Position, Region, RoundTripTable
 from isochrone.core.estimate.service import Rates
@@ -85,6 +86,39 @@ def load_hardware() -> HardwareTable:
     )
 
 
+def load_engine_rates() -> tuple[EngineRates, ...]:
+    """Engines as measured in public, and derived ones; see `tools/calibrate`."""
+    return tuple(_rows("engine_rates.csv", _engine_rates))
+
+
+def load_region_positions() -> dict[str, tuple[float, float]]:
+    """Latitude and longitude in degrees of the cloud regions between which it was measured."""
+    return dict(
+        _rows(
+            "network/cloud_regions.csv",
+            lambda row: (
+                row["region"], (float(row["latitude_deg"]), float(row["longitude_deg"]))
+            ),
+        )
+    )
+
+
+def load_spread() -> tuple[tuple[float, tuple[float, float, float, float]], ...]:
+    """Mean km of each distance band with the p10, p50, p90 and p99 of its round trips in ms."""
+    return tuple(
+        _rows(
+            "network/rtt_vs_distance.csv",
+            lambda row: (
+                float(row["km_mean"]),
+                (
+                    float(row["rtt_p10_ms"]), float(row["rtt_p50_ms"]), float(row["rtt_p90_ms"]),
+                    float(row["rtt_p99_ms"]),
+                ),
+            ),
+        )
+    )
+
+
 def bundled_model(name: str) -> Path:
     """Path of a model file that the package ships; raises NotFound with the names that exist."""
     folder = DATA / "models"
@@ -109,6 +143,19 @@ def bundled_trace(name: str) -> Path:
 def default_world() -> str:
     """The world file of `isochrone up` without `--sites`: three sites, one model."""
     return (DATA / "worlds" / "three-sites.toml").read_text(encoding="utf-8")
+
+
+def _engine_rates(row: dict[str, str]) -> EngineRates:
+    def error(column: str) -> float | None:
+        return float(row[column]) if row[column] else None
+
+    return EngineRates(
+        table=row["table"], hardware=row["hardware"], engine=row["engine"], model=row["model"],
+        gpus=int(row["gpus"]), prefill_tok_s=float(row["prefill_tok_s"]),
+        step_ms=float(row["step_ms"]), stream_ms=float(row["stream_ms"]),
+        context_token_us=float(row["context_token_us"]), kv_tokens=int(row["kv_tokens"]),
+        prefill_error=error("prefill_error"), decode_error=error("decode_error"),
+    )
 
 
 def _region(row: dict[str, str]) -> Region:

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 
-from isochrone.agent.rates import Learned, pending_output_tokens, pending_prompt_tokens
 from isochrone.agent.supervise import Live, Supervisor
 from isochrone.core.errors import BusUnavailable
-from isochrone.core.estimate.service import Servers, Work
+from isochrone.core.estimate.engine_rates import Learned
 from isochrone.core.ids import ModelName, SiteName
-from isochrone.core.routing.credits import spare_requests
+from isochrone.core.routing.site_load import Reading, load_of
 from isochrone.core.world.digest import DeploymentLoad, ProbedRtt, ReplicaLoad, SiteDigest
 from isochrone.core.world.model import ALL_ENDPOINTS, COMMON_ENDPOINTS, Replica
 from isochrone.ports.bus import Bus, Entry
@@ -128,48 +127,17 @@ def _since(before: int | None, now: int | None) -> int | None:
 
 
 def deployment_load(model: ModelName, group: Sequence[Live], known: Learned) -> DeploymentLoad:
-    """Sum over the ready replicas of one model. What an engine does not state counts as 0: the
-    ingress corrects by its own dispatches."""
+    """What is said of a model's replicas here; see `load_of`."""
     ready = [live for live in group if live.status.state == "ready"]
     revisions = {live.revision for live in ready}
-    arrived, spare = _credits(ready, known)
     had = {endpoint for live in ready if live.engine for endpoint in live.engine.traits.endpoints}
-    return DeploymentLoad(
-        model=model,
+    return load_of(
+        model,
+        [Reading(live.status.goal.engine.slots, live.load, live.arrived) for live in ready],
+        known,
         revision=revisions.pop() if len(revisions) == 1 else None,
-        ready=len(ready),
-        slots=sum(live.status.goal.engine.slots for live in ready),
-        running=sum(live.load.running or 0 for live in ready),
-        waiting=sum(live.load.waiting or 0 for live in ready),
-        pending_prompt_tokens=round(sum(pending_prompt_tokens(known, r.load) for r in ready)),
-        pending_output_tokens=round(sum(pending_output_tokens(known, r.load) for r in ready)),
-        prefill_tok_s=known.rates.prefill_tok_s,
-        decode_tok_s=known.rates.decode_tok_s,
         endpoints=tuple(endpoint for endpoint in ALL_ENDPOINTS if endpoint in had),
-        arrived=arrived,
-        spare=spare,
     )
-
-
-def _credits(ready: Sequence[Live], known: Learned) -> tuple[float | None, float | None]:
-    """What came to the ready replicas of a model lately, and how much more they could take."""
-    each = [live.arrived for live in ready if live.arrived is not None]
-    if not each or len(each) < len(ready):
-        return None, None
-    servers = Servers(
-        ready=len(ready), slots=max(sum(live.status.goal.engine.slots for live in ready), 1),
-        rates=known.rates,
-    )
-    pending = Work(
-        prompt_tokens=round(sum(pending_prompt_tokens(known, live.load) for live in ready)),
-        output_tokens=round(sum(pending_output_tokens(known, live.load) for live in ready)),
-    )
-    arrived = sum(each)
-    spare = spare_requests(
-        servers, pending, prompt_tokens=known.prompt_tokens, output_tokens=known.output_tokens,
-        arrived=arrived,
-    )
-    return round(arrived, 3), round(spare, 3)
 
 
 class Digests:

@@ -11,18 +11,17 @@ from typing import Any
 
 import structlog
 
-from isochrone.agent.rates import Learned, arrived, learn, seeded
 from isochrone.core.errors import EngineUnavailable
+from isochrone.core.estimate.engine_rates import Learned, arrived, learn, seeded
 from isochrone.core.estimate.service import Rates
 from isochrone.core.ids import ModelName, ReplicaId
 from isochrone.core.lifecycle import replica as life
+from isochrone.core.world.engine_load import UNKNOWN_LOAD, EngineLoad
 from isochrone.core.world.model import Desired, EngineKind
 from isochrone.ports.clock import Clock
 from isochrone.ports.engine import (
-    UNKNOWN_LOAD,
     Engine,
     EngineDriver,
-    EngineLoad,
     EngineStart,
 )
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from isochrone.core.world.engine_load import EngineLoad
 from isochrone.core.world.model import ALL_ENDPOINTS
-from isochrone.ports.engine import EngineLoad, EngineTraits
+from isochrone.ports.engine import EngineTraits
 
 Family = Literal["llamacpp", "vllm", "sglang"]
 Series = Mapping[str, float]

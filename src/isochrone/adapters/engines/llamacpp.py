@@ -21,8 +21,9 @@ from isochrone.adapters.engines.child_log import ChildLog
 from isochrone.adapters.engines.counters import FAMILIES, LoadReader, read_series
 from isochrone.adapters.http import request
 from isochrone.core.errors import EngineUnavailable, Unavailable
+from isochrone.core.world.engine_load import UNKNOWN_LOAD, EngineLoad
 from isochrone.core.world.model import EngineSpec
-from isochrone.ports.engine import UNKNOWN_LOAD, EngineLoad, EngineStart, EngineTraits
+from isochrone.ports.engine import EngineStart, EngineTraits
 
 CHILD = Path(__file__).with_name("llamacpp_child.py")
 LOAD_TIMEOUT_S = 0.8

@@ -11,9 +11,10 @@ from isochrone.adapters.credentials import read_credential
 from isochrone.adapters.engines.counters import FAMILIES, LoadReader, family_of, read_series
 from isochrone.adapters.http import HttpAnswer, request
 from isochrone.core.errors import EngineUnavailable, Unavailable
+from isochrone.core.world.engine_load import UNKNOWN_LOAD, EngineLoad
 from isochrone.core.world.model import EngineSpec
 from isochrone.ports.clock import Clock
-from isochrone.ports.engine import UNKNOWN_LOAD, EngineLoad, EngineStart, EngineTraits
+from isochrone.ports.engine import EngineStart, EngineTraits
 
 LOAD_TIMEOUT_S = 0.8
 MODELS_TIMEOUT_S = 5.0

@@ -95,7 +95,8 @@ class Board:
                 self._weigh(index, now_ns)
             self.credits_total = float(self.credits_left.sum())  # without what rounding left
             return
-        for site in changes:
+        # In an order of its own: who recovers first draws first, and sums of floats depend on it.
+        for site in sorted(changes) if len(changes) > 1 else changes:
             at = self.index_of.get(site)
             if at is None:
                 continue

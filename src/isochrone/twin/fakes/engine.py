@@ -11,8 +11,9 @@ from hashlib import sha256
 
 from isochrone.core.errors import EngineUnavailable
 from isochrone.core.ids import ReplicaId
+from isochrone.core.world.engine_load import EngineLoad
 from isochrone.core.world.model import EngineSpec
-from isochrone.ports.engine import EngineLoad, EngineStart, EngineTraits
+from isochrone.ports.engine import EngineStart, EngineTraits
 from isochrone.ports.network import Network
 from isochrone.twin.fakes.engine_server import FakeEngineServer, FakeSpeed
 

@@ -52,7 +52,8 @@ class SimulatedReplica:
 
     __slots__ = (
         "_context", "_decode_rate", "_done", "_end_s", "_kv_used", "_now_s", "_prefill_rate",
-        "_read_s", "_reading", "_running", "_waiting", "busy_s", "cache", "next_s", "physics",
+        "_read_s", "_reading", "_running", "_waiting", "busy_s", "cache", "cached_tokens",
+        "ended", "next_s", "physics", "read_tokens", "reading_s", "stream_s", "stream_tokens",
         "written_tokens",
     )
 
@@ -63,6 +64,12 @@ class SimulatedReplica:
         self.next_s = inf
         self.busy_s = 0.0
         self.written_tokens = 0.0  # of all streams together
+        self.read_tokens = 0.0     # of prompts, beside the cached ones
+        self.cached_tokens = 0     # of prompts, that were not read anew
+        self.ended = 0             # requests
+        self.reading_s = 0.0       # in which a prompt was read
+        self.stream_s = 0.0        # in which there were streams
+        self.stream_tokens = 0.0   # that one stream would have got in all of that
         self._now_s = 0.0
         self._waiting: deque[Job] = deque()
         self._reading: deque[Job] = deque()
@@ -82,6 +89,21 @@ class SimulatedReplica:
     @property
     def streams(self) -> int:
         return len(self._running)
+
+    @property
+    def reading(self) -> int:
+        """Requests that are let in and whose prompts are not read yet."""
+        return len(self._reading)
+
+    @property
+    def unread_tokens(self) -> float:
+        """Of the prompts of those."""
+        return sum([max(job.left_tokens, 0.0) for job in self._reading])
+
+    @property
+    def kv_used(self) -> int:
+        """Tokens of KV memory that are set aside for what was let in."""
+        return self._kv_used
 
     @property
     def waiting(self) -> int:
@@ -129,6 +151,11 @@ class SimulatedReplica:
         self._plan()
         return told
 
+    def pass_to(self, now_s: float) -> None:
+        """Bring the counters up to now, which is not after `next_s`."""
+        self._pass(now_s)
+        self._plan()
+
     def fail(self) -> list[Job]:
         """The replica dies: what was open, in the order of arrival. Its cache is gone."""
         lost = [*(each[2] for each in self._running), *self._reading, *self._waiting]
@@ -153,8 +180,13 @@ class SimulatedReplica:
             self._done += got
             self._context += got * streams
             self.written_tokens += got * streams
+            self.stream_s += spent_s
+            self.stream_tokens += got
         if self._reading:
-            self._reading[0].left_tokens -= spent_s * self._prefill_rate
+            read = spent_s * self._prefill_rate
+            self._reading[0].left_tokens -= read
+            self.read_tokens += read
+            self.reading_s += spent_s
         if streams or self._reading:
             self.busy_s += spent_s
 
@@ -171,11 +203,13 @@ class SimulatedReplica:
             if job.blocks:
                 cached = self.cache.use(job.blocks) * BLOCK_TOKENS
                 job.cached_tokens = min(cached, job.prompt_tokens - 1)  # the last one is read anew
+                self.cached_tokens += job.cached_tokens
             job.left_tokens = float(job.prompt_tokens - job.cached_tokens)
             self._reading.append(job)
 
     def _end(self, job: Job, now_s: float) -> None:
         job.ended_s = now_s
+        self.ended += 1
         self._kv_used -= job.kv_tokens
         self._context -= job.kv_tokens
 

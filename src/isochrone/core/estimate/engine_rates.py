@@ -7,7 +7,7 @@ replaces old evidence, an idle hour changes nothing. All functions are pure.
 from dataclasses import dataclass, replace
 
 from isochrone.core.estimate.service import Rates
-from isochrone.ports.engine import EngineLoad
+from isochrone.core.world.engine_load import EngineLoad
 
 PREFILL_MEMORY_TOKENS = 8_000.0
 DECODE_MEMORY_TOKENS = 2_000.0
@@ -109,7 +109,7 @@ def arrived(
     if before.running is None or after.running is None or elapsed_s <= 0:
         return None
     if after.requests_total is not None:
-        ended: float = _grown(before.requests_total, after.requests_total)
+        ended = float(_grown(before.requests_total, after.requests_total))
     elif after.output_tokens_total is not None:
         tokens = _grown(before.output_tokens_total, after.output_tokens_total)
         ended = tokens / max(known.output_tokens, 1.0)

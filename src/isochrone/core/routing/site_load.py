@@ -1,0 +1,62 @@
+"""What a site says of one model in its digest: the sums over what its engines' counters told."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from isochrone.core.estimate.engine_rates import (
+    Learned,
+    pending_output_tokens,
+    pending_prompt_tokens,
+)
+from isochrone.core.estimate.service import Servers, Work
+from isochrone.core.ids import ModelName
+from isochrone.core.routing.credits import spare_requests
+from isochrone.core.world.digest import DeploymentLoad
+from isochrone.core.world.engine_load import EngineLoad
+from isochrone.core.world.model import COMMON_ENDPOINTS, Endpoint
+
+
+class Reading(NamedTuple):
+    """One ready replica: how many requests it takes at once, what its counters said last, and how
+    many requests a second came to it lately (None where they do not tell)."""
+
+    slots: int
+    load: EngineLoad
+    arrived: float | None
+
+
+def load_of(
+    model: ModelName, ready: Sequence[Reading], known: Learned, *, revision: str | None = None,
+    endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS,
+) -> DeploymentLoad:
+    """Sum over the ready replicas of one model. What an engine does not state counts as 0: the
+    ingress corrects by its own dispatches."""
+    prompt_tokens = round(sum([pending_prompt_tokens(known, each.load) for each in ready]))
+    output_tokens = round(sum([pending_output_tokens(known, each.load) for each in ready]))
+    slots = sum([each.slots for each in ready])
+    rates = known.rates
+    arrived = spare = None
+    counts = [each.arrived for each in ready if each.arrived is not None]
+    if counts and len(counts) == len(ready):
+        arrived = sum(counts)
+        spare = spare_requests(
+            Servers(ready=len(ready), slots=max(slots, 1), rates=rates),
+            Work(prompt_tokens=prompt_tokens, output_tokens=output_tokens),
+            prompt_tokens=known.prompt_tokens, output_tokens=known.output_tokens, arrived=arrived,
+        )
+        arrived, spare = round(arrived, 3), round(spare, 3)
+    return DeploymentLoad(
+        model=model,
+        revision=revision,
+        ready=len(ready),
+        slots=slots,
+        running=sum([each.load.running or 0 for each in ready]),
+        waiting=sum([each.load.waiting or 0 for each in ready]),
+        pending_prompt_tokens=prompt_tokens,
+        pending_output_tokens=output_tokens,
+        prefill_tok_s=rates.prefill_tok_s,
+        decode_tok_s=rates.decode_tok_s,
+        endpoints=endpoints,
+        arrived=arrived,
+        spare=spare,
+    )

@@ -1,0 +1,141 @@
+"""What each gateway of our own policy knows in the simulation, and what it keeps of a request."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from isochrone.core.admission.fair_order import Ticket
+from isochrone.core.admission.retry_budget import RetryBudget
+from isochrone.core.admission.site_queue import SiteQueue
+from isochrone.core.estimate.service import Rates
+from isochrone.core.ids import ReplicaId, SiteName
+from isochrone.core.rng import Random
+from isochrone.core.routing.choice import Refused
+from isochrone.core.routing.loads import Dispatch, Loads
+from isochrone.core.routing.pick import Standing
+from isochrone.core.routing.prefix import BLOCK_BYTES, BLOCK_ENDS, Belief, Prefixes, Sighting
+from isochrone.core.routing.sessions import Sessions
+from isochrone.core.routing.table import RoutingTable
+from isochrone.twin.fast.news import Digests, Told
+from isochrone.twin.fast.policy import Flight
+
+RETRY_RATIO: Final = 0.1    # as the gateway's settings
+RETRIES_PER_S: Final = 10.0
+NO_BLOCKS: Final[tuple[int, ...]] = ()
+_LOOKED_AT: Final[list[int]] = [end // BLOCK_BYTES - 1 for end in BLOCK_ENDS]
+
+
+def gateway_blocks(blocks: Sequence[int]) -> Sequence[int]:
+    """Of the hashes of a prompt's blocks of one size those at which a gateway's larger ones end:
+    each covers all before it, so these are the gateway's hashes."""
+    found: list[int] = []
+    count = len(blocks)
+    for at in _LOOKED_AT:
+        if at >= count:
+            break
+        found.append(blocks[at])
+    return found
+
+
+class Gateway:
+    """What the gateway of one place knows. `site` is the number of the site there, -1 for none."""
+
+    __slots__ = (
+        "delays_s", "ingress", "late", "loads", "name", "next_news", "prefixes", "retries", "rng",
+        "sessions", "site", "table",
+    )
+
+    def __init__(
+        self, name: SiteName, ingress: int, site: int, table: RoutingTable, rng: Random,
+        delays_s: list[float],
+    ) -> None:
+        self.name = name
+        self.ingress = ingress
+        self.site = site
+        self.table = table
+        self.rng = rng
+        self.delays_s = delays_s  # of each site's digests
+        self.loads = Loads()
+        self.prefixes = Prefixes()
+        self.sessions = Sessions()
+        self.retries = RetryBudget(RETRY_RATIO, RETRIES_PER_S)
+        self.next_news = 0
+        self.late: list[Told] = []  # that were made and have not arrived
+
+    def listen(self, news: Digests, now_s: float) -> None:
+        """Hear what has arrived since somebody last asked here; and those who recover, recover."""
+        if self.loads.health.ailing:
+            self.loads.health.sweep(int(now_s * 1e9))
+        late = self.late
+        if late:
+            first = late[0]
+            if len(late) > 4 or first.made_s + self.delays_s[first.site] <= now_s:
+                self.late = [told for told in late if not self._hear(told, news, now_s)]
+        if self.next_news < news.made:
+            for told in news.since(self.next_news):
+                if not self._hear(told, news, now_s):
+                    self.late.append(told)
+            self.next_news = news.made
+
+    def _hear(self, told: Told, news: Digests, now_s: float) -> bool:
+        at_s = told.made_s + self.delays_s[told.site]
+        if at_s > now_s:
+            return False
+        if self.ingress >= 0 and not news.passes(told.site, self.ingress):
+            return True  # it is lost on its way
+        self.loads.heard(told.digest, int(at_s * 1e9))
+        self.prefixes.heard(told.digest)
+        return True
+
+
+class Sent:
+    """What the ingress keeps of a request that it sent. `blocks`: as gateways hash its prompt."""
+
+    __slots__ = (
+        "belief", "blocks", "gateway", "pushed", "refusals", "rtt_ms", "seen", "ticket", "tries",
+    )
+
+    def __init__(self, gateway: Gateway, blocks: Sequence[int]) -> None:
+        self.gateway = gateway
+        self.blocks = blocks
+        self.belief: Belief | None = None
+        self.seen: Sighting | None = None
+        self.ticket: Dispatch | None = None
+        self.refusals: list[Refused] | None = None
+        self.pushed = False
+        self.rtt_ms = 0.0
+        self.tries = 0
+
+
+class Served:
+    """What the serving site's gateway keeps of it."""
+
+    __slots__ = (
+        "belief", "expected_tokens", "queue", "seen", "standing", "started", "ticket", "tried",
+        "turn", "unread_tokens",
+    )
+
+    def __init__(self, queue: "Place", turn: Ticket) -> None:
+        self.queue = queue
+        self.turn = turn
+        self.belief: Belief | None = None
+        self.seen: Sighting | None = None
+        self.standing: Standing | None = None
+        self.ticket: Dispatch | None = None
+        self.tried: set[ReplicaId] | None = None
+        self.unread_tokens = 0
+        self.expected_tokens = 0
+        self.started = False
+
+
+class Place:
+    """The queue and the replicas of one model at one site."""
+
+    __slots__ = ("flights", "numbers", "queue", "rates", "sold", "standings")
+
+    def __init__(self, queue: SiteQueue) -> None:
+        self.queue = queue
+        self.standings: list[Standing] = []
+        self.numbers: dict[ReplicaId, int] = {}
+        self.flights: dict[Ticket, Flight] = {}
+        self.sold = 0
+        self.rates: Rates | None = None

@@ -1,0 +1,226 @@
+"""What comes out of a run: counts and quantiles that take the same memory however long it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import exp, inf, log
+from struct import Struct
+from typing import Final
+
+LEAST_MS: Final = 0.01
+WIDTH: Final = 0.005   # of a bucket, as a share of its value
+BUCKETS: Final = 4400  # up to ten hours
+ANSWER_BYTES_TOKEN: Final = 200  # an event of a stream, of which most have one token
+
+_LOG_WIDTH = log(1.0 + WIDTH)
+_LOG_LEAST = log(LEAST_MS)
+_RECORD = Struct("<qiiqdd")
+_HASHED_AT_ONCE: Final = 1024
+
+
+class Quantiles:
+    """Milliseconds in buckets of half a percent, and their exact sum."""
+
+    __slots__ = ("_counts", "count", "endless", "sum_ms")
+
+    def __init__(self) -> None:
+        self._counts = [0] * BUCKETS
+        self.count = 0      # of the finite ones
+        self.endless = 0    # of those that never came
+        self.sum_ms = 0.0
+
+    def add(self, ms: float) -> None:
+        self.count += 1
+        self.sum_ms += ms
+        at = 0 if ms <= LEAST_MS else int((log(ms) - _LOG_LEAST) / _LOG_WIDTH)
+        self._counts[at if at < BUCKETS else BUCKETS - 1] += 1
+
+    def never(self) -> None:
+        """One that did not come: later than any other."""
+        self.endless += 1
+
+    def mean_ms(self) -> float | None:
+        """Of the finite ones; None without any."""
+        return self.sum_ms / self.count if self.count else None
+
+    def at(self, share: float) -> float | None:
+        """The value below which this share of all lies, within half a percent; None where that is
+        one that never came, or nothing was counted."""
+        wanted = share * (self.count + self.endless)
+        seen = 0
+        for bucket, count in enumerate(self._counts):
+            if count and seen + count >= wanted:
+                inside = (wanted - seen) / count
+                return exp(_LOG_LEAST + (bucket + inside) * _LOG_WIDTH)
+            seen += count
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """One run. Of requests that began after the warm-up: `requests` = `answered` + `refused` +
+    `broken` + `open`. A refused or broken one counts as never answered in the quantiles and for the
+    objective; None for a quantile that lies among those. `ttft_ms_mean` is of those that began to
+    be answered. Times are the client's at its ingress. `goodput_rps`: answered within the
+    objective, by simulated second after the warm-up. `hit_rate`: prompt tokens that were cached.
+    `cross_border_bytes`: sent between countries, both ways. `trace` is the hash of every request's
+    way and instants."""
+
+    policy: str
+    seed: int
+    requests: int
+    answered: int
+    refused: int
+    broken: int
+    open: int
+    retried: int
+    ttft_ms_mean: float | None
+    ttft_ms_p50: float | None
+    ttft_ms_p90: float | None
+    ttft_ms_p99: float | None
+    total_ms_mean: float | None
+    slo_attainment: float
+    goodput_rps: float
+    hit_rate: float
+    cross_border_bytes: int
+    gpus: int
+    simulated_s: float
+    busy_share: float
+    output_tokens: int
+    by_class: Mapping[int, "ClassSummary"] = field(default_factory=dict)
+    by_site: tuple[int, ...] = ()
+    trace: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassSummary:
+    """The same of one class of requests."""
+
+    requests: int
+    refused: int
+    ttft_ms_mean: float | None
+    ttft_ms_p50: float | None
+    ttft_ms_p99: float | None
+    slo_attainment: float
+
+
+class ClassTally:
+    __slots__ = ("good", "refused", "requests", "ttft")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.refused = 0
+        self.good = 0
+        self.ttft = Quantiles()
+
+    def summary(self) -> ClassSummary:
+        return ClassSummary(
+            requests=self.requests, refused=self.refused, ttft_ms_mean=self.ttft.mean_ms(),
+            ttft_ms_p50=self.ttft.at(0.5), ttft_ms_p99=self.ttft.at(0.99),
+            slo_attainment=self.good / self.requests if self.requests else 0.0,
+        )
+
+
+class Trace:
+    """The hash of what became of every request, in the order in which they ended."""
+
+    def __init__(self) -> None:
+        self._hash = blake2b(digest_size=16)
+        self._records: list[bytes] = []
+
+    def add(
+        self, ident: int, site: int, replica: int, cached_tokens: int, first_s: float, end_s: float
+    ) -> None:
+        records = self._records
+        records.append(_RECORD.pack(ident, site, replica, cached_tokens, first_s, end_s))
+        if len(records) >= _HASHED_AT_ONCE:
+            self._hash.update(b"".join(records))
+            records.clear()
+
+    def digest(self) -> str:
+        self._hash.update(b"".join(self._records))
+        self._records.clear()
+        return self._hash.hexdigest()
+
+
+class Tally:
+    """Counts while a run goes on. `sites`: how many there are."""
+
+    def __init__(self, sites: int, warm_s: float) -> None:
+        self.warm_s = warm_s
+        self.ttft = Quantiles()
+        self.total = Quantiles()
+        self.classes = [ClassTally(), ClassTally(), ClassTally()]
+        self.by_site = [0] * sites
+        self.requests = self.answered = self.refused = self.broken = self.retried = 0
+        self.good = 0
+        self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
+        self.cross_border_bytes = 0
+        self.trace = Trace()
+
+    def began(self, at_s: float, class_: int) -> None:
+        if at_s >= self.warm_s:
+            self.requests += 1
+            self.classes[class_].requests += 1
+
+    def refuse(self, at_s: float, class_: int) -> None:
+        """The client gets an error."""
+        if at_s >= self.warm_s:
+            self.refused += 1
+            self.ttft.never()
+            tally = self.classes[class_]
+            tally.refused += 1
+            tally.ttft.never()
+
+    def break_off(self, at_s: float, class_: int) -> None:
+        """The client's stream ends with an error."""
+        if at_s >= self.warm_s:
+            self.broken += 1
+            self.ttft.never()
+            self.classes[class_].ttft.never()
+
+    def answer(
+        self, at_s: float, class_: int, ttft_ms: float, total_ms: float, slo_ms: float, site: int,
+        prompt_tokens: int, cached_tokens: int, output_tokens: int, border_bytes: int,
+    ) -> None:
+        """The client has the whole answer."""
+        if at_s < self.warm_s:
+            return
+        self.answered += 1
+        self.by_site[site] += 1
+        self.ttft.add(ttft_ms)
+        self.total.add(total_ms)
+        tally = self.classes[class_]
+        tally.ttft.add(ttft_ms)
+        if ttft_ms <= slo_ms:
+            self.good += 1
+            tally.good += 1
+        self.prompt_tokens += prompt_tokens
+        self.cached_tokens += cached_tokens
+        self.output_tokens += output_tokens
+        self.cross_border_bytes += border_bytes
+
+    def summary(
+        self, *, policy: str, seed: int, gpus: int, now_s: float, last_s: float, busy_share: float
+    ) -> Summary:
+        """`now_s`: the end of the run; `last_s`: when the last request came."""
+        requests, counted_s = self.requests, max(last_s - self.warm_s, 0.0)
+        return Summary(
+            policy=policy, seed=seed, requests=requests, answered=self.answered,
+            refused=self.refused, broken=self.broken,
+            open=requests - self.answered - self.refused - self.broken, retried=self.retried,
+            ttft_ms_mean=self.ttft.mean_ms(), ttft_ms_p50=self.ttft.at(0.5),
+            ttft_ms_p90=self.ttft.at(0.9), ttft_ms_p99=self.ttft.at(0.99),
+            total_ms_mean=self.total.mean_ms(),
+            slo_attainment=self.good / requests if requests else 0.0,
+            goodput_rps=self.good / counted_s if counted_s > 0 else 0.0,
+            hit_rate=self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0,
+            cross_border_bytes=self.cross_border_bytes, gpus=gpus, simulated_s=now_s,
+            busy_share=busy_share, output_tokens=self.output_tokens,
+            by_class={rank: each.summary() for rank, each in enumerate(self.classes)
+                      if each.requests},
+            by_site=tuple(self.by_site), trace=self.trace.digest(),
+        )
+
+
+NO_SLO_MS: Final = inf

@@ -1,0 +1,60 @@
+"""A scenario: world, fleet, traffic and length of a simulation, as somebody wrote them down.
+
+The file is read by `wiring/twin_scenario.py`; docs/twin-world.md has every key.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from isochrone.twin.world.fleet_plan import Sharing, TenantPlan
+
+WorkloadKind = Literal["recorded", "coding", "servegen", "azure-2024"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """`files` are paths, or empty for the packaged sample. `load` is the fraction of what the fleet
+    can do with nothing cached; `rate_rps` states the rate itself; exactly one is not None.
+    `reserved` and `batch` are parts of the requests, the rest is on demand."""
+
+    name: str
+    kind: WorkloadKind
+    files: tuple[str, ...]
+    load: float | None
+    rate_rps: float | None
+    slo_ms: float
+    slo_token_ms: float
+    reserved: float
+    batch: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetOrder:
+    """`hardware`, `model`, `gpus` and `table` name one row of the packaged table of engines."""
+
+    hardware: str
+    model: str
+    gpus: int
+    engine_sites: int
+    replicas: int
+    sharing: Sharing
+    apart_km: float
+    slots: int
+    chunk_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """`sites` and `rtt` are paths, None for the packaged tables. `start_hour`: hours since Monday
+    00:00 UTC; `hours`: whether places are quieter by night."""
+
+    seed: int
+    length_s: float
+    warm_s: float
+    start_hour: float
+    hours: bool
+    sites: str | None
+    rtt: str | None
+    fleet: FleetOrder
+    workload: Workload
+    tenants: tuple[TenantPlan, ...]

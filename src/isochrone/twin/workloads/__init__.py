@@ -1,0 +1,1 @@
+"""Requests to simulate: when they come, how long they are, what they share, where they enter."""

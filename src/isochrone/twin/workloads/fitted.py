@@ -1,0 +1,245 @@
+"""Requests from published fits: rates that change over the week, spread of lengths, no prompts.
+
+Arrivals of a client are a renewal process in its own time: the steps of its expected count are
+Gamma or Weibull distributed with mean 1 and the spread of the window. So a client's rate follows
+its windows exactly in the mean, with its bursts. After the last window all begins anew.
+"""
+
+import csv
+import io
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heapreplace
+from math import exp, gamma, log
+from typing import Literal
+
+from isochrone.core.errors import InvalidInput
+from isochrone.core.rng import Random, stream
+from isochrone.twin.fast.arrivals import NO_SESSION
+from isochrone.twin.workloads.asks import Ask, mixed
+
+Family = Literal["Gamma", "Weibull"]
+MOST_TOLD = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """From `start_s` to `end_s` a client sends `rate_rps` in the mean; `spread`: the coefficient of
+    variation (Gamma) or the shape (Weibull) of the times between its requests."""
+
+    start_s: float
+    end_s: float
+    rate_rps: float
+    family: Family
+    spread: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Tokens by quantile: ascending `shares` from 0 to 1, and the tokens at them; between two of
+    them the logarithm is linear."""
+
+    shares: tuple[float, ...]
+    tokens: tuple[float, ...]
+
+    def at(self, share: float) -> int:
+        place = min(max(bisect_right(self.shares, share), 1), len(self.shares) - 1)
+        low, high = self.shares[place - 1], self.shares[place]
+        part = (share - low) / (high - low) if high > low else 0.0
+        first, last = log(self.tokens[place - 1]), log(self.tokens[place])
+        return max(round(exp(first + part * (last - first))), 1)
+
+    @property
+    def mean(self) -> float:
+        return sum(self.at((step + 0.5) / 1000) for step in range(1000)) / 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """`clients` each have windows by `start_s`; all repeat after `period_s`. Prompt and answer are
+    drawn independently of each other, which the real ones are not."""
+
+    clients: tuple[tuple[Window, ...], ...]
+    period_s: float
+    prompt: Lengths
+    output: Lengths
+    spread_over: int = 8  # places that one client's requests come from
+
+    @property
+    def rate_rps(self) -> float:
+        expected = sum(
+            (each.end_s - each.start_s) * each.rate_rps for client in self.clients
+            for each in client
+        )
+        return expected / self.period_s
+
+
+def fitted_asks(fit: Fitted, rate_rps: float, seed: int) -> Iterator[Ask]:
+    """For ever; the rates of all clients are multiplied alike, so that their mean is `rate_rps`."""
+    factor = rate_rps / fit.rate_rps
+    rng = stream(seed, "workload.fitted")
+    due = []
+    for number, windows in enumerate(fit.clients):
+        times = _times(windows, fit.period_s, factor, stream(seed, f"workload.fitted.{number}"))
+        due.append((next(times), number, times))
+    heapify(due)
+    while True:
+        at_s, number, times = due[0]
+        heapreplace(due, (next(times), number, times))
+        # One that stands for everybody has no place of its own.
+        place = rng.getrandbits(62) if len(fit.clients) == 1 else rng.randrange(fit.spread_over)
+        yield Ask(
+            at_s, fit.prompt.at(rng.random()), fit.output.at(rng.random()),
+            mixed(number, place), NO_SESSION, (),
+        )
+
+
+def _times(
+    windows: Sequence[Window], period_s: float, factor: float, rng: Random
+) -> Iterator[float]:
+    left = rng.random()  # of a step, where time 0 falls into one
+    turn = 0
+    while True:
+        for window in windows:
+            rate = window.rate_rps * factor
+            at_s = window.start_s + turn * period_s
+            end_s = window.end_s + turn * period_s
+            while at_s + left / rate <= end_s:
+                at_s += left / rate
+                yield at_s
+                left = _step(window, rng)
+            left -= (end_s - at_s) * rate
+        turn += 1
+
+
+def _step(window: Window, rng: Random) -> float:
+    """Of mean 1."""
+    if window.family == "Gamma":
+        shape = 1.0 / window.spread**2
+        return rng.gammavariate(shape, 1.0 / shape)
+    return rng.weibullvariate(1.0 / gamma(1.0 + 1.0 / window.spread), window.spread)
+
+
+def parse_client_rates(
+    text: str, source: str, window_s: float = 600.0
+) -> tuple[tuple[tuple[Window, ...], ...], float]:
+    """ServeGen's rates: CSV with client, window_s (its start), rate_rps, cv, dist, p1. The clients
+    and the period. Raises InvalidInput with all problems."""
+    clients: dict[str, list[Window]] = {}
+    problems: list[str] = []
+    for line, row in _rows(text, source, ("client", "window_s", "rate_rps", "cv", "dist", "p1")):
+        try:
+            start_s, rate = float(row["window_s"]), float(row["rate_rps"])
+            family: Family = "Weibull" if row["dist"] == "Weibull" else "Gamma"
+            spread = float(row["p1"] if family == "Weibull" else row["cv"])
+        except ValueError as error:
+            problems.append(f"{source}, line {line}: {error}")
+            continue
+        if row["dist"] not in ("Gamma", "Weibull") or rate <= 0 or spread <= 0:
+            problems.append(
+                f"{source}, line {line}: expected dist Gamma or Weibull, and rate_rps, cv and p1 "
+                f"above 0"
+            )
+            continue
+        clients.setdefault(row["client"], []).append(Window(
+            start_s=start_s, end_s=start_s + window_s, rate_rps=rate, family=family, spread=spread,
+        ))
+    _raise_if(problems, clients, source)
+    ordered = tuple(
+        tuple(sorted(each, key=lambda window: window.start_s)) for each in clients.values()
+    )
+    return ordered, max(each[-1].end_s for each in ordered)
+
+
+def parse_length_histogram(text: str, source: str) -> Mapping[str, Lengths]:
+    """ServeGen's pooled histograms: CSV with field, bin_lo (ascending, logarithmic), requests; all
+    days together. By field."""
+    bins: dict[str, dict[float, float]] = {}
+    problems: list[str] = []
+    for line, row in _rows(text, source, ("field", "bin_lo", "requests")):
+        try:
+            low, count = float(row["bin_lo"]), float(row["requests"])
+        except ValueError as error:
+            problems.append(f"{source}, line {line}: {error}")
+            continue
+        of_field = bins.setdefault(row["field"], {})
+        of_field[max(low, 1.0)] = of_field.get(max(low, 1.0), 0.0) + count
+    _raise_if(problems, bins, source)
+    return {field: _lengths_of_bins(each) for field, each in bins.items()}
+
+
+def parse_length_percentiles(text: str, source: str) -> Mapping[str, Lengths]:
+    """Azure's percentiles: CSV with field, percentile, tokens. By field."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    problems: list[str] = []
+    for line, row in _rows(text, source, ("field", "percentile", "tokens")):
+        try:
+            point = (float(row["percentile"]) / 100.0, max(float(row["tokens"]), 1.0))
+        except ValueError as error:
+            problems.append(f"{source}, line {line}: {error}")
+            continue
+        points.setdefault(row["field"], []).append(point)
+    _raise_if(problems, points, source)
+    found = {}
+    for field, each in points.items():
+        ordered = sorted(each)
+        whole = [(0.0, ordered[0][1]), *ordered, (1.0, ordered[-1][1])]
+        found[field] = Lengths(
+            shares=tuple(share for share, _ in whole), tokens=tuple(tokens for _, tokens in whole)
+        )
+    return found
+
+
+def parse_rate_curve(text: str, source: str) -> tuple[tuple[Window, ...], float]:
+    """Azure's week: CSV with t_s and inv_per_min; arrivals by pure chance at that rate. Windows and
+    period."""
+    points: list[tuple[float, float]] = []
+    problems: list[str] = []
+    for line, row in _rows(text, source, ("t_s", "inv_per_min")):
+        try:
+            points.append((float(row["t_s"]), float(row["inv_per_min"]) / 60.0))
+        except ValueError as error:
+            problems.append(f"{source}, line {line}: {error}")
+    _raise_if(problems, points, source)
+    points.sort()
+    step_s = (points[-1][0] - points[0][0]) / max(len(points) - 1, 1) or 60.0
+    ends = [each[0] for each in points[1:]] + [points[-1][0] + step_s]
+    windows = tuple(
+        Window(start_s=at_s, end_s=end_s, rate_rps=rate, family="Gamma", spread=1.0)
+        for (at_s, rate), end_s in zip(points, ends, strict=True) if rate > 0 and end_s > at_s
+    )
+    return windows, ends[-1]
+
+
+def _lengths_of_bins(bins: Mapping[float, float]) -> Lengths:
+    lows = sorted(bins)
+    total = sum(bins.values())
+    shares, tokens, below = [0.0], [lows[0]], 0.0
+    for place, low in enumerate(lows):
+        below += bins[low]
+        step = low / lows[place - 1] if place else lows[1] / low if len(lows) > 1 else 2.0
+        shares.append(below / total)
+        tokens.append(lows[place + 1] if place + 1 < len(lows) else low * step)
+    return Lengths(shares=tuple(shares), tokens=tuple(tokens))
+
+
+def _rows(
+    text: str, source: str, needed: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(text))
+    missing = [name for name in needed if name not in (reader.fieldnames or ())]
+    if missing:
+        raise InvalidInput(
+            [f"{source}: no column {name}; expected {', '.join(needed)}" for name in missing]
+        )
+    for row in reader:
+        yield reader.line_num, {name: row[name] or "" for name in needed}
+
+
+def _raise_if(problems: Sequence[str], found: Sequence[object] | Mapping[str, object], source: str
+              ) -> None:
+    if problems:
+        raise InvalidInput(problems[:MOST_TOLD])
+    if not found:
+        raise InvalidInput([f"{source}: has no rows"])

@@ -1,0 +1,148 @@
+"""Parses a scenario file (TOML), or lists every problem of the file at once.
+
+Only the text is judged here; whether the files that it names can be read is found out by
+`twin_world.py`, which opens them.
+"""
+
+import tomllib
+from collections.abc import Sequence
+
+from isochrone.adapters.packaged import load_blocs, load_engine_rates
+from isochrone.core.errors import InvalidInput
+from isochrone.core.residency.blocs import Blocs
+from isochrone.core.residency.terms import check_axis, parse_term
+from isochrone.twin.scenario import FleetOrder, Scenario, Workload, WorkloadKind
+from isochrone.twin.world.fleet_plan import TenantPlan
+from isochrone.wiring.toml_table import Problems, TomlTable
+
+KINDS: tuple[WorkloadKind, ...] = ("recorded", "coding", "servegen", "azure-2024")
+FILES_OF_KIND = {"recorded": 1, "coding": 1, "servegen": 2, "azure-2024": 2}
+LONGEST_S = 14 * 86_400.0
+MOST_LOAD = 4.0
+
+
+def parse_scenario(text: str, *, source: str) -> Scenario:
+    """`source` names the file in messages. Raises InvalidInput with all problems."""
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InvalidInput([f"{source}: not a TOML file: {error}"]) from error
+    problems = Problems(source)
+    top = TomlTable("", content, problems)
+    length_s = top.number("length_s", 1.0, LONGEST_S, default=600.0)
+    scenario = Scenario(
+        seed=top.integer("seed", 0, 2**31 - 1, default=1),
+        length_s=length_s,
+        warm_s=top.number("warm_s", 0.0, LONGEST_S, default=min(60.0, length_s / 10)),
+        start_hour=top.number("start_hour", 0.0, 168.0, default=33.0),
+        hours=top.boolean("hours", default=True),
+        sites=top.text("sites"),
+        rtt=top.text("rtt"),
+        fleet=_fleet(_needed(top, "fleet", problems), problems),
+        workload=_workload(_needed(top, "workload", problems)),
+        tenants=_tenants(top.tables("tenant", name_key="name"), load_blocs()),
+    )
+    top.finish()
+    if scenario.warm_s >= scenario.length_s:
+        top.problem(
+            f"warm_s is {scenario.warm_s:g} and length_s is {scenario.length_s:g}; what is counted "
+            "begins after the warm-up, so the length must be greater"
+        )
+    problems.raise_if_any()
+    return scenario
+
+
+def _needed(top: TomlTable, key: str, problems: Problems) -> TomlTable:
+    table = top.table(key)
+    if table is None:
+        if not top.has(key):
+            top.problem(f"there is no [{key}]; a scenario needs a [fleet] and a [workload]")
+        # Read as if it were there, so that other problems are found; its own are not told.
+        return TomlTable(key, {}, Problems(problems.source))
+    return table
+
+
+def _fleet(table: TomlTable, problems: Problems) -> FleetOrder:
+    engines = load_engine_rates()
+    order = FleetOrder(
+        hardware=table.text("hardware") or "H100-SXM5-80GB",
+        model=table.text("model") or "llama3-8b",
+        gpus=table.integer("gpus", 1, 64, default=1),
+        engine_sites=table.integer("engine_sites", 1, 10_000, default=60),
+        replicas=table.integer("replicas", 1, 1_000_000, default=240),
+        sharing="even" if table.choice(
+            "sharing", ("demand", "even"), default="demand"
+        ) == "even" else "demand",
+        apart_km=table.number("apart_km", 0.0, 20_000.0, default=150.0),
+        slots=table.integer("slots", 1, 4096, default=256),
+        chunk_tokens=table.integer("chunk_tokens", 64, 65_536, default=2048),
+    )
+    table.finish()
+    if order.replicas < order.engine_sites:
+        table.problem(
+            f"replicas is {order.replicas} for {order.engine_sites} engine_sites; expected at "
+            "least one a site"
+        )
+    known = {(each.hardware, each.model, each.gpus) for each in engines}
+    if (order.hardware, order.model, order.gpus) not in known:
+        same = sorted({
+            f"{model} on {gpus} x {hardware}" for hardware, model, gpus in known
+            if hardware == order.hardware or model == order.model
+        })
+        table.problem(
+            f"nothing is known of {order.model} on {order.gpus} x {order.hardware}; known are: "
+            + (", ".join(same) or ", ".join(sorted({each[0] for each in known})))
+        )
+    return order
+
+
+def _workload(table: TomlTable) -> Workload:
+    kind = table.choice("kind", KINDS, default="recorded") or "recorded"
+    files = table.names("files", default=())
+    has_rate, has_load = table.has("rate_rps"), table.has("load")
+    load = table.number("load", 0.001, MOST_LOAD, default=0.8)
+    rate_rps = table.number("rate_rps", 0.001, 1e6, default=1.0)
+    workload = Workload(
+        name=table.text("name") or kind,
+        kind=next(each for each in KINDS if each == kind),
+        files=files,
+        load=None if has_rate else load,
+        rate_rps=rate_rps if has_rate else None,
+        slo_ms=table.number("slo_ms", 1.0, 1e7, default=1_000.0),
+        slo_token_ms=table.number("slo_token_ms", 0.0, 1_000.0, default=0.25),
+        reserved=table.number("reserved", 0.0, 1.0, default=0.0),
+        batch=table.number("batch", 0.0, 1.0, default=0.0),
+    )
+    table.finish()
+    if has_rate and has_load:
+        table.problem("rate_rps and load are both there; state the rate, or the load and not it")
+    if workload.reserved + workload.batch > 1.0:
+        table.problem(
+            f"reserved {workload.reserved:g} and batch {workload.batch:g} are more than all "
+            "requests; expected at most 1 together"
+        )
+    if files and len(files) != FILES_OF_KIND[kind]:
+        what = {
+            "servegen": "the rates and the lengths", "azure-2024": "the rate curve and the tokens",
+        }.get(kind, "the trace")
+        table.problem(f"files has {len(files)}; a workload {kind} is read from {what}")
+    return workload
+
+
+def _tenants(tables: Sequence[TomlTable], blocs: Blocs) -> tuple[TenantPlan, ...]:
+    found: list[TenantPlan] = []
+    for table in tables:
+        terms = table.names("residency", default=("any",))
+        for problem in check_axis(tuple(parse_term(term) for term in terms), blocs):
+            table.problem(f"residency: {problem}")
+        tenant = TenantPlan(
+            name=table.need_text("name"), share=table.number("share", 0.0, 1e9, default=1.0),
+            residency=tuple(parse_term(term) for term in terms),
+        )
+        table.finish()
+        if any(each.name == tenant.name for each in found):
+            table.problem("there are two tenants with this name")
+        found.append(tenant)
+    if tables and not sum(each.share for each in found):
+        tables[0].problem("no tenant has a share above 0; at least one must ask for something")
+    return tuple(found) or (TenantPlan(name="all", share=1.0, residency=("any",)),)
