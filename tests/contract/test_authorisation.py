@@ -76,7 +76,7 @@ class Stage:
             for number, whose in enumerate(SIDES)
         }
         self.requests |= {whose: event.request_id for whose, event in booked.items()}
-        self.month = name_of(month_of(booked["own"].received_at))
+        self.month: str = name_of(month_of(booked["own"].received_at))
         for whose in SIDES:
             self.entitlement(whose)
             self.member(whose)
