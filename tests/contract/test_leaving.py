@@ -35,7 +35,7 @@ IN_MEMORY = {
     "isochrone.gateway.engine_errors", "isochrone.gateway.journal_state",
     "isochrone.gateway.message_counts", "isochrone.gateway.recount",
     "isochrone.gateway.request_fields", "isochrone.replay.exchange", "isochrone.replay.trace",
-    "isochrone.replay.verify",
+    "isochrone.replay.verify", "isochrone.twin.workloads.coding_sessions",
 }
 NOT_STORED = {"State", "_Waiting", "_Lent", "_Cast"}  # what processes remember of what is listed
 

@@ -107,6 +107,14 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
             "pending_output_tokens prefill_tok_s decode_tok_s endpoints arrived spare"
         ),
     ),
+    # core/world/engine_load.py: what an agent makes its digest of
+    "EngineLoad": _fields(
+        fleet=(
+            "running waiting prompt_tokens_total cached_tokens_total output_tokens_total "
+            "prefill_tok_s decode_tok_s requests_total running_prompt_tokens "
+            "running_output_tokens kept_tokens"
+        ),
+    ),
     "ReplicaLoad": _fields(
         fleet=(
             "id model generation state pid running waiting restarts prompt_tokens_total "
