@@ -25,6 +25,7 @@ from isochrone.cli import (
     replay,
     sites,
     status,
+    twin,
     up,
     usage,
 )
@@ -54,6 +55,7 @@ app.add_typer(policies.app, name="policies")
 app.add_typer(entitlements.app, name="entitlement")
 app.add_typer(prices.app, name="price")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(twin.app, name="twin")
 
 
 @app.command()

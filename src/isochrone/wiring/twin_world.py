@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from isochrone.adapters.packaged import (
     DATA,
@@ -40,7 +41,9 @@ from isochrone.twin.workloads.recorded import Recorded, RecordedRow, recorded_as
 from isochrone.twin.world.demand import demand_of
 from isochrone.twin.world.fleet_plan import FleetPlan, capacity_rps, plan_fleet
 from isochrone.twin.world.round_trips import Measured, measured_of, spread_of
-from isochrone.twin.world.sites_table import parse_sites
+from isochrone.twin.world.sites_table import PlacedSite, parse_sites
+
+T = TypeVar("T")
 
 SAMPLES = {
     "servegen": (
@@ -57,11 +60,13 @@ MOST_TOLD = 20
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwinWorld:
     """`arrivals()` begins anew with each call, always the same; `rate_rps` is their mean rate in a
-    week. `share[ingress]` is each ingress's part of the demand."""
+    week, of the `capacity_rps` that load 1 is. `share[ingress]` is each ingress's part of the
+    demand."""
 
     fleet: Fleet
     arrivals: Callable[[], Iterator[Arrivals]]
     rate_rps: float
+    capacity_rps: float
     share: tuple[float, ...]
 
 
@@ -74,19 +79,21 @@ class _Traffic:
 
 def twin_world(scenario: Scenario) -> TwinWorld:
     """Raises InvalidInput with the problems of every file that cannot be used."""
-    sites_file = Path(scenario.sites) if scenario.sites else DATA / "sites" / "fleet_1100.csv"
-    sites = parse_sites(_text(sites_file), str(sites_file))
+    problems: list[str] = []
+    sites = _read(lambda: _sites(scenario.sites), problems)
+    measured = _read(lambda: _measured(scenario.rtt), problems)
+    traffic = _read(lambda: _traffic(scenario.workload), problems)
+    if sites is None or measured is None or traffic is None:
+        raise InvalidInput(problems)
     by_distance = load_spread()
     fleet = plan_fleet(
-        _plan(scenario.fleet), sites, scenario.tenants, _measured(scenario.rtt),
+        _plan(scenario.fleet), sites, scenario.tenants, measured,
         spread_of([each[0] for each in by_distance], [each[1] for each in by_distance]),
         load_blocs(), load_hardware(),
     )
-    traffic = _traffic(scenario.workload)
     workload = scenario.workload
-    rate_rps = workload.rate_rps or (workload.load or 1.0) * capacity_rps(
-        fleet, traffic.prompt_tokens, traffic.output_tokens
-    )
+    most_rps = capacity_rps(fleet, traffic.prompt_tokens, traffic.output_tokens)
+    rate_rps = workload.rate_rps or (workload.load or 1.0) * most_rps
     demand = demand_of(sites, start_s=scenario.start_hour * 3600.0, flat=not scenario.hours)
     mix = Mix(
         tenants=tuple(each.share for each in scenario.tenants),
@@ -97,12 +104,26 @@ def twin_world(scenario: Scenario) -> TwinWorld:
         expected_tokens=max(round(traffic.output_tokens), 1),
     )
     return TwinWorld(
-        fleet=fleet, rate_rps=rate_rps, share=tuple(demand.share.tolist()),
+        fleet=fleet, rate_rps=rate_rps, capacity_rps=most_rps, share=tuple(demand.share.tolist()),
         arrivals=lambda: placed(
             traffic.source, demand, mix, rate_rps=rate_rps, length_s=scenario.length_s,
             seed=scenario.seed,
         ),
     )
+
+
+def _read(read: Callable[[], T], problems: list[str]) -> T | None:
+    """None where it cannot be, and why added to `problems`."""
+    try:
+        return read()
+    except InvalidInput as error:
+        problems += error.problems
+        return None
+
+
+def _sites(file: str | None) -> tuple[PlacedSite, ...]:
+    path = Path(file) if file else DATA / "sites" / "fleet_1100.csv"
+    return parse_sites(_text(path), str(path))
 
 
 def _plan(order: FleetOrder) -> FleetPlan:

@@ -49,10 +49,14 @@ class Least:
 class Bounds:
     """Of `requests` that have an allowed site; `unservable` have none. `light`: the great circle
     to the nearest allowed site and back in fibre, and no work. `floor_ms`: of each request by
-    itself, in the order of the trace."""
+    itself, in the order of the trace. `in_time`: at most so many have their first token within
+    their objective. `fresh_tokens`: of all `prompt_tokens`, what somebody must read."""
 
     requests: int
     unservable: int
+    in_time: int
+    prompt_tokens: int
+    fresh_tokens: int
     clairvoyant: Least
     light: Least
     floor_ms: Floats
@@ -83,14 +87,19 @@ class _Choices:
         return bool(self._options)
 
 
-def lower_bounds(fleet: Fleet, rules: Rules, chunks: Iterable[Arrivals]) -> Bounds:
-    """Bounds for these requests. Memory grows with their number (some 50 bytes each) and with that
-    of their different blocks."""
+def lower_bounds(
+    fleet: Fleet, rules: Rules, chunks: Iterable[Arrivals], *, from_s: float = 0.0
+) -> Bounds:
+    """Bounds for the requests that come at `from_s` or later. Those before only leave their blocks:
+    that they take engines' time, too, is one thing more that is relaxed. Memory grows with the
+    number of requests (some 50 bytes each) and with that of their different blocks."""
     known: dict[tuple[int, int, int], _Choices] = {}
     rows: list[tuple[int, float, float, float, float, int]] = []
-    unservable = 0
+    unservable = in_time = prompt_tokens = 0
     longest_s = float(fleet.rtt_ms.max(initial=0.0)) / 2000.0
     for row, tokens in fresh_tokens(chunks, longest_s):
+        if row.at_s < from_s:
+            continue
         key = (row.ingress, row.tenant, row.model)
         choices = known.get(key)
         if choices is None:
@@ -98,9 +107,11 @@ def lower_bounds(fleet: Fleet, rules: Rules, chunks: Iterable[Arrivals]) -> Boun
         if not choices:
             unservable += 1
             continue
+        least_ms = choices.floor_ms(tokens)
+        in_time += least_ms <= row.slo_ms
+        prompt_tokens += row.prompt_tokens
         rows.append((
-            row.model, row.at_s, choices.floor_ms(tokens), choices.nearest_ms / 2000.0,
-            choices.light_ms, tokens,
+            row.model, row.at_s, least_ms, choices.nearest_ms / 2000.0, choices.light_ms, tokens,
         ))
     columns = np.array(rows, dtype=np.float64).reshape(len(rows), 6)
     model, at_s, floor_ms, half_s, light_ms, tokens_ = columns.T
@@ -117,7 +128,8 @@ def lower_bounds(fleet: Fleet, rules: Rules, chunks: Iterable[Arrivals]) -> Boun
         for number in sorted({int(each) for each in model})
     ]
     return Bounds(
-        requests=len(rows), unservable=unservable, floor_ms=floor_ms,
+        requests=len(rows), unservable=unservable, in_time=in_time, prompt_tokens=prompt_tokens,
+        fresh_tokens=int(tokens_.sum()), floor_ms=floor_ms,
         clairvoyant=_clairvoyant(floor_ms, half_s, pools), light=_least(light_ms),
     )
 

@@ -8,6 +8,7 @@ from isochrone.twin.fast.summary import Summary
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """Named as in the file that a comparison writes. `load`: of the fleet's no-cache token work.
+    None is what does not exist: see `Summary` for times, and of a bound the bytes over borders.
     `gpus_for_slo`: the smallest fleet that keeps the objective, None where nobody looked for it."""
 
     workload: str
@@ -20,7 +21,7 @@ class Row:
     slo_attainment: float
     goodput_rps: float
     hit_rate: float
-    cross_border_bytes: int
+    cross_border_bytes: int | None
     gpus_for_slo: int | None
 
 

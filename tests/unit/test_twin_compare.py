@@ -1,0 +1,220 @@
+"""`isochrone twin`: rows of a comparison, what replaces parts of a scenario, and bad input."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isochrone.cli.app import run
+from isochrone.twin.fast.policy import Router
+from isochrone.wiring import twin_comparison
+from isochrone.wiring.twin_choice import Changes, chosen_scenario
+from isochrone.wiring.twin_comparison import POLICIES
+
+FEW = ("--requests", "120", "--jobs", "1")
+COLUMNS = [
+    "workload", "load", "policy", "ttft_ms_mean", "ttft_ms_p50", "ttft_ms_p90", "ttft_ms_p99",
+    "slo_attainment", "goodput_rps", "hit_rate", "cross_border_bytes", "gpus_for_slo",
+]
+TIMES = COLUMNS[3:7]
+BUCKET = 1.006  # quantiles of a run are within half a percent
+
+SITES = """site_id,country_iso2,lat,lon
+berlin,DE,52.5,13.4
+paris,FR,48.9,2.4
+london,GB,51.5,-0.1
+"""
+RTT = """src,dst,rtt_ms
+West Europe,France Central,9
+France Central,West Europe,9
+West Europe,UK South,12
+UK South,West Europe,12
+"""
+SMALL = """
+length_s = 20.0
+hours = false
+[fleet]
+engine_sites = 3
+replicas = 3
+[workload]
+load = 0.5
+"""
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def given(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["isochrone", "twin", *(str(each) for each in words)])
+        return run()
+
+    return given
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(found, list)
+    return found
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_row_for_each_policy_and_load_with_the_bound_below_all(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    names = "ours,llm_d,campus,bound"
+    assert command(
+        "compare", "eight-sites", "--policies", names, "--loads", "0.3,0.7", *FEW, "--json", out
+    ) == 0
+    rows = rows_of(out)
+    assert [list(row) for row in rows] == [COLUMNS] * 8
+    assert [(row["load"], row["policy"]) for row in rows] == [
+        (load, name) for load in (0.3, 0.7) for name in names.split(",")
+    ]
+    assert {row["workload"] for row in rows} == {"conversations"}
+    for at in (0, 4):
+        *played, bound = rows[at:at + 4]
+        ours, llm_d, campus = played
+        assert bound["cross_border_bytes"] is None
+        assert None not in (*(ours[name] for name in TIMES), *(llm_d[name] for name in TIMES))
+        # Its one site is not in Europe, so a fifth is refused, and the slowest tenth never answered.
+        assert campus["ttft_ms_p90"] is campus["ttft_ms_p99"] is None
+        for row in played:
+            for name in TIMES:
+                assert row[name] is None or 0.0 < bound[name] <= row[name] * BUCKET
+            assert 0.0 < row["slo_attainment"] <= bound["slo_attainment"] <= 1.0
+            assert 0.0 < row["goodput_rps"] <= bound["goodput_rps"]
+            assert 0.0 <= row["hit_rate"] <= bound["hit_rate"] < 1.0
+            assert row["gpus_for_slo"] is None
+    # Load is what differs: the same requests come faster.
+    assert rows[7]["goodput_rps"] > 1.5 * rows[3]["goodput_rps"]
+    printed = capsys.readouterr().out
+    assert "at load 0.3" in printed
+    assert "p99 / bound" in printed
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_same_seed_gives_the_same_file_whatever_the_processes(
+    command: Any, tmp_path: Path
+) -> None:
+    files = []
+    for name, jobs, seed in (("a", 1, 7), ("b", 2, 7), ("c", 1, 8)):
+        files.append(tmp_path / name)
+        assert command(
+            "compare", "eight-sites", "--policies", "ours,bound", "--requests", 60,
+            "--jobs", jobs, "--seed", seed, "--json", files[-1],
+        ) == 0
+    one, two, other = (each.read_bytes() for each in files)
+    assert one == two
+    assert one != other
+
+
+def test_all_policies_get_the_same_requests(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever's name a policy has, the same decisions give the same row."""
+
+    def twice() -> dict[str, Router]:
+        return {name: made()["nearest"] for name in ("nearest", "llm_d")}
+
+    made = twin_comparison.routers
+    monkeypatch.setattr(twin_comparison, "routers", twice)
+    out = tmp_path / "out.json"
+    assert command(
+        "compare", "eight-sites", "--policies", "nearest,llm_d", *FEW, "--json", out
+    ) == 0
+    one, other = rows_of(out)
+    assert {**one, "policy": ""} == {**other, "policy": ""}
+
+
+def test_files_replace_what_the_scenario_names(command: Any, tmp_path: Path) -> None:
+    scenario = written(tmp_path, "s.toml", SMALL + 'files = ["gone"]\n')
+    sites, rtt = written(tmp_path, "sites.csv", SITES), written(tmp_path, "rtt.csv", RTT)
+    trace = tmp_path / "calls.csv.gz"
+    trace.write_bytes(gzip.compress(b"t_s,context_tokens,generated_tokens\n" + b"".join(
+        b"%d,%d,%d\n" % (at, 300 + at % 7, 20 + at % 5) for at in range(300)
+    )))
+    out = tmp_path / "out.json"
+    assert command(
+        "compare", scenario, "--trace", trace, "--sites", sites, "--rtt", rtt, "--policies",
+        "ours,bound", *FEW, "--json", out,
+    ) == 0
+    ours, bound = rows_of(out)
+    assert ours["workload"] == "calls"
+    assert ours["hit_rate"] == bound["hit_rate"] == 0.0  # no prefixes are in such a trace
+    assert ours["ttft_ms_p99"] < 500.0  # all three are near each other, and prompts are short
+
+
+@pytest.mark.parametrize(
+    ("first_line", "kind"),
+    [
+        ('{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [0]}', "recorded"),
+        ("t_s,timestamp_utc,context_tokens,generated_tokens", "recorded"),
+        ('{"id":"a","block_size":64,"tool_tokens":1,"system_tokens":1,"requests":[]}', "coding"),
+        ("client,window_s,rate_rps,cv,dist,p1,p2", "servegen"),
+        ("trace,t_s,utc,inv_per_min,inv_per_min_lo,inv_per_min_hi", "azure-2024"),
+    ],
+)
+def test_the_kind_of_a_trace_is_told_by_its_first_line(
+    tmp_path: Path, first_line: str, kind: str
+) -> None:
+    trace = str(written(tmp_path, "x", first_line + "\n"))
+    workload = chosen_scenario("eight-sites", Changes(trace=(trace,))).workload
+    assert workload.kind == kind
+    assert workload.files[0] == trace
+    assert len(workload.files) == (2 if kind in ("servegen", "azure-2024") else 1)
+
+
+def test_the_load_of_a_stated_rate_is_its_part_of_what_the_fleet_does(
+    command: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    rates = []
+    for text in (SMALL, SMALL.replace("load = 0.5", "rate_rps = 2.0")):
+        scenario = written(tmp_path, "s.toml", text)
+        assert command("run", scenario, "--requests", 50, "--json", out) == 0
+        rates.append(rows_of(out)[0]["load"])
+    assert rates[0] == 0.5
+    assert 0.0 < rates[1] != 0.5
+
+
+def test_everything_that_is_wrong_is_told_and_nothing_is_written(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = written(tmp_path, "bad.csv", "x,y\n1,2\n")
+    scenario = written(tmp_path, "s.toml", "sed = 1\n[fleet]\nreplicas = 0\n")
+    kept = written(tmp_path, "out.json", "before")
+
+    def told(*words: object) -> str:
+        before = sorted(tmp_path.iterdir())
+        assert command("compare", *words, "--json", kept) == 2
+        assert sorted(tmp_path.iterdir()) == before
+        assert kept.read_text(encoding="utf-8") == "before"
+        return capsys.readouterr().err
+
+    text = told(scenario, "--trace", bad, "--rtt", tmp_path / "none", "--loads", "0.5,much,9,0.5")
+    for part in ("sed", "replicas", "[workload]", "no known traffic", "--rtt", '"much"', '"9"',
+                 "0.5 is named twice"):
+        assert part in text
+    text = told("eight-sites", "--rtt", bad, "--sites", bad, "--policies", "ours,best,ours")
+    for part in ("src, dst", "no column lat", "no policy best", *POLICIES, "ours is named twice"):
+        assert part in text
+    assert "packaged: eight-sites" in told("nine-sites")
+    damaged = tmp_path / "trace.gz"
+    damaged.write_bytes(b"\x1f\x8bno")
+    assert "damaged gzip" in told("eight-sites", "--trace", damaged)
+    assert command("compare", "eight-sites", "--json", tmp_path / "no" / "out.json") == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_packaged_scenario_is_good_for_every_policy(command: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    assert command("compare", "eight-sites", "--requests", 40, "--jobs", 1, "--json", out) == 0
+    assert [row["policy"] for row in rows_of(out)] == list(POLICIES)
