@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from isochrone.cli.app import run
+from isochrone.twin.baselines.catalogue import routers
 from isochrone.twin.fast.policy import Router
 from isochrone.wiring import twin_comparison
 from isochrone.wiring.twin_choice import Changes, chosen_scenario
@@ -84,7 +85,7 @@ def test_a_row_for_each_policy_and_load_with_the_bound_below_all(
         ours, llm_d, campus = played
         assert bound["cross_border_bytes"] is None
         assert None not in (*(ours[name] for name in TIMES), *(llm_d[name] for name in TIMES))
-        # Its one site is not in Europe, so a fifth is refused, and the slowest tenth never answered.
+        # Its one site is not in Europe, so a fifth is refused: the slowest tenth is never answered.
         assert campus["ttft_ms_p90"] is campus["ttft_ms_p99"] is None
         for row in played:
             for name in TIMES:
@@ -122,9 +123,8 @@ def test_all_policies_get_the_same_requests(
     """Whoever's name a policy has, the same decisions give the same row."""
 
     def twice() -> dict[str, Router]:
-        return {name: made()["nearest"] for name in ("nearest", "llm_d")}
+        return {name: routers()["nearest"] for name in ("nearest", "llm_d")}
 
-    made = twin_comparison.routers
     monkeypatch.setattr(twin_comparison, "routers", twice)
     out = tmp_path / "out.json"
     assert command(
