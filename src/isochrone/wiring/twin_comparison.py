@@ -133,12 +133,11 @@ def play_all(work: Sequence[Game], jobs: int, on_played: Callable[[Row], None]) 
         raise Unavailable(
             "a process that plays was killed, perhaps because memory ran out; try fewer --jobs"
         ) from error
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    pool.shutdown()
+    finally:
+        pool.shutdown(wait=len(found) == len(work), cancel_futures=True)
+        if len(found) < len(work):  # of what nobody waits for nothing is worth finishing
+            for process in multiprocessing.active_children():
+                process.terminate()
     return [found[place] for place in range(len(work))]
 
 
