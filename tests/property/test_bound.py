@@ -163,6 +163,23 @@ def test_what_a_later_request_from_nearby_brings_is_not_counted_for_one_from_afa
     assert bounds.clairvoyant.p99_ms <= most_ms + HAIR
 
 
+def test_requests_of_a_warm_up_are_not_bounded_but_leave_their_blocks() -> None:
+    rows = [
+        Arrival(
+            at_s=at_s, ingress=0, tenant=0, class_=1, model=0, prompt_tokens=1_025,
+            output_tokens=1, expected_tokens=1, session=NO_SESSION, slo_ms=slo_ms, body_bytes=0,
+            blocks=(1, 2, 3, 4),
+        )
+        for at_s, slo_ms in ((0.0, 1e6), (9.0, 1e6), (10.0, 0.0))
+    ]
+    whole = lower_bounds(SMALL, Tables(SMALL), [chunk_of(rows)])
+    rest = lower_bounds(SMALL, Tables(SMALL), [chunk_of(rows)], from_s=9.0)
+    assert (whole.requests, whole.in_time, whole.fresh_tokens) == (3, 2, 1_027)
+    assert (rest.requests, rest.in_time, rest.fresh_tokens) == (2, 1, 2)
+    assert (whole.prompt_tokens, rest.prompt_tokens) == (3_075, 2_050)
+    assert rest.clairvoyant.mean_ms < whole.clairvoyant.mean_ms
+
+
 @given(st.integers(0, 10_000))
 @settings(max_examples=10)
 def test_every_quantile_of_a_busy_run_lies_above_the_bound(seed: int) -> None:

@@ -11,9 +11,10 @@ import pytest
 from isochrone.cli.app import run
 from isochrone.twin.baselines.catalogue import routers
 from isochrone.twin.fast.policy import Router
+from isochrone.twin.fast.rows import Row
 from isochrone.wiring import twin_comparison
 from isochrone.wiring.twin_choice import Changes, chosen_scenario
-from isochrone.wiring.twin_comparison import POLICIES
+from isochrone.wiring.twin_comparison import POLICIES, Game, play_all
 
 FEW = ("--requests", "120", "--jobs", "1")
 COLUMNS = [
@@ -117,6 +118,18 @@ def test_the_same_seed_gives_the_same_file_whatever_the_processes(
     assert one != other
 
 
+def test_rows_come_in_the_order_of_the_work_whoever_is_done_first() -> None:
+    scenario = chosen_scenario("eight-sites", Changes())
+    work = [
+        Game(scenario=scenario, policy="ours", requests=600),
+        Game(scenario=scenario, policy="nearest", requests=3),
+    ]
+    done: list[Row] = []
+    rows = play_all(work, 2, done.append)
+    assert [row.policy for row in rows] == ["ours", "nearest"]
+    assert [row.policy for row in done] == ["nearest", "ours"]
+
+
 def test_all_policies_get_the_same_requests(
     command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +148,7 @@ def test_all_policies_get_the_same_requests(
 
 
 def test_files_replace_what_the_scenario_names(command: Any, tmp_path: Path) -> None:
-    scenario = written(tmp_path, "s.toml", SMALL + 'files = ["gone"]\n')
+    scenario = written(tmp_path, "s.toml", SMALL + 'name = "x"\nfiles = ["gone"]\n')
     sites, rtt = written(tmp_path, "sites.csv", SITES), written(tmp_path, "rtt.csv", RTT)
     trace = tmp_path / "calls.csv.gz"
     trace.write_bytes(gzip.compress(b"t_s,context_tokens,generated_tokens\n" + b"".join(

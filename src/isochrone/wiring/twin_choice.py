@@ -57,8 +57,9 @@ def chosen_scenario(wanted: str, changes: Changes) -> Scenario:
         raise InvalidInput(problems)
     workload = scenario.workload
     if kind is not None:
-        name = workload.name if workload.name != workload.kind else _stem(changes.trace[0])
-        workload = replace(workload, kind=kind, files=_files(kind, changes.trace), name=name)
+        workload = replace(
+            workload, kind=kind, files=_files(kind, changes.trace), name=_stem(changes.trace[0])
+        )
     return replace(
         scenario, workload=workload,
         rtt=changes.rtt if changes.rtt is not None else scenario.rtt,
