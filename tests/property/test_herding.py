@@ -43,6 +43,27 @@ def test_a_site_that_comes_back_is_not_run_down(seed: int) -> None:
     assert seen.backlogs[-1][10] > 0.5  # and it takes part again
 
 
+def test_gateways_with_few_requests_use_their_credits() -> None:
+    """99 ingresses share what a site says is spare, and each asks once in ten seconds only: the
+    nearest site is full for all, and they push about as much as the other one says, an interval."""
+    view = a_view([a_site(name) for name in ("own", "far")], rtt_ms={"far": 250.0})
+    table = replace(a_table(view), joined=(1 << 99) - 1)
+    loads, rng = Loads(), stream(1, "few")
+    full = replace(a_load(running=4, waiting=900, output_tokens=90_000), arrived=10.0, spare=-9.0)
+    free = replace(a_load(), arrived=0.0, spare=2.0)
+    pushed, seconds = 0, 4000
+    for second in range(1, seconds):
+        now_ns = second * SECOND_NS
+        loads.heard(a_digest("own", full, sequence=second), now_ns)
+        loads.heard(a_digest("far", free, sequence=second), now_ns)
+        if second % 10 == 0:
+            choice = a_choice(table, loads, now_ns=now_ns, rng=rng)
+            assert choice.site is not None
+            pushed += choice.site == "far"
+            loads.dispatched(choice.site, MODEL, 100, 100, now_ns, pushed=choice.pushed)
+    assert 0.5 < pushed / (seconds * 2.0 / 100) < 3
+
+
 FIGURES = st.none() | st.floats(-50, 50) | st.floats()
 SITES = ("own", "a", "b", "c", "d")
 

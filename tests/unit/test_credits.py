@@ -5,11 +5,14 @@ from math import inf, nan
 
 import pytest
 
+from isochrone.core.estimate.engine_rates import seeded
 from isochrone.core.estimate.service import Rates, Servers, Work, busy_s
 from isochrone.core.rng import stream
 from isochrone.core.routing.credits import credit, kept, said_requests, spare_requests, stays
 from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.site_load import Reading, load_of
 from isochrone.core.routing.table import RoutingTable
+from isochrone.core.world.engine_load import UNKNOWN_LOAD
 from tests.builders import (
     MODEL,
     SECOND_NS,
@@ -52,6 +55,29 @@ def test_worked_example_of_an_ingress() -> None:
 def test_full_slots_and_what_they_serve_are_as_it_should_be() -> None:
     served = 1 / busy_s(SERVERS, 200, 120)
     assert spare(requests=32 + 0.25 * 3200 / 120, arrived=served) == pytest.approx(0, abs=0.1)
+
+
+def test_free_slots_invite_nobody_while_long_prompts_wait_to_be_read() -> None:
+    """Slow writing makes full slots worth many seconds, which no reading may hide in."""
+    slow = Servers(ready=2, slots=512, rates=Rates(prefill_tok_s=15_000.0, decode_tok_s=10.0))
+
+    def said(unread_tokens: int) -> float:
+        pending = Work(prompt_tokens=unread_tokens, output_tokens=10_000)
+        return spare_requests(
+            slow, pending, prompt_tokens=5000, output_tokens=200, arrived=1.0
+        )
+
+    assert said(0) > said(60_000) > said(120_000)
+    assert said(60_000) > 0, "two seconds of reading"
+    assert said(200_000) < 0
+
+
+@pytest.mark.parametrize(("running", "waiting", "slots"), [(40, 0, 256), (40, 9, 40), (0, 3, 256)])
+def test_who_lets_requests_wait_has_no_free_slot(running: int, waiting: int, slots: int) -> None:
+    load = replace(UNKNOWN_LOAD, running=running, waiting=waiting)
+    known = seeded(Rates(prefill_tok_s=1000.0, decode_tok_s=10.0))
+    ready = [Reading(slots=256, load=load, arrived=1.0)]
+    assert load_of(MODEL, ready, known).slots == slots
 
 
 @pytest.mark.parametrize("requests", [0, 10, 32, 100])

@@ -14,7 +14,7 @@ from isochrone.twin.fast.policy import Router
 from isochrone.twin.fast.rows import Row
 from isochrone.wiring import twin_comparison
 from isochrone.wiring.twin_choice import Changes, chosen_scenario
-from isochrone.wiring.twin_comparison import POLICIES, Game, play_all
+from isochrone.wiring.twin_comparison import POLICIES, Game, games, play, play_all
 
 FEW = ("--requests", "120", "--jobs", "1")
 COLUMNS = [
@@ -231,3 +231,12 @@ def test_a_packaged_scenario_is_good_for_every_policy(command: Any, tmp_path: Pa
     out = tmp_path / "out.json"
     assert command("compare", "eight-sites", "--requests", 40, "--jobs", 1, "--json", out) == 0
     assert [row["policy"] for row in rows_of(out)] == list(POLICIES)
+
+
+def test_our_own_policy_shares_a_quiet_fleet_as_well_as_the_others() -> None:
+    """Many gateways with few long requests each: what is spare elsewhere is used."""
+    scenario = chosen_scenario("eight-sites", Changes())
+    work = games(scenario, ["ours", "least_outstanding", "nearest"], [0.4], 800)
+    means = {row.policy: row.ttft_ms_mean or 0.0 for row in (play(game).row for game in work)}
+    assert 0 < means["ours"] < 1.5 * means["least_outstanding"]
+    assert means["ours"] < 0.3 * means["nearest"]

@@ -6,6 +6,7 @@ site; what time alone changes is watched by one instant, `next_change_ns`.
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from math import exp
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.lifecycle.health import HELD_BACK_MS, Health
 from isochrone.core.rng import Random
 from isochrone.core.routing.choice import Milliseconds, Refused
-from isochrone.core.routing.credits import credit, stays
+from isochrone.core.routing.credits import INTERVAL_S, credit, stays
 from isochrone.core.routing.loads import EVERY_SITE, NEVER_NS, Loads, ModelLoad, SiteLoad
 from isochrone.core.world.site import RttSource
 
@@ -25,6 +26,7 @@ TIE_MS: Final = 3.0
 TIE_SHARE: Final = 0.05
 
 USUAL_PROMPT_TOKENS: Final = 256  # for which it is worked out which sites are nearest
+DEMAND_S: Final = 30.0            # over which it is learned how many requests come
 RESIZED: Final = 0.1              # a size that changed by more counts for that
 
 AGES_HOLD_NS = 1_000_000_000  # a refusal that names an age is written anew after this
@@ -51,7 +53,7 @@ class Board:
 
     `credits_left` is what this gateway, one of `ingresses`, may still push to a site of its next
     request, from 0 to 1, where digests tell, which `credited` of them do; `credits_total` is about
-    their sum. `sizes` are the output
+    their sum, and `demand` how many requests it chooses for in an interval. `sizes` are the output
     tokens/s of all slots of a site. `version` counts the changes of refusals and of sizes.
     `recovering` are those that get only a part of their usual work yet, see `held_back_ms`.
     """
@@ -69,6 +71,8 @@ class Board:
         self.byte_ms = np.array([byte_ms(site.rtt_ms) for site in sites], dtype="<f4")
         self.credits_left = np.ones(count, dtype="<f4")
         self.credits_total = float(count)
+        self.demand = 1.0
+        self._asked_ns = 0
         self.credited = 0
         self.spilled = False  # the own site did not answer within the target lately
         self.sizes = [0.0] * count
@@ -106,6 +110,12 @@ class Board:
             else:  # it was open, and before `next_change_ns` it cannot have grown stale
                 self._price(at, known, now_ns)
         changes.clear()
+
+    def asked(self, now_ns: int) -> None:
+        """A request is chosen for: learns `demand`."""
+        elapsed_s = (now_ns - self._asked_ns) / 1e9
+        self._asked_ns = now_ns
+        self.demand = self.demand * exp(-elapsed_s / DEMAND_S) + INTERVAL_S / DEMAND_S
 
     def held_back_ms(self, now_ns: int, rng: Random) -> Milliseconds:
         """What each site costs one request more because it recovers: so much that another is taken,

@@ -83,7 +83,7 @@ def choose(
     choice.verdict, choice.limit_ms = "none", 0.0
     if not choice.eligible:
         return _nobody(choice)
-    index = _best(choice, part, costs, target_ms, class_, rng)
+    index = _best(choice, part, costs, target_ms, class_, now_ns, rng)
     if home is not None:
         index = _at_home(choice, part, home, index, beliefs, now_ns)
     if held is not None:
@@ -157,7 +157,8 @@ def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: 
 
 
 def _best(
-    choice: Choice, part: Part, costs: Milliseconds, soon_ms: float, class_: Class, rng: Random
+    choice: Choice, part: Part, costs: Milliseconds, soon_ms: float, class_: Class, now_ns: int,
+    rng: Random,
 ) -> int:
     """The index of the site to take, and what decided.
 
@@ -167,6 +168,8 @@ def _best(
     """
     board, own, luck = part.board, part.own, rng.random()
     left = board.credits_left if board.credited else None
+    if left is not None:
+        board.asked(now_ns)
     if luck < EXPLORED:
         luck /= EXPLORED
         if soon_ms and class_ != "reserved":
@@ -205,7 +208,9 @@ def _best(
 def _pushed(part: Part, costs: Milliseconds, left: Milliseconds, nearest: int, luck: float) -> int:
     """Where a request goes that should leave its nearest site: the cheapest site of which a whole
     credit is left, with smaller parts taken by `luck` in the order of costs. -1 for nowhere: then
-    it is kept, since it would only queue elsewhere."""
+    it is kept, since it would only queue elsewhere. Credits are for an interval: who has less than
+    one request in it may push as much more of them."""
+    luck *= min(part.board.demand, 1.0)
     if part.board.credits_total + ROUNDING < luck:
         return -1  # as mostly when all are full
     order = costs.argsort()

@@ -23,6 +23,8 @@ GAIN_QUEUE: Final = 0.226
 
 QUEUE_S: Final = 0.25       # of queue beyond full slots, up to which a site invites more
 
+UNREAD_S: Final = 2.0       # of prompts still to be read, beyond which no free slot invites
+
 KEPT: Final = 0.5           # of what is remembered of what was sent, with each digest
 LEAST_KEPT: Final = 0.05    # of its own requests that a site is always left
 BACK_KEPT: Final = 0.25     # of them that a site is sent first when it comes back
@@ -39,13 +41,16 @@ def spare_requests(
     """Requests of the usual size that a site could take until its next digest beyond `arrived`,
     which is what came in the last interval. Below 0: so many fewer should come.
 
-    `pending` is queued or running; all slots busy and nothing waiting is as it should be.
+    `pending` is queued or running; all slots busy and nothing waiting is as it should be. Prompts
+    that are still to be read wait, however many slots are free.
     """
     usual_s = max(busy_s(servers, prompt_tokens, output_tokens), 1e-6)
     backlog_s = busy_s(servers, pending.prompt_tokens, pending.output_tokens)
+    unread_s = busy_s(servers, pending.prompt_tokens, 0)
     full_s = output_tokens / servers.rates.decode_tok_s
     growth = GAIN_RATE * (INTERVAL_S / usual_s - arrived)
-    return growth + GAIN_QUEUE * (full_s + QUEUE_S - backlog_s) / usual_s
+    room_s = QUEUE_S + min(full_s - backlog_s, min(full_s, UNREAD_S) - unread_s)
+    return growth + GAIN_QUEUE * room_s / usual_s
 
 
 def credit(pushes: float, arrived: float, spare: float, ingresses: int) -> float:

@@ -33,7 +33,7 @@ def load_of(
     ingress corrects by its own dispatches."""
     prompt_tokens = round(sum([pending_prompt_tokens(known, each.load) for each in ready]))
     output_tokens = round(sum([pending_output_tokens(known, each.load) for each in ready]))
-    slots = sum([each.slots for each in ready])
+    slots = sum([_slots(each) for each in ready])
     rates = known.rates
     arrived = spare = None
     counts = [each.arrived for each in ready if each.arrived is not None]
@@ -60,3 +60,12 @@ def load_of(
         arrived=arrived,
         spare=spare,
     )
+
+
+def _slots(reading: Reading) -> int:
+    """How many requests a replica takes at once: while it lets some wait, as many as it runs,
+    whatever it says, for its memory is full."""
+    load = reading.load
+    if load.running and load.waiting:
+        return min(load.running, reading.slots)
+    return reading.slots
