@@ -28,7 +28,10 @@ COMPILED = (
 # happen, for half a minute or longer. A new file runs alone until it is listed here.
 PATIENT = tuple(
     f"tests/rig/test_{name}.py"
-    for name in ("control", "dns", "standalone", "standalone_sites", "state_folder", "supervise")
+    for name in (
+        "control", "dns", "entitlements", "examples", "health", "reconciliation", "standalone",
+        "standalone_sites", "state_folder", "supervise",
+    )
 )
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 # Two cores are busy with four jobs, because half of them mostly wait.
