@@ -41,7 +41,7 @@ BOOKED_S = 90.0
 LEAST_TEXTS = 5  # a stream has received before the kill
 RUN_S, HALT_S = 0.01, 0.03  # of engines whose streams have to be in their middle together
 EASED = 10       # requests in a row that say that a site has all its work again
-SPARE = 1.5      # more prompts than streams, since some answers end early
+SPARE = 2.0      # more prompts than streams, since some answers end early and some nearly tie
 STOP_EVERY, SILENT_EVERY, PLAIN_EVERY = 10, 7, 9
 
 WHO = (
@@ -224,7 +224,8 @@ def _served(rig: Rig, key: str) -> bool:
 
 
 async def undisturbed(count: int, *, max_tokens: int, logs: Path) -> list[Case]:
-    """`count` cases with long answers, by an engine of this function's own."""
+    """`count` cases with long answers, by an engine of this function's own: of those that it has,
+    the ones in which no token was nearly another one, for those fall either way."""
     prompts = [f"Tell me a story about a {who} and {what}." for what, who in product(WHAT, WHO)]
     asks = [_ask(i, prompts[i], max_tokens) for i in range(min(int(count * SPARE) + 4, 300))]
     spec = EngineSpec(
@@ -236,10 +237,14 @@ async def undisturbed(count: int, *, max_tokens: int, logs: Path) -> list[Case]:
     )
     engine = await LlamaCppDriver(logs).start(start, deadline_s=START_S)
     try:
-        plain = await _cases(asks, engine.base_url, engine.key or "")
-        long = [each for each in plain if each.usage["completion_tokens"] >= 0.75 * max_tokens]
-        assert len(long) >= count, "too few answers are long enough"
-        long = long[:count]
+        margins = await _margins(
+            asks, 0.75 * max_tokens, engine.base_url, engine.key or ""
+        )
+        assert len(margins) >= count, "too few answers are long enough"
+        clear = sorted(margins, key=lambda i: -margins[i])[:count]
+        long = await _cases(
+            [asks[i] for i in sorted(clear)], engine.base_url, engine.key or ""
+        )
         stopped = await _cases(
             [_stopping(case) for case in long[::STOP_EVERY]], engine.base_url, engine.key or ""
         )
@@ -276,6 +281,36 @@ def _late_words(text: str) -> str | None:
         if pair.isascii() and text.find(pair) >= 0.7 * len(text):
             return pair
     return None
+
+
+async def _margins(
+    asks: Sequence[Ask], least_tokens: float, base: str, key: str
+) -> dict[int, float]:
+    """By the index of each request whose answer is long enough: by how much, in nats, the first of
+    two tokens was likelier, where that was least."""
+    wanting = [
+        replace(each, body={**each.body, **(
+            {"logprobs": 2} if "prompt" in each.body else {"logprobs": True, "top_logprobs": 2}
+        )})
+        for each in asks
+    ]
+    found = {}
+    for i, stream in enumerate(await answers(wanting, base, key)):
+        if stream.received().usages[0]["completion_tokens"] >= least_tokens:
+            found[i] = _margin(stream)
+    return found
+
+
+def _margin(stream: Stream) -> float:
+    least = float("inf")
+    for event in stream.events:
+        if event == b"data: [DONE]":
+            continue
+        for choice in json.loads(event[6:]).get("choices") or ():
+            for token in (choice.get("logprobs") or {}).get("content") or ():
+                first, *others = sorted(-each["logprob"] for each in token["top_logprobs"])
+                least = min([least, *(other - first for other in others)])
+    return least
 
 
 async def _cases(asks: Sequence[Ask], base: str, key: str) -> list[Case]:
