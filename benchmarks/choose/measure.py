@@ -104,7 +104,7 @@ def _serve(
         prefixes.saw(choice.site, request.model, blocks, now_ns, tokens=request.prompt_tokens)
     tickets.append(loads.dispatched(
         choice.site, request.model, request.prompt_tokens, request.output_tokens, now_ns,
-        rtt_ms=choice.rtt_ms, pushed=choice.pushed,
+        rtt_ms=choice.rtt_ms,
     ))
     if len(tickets) > OPEN:
         loads.finished(tickets.popleft())

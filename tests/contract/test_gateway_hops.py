@@ -246,7 +246,7 @@ def test_a_client_that_goes_cancels_the_engine_behind_the_hop() -> None:
 
 def signed_by(
     sydney: RunningSite, frankfurt: RunningSite, *, key: str = "german", age_s: float = 0.0,
-    body: bytes | None = None, serving: str = "frankfurt",
+    body: bytes | None = None, serving: str = "frankfurt", pushed: bool = False,
 ) -> bytes:
     """What Sydney's gateway would send to Frankfurt."""
     shared = sydney.running.context.peers.key_for(frankfurt.site)
@@ -256,9 +256,28 @@ def signed_by(
     request_id = sydney.running.context.new_request_id(sent_at)
     head = HopHead("POST", PATH, "sydney", serving, f"k-{key}", "on_demand")
     lines = head.lines()
-    lines += f"{peer.HOP}: {peer.proof(shared, head.covered(), request_id, sent_at, body)}"
+    proof = peer.proof(shared, head.covered(), request_id, sent_at, body, pushed=pushed)
+    lines += f"{peer.HOP}: {proof}"
     headers = dict(line.split(": ", 1) for line in lines.splitlines())
     return post(body, key=None, headers=headers)
+
+
+def test_a_site_counts_what_was_pushed_to_it_and_nobody_can_say_so_unsigned() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney, frankfurt = await two_sites(cloud)
+
+        def pushed() -> list[int]:
+            return [each.pushed for each in frankfurt.running.context.queues.places.values()]
+
+        assert (await ask(frankfurt, signed_by(sydney, frankfurt))).status == 200
+        assert pushed() == [0]
+        raw = signed_by(sydney, frankfurt, pushed=True)
+        answer = await ask(frankfurt, raw.replace(b"p ", b" ", 1) if b"p " in raw else raw)
+        assert answer.status == 401
+        assert (await ask(frankfurt, signed_by(sydney, frankfurt, pushed=True))).status == 200
+        assert pushed() == [1]
+
+    run(main)
 
 
 def test_the_destination_checks_everything_again() -> None:
@@ -341,7 +360,7 @@ def test_a_request_that_was_refused_says_where_on_the_next_hop() -> None:
         await cloud.publish(subjects.site_key("berlin"), replace(berlin.site, port=port))
         view = ingress.running.context.view
         await until(lambda: (site := view.site(berlin.site.name)) and site.port == port)
-        await until(lambda: view.emulated_rtt_ms(berlin.site.name))
+        await until(lambda: (far := view.table.open_site(berlin.site.name)) and far.rtt_ms == 600)
         paris.engines[0].kill()
         answer = await ask(ingress, post(chat_body()))
         assert answer.status == 503

@@ -95,7 +95,7 @@ class Answered:
 
     @property
     def home(self) -> str:
-        return self.timing.partition('session;desc="')[2].rstrip('"')
+        return self.timing.partition('session;desc="')[2].partition('"')[0]
 
 
 def ask(

@@ -8,7 +8,14 @@ import pytest
 from isochrone.core.estimate.engine_rates import seeded
 from isochrone.core.estimate.service import Rates, Servers, Work, busy_s
 from isochrone.core.rng import stream
-from isochrone.core.routing.credits import credit, kept, said_requests, spare_requests, stays
+from isochrone.core.routing.credits import (
+    credit,
+    kept,
+    said_requests,
+    spare_requests,
+    stays,
+    wanting,
+)
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.site_load import Reading, load_of
 from isochrone.core.routing.table import RoutingTable
@@ -44,10 +51,11 @@ def test_worked_example_of_what_a_site_says() -> None:
     assert spare(requests=64, arrived=30.0) == pytest.approx(-7.76, abs=0.01)
 
 
-def test_worked_example_of_an_ingress() -> None:
-    assert credit(2.0, 16.0, 5.6, 1100) == pytest.approx(2.0 * 1.35 + 5.6 / 1100)
-    assert credit(0.0, 16.0, 5.6, 1100) == pytest.approx(0.0051, abs=0.0001)
-    assert credit(2.0, 30.0, -7.5, 1100) == pytest.approx(1.5)
+def test_worked_example_of_all_ingresses() -> None:
+    assert credit(2.0, 16.0, 5.6) == pytest.approx(13.2)
+    assert credit(2.0, 30.0, -7.5) == pytest.approx(1.5)
+    assert wanting(2.0, 16.0, 5.6) == 2.0
+    assert wanting(2.0, 30.0, -7.5) == 30.0
     assert kept(1.0, 30.0, -7.5) == pytest.approx(0.75)
     assert kept(0.75, 20.0, 2.0) == pytest.approx(0.825)
 
@@ -88,22 +96,29 @@ def test_more_work_and_more_arrivals_leave_less_spare(requests: int) -> None:
 
 @pytest.mark.parametrize("arrived", [0.0, 3.0, 50.0])
 @pytest.mark.parametrize("spare", [-80.0, -1.0, 0.0, 4.0, 90.0])
-def test_all_credits_together_are_bounded(arrived: float, spare: float) -> None:
-    """However the pushes of the last interval are spread over 1,100 ingresses."""
-    for pushing in (1, 7, 1100):
-        some = credit(arrived / pushing, arrived, spare, 1100) * pushing
-        others = credit(0.0, arrived, spare, 1100) * (1100 - pushing)
-        assert 0 <= some + others <= max(arrived + 2 * max(spare, 0), 0) + 1e-9
-        if spare < 0:
-            assert some + others == pytest.approx(max(arrived + spare, 0))
+def test_credit_is_bounded_and_falls_with_what_is_spare(arrived: float, spare: float) -> None:
+    for pushed in (0.0, arrived / 3, arrived):
+        given = credit(pushed, arrived, spare)
+        assert 0 <= given <= pushed + 2 * max(spare, 0)
+        assert given <= credit(pushed, arrived, spare + 1.0)
+        assert wanting(pushed, arrived, spare) >= pushed
+    if spare < 0 and arrived:
+        assert credit(arrived, arrived, spare) == pytest.approx(max(arrived + spare, 0))
 
 
 def test_who_sends_all_leaves_at_once_and_many_leave_by_parts() -> None:
-    assert stays(1.0, 1.0, 50.0) == 0.0
-    assert stays(1.0, 0.0, 50.0) == pytest.approx(0.975)
-    assert stays(1.0, 0.0, 5000.0) == 0.0
-    assert stays(0.4, 0.0, 0.0) == 0.4
-    assert stays(0.4, 1.0, 0.0) == 0.4
+    assert stays(1.0, 1.0, 50.0, 90.0) == 0.0
+    assert stays(1.0, 0.0, 50.0, 90.0) == pytest.approx(0.975)
+    assert stays(1.0, 0.0, 5000.0, 90.0) == 0.0
+    assert stays(0.4, 0.0, 0.0, 90.0) == 0.4
+    assert stays(0.4, 1.0, 0.0, 90.0) == 0.4
+
+
+def test_where_few_come_one_leaves_in_an_interval_however_short_the_queue() -> None:
+    assert stays(1.0, 0.0, 50.0, 4.0) == pytest.approx(0.75)
+    assert stays(1.0, 0.0, 1000.0, 4.0) == pytest.approx(0.5)
+    assert stays(1.0, 0.5, 50.0, 4.0) == pytest.approx(0.375)
+    assert stays(1.0, 0.0, 50.0, 0.2) == 0.0, "it is the only one"
 
 
 def test_a_site_gets_its_requests_back_and_never_loses_all() -> None:
@@ -141,10 +156,11 @@ def crowded() -> RoutingTable:
 
 
 def told(arrived: float | None, spare: float | None, *, near: float | None = None) -> Loads:
-    """A second of queue at the near site; the others are idle and have `spare`."""
+    """A second of queue at the near site, where 90 came; the others are idle and have `spare`."""
     loads = Loads()
     busy = a_load(running=4, waiting=4, output_tokens=640)
-    loads.heard(a_digest("near", replace(busy, arrived=arrived, spare=near)), SECOND_NS)
+    came = None if arrived is None else 90.0
+    loads.heard(a_digest("near", replace(busy, arrived=came, spare=near)), SECOND_NS)
     for name in ("far", "other"):
         load = replace(a_load(), arrived=arrived, spare=spare)
         loads.heard(a_digest(name, load), SECOND_NS)
@@ -171,28 +187,31 @@ def test_without_credits_everybody_runs_to_the_shortest_queue() -> None:
 def test_with_credits_so_many_leave_as_the_queue_is_longer_and_as_may() -> None:
     plenty = parts(told(10.0, 1100.0, near=0.0))
     assert plenty["near"] == pytest.approx(1 - 0.94 / 2, abs=0.05)
-    few = parts(told(10.0, 11.0, near=0.0))  # a hundredth of a request each
-    assert few["near"] == pytest.approx(1 - 0.47 * 0.02, abs=0.01)
+    few = parts(told(10.0, 9.0, near=0.0))  # 2 * 18 may leave of 90 that want to
+    assert few["near"] == pytest.approx(1 - 0.47 * 0.4, abs=0.05)
+    assert few["far"] == pytest.approx(few["other"], abs=0.05)
     assert parts(told(10.0, 0.0, near=0.0))["near"] == 1.0
 
 
 def test_a_site_that_says_too_many_come_keeps_a_part() -> None:
-    found = parts(told(10.0, 1100.0, near=-5.0))
+    found = parts(told(10.0, 1100.0, near=-45.0))
     assert found["near"] == pytest.approx(0.5 * (1 - 0.94 / 2), abs=0.05)
 
 
-def test_a_push_is_taken_off_the_credit_until_the_next_digest() -> None:
-    table, loads = crowded(), told(10.0, 1100.0, near=-9.9)
-    sites, rng = [], stream(9, "push")
-    for _ in range(50):
-        choice = a_choice(table, loads, now_ns=SECOND_NS, rng=rng, target_ms=0)
-        assert choice.site is not None
-        sites.append(str(choice.site))
-        loads.dispatched(
-            choice.site, MODEL, 0, 0, SECOND_NS, rtt_ms=choice.rtt_ms, pushed=choice.pushed
-        )
-    assert sites.count("far") == 1  # one of 1,100 requests that either could take
-    assert sites.count("other") == 1
+def test_the_first_of_those_that_leave_have_the_cheapest_site() -> None:
+    """Nine of ten that want to leave may go to the one that is 30 ms nearer than the other."""
+    view = a_view(
+        [a_site(name) for name in ("ingress", "near", "far", "other")],
+        rtt_ms={"near": 5.0, "far": 35.0, "other": 65.0}, serving=["near", "far", "other"],
+    )
+    table, loads, rng = a_table(view), told(0.0, 40.5, near=-90.0), stream(5, "order")
+    went = [
+        str(a_choice(table, loads, now_ns=SECOND_NS, rng=rng, target_ms=0).site)
+        for _ in range(2000)
+    ]
+    left = len(went) - went.count("near")
+    assert went.count("far") / left == pytest.approx(0.9, abs=0.03)
+    assert went.count("other") / left == pytest.approx(0.1, abs=0.03)
 
 
 def test_credits_end_while_the_bus_is_away() -> None:
@@ -202,18 +221,18 @@ def test_credits_end_while_the_bus_is_away() -> None:
     assert parts(loads, 100)["near"] == 0.0
 
 
-def test_digests_that_come_close_together_bring_no_new_credit() -> None:
+def test_digests_that_come_close_together_end_no_interval() -> None:
     loads = told(10.0, 1100.0, near=0.0)
     far = loads.of(a_site("far").name)
     assert far is not None
     load = far.models[MODEL]
     for _ in range(4):
-        loads.dispatched(far.site, MODEL, 1, 1, SECOND_NS, pushed=True)
-    again = replace(a_load(), arrived=10.0, spare=0.0)
+        loads.dispatched(far.site, MODEL, 1, 1, SECOND_NS)
+    again = replace(a_load(), arrived=10.0, spare=0.0, pushed=3.0)
     loads.heard(a_digest("far", again, sequence=2), SECOND_NS + 100_000_000)
-    assert (load.pushed, load.pushes) == (4, 0.0)
+    assert (load.dispatched, load.sent, load.pushed) == (4, 0.0, 3.0)
     loads.heard(a_digest("far", again, sequence=3), 2 * SECOND_NS)
-    assert (load.pushed, load.pushes, load.sent) == (0, 2.0, 2.0)
+    assert (load.dispatched, load.sent) == (0, 2.0)
 
 
 def test_a_site_that_was_away_is_sent_a_part_first() -> None:

@@ -33,6 +33,11 @@ PATIENT = tuple(
         "standalone_sites", "state_folder", "supervise",
     )
 )
+# The same, of what a cloud of one machine does for people.
+PATIENT_USERS = tuple(
+    f"tests/rig/test_{name}.py"
+    for name in ("command_line", "openai_client", "other_worlds", "residency")
+)
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 # Two cores are busy with four jobs, because half of them mostly wait.
 SIDE_BY_SIDE = max(4, os.cpu_count() or 1)
@@ -64,6 +69,7 @@ JOBS = (
     )),
     # They start gateways, which take the compiled form by themselves.
     Job(name="processes", later=True, argv=(*PYTEST, "-m", "rig", *PATIENT)),
+    Job(name="users", later=True, argv=(*PYTEST, "-m", "rig", *PATIENT_USERS)),
     # Beside the C compiler it would need twice the memory.
     Job(name="types", later=True, argv=(sys.executable, "-m", "mypy")),
     Job(name="parts, compiled", later=True, compiled=True, argv=(
@@ -71,7 +77,8 @@ JOBS = (
     )),
 )
 RIG = Job(name="rig", argv=(
-    *PYTEST, "-m", "rig", "tests/rig", *(f"--ignore={path}" for path in PATIENT),
+    *PYTEST, "-m", "rig", "tests/rig",
+    *(f"--ignore={path}" for path in (*PATIENT, *PATIENT_USERS)),
 ))
 
 

@@ -13,6 +13,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from isochrone.agent.probe import Prober
+from isochrone.agent.queued import Queued
 from isochrone.agent.report import Digests, Records, record_of
 from isochrone.agent.supervise import Supervisor, SupervisorPlan
 from isochrone.core.errors import BusUnavailable, Untrusted
@@ -81,9 +82,11 @@ class Agent:
             plan.site, ports.network, ports.clock,
             sites=self._sites, interval_s=plan.probe_interval_s,
         )
+        self._queued = Queued(plan.site, ports.clock)
         self._digests = Digests(
             plan.site, ports.bus, ports.clock, supervisor=self._supervisor,
             probes=self._prober.round_trips, interval_s=plan.digest_interval_s,
+            queued=self._queued,
         )
 
     async def run(self) -> None:
@@ -94,6 +97,7 @@ class Agent:
                 tasks.create_task(
                     self._follow(subjects.VIEW_BUCKET, "site", self._on_view), name="view"
                 )
+                tasks.create_task(self._listen(), name="queues")
                 tasks.create_task(self._supervisor.run(), name="supervisor")
                 tasks.create_task(self._records.run(), name="records")
                 tasks.create_task(self._digests.run(), name="digests")
@@ -110,6 +114,17 @@ class Agent:
                 await self._records.settle()
         except (TimeoutError, BusUnavailable):
             log.info("agent_left_without_farewell", site=self._plan.site)
+
+    async def _listen(self) -> None:
+        """Hear what waits at the site's gateways."""
+        subject = subjects.queued_subject(self._plan.site)
+        while True:
+            try:
+                await self._bus.subscribe(subject, self._queued.on_report)
+                return
+            except BusUnavailable as error:
+                log.info("agent_waits_for_bus", subject=subject, detail=error.message)
+                await asyncio.sleep(WATCH_RETRY_S)
 
     async def _follow(self, bucket: str, prefix: str, on_entry: Callable[[Entry], None]) -> None:
         """Watch for ever; a bucket or bus that is not there yet is tried again."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 
+from isochrone.agent.queued import Queued
 from isochrone.agent.supervise import Live, Supervisor
 from isochrone.core.errors import BusUnavailable
 from isochrone.core.estimate.engine_rates import Learned
@@ -126,7 +127,9 @@ def _since(before: int | None, now: int | None) -> int | None:
     return now - before
 
 
-def deployment_load(model: ModelName, group: Sequence[Live], known: Learned) -> DeploymentLoad:
+def deployment_load(
+    model: ModelName, group: Sequence[Live], known: Learned, queued: Queued
+) -> DeploymentLoad:
     """What is said of a model's replicas here; see `load_of`."""
     ready = [live for live in group if live.status.state == "ready"]
     revisions = {live.revision for live in ready}
@@ -137,6 +140,8 @@ def deployment_load(model: ModelName, group: Sequence[Live], known: Learned) -> 
         known,
         revision=revisions.pop() if len(revisions) == 1 else None,
         endpoints=tuple(endpoint for endpoint in ALL_ENDPOINTS if endpoint in had),
+        queued=queued.of(model),
+        pushed=queued.pushed(model),
     )
 
 
@@ -145,9 +150,10 @@ class Digests:
 
     def __init__(
         self, site: SiteName, bus: Bus, clock: Clock, *, supervisor: Supervisor,
-        probes: Mapping[SiteName, float], interval_s: float,
+        probes: Mapping[SiteName, float], interval_s: float, queued: Queued,
     ) -> None:
         self._site = site
+        self._queued = queued
         self._bus = bus
         self._clock = clock
         self._supervisor = supervisor
@@ -173,7 +179,7 @@ class Digests:
             sequence=self._sequence,
             at=self._clock.wall_ns(),
             loads=tuple(
-                deployment_load(model, group, self._supervisor.learned(model))
+                deployment_load(model, group, self._supervisor.learned(model), self._queued)
                 for model, group in groups.items()
             ),
             replicas=tuple(replica_load(live) for live in self._supervisor.replicas.values()),

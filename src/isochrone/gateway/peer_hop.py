@@ -38,14 +38,18 @@ class HopEntrant:
 
 
 class Hop:
-    """A peer request whose code is right: who sent it, and its id and instant of sending."""
+    """A peer request whose code is right: who sent it, its id and instant of sending, and whether
+    it was `pushed` past a nearer site."""
 
-    __slots__ = ("entrant", "request_id", "sent_at")
+    __slots__ = ("entrant", "pushed", "request_id", "sent_at")
 
-    def __init__(self, entrant: HopEntrant, request_id: RequestId, sent_at: int) -> None:
+    def __init__(
+        self, entrant: HopEntrant, request_id: RequestId, sent_at: int, pushed: bool
+    ) -> None:
         self.entrant = entrant
         self.request_id = request_id
         self.sent_at = sent_at
+        self.pushed = pushed
 
 
 def claims_hop(incoming: Incoming) -> bool:
@@ -104,6 +108,9 @@ class PeerHops:
         entrant = self.entrant(incoming, ingress)
         said, _, code = incoming.hop.decode("latin-1").rpartition(" ")
         request_id, _, sent = said.partition(" ")
+        pushed = sent.endswith(peer.PUSHED)
+        if pushed:
+            sent = sent[:-1]
         if not sent.isdigit() or len(sent) > 20:
             raise Untrusted("no id, instant of sending and code")
         if not peer.same_code(code, peer.request_code(entrant.key, entrant.covered, said, body)):
@@ -114,7 +121,7 @@ class PeerHops:
             age_s = age_ns / 1e9
             raise Untrusted(f"sent {age_s:.1f} s ago by the clocks, at most {peer.MAX_AGE_S:g} s")
         self._once(code)
-        return Hop(entrant, RequestId(request_id), sent_at)
+        return Hop(entrant, RequestId(request_id), sent_at, pushed)
 
     def _once(self, code: str) -> None:
         """Raise Untrusted for a code used before; codes are kept for as long as they are valid."""

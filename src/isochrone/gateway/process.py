@@ -43,6 +43,7 @@ from isochrone.gateway.timeouts import deadlines_of
 from isochrone.gateway.upstream import UpstreamPool
 from isochrone.gateway.view_cache import Data, ViewCache
 from isochrone.gateway.view_store import ViewStore
+from isochrone.gateway.waiting import QueueReports
 from isochrone.gateway.waking import Waking
 from isochrone.ports.bus import Bus
 from isochrone.ports.clock import Clock
@@ -135,8 +136,7 @@ class Gateway:
             log=RequestLog(ports.write_lines, worker=settings.worker),
             metrics=Measured(lambda model: view.table.is_served(ModelName(model))),
             spans=_spans(settings, site, ports.spans),
-            outcomes=Outcomes(loads.learned, view), outbox=outbox,
-            spawn=self._spawn,
+            outcomes=Outcomes(loads.learned, view), outbox=outbox, spawn=self._spawn,
         )
         if settings.alone:
             # Nobody says a digest twice: none grows stale, and a lost site is tried after its hold.
@@ -152,6 +152,7 @@ class Gateway:
         self.letters = Letters(self.context)
         self._site_probes = SiteProbes(self.context)
         self._health_reports = HealthReports(self.context, ports.bus)
+        self._queue_reports = QueueReports(self.context, ports.bus)
         self.server = Server(Routes(self.context, self.letters), settings, ports.clock, outbox)
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
         self.metrics = None if settings.metrics_port is None else self._metrics_server()
@@ -271,6 +272,8 @@ class Gateway:
             context.view.replicas.sweep(now_ns)
             context.loads.health.sweep(now_ns)
             self._site_probes.sweep(now_ns)
+            if not self._settings.alone:
+                self._queue_reports.sweep(now_ns)
             ticks += 1
             if ticks % TICKS_PER_SWEEP == 0:
                 self.server.sweep()

@@ -34,6 +34,7 @@ from isochrone.core.metering.event import Tokens
 from isochrone.gateway.metrics import LATENCY_S
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.view_cache import ViewCache
+from isochrone.gateway.waiting import is_pushed
 from isochrone.ports.clock import Clock
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ class Turn:
 
 
 class Place:
-    """One model at one site. `waiters`: who has a ticket of its queue."""
+    """One model at one site. `waiters`: who has a ticket of its queue; `pushed`: how many came past
+    a nearer site."""
 
     def __init__(
         self, queues: "SiteQueues", site: SiteName, model: ModelName, queue: SiteQueue
@@ -133,6 +135,7 @@ class Place:
         self.model = model
         self.queue = queue
         self.sold_slots = 0
+        self.pushed = 0
         self.waiters: dict[Ticket, Waiter] = {}
         self._queues = queues
         self._due = False
@@ -215,13 +218,16 @@ class SiteQueues:
             most_tokens = max(prompt_tokens + weight * (context_tokens - prompt_tokens), tokens)
         ticket = queue.offer(
             waiter.class_, waiter.key.org_id, tokens, most_tokens=most_tokens, now_ns=now_ns,
-            wait_ns=waiter.patience_ns(now_ns), resumable=waiter.is_resumable,
+            prompt_tokens=prompt_tokens, wait_ns=waiter.patience_ns(now_ns),
+            resumable=waiter.is_resumable,
         )
         if isinstance(ticket, Refused):
             if queue.outbox:
                 place.settle_soon()
             return self.refusal(place, waiter.class_, ticket)
         place.waiters[ticket] = waiter
+        if is_pushed(waiter):
+            place.pushed += 1
         if queue.queued:
             place.settle_soon()
         return Turn(place, ticket, rtt_ms, now_ns)

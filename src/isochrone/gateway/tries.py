@@ -32,6 +32,7 @@ from isochrone.gateway.request import InferenceRequest
 from isochrone.gateway.resumed import Resumed
 from isochrone.gateway.site_queues import QUEUE_REASONS, Turn, Waiter
 from isochrone.gateway.target import Target
+from isochrone.gateway.waiting import counted
 from isochrone.wire import peer
 
 MOST_TRIES: Final = 3
@@ -52,8 +53,8 @@ class Tries(Waiter):
     `retained` is what a stream has delivered, `continuation` there is once it was lost, and then
     tries are counted anew. `asking` takes the place of the body, `wanted` is what its replica must
     be, None where any will do. `turn` is its place in the queue of the site that it is sent to,
-    where this gateway keeps that; `saturated`: the refusal of a queue that it may come back to
-    soonest; `queued_ns`: how long it has waited for its turn.
+    where this gateway keeps that, and `waiting` counts it as work there; `saturated`: the refusal
+    of a queue that it may come back to soonest; `queued_ns`: how long it has waited for its turn.
     """
 
     context: Context
@@ -84,6 +85,7 @@ class Tries(Waiter):
     wanted: Kin | None = None
     affinity: Affinity | None = None
     turn: Turn | None = None
+    waiting: Dispatch | None = None
     saturated: Refusal | None = None
     queued_ns = 0
     _tries_before = 0  # those before the stream was lost
@@ -212,7 +214,9 @@ class Tries(Waiter):
             self._saturated_at(site, turn)
             return
         self.turn = turn
-        if (turn is None or not turn.waits) and not self.try_replica(site, rtt_ms, now_ns):
+        if turn is not None and turn.waits:
+            self.waiting = counted(self, site, now_ns)
+        elif not self.try_replica(site, rtt_ms, now_ns):
             self._none_ready(site)
 
     def its_turn(self, now_ns: int) -> None:
@@ -227,6 +231,7 @@ class Tries(Waiter):
     def turned_away(self, refusal: Refusal) -> None:
         turn, self.turn = self.turn, None
         assert turn is not None, "it has waited for its turn"
+        self._waits_no_more()
         self._count_wait(turn, self.context.clock.monotonic_ns())
         self._saturated_at(turn.place.site, refusal)
 
@@ -235,9 +240,15 @@ class Tries(Waiter):
         turn = self.turn
         if turn is not None:
             self.turn = None
+            self._waits_no_more()
             if turn.waits:
                 self._count_wait(turn, now_ns)
             turn.leave(tokens, now_ns)
+
+    def _waits_no_more(self) -> None:
+        if self.waiting is not None:
+            self.context.loads.finished(self.waiting)
+            self.waiting = None
 
     def _count_wait(self, turn: Turn, now_ns: int) -> None:
         waited_ns = now_ns - turn.since_ns
@@ -334,10 +345,12 @@ class Tries(Waiter):
             )
         elif self.choice is not None:
             attempt.expected_ms = self.choice.predicted_ttft_ms or 0.0
-        self._ticket = context.loads.dispatched(
-            target.site, request.model, prompt_tokens, request.output_tokens,
-            now_ns, rtt_ms=target.rtt_ms, pushed=self.choice is not None and self.choice.pushed,
-        )
+        self._ticket, self.waiting = self.waiting, None
+        if self._ticket is None:
+            self._ticket = context.loads.dispatched(
+                target.site, request.model, prompt_tokens, request.output_tokens, now_ns,
+                rtt_ms=target.rtt_ms,
+            )
         attempt.start(now_ns)
 
     def connect_share_s(self, target: Target) -> float:

@@ -104,7 +104,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "DeploymentLoad": _fields(
         fleet=(
             "model revision ready slots running waiting pending_prompt_tokens "
-            "pending_output_tokens prefill_tok_s decode_tok_s endpoints arrived spare"
+            "pending_output_tokens prefill_tok_s decode_tok_s endpoints arrived spare pushed"
         ),
     ),
     # core/world/engine_load.py: what an agent makes its digest of
@@ -123,6 +123,9 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     ),
     "ProbedRtt": _fields(fleet="peer rtt_ms"),
     "SiteDigest": _fields(fleet="site epoch sequence at loads replicas probes"),
+    # core/world/queued.py: within the site
+    "QueuedWork": _fields(fleet="model requests prompt_tokens output_tokens pushed"),
+    "QueueReport": _fields(fleet="site worker queues"),
     # core/world/health.py
     "SeenReplica": _fields(fleet="id model generation state why"),
     "SeenSite": _fields(fleet="site state why"),

@@ -36,6 +36,7 @@ EXPLAIN = "x-isochrone-explain"        # `full`: a client wants the whole choice
 REFUSED = "x-isochrone-refused"        # on a typed refusal by the destination: the rule
 QUEUED = "x-isochrone-queued"          # on an answer: whole ms that it waited there for its turn
 TRIED = "x-isochrone-tried"            # on a hop: the sites that refused or lost the request before
+PUSHED = "p"                           # behind the instant in `HOP`: past the nearest site
 CODE_BYTES = 24
 NOTHING = "-"                          # in the place of an answer's tokens or replica
 
@@ -75,9 +76,12 @@ def shared_key(own_secret_hex: str, peer_public_hex: str, one: str, other: str) 
     )
 
 
-def proof(key: bytes, covered: bytes, request_id: str, sent_at: int, body: bytes) -> str:
-    """The value of a request's `HOP`; `covered` is what its HopHead says."""
-    said = f"{request_id} {sent_at}"
+def proof(
+    key: bytes, covered: bytes, request_id: str, sent_at: int, body: bytes, *, pushed: bool = False
+) -> str:
+    """The value of a request's `HOP`; `covered` is what its HopHead says. `pushed`: another site is
+    nearer, and has a long queue."""
+    said = f"{request_id} {sent_at}{PUSHED if pushed else ''}"
     return f"{said} {request_code(key, covered, said, body)}"
 
 

@@ -32,6 +32,10 @@ def health_subject(site: str) -> str:
     return f"health.{site}"
 
 
+def queued_subject(site: str) -> str:
+    return f"queued.{site}"
+
+
 def usage_subject(site: str) -> str:
     return f"usage.{site}"
 

@@ -112,6 +112,7 @@ def _site_template() -> dict[str, object]:
         f"usage.{site}",
         f"evidence.{site}",
         f"health.{site}",
+        f"queued.{site}",
         f"$KV.{own}.replica.>",
         "{{tag(inbox)}}.>",
     ]
@@ -123,7 +124,7 @@ def _site_template() -> dict[str, object]:
         ]
     return {
         "pub": {"allow": publish},
-        "sub": {"allow": ["digest.*", "{{tag(inbox)}}.>"]},
+        "sub": {"allow": ["digest.*", f"queued.{site}", "{{tag(inbox)}}.>"]},
         "subs": _UNLIMITED,
         "data": _UNLIMITED,
         "payload": _UNLIMITED,

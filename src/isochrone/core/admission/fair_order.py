@@ -20,23 +20,38 @@ _SPARE_TENANTS = 1024
 class Ticket:
     """One request at the queue of a site: the proof with which its driver says what became of it.
 
-    `rank`: its class. `tokens`: weighted, an estimate. `firm`: once begun it may run for longer
-    than a reclaim takes, and nobody may stop it. `is_long`: the first half of that. `resumable`: it
-    may be stopped at any time, since what it has done is kept. `charged`: what its tenant's counter
-    has of it. `begun`: the first byte of its answer has come. `stops`: how often it was stopped.
+    `rank`: its class. `tokens`: weighted, an estimate; `prompt_tokens` of them are its prompt.
+    `firm`: once begun it may run for longer than a reclaim takes, and nobody may stop it.
+    `is_long`: the first half of that. `resumable`: it may be stopped at any time, since what it has
+    done is kept. `charged`: what its tenant's counter has of it. `begun`: the first byte of its
+    answer has come. `stops`: how often it was stopped.
     """
 
     __slots__ = (
-        "begun", "charged", "deadline_ns", "firm", "is_long", "offered_ns", "rank", "resumable",
-        "started_ns", "state", "stops", "tenant", "tokens",
+        "begun",
+        "charged",
+        "deadline_ns",
+        "firm",
+        "is_long",
+        "offered_ns",
+        "prompt_tokens",
+        "rank",
+        "resumable",
+        "started_ns",
+        "state",
+        "stops",
+        "tenant",
+        "tokens",
     )
 
     def __init__(
-        self, rank: int, tenant: str, tokens: int, is_long: bool, resumable: bool, now_ns: int
+        self, rank: int, tenant: str, tokens: int, is_long: bool, resumable: bool, now_ns: int,
+        prompt_tokens: int = 0,
     ) -> None:
         self.rank = rank
         self.tenant = tenant
         self.tokens = tokens
+        self.prompt_tokens = prompt_tokens
         self.is_long = is_long
         self.resumable = resumable
         self.firm = is_long and not resumable
@@ -63,12 +78,14 @@ class TenantLine:
 
 
 class FairOrder:
-    """The queue of one class. `queued` requests wait, with `tokens` in sum, of `tenants`
-    tenants; `start` is the counter at which the last one was taken."""
+    """The queue of one class. `queued` requests wait, with `tokens` in sum and `prompt_tokens` of
+    them in prompts, of `tenants` tenants; `start` is the counter at which the last one was taken.
+    """
 
     def __init__(self) -> None:
         self.queued = 0
         self.tokens = 0
+        self.prompt_tokens = 0
         self.tenants = 0
         self.start = 0
         self._lines: dict[str, TenantLine] = {}
@@ -103,6 +120,7 @@ class FairOrder:
         line.tokens += ticket.tokens
         self.queued += 1
         self.tokens += ticket.tokens
+        self.prompt_tokens += ticket.prompt_tokens
         ticket.state = "queued"
 
     def take(self, firm_too: bool) -> Ticket | None:
@@ -188,6 +206,7 @@ class FairOrder:
         line.tokens -= ticket.tokens
         self.queued -= 1
         self.tokens -= ticket.tokens
+        self.prompt_tokens -= ticket.prompt_tokens
 
     def _enter(self, line: TenantLine) -> None:
         """A valid entry at the tenant's present counter; the one before it is void."""

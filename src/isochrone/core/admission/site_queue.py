@@ -13,6 +13,7 @@ from typing import Literal
 
 from isochrone.core.admission.classes import BATCH, CLASSES, RANK, divide
 from isochrone.core.admission.fair_order import FairOrder, Ticket
+from isochrone.core.estimate.service import Work
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class
 
@@ -136,19 +137,23 @@ class SiteQueue:
         *,
         most_tokens: int,
         now_ns: int,
+        prompt_tokens: int = 0,
         wait_ns: int = 0,
         resumable: bool = True,
     ) -> Ticket | Refused:
         """A request has come. The ticket says whether it is running or queued.
 
-        `tokens`: weighted, as expected; `most_tokens`: what it may reach. `wait_ns`: the longest
+        `tokens`: weighted, as expected; `most_tokens`: what it may reach; `prompt_tokens`: of
+        `tokens`, those of the prompt that must be read. `wait_ns`: the longest
         that it may wait; 0, or more than its class allows: as long as that. `resumable`: when it is
         of the class `batch`, it can be stopped in its answer and go on later.
         """
         rank = RANK[class_]
         line = self._lines[rank]
         is_long = most_tokens > self._loose_tokens
-        ticket = Ticket(rank, tenant, tokens, is_long, resumable and rank == BATCH, now_ns)
+        ticket = Ticket(
+            rank, tenant, tokens, is_long, resumable and rank == BATCH, now_ns, prompt_tokens
+        )
         if (
             self.running < self.slots
             and line.running < line.ceiling
@@ -199,6 +204,7 @@ class SiteQueue:
         line = self._lines[ticket.rank]
         self._release(line, ticket, tokens, now_ns)
         ticket.tokens = max(ticket.tokens - tokens, 1)
+        ticket.prompt_tokens = min(ticket.prompt_tokens, ticket.tokens)
         ticket.charged = 0
         ticket.begun = False
         ticket.stops += 1
@@ -266,6 +272,16 @@ class SiteQueue:
         """
         line = self.line(class_)
         return self._wait_of(line, tenant, tokens)
+
+    def waiting(self) -> Work:
+        """All that waits here, and that no engine knows of."""
+        work, weight = Work(requests=self.queued), self.policy.output_weight
+        if self.queued:
+            for line in self._lines:
+                order = line.order
+                work.prompt_tokens += order.prompt_tokens
+                work.output_tokens += (order.tokens - order.prompt_tokens) // weight
+        return work
 
     # -- inside ----------------------------------------------------------------------------------
 

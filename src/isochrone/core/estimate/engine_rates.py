@@ -116,7 +116,12 @@ def arrived(
     else:
         return None
     more = after.running + (after.waiting or 0) - before.running - (before.waiting or 0)
-    found = max(ended + more, 0.0) / elapsed_s
+    return came_lately(lately, max(ended + more, 0.0), elapsed_s)
+
+
+def came_lately(lately: float | None, count: float, elapsed_s: float) -> float:
+    """Requests a second, of which `count` came in the last `elapsed_s` > 0."""
+    found = count / elapsed_s
     return found if lately is None else lately + ARRIVED_SHARE * (found - lately)
 
 

@@ -6,7 +6,6 @@ site; what time alone changes is watched by one instant, `next_change_ns`.
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from math import exp
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +16,7 @@ from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.lifecycle.health import HELD_BACK_MS, Health
 from isochrone.core.rng import Random
 from isochrone.core.routing.choice import Milliseconds, Refused
-from isochrone.core.routing.credits import INTERVAL_S, credit, stays
+from isochrone.core.routing.credits import credit, stays, wanting
 from isochrone.core.routing.loads import EVERY_SITE, NEVER_NS, Loads, ModelLoad, SiteLoad
 from isochrone.core.world.site import RttSource
 
@@ -26,7 +25,6 @@ TIE_MS: Final = 3.0
 TIE_SHARE: Final = 0.05
 
 USUAL_PROMPT_TOKENS: Final = 256  # for which it is worked out which sites are nearest
-DEMAND_S: Final = 30.0            # over which it is learned how many requests come
 RESIZED: Final = 0.1              # a size that changed by more counts for that
 
 AGES_HOLD_NS = 1_000_000_000  # a refusal that names an age is written anew after this
@@ -51,16 +49,14 @@ class Board:
     `fixed_ms`, and is in `refusals`. `queues_ms` is the part of `fixed_ms` that is queue. All
     float32, as decisions keep them.
 
-    `credits_left` is what this gateway, one of `ingresses`, may still push to a site of its next
-    request, from 0 to 1, where digests tell, which `credited` of them do; `credits_total` is about
-    their sum, and `demand` how many requests it chooses for in an interval. `sizes` are the output
-    tokens/s of all slots of a site. `version` counts the changes of refusals and of sizes.
+    `credits` are the requests that all gateways together may push to a site in an interval, where
+    digests tell, which `credited` of them do; `wanting` is about how many want to leave the site
+    that is nearest to them. `sizes` are the output tokens/s of all slots of a site. `version`
+    counts the changes of refusals and of sizes.
     `recovering` are those that get only a part of their usual work yet, see `held_back_ms`.
     """
 
-    def __init__(
-        self, model: ModelName, sites: tuple[OpenSite, ...], loads: Loads, ingresses: int = 1
-    ) -> None:
+    def __init__(self, model: ModelName, sites: tuple[OpenSite, ...], loads: Loads) -> None:
         count = len(sites)
         self.loads = loads
         self.index_of = {site.name: index for index, site in enumerate(sites)}
@@ -69,15 +65,13 @@ class Board:
         self.output_ms = np.zeros(count, dtype="<f4")
         self.queues_ms = np.zeros(count, dtype="<f4")
         self.byte_ms = np.array([byte_ms(site.rtt_ms) for site in sites], dtype="<f4")
-        self.credits_left = np.ones(count, dtype="<f4")
-        self.credits_total = float(count)
-        self.demand = 1.0
-        self._asked_ns = 0
+        self.credits = np.zeros(count, dtype="<f4")
+        self.wanting = 0.0
         self.credited = 0
         self.spilled = False  # the own site did not answer within the target lately
         self.sizes = [0.0] * count
         self._credited = [False] * count
-        self._ingresses = max(ingresses, 1)
+        self._wanting = [0.0] * count
         self.known: list[SiteLoad | None] = [None] * count
         self.refusals: dict[SiteName, Refused] = {}
         self.recovering: dict[int, Health] = {}
@@ -97,7 +91,7 @@ class Board:
             self.next_change_ns = NEVER_NS
             for index in range(len(self._sites)):
                 self._weigh(index, now_ns)
-            self.credits_total = float(self.credits_left.sum())  # without what rounding left
+            self.wanting = sum(self._wanting)  # without what rounding left
             return
         # In an order of its own: who recovers first draws first, and sums of floats depend on it.
         for site in sorted(changes) if len(changes) > 1 else changes:
@@ -110,12 +104,6 @@ class Board:
             else:  # it was open, and before `next_change_ns` it cannot have grown stale
                 self._price(at, known, now_ns)
         changes.clear()
-
-    def asked(self, now_ns: int) -> None:
-        """A request is chosen for: learns `demand`."""
-        elapsed_s = (now_ns - self._asked_ns) / 1e9
-        self._asked_ns = now_ns
-        self.demand = self.demand * exp(-elapsed_s / DEMAND_S) + INTERVAL_S / DEMAND_S
 
     def held_back_ms(self, now_ns: int, rng: Random) -> Milliseconds:
         """What each site costs one request more because it recovers: so much that another is taken,
@@ -194,17 +182,19 @@ class Board:
         return True
 
     def _give(self, index: int, load: ModelLoad) -> None:
-        """What this gateway may push to a site still."""
+        """What may be pushed to a site, and what wants to leave it."""
         spare, is_credited = load.spare, self._credited[index]
         if (spare is not None) != is_credited:
             self._credited[index] = not is_credited
             self.credited += -1 if is_credited else 1
-        left = 1.0
+        given = wants = 0.0
         if spare is not None:
-            left = credit(load.pushes, load.arrived or 0.0, spare, self._ingresses) - load.pushed
-        left = min(max(left, 0.0), 1.0)
-        self.credits_total += left - self.credits_left.item(index)
-        self.credits_left[index] = left
+            arrived = load.arrived or 0.0
+            given = credit(load.pushed, arrived, spare)
+            wants = wanting(load.pushed, arrived, spare)
+        self.credits[index] = given
+        self.wanting += wants - self._wanting[index]
+        self._wanting[index] = wants
 
     def _refuse(self, index: int, refused: Refused) -> None:
         self.refusals[refused.site] = refused
@@ -257,7 +247,7 @@ class Part:
             return 1.0 if late_ms <= 0.0 else 0.0
         arrived = load.arrived or 0.0
         share = min(load.sent / arrived, 1.0) if arrived > 0.0 else 1.0
-        return stays(load.keep, share, late_ms)
+        return stays(load.keep, share, late_ms, arrived)
 
     def nearest(self, luck: float) -> int:
         """The site where a request is answered soonest while nobody queues; of several as good as

@@ -26,7 +26,6 @@ from isochrone.core.routing.table import RoutingTable, Shortlist
 from isochrone.core.world.tenant import Class
 
 TARGET_MS: Final = 200.0  # to the first token: within it, nobody is sent away from the own site
-ROUNDING: Final = 1e-3    # by which the sum of credits may be wrong
 BACK_SHARE: Final = 0.7   # of the target, within which a site that spilled is local again
 EXPLORED: Final = 0.01    # of the requests
 
@@ -83,7 +82,7 @@ def choose(
     choice.verdict, choice.limit_ms = "none", 0.0
     if not choice.eligible:
         return _nobody(choice)
-    index = _best(choice, part, costs, target_ms, class_, now_ns, rng)
+    index = _best(choice, part, costs, target_ms, class_, rng)
     if home is not None:
         index = _at_home(choice, part, home, index, beliefs, now_ns)
     if held is not None:
@@ -157,23 +156,20 @@ def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: 
 
 
 def _best(
-    choice: Choice, part: Part, costs: Milliseconds, soon_ms: float, class_: Class, now_ns: int,
-    rng: Random,
+    choice: Choice, part: Part, costs: Milliseconds, soon_ms: float, class_: Class, rng: Random
 ) -> int:
     """The index of the site to take, and what decided.
 
     The own site while it answers within `soon_ms`. Else, of the sites that are nearest without
-    queues, one by chance, if none is cheaper by more than a tie. Else a push: without `left`, the
-    credits that are left, to the cheapest site or a near equal; with them see `_pushed`.
+    queues, one by chance, if none is cheaper by more than a tie. Else a push: without credits to
+    the cheapest site or a near equal; with them see `_pushed`.
     """
     board, own, luck = part.board, part.own, rng.random()
-    left = board.credits_left if board.credited else None
-    if left is not None:
-        board.asked(now_ns)
+    given = board.credits if board.credited else None
     if luck < EXPLORED:
         luck /= EXPLORED
         if soon_ms and class_ != "reserved":
-            index = _explored(part, costs, left, soon_ms, luck)
+            index = _explored(part, costs, given, soon_ms, luck)
             if index >= 0:
                 choice.because, choice.pushed = "explored", True
                 return index
@@ -191,12 +187,12 @@ def _best(
     near_ms = cheapest_ms + _tie_ms(cheapest_ms)
     nearest = part.nearest(luck)
     nearest_ms = costs.item(nearest)
-    if left is not None and rng.random() >= part.stays(nearest, nearest_ms - near_ms):
-        found = _pushed(part, costs, left, nearest, rng.random())
+    if given is not None and rng.random() >= part.stays(nearest, nearest_ms - near_ms):
+        found = _pushed(part, costs, given, nearest, rng.random())
         if found >= 0:
             choice.because, choice.pushed = "cheapest", True
             return found
-    if nearest_ms == inf or (left is None and nearest_ms > near_ms):
+    if nearest_ms == inf or (given is None and nearest_ms > near_ms):
         choice.because, choice.pushed = "cheapest", True
         near = costs <= near_ms
         equals = near.tobytes().count(1)
@@ -205,17 +201,16 @@ def _best(
     return nearest
 
 
-def _pushed(part: Part, costs: Milliseconds, left: Milliseconds, nearest: int, luck: float) -> int:
-    """Where a request goes that should leave its nearest site: the cheapest site of which a whole
-    credit is left, with smaller parts taken by `luck` in the order of costs. -1 for nowhere: then
-    it is kept, since it would only queue elsewhere. Credits are for an interval: who has less than
-    one request in it may push as much more of them."""
-    luck *= min(part.board.demand, 1.0)
-    if part.board.credits_total + ROUNDING < luck:
-        return -1  # as mostly when all are full
+def _pushed(
+    part: Part, costs: Milliseconds, given: Milliseconds, nearest: int, luck: float
+) -> int:
+    """Where a request goes that should leave its nearest site: one of those that want to, drawn by
+    `luck`; the first of them have the cheapest site, as many as have credit there, the next ones
+    the second cheapest. -1 for nowhere: then it is kept, since it would only queue elsewhere."""
     order = costs.argsort()
     at = order if part.places is None else part.places.take(order)
-    place = int(left.take(at).cumsum().searchsorted(luck, "right"))
+    drawn = luck * part.board.wanting
+    place = int(given.take(at).cumsum().searchsorted(drawn, "right"))
     if place >= len(order):
         return -1
     found, nearest_ms = int(order.item(place)), costs.item(nearest)
@@ -224,13 +219,13 @@ def _pushed(part: Part, costs: Milliseconds, left: Milliseconds, nearest: int, l
 
 
 def _explored(
-    part: Part, costs: Milliseconds, left: Milliseconds | None, soon_ms: float, luck: float
+    part: Part, costs: Milliseconds, given: Milliseconds | None, soon_ms: float, luck: float
 ) -> int:
     """One of the sites that answer within the target and take pushes; -1 when there is no choice.
     """
     soon = costs <= soon_ms
-    if left is not None:
-        soon &= (left if part.places is None else left.take(part.places)) > 0.0
+    if given is not None:
+        soon &= (given if part.places is None else given.take(part.places)) > 0.0
     within = soon.nonzero()[0]
     return within.item(int(luck * len(within))) if len(within) > 1 else -1
 

@@ -1,11 +1,13 @@
-"""How many requests an ingress may push to a site before it hears from it again.
+"""How many requests the ingresses may push to a site before they hear from it again.
 
 A push is a request that is not sent where it is nearest, because the queue is long there. All
 ingresses see the same short queue elsewhere for a second; if all ran there, the next second would
-see it long and all would run on. So a site says how much more than lately it could take until its
-next digest (`spare`) and how much came lately (`arrived`): two numbers, whoever listens. Each
-ingress takes its part by what it pushed lately and one equal part of what is left to newcomers, so
-that the sum over all ingresses is about what the site can take. See docs/herding.md.
+see it long and all would run on. So a site says how much came lately (`arrived`), how much of it
+was pushed (`pushed`), and how much more it could take until its next digest (`spare`): three
+numbers, whoever listens. From those of all sites each ingress knows how many requests want to leave
+their nearest site and how many may, and lets its own go by that chance: the sum over all of them is
+about what the sites can take, however many they are and however little each has to send. See
+docs/herding.md.
 """
 
 from math import isfinite
@@ -25,6 +27,7 @@ QUEUE_S: Final = 0.25       # of queue beyond full slots, up to which a site inv
 
 UNREAD_S: Final = 2.0       # of prompts still to be read, beyond which no free slot invites
 
+GIVEN: Final = 2.0          # of what is spare
 KEPT: Final = 0.5           # of what is remembered of what was sent, with each digest
 LEAST_KEPT: Final = 0.05    # of its own requests that a site is always left
 BACK_KEPT: Final = 0.25     # of them that a site is sent first when it comes back
@@ -53,17 +56,22 @@ def spare_requests(
     return growth + GAIN_QUEUE * room_s / usual_s
 
 
-def credit(pushes: float, arrived: float, spare: float, ingresses: int) -> float:
-    """Requests that one of `ingresses` may push until the next digest, of which it pushed `pushes`
-    in an interval lately.
+def credit(pushed: float, arrived: float, spare: float) -> float:
+    """Requests that all ingresses together may push to a site until its next digest, where `pushed`
+    of the `arrived` in the last interval were pushes.
 
-    What is spare is given twice, to those who push by how much they do, and to all alike: most use
-    neither whole. So at most `arrived + 2 * spare` come, were everybody to turn to the site.
+    Twice what is spare: nobody knows exactly how many want to leave their sites, and where fewer
+    are let go the queues there grow for longer than elsewhere.
     """
-    if spare <= 0.0:
-        return pushes * max(0.0, 1.0 + spare / arrived) if arrived > 0.0 else 0.0
-    growth = spare / max(arrived, spare)
-    return pushes * (1.0 + growth) + spare / ingresses
+    if spare > 0.0:
+        return pushed + GIVEN * spare
+    return pushed * max(0.0, 1.0 + spare / arrived) if arrived > 0.0 else 0.0
+
+
+def wanting(pushed: float, arrived: float, spare: float) -> float:
+    """Of the requests that want to leave their nearest site, those that are counted at this one:
+    what was pushed there; if it is full itself, all that come, for they would leave, too."""
+    return max(pushed, arrived) if spare <= 0.0 else pushed
 
 
 def kept(keep: float, arrived: float, spare: float) -> float:
@@ -75,18 +83,18 @@ def kept(keep: float, arrived: float, spare: float) -> float:
     return min(max(keep * change, LEAST_KEPT), 1.0)
 
 
-def stays(keep: float, share: float, late_ms: float) -> float:
+def stays(keep: float, share: float, late_ms: float, arrived: float) -> float:
     """The chance with which a request stays at its nearest site, where it would be answered
-    `late_ms` later than elsewhere.
+    `late_ms` later than elsewhere and where `arrived` came in the last interval.
 
     Who sends `share` of what comes there sees the effect of leaving at once in its own count, and
     leaves as soon as it pays. Of those who send little, only so many leave as the queue is longer,
-    since all do the same.
+    since all do the same; but one in an interval, whose leaving the next ones hear of.
     """
     if late_ms <= 0.0:
         return keep
-    leave = share + (1.0 - share) * min(late_ms / LEAVING_MS, 1.0)
-    return keep * (1.0 - leave)
+    leave = min(max(late_ms / LEAVING_MS, 1.0 / max(arrived, 1.0)), 1.0)
+    return keep * (1.0 - share - (1.0 - share) * leave)
 
 
 def said_requests(requests: float | None) -> float | None:

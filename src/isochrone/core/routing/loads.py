@@ -22,7 +22,7 @@ LOSSES_FORGOTTEN_NS = 60_000_000_000  # this long after a hold without another l
 SLOWEST_TOK_S = 1e-3
 FASTEST_TOK_S = 1e9
 
-RENEWED_NS: Final = 500_000_000  # digests nearer than this bring no new credit
+RENEWED_NS: Final = 500_000_000  # digests nearer than this end no interval
 
 EVERY_SITE: Final = SiteName("")  # no site has this name
 NEVER_NS: Final = 1 << 63
@@ -35,10 +35,10 @@ class ModelLoad:
     `ready` is None when the digest does not mention the model. `servers` is ready for the estimate,
     None when nothing is ready or a rate is not measured yet (0).
 
-    For credits (see `credits`): `arrived` and `spare` as the digest says them; how many requests
-    this gateway `sent` and how many of them were `pushes` in an interval lately; `dispatched` and
-    `pushed` likewise, since `renewed_ns`; and the part that it is to `keep` of those nearest there.
-    `ready_before`: as the digest before the last one said.
+    For credits (see `credits`): `arrived`, `spare` and `pushed` as the digest says them; how many
+    requests this gateway `sent` in an interval lately, and how many it `dispatched` since
+    `renewed_ns`; and the part that it is to `keep` of those nearest there. `ready_before`: as the
+    digest before the last one said.
     """
 
     model: ModelName
@@ -50,8 +50,7 @@ class ModelLoad:
     ahead: Work = field(default_factory=Work)
     arrived: float | None = None
     spare: float | None = None
-    pushes: float = 0.0
-    pushed: int = 0
+    pushed: float = 0.0
     sent: float = 0.0
     dispatched: int = 0
     keep: float = 1.0
@@ -219,12 +218,10 @@ class Loads:
         now_ns: int,
         *,
         rtt_ms: float = 0.0,
-        pushed: bool = False,
     ) -> Dispatch:
         """Count a request sent to `site` now, and return the ticket for `finished`.
 
         `rtt_ms`: a digest heard within one round trip was sent before the request arrived.
-        `pushed`: it goes there because the queue is long where it is nearest.
         """
         at = self._load(site)
         load = at.models.get(model)
@@ -234,8 +231,6 @@ class Loads:
         dispatch = Dispatch(at, load, prompt_tokens, output_tokens, arrives_ns)
         at.dispatches.add(dispatch)
         load.dispatched += 1
-        if pushed:
-            load.pushed += 1
         ahead = load.ahead
         ahead.requests += 1
         ahead.prompt_tokens += prompt_tokens
@@ -350,6 +345,7 @@ def _take(load: ModelLoad, said: DeploymentLoad) -> None:
     load.prefill_tok_s = _rate(said.prefill_tok_s)
     load.decode_tok_s = _rate(said.decode_tok_s)
     load.arrived, load.spare = said_requests(said.arrived), said_requests(said.spare)
+    load.pushed = max(said_requests(said.pushed) or 0.0, 0.0)
     if said.ready < 1 or load.prefill_tok_s <= 0 or load.decode_tok_s <= 0:
         load.servers = None
     elif not _are(load.servers, said.ready, load):
@@ -371,11 +367,9 @@ def _are(servers: Servers | None, ready: int, load: ModelLoad) -> bool:
 
 
 def _renew(load: ModelLoad, now_ns: int) -> None:
-    """A digest brings new credits: what was sent since the last one becomes what is sent lately."""
-    share = 1.0 - KEPT
-    load.pushes += share * (load.pushed - load.pushes)
-    load.sent += share * (load.dispatched - load.sent)
-    load.pushed = load.dispatched = 0
+    """A digest ends an interval: what was sent since the last one becomes what is sent lately."""
+    load.sent += (1.0 - KEPT) * (load.dispatched - load.sent)
+    load.dispatched = 0
     if load.renewed_ns and now_ns - load.renewed_ns > AWAY_NS:
         load.keep = BACK_KEPT
     elif load.spare is not None:

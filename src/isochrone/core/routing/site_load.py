@@ -27,12 +27,21 @@ class Reading(NamedTuple):
 
 def load_of(
     model: ModelName, ready: Sequence[Reading], known: Learned, *, revision: str | None = None,
-    endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS,
+    endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS, queued: Work | None = None,
+    pushed: float = 0.0,
 ) -> DeploymentLoad:
-    """Sum over the ready replicas of one model. What an engine does not state counts as 0: the
-    ingress corrects by its own dispatches."""
-    prompt_tokens = round(sum([pending_prompt_tokens(known, each.load) for each in ready]))
-    output_tokens = round(sum([pending_output_tokens(known, each.load) for each in ready]))
+    """Sum over the ready replicas of one model, and what is `queued` for them at the site's
+    gateways. What an engine does not state counts as 0: the ingress corrects by its own dispatches.
+    `pushed`: requests a second that came past a nearer site.
+    """
+    if queued is None:
+        queued = Work()
+    prompt_tokens = queued.prompt_tokens + round(
+        sum([pending_prompt_tokens(known, each.load) for each in ready])
+    )
+    output_tokens = queued.output_tokens + round(
+        sum([pending_output_tokens(known, each.load) for each in ready])
+    )
     slots = sum([_slots(each) for each in ready])
     rates = known.rates
     arrived = spare = None
@@ -51,7 +60,7 @@ def load_of(
         ready=len(ready),
         slots=slots,
         running=sum([each.load.running or 0 for each in ready]),
-        waiting=sum([each.load.waiting or 0 for each in ready]),
+        waiting=queued.requests + sum([each.load.waiting or 0 for each in ready]),
         pending_prompt_tokens=prompt_tokens,
         pending_output_tokens=output_tokens,
         prefill_tok_s=rates.prefill_tok_s,
@@ -59,6 +68,7 @@ def load_of(
         endpoints=endpoints,
         arrived=arrived,
         spare=spare,
+        pushed=round(pushed, 3),
     )
 
 

@@ -152,8 +152,7 @@ class RoutingTable:
         if board is None or board.loads is not loads:
             takers = self.serving.get(model, 0) & self.joined & ~self.draining
             board = Board(
-                model, tuple(self.opens[bit] for bit in _members(takers)), loads,
-                ingresses=self.joined.bit_count(),
+                model, tuple(self.opens[bit] for bit in _members(takers)), loads
             )
             if takers:
                 self.boards[model] = board

@@ -14,7 +14,8 @@ class DeploymentLoad:
     second by one stream. Pending counts cover requests that are queued or running. `endpoints` are
     the APIs that at least one of them has. `arrived` is how many requests came a second lately,
     `spare` how many more than that could be taken until the next digest, below 0: fewer should
-    come; both None where the engines' counters do not tell.
+    come; both None where the engines' counters do not tell. `pushed`: of those that arrived, how
+    many were nearer to another site, whose queue was long.
     """
 
     model: ModelName
@@ -30,6 +31,7 @@ class DeploymentLoad:
     endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS
     arrived: float | None = None
     spare: float | None = None
+    pushed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

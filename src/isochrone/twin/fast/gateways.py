@@ -15,6 +15,8 @@ from isochrone.core.routing.pick import Standing
 from isochrone.core.routing.prefix import BLOCK_BYTES, BLOCK_ENDS, Belief, Prefixes, Sighting
 from isochrone.core.routing.sessions import Sessions
 from isochrone.core.routing.table import RoutingTable
+from isochrone.core.world.model import Replica
+from isochrone.twin.fast.fleet import Fleet
 from isochrone.twin.fast.news import Digests, Told
 from isochrone.twin.fast.policy import Flight
 
@@ -87,11 +89,22 @@ class Gateway:
         return True
 
 
+def replica_of(fleet: Fleet, number: int, ident: ReplicaId, generation: int) -> Replica:
+    """A replica of the fleet as its site's gateway knows it."""
+    spec = fleet.replicas[number]
+    model = fleet.models[spec.model].name
+    return Replica(
+        id=ident, site=fleet.sites[spec.site].name, model=model, revision=None,
+        generation=generation, state="ready", engine="openai", base_url="", engine_key=None,
+        credential=None, upstream_model="", slots=spec.physics.slots, pid=None, started_at=0,
+    )
+
+
 class Sent:
     """What the ingress keeps of a request that it sent. `blocks`: as gateways hash its prompt."""
 
     __slots__ = (
-        "belief", "blocks", "gateway", "pushed", "refusals", "rtt_ms", "seen", "ticket", "tries",
+        "belief", "blocks", "gateway", "pushed", "refusals", "seen", "ticket", "tries",
     )
 
     def __init__(self, gateway: Gateway, blocks: Sequence[int]) -> None:
@@ -102,7 +115,6 @@ class Sent:
         self.ticket: Dispatch | None = None
         self.refusals: list[Refused] | None = None
         self.pushed = False
-        self.rtt_ms = 0.0
         self.tries = 0
 
 
@@ -128,9 +140,10 @@ class Served:
 
 
 class Place:
-    """The queue and the replicas of one model at one site."""
+    """The queue and the replicas of one model at one site. `pushed`: how many requests came past a
+    nearer site."""
 
-    __slots__ = ("flights", "numbers", "queue", "rates", "sold", "standings")
+    __slots__ = ("flights", "numbers", "pushed", "queue", "rates", "sold", "standings")
 
     def __init__(self, queue: SiteQueue) -> None:
         self.queue = queue
@@ -138,4 +151,5 @@ class Place:
         self.numbers: dict[ReplicaId, int] = {}
         self.flights: dict[Ticket, Flight] = {}
         self.sold = 0
+        self.pushed = 0
         self.rates: Rates | None = None

@@ -11,19 +11,19 @@ from isochrone.core.admission.classes import CLASSES, sold_slots, weighted_token
 from isochrone.core.admission.site_queue import NEVER_NS, SiteQueue, Start, Stop, TurnAway
 from isochrone.core.admission.site_queue import Refused as TurnedAway
 from isochrone.core.estimate.hardware import SLOW
-from isochrone.core.estimate.service import Rates
+from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import ModelName, PolicyId, ReplicaId
 from isochrone.core.lifecycle.health import HealthRules
 from isochrone.core.rng import stream
 from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.choose import TARGET_MS, choose
+from isochrone.core.routing.loads import Dispatch
 from isochrone.core.routing.pick import Standing, pick
 from isochrone.core.routing.prefix import UNKNOWN, Belief
 from isochrone.core.world.digest import SiteDigest
-from isochrone.core.world.model import Replica
 from isochrone.core.world.tenant import Class
 from isochrone.twin.fast.arrivals import NO_SESSION
-from isochrone.twin.fast.fleet import Fleet, FleetReplica
+from isochrone.twin.fast.fleet import Fleet
 from isochrone.twin.fast.gateways import (
     NO_BLOCKS,
     Gateway,
@@ -31,6 +31,7 @@ from isochrone.twin.fast.gateways import (
     Sent,
     Served,
     gateway_blocks,
+    replica_of,
 )
 from isochrone.twin.fast.news import Digests
 from isochrone.twin.fast.policy import Actions, Flight, Setting
@@ -52,6 +53,7 @@ class Ours:
 
     def start(self, setting: Setting) -> None:
         fleet = self.fleet = setting.fleet
+        setting.waiting = self._waiting
         self.actions: Actions = setting.actions
         self.seed = setting.rng.getrandbits(62)
         news, tables = setting.news, setting.rules
@@ -176,10 +178,10 @@ class Ours:
             verdict = "new" if home is None else choice.verdict
             gateway.sessions.went(session, name, verdict, now_ns)
         sent.tries += 1
+        sent.pushed = choice.pushed
         belief = sent.belief = choice.belief
         site = self.site_number[name]
         if site == gateway.site:  # it is served here: counted when its turn has come
-            sent.pushed, sent.rtt_ms = choice.pushed, choice.rtt_ms
             sent.seen = None
         else:
             prompt_tokens = arrival.prompt_tokens
@@ -192,7 +194,7 @@ class Ours:
                 )
             sent.ticket = gateway.loads.dispatched(
                 name, model, prompt_tokens, arrival.expected_tokens, now_ns,
-                rtt_ms=choice.rtt_ms, pushed=choice.pushed,
+                rtt_ms=choice.rtt_ms,
             )
         self.actions.go(flight, site, now_s)
 
@@ -212,17 +214,22 @@ class Ours:
         class_: Class = CLASSES[arrival.class_]
         turn = queue.offer(
             class_, self.tenants[arrival.tenant], tokens, most_tokens=tokens, now_ns=now_ns,
-            resumable=False,
+            prompt_tokens=arrival.prompt_tokens, resumable=False,
         )
         if isinstance(turn, TurnedAway):
             flight.site_note = None
             self.actions.refuse(flight, now_s)
         else:
+            sent = flight.note
+            if isinstance(sent, Sent) and sent.pushed:
+                place.pushed += 1
             served = flight.site_note = Served(place, turn)
             served.tried = tried
             place.flights[turn] = flight
             if turn.state == "running":
                 self._serve(flight, served, site, now_s)
+            else:
+                served.ticket = self._count(flight, site, self._unread(flight, site), now_ns)
         if queue.outbox:
             self._obey(place, site, now_s)
         if queue.queued:
@@ -278,7 +285,10 @@ class Ours:
                     continue
                 standing = known.get(number)
                 if standing is None:
-                    standing = Standing(self._replica(number))
+                    self.generations[number] += 1
+                    standing = Standing(replica_of(
+                        self.fleet, number, self.replica_ids[number], self.generations[number]
+                    ))
                     if self.generations[number] > 1:
                         anew = "its engine was started anew"
                         standing.health.returned(anew, int(now_s * 1e9))
@@ -341,6 +351,7 @@ class Ours:
         )
         if standing is None:
             del place.flights[served.turn]
+            self._waits_no_more(served, site)
             flight.site_note = None
             place.queue.finished(served.turn, 0, now_ns)
             self.actions.refuse(flight, now_s)
@@ -351,9 +362,8 @@ class Ours:
             served.tried = set()
         served.tried.add(replica_id)
         served.standing, served.started = standing, True
-        own = sent.gateway is gateway
         belief = sent.belief
-        if not own:
+        if sent.gateway is not gateway:
             belief = None if beliefs is None else beliefs.get(replica_id)
         served.belief = belief
         unread = arrival.prompt_tokens
@@ -368,11 +378,35 @@ class Ours:
             )
         served.unread_tokens, served.expected_tokens = unread, arrival.expected_tokens
         standing.count(1, unread, arrival.expected_tokens)
-        served.ticket = gateway.loads.dispatched(
-            gateway.name, model, unread, arrival.expected_tokens, now_ns,
-            pushed=own and sent.pushed,
-        )
+        if served.ticket is None:
+            served.ticket = self._count(flight, site, unread, now_ns)
         self.actions.serve(flight, number, now_s)
+
+    def _count(self, flight: Flight, site: int, unread_tokens: int, now_ns: int) -> Dispatch:
+        """As work that is ahead of others at the site, in its own gateway's eyes."""
+        arrival, gateway = flight.arrival, self._site_gateway(site)
+        return gateway.loads.dispatched(
+            gateway.name, self.models[arrival.model], unread_tokens, arrival.expected_tokens, now_ns
+        )
+
+    def _unread(self, flight: Flight, site: int) -> int:
+        """Of its prompt, what its ingress expects the site to have to read, if that is the site's
+        own gateway; else all of it."""
+        sent, tokens = flight.note, flight.arrival.prompt_tokens
+        assert isinstance(sent, Sent), "every request that began has one"
+        if sent.belief is not None and sent.gateway is self._site_gateway(site):
+            tokens -= min(int(sent.belief.tokens), tokens)
+        return tokens
+
+    def _waits_no_more(self, served: Served, site: int) -> None:
+        if served.ticket is not None:
+            self._site_gateway(site).loads.finished(served.ticket)
+            served.ticket = None
+
+    def _waiting(self, site: int, model: int) -> tuple[Work, int]:
+        """What waits at a site and how many were pushed there, as its gateway tells its agent."""
+        place = self.places[site][model]
+        return (Work(), 0) if place is None else (place.queue.waiting(), place.pushed)
 
     def _held(self, place: Place, beliefs: dict[ReplicaId, Belief]) -> dict[ReplicaId, float]:
         """Leading tokens by replica, of those that run as they did."""
@@ -402,6 +436,7 @@ class Ours:
                 else:
                     assert isinstance(command, TurnAway), "there are three commands"
                     del place.flights[command.ticket]
+                    self._waits_no_more(served, site)
                     flight.site_note = None
                     self.actions.refuse(flight, now_s)
 
@@ -458,16 +493,6 @@ class Ours:
                 )
             self.site_gateways[site] = known
         return known
-
-    def _replica(self, number: int) -> Replica:
-        spec: FleetReplica = self.fleet.replicas[number]
-        self.generations[number] += 1
-        return Replica(
-            id=self.replica_ids[number], site=self.fleet.sites[spec.site].name,
-            model=self.models[spec.model], revision=None, generation=self.generations[number],
-            state="ready", engine="openai", base_url="", engine_key=None, credential=None,
-            upstream_model="", slots=spec.physics.slots, pid=None, started_at=0,
-        )
 
 
 def _place(fleet: Fleet) -> Place:

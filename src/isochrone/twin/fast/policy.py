@@ -17,9 +17,10 @@ that site knows. The rules, for ours as for every baseline:
   request that runs elsewhere fails the simulation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from isochrone.core.estimate.service import Work
 from isochrone.core.rng import Random
 from isochrone.core.world.digest import SiteDigest
 from isochrone.twin.fast.arrivals import Arrival
@@ -110,10 +111,15 @@ class News(Protocol):
         """How long ago that digest was made; infinite before the first."""
 
 
-class Setting:
-    """What a router is given at the start."""
+Waiting = Callable[[int, int], tuple[Work, int]]
 
-    __slots__ = ("actions", "fleet", "news", "rng", "rules")
+
+class Setting:
+    """What a router is given at the start. One whose sites keep requests may set `waiting`: what
+    waits at a site for a model (by their numbers), and how many requests were pushed there since
+    the start; it goes into the site's digests."""
+
+    __slots__ = ("actions", "fleet", "news", "rng", "rules", "waiting")
 
     def __init__(
         self, fleet: Fleet, actions: Actions, rules: Rules, news: News, rng: Random
@@ -123,6 +129,7 @@ class Setting:
         self.rules = rules
         self.news = news
         self.rng = rng  # of this router alone
+        self.waiting: Waiting | None = None
 
 
 class Router(Protocol):

@@ -89,6 +89,8 @@ class Simulation:
             for models in fleet.at
         ]
         self.faults = Faults(self, stream(plan.seed, "faults"))
+        rng = stream(plan.seed, f"router {router.name}")
+        self.setting = Setting(fleet, self, self.tables, self.news, rng)
 
     def run(self, chunks: Iterable[Arrivals]) -> Summary:
         """Simulate until all that come have ended. Raises BrokenRule."""
@@ -328,7 +330,7 @@ class Simulation:
     def _say(self, number: int, now_s: float) -> None:
         site = self.sites[number]
         if site.up:
-            digest = site.digest(now_s)
+            digest = site.digest(now_s, self.setting.waiting)
             for running in site.replicas:
                 self._schedule(running)
             self.news.tell(number, digest, now_s)
@@ -374,9 +376,8 @@ class Simulation:
                 self._send_back(flight, LOST, now_s)
 
     def _start(self) -> None:
-        plan, digest_s = self.plan, self.router.digest_s
-        rng = stream(plan.seed, f"router {self.router.name}")
-        self.router.start(Setting(self.fleet, self, self.tables, self.news, rng))
+        digest_s = self.router.digest_s
+        self.router.start(self.setting)
         self.faults.start()
         for site in self.sites:
             self.router.replicas_changed(site.number, site.ready(), 0.0)

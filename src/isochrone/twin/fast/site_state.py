@@ -3,11 +3,12 @@
 What is said is worked out by the product's own functions, from what counters of engines would tell.
 """
 
-from isochrone.core.estimate.engine_rates import Learned, arrived, learn, seeded
+from isochrone.core.estimate.engine_rates import Learned, arrived, came_lately, learn, seeded
 from isochrone.core.routing.site_load import Reading, load_of
 from isochrone.core.world.digest import DeploymentLoad, ReplicaLoad, SiteDigest
 from isochrone.core.world.engine_load import UNKNOWN_LOAD, EngineLoad
 from isochrone.twin.fast.fleet import Fleet, FleetReplica
+from isochrone.twin.fast.policy import Waiting
 from isochrone.twin.fast.readings import Meter
 from isochrone.twin.fast.replica import SimulatedReplica
 
@@ -64,6 +65,9 @@ class SiteState:
         self.epoch = 1
         self._sequence = 0
         self._learned: list[Learned | None] = [None] * len(fleet.models)
+        self._pushed = [0] * len(fleet.models)
+        self._pushed_lately = [0.0] * len(fleet.models)
+        self._said_s = 0.0
 
     def ready(self) -> list[int]:
         """The numbers of the replicas that take requests."""
@@ -77,7 +81,7 @@ class SiteState:
         self._sequence = 0
         self._learned = [None] * len(self.fleet.models)
 
-    def digest(self, now_s: float) -> SiteDigest:
+    def digest(self, now_s: float, waiting: Waiting | None = None) -> SiteDigest:
         """Read all counters, learn from them, and say what is so."""
         self._sequence += 1
         readings: list[list[Reading]] = [[] for _ in self.fleet.models]
@@ -91,7 +95,7 @@ class SiteState:
             epoch=self.epoch,
             sequence=self._sequence,
             at=int(now_s * 1e9),
-            loads=self._loads(readings),
+            loads=self._loads(readings, waiting, now_s),
             replicas=tuple(said),
         )
 
@@ -106,13 +110,26 @@ class SiteState:
         each.load, each.read_s = load, now_s
         return Reading(each.spec.physics.slots, load, each.arrived)
 
-    def _loads(self, readings: list[list[Reading]]) -> tuple[DeploymentLoad, ...]:
+    def _loads(
+        self, readings: list[list[Reading]], waiting: Waiting | None, now_s: float
+    ) -> tuple[DeploymentLoad, ...]:
         found = []
         for model, numbers in enumerate(self.fleet.at[self.number]):
             if numbers:
                 spec = self.fleet.replicas[numbers[0]]
                 known = self._learned[model] or seeded(spec.stated)
-                found.append(load_of(self.fleet.models[model].name, readings[model], known))
+                queued, pushed = (None, 0) if waiting is None else waiting(self.number, model)
+                if now_s > self._said_s:
+                    self._pushed_lately[model] = came_lately(
+                        self._pushed_lately[model], pushed - self._pushed[model],
+                        now_s - self._said_s,
+                    )
+                    self._pushed[model] = pushed
+                found.append(load_of(
+                    self.fleet.models[model].name, readings[model], known, queued=queued,
+                    pushed=self._pushed_lately[model],
+                ))
+        self._said_s = now_s
         return tuple(found)
 
     def _replica(self, each: Running) -> ReplicaLoad:
