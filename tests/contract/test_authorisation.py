@@ -58,6 +58,7 @@ class Stage:
 
     def __init__(self, api: Api) -> None:
         self.api = api
+        self.numbers = 0
         self.orgs: dict[str, str] = {}
         for whose in SIDES:
             self.orgs[whose] = str(api.make("organisations", {"name": whose})["id"])
@@ -83,6 +84,11 @@ class Stage:
             self.money(whose)
         report = KeptReport(day_at=0, agrees=True, report='{"findings": []}', made_at=1)
         api.context.registry.reconciling.keep_report(report)
+
+    def number(self) -> int:
+        """Another one each time."""
+        self.numbers += 1
+        return self.numbers
 
     def project(self, org: str) -> Any:
         name = f"p{len(self.api.call('GET', 'projects?limit=1000')[1]['items'])}"
@@ -158,6 +164,8 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
         "meters/events", {"events": [stage.event(whose)]}
     ),
     "GET /meters/unmetered": lambda stage, _: ("meters/unmetered", None),
+    "GET /me": lambda stage, _: ("me", None),
+    "PUT /me/password": lambda stage, _: ("me/password", {"present": "x", "password": "y"}),
     "GET /models": lambda stage, _: ("models", None),
     "GET /organisations": lambda stage, _: ("organisations", None),
     "POST /organisations": lambda stage, whose: (
@@ -184,6 +192,10 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "PATCH /principals/{principal_id}": lambda stage, whose: (
         f"principals/{stage.member(whose)['id']}", {"role": "developer"}
     ),
+    "PUT /principals/{principal_id}/password": lambda stage, whose: (
+        f"principals/{stage.member(whose)['id']}/password",
+        {"login": f"somebody {stage.number()}", "password": "correct horse battery"},
+    ),
     "POST /principals/{principal_id}/rotate": lambda stage, whose: (
         f"principals/{stage.member(whose)['id']}/rotate", {}
     ),
@@ -204,6 +216,8 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "GET /requests/{request_id}": lambda stage, whose: (
         f"requests/{stage.requests[whose]}", None
     ),
+    "POST /sessions": lambda stage, _: ("sessions", {"login": "nobody", "password": "x"}),
+    "DELETE /sessions/current": lambda stage, _: ("sessions/current", None),
     "GET /sites": lambda stage, _: ("sites", None),
     "GET /sites/{name}": lambda stage, _: ("sites/sydney", None),
     "POST /sites/join": lambda stage, _: ("sites/join", {"token": "x", **JOIN}),
@@ -213,10 +227,11 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "GET /voters": lambda stage, _: ("voters", None),
     "POST /voters": lambda stage, _: ("voters", {"sites": ["sydney"]}),
 }
-# Let in, and then refused for what was asked: these sites have not joined, and money moves under an
-# idempotency key only.
+# Let in, and then refused for what was asked: these sites have not joined, money moves under an
+# idempotency key only, and these callers have no password.
 REFUSED_LATER = {
     "POST /voters": 422, "POST /ledger/credits": 422, "POST /ledger/corrections": 422,
+    "PUT /me/password": 422,
 }
 
 

@@ -55,7 +55,8 @@ NOT_TENANTS = {
     "alembic_version": "the release", "deployments": "the operator's estate",
     "engine_counts": "the operator's estate", "reconciliations": "of control",
     "leases": "of copies of control", "links": "the operator's estate",
-    "models": "the operator's estate", "site_tokens": "the operator's estate",
+    "models": "the operator's estate", "sign_in_tries": "of control",
+    "site_tokens": "the operator's estate",
     "sites": "the operator's estate", "view_serial": "of control",
     "voters": "the operator's estate", "world": "the operator's estate",
 }

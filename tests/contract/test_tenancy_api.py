@@ -233,7 +233,9 @@ async def one_round(api: Api) -> None:
         return found
 
     task = asyncio.create_task(
-        erase_for_ever(api.context.registry.members, api.context.clock, offload)
+        erase_for_ever(
+            api.context.registry.members, api.context.registry.accounts, api.context.clock, offload
+        )
     )
     async with asyncio.timeout(10):
         await done.wait()

@@ -32,7 +32,7 @@ def _close(folder: Path) -> None:
 
 def test_keys_and_ports_are_kept(tmp_path: Path) -> None:
     first = open_state(tmp_path / "s")
-    ports = Ports(gateways=(4100, 4101), control=4102, nats=4103)
+    ports = Ports(gateways=(4100, 4101), control=4102, nats=4103, console=4104)
     assert first.kept_ports(SITES) is None
     first.keep_ports(SITES, ports)
     admin = first.admin_key

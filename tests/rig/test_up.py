@@ -24,7 +24,10 @@ def test_up_json_says_what_runs(cloud: Cloud) -> None:
     path = cloud.state / "up.json"
     up = cloud.up
     assert path.stat().st_mode & 0o777 == 0o600
-    assert set(up) == {"control", "admin_key", "api_key", "nats", "console", "sites"}
+    assert set(up) == {
+        "control", "admin_key", "api_key", "nats", "console", "console_login", "console_password",
+        "sites",
+    }
     assert [(site["name"], site["country"]) for site in up["sites"]] == SITES
     for site in up["sites"]:
         assert set(site) == {
@@ -38,7 +41,7 @@ def test_up_json_says_what_runs(cloud: Cloud) -> None:
     assert up["api_key"].startswith("iso_")
     assert up["admin_key"].startswith("isoadm_")
     pids = [pid for pid in cloud.pids().values() if pid is not None]
-    assert len(set(pids)) == 12
+    assert len(set(pids)) == 13
     assert cloud.process is not None
     assert set(pids) <= descendants(cloud.process.pid)
 

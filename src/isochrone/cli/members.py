@@ -1,5 +1,6 @@
 """`isochrone member`: people and service accounts, their roles and their admin keys."""
 
+import sys
 import uuid
 from typing import Annotated, Any
 
@@ -118,6 +119,38 @@ def rotate(
         f"principals/{part(member_id)}/rotate", wanted, idempotency_key=str(uuid.uuid4())
     )
     _show_key(made, as_json)
+
+
+@app.command(
+    epilog="Examples: `isochrone member password MEMBER_ID` · "
+    "`isochrone member password operator --stdin < file`"
+)
+def password(
+    member_id: MemberArgument,
+    login: Annotated[
+        str | None,
+        typer.Option(help="Name to sign in with. [default: as now, else the e-mail address]"),
+    ] = None,
+    from_stdin: Annotated[
+        bool, typer.Option("--stdin", help="Read the password there instead of making one.")
+    ] = False,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a member sign in to the console: a name, and a new password, shown once. Who had a
+    password before is signed out everywhere."""
+    from isochrone.cli.show import print_json
+
+    wanted: dict[str, object] = {} if login is None else {"login": login}
+    if from_stdin:
+        wanted["password"] = sys.stdin.readline().rstrip("\n")
+    made = find_cloud(state, url, key).api.put(f"principals/{part(member_id)}/password", wanted)
+    if as_json:
+        print_json(made)
+        return
+    print(f"name      {made['login']}")
+    if made["password"] is not None:
+        print(f"password  {made['password']}   (shown once; its owner should choose another)")
 
 
 @app.command(

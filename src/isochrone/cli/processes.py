@@ -1,4 +1,5 @@
-"""`isochrone control | gateway | agent | dns`: one process, from one TOML file, in front."""
+"""`isochrone control | gateway | agent | dns | console`: one process, in front, from one TOML file.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ ConfigOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     app.command(epilog="Example: `isochrone control --config control.toml`")(control)
+    app.command(epilog="Example: `isochrone console --config console.toml`")(console)
     app.command(
         epilog="Alone: `isochrone key hash` · `isochrone check gateway.toml` · "
         "`isochrone gateway --config gateway.toml`; start from examples/standalone.toml."
@@ -24,6 +26,13 @@ def register(app: typer.Typer) -> None:
         "`dig @127.0.0.1 -p 5353 de.api.example.net +subnet=198.51.100.0/24`, with TXT to be told "
         "why; start from examples/dns.toml."
     )(dns)
+
+
+def console(config: ConfigOption) -> None:
+    """Run the console: web pages over the Control API, for whoever signs in there."""
+    from isochrone.wiring.console import run
+
+    run(config)
 
 
 def control(config: ConfigOption) -> None:

@@ -43,7 +43,8 @@ def up(
 ) -> None:
     """Start a cloud of several sites on this machine and run it until Ctrl-C.
 
-    Real processes: PostgreSQL, NATS, control, and a gateway, an agent and engines for each site.
+    Real processes: PostgreSQL, NATS, control, the console, and a gateway, an agent and engines for
+    each site.
     Keys, ledger and ids stay in the state folder for the next start.
     """
     from isochrone.wiring.local.up import UpOptions, run_up
@@ -128,8 +129,8 @@ def welcome(up: Mapping[str, Any], chat_model: str | None, seconds: float) -> st
         f"  key       {up['api_key']}",
         f"  API       {up['control']}/api/v1   (admin key in up.json)",
     ]
-    if up["console"] is not None:
-        lines.append(f"  console   {up['console']}")
+    lines.append(f"  console   {up['console']}   (sign in as {up['console_login']}, first password"
+                 f" {up['console_password']})")
     path, data = "models", ""
     if chat_model is not None:
         body = f'{{"model":"{chat_model}","messages":[{{"role":"user","content":"Hello!"}}]}}'

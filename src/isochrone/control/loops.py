@@ -81,7 +81,10 @@ class ControlLoops:
                     learn_links(self.fleet, ports.registry.estate, ports.offload), name="links"
                 )
                 tasks.create_task(
-                    erase_for_ever(ports.registry.members, ports.clock, ports.offload),
+                    erase_for_ever(
+                        ports.registry.members, ports.registry.accounts, ports.clock,
+                        ports.offload,
+                    ),
                     name="retention",
                 )
                 subscriptions = await listen(self.fleet, ports.bus)

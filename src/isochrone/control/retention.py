@@ -1,4 +1,5 @@
-"""Erases who former members were, once their organisation retains it no longer; for ever."""
+"""For ever: erases who former members were, once their organisation retains it no longer, and
+removes sign-ins that are over."""
 
 import asyncio
 from functools import partial
@@ -7,6 +8,7 @@ import structlog
 
 from isochrone.control.offload import Offload
 from isochrone.core.errors import Unavailable
+from isochrone.ports.accounts import Accounts
 from isochrone.ports.clock import Clock
 from isochrone.ports.members import Members
 
@@ -15,11 +17,14 @@ INTERVAL_S = 3600.0
 log = structlog.get_logger()
 
 
-async def erase_for_ever(members: Members, clock: Clock, offload: Offload) -> None:
+async def erase_for_ever(
+    members: Members, accounts: Accounts, clock: Clock, offload: Offload
+) -> None:
     """At the start and once an hour. Several copies of control may do this at once."""
     while True:
         try:
             erased = await offload(partial(members.erase_overdue, now=clock.wall_ns()))
+            await offload(partial(accounts.forget_old, now=clock.wall_ns()))
         except Unavailable as error:
             log.warning("erasing_waits", reason=str(error))
         else:

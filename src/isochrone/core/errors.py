@@ -9,6 +9,7 @@ IsochroneError                 code, message; base of all that follow
 |- NotFound                    the named thing does not exist (for this tenant)
 |- Conflict                    the same idempotency key with another body, a name already taken
 |- Forbidden                   the caller may not do this
+|- TooManyTries                something was tried too often; it says how long to wait
 `- Untrusted                   a signature, token or message code is wrong or too old
 """
 
@@ -81,3 +82,13 @@ class Untrusted(IsochroneError):
     """A signature, message code or token is wrong, missing or expired."""
 
     code = "untrusted"
+
+
+class TooManyTries(IsochroneError):
+    """It was tried too often; another try is allowed after `wait_s` seconds."""
+
+    code = "too_many_tries"
+
+    def __init__(self, message: str, *, wait_s: float) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from isochrone.ports.accounts import Accounts
 from isochrone.ports.audit import Audit
 from isochrone.ports.entitlements import Entitlements
 from isochrone.ports.estate import Estate
@@ -20,6 +21,7 @@ class Registry:
 
     tenants: Tenants
     members: Members
+    accounts: Accounts
     audit: Audit
     estate: Estate
     leases: Leases

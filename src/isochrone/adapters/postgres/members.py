@@ -14,7 +14,7 @@ from isochrone.core.world.tenant import EVERY_TENANT, Principal, Role, Scope
 from isochrone.ports.members import Turnover
 from isochrone.ports.tenants import Once, Page
 
-_PRINCIPAL = """
+PRINCIPAL = """
     SELECT p.id, p.org_id, coalesce(p.name, who.name), p.role, p.kind, who.email, p.expires_at
     FROM principals p LEFT JOIN people who ON who.principal_id = p.id
 """
@@ -33,22 +33,22 @@ class PostgresMembers:
         # Whose secret it is decides the tenant, so this has to look at all of them.
         with self._pool.transaction(EVERY_TENANT) as connection:
             row = connection.execute(
-                _PRINCIPAL + "WHERE p.revoked_at IS NULL"
+                PRINCIPAL + "WHERE p.revoked_at IS NULL"
                 " AND (p.expires_at IS NULL OR p.expires_at > %(now)s)"
                 " AND (p.token_sha256 = %(secret)s"
                 "   OR (p.former_sha256 = %(secret)s AND p.former_until > %(now)s))",
                 {"secret": secret_sha256, "now": now},
             ).fetchone()
-        return None if row is None else _principal(row)
+        return None if row is None else principal_of(row)
 
     def principals(self, scope: Scope, page: Page) -> Sequence[Principal]:
         with self._pool.transaction(scope) as connection:
             rows = connection.execute(
-                _PRINCIPAL + f"WHERE p.revoked_at IS NULL AND {_IN_SCOPE}"
+                PRINCIPAL + f"WHERE p.revoked_at IS NULL AND {_IN_SCOPE}"
                 " AND (%(after)s::text IS NULL OR p.id > %(after)s) ORDER BY p.id LIMIT %(most)s",
                 {"org": scope.org_id, "after": page.after, "most": page.most},
             ).fetchall()
-        return [_principal(row) for row in rows]
+        return [principal_of(row) for row in rows]
 
     def member(self, scope: Scope, principal_id: str) -> Principal:
         with self._pool.transaction(scope) as connection:
@@ -141,22 +141,28 @@ def _revoke(connection: _Connection, scope: Scope, principal_id: str, now: int) 
         f"UPDATE principals p SET revoked_at = %(now)s WHERE {_LIVE}",
         {"now": now, "id": principal_id, "org": scope.org_id},
     )
+    # The name of an account is often an e-mail address; its sessions go with it.
+    connection.execute(
+        "DELETE FROM accounts WHERE principal_id = %(id)s"
+        " AND (%(org)s::text IS NULL OR org_id = %(org)s)",
+        {"id": principal_id, "org": scope.org_id},
+    )
 
 
 def _principal_in(
     connection: _Connection, scope: Scope, principal_id: str, *, is_live: bool = False
 ) -> Principal:
     row = connection.execute(
-        _PRINCIPAL + f"WHERE p.id = %(id)s AND {_IN_SCOPE}"
+        PRINCIPAL + f"WHERE p.id = %(id)s AND {_IN_SCOPE}"
         " AND (p.revoked_at IS NULL OR NOT %(live)s)",
         {"id": principal_id, "org": scope.org_id, "live": is_live},
     ).fetchone()
     if row is None:
         raise NotFound(f"there is no principal {principal_id!r}")
-    return _principal(row)
+    return principal_of(row)
 
 
-def _principal(row: TupleRow) -> Principal:
+def principal_of(row: TupleRow) -> Principal:
     return Principal(
         id=row[0], org_id=row[1], name=row[2], role=row[3], kind=row[4], email=row[5],
         expires_at=row[6],

@@ -1,5 +1,6 @@
 """The registry on PostgreSQL: its parts over one pool."""
 
+from isochrone.adapters.postgres.accounts import PostgresAccounts
 from isochrone.adapters.postgres.audit import PostgresAudit
 from isochrone.adapters.postgres.entitlements import PostgresEntitlements
 from isochrone.adapters.postgres.estate import PostgresEstate
@@ -18,7 +19,8 @@ def open_registry(pool: Pool) -> Registry:
     """The parts of the registry on `pool`, which stays the caller's to close."""
     return Registry(
         tenants=PostgresTenants(pool), members=PostgresMembers(pool),
-        audit=PostgresAudit(pool), estate=PostgresEstate(pool), leases=PostgresLeases(pool),
+        accounts=PostgresAccounts(pool), audit=PostgresAudit(pool),
+        estate=PostgresEstate(pool), leases=PostgresLeases(pool),
         entitlements=PostgresEntitlements(pool), prices=PostgresPrices(pool),
         ledger=PostgresLedger(pool), reconciling=PostgresReconciling(pool),
         meters=PostgresMeters(pool),

@@ -4,6 +4,7 @@ from fastapi import FastAPI
 
 from isochrone import __version__
 from isochrone.control.api import (
+    accounts,
     audit,
     deployments,
     docs,
@@ -20,6 +21,7 @@ from isochrone.control.api import (
     projects,
     reconciliation,
     requests,
+    sessions,
     sites,
     status,
     usage,
@@ -31,7 +33,8 @@ from isochrone.control.api.limits import BodyLimit
 PREFIX = "/api/v1"
 
 RESOURCES = (
-    status, organisations, projects, principals, policies, keys, entitlements, voters, audit,
+    status, sessions, organisations, projects, accounts, principals, policies, keys, entitlements,
+    voters, audit,
     models, sites, deployments, usage, requests,
     prices, ledger, meters, reconciliation,
 )

@@ -25,17 +25,20 @@ from isochrone.core.tenancy.authorise import (
 )
 from isochrone.core.world.tenant import KEY_SCOPES, KeyScope, Role, Scope
 
+SESSION_PREFIX = "isoses_"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """Whoever holds the bearer secret. `key_id` is set for a project key, `scopes` is what that
-    key may be used for."""
+    key may be used for; `session_sha256` for somebody who signed in."""
 
     id: str
     role: CallerRole
     scope: Scope
     key_id: KeyId | None = None
     scopes: tuple[KeyScope, ...] = KEY_SCOPES
+    session_sha256: str | None = None
 
     def may(self, action: Action) -> bool:
         return action in MAY[self.role]
@@ -82,6 +85,14 @@ class Need:
         return caller
 
 
+def bearer(authorization: str | None) -> str:
+    """The secret of an authorization header. Raises Untrusted without one."""
+    scheme, _, secret = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise Untrusted("send an admin key or project key: Authorization: Bearer KEY")
+    return secret.strip()
+
+
 def access(context: Context) -> Callable[[Action], object]:
     """Makes the dependencies of one resource: `may = access(context)`, then
     `caller: Annotated[Caller, may("keys.read")]`."""
@@ -93,16 +104,21 @@ def access(context: Context) -> Callable[[Action], object]:
 
 
 def _caller(context: Context, authorization: str | None) -> Caller:
-    scheme, _, secret = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not secret.strip():
-        raise Untrusted("send an admin key or project key: Authorization: Bearer KEY")
-    secret_sha256, now = hash_of(secret.strip()), context.now()
-    principal = context.registry.members.principal(secret_sha256, now=now)
+    secret = bearer(authorization)
+    secret_sha256, now = hash_of(secret), context.now()
+    is_session = secret.startswith(SESSION_PREFIX)
+    if is_session:
+        principal = context.registry.accounts.holder(secret_sha256, now=now)
+    else:
+        principal = context.registry.members.principal(secret_sha256, now=now)
     if principal is not None:
         id_ = f"principal:{principal.id}"
         return Caller(
-            id=id_, role=principal.role, scope=Scope(org_id=principal.org_id, actor=id_)
+            id=id_, role=principal.role, scope=Scope(org_id=principal.org_id, actor=id_),
+            session_sha256=secret_sha256 if is_session else None,
         )
+    if is_session:
+        raise Untrusted("the session is over; sign in again")
     stored = context.registry.tenants.live_key(secret_sha256, now=now)
     if stored is None:
         raise Untrusted("the key is unknown, revoked or past its end")

@@ -1,5 +1,6 @@
 """Turns failures into problem details (RFC 9457) with a stable `code`."""
 
+import math
 from collections.abc import Sequence
 from http import HTTPStatus
 
@@ -15,6 +16,7 @@ from isochrone.core.errors import (
     InvalidInput,
     IsochroneError,
     NotFound,
+    TooManyTries,
     Unavailable,
     Untrusted,
 )
@@ -26,6 +28,7 @@ STATUS: tuple[tuple[type[IsochroneError], HTTPStatus], ...] = (
     (Forbidden, HTTPStatus.FORBIDDEN),
     (NotFound, HTTPStatus.NOT_FOUND),
     (Conflict, HTTPStatus.CONFLICT),
+    (TooManyTries, HTTPStatus.TOO_MANY_REQUESTS),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 HEADERS = {
@@ -66,7 +69,10 @@ async def _of_product(_: Request, error: Exception) -> JSONResponse:
     if status is None:
         return await _of_bug(_, error)
     problems = error.problems if isinstance(error, InvalidInput) else ()
-    return problem(status, error.code, error.message, problems=problems)
+    answer = problem(status, error.code, error.message, problems=problems)
+    if isinstance(error, TooManyTries):
+        answer.headers["retry-after"] = str(math.ceil(error.wait_s))
+    return answer
 
 
 async def _of_validation(_: Request, error: Exception) -> JSONResponse:

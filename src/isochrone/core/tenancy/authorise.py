@@ -22,6 +22,7 @@ Action = Literal[
     "usage.read", "audit.read",
     "prices.read", "prices.write", "ledger.read", "ledger.write", "usage.write", "reconcile",
     "estate.read", "estate.details", "estate.write",
+    "self.read", "self.write",
 ]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 CallerRole = Role | Literal["key"]
@@ -29,10 +30,10 @@ CALLER_ROLES: tuple[CallerRole, ...] = (
     "owner", "admin", "developer", "billing", "auditor", "operator", "key",
 )
 
-_EVERYBODY: tuple[Action, ...] = ("estate.read", "usage.read")
+_EVERYBODY: tuple[Action, ...] = ("estate.read", "usage.read", "self.read")
 _MEMBER: tuple[Action, ...] = (
     *_EVERYBODY, "organisations.read", "projects.read", "policies.read", "entitlements.read",
-    "prices.read",
+    "prices.read", "self.write",
 )
 _DEVELOPER: tuple[Action, ...] = (*_MEMBER, "keys.read", "keys.write")
 _ADMIN: tuple[Action, ...] = (

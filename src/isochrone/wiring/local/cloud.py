@@ -6,6 +6,7 @@ earlier start, at the same addresses, do not wait for control.
 """
 
 import asyncio
+import secrets
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from hashlib import sha256
@@ -17,6 +18,7 @@ from isochrone.adapters.nats.identity import load_secrets
 from isochrone.adapters.packaged import DATA
 from isochrone.adapters.postgres import server as postgres
 from isochrone.agent.settings import AgentSettings
+from isochrone.console.settings import ConsoleSettings
 from isochrone.control.settings import ControlSettings
 from isochrone.core.errors import Forbidden, InvalidInput, Unavailable
 from isochrone.core.world.world import World
@@ -37,6 +39,7 @@ DRAIN_S = 2.0  # what open requests get of a gateway's share
 API_TIMEOUT_S = 5.0
 JOIN_TRIES = 5
 JOIN_PAUSE_S = 0.5
+OPERATOR_LOGIN = "operator"
 
 Tell = Callable[[str, str], None]
 T = TypeVar("T")
@@ -58,6 +61,7 @@ class LocalCloud:
         self.note = note
         self.tell = tell
         self.control_url = f"http://{host}:{ports.control}"
+        self.console_url = f"http://{host}:{ports.console}"
         self.nats_url = f"nats://{host}:{ports.nats}"
         self.api = ControlApi(self.control_url, state.admin_key, timeout_s=API_TIMEOUT_S)
         self.postgres: postgres.PostgresPlan | None = None
@@ -75,6 +79,7 @@ class LocalCloud:
         for name in early:
             self._start_site(name)
         await self._start_control()
+        self._start_console()
         joined = {
             site["name"] for site in await asyncio.to_thread(self._sites) if site["joined"]
         }
@@ -89,7 +94,7 @@ class LocalCloud:
         """Stop in the reverse order of starting: what depends on others goes first."""
         await self.supervisor.stop([gateway_child(name) for name in self.sites])
         await self.supervisor.stop([agent_child(name) for name in self.sites])
-        await self.supervisor.stop(["control"])
+        await self.supervisor.stop(["control", "console"])
         await self.supervisor.stop(["nats"])
         await self.supervisor.stop(["postgres"])
 
@@ -110,6 +115,18 @@ class LocalCloud:
         )
         write_private(self.state.secret("api.key"), f"{made['key']}\n".encode())
         return str(made["key"])
+
+    def give_first_password(self) -> None:
+        """Make the operator's account the first time, or when the book is a new one, and keep its
+        password in secrets/console.password."""
+        me = self.api.get("me")
+        if me["login"] is not None:
+            return
+        # Kept before it is set: a start that is cut short in between sets it the next time.
+        password = self.state.console_password or secrets.token_urlsafe(15)
+        write_private(self.state.secret("console.password"), f"{password}\n".encode())
+        body = {"login": OPERATOR_LOGIN, "password": password}
+        self.api.put(f"principals/{me['id']}/password", body)
 
     def _accepted(self, key: str) -> bool:
         try:
@@ -137,8 +154,8 @@ class LocalCloud:
     async def _start_nats(self) -> str:
         """Start NATS and return its URL."""
         self.tell("nats", "starting")
-        secrets = load_secrets(self.state.secret("nats.json"))
-        plan = nats.prepare(self.state.path("nats"), secrets, self.ports.nats, host=self.host)
+        logins = load_secrets(self.state.secret("nats.json"))
+        plan = nats.prepare(self.state.path("nats"), logins, self.ports.nats, host=self.host)
 
         async def answers() -> bool:
             return await http_status(plan.host, plan.monitor_port, "/healthz") == 200
@@ -188,6 +205,22 @@ class LocalCloud:
         )
         await child.wait_ready()
         self.tell("control", "ready")
+
+    def _start_console(self) -> None:
+        self.tell("console", "starting")
+        folder = self.state.path("console")
+        settings = ConsoleSettings(
+            host=self.host, port=self.ports.console, control_url=self.control_url,
+            public_url=self.console_url, state=folder,
+        )
+        write_private(folder / "console.toml", render(settings).encode())
+        self.supervisor.start(
+            ChildSpec(
+                name="console", argv=_own("console", folder / "console.toml"),
+                log=self._log("console"), stop_s=STOP_CONTROL_S,
+                ready=self._answers(self.ports.console, "/health"),
+            )
+        )
 
     def _sites(self) -> list[Mapping[str, Any]]:
         return list(self.api.items("sites"))

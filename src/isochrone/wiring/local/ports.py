@@ -9,7 +9,7 @@ import errno
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isochrone.core.errors import InvalidInput
 
@@ -21,15 +21,17 @@ TRIES = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """One port for each site's gateway in the order of the world, then control and NATS."""
+    """One port for each site's gateway in the order of the world, then control, NATS and console.
+    """
 
     gateways: tuple[int, ...]
     control: int
     nats: int
+    console: int
 
     @property
     def all(self) -> tuple[int, ...]:
-        return (*self.gateways, self.control, self.nats)
+        return (*self.gateways, self.control, self.nats, self.console)
 
 
 class Claims:
@@ -81,7 +83,7 @@ class Claims:
 def choose_ports(
     sites: int, *, wanted: int | None, kept: Ports | None, claims: Claims
 ) -> Ports:
-    """Claim the ports for `sites` gateways, control and NATS.
+    """Claim the ports for `sites` gateways, control, NATS and the console.
 
     `wanted` is the first gateway's port, the others and control follow it; a port in use raises
     InvalidInput. Without it the ports of the last start are `kept` where they are free, otherwise
@@ -92,7 +94,7 @@ def choose_ports(
     if kept is not None and len(kept.gateways) == sites and claims.take(kept.all) is None:
         return kept
     for block in range(TRIES):
-        ports = _block(sites, FIRST_PORT + block * max(STEP, sites + 2))
+        ports = _block(sites, FIRST_PORT + block * max(STEP, sites + 3))
         if ports.all[-1] > 65535:
             break
         if claims.take(ports.all) is None:
@@ -114,19 +116,31 @@ def _wanted(sites: int, first: int, kept: Ports | None, claims: Claims) -> Ports
                 "stop what uses it, or choose another with --port"
             ]
         )
-    # Nobody types the port of NATS, so it gives way instead of failing the start.
-    for nats in (kept.nats if kept is not None else ports.nats, ports.nats):
-        if nats <= 65535 and claims.take([nats]) is None:
-            return Ports(gateways=ports.gateways, control=ports.control, nats=nats)
+    # Nobody types the port of NATS, and the console's is printed, so they give way instead of
+    # failing the start.
+    was = ports if kept is None else kept
+    return replace(
+        ports, nats=_giving_way(claims, was.nats, ports.nats),
+        console=_giving_way(claims, was.console, ports.console),
+    )
+
+
+def _giving_way(claims: Claims, *wished: int) -> int:
+    """Claim the first of these ports that is free, else any."""
+    for port in wished:
+        if port <= 65535 and claims.take([port]) is None:
+            return port
     while True:
-        nats = _any_free(claims.host)
-        if claims.take([nats]) is None:
-            return Ports(gateways=ports.gateways, control=ports.control, nats=nats)
+        port = _any_free(claims.host)
+        if claims.take([port]) is None:
+            return port
 
 
 def _block(sites: int, first: int) -> Ports:
     gateways = tuple(range(first, first + sites))
-    return Ports(gateways=gateways, control=first + sites, nats=first + sites + 1)
+    return Ports(
+        gateways=gateways, control=first + sites, nats=first + sites + 1, console=first + sites + 2
+    )
 
 
 def _bindable(host: str, port: int) -> bool:

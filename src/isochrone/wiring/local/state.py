@@ -1,7 +1,9 @@
 """The state folder of `isochrone up`: one owner at a time, checked before anything starts.
 
-    lock  state.json  up.json  up.log          secrets/  keys of control, NATS, admin and customer
-    postgres/  nats/  control/  run/  logs/     sites/NAME/  identity, settings, journal, logs
+    lock  state.json  up.json  up.log  secrets/  keys of control, NATS, admin and customer, and the
+                                       first password of the console
+    postgres/  nats/  control/  console/  run/  logs/
+    sites/NAME/  identity, settings, journal, logs
 
 `state.json` is written last when a folder is made, so a folder that has it has every secret: one
 that is missing or unreadable later is damage, which is told and never repaired by making new keys
@@ -33,7 +35,7 @@ from isochrone.wiring.local.ports import Ports
 from isochrone.wiring.private_file import write_private
 
 VERSION = 1
-FOLDERS = ("secrets", "nats", "control", "run", "logs", "sites")
+FOLDERS = ("secrets", "nats", "control", "console", "run", "logs", "sites")
 _KNOWN = {*FOLDERS, "postgres", "lock", "state.json", "up.json", "up.log", "up.log.1"}
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 _ADMIN_KEY = re.compile(r"isoadm_[A-Za-z0-9_-]{43}")
@@ -48,6 +50,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     gateways: Mapping[str, int] = {}
     control: int = 0
     nats: int = 0
+    console: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +83,22 @@ class State:
         path = self.secret("api.key")
         return path.read_text().strip() if path.exists() else None
 
+    @property
+    def console_password(self) -> str | None:
+        """The first password of the operator's account; None until it was made."""
+        path = self.secret("console.password")
+        return path.read_text().strip() if path.exists() else None
+
     def kept_ports(self, sites: Sequence[str]) -> Ports | None:
         """The ports of the last start, if it had the same sites."""
         kept = _kept(self.root)
         if kept.control == 0 or set(kept.gateways) != set(sites):
             return None
         gateways = tuple(kept.gateways[site] for site in sites)
-        return Ports(gateways=gateways, control=kept.control, nats=kept.nats)
+        console = kept.console or kept.nats + 1  # folders of earlier releases have none
+        return Ports(
+            gateways=gateways, control=kept.control, nats=kept.nats, console=console
+        )
 
     def keep_ports(self, sites: Sequence[str], ports: Ports) -> None:
         kept = Kept(
@@ -94,6 +106,7 @@ class State:
             gateways=dict(zip(sites, ports.gateways, strict=True)),
             control=ports.control,
             nats=ports.nats,
+            console=ports.console,
         )
         write_private(self.root / "state.json", msgspec.json.encode(kept) + b"\n")
 

@@ -12,7 +12,12 @@ from typing import Any
 
 from isochrone.core.errors import InvalidInput, IsochroneError, Unavailable
 from isochrone.core.world.world import WorldSite
-from isochrone.wiring.local.cloud import LocalCloud, agent_child, gateway_child
+from isochrone.wiring.local.cloud import (
+    OPERATOR_LOGIN,
+    LocalCloud,
+    agent_child,
+    gateway_child,
+)
 from isochrone.wiring.local.ready import http_status
 from isochrone.wiring.private_file import write_private
 
@@ -163,14 +168,16 @@ def up_content(cloud: LocalCloud, api_key: str, status: Mapping[str, Any]) -> di
         "admin_key": cloud.state.admin_key,
         "api_key": api_key,
         "nats": cloud.nats_url,
-        "console": None,
+        "console": cloud.console_url,
+        "console_login": OPERATOR_LOGIN,
+        "console_password": cloud.state.console_password,
         "sites": sites,
     }
 
 
 def server_pids(cloud: LocalCloud) -> dict[str, int | None]:
     """Process ids of the servers that up.json does not name."""
-    return {name: cloud.supervisor.pid(name) for name in ("postgres", "nats", "control")}
+    return {name: cloud.supervisor.pid(name) for name in ("postgres", "nats", "control", "console")}
 
 
 def write_up(cloud: LocalCloud, api_key: str, status: Mapping[str, Any]) -> dict[str, Any]:

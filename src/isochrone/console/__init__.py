@@ -1,0 +1,1 @@
+"""The console: web pages over the Control API, with the session of whoever is signed in."""

@@ -1,0 +1,21 @@
+"""The list of pages, in the order of the menu: a page is a file beside this one and an entry."""
+
+from isochrone.console.page import Page
+from isochrone.console.pages import account, overview
+from isochrone.core.tenancy.authorise import CallerRole
+
+MEMBERS: tuple[CallerRole, ...] = (
+    "owner", "admin", "developer", "billing", "auditor", "operator",
+)
+OPERATORS: tuple[CallerRole, ...] = ("operator",)
+
+PAGES = (
+    Page(
+        path="/", title="Overview", icon="insights", group="Cloud", roles=MEMBERS,
+        needs=("estate.read", "usage.read"), build=overview.build,
+    ),
+    Page(
+        path="/account", title="Account", icon="person", group="You", roles=MEMBERS,
+        needs=("self.read", "self.write"), build=account.build,
+    ),
+)

@@ -1,0 +1,83 @@
+"""A form: fields by name, one button, and each problem shown at the field that it is about."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from nicegui import ui
+
+from isochrone.console.parts.notices import trouble
+from isochrone.core.errors import InvalidInput, IsochroneError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """`name` is that of the Control API, so that its problems (`name: what`) find the field.
+    `options`: value and label of a choice."""
+
+    name: str
+    label: str
+    value: str = ""
+    hint: str = ""
+    is_secret: bool = False
+    complete: str = "off"
+    options: Mapping[str, str] | None = None
+
+
+def form(
+    fields: Sequence[Field], button: str, done: Callable[[Mapping[str, str]], Awaitable[None]]
+) -> None:
+    """Show the fields; the button, or Enter, calls `done` with their values. What `done` raises is
+    shown: at the fields, or above the button."""
+    shown: dict[str, ui.input | ui.select] = {}
+    with ui.column().classes("iso-form"):
+        for field in fields:
+            shown[field.name] = _field(field)
+        said = ui.column().classes("iso-said")
+        sending = ui.button(button).props("unelevated no-caps")
+
+    async def send() -> None:
+        said.clear()
+        for each in shown.values():
+            each.error = None
+        sending.disable()
+        try:
+            await done({name: str(each.value or "") for name, each in shown.items()})
+        except InvalidInput as error:
+            _place(error, shown, said)
+        except IsochroneError as error:
+            with said:
+                trouble(error)
+        finally:
+            sending.enable()
+
+    sending.on_click(send)
+    for each in shown.values():
+        each.on("keydown.enter", send)
+
+
+def _field(field: Field) -> ui.input | ui.select:
+    if field.options is not None:
+        chosen: ui.input | ui.select = ui.select(
+            dict(field.options), label=field.label, value=field.value or None
+        )
+    else:
+        chosen = ui.input(field.label, value=field.value, password=field.is_secret)
+    chosen.props(f'outlined dense autocomplete="{field.complete}"').classes("iso-field")
+    if field.hint:
+        chosen.props(f'hint="{field.hint}"')
+    return chosen
+
+
+def _place(
+    error: InvalidInput, shown: Mapping[str, ui.input | ui.select], said: ui.column
+) -> None:
+    rest = []
+    for problem in error.problems:
+        name, parted, what = problem.partition(": ")
+        if parted and name in shown:
+            shown[name].error = what
+        else:
+            rest.append(problem)
+    if rest:
+        with said:
+            trouble(InvalidInput(rest))

@@ -1,0 +1,93 @@
+"""A table: columns with a kind, rows as tuples; on a phone each row becomes a card.
+
+Values are written by the browser as text, never as markup.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nicegui import ui
+
+from isochrone.console.parts.notices import empty as empty_state
+from isochrone.console.parts.words import text
+
+Kind = Literal["text", "number", "code", "state", "link"]
+# Which words of states are shown how.
+GOOD = ("healthy", "ready", "finished", "yes", "active", "running")
+BAD = ("down", "failed", "refused", "engine_lost", "timed_out", "engine_error", "revoked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """`link` gives the address that a cell leads to, `{}` standing for its value."""
+
+    title: str
+    kind: Kind = "text"
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selectable:
+    """What happens when a row is chosen: it is called with the row's number."""
+
+    chosen: Callable[[int], object]
+
+
+CELL = """
+<q-td :props="props" :class="'iso-cell-' + props.col.kind">
+  <a v-if="props.col.kind === 'link' && props.value !== '–'"
+     :href="props.col.link.replace('{}', encodeURIComponent(props.value))">{{ props.value }}</a>
+  <span v-else-if="props.col.kind === 'state'"
+     :class="'iso-state is-' + props.col.tones(props.value)">{{ props.value }}</span>
+  <template v-else>{{ props.value }}</template>
+</q-td>
+"""
+
+
+def table(
+    columns: Sequence[Column], rows: Sequence[Sequence[object]], *, empty: str, hint: str = "",
+    title: str = "",
+) -> ui.table | None:
+    """Show `rows`, or `empty` where there are none. The table has a search field from 20 rows on,
+    and shows 50 a page."""
+    if title:
+        ui.label(title).classes("iso-heading").props('role="heading" aria-level="2"')
+    if not rows:
+        empty_state(empty, hint)
+        return None
+    shown = ui.table(
+        columns=[_column(number, column) for number, column in enumerate(columns)],
+        rows=[
+            {"id": number, **{f"c{place}": text(value) for place, value in enumerate(row)}}
+            for number, row in enumerate(rows)
+        ],
+        row_key="id", pagination=50 if len(rows) > 50 else 0,
+    ).classes("iso-table").props('flat dense :grid="window.innerWidth < 600"')
+    if len(rows) <= 50:
+        shown.props("hide-pagination")
+    shown.add_slot("body-cell", CELL)
+    if len(rows) >= 20:
+        with shown.add_slot("top-right"):
+            field = ui.input(placeholder="Search").props(
+                'dense outlined clearable debounce="200" aria-label="Search the table"'
+            )
+            shown.bind_filter_from(field, "value")
+    return shown
+
+
+def _column(number: int, column: Column) -> dict[str, object]:
+    return {
+        "name": f"c{number}", "label": column.title, "field": f"c{number}", "kind": column.kind,
+        "link": column.link, "align": "right" if column.kind == "number" else "left",
+        "sortable": True,
+        ":tones": f"value => {list(GOOD)}.includes(value) ? 'good' : {list(BAD)}.includes(value)"
+        " ? 'bad' : 'plain'",
+        **({":sort": NUMERIC} if column.kind == "number" else {}),
+    }
+
+
+NUMERIC = """(a, b) => {
+  const number = text => parseFloat(text.replace(/[^0-9.-]/g, ""));
+  return number(a) - number(b);
+}"""

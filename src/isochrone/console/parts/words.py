@@ -1,0 +1,55 @@
+"""How values are written: instants, durations, counts and shares."""
+
+from datetime import UTC, datetime
+
+NS_PER_S = 1_000_000_000
+NOTHING = "–"
+
+
+def instant(at: int | None) -> str:
+    """Wall nanoseconds as UTC to the second."""
+    if at is None:
+        return NOTHING
+    return datetime.fromtimestamp(at // NS_PER_S, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration(ms: float | None) -> str:
+    """Milliseconds in the unit that reads best."""
+    if ms is None:
+        return NOTHING
+    if ms < 10:
+        return f"{ms:.1f} ms"
+    if ms < 1_000:
+        return f"{ms:.0f} ms"
+    if ms < 60_000:
+        return f"{ms / 1_000:.1f} s"
+    if ms < 3_600_000:
+        return f"{ms / 60_000:.0f} min"
+    return f"{ms / 3_600_000:.1f} h"
+
+
+def count(number: float | None) -> str:
+    """A number with thin spaces between thousands; large ones shortened."""
+    if number is None:
+        return NOTHING
+    if abs(number) >= 10_000_000:
+        return f"{number / 1_000_000:.1f} M"
+    return f"{number:,.0f}".replace(",", "\u202f")
+
+
+def share(part: float, whole: float) -> str:
+    """`part` of `whole` in percent."""
+    return NOTHING if whole == 0 else f"{100 * part / whole:.1f} %"
+
+
+def text(value: object) -> str:
+    """A cell of a table: a dash for nothing, lists with commas."""
+    if value is None or value == "":
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple | list | frozenset):
+        return ", ".join(text(each) for each in value) or NOTHING
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return str(value)

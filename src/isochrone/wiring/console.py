@@ -1,0 +1,30 @@
+"""Composition root of the console: settings in, one process run."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from isochrone.console.settings import ConsoleSettings
+from isochrone.wiring.log import configure_log
+from isochrone.wiring.settings import load
+
+
+def run(config: Path) -> None:
+    """Run the console from a settings file until SIGTERM or SIGINT."""
+    settings = load(config, ConsoleSettings)
+    configure_log("console")
+    # The shell reads this when it is imported, and would use the present folder otherwise.
+    os.environ["NICEGUI_STORAGE_PATH"] = str(settings.state)
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: ConsoleSettings) -> None:
+    from isochrone.console.app import build_app
+    from isochrone.console.process import listen, run_process
+
+    with listen(settings.host, settings.port) as listener:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await run_process(build_app(settings), listener, stop)

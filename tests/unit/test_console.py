@@ -1,0 +1,122 @@
+"""The console without a browser: its list of pages, its guard, where signing in leads."""
+
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from isochrone.console.guard import Guard
+from isochrone.console.page import Page
+from isochrone.console.pages.catalogue import PAGES
+from isochrone.console.parts.words import count, duration, instant, share
+from isochrone.console.sign_in import Begun, cookie_for, inside
+from isochrone.core.tenancy.authorise import MAY
+
+CONSOLE = Path(__file__).parents[2] / "src" / "isochrone" / "console"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "console.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
+def test_every_role_that_sees_a_page_has_the_rights_that_it_needs(page: Page) -> None:
+    assert page.roles
+    for role in page.roles:
+        assert set(page.needs) <= MAY[role], f"{page.path} would be empty for {role}"
+
+
+def test_pages_are_listed_once_and_grouped() -> None:
+    paths = [page.path for page in PAGES]
+    assert len(set(paths)) == len(paths)
+    groups = [page.group for page in PAGES]
+    assert groups == sorted(groups, key=groups.index), "pages of a group stand together"
+
+
+def test_every_file_of_a_page_is_in_the_list_and_in_the_document() -> None:
+    files = {path.stem for path in (CONSOLE / "pages").glob("*.py")} - {"__init__", "catalogue"}
+    assert files == {page.build.__module__.rpartition(".")[2] for page in PAGES}
+    document = DOCUMENT.read_text(encoding="utf-8")
+    for page in PAGES:
+        assert f"| {page.title} |" in document
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    for path in (CONSOLE / "static").iterdir():
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert "http:" not in text, path
+        assert "https:" not in text, path
+
+
+async def said(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(request.method)
+
+
+@pytest.fixture
+def guarded() -> TestClient:
+    app = Starlette(routes=[Route("/x", said, methods=["GET", "POST"])])
+    return TestClient(Guard(app), base_url="http://console.example")
+
+
+CROSS = {"sec-fetch-site": "cross-site"}
+SIBLING = {"sec-fetch-site": "same-site"}
+ELSEWHERE = {"origin": "http://evil.example"}
+OPAQUE = {"origin": "null"}
+HERE = {"origin": "http://console.example", "sec-fetch-site": "same-origin"}
+
+
+@pytest.mark.parametrize("headers", [CROSS, SIBLING, ELSEWHERE, OPAQUE, {**HERE, **CROSS}])
+def test_changes_that_another_sites_page_asks_for_are_refused(
+    guarded: TestClient, headers: dict[str, str]
+) -> None:
+    assert guarded.post("/x", headers=headers).status_code == 403
+    assert guarded.get("/x", headers=headers).status_code == 200, "links from elsewhere work"
+
+
+@pytest.mark.parametrize("headers", [HERE, {"origin": HERE["origin"]}, {}])
+def test_changes_from_here_and_from_programs_pass(
+    guarded: TestClient, headers: dict[str, str]
+) -> None:
+    assert guarded.post("/x", headers=headers).status_code == 200
+
+
+def test_every_answer_tells_browsers_what_a_page_may_do(guarded: TestClient) -> None:
+    policy = guarded.get("/x").headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+
+
+@pytest.mark.parametrize(
+    ("wanted", "leads"),
+    [
+        ("/map?model=x", "/map?model=x"), ("//evil.example", "/"), ("/\\evil.example", "/"),
+        ("https://evil.example", "/"), ("", "/"), ("/a\r\nset-cookie: x", "/"),
+    ],
+)
+def test_signing_in_leads_to_the_console_only(wanted: str, leads: str) -> None:
+    assert inside(wanted) == leads
+
+
+def test_the_cookie_is_for_one_console_and_secure_where_it_can_be() -> None:
+    here, there = cookie_for("http://127.0.0.1:4105"), cookie_for("http://127.0.0.1:4205")
+    assert here.name != there.name
+    assert not here.is_secure
+    safe = cookie_for("https://console.example")
+    assert (safe.is_secure, safe.name.startswith("__Host-")) == (True, True)
+    answer = PlainTextResponse("")
+    safe.set(answer, Begun(token="isoses_x", expires_at=1))
+    said = answer.headers["set-cookie"].lower()
+    for wanted in ("httponly", "samesite=lax", "secure", "path=/"):
+        assert wanted in said
+
+
+def test_values_read_well() -> None:
+    assert [duration(ms) for ms in (None, 0.52, 431.7, 12_345, 90_000, 7_200_000)] == [
+        "–", "0.5 ms", "432 ms", "12.3 s", "2 min", "2.0 h",
+    ]
+    assert [count(n) for n in (None, 0, 1234567, 12_345_678)] == [
+        "–", "0", "1\u202f234\u202f567", "12.3 M",
+    ]
+    assert (share(1, 3), share(0, 0)) == ("33.3 %", "–")
+    assert instant(1_764_338_400_000_000_000) == "2025-11-28 14:00:00"
