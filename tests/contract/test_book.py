@@ -209,6 +209,11 @@ def test_requests_come_in_pages_and_only_those_chosen(book: PostgresBook) -> Non
         seen += [row.event for row in page]
         after = page[-1].event.request_id
     assert seen == events
+    seen, after = [], None
+    while page := book.requests(ALL, UsageFilter(), most=3, after=after, newest=True):
+        seen += [row.event for row in page]
+        after = page[-1].event.request_id
+    assert seen == events[::-1]
 
     def numbers(chosen: UsageFilter) -> list[int]:
         rows = book.requests(ALL, chosen, most=100)

@@ -146,3 +146,25 @@ def test_a_tenant_sees_its_own_money_and_moves_none(api: Api) -> None:  # noqa: 
     made = api.make("keys", {"name": "k"})
     assert api.call("GET", "ledger/spent", key=made["key"])[0] == 403
     assert api.call("GET", "prices", key=made["key"])[0] == 403
+
+
+def test_an_explanation_says_what_the_request_costs_by_itself(api: Api) -> None:  # noqa: F811
+    use(api, 1)
+    (row,) = api.call("GET", "usage?order=newest")[1]["items"]
+    assert api.call("GET", f"requests/{row['id']}")[1]["price"] is None, "there is no sheet"
+    api.make("prices", {**SHEET, "adjustments": [
+        {"name": "half", "meters": ["output_tokens"], "basis_points": -5000},
+    ], "recurring": [{"name": "fee", "amount": "10"}]})
+    price = api.call("GET", f"requests/{row['id']}")[1]["price"]
+    assert (price["amount"], price["currency"]) == ("0.000315", "EUR"), "without the fee"
+    assert [(line["name"], line["amount"], line["adjustments"]) for line in price["lines"]] == [
+        ("output", "0.0003", ["half"]), ("input", "0.000015", []),
+    ]
+    assert price["unpriced"] == ["requests"]
+    key = api.make("keys", {})
+    used = replace(
+        a_usage_event(uuid7(api.context.now(), 9)), org_id=OrgId("default"), key_id=key["id"]
+    )
+    api.context.book.book_usage([used], now=api.context.now())
+    own = api.call("GET", f"requests/{used.request_id}", key=key["key"])[1]
+    assert own["price"] is None, "a project key may not see prices"

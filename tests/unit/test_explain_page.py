@@ -10,7 +10,6 @@ from typing import get_args
 import pytest
 
 from isochrone.cli.explain import show
-from isochrone.cli.rules import RULES
 from isochrone.control.api.requests import _explanation
 from isochrone.core.admission.limits import LimitName
 from isochrone.core.admission.site_queue import RefusalReason
@@ -22,6 +21,7 @@ from isochrone.core.routing.bond import HomeVerdict
 from isochrone.core.routing.choice import Decision, Ground, Rule
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.words import RULES
 from isochrone.gateway import timeouts
 from isochrone.ports.book import Booked
 from tests.builders import a_choice, a_digest, a_load, a_policy, a_site, a_table, a_view

@@ -6,41 +6,15 @@ from typing import Annotated, Any
 import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
+from isochrone.core.metering.words import REPORTERS, SOURCES
+from isochrone.core.routing.words import BECAUSE, HOMES
 
 BAR_WIDTH = 48
 
-SOURCES = {
-    "engine": "counted by the engine, in its final usage",
-    "running": "the engine's last running count; no final usage came from it",
-    "counted": "counted by the gateway from the stream; the engine gave no count",
-    "none": "nothing was processed",
-}
 BODIES = {
     "read": "the body was not understood",
     "in_part": "the body was not read to its end",
     "unread": "the body was not read",
-}
-HOMES = {
-    "none": "",
-    "new": "it has no home yet, and is at home there from now on",
-    "kept": "stays at its home, which may be {limit:.0f} ms dearer than another site",
-    "moved": "leaves its home {home}, which was more than {limit:.0f} ms dearer",
-    "gone": "leaves its home {home}, which could not take the request",
-    "overflow": "its home {home} was far dearer, and it moved there a moment ago: this request "
-    "alone goes elsewhere",
-}
-REPORTERS = {
-    "ingress": "reported by the ingress, which saw the end",
-    "evidence": "reported by the serving gateway; the ingress never reported",
-    "recovered": "found open in the journal of the ingress after it had died",
-}
-
-BECAUSE = {
-    "home": "its session has been there, and it costs little enough",
-    "explored": "one request in a hundred is sent to some site that is soon enough, to learn of it",
-    "local": "it is the ingress itself, and soon enough",
-    "nearest": "it is nearest without queues, and nobody else was cheaper by enough",
-    "cheapest": "the nearest is late, and this is the cheapest of those that took more",
 }
 
 
@@ -115,6 +89,9 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         ("tokens", f"{counts}; {SOURCES[tokens['source']]}"),
         ("record", REPORTERS[found["reporter"]]),
     ]
+    if found.get("price") is not None:
+        price = found["price"]
+        lines.append(("price", f"{price['amount']} {price['currency']} by itself"))
     return [f"{name:<10}{text}" for name, text in lines]
 
 

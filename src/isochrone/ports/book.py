@@ -121,9 +121,11 @@ class Book(Protocol):
         ...
 
     def requests(
-        self, scope: Scope, chosen: UsageFilter, *, most: int, after: str | None = None
+        self, scope: Scope, chosen: UsageFilter, *, most: int, after: str | None = None,
+        newest: bool = False,
     ) -> Sequence[Booked]:
-        """Requests, oldest first, without their decisions, after the request with id `after`."""
+        """Requests, oldest or `newest` first, without their decisions, after the request with id
+        `after`."""
         ...
 
     def totals(

@@ -126,24 +126,26 @@ class PostgresBook:
             return Booked(event=event, booked_at=row[0], ground=_ground(connection, event))
 
     def requests(
-        self, scope: Scope, chosen: UsageFilter, *, most: int, after: str | None = None
+        self, scope: Scope, chosen: UsageFilter, *, most: int, after: str | None = None,
+        newest: bool = False,
     ) -> Sequence[Booked]:
         names = sql.SQL(", ").join(
             sql.SQL("NULL") if name == "decision" else sql.Identifier(name) for name in COLUMNS
         )
         later = sql.SQL(
-            "AND (received_at, request_id) >"
+            "AND (received_at, request_id) {beyond}"
             " (SELECT received_at, request_id FROM usage WHERE request_id = %(after)s)"
-        )
+        ).format(beyond=sql.SQL("<" if newest else ">"))
         if after is not None and not is_uuid7(after):
             raise InvalidInput([f"after: {after!r} is not a request id"])
         with self._pool.transaction(scope) as connection:
             rows = connection.execute(
                 sql.SQL(
                     "SELECT booked_at, {names} FROM usage WHERE {chosen} {later}"
-                    " ORDER BY received_at, request_id LIMIT %(most)s"
+                    " ORDER BY received_at {order}, request_id {order} LIMIT %(most)s"
                 ).format(
                     names=names,
+                    order=sql.SQL("DESC" if newest else "ASC"),
                     chosen=_where(scope, chosen),
                     later=later if after is not None else sql.SQL(""),
                 ),

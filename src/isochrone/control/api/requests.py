@@ -1,5 +1,6 @@
 """Explains one request: where it entered, who was considered and refused, what came of it."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
@@ -7,9 +8,12 @@ from pydantic import BaseModel, Field
 
 from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
+from isochrone.core.billing.of_request import price_of_request
+from isochrone.core.billing.sheet import PriceSheet
 from isochrone.core.errors import NotFound
 from isochrone.core.ids import RequestId, is_uuid7
 from isochrone.core.metering.event import Endpoint, Outcome, Reporter, TokenSource, UsageEvent
+from isochrone.core.money import written
 from isochrone.core.routing.bond import Bond, HomeVerdict
 from isochrone.core.routing.choice import Because, Candidate, Decision, Ground, Refused, Rule
 from isochrone.core.routing.explain import DIGITS
@@ -131,9 +135,29 @@ class DecisionShape(BaseModel):
     because: Because | None
 
 
+class PriceLine(BaseModel):
+    """`amount` is a decimal text in units of the currency."""
+
+    name: str
+    quantity: int
+    adjustments: list[str]
+    amount: str
+
+
+class PriceShape(BaseModel):
+    """What the request costs by itself: tiers begin at nothing, and what is once a period is left
+    out. `unpriced` are meters that no sheet prices."""
+
+    currency: str
+    amount: str
+    lines: list[PriceLine]
+    unpriced: list[str]
+
+
 class Explanation(BaseModel):
     """Everything that is kept of one request; instants are wall ns UTC of the ingress. `decision`
-    is null when no site was considered, or when what the decision rests on was not reported."""
+    is null when no site was considered, or when what the decision rests on was not reported;
+    `price` where the caller may not see prices, or there is none."""
 
     id: str
     org_id: str
@@ -158,6 +182,7 @@ class Explanation(BaseModel):
     attempts: int
     booked_at: int
     decision: DecisionShape | None
+    price: PriceShape | None
 
 
 def routes(context: Context) -> APIRouter:
@@ -172,12 +197,34 @@ def routes(context: Context) -> APIRouter:
             booked = context.book.request(caller.scope, RequestId(request_id))
         if booked is None or caller.key_id not in (None, booked.event.key_id):
             raise NotFound(f"no request {request_id!r} is booked (it takes a moment after its end)")
-        return _explanation(booked)
+        price = None
+        if caller.may("prices.read"):
+            price = _price(booked, context.registry.prices.applying(booked.event.org_id))
+        return _explanation(booked, price)
 
     return router
 
 
-def _explanation(booked: Booked) -> Explanation:
+def _price(booked: Booked, sheets: Sequence[PriceSheet]) -> PriceShape | None:
+    event, ground = booked.event, booked.ground
+    bound = ground is not None and event.serving_country in ground.residency
+    rated = price_of_request(event, sheets, bound=bound)
+    if rated.currency is None:
+        return None
+    return PriceShape(
+        currency=rated.currency, amount=written(rated.total_pico),
+        lines=[
+            PriceLine(
+                name=line.name, quantity=line.quantity, adjustments=list(line.adjustments),
+                amount=written(line.amount_pico),
+            )
+            for line in rated.lines if line.amount_pico
+        ],
+        unpriced=[each.facts.meter for each in rated.unpriced],
+    )
+
+
+def _explanation(booked: Booked, price: PriceShape | None = None) -> Explanation:
     event, ground = booked.event, booked.ground
     return Explanation(
         id=event.request_id,
@@ -211,6 +258,7 @@ def _explanation(booked: Booked) -> Explanation:
         attempts=event.attempts,
         booked_at=booked.booked_at,
         decision=_decision(ground, event.decision),
+        price=price,
     )
 
 

@@ -76,8 +76,10 @@ def routes(context: Context) -> APIRouter:
         key_id: Annotated[str | None, Query(max_length=100)] = None,
         model: Annotated[str | None, Query(max_length=400)] = None,
         site: Annotated[str | None, Query(max_length=100)] = None,
+        order: Literal["oldest", "newest"] = "oldest",
     ) -> Listed[RequestRow] | Listed[TotalRow]:
-        """Usage received from `since` until before `until`, oldest first."""
+        """Usage received from `since` until before `until`. `order` is that of requests; groups
+        come in the order of their names."""
         chosen = UsageFilter(
             since=instant_of("since", since),
             until=instant_of("until", until),
@@ -87,7 +89,9 @@ def routes(context: Context) -> APIRouter:
         )
         most, after = page.page.most, page.after
         if by == "request":
-            booked = context.book.requests(caller.scope, chosen, most=most, after=after)
+            booked = context.book.requests(
+                caller.scope, chosen, most=most, after=after, newest=order == "newest"
+            )
             return page.listed(booked, _request_row, lambda row: row.event.request_id)
         totals = context.book.totals(caller.scope, chosen, by, most=most, after=after)
         return page.listed(totals, _total_row, lambda row: row.name)

@@ -1,0 +1,41 @@
+"""What the verdicts of routing mean, in the words in which people are told."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from isochrone.core.routing.bond import HomeVerdict
+from isochrone.core.routing.choice import Because, Rule
+
+RULES: Final[Mapping[Rule, str]] = {
+    "model_not_served": "the site has no deployment of the model",
+    "residency": "the key's policy, or the request's own headers, do not allow it there",
+    "transit": "the way there passes where the request may not",
+    "attribute_missing": "the policy needs to know something that the site does not state",
+    "no_ready_replica": "the site has a deployment, but nothing ready that takes the request",
+    "digest_stale": "nothing was heard from the site for too long",
+    "draining": "the site is being emptied",
+    "not_joined": "the site has no identity yet",
+    "unreachable": "this gateway lost its connection there and waits for a sign of life",
+    "ejected": "requests of this gateway failed there too often, and it waits before the next",
+    "saturated": "its queue refused this request; the fact says why, and until when",
+    "tried_before": "this request was refused or lost there already",
+}
+
+BECAUSE: Final[Mapping[Because, str]] = {
+    "home": "its session has been there, and it costs little enough",
+    "explored": "one request in a hundred is sent to some site that is soon enough, to learn of it",
+    "local": "it is the ingress itself, and soon enough",
+    "nearest": "it is nearest without queues, and nobody else was cheaper by enough",
+    "cheapest": "the nearest is late, and this is the cheapest of those that took more",
+}
+
+# {home} and {limit} stand for the home and for how much dearer it may be.
+HOMES: Final[Mapping[HomeVerdict, str]] = {
+    "none": "",
+    "new": "it has no home yet, and is at home there from now on",
+    "kept": "stays at its home, which may be {limit:.0f} ms dearer than another site",
+    "moved": "leaves its home {home}, which was more than {limit:.0f} ms dearer",
+    "gone": "leaves its home {home}, which could not take the request",
+    "overflow": "its home {home} was far dearer, and it moved there a moment ago: this request "
+    "alone goes elsewhere",
+}
