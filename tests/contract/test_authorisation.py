@@ -142,6 +142,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "DELETE /entitlements/{entitlement_id}": lambda stage, whose: (
         f"entitlements/{stage.entitlement(whose)['id']}", None
     ),
+    "GET /flows": lambda stage, whose: (f"flows?org_id={stage.orgs[whose]}", None),
     "GET /health": lambda stage, _: ("health", None),
     "GET /keys": lambda stage, _: ("keys?limit=1000", None),
     "POST /keys": lambda stage, whose: ("keys", {"project_id": stage.projects[whose]}),
@@ -164,6 +165,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
         "meters/events", {"events": [stage.event(whose)]}
     ),
     "GET /meters/unmetered": lambda stage, _: ("meters/unmetered", None),
+    "GET /live": lambda stage, _: ("live", None),
     "GET /me": lambda stage, _: ("me", None),
     "PUT /me/password": lambda stage, _: ("me/password", {"present": "x", "password": "y"}),
     "GET /models": lambda stage, _: ("models", None),
@@ -223,6 +225,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "POST /sites/join": lambda stage, _: ("sites/join", {"token": "x", **JOIN}),
     "POST /sites/{name}/token": lambda stage, _: ("sites/sydney/token", None),
     "GET /status": lambda stage, _: ("status", None),
+    "GET /traffic": lambda stage, whose: (f"traffic?org_id={stage.orgs[whose]}", None),
     "GET /usage": lambda stage, _: ("usage", None),
     "GET /voters": lambda stage, _: ("voters", None),
     "POST /voters": lambda stage, _: ("voters", {"sites": ["sydney"]}),

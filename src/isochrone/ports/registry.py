@@ -13,6 +13,7 @@ from isochrone.ports.meters import Meters
 from isochrone.ports.prices import Prices
 from isochrone.ports.reconciling import Reconciling
 from isochrone.ports.tenants import Tenants
+from isochrone.ports.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +31,4 @@ class Registry:
     ledger: Ledger
     reconciling: Reconciling
     meters: Meters
+    traffic: Traffic

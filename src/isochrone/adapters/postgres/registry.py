@@ -12,6 +12,7 @@ from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.adapters.postgres.reconciling import PostgresReconciling
 from isochrone.adapters.postgres.tenants import PostgresTenants
+from isochrone.adapters.postgres.traffic import PostgresTraffic
 from isochrone.ports.registry import Registry
 
 
@@ -23,5 +24,5 @@ def open_registry(pool: Pool) -> Registry:
         estate=PostgresEstate(pool), leases=PostgresLeases(pool),
         entitlements=PostgresEntitlements(pool), prices=PostgresPrices(pool),
         ledger=PostgresLedger(pool), reconciling=PostgresReconciling(pool),
-        meters=PostgresMeters(pool),
+        meters=PostgresMeters(pool), traffic=PostgresTraffic(pool),
     )

@@ -11,6 +11,7 @@ from isochrone.control.api import (
     entitlements,
     keys,
     ledger,
+    live,
     meters,
     models,
     organisations,
@@ -24,6 +25,7 @@ from isochrone.control.api import (
     sessions,
     sites,
     status,
+    traffic,
     usage,
     voters,
 )
@@ -35,7 +37,7 @@ PREFIX = "/api/v1"
 RESOURCES = (
     status, sessions, organisations, projects, accounts, principals, policies, keys, entitlements,
     voters, audit,
-    models, sites, deployments, usage, requests,
+    models, sites, deployments, live, usage, traffic, requests,
     prices, ledger, meters, reconciliation,
 )
 

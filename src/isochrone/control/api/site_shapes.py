@@ -24,7 +24,7 @@ class HardwareShape(BaseModel):
 class ReplicaShape(BaseModel):
     """`state` is what its agent says, `health` how far its site's gateway trusts it, and `why` not
     more (see docs/health.md). `pid` is shown to operators only; token totals are the engine's own
-    since its start."""
+    since its start, `kept_tokens` what its cache holds."""
 
     id: str
     model: str
@@ -36,6 +36,7 @@ class ReplicaShape(BaseModel):
     running: int
     waiting: int
     restarts: int
+    kept_tokens: int | None
     prompt_tokens_total: int | None
     cached_tokens_total: int | None
     output_tokens_total: int | None
@@ -143,7 +144,7 @@ def shape_of(context: Context, site: Site, deployments: Sequence[Deployment]) ->
         joined=site.peer_key is not None,
         draining=site.draining,
         ready=_ready(context, site, deployments, heard),
-        health=_health(context, site, heard),
+        health=health_of(context, site, heard),
         digest_age_ms=None if heard is None else round(context.fleet.age_ms(heard), 1),
         hardware=[HardwareShape(kind=each.kind, count=each.count) for each in site.hardware],
     )
@@ -168,7 +169,7 @@ def _ready(
     return all(wish.model in ready for wish in deployments if wish.replicas > 0)
 
 
-def _health(context: Context, site: Site, heard: Heard | None) -> ShownState:
+def health_of(context: Context, site: Site, heard: Heard | None) -> ShownState:
     """How the site stands."""
     if site.draining:
         return "draining"
@@ -216,6 +217,7 @@ def _replica(replica: ReplicaLoad, seen: SeenReplica | None, details: bool) -> R
         running=replica.running,
         waiting=replica.waiting,
         restarts=replica.restarts,
+        kept_tokens=replica.kept_tokens,
         prompt_tokens_total=replica.prompt_tokens_total,
         cached_tokens_total=replica.cached_tokens_total,
         output_tokens_total=replica.output_tokens_total,

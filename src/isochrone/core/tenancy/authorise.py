@@ -19,7 +19,7 @@ Action = Literal[
     "policies.read", "policies.write",
     "keys.read", "keys.write",
     "entitlements.read", "entitlements.write",
-    "usage.read", "audit.read",
+    "usage.read", "traffic.read", "audit.read",
     "prices.read", "prices.write", "ledger.read", "ledger.write", "usage.write", "reconcile",
     "estate.read", "estate.details", "estate.write",
     "self.read", "self.write",
@@ -33,7 +33,7 @@ CALLER_ROLES: tuple[CallerRole, ...] = (
 _EVERYBODY: tuple[Action, ...] = ("estate.read", "usage.read", "self.read")
 _MEMBER: tuple[Action, ...] = (
     *_EVERYBODY, "organisations.read", "projects.read", "policies.read", "entitlements.read",
-    "prices.read", "self.write",
+    "prices.read", "traffic.read", "self.write",
 )
 _DEVELOPER: tuple[Action, ...] = (*_MEMBER, "keys.read", "keys.write")
 _ADMIN: tuple[Action, ...] = (
