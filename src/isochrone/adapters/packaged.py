@@ -20,6 +20,7 @@ from isochrone.core.residency.blocs import Blocs
 T = TypeVar("T")
 
 DATA = Path(str(files("isochrone"))) / "data"
+WORLD_MAP = DATA / "maps" / "world-110m.json"
 
 BLOC_COLUMNS = {
     "EU": "eu_member",

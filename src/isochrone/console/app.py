@@ -14,7 +14,7 @@ from nicegui import ui
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from isochrone.console import sign_in
+from isochrone.console import live, sign_in
 from isochrone.console.api import Api, open_client
 from isochrone.console.frame import frame
 from isochrone.console.guard import Guard
@@ -33,10 +33,10 @@ NOBODY = Me(
 
 
 def build_app(
-    settings: ConsoleSettings, transport: httpx.AsyncBaseTransport | None = None
+    settings: ConsoleSettings, world_map: Path, transport: httpx.AsyncBaseTransport | None = None
 ) -> ASGIApp:
-    """The console as an ASGI application; once a process. `transport` replaces the network to
-    control."""
+    """The console as an ASGI application; once a process. `world_map` is the file of the land,
+    `transport` replaces the network to control."""
     app = FastAPI(title="Isochrone console", openapi_url=None, docs_url=None, redoc_url=None)
     client = open_client(settings.control_url, transport)
     cookie = cookie_for(settings.public_url)
@@ -46,6 +46,7 @@ def build_app(
         return {"status": "ok"}
 
     app.include_router(sign_in.routes(client, cookie))
+    app.include_router(live.routes(client, cookie, world_map))
     app.mount("/console", StaticFiles(directory=STATIC))
     for page in PAGES:
         ui.page(page.path)(_opened(page, client, cookie))

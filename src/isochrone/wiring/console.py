@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+from isochrone.adapters.packaged import WORLD_MAP
 from isochrone.console.settings import ConsoleSettings
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.settings import load
@@ -27,4 +28,4 @@ async def _run(settings: ConsoleSettings) -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await run_process(build_app(settings), listener, stop)
+        await run_process(build_app(settings, WORLD_MAP), listener, stop)

@@ -1,7 +1,7 @@
 """The list of pages, in the order of the menu: a page is a file beside this one and an entry."""
 
 from isochrone.console.page import Page
-from isochrone.console.pages import account, explain, overview
+from isochrone.console.pages import account, explain, map, overview
 from isochrone.core.tenancy.authorise import CallerRole
 
 MEMBERS: tuple[CallerRole, ...] = (
@@ -13,6 +13,10 @@ PAGES = (
     Page(
         path="/", title="Overview", icon="insights", group="Cloud", roles=MEMBERS,
         needs=("estate.read", "usage.read"), build=overview.build,
+    ),
+    Page(
+        path="/map", title="Map", icon="public", group="Cloud", roles=MEMBERS,
+        needs=("estate.read", "traffic.read", "usage.read"), build=map.build,
     ),
     Page(
         path="/explain", title="Explain", icon="troubleshoot", group="Cloud", roles=MEMBERS,
