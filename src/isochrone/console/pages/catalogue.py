@@ -1,7 +1,7 @@
 """The list of pages, in the order of the menu: a page is a file beside this one and an entry."""
 
 from isochrone.console.page import Page
-from isochrone.console.pages import account, explain, map, overview
+from isochrone.console.pages import account, explain, overview, traffic, world_map
 from isochrone.core.tenancy.authorise import CallerRole
 
 MEMBERS: tuple[CallerRole, ...] = (
@@ -16,7 +16,11 @@ PAGES = (
     ),
     Page(
         path="/map", title="Map", icon="public", group="Cloud", roles=MEMBERS,
-        needs=("estate.read", "traffic.read", "usage.read"), build=map.build,
+        needs=("estate.read", "traffic.read", "usage.read"), build=world_map.build,
+    ),
+    Page(
+        path="/traffic", title="Traffic", icon="stacked_line_chart", group="Cloud", roles=MEMBERS,
+        needs=("traffic.read", "estate.read"), build=traffic.build,
     ),
     Page(
         path="/explain", title="Explain", icon="troubleshoot", group="Cloud", roles=MEMBERS,

@@ -1,6 +1,6 @@
-"""A time series: lines or stacked areas over the same instants, in the colours of the page.
+"""A time series: lines or stacked areas over the same instants, drawn by the browser with ECharts.
 
-Drawn by the browser with ECharts; a table of the same numbers is there for who cannot see it.
+The unit stands in the heading above it. Instants are shown in UTC, as everywhere.
 """
 
 from collections.abc import Sequence
@@ -16,22 +16,56 @@ NS_PER_MS = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """`values` belong to the instants of the chart; None is a gap."""
+    """`values` belong to the instants of the chart; None is a gap. `colour` is a number of the
+    palette, by its place among the series unless it is said."""
 
     name: str
     values: Sequence[float | None]
+    colour: int | None = None
+
+
+class TimeSeries:
+    """A chart that can be given other values later."""
+
+    def __init__(
+        self, *, form: Literal["lines", "areas"] = "lines", height_px: int = 220
+    ) -> None:
+        self._form: Literal["lines", "areas"] = form
+        self._chart = ui.echart(_frame()).classes("iso-chart").style(f"height: {height_px}px")
+
+    def show(
+        self, instants: Sequence[int], series: Sequence[Series], *,
+        target: tuple[str, float] | None = None,
+    ) -> None:
+        """Instants are wall nanoseconds. `target` is a named level that values are to stay under.
+        """
+        at_ms = [each // NS_PER_MS for each in instants]
+        shown = [_one(each, at_ms, self._form) for each in series]
+        if target is not None and shown:
+            name, level = target
+            shown[0]["markLine"] = {
+                "silent": True, "symbol": "none", "data": [{"yAxis": level, "name": name}],
+                "lineStyle": {"color": PALETTE[4], "type": "dashed"},
+                "label": {"formatter": name, "position": "insideEndTop", "color": QUIET},
+            }
+        self._chart.options["series"] = shown
+        self._chart.update()
 
 
 def time_series(
-    instants: Sequence[int], series: Sequence[Series], *, unit: str,
+    instants: Sequence[int], series: Sequence[Series], *,
     form: Literal["lines", "areas"] = "lines", target: tuple[str, float] | None = None,
-    height_px: int = 220,
-) -> ui.echart:
-    """Instants are wall nanoseconds. `target` is a named level that the values are to stay under.
-    """
-    at_ms = [each // NS_PER_MS for each in instants]
-    options: dict[str, Any] = {
-        "animation": False, "color": list(PALETTE),
+) -> TimeSeries:
+    """A chart with these values."""
+    chart = TimeSeries(form=form)
+    chart.show(instants, series, target=target)
+    return chart
+
+
+def _frame() -> dict[str, Any]:
+    """Everything but the values."""
+    return {
+        "animation": False, "color": list(PALETTE), "useUTC": True,
         "aria": {"enabled": True},
         "grid": {"left": 8, "right": 16, "top": 36, "bottom": 8, "containLabel": True},
         "legend": {"top": 0, "left": 0, "icon": "roundRect", "itemWidth": 10, "itemHeight": 10,
@@ -40,20 +74,11 @@ def time_series(
         "xAxis": {"type": "time", "axisLine": {"lineStyle": {"color": QUIET, "opacity": 0.4}},
                   "axisLabel": {"color": QUIET, "hideOverlap": True},
                   "splitLine": {"show": False}},
-        "yAxis": {"type": "value", "name": unit, "min": 0,
-                  "nameTextStyle": {"color": QUIET, "align": "left"},
+        "yAxis": {"type": "value", "min": 0,
                   "axisLabel": {"color": QUIET},
                   "splitLine": {"lineStyle": {"color": QUIET, "opacity": 0.18}}},
-        "series": [_one(each, at_ms, form) for each in series],
+        "series": [],
     }
-    if target is not None and series:
-        name, level = target
-        options["series"][0]["markLine"] = {
-            "silent": True, "symbol": "none", "data": [{"yAxis": level, "name": name}],
-            "lineStyle": {"color": PALETTE[4], "type": "dashed"},
-            "label": {"formatter": name, "position": "insideEndTop", "color": QUIET},
-        }
-    return ui.echart(options).classes("iso-chart").style(f"height: {height_px}px")
 
 
 def _one(series: Series, at_ms: Sequence[int], form: str) -> dict[str, Any]:
@@ -62,6 +87,8 @@ def _one(series: Series, at_ms: Sequence[int], form: str) -> dict[str, Any]:
         "data": [[at, value] for at, value in zip(at_ms, series.values, strict=True)],
         "lineStyle": {"width": 2 if form == "lines" else 1}, "emphasis": {"focus": "series"},
     }
+    if series.colour is not None:
+        shown["color"] = PALETTE[series.colour]
     if form == "areas":
         shown |= {"stack": "all", "areaStyle": {"opacity": 0.65}}
     return shown
