@@ -50,7 +50,9 @@ def build_app(
     app.mount("/console", StaticFiles(directory=STATIC))
     for page in PAGES:
         ui.page(page.path)(_opened(page, client, cookie))
-    ui.run_with(app, show_welcome_message=False, reconnect_timeout=5.0, tailwind=False)
+    ui.run_with(
+        app, show_welcome_message=False, reconnect_timeout=5.0, tailwind=False, language="en-GB"
+    )
     return Guard(app)
 
 

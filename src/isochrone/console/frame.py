@@ -41,7 +41,7 @@ def frame(page: Page, pages: Sequence[Page], me: Me, theme: Theme) -> Iterator[N
             'flat round dense aria-label="Menu"'
         ).classes("lt-md")
         with ui.link(target="/").classes("iso-brand").props('aria-label="Isochrone, first page"'):
-            ui.image("/console/icon.svg").classes("iso-mark").props('alt="" no-spinner')
+            ui.element("img").classes("iso-mark").props('src="/console/icon.svg" alt=""')
             ui.label("Isochrone")
         ui.space()
         ui.button(icon="contrast").props('flat round dense aria-label="Light or dark"').on(

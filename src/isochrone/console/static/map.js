@@ -185,12 +185,13 @@ class Map_ {
 
   changed() {
     this.base = null;
+    this.recent.clear(); this.comets = []; this.rings = [];
     const matches = this.filter.text ? this.sites.map((_, n) => n).filter((n) => this.shown(n)).slice(0, 12) : [];
     this.found.hidden = !this.filter.text;
     this.found.replaceChildren(...(matches.length ? matches.map((number) => {
       const site = this.sites[number];
       const button = this.make("button", { type: "button" }, `${site.name} · ${site.country ?? "–"}`);
-      button.onclick = () => { this.found.hidden = true; this.choose(number, true); };
+      button.onclick = () => { this.search.value = this.filter.text = ""; this.changed(); this.choose(number, true); };
       return this.make("li", {}, button);
     }) : [this.make("li", { class: "map-none" }, "No such site")]));
     if (this.filter.country && this.view) this.showCountry();
@@ -200,14 +201,19 @@ class Map_ {
 
   choose(number, goThere = false) {
     this.selected = number;
-    if (goThere && this.view) {
-      const [x, y] = this.sites[number].at, k = Math.max(this.view.k, this.home.k * 4);
-      this.view = { k, x: this.width / 2 - x * k, y: this.height / 2 - y * k };
-      this.base = null;
-    }
+    this.centred = goThere ? number : -1;
+    if (goThere) this.centre();
     this.root.dispatchEvent(new CustomEvent("site", { detail: this.sites[number].name }));
     this.loadLinks(number);
     this.wake();
+  }
+
+  // In the middle, also when the panel of the site has taken its room.
+  centre() {
+    if (!this.view || !(this.centred >= 0)) return;
+    const [x, y] = this.sites[this.centred].at, k = Math.max(this.view.k, this.home.k * 4);
+    this.view = { k, x: this.width / 2 - x * k, y: this.height / 2 - y * k };
+    this.base = null;
   }
 
   async loadLinks(number) {
@@ -232,12 +238,13 @@ class Map_ {
     const whole = !this.view || this.view.k === this.home.k;
     this.home = fitTo(box.width, box.height);
     if (whole) this.view = { ...this.home };
+    this.centre();
     this.base = null;
     this.wake();
   }
 
   reset() { this.view = { ...this.home }; this.base = null; this.wake(); }
-  move(dx, dy) { this.view.x += dx; this.view.y += dy; this.base = null; this.wake(); }
+  move(dx, dy) { this.centred = -1; this.view.x += dx; this.view.y += dy; this.base = null; this.wake(); }
   zoom(factor, x = this.width / 2, y = this.height / 2) {
     const k = Math.min(Math.max(this.view.k * factor, this.home.k * 0.8), this.home.k * 60), by = k / this.view.k;
     this.view = { k, x: x - (x - this.view.x) * by, y: y - (y - this.view.y) * by };
@@ -364,11 +371,25 @@ class Map_ {
     c.clearRect(0, 0, this.canvas.width, this.canvas.height);
     c.drawImage(this.base, 0, 0);
     c.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+    c.save();
+    this.clipToGlobe(c);
     this.drawRecent(c, now);
     this.drawLinks(c);
+    c.restore();
     this.drawSites(c);
-    this.drawMoving(c, now);
+    this.drawRings(c, now);
+    c.save();
+    this.clipToGlobe(c);
+    this.drawComets(c, now);
+    c.restore();
     if (this.comets.length || this.rings.length || this.recent.size) this.wake();
+  }
+
+  // Lines that cross the antimeridian end at the edge of the map, and begin there again.
+  clipToGlobe(c) {
+    const place = new DOMMatrix([this.view.k, 0, 0, this.view.k, this.view.x, this.view.y]), clip = new Path2D();
+    clip.addPath(this.globe, place);
+    c.clip(clip);
   }
 
   trace(c, points, begin = 0, end = points.length - 1) {
@@ -378,10 +399,11 @@ class Map_ {
 
   drawRecent(c, now) {
     c.strokeStyle = this.colour("--arc"); c.lineWidth = 1;
+    const faint = 0.32 / Math.max(1, Math.sqrt(this.recent.size / 40)); // many together are as dark as one alone
     for (const [key, each] of this.recent) {
       const left = each.until - now;
       if (left <= 0) { this.recent.delete(key); continue; }
-      c.globalAlpha = 0.32 * Math.min(left / RECENT_MS, 1);
+      c.globalAlpha = faint * Math.min(left / RECENT_MS, 1);
       c.beginPath();
       for (const points of this.arc(each.ingress, each.site)) this.trace(c, points);
       c.stroke();
@@ -432,14 +454,18 @@ class Map_ {
     }
     if (few) {
       c.font = "600 12px " + getComputedStyle(this.root).fontFamily; c.textBaseline = "middle"; c.lineWidth = 3; c.strokeStyle = this.colour("--map-sea");
+      const taken = [];
       for (const [, group] of groups) for (const [x, y, r, number] of group) {
         if (!this.shown(number)) continue;
+        const box = [x + r, y - 8, x + r + 8 + c.measureText(this.sites[number].name).width, y + 8];
+        if (taken.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3])) continue;
+        taken.push(box);
         c.strokeText(this.sites[number].name, x + r + 5, y); c.fillStyle = this.colour("--text"); c.fillText(this.sites[number].name, x + r + 5, y);
       }
     }
   }
 
-  drawMoving(c, now) {
+  drawComets(c, now) {
     const layers = Array.from({ length: TRAIL }, () => ({ good: [], bad: [] })), heads = { good: [], bad: [] };
     this.comets = this.comets.filter((comet) => {
       const t = (now - comet.from) / COMET_MS;
@@ -475,6 +501,10 @@ class Map_ {
       for (const point of heads[tone]) { const [x, y] = this.onScreen(point); c.moveTo(x + 2.4, y); c.arc(x, y, 2.4, 0, 7); }
       c.fillStyle = this.colour(tone === "good" ? "--comet-head" : "--load-3"); c.fill();
     }
+  }
+
+  // A ring around a site is a request that was served where it entered, or nowhere.
+  drawRings(c, now) {
     this.rings = this.rings.filter((ring) => {
       const t = (now - ring.from) / 900;
       if (t > 1) return false;

@@ -1,0 +1,114 @@
+"""The machine's Chromium, driven through the console: what a person does, and all that it complains
+of."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, Request, Response, sync_playwright
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+ARTEFACTS = Path(__file__).parents[2] / "artefacts" / "console"
+SIZES = {"laptop": (1440, 900), "phone": (390, 844)}
+PATIENCE_MS = 20_000
+
+Theme = Literal["light", "dark"]
+Size = Literal["laptop", "phone"]
+
+
+def program() -> str | None:
+    """Where Chromium is, None on a machine without."""
+    return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """Chromium without a window."""
+    path = program()
+    assert path is not None, "skip the test before"
+    with sync_playwright() as playwright:
+        # Root has no sandbox of its own in a container; only our own pages are opened.
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+@dataclass
+class Tab:
+    """One tab of a fresh profile at one console, and what went wrong in it."""
+
+    page: Page
+    url: str
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, path: str) -> None:
+        """Go there, and wait until the page is drawn; or the form to sign in."""
+        self.page.goto(self.url + path)
+        self.page.wait_for_selector("#page h1, form[action='/sign-in']")
+
+    def sign_in(self, login: str, password: str, path: str = "/") -> None:
+        """Sign in on the way to `path`."""
+        self.open(path)
+        self.page.fill("#login", login)
+        self.page.fill("#password", password)
+        self.page.click("button[type=submit]")
+        self.page.wait_for_selector("#page h1, .problem")
+
+    def text(self) -> str:
+        return self.page.inner_text("body")
+
+    def barriers(self) -> list[str]:
+        """What keeps people out, by the serious rules of axe-core."""
+        found = Axe().run(self.page).response["violations"]
+        return [
+            f"{each['id']}: {node['html'][:200]}"
+            for each in found if each["impact"] in ("serious", "critical")
+            for node in each["nodes"]
+        ]
+
+    def picture(self, name: str) -> None:
+        """Keep what is seen as artefacts/console/NAME.png."""
+        ARTEFACTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=ARTEFACTS / f"{name}.png")
+
+
+@contextmanager
+def tab(
+    browser: Browser, url: str, *, theme: Theme = "light", size: Size = "laptop"
+) -> Iterator[Tab]:
+    """A tab with no cookies. Refused answers that a test asks for are complaints as well."""
+    width, height = SIZES[size]
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion=None
+    )
+    context.set_default_timeout(PATIENCE_MS)
+    found = Tab(page=context.new_page(), url=url)
+    own = (url, url.replace("http", "ws", 1), "data:", "blob:")
+
+    def asked(request: Request) -> None:
+        if not request.url.startswith(own):
+            found.complaints.append(f"asked elsewhere: {request.url}")
+
+    def answered(response: Response) -> None:
+        if response.status >= 400:
+            found.complaints.append(f"{response.status} for {response.url}")
+
+    page = found.page
+    page.on("request", asked)
+    page.on("response", answered)
+    page.on("pageerror", lambda error: found.complaints.append(f"script: {error}"))
+    page.on(
+        "console",
+        lambda said: found.complaints.append(f"console: {said.text}")
+        if said.type in ("error", "warning") else None,
+    )
+    try:
+        yield found
+    finally:
+        context.close()

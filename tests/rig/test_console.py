@@ -1,0 +1,314 @@
+"""The console on the live local cloud, in a browser: signing in, every page, and what people do.
+
+Pictures of every page are kept in artefacts/console/.
+"""
+
+import http.client
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright._impl._api_structures import SetCookieParam
+from playwright.sync_api import Browser
+
+from isochrone.console.pages.catalogue import PAGES
+from isochrone.console.sign_in import cookie_for
+from isochrone.core.errors import NotFound
+from tests.rig.browser import Tab, browser, program, tab
+from tests.rig.cloud import Cloud
+from tests.rig.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.rig,
+    pytest.mark.skipif(program() is None, reason="there is no Chromium on this machine"),
+]
+PASSWORD, OTHER = "correct horse battery", "staple of another kind"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def asked(cloud: Cloud) -> str:
+    """The id of a request of the default organisation that is booked."""
+    assert cloud.chat("sydney").status == 200
+    reply = cloud.chat("sydney", "And then?")
+    found = reply.headers["x-isochrone-request"]
+
+    def booked() -> bool:
+        try:
+            return bool(cloud.api.get(f"requests/{found}"))
+        except NotFound:
+            return False
+
+    wait_until(booked, "the request is booked", deadline_s=20)
+    return found
+
+
+@pytest.fixture
+def operator(cloud: Cloud, chromium: Browser) -> Iterator[Tab]:
+    with tab(chromium, cloud.up["console"]) as opened:
+        opened.sign_in(cloud.up["console_login"], cloud.up["console_password"])
+        yield opened
+
+
+def a_member(cloud: Cloud, login: str) -> str:
+    """An owner of a new organisation, who may sign in with PASSWORD."""
+    org = cloud.api.post("organisations", {"name": f"org of {login}"})["id"]
+    body = {"name": "Ada", "role": "owner", "org_id": org, "email": login}
+    made = str(cloud.api.post("principals", body)["id"])
+    cloud.api.put(f"principals/{made}/password", {"password": PASSWORD})
+    return made
+
+
+def test_the_first_password_is_private_and_printed(cloud: Cloud) -> None:
+    kept = cloud.state / "secrets" / "console.password"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert kept.read_text().strip() == cloud.up["console_password"]
+    assert cloud.up["console_password"] in cloud.output.read_text()
+    assert cloud.up["console"] in cloud.output.read_text()
+
+
+def test_a_wrong_password_is_told_and_lets_nobody_in(cloud: Cloud, chromium: Browser) -> None:
+    with tab(chromium, cloud.up["console"]) as opened:
+        opened.sign_in("operator", "not the password", "/map")
+        assert "wrong" in opened.page.inner_text(".problem")
+        assert opened.barriers() == []
+        opened.picture("sign-in")
+        assert opened.page.input_value("#login") == "operator"
+        opened.open("/map")
+        assert "/sign-in" in opened.page.url, "still a stranger"
+
+
+def test_signing_in_leads_where_one_wanted_to_go_and_out_again(
+    cloud: Cloud, chromium: Browser
+) -> None:
+    with tab(chromium, cloud.up["console"]) as opened:
+        opened.sign_in("operator", cloud.up["console_password"], "/explain?id=x")
+        assert opened.page.url.endswith("/explain?id=x")
+        (cookie,) = opened.page.context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Lax")
+        assert cookie["value"].startswith("isoses_")
+        opened.page.click("[aria-label=You]")
+        opened.page.click("text=Sign out")
+        opened.page.wait_for_selector("#login")
+        assert opened.page.context.cookies() == []
+        again: SetCookieParam = {
+            "name": cookie["name"], "value": cookie["value"], "url": cloud.up["console"],
+        }
+        opened.page.context.add_cookies([again])
+        opened.open("/")
+        assert "/sign-in" in opened.page.url, "the session itself is over, whatever the cookie says"
+
+
+def raw(cloud: Cloud, method: str, path: str, headers: dict[str, str]) -> int:
+    """The status of one request as another site's page would have a browser send it."""
+    parts = urlsplit(cloud.up["console"])
+    link = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    try:
+        link.request(method, path, headers=headers)
+        return link.getresponse().status
+    finally:
+        link.close()
+
+
+def test_another_sites_page_can_change_nothing_and_open_no_socket(
+    cloud: Cloud, operator: Tab
+) -> None:
+    (cookie,) = operator.page.context.cookies()
+    name = cookie_for(cloud.up["console"]).name
+    assert cookie["name"] == name
+    cross = {"cookie": f"{name}={cookie['value']}", "origin": "http://evil.example",
+             "sec-fetch-site": "cross-site"}
+    assert raw(cloud, "POST", "/sign-out", cross) == 403
+    assert raw(cloud, "POST", "/sign-in", cross) == 403
+    upgrade = {
+        "connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13",
+        "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    socket = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
+    assert raw(cloud, "GET", socket, {**cross, **upgrade}) == 403
+    operator.open("/account")
+    assert "/account" in operator.page.url, "the session goes on"
+
+
+@pytest.mark.parametrize(
+    ("theme", "size"), [("light", "laptop"), ("dark", "laptop"), ("dark", "phone")]
+)
+def test_every_page_opens_without_a_complaint(
+    cloud: Cloud, chromium: Browser, asked: str, theme: str, size: str
+) -> None:
+    with tab(chromium, cloud.up["console"], theme=theme, size=size) as opened:  # type: ignore[arg-type]
+        opened.sign_in("operator", cloud.up["console_password"])
+        for page in PAGES:
+            path = f"/explain?id={asked}" if page.path == "/explain" else page.path
+            opened.open(path)
+            opened.page.wait_for_timeout(700)  # charts and frames come a moment later
+            assert "iso-banner is-bad" not in opened.page.content(), f"{path}: {opened.text()}"
+            width = opened.page.evaluate("document.documentElement.scrollWidth")
+            assert width <= opened.page.viewport_size["width"], f"{path} is wider than the screen"  # type: ignore[index]
+            assert opened.barriers() == [], path
+            opened.picture(f"{page.path.strip('/') or 'overview'}-{theme}-{size}")
+        assert opened.complaints == []
+
+
+def test_a_request_is_explained(operator: Tab, asked: str) -> None:
+    operator.open("/explain")
+    operator.page.click(f"a:has-text('{asked}')")
+    operator.page.wait_for_selector("text=wait for the first byte")
+    said = operator.text()
+    for wanted in (asked, "finished", "sydney", "predicted", "EUR", "wait for the first byte"):
+        assert wanted in said
+    assert operator.complaints == []
+
+
+def test_the_map_is_live_and_a_site_opens_with_the_keyboard(
+    cloud: Cloud, operator: Tab
+) -> None:
+    page = operator.page
+    operator.open("/map")
+    page.wait_for_function("window.isochroneMap?.frames > 1")
+    assert page.evaluate("isochroneMap.state.map(site => site[0])") == ["healthy"] * 3
+    cloud.chat("sydney")
+    page.wait_for_function("isochroneMap.flowsSeen > 0")
+    page.focus("[aria-label='Find a site']")
+    page.keyboard.type("frank")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".map-panel >> text=Nearest peers")
+    said = page.inner_text(".map-panel")
+    for wanted in ("frankfurt", "tiny-fable", "sydney", "290 ms"):
+        assert wanted in said
+    assert page.evaluate("isochroneMap.links.get('frankfurt').length") == 2
+    operator.picture("map-site")
+    assert operator.complaints == []
+
+
+def test_traffic_follows_what_is_chosen(operator: Tab, asked: str) -> None:
+    page = operator.page
+    operator.open("/traffic")
+    page.wait_for_selector("text=Traffic by model")
+    page.click("button:has-text('15 min')")
+    page.wait_for_selector("text=in 15 min")
+    assert "tiny-fable" in operator.text()
+    assert operator.complaints == []
+
+
+def test_a_customer_sees_their_own_and_nothing_else(
+    cloud: Cloud, chromium: Browser, asked: str
+) -> None:
+    a_member(cloud, "ada@acme.example")
+    with tab(chromium, cloud.up["console"]) as opened:
+        opened.sign_in("ada@acme.example", PASSWORD, "/explain")
+        assert "Nothing was asked yet" in opened.text()
+        opened.open(f"/explain?id={asked}")
+        assert "no request" in opened.page.inner_text(".is-bad")
+        for page in PAGES:
+            opened.open(page.path)
+            seen = "not for your role" not in opened.text()
+            assert seen == ("owner" in page.roles), page.path
+
+
+def test_a_member_chooses_their_own_password(cloud: Cloud, chromium: Browser) -> None:
+    a_member(cloud, "eve@acme.example")
+    with tab(chromium, cloud.up["console"]) as opened:
+        opened.sign_in("eve@acme.example", PASSWORD, "/account")
+        page = opened.page
+        assert "Somebody else set your password" in opened.text()
+
+        def change(present: str, wanted: str) -> None:
+            page.fill("[autocomplete=current-password]", present)
+            page.fill("[autocomplete=new-password]", wanted)
+            page.click("button:has-text('Change it')")
+
+        change(PASSWORD, "short")
+        page.wait_for_selector("text=needs at least 12 characters")
+        change("not this one", OTHER)
+        page.wait_for_selector("text=this is not the present password")
+        change(PASSWORD, OTHER)
+        page.wait_for_selector("text=Your password is changed")
+        assert opened.complaints == []
+    with tab(chromium, cloud.up["console"]) as opened:
+        opened.sign_in("eve@acme.example", OTHER, "/account")
+        assert "Your account" in opened.text()
+        assert "Somebody else" not in opened.text()
+
+
+def test_colours_change_and_stay(operator: Tab) -> None:
+    page, theme = operator.page, "document.documentElement.dataset.theme"
+    assert page.evaluate(theme) == "light"
+    page.click("[aria-label='Light or dark']")
+    page.wait_for_function(f"{theme} === 'dark' && document.body.classList.contains('body--dark')")
+    operator.open("/account")
+    assert page.evaluate(theme) == "dark"
+    assert operator.complaints == []
+
+
+def test_a_session_that_is_over_says_so(operator: Tab, cloud: Cloud) -> None:
+    page = operator.page
+    operator.open("/traffic")
+    (cookie,) = page.context.cookies()
+    parts = urlsplit(cloud.up["control"])
+    link = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    link.request(
+        "DELETE", "/api/v1/sessions/current",
+        headers={"authorization": f"Bearer {cookie['value']}"},
+    )
+    assert json.loads(link.getresponse().read()) == {"ended": True}
+    link.close()
+    page.click("button:has-text('6 h')")
+    page.wait_for_selector("text=Your session is over")
+
+
+def sites_1100() -> list[dict[str, object]]:
+    """Places for as many sites as there are in the packaged fleet."""
+    data = Path(__file__).parents[2] / "src" / "isochrone" / "data" / "sites" / "fleet_1100.csv"
+    lines = data.read_text(encoding="utf-8").splitlines()
+    names = lines[0].split(",")
+    lat, lon, country = (names.index(name) for name in ("lat", "lon", "country_iso2"))
+    found: list[dict[str, object]] = []
+    for number, line in enumerate(lines[1:]):
+        cells = line.rsplit(",", 4) if '"' in line else line.split(",")
+        back = len(names)
+        place = {index: cells[index - back] for index in (lat, lon, country)}
+        found.append({
+            "name": f"site-{number:04d}", "country": place[country], "operator": None,
+            "lat": float(place[lat]), "lon": float(place[lon]), "gpus": number % 9,
+            "models": ["m"] if number % 20 == 0 else [],
+        })
+    return found
+
+
+def test_the_map_draws_1100_sites(operator: Tab, record_property: Callable[..., None]) -> None:
+    page, sites = operator.page, sites_1100()
+    page.route("**/live/sites", lambda route: route.fulfill(json={"v": "big", "sites": sites}))
+    page.route("**/live/frames", lambda route: route.abort())
+    operator.open("/map")
+    page.wait_for_function("window.isochroneMap?.land && isochroneMap.sites.length === 1100")
+    page.evaluate(
+        """() => {
+          const chance = (n) => Math.floor(Math.random() * n);
+          window.feeding = setInterval(() => isochroneMap.frame({
+            at: Date.now(), v: "big",
+            sites: isochroneMap.sites.map((site, i) =>
+              ["healthy", 1, site.models.length ? 16 : 0, i % 16, i % 3, null]),
+            flows: Array.from({ length: 200 }, () =>
+              [chance(1100), chance(55) * 20, "m", chance(40) ? "finished" : "engine_lost", 2]),
+          }), 1000);
+        }"""
+    )
+    page.wait_for_function("isochroneMap.comets.length > 100 && isochroneMap.perSecond > 0")
+    page.wait_for_timeout(2500)
+    record_property("frames_a_second", page.evaluate("isochroneMap.perSecond"))
+    assert page.evaluate("isochroneMap.perSecond") >= 5, "smooth is more; this machine is shared"
+    operator.picture("map-1100")
+    page.select_option("[aria-label=Country]", "DE")
+    page.wait_for_function("isochroneMap.view.k > isochroneMap.home.k * 2")
+    operator.picture("map-1100-de")
+    assert [said for said in operator.complaints if "frames" not in said
+            and "ERR_FAILED" not in said] == []
