@@ -29,8 +29,8 @@ COMPILED = (
 PATIENT = tuple(
     f"tests/rig/test_{name}.py"
     for name in (
-        "control", "dns", "entitlements", "examples", "health", "reconciliation", "standalone",
-        "standalone_sites", "state_folder", "supervise",
+        "console", "control", "dns", "entitlements", "examples", "health", "reconciliation",
+        "standalone", "standalone_sites", "state_folder", "supervise",
     )
 )
 # The same, of what a cloud of one machine does for people.

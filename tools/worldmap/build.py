@@ -52,7 +52,8 @@ def within_the_world(ring: Sequence[Point]) -> Iterator[Ring]:
     for turn in (-1, 0, 1):
         west, east = turn * WORLD_DEG - EDGE_DEG, turn * WORLD_DEG + EDGE_DEG
         part = cut(cut(whole, east, keep_west=True), west, keep_west=False)
-        if len(part) >= 3:
+        # What only touches the cut is left as a line there.
+        if len({longitude for longitude, _ in part}) > 1:
             yield [(longitude - turn * WORLD_DEG, latitude) for longitude, latitude in part]
 
 

@@ -78,8 +78,8 @@ class LocalCloud:
         early = [name for name in self.sites if self._joined_here(name)]
         for name in early:
             self._start_site(name)
+        self._start_console()  # it needs control no sooner than somebody looks
         await self._start_control()
-        self._start_console()
         joined = {
             site["name"] for site in await asyncio.to_thread(self._sites) if site["joined"]
         }
