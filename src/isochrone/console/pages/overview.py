@@ -49,7 +49,7 @@ class Day(msgspec.Struct, frozen=True):
 async def build(visit: Visit) -> None:
     title("Overview", "What the cloud is doing now, as control last heard it")
     status = await shown(visit.api.get("status", Status))
-    days = await shown(visit.api.items("usage", Day, by="day", most=400))
+    days = await shown(visit.api.items("usage", Day, by="day", most=4_000))
     if status is None or days is None:
         return
     _state(status)

@@ -19,6 +19,7 @@ from isochrone.console.parts.table import Column, table
 from isochrone.console.parts.words import count, duration, instant
 
 RECENT = 12
+MOST_EVENTS = 2_000
 START = """
 const root = document.getElementById("map");
 import("/console/map.js").then(module => module.start(root));
@@ -214,12 +215,15 @@ async def _recent(visit: Visit, name: str) -> None:
 
 
 async def _events(visit: Visit, name: str) -> None:
-    rows = await shown(visit.api.items("audit", Event, most=RECENT, subject=name))
+    rows = await shown(visit.api.items("audit", Event, most=MOST_EVENTS, subject=name))
     if rows is None:
         return
     with card():
         table(
             (Column(title="When (UTC)"), Column(title="What"), Column(title="By")),
-            [(instant(row.at), f"{row.kind} {row.change}", row.actor) for row in rows],
+            [
+                (instant(row.at), f"{row.kind} {row.change}", row.actor)
+                for row in rows[:-RECENT - 1:-1]  # the log is told from its beginning
+            ],
             title="Events", empty="Nothing about it is in the audit log.",
         )
