@@ -269,7 +269,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     # wiring/joining.py
     "SiteKeys": _fields(credential="peer_secret nats_seed"),
     # wiring/local/state.py
-    "Kept": _fields(fleet="version", credential="gateways control nats"),
+    "Kept": _fields(fleet="version", credential="gateways control nats console"),
     # ports/telemetry.py
     "Span": _fields(
         account="name span_id parent_id began_at ended_at attributes error",
@@ -279,6 +279,9 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
 
 # By the name of the table in the book of record; control may stand anywhere.
 TABLES: Mapping[str, Mapping[str, Leaves]] = {
+    "accounts": _fields(
+        account="principal_id org_id is_given changed_at", credential="password", personal="login",
+    ),
     "api_keys": _fields(
         account=(
             "id org_id project_id policy_id name classes created_at revoked_at scopes expires_at "
@@ -359,6 +362,10 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
             "input_cached output digest due"
         ),
     ),
+    "sessions": _fields(
+        account="principal_id org_id begun_at expires_at", credential="secret_sha256",
+    ),
+    "sign_in_tries": _fields(account="tries last_at", credential="what"),
     "site_tokens": _fields(credential="token_sha256", fleet="site created_at used_at expires_at"),
     "sites": _fields(
         fleet=(
