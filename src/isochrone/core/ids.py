@@ -16,6 +16,7 @@ SiteName = NewType("SiteName", str)
 ModelName = NewType("ModelName", str)
 ReplicaId = NewType("ReplicaId", str)
 EntitlementId = NewType("EntitlementId", str)
+LimitId = NewType("LimitId", str)
 
 RANDOM_BITS: Final = 76  # two of them make room for the variant
 

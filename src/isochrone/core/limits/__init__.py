@@ -1,0 +1,1 @@
+"""Limits that hold over sites: homes, grants, tallies, and what a request costs. Pure."""

@@ -1,0 +1,75 @@
+"""Decides over all limits of a request: admitted, refused, or worth waiting for a grant.
+
+A request is admitted where it fits in all of them, and takes of all at once. Where one lacks
+something that its home may still have, the request waits for the answer; it is refused by what the
+home said lately, never by what it said a while ago.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from isochrone.core.limits.part import Part
+from isochrone.core.limits.terms import WAIT_NS
+
+Verdict = Literal["admitted", "waits", "refused"]
+
+
+class Claim:
+    """What one request takes of its limits; `amounts` go with `parts`. `lacking` is the limit that
+    it was refused for, or waits for. Mutable, owned by one event loop."""
+
+    __slots__ = ("_is_waiting", "_taken", "amounts", "at", "began_ns", "lacking", "parts")
+
+    def __init__(
+        self, parts: Sequence[Part], amounts: Sequence[int], at: int, now_ns: int
+    ) -> None:
+        self.parts = parts
+        self.amounts = amounts
+        self.at = at
+        self.began_ns = now_ns
+        self.lacking: Part | None = None
+        self._is_waiting = False
+        self._taken = False
+
+    def decide(self, now_ns: int) -> Verdict:
+        """Take what is needed, if there is enough of all; call it again for one that waits."""
+        parts, amounts = self.parts, self.amounts
+        if self._is_waiting:
+            self._go()
+        verdict: Verdict = "admitted"
+        for index in range(len(parts)):
+            part, amount = parts[index], amounts[index]
+            if part.fits(amount, now_ns):
+                continue
+            self.lacking = part
+            if amount > part.limit.amount or part.lacks(amount, now_ns) or (
+                now_ns - self.began_ns >= WAIT_NS
+            ):
+                return "refused"
+            verdict = "waits"
+            break
+        if verdict == "waits":
+            self._is_waiting = True
+            for index in range(len(parts)):
+                parts[index].wait(amounts[index])
+            return verdict
+        for index in range(len(parts)):
+            parts[index].take(amounts[index], now_ns)
+        self._taken, self.lacking = True, None
+        return verdict
+
+    def settle(self, used: Sequence[int], now_ns: int) -> None:
+        """The request has ended, in whatever way, admitted or not; call it once. `used` is what
+        it used of each limit."""
+        if self._is_waiting:
+            self._go()
+        if self._taken:
+            self._taken = False
+            for index in range(len(self.parts)):
+                self.parts[index].settle(self.amounts[index], used[index], self.at, now_ns)
+
+    def _go(self) -> None:
+        """It waits no longer."""
+        self._is_waiting = False
+        for index in range(len(self.parts)):
+            self.parts[index].waiting -= self.amounts[index]
