@@ -82,6 +82,7 @@ class Stage:
             self.entitlement(whose)
             self.member(whose)
             self.money(whose)
+            self.limit(whose)
         report = KeptReport(day_at=0, agrees=True, report='{"findings": []}', made_at=1)
         api.context.registry.reconciling.keep_report(report)
 
@@ -103,6 +104,14 @@ class Stage:
 
     def entitlement(self, whose: str) -> Any:
         return self.api.make("entitlements", self.sale(whose))
+
+    def wanted_limit(self, whose: str) -> dict[str, object]:
+        return {"kind": "concurrent", "amount": "3", "project_id": self.projects[whose]}
+
+    def limit(self, whose: str) -> Any:
+        status, made = self.api.call("PUT", "limits", self.wanted_limit(whose))
+        assert status == 200
+        return made
 
     def money(self, whose: str) -> None:
         """A price sheet, a credit, and an event of no meter."""
@@ -168,6 +177,12 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "GET /live": lambda stage, _: ("live", None),
     "GET /me": lambda stage, _: ("me", None),
     "PUT /me/password": lambda stage, _: ("me/password", {"present": "x", "password": "y"}),
+    "GET /limits": lambda stage, _: ("limits?limit=1000", None),
+    "PUT /limits": lambda stage, whose: ("limits", stage.wanted_limit(whose)),
+    "GET /limits/{limit_id}": lambda stage, whose: (f"limits/{stage.limit(whose)['id']}", None),
+    "DELETE /limits/{limit_id}": lambda stage, whose: (
+        f"limits/{stage.limit(whose)['id']}", None
+    ),
     "GET /models": lambda stage, _: ("models", None),
     "GET /organisations": lambda stage, _: ("organisations", None),
     "POST /organisations": lambda stage, whose: (

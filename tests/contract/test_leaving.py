@@ -21,6 +21,7 @@ from isochrone.wire.leaving import MESSAGES, TABLES, references_of
 # payload, and these.
 ALSO = (
     "isochrone.core.admission.loans", "isochrone.core.admission.stewards",
+    "isochrone.core.limits.messages",
     "isochrone.core.metering.event", "isochrone.core.routing.bond", "isochrone.core.routing.choice",
     "isochrone.gateway.journal_notes", "isochrone.gateway.records",
     "isochrone.gateway.view_store", "isochrone.gateway.request_log", "isochrone.wiring.joining",

@@ -14,6 +14,7 @@ from isochrone.cli import (
     explain,
     keys,
     ledger,
+    limits,
     members,
     models,
     orgs,
@@ -53,6 +54,7 @@ app.add_typer(keys.app, name="key")
 app.add_typer(keys.app, name="keys", hidden=True)  # its first name, which goes on working
 app.add_typer(policies.app, name="policies")
 app.add_typer(entitlements.app, name="entitlement")
+app.add_typer(limits.app, name="limit")
 app.add_typer(prices.app, name="price")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(twin.app, name="twin")

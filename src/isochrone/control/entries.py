@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from isochrone.core.ids import SiteName
 from isochrone.core.world.entitlement import Entitlement, Voters
+from isochrone.core.world.limit import OrgLimits
 from isochrone.core.world.model import Deployment, Desired, EngineSpec, Model
 from isochrone.core.world.site import Site, SiteLinks
 from isochrone.core.world.tenant import ApiKey, KeyShard, Policy
@@ -18,7 +19,8 @@ from isochrone.ports.estate import Snapshot
 from isochrone.wire import fleet, subjects
 
 Noun = (
-    Site | SiteLinks | Model | Deployment | Policy | KeyShard | Entitlement | Voters | Desired
+    Site | SiteLinks | Model | Deployment | Policy | KeyShard | Entitlement | Voters | OrgLimits
+    | Desired
 )
 
 
@@ -44,6 +46,7 @@ def kind_of(place: Place) -> type[Noun] | None:
     kinds: dict[str, type[Noun]] = {
         "site": Site, "links": SiteLinks, "model": Model, "deployment": Deployment,
         "policy": Policy, "keys": KeyShard, "entitlement": Entitlement, "voters": Voters,
+        "limits": OrgLimits,
     }
     return kinds.get(place.key.partition(".")[0])
 
@@ -72,6 +75,8 @@ def wanted_entries(snapshot: Snapshot) -> dict[Place, Noun]:
         view[subjects.VOTERS_KEY] = snapshot.voters
     for entitlement in snapshot.entitlements:
         view[subjects.entitlement_key(entitlement.id)] = entitlement
+    for limits in snapshot.limits:
+        view[subjects.limits_key(limits.org_id)] = limits
     for shard in _shards(snapshot.keys):
         view[subjects.keys_key(shard.shard)] = shard
     entries = {Place(subjects.VIEW_BUCKET, key): noun for key, noun in view.items()}

@@ -10,6 +10,7 @@ from functools import partial
 
 import structlog
 
+from isochrone.control.limit_state import LimitState
 from isochrone.control.offload import Offload
 from isochrone.core.errors import Unavailable, Untrusted
 from isochrone.core.ids import SiteName
@@ -50,10 +51,11 @@ class Reported:
 
 
 class FleetState:
-    """The latest digest of every site that this copy of control hears, and what gateways say that
-    they do not trust."""
+    """The latest digest of every site that this copy of control hears, what gateways say that they
+    do not trust, and, in `limits`, what they say of limits."""
 
     def __init__(self, clock: Clock) -> None:
+        self.limits = LimitState(clock)
         self._clock = clock
         self._heard: dict[SiteName, Heard] = {}
         self._reported: dict[tuple[SiteName, int], Reported] = {}
@@ -139,7 +141,9 @@ async def listen(state: FleetState, bus: Bus) -> Sequence[Subscription]:
         try:
             if not heard:
                 heard.append(await bus.subscribe(subjects.DIGESTS, state.on_message))
-            heard.append(await bus.subscribe(subjects.HEALTH, state.on_report))
+            if len(heard) < 2:
+                heard.append(await bus.subscribe(subjects.HEALTH, state.on_report))
+            heard.append(await bus.subscribe(subjects.LIMITS, state.limits.on_report))
             return heard
         except Unavailable as error:
             log.warning("digests_wait", reason=str(error))

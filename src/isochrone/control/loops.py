@@ -1,5 +1,5 @@
-"""The loops of one copy of control: booking and charging usage, publishing, hearing the fleet,
-retention.
+"""The loops of one copy of control: booking and charging usage, following budgets, publishing,
+hearing the fleet, retention.
 
 Free of threads, sockets and servers, so the twin runs the same loops on virtual time.
 """
@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from isochrone.control.booking import Booking
 from isochrone.control.charging import Charging
 from isochrone.control.fleet_state import FleetState, learn_links, listen
+from isochrone.control.limiting import Limiting
 from isochrone.control.offload import Offload
 from isochrone.control.publish import Publisher
 from isochrone.control.reconciling import Reconciler
@@ -63,6 +64,10 @@ class ControlLoops:
         )
 
         self.charging = Charging(ports.registry.ledger, clock=ports.clock, offload=ports.offload)
+        self.limiting = Limiting(
+            ports.registry.limits, ports.registry.ledger, clock=ports.clock,
+            offload=ports.offload, changed=self.publisher.wake,
+        )
         self.reconciler = Reconciler(
             ports.registry.reconciling, self.fleet, clock=ports.clock, offload=ports.offload
         )
@@ -76,6 +81,7 @@ class ControlLoops:
                 tasks.create_task(self.publisher.run(), name="publisher")
                 tasks.create_task(self.booking.run(), name="booking")
                 tasks.create_task(self.charging.run(), name="charging")
+                tasks.create_task(self.limiting.run(), name="limiting")
                 tasks.create_task(self.reconciler.run(), name="reconciler")
                 tasks.create_task(
                     learn_links(self.fleet, ports.registry.estate, ports.offload), name="links"

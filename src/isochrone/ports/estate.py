@@ -11,6 +11,7 @@ from typing import Protocol
 
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.entitlement import Entitlement, Voters
+from isochrone.core.world.limit import OrgLimits
 from isochrone.core.world.model import Deployment, Model
 from isochrone.core.world.site import Link, Site, SiteLinks
 from isochrone.core.world.tenant import ApiKey, Policy, Scope
@@ -45,6 +46,7 @@ class Snapshot:
     keys: tuple[ApiKey, ...]
     entitlements: tuple[Entitlement, ...] = ()
     voters: Voters | None = None
+    limits: tuple[OrgLimits, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from isochrone.ports.entitlements import Entitlements
 from isochrone.ports.estate import Estate
 from isochrone.ports.leases import Leases
 from isochrone.ports.ledger import Ledger
+from isochrone.ports.limits import Limits
 from isochrone.ports.members import Members
 from isochrone.ports.meters import Meters
 from isochrone.ports.prices import Prices
@@ -31,4 +32,8 @@ class Registry:
     ledger: Ledger
     reconciling: Reconciling
     meters: Meters
+<<<<<<< HEAD
     traffic: Traffic
+=======
+    limits: Limits
+>>>>>>> d774da5 (Keep limits over sites in the book, set them by API and command line)

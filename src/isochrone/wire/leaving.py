@@ -162,6 +162,37 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "SitePolicy": _fields(fleet="reserved on_demand batch reclaim_ms output_weight"),
     # core/world/tenant.py
     "Policy": _fields(account="id org_id residency transit max_view_age_s caches logs"),
+    # core/world/limit.py
+    "Limit": _fields(
+        account=(
+            "id org_id kind amount created_at project_id key_id period currency spent_before "
+            "spent_pico"
+        ),
+    ),
+    "CardRule": _fields(account="meters models classes sites bound"),
+    "CardPrice": _fields(account="rule price_pico per"),
+    "CardChange": _fields(account="rule basis_points"),
+    "RateCard": _fields(account="currency valid_from prices changes"),
+    "OrgLimits": _fields(account="org_id limits cards"),
+    # core/world/limit_use.py
+    "SiteUse": _fields(account="site granted used held"),
+    "LimitUse": _fields(account="limit mark left sites"),
+    "LimitReport": _fields(account="site limits"),
+    # core/limits/messages.py, what gateways tell one another about limits
+    "AskGrant": _fields(
+        account=(
+            "limit site life number heard mark used held need want least frees_ns insists"
+        ),
+    ),
+    "Grant": _fields(account="limit life number mark amount for_ns free spare frees_ns"),
+    "Led": _fields(account="limit by"),
+    "Granted": _fields(account="site life number amount for_ns until mark used held"),
+    "Lead": _fields(account="limit site epoch"),
+    "Follow": _fields(account="limit site epoch of_epoch version tally remembers"),
+    "Copy": _fields(account="limit site epoch version tally"),
+    "Copied": _fields(account="limit site epoch version"),
+    "Behind": _fields(account="limit site epoch"),
+    "LimitLetter": _fields(account="to message"),
     "Limits": _fields(account="requests_per_min tokens_per_min concurrent"),
     "ApiKey": _fields(
         account="id org_id project_id policy_id classes limits scopes expires_at",
@@ -326,6 +357,10 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
     ),
     "idempotency": _fields(account="caller key request_hash resource created_at org_id"),
     "leases": _fields(fleet="name holder epoch expires_at"),
+    "limit_sums": _fields(account="limit_id org_id before_at spent_pico summed_at"),
+    "limits": _fields(
+        account="id org_id project_id key_id kind amount period currency created_at",
+    ),
     "links": _fields(fleet="site peer rtt_ms source via"),
     "meter_events": _fields(
         account=(

@@ -12,6 +12,7 @@ USAGE_SUBJECTS = ("usage.*", "evidence.*")
 BOOK_CONSUMER = "book"
 DIGESTS = "digest.*"
 HEALTH = "health.*"
+LIMITS = "limits.*"
 
 
 def token(name: str) -> str:
@@ -34,6 +35,10 @@ def health_subject(site: str) -> str:
 
 def queued_subject(site: str) -> str:
     return f"queued.{site}"
+
+
+def limits_subject(site: str) -> str:
+    return f"limits.{site}"
 
 
 def usage_subject(site: str) -> str:
@@ -70,6 +75,10 @@ def keys_key(shard: str) -> str:
 
 def entitlement_key(entitlement_id: str) -> str:
     return f"entitlement.{entitlement_id}"
+
+
+def limits_key(org_id: str) -> str:
+    return f"limits.{org_id}"
 
 
 VOTERS_KEY = "voters"

@@ -113,6 +113,7 @@ def _site_template() -> dict[str, object]:
         f"evidence.{site}",
         f"health.{site}",
         f"queued.{site}",
+        f"limits.{site}",
         f"$KV.{own}.replica.>",
         "{{tag(inbox)}}.>",
     ]

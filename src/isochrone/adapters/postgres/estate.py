@@ -9,6 +9,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.entitlements import chosen_voters, live_entitlements
+from isochrone.adapters.postgres.limits import org_limits
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.tenants import policy_of_row
@@ -103,6 +104,7 @@ class PostgresEstate:
                 ),
                 entitlements=live_entitlements(connection),
                 voters=chosen_voters(connection),
+                limits=org_limits(connection),
             )
 
     def sites(self, page: Page) -> Sequence[Site]:

@@ -6,6 +6,7 @@ from isochrone.adapters.postgres.entitlements import PostgresEntitlements
 from isochrone.adapters.postgres.estate import PostgresEstate
 from isochrone.adapters.postgres.leases import PostgresLeases
 from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.limits import PostgresLimits
 from isochrone.adapters.postgres.members import PostgresMembers
 from isochrone.adapters.postgres.meters import PostgresMeters
 from isochrone.adapters.postgres.pool import Pool
@@ -24,5 +25,5 @@ def open_registry(pool: Pool) -> Registry:
         estate=PostgresEstate(pool), leases=PostgresLeases(pool),
         entitlements=PostgresEntitlements(pool), prices=PostgresPrices(pool),
         ledger=PostgresLedger(pool), reconciling=PostgresReconciling(pool),
-        meters=PostgresMeters(pool), traffic=PostgresTraffic(pool),
+        meters=PostgresMeters(pool), traffic=PostgresTraffic(pool), limits=PostgresLimits(pool),
     )

@@ -11,6 +11,7 @@ from isochrone.control.api import (
     entitlements,
     keys,
     ledger,
+    limits,
     live,
     meters,
     models,
@@ -29,14 +30,14 @@ from isochrone.control.api import (
     usage,
     voters,
 )
+from isochrone.control.api.body_limit import BodyLimit
 from isochrone.control.api.context import Context
-from isochrone.control.api.limits import BodyLimit
 
 PREFIX = "/api/v1"
 
 RESOURCES = (
     status, sessions, organisations, projects, accounts, principals, policies, keys, entitlements,
-    voters, audit,
+    limits, voters, audit,
     models, sites, deployments, live, usage, traffic, requests,
     prices, ledger, meters, reconciliation,
 )

@@ -19,6 +19,7 @@ Action = Literal[
     "policies.read", "policies.write",
     "keys.read", "keys.write",
     "entitlements.read", "entitlements.write",
+    "limits.read", "limits.write",
     "usage.read", "traffic.read", "audit.read",
     "prices.read", "prices.write", "ledger.read", "ledger.write", "usage.write", "reconcile",
     "estate.read", "estate.details", "estate.write",
@@ -33,12 +34,12 @@ CALLER_ROLES: tuple[CallerRole, ...] = (
 _EVERYBODY: tuple[Action, ...] = ("estate.read", "usage.read", "self.read")
 _MEMBER: tuple[Action, ...] = (
     *_EVERYBODY, "organisations.read", "projects.read", "policies.read", "entitlements.read",
-    "prices.read", "traffic.read", "self.write",
+    "limits.read", "prices.read", "traffic.read", "self.write",
 )
 _DEVELOPER: tuple[Action, ...] = (*_MEMBER, "keys.read", "keys.write")
 _ADMIN: tuple[Action, ...] = (
     *_DEVELOPER, "projects.write", "policies.write", "members.read", "members.write", "audit.read",
-    "ledger.read",
+    "ledger.read", "limits.write",
 )
 
 MAY: Mapping[CallerRole, frozenset[Action]] = {

@@ -1,0 +1,89 @@
+"""Follows budgets: hour by hour what they have spent, told to gateways, and their leases in the
+ledger. Gateways ask for none of it and go on without it.
+
+An hour is summed some minutes after its end, when what was used in it is booked, as it is charged.
+Several copies may do it at once: sums are the same, and a lease is opened and settled once.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from isochrone.control.offload import Offload
+from isochrone.core.billing.hold import Settle
+from isochrone.core.billing.period import DAY_NS, day_of, hour_of
+from isochrone.core.errors import NotFound, Unavailable
+from isochrone.core.limits.lease import lease_id, lease_of
+from isochrone.core.limits.periods import period_begin
+from isochrone.core.world.limit import Limit
+from isochrone.ports.clock import Clock
+from isochrone.ports.ledger import Ledger
+from isochrone.ports.limits import Limits
+
+INTERVAL_S = 5.0
+_NS_PER_S = 1_000_000_000
+
+log = structlog.get_logger()
+
+
+class Limiting:
+    """The loop of one copy of control. `changed` tells gateways; `wait_s`: how long after its end
+    an hour is summed."""
+
+    def __init__(
+        self, limits: Limits, ledger: Ledger, *, clock: Clock, offload: Offload,
+        changed: Callable[[], None], wait_s: float = 300.0,
+    ) -> None:
+        self._limits = limits
+        self._ledger = ledger
+        self._clock = clock
+        self._offload = offload
+        self._changed = changed
+        self._wait_ns = int(wait_s * _NS_PER_S)
+
+    async def run(self) -> None:
+        """Follow them until cancelled; a book that is away is waited out."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            try:
+                await self.follow()
+            except Unavailable as error:
+                log.warning("limiting_waits", reason=error.message)
+
+    async def follow(self) -> int:
+        """Sum what is due; return how many budgets that was."""
+        now = self._clock.wall_ns()
+        before = hour_of(now - self._wait_ns)
+        due = await self._offload(partial(self._limits.unsummed, before=before))
+        for limit in due:
+            await self._offload(partial(self._follow_one, limit, before=before, now=now))
+        if due:
+            self._changed()
+            log.info("budgets_summed", budgets=len(due))
+        return len(due)
+
+    def _follow_one(self, limit: Limit, *, before: int, now: int) -> None:
+        assert limit.period is not None, "a budget has a period"
+        begin = period_begin(limit.period, before)
+        spent = self._limits.spent(limit, since=begin, before=before)
+        self._limits.note_spent(limit, before=before, spent_pico=spent, now=now)
+        is_of_project = limit.project_id is not None and limit.key_id is None
+        if not is_of_project:
+            return
+        self._settle(limit, day_of(before) - DAY_NS, now)
+        of_now = spent if period_begin(limit.period, now) == begin else 0
+        lease = lease_of(limit, of_now, now)
+        if lease is not None:
+            self._ledger.open_hold(lease, now=now)
+
+    def _settle(self, limit: Limit, day: int, now: int) -> None:
+        """The lease of a day that is over and summed, if there was one."""
+        spent = self._limits.spent(limit, since=day, before=day + DAY_NS)
+        try:
+            self._ledger.step_hold(
+                limit.org_id, lease_id(limit, day), Settle(used_pico=max(spent, 0)), now=now
+            )
+        except NotFound:
+            return

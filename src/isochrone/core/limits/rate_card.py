@@ -1,0 +1,135 @@
+"""What one request costs, as a gateway can say it: rate cards from price sheets, rates from cards.
+
+A card leaves out what depends on the quantity of a period, and where a price does (tiers, packages)
+it has the dearest: a budget is rather a little short than passed. Minima, maxima, recurring amounts
+and fees on totals other than of usage are no request's. What was really charged comes back with the
+book's sum, hour by hour. Rates are exact: whole numbers over one denominator.
+"""
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from math import lcm
+
+from isochrone.core.billing.charge import Graduated, Package, Volume
+from isochrone.core.billing.rate import WHOLE_BP
+from isochrone.core.billing.sheet import Fee, Price, PriceSheet, When
+from isochrone.core.metering.event import Tokens
+from isochrone.core.world.limit import CardChange, CardPrice, CardRule, RateCard
+
+_METERS = ("input_uncached_tokens", "input_cached_tokens", "output_tokens", "requests")
+OTHER_SITE = ""
+
+
+def card_of(sheet: PriceSheet) -> RateCard:
+    """Of a sheet; what is about other things than requests is left out."""
+    return RateCard(
+        currency=sheet.currency, valid_from=sheet.valid_from,
+        prices=tuple(
+            _price(price, sheet.fees) for price in sheet.prices if _is_of_requests(price.when)
+        ),
+        changes=tuple(
+            CardChange(rule=_rule(each.when), basis_points=each.basis_points)
+            for each in sheet.adjustments if _is_of_requests(each.when)
+        ),
+    )
+
+
+def card_in_force(cards: Sequence[RateCard], at: int) -> RateCard | None:
+    """The one that prices a request that came then (wall ns)."""
+    begun = [card for card in cards if card.valid_from <= at]
+    return max(begun, key=lambda card: card.valid_from, default=None)
+
+
+class Rates:
+    """What the four meters of a request cost, in pico over one denominator."""
+
+    __slots__ = ("_cached", "_output", "_over", "_request", "_uncached")
+
+    def __init__(self, each: Sequence[Fraction]) -> None:
+        over = lcm(*(rate.denominator for rate in each))
+        uncached, cached, output, request = (int(rate * over) for rate in each)
+        self._over = over
+        self._uncached = uncached
+        self._cached = cached
+        self._output = output
+        self._request = request
+
+    def of(self, tokens: Tokens, requests: int = 1) -> int:
+        """In whole pico, rounded up."""
+        exact = (
+            tokens.input_uncached * self._uncached + tokens.input_cached * self._cached
+            + tokens.output * self._output + requests * self._request
+        )
+        return -(-exact // self._over)
+
+    def at_most(self, prompt_tokens: int, output_tokens: int) -> int:
+        """Of a request of which nothing is known to be cached."""
+        exact = (
+            prompt_tokens * max(self._uncached, self._cached) + output_tokens * self._output
+            + self._request
+        )
+        return -(-exact // self._over)
+
+
+def rates_of(card: RateCard, model: str, class_: str, site: str, bound: bool) -> Rates:
+    """Of a request that was served so."""
+    return Rates([_rate(card, meter, model, class_, site, bound) for meter in _METERS])
+
+
+def dearest_rates(card: RateCard, model: str, classes: Iterable[str]) -> Rates:
+    """At least those of a request that may be served at any site, in any of the classes."""
+    rules = [*(each.rule for each in card.prices), *(each.rule for each in card.changes)]
+    sites = {OTHER_SITE, *(site for rule in rules for site in rule.sites)}
+    found = [
+        [_rate(card, meter, model, class_, site, bound) for meter in _METERS]
+        for class_ in classes for site in sorted(sites) for bound in (False, True)
+    ]
+    return Rates([max(each) for each in zip(*found, strict=True)])
+
+
+def _rate(
+    card: RateCard, meter: str, model: str, class_: str, site: str, bound: bool
+) -> Fraction:
+    for price in card.prices:
+        if _fits(price.rule, meter, model, class_, site, bound):
+            rate = Fraction(price.price_pico, price.per)
+            for change in card.changes:
+                if _fits(change.rule, meter, model, class_, site, bound):
+                    rate = rate * (WHOLE_BP + change.basis_points) / WHOLE_BP
+            return rate
+    return Fraction(0)
+
+
+def _fits(rule: CardRule, meter: str, model: str, class_: str, site: str, bound: bool) -> bool:
+    return (
+        (not rule.meters or meter in rule.meters)
+        and (not rule.models or model in rule.models)
+        and (not rule.classes or class_ in rule.classes)
+        and (not rule.sites or site in rule.sites)
+        and (rule.bound is None or rule.bound == bound)
+    )
+
+
+def _is_of_requests(when: When) -> bool:
+    return not when.kinds and (not when.meters or not when.meters.isdisjoint(_METERS))
+
+
+def _price(price: Price, fees: Sequence[Fee]) -> CardPrice:
+    charge = price.charge
+    points = sum(fee.basis_points for fee in fees if not fee.of or price.name in fee.of)
+    if isinstance(charge, Graduated | Volume):
+        dearest, per = max(tier.price_pico for tier in charge.tiers), charge.per
+    elif isinstance(charge, Package):
+        dearest, per = charge.price_pico, charge.size
+    else:
+        dearest, per = charge.price_pico, charge.per
+    return CardPrice(
+        rule=_rule(price.when), price_pico=dearest * (WHOLE_BP + points), per=per * WHOLE_BP
+    )
+
+
+def _rule(when: When) -> CardRule:
+    return CardRule(
+        meters=tuple(sorted(when.meters)), models=tuple(sorted(when.models)),
+        classes=tuple(sorted(when.classes)), sites=tuple(sorted(when.sites)), bound=when.bound,
+    )

@@ -1,0 +1,209 @@
+"""Limits over the Control API and in the book: set, shown, removed; what budgets have spent, and
+their leases in the ledger."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from isochrone.control.limiting import Limiting
+from isochrone.core.billing.ledger import Account
+from isochrone.core.billing.period import DAY_NS, day_of, hour_of
+from isochrone.core.billing.sheet import HOUR_NS
+from isochrone.core.ids import KeyId, LimitId, OrgId, ProjectId, SiteName, uuid7
+from isochrone.core.limits.lease import lease_id
+from isochrone.core.metering.event import Tokens
+from isochrone.core.money import PICO
+from isochrone.core.world.limit import Limit
+from isochrone.core.world.limit_use import LimitReport, LimitUse, SiteUse
+from isochrone.core.world.tenant import EVERY_TENANT
+from isochrone.wire import fleet, subjects
+from tests.contract.test_control_api import Api, api  # noqa: F401 - a fixture
+from tests.contract.test_money_api import SHEET
+from tests.unit.build_usage import a_usage_event
+
+PROJECT = {"project_id": "default"}
+
+
+def put(api: Api, **body: object) -> Any:  # noqa: F811
+    status, answer = api.call("PUT", "limits", body)
+    assert status == 200, answer
+    return answer
+
+
+def use(api: Api, number: int, at: int, *, output: int, key: str = "k") -> None:  # noqa: F811
+    event = replace(
+        a_usage_event(uuid7(at, number)), received_at=at, finished_at=at, org_id=OrgId("default"),
+        project_id=ProjectId("default"), key_id=KeyId(key),
+        tokens=Tokens(input_uncached=0, output=output, source="engine"),
+    )
+    api.context.book.book_usage([event], now=at)
+
+
+async def directly(call: Any) -> Any:
+    return call()
+
+
+def follow(api: Api, now: int) -> int:  # noqa: F811
+    """What control's loop does, at that instant."""
+
+    class At:
+        def wall_ns(self) -> int:
+            return now
+
+        def monotonic_ns(self) -> int:
+            return now
+
+    registry = api.context.registry
+    limiting = Limiting(
+        registry.limits, registry.ledger, clock=At(), offload=directly, changed=lambda: None
+    )
+    return asyncio.run(limiting.follow())
+
+
+def test_a_limit_is_set_changed_shown_and_removed(api: Api) -> None:  # noqa: F811
+    made = put(api, kind="requests_per_min", amount="600", **PROJECT)
+    assert (made["org_id"], made["project_id"], made["key_id"]) == ("default", "default", None)
+    assert (made["amount"], made["use"], made["spent"]) == ("600", None, None)
+    changed = put(api, kind="requests_per_min", amount="60", **PROJECT)
+    assert changed == {**made, "amount": "60"}
+    key = api.make("keys", {})
+    of_key = put(api, kind="requests_per_min", amount="5", key_id=key["id"])
+    whole = put(api, kind="concurrent", amount="9", org_id="default")
+    assert of_key["project_id"] == "default"
+    assert (whole["project_id"], whole["key_id"]) == (None, None)
+    listed = api.call("GET", "limits")[1]["items"]
+    assert {each["id"] for each in listed} == {made["id"], of_key["id"], whole["id"]}
+    assert api.call("GET", f"limits/{made['id']}") == (200, changed)
+    assert api.call("DELETE", f"limits/{made['id']}")[0] == 200
+    assert api.call("GET", f"limits/{made['id']}")[0] == 404
+    (told,) = api.context.registry.estate.snapshot(now=api.context.now()).limits
+    assert {each.id for each in told.limits} == {of_key["id"], whole["id"]}
+    logged = api.call("GET", "audit?kind=limit&limit=100")[1]["items"]
+    assert len(logged) == 5
+
+
+def test_bad_input_is_told_and_nothing_is_written(api: Api) -> None:  # noqa: F811
+    def problems(**body: object) -> str:
+        status, answer = api.call("PUT", "limits", body)
+        assert status == 422, answer
+        return str(answer)
+
+    assert "no sheet" in problems(kind="budget", amount="10", **PROJECT)
+    api.make("prices", SHEET)
+    assert "prices are in EUR" in problems(kind="budget", amount="10", currency="USD", **PROJECT)
+    assert "three capital" in problems(kind="budget", amount="10", currency="euro", **PROJECT)
+    assert "above zero" in problems(kind="budget", amount="0", **PROJECT)
+    assert "plain decimal" in problems(kind="budget", amount="1e3", **PROJECT)
+    assert "whole number" in problems(kind="concurrent", amount="2.5", **PROJECT)
+    assert "only a budget" in problems(kind="concurrent", amount="2", period="day", **PROJECT)
+    assert problems(kind="luck", amount="2")
+    of_nobody = {"kind": "concurrent", "amount": "2", "key_id": "no"}
+    assert api.call("PUT", "limits", of_nobody)[0] == 404
+    assert api.call("GET", "limits")[1]["items"] == []
+
+
+def test_only_operators_limit_a_whole_organisation(api: Api) -> None:  # noqa: F811
+    owner = api.tenant("acme")
+    body = {"kind": "concurrent", "amount": "2"}
+    assert api.call("PUT", "limits", body, key=owner)[0] == 403
+    project = api.make("projects", {"name": "p"}, key=owner)
+    own = {**body, "project_id": project["id"]}
+    assert api.call("PUT", "limits", own, key=owner)[0] == 200
+    assert api.call("PUT", "limits", {**body, **PROJECT}, key=owner)[0] == 404
+    whole = put(api, org_id=project["org_id"], **body)
+    assert api.call("DELETE", f"limits/{whole['id']}", key=owner)[0] == 403
+    seen = api.call("GET", "limits", key=owner)[1]["items"]
+    assert whole["id"] in {each["id"] for each in seen}
+
+
+def test_what_gateways_say_is_shown(api: Api) -> None:  # noqa: F811
+    made = put(api, kind="tokens_per_min", amount="1000", **PROJECT)
+    sydney = SiteName("sydney")
+    use_ = LimitUse(
+        limit=LimitId(made["id"]), mark=0, left=700,
+        sites=(SiteUse(site=sydney, granted=300, used=120, held=80),),
+    )
+    report = fleet.encode(LimitReport(site=sydney, limits=(use_,)))
+    state = api.context.fleet.limits
+    state.on_report(subjects.limits_subject("paris"), report)
+    assert api.call("GET", f"limits/{made['id']}")[1]["use"] is None, "another spoke for it"
+    state.on_report(subjects.limits_subject("sydney"), report)
+    shown = api.call("GET", f"limits/{made['id']}")[1]["use"]
+    assert (shown["by"], shown["used"], shown["held"], shown["left"]) == (
+        "sydney", "120", "80", "700"
+    )
+
+
+def test_budgets_know_what_was_booked_before_the_hour(api: Api) -> None:  # noqa: F811
+    api.make("prices", SHEET)
+    registry, day = api.context.registry, day_of(api.context.now())
+    key = api.make("keys", {})["id"]
+    of_project = put(api, kind="budget", amount="10", **PROJECT)
+    of_key = put(api, kind="budget", amount="10", period="day", key_id=key)
+    of_all = put(api, kind="budget", amount="10", org_id="default")
+    use(api, 1, day + 1 * HOUR_NS, output=1_000_000)
+    use(api, 2, day + 2 * HOUR_NS, output=2_000_000, key=key)
+    use(api, 3, day + 3 * HOUR_NS, output=5_000_000, key=key)
+
+    now = day + 3 * HOUR_NS + 600_000_000_000
+    assert follow(api, now) == 3
+    assert follow(api, now) == 0
+
+    def booked(made: Any) -> tuple[int, int]:
+        found = registry.limits.limit(EVERY_TENANT, LimitId(made["id"]))
+        return found.spent_before, found.spent_pico
+
+    before = day + 3 * HOUR_NS
+    assert booked(of_project) == booked(of_all) == (before, 18 * PICO // 10)
+    assert booked(of_key) == (before, 12 * PICO // 10)
+    assert api.call("GET", f"limits/{of_key['id']}")[1]["spent"] == "1.20"
+    (told,) = registry.estate.snapshot(now=now).limits
+    assert told.cards[0].currency == "EUR"
+    follow(api, day + DAY_NS + HOUR_NS)
+    assert booked(of_key)[1] == 0, "another day"
+
+
+def test_a_budget_of_a_project_is_leased_in_the_ledger(api: Api) -> None:  # noqa: F811
+    api.make("prices", SHEET)
+    registry, day = api.context.registry, day_of(api.context.now())
+    made = put(api, kind="budget", amount="10", period="month", **PROJECT)
+    limit = registry.limits.limit(EVERY_TENANT, LimitId(made["id"]))
+
+    def at(kind: Any) -> int:
+        account = Account(kind=kind, org_id=OrgId("default"), project_id=ProjectId("default"))
+        found = registry.ledger.balances(
+            EVERY_TENANT, org_id=OrgId("default"), project_id=ProjectId("default")
+        )
+        return found.get((account, "EUR"), 0)
+
+    follow(api, day + HOUR_NS)
+    assert (at("held"), at("credit"), at("owed")) == (10 * PICO, -10 * PICO, 0)
+    use(api, 1, day + 2 * HOUR_NS, output=5_000_000)  # 3.00
+    follow(api, day + 3 * HOUR_NS)
+    assert at("held") == 10 * PICO, "the lease of a day is opened once"
+
+    next_day = day + DAY_NS + 400_000_000_000
+    follow(api, next_day)
+    spent = 3 * PICO
+    is_new_month = registry.limits.spent(limit, since=day, before=day + DAY_NS) != spent
+    assert not is_new_month
+    assert at("owed") == spent, "settled with what was spent"
+    assert at("credit") + at("held") == -spent
+    assert at("held") in (7 * PICO, 10 * PICO), "what is left, or all of a new month's"
+    follow(api, next_day + HOUR_NS)
+    assert at("owed") == spent, "and settled once"
+
+    registry.limits.remove(EVERY_TENANT, limit.id)
+    registry.ledger.expire_holds(now=day + 5 * DAY_NS)
+    assert (at("held"), at("credit")) == (0, -spent)
+    assert lease_id(limit, day) != lease_id(limit, day + DAY_NS)
+
+
+def test_a_sum_of_a_limit_that_is_gone_is_no_matter(api: Api) -> None:  # noqa: F811
+    gone = Limit(
+        id=LimitId("gone"), org_id=OrgId("default"), kind="budget", amount=1, created_at=0,
+        period="day", currency="EUR",
+    )
+    registry = api.context.registry
+    registry.limits.note_spent(gone, before=hour_of(5), spent_pico=1, now=5)
+    assert registry.limits.unsummed(before=1 << 60) == []

@@ -1,0 +1,86 @@
+"""What a request costs at a gateway is what the book makes of it, and never less where it depends
+on the quantity of the period."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isochrone.core.billing.charge import Graduated, PerUnit, Tier
+from isochrone.core.billing.rate import Period, Quantity, rate
+from isochrone.core.billing.sheet import Adjustment, Facts, Fee, Meter, Price, PriceSheet, When
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.limits.rate_card import card_in_force, card_of, dearest_rates, rates_of
+from isochrone.core.metering.event import Tokens
+from isochrone.core.world.tenant import Class
+
+TINY, PARIS = ModelName("tiny"), SiteName("paris")
+SHEET = PriceSheet(
+    id="s", version=1, currency="EUR", valid_from=0,
+    prices=(
+        Price(
+            name="cached", when=When(meters=frozenset(("input_cached_tokens",))),
+            charge=PerUnit(price_pico=75_000),
+        ),
+        Price(
+            name="paris", when=When(sites=frozenset((PARIS,)), meters=frozenset(
+                ("input_uncached_tokens", "output_tokens"))),
+            charge=PerUnit(price_pico=600_001, per=7),
+        ),
+        Price(
+            name="others",
+            when=When(meters=frozenset(("input_uncached_tokens", "output_tokens"))),
+            charge=Graduated(tiers=(Tier(up_to=10, price_pico=9), Tier(up_to=None, price_pico=5))),
+        ),
+        Price(
+            name="gpu", when=When(meters=frozenset(("gpu_seconds",))),
+            charge=PerUnit(price_pico=10**12),
+        ),
+    ),
+    adjustments=(
+        Adjustment(name="batch", when=When(classes=frozenset(("batch",))), basis_points=-5_000),
+        Adjustment(name="bound", when=When(bound=True), basis_points=2_000),
+    ),
+    fees=(Fee(name="service", of=frozenset(("paris",)), basis_points=300),),
+)
+MONTH = Period(begin=0, end=10**18)
+
+
+@given(
+    uncached=st.integers(0, 10**6), cached=st.integers(0, 10**6), output=st.integers(0, 10**6),
+    class_=st.sampled_from(("on_demand", "batch")), bound=st.booleans(),
+)
+def test_it_is_what_the_sheet_makes_of_one_request(
+    uncached: int, cached: int, output: int, class_: Class, bound: bool
+) -> None:
+    tokens = Tokens(
+        input_uncached=uncached, input_cached=cached, output=output, source="engine"
+    )
+    card = card_of(SHEET)
+    amounts: dict[Meter, int] = {
+        "input_uncached_tokens": uncached, "input_cached_tokens": cached, "output_tokens": output,
+        "requests": 1,
+    }
+    for site in (PARIS, SiteName("oslo")):
+        usage = [
+            Quantity(
+                facts=Facts(meter=meter, model=TINY, class_=class_, site=site, bound=bound),
+                hour_at=0, amount=amount,
+            )
+            for meter, amount in amounts.items()
+        ]
+        exact = rate(usage, [SHEET], MONTH).total_pico
+        cost = rates_of(card, TINY, class_, site, bound).of(tokens)
+        if site == PARIS:
+            assert abs(cost - exact) <= 4, "each line is rounded by itself"
+        else:
+            assert cost >= exact - 4, "tiers: the dearest"
+        most = dearest_rates(card, TINY, ("on_demand", "batch")).at_most(
+            uncached + cached, output
+        )
+        assert most >= cost
+
+
+def test_the_card_in_force_is_that_of_the_hour() -> None:
+    cards = [card_of(SHEET)]
+    assert card_in_force(cards, -1) is None
+    assert card_in_force(cards, 5) is cards[0]
+    assert rates_of(cards[0], "other", "on_demand", "", False).of(Tokens(output=10)) == 90
