@@ -24,6 +24,7 @@ from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.salts import Salts
 from isochrone.gateway.settings import GatewaySettings
+from isochrone.gateway.shared_limits import SharedLimits
 from isochrone.gateway.site_queues import SiteQueues
 from isochrone.gateway.skew import Skew
 from isochrone.gateway.spans import Spans
@@ -52,6 +53,7 @@ class Context:
     view: ViewCache
     loads: Loads
     limits: KeyLimits
+    shared_limits: SharedLimits
     retries: RetryBudget
     deadlines: Deadlines
     salts: Salts

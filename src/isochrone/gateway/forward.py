@@ -104,20 +104,16 @@ class Exchange(GivingWay):
                 refusal = context.limits.admit(self.key, estimate, self.started_ns)
                 self._held_tokens = estimate if refusal is None else None
                 self.reply.extra = context.limits.headers(self.key, self.started_ns)
-            self.claim = context.entitled.claim(
-                self.key, parsed, self.class_, self.reply.extra
-            )
-        else:
-            self.class_ = hop.entrant.class_
-            refusal = admission.refuse_hop(context, self.key, self.class_, self.narrowing)
+            if refusal is None and context.shared_limits.is_on:
+                refusal = context.shared_limits.admit(self, parsed)
+                if self.limited is not None and self.limited.waits:
+                    return  # for a grant
+            self.limits_decided(refusal, self.started_ns)
+            return
+        self.class_ = hop.entrant.class_
+        refusal = admission.refuse_hop(context, self.key, self.class_, self.narrowing)
         if refusal is not None:
             self.refuse(refusal)
-        elif hop is None:
-            if self.endpoint not in COMMON_ENDPOINTS:
-                self.tried.extend(context.endpoints.lacking(self.endpoint, parsed.model))
-            if parsed.stream and self._may_continue:
-                self.body = with_seed(self.body, context.rng)
-            self.choose(self.started_ns)
         else:
             self.wanted = parse_kin(self.head.headers)
             refusal = admission.refuse_circling(self.head.headers, context.site)
@@ -125,6 +121,21 @@ class Exchange(GivingWay):
                 self.refuse(refusal)
             else:
                 self.serve_at(context.site, 0.0, self.started_ns)
+
+    def limits_decided(self, refusal: Refusal | None, now_ns: int) -> None:
+        """No limit keeps the request from being served, or one does."""
+        context, parsed = self.context, self.request
+        if self.limited is not None:
+            self.reply.extra = context.shared_limits.headers(self.limited, now_ns)
+        self.claim = context.entitled.claim(self.key, parsed, self.class_, self.reply.extra)
+        if refusal is not None:
+            self.refuse(refusal)
+            return
+        if self.endpoint not in COMMON_ENDPOINTS:
+            self.tried.extend(context.endpoints.lacking(self.endpoint, parsed.model))
+        if parsed.stream and self._may_continue:
+            self.body = with_seed(self.body, context.rng)
+        self.choose(now_ns)
 
     def fail(self, fault: Fault) -> None:
         """The request could not be read to its end."""
@@ -322,6 +333,8 @@ class Exchange(GivingWay):
             self.leave_queue(tokens, now_ns)
         if self._held_tokens is not None:
             context.limits.settle(self.key, self._held_tokens, tokens.total, now_ns)
+        if self.limited is not None:
+            context.shared_limits.settle(self, tokens, now_ns)
         if self.claim is not None:
             self.claim.settle(tokens, now_ns)
         # A peer's request that was refused here leaves no trace: nothing was processed, and the

@@ -1,4 +1,5 @@
-"""Letters between the gateways of sites, by which they lend one another what was sold.
+"""Letters between the gateways of sites, by which they lend one another what was sold, and grant
+one another what limits allow.
 
 Keeps this site's part of every entitlement (`core/admission/commitments.py`): tells it the view and
 the time, sends its letters to the gateways of other sites over the peer hop, and tells it what they
@@ -17,6 +18,8 @@ from isochrone.core.admission.commitments import Commitments, Letter, Message, S
 from isochrone.core.admission.stewards import TERM_NS
 from isochrone.core.errors import Untrusted
 from isochrone.core.ids import EntitlementId, RequestId, SiteName
+from isochrone.core.limits.messages import LimitLetter
+from isochrone.core.limits.messages import Message as LimitMessage
 from isochrone.gateway.entitled import Served, Sold
 from isochrone.gateway.incoming import Incoming
 from isochrone.gateway.peer_hop import claimed_ingress
@@ -24,7 +27,12 @@ from isochrone.gateway.replies import Refusal
 from isochrone.gateway.target import Target, Targets
 from isochrone.gateway.upstream import UpstreamConnection
 from isochrone.wire import peer
-from isochrone.wire.commitments import decode_messages, encode_messages
+from isochrone.wire.commitments import (
+    LIMIT_MESSAGES,
+    AnyMessage,
+    decode_messages,
+    encode_messages,
+)
 
 if TYPE_CHECKING:
     from isochrone.gateway.context import Context
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
 PATH = "/v1/commitments"
 TICK_S = 0.5
 POST_S = 3.0  # how long a letter may be on its way
+MOST_DUE = 20_000  # messages of limits that wait to be sent to a site
 MOST_POSTS = 8  # to one site at a time; further ones are not sent
 _CONTENT_TYPE = b"content-type: application/msgpack\r\n"
 _HOP = peer.HOP.encode()
@@ -54,6 +63,9 @@ class Letters:
         self._posts: dict[_Post, None] = {}
         self._version = 0
         self._stopped = False
+        self._due: dict[SiteName, list[LimitMessage]] = {}  # of limits, not yet sent
+        self._is_flushing = False
+        context.shared_limits.send = self.send_of_limits
 
     async def run(self) -> None:
         """Keep the books for ever."""
@@ -96,7 +108,10 @@ class Letters:
         now_ns, now = context.clock.monotonic_ns(), context.clock.wall_ns()
         answers: list[Letter] = []
         for message in messages:
-            answers.extend(self._commitments.hear(sender, message, now_ns, now))
+            if isinstance(message, LIMIT_MESSAGES):
+                self.send_of_limits(context.shared_limits.hear(sender, message))
+            else:
+                answers.extend(self._commitments.hear(sender, message, now_ns, now))
         self._send(answers)
         return None
 
@@ -104,6 +119,30 @@ class Letters:
         """How an entitlement stands at this site now."""
         clock = self._context.clock
         return self._commitments.standing(entitlement_id, clock.monotonic_ns(), clock.wall_ns())
+
+    def send_of_limits(self, letters: Sequence[LimitLetter]) -> None:
+        """Those to the own site are heard at once, others go out together."""
+        if self._stopped:
+            return
+        site, shared = self._context.site, self._context.shared_limits
+        waiting = deque(letters)
+        while waiting:
+            letter = waiting.popleft()
+            if letter.to == site:
+                waiting.extend(shared.hear(site, letter.message))
+            else:
+                due = self._due.setdefault(letter.to, [])
+                if len(due) < MOST_DUE:
+                    due.append(letter.message)
+        if self._due and not self._is_flushing:
+            self._is_flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flushing = False
+        for to in list(self._due):
+            if sum(post.site == to for post in self._posts) < MOST_POSTS:
+                self._post(to, self._due.pop(to))
 
     # -- the view --------------------------------------------------------------------------------
 
@@ -150,7 +189,7 @@ class Letters:
         for to, messages in by_site.items():
             self._post(to, messages)
 
-    def _post(self, to: SiteName, messages: Sequence[Message]) -> None:
+    def _post(self, to: SiteName, messages: Sequence[AnyMessage]) -> None:
         context = self._context
         noun = context.view.site(to)
         key = None if noun is None else context.peers.key_for(noun)
@@ -194,6 +233,8 @@ class Letters:
         if post in self._posts:
             del self._posts[post]
             self.lost += not arrived
+            if post.site in self._due and not self._stopped:
+                self._flush()
 
 
 class _Post:

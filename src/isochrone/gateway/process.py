@@ -23,6 +23,7 @@ from isochrone.gateway.health_reports import HealthReports
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
 from isochrone.gateway.letters import Letters
+from isochrone.gateway.limit_reports import LimitReports
 from isochrone.gateway.limits import KeyLimits
 from isochrone.gateway.measured import Measured
 from isochrone.gateway.metrics_route import MetricsServer
@@ -34,6 +35,7 @@ from isochrone.gateway.routes import Routes
 from isochrone.gateway.salts import Salts
 from isochrone.gateway.server import Server
 from isochrone.gateway.settings import GatewaySettings
+from isochrone.gateway.shared_limits import SharedLimits
 from isochrone.gateway.shipping import Shipper
 from isochrone.gateway.site_probes import SiteProbes
 from isochrone.gateway.skew import Skew
@@ -122,6 +124,7 @@ class Gateway:
             view=view,
             endpoints=KnownEndpoints(),
             loads=loads, limits=KeyLimits(ports.counters),
+            shared_limits=SharedLimits(site, ports.clock, ports.rng, view),
             retries=RetryBudget(settings.retry_ratio, settings.retry_min_per_s),
             deadlines=deadlines_of(settings),
             salts=Salts(bytes.fromhex(identity.peer_secret)),
@@ -153,6 +156,7 @@ class Gateway:
         self._site_probes = SiteProbes(self.context)
         self._health_reports = HealthReports(self.context, ports.bus)
         self._queue_reports = QueueReports(self.context, ports.bus)
+        self._limit_reports = LimitReports(self.context, ports.bus)
         self.server = Server(Routes(self.context, self.letters), settings, ports.clock, outbox)
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
         self.metrics = None if settings.metrics_port is None else self._metrics_server()
@@ -274,6 +278,7 @@ class Gateway:
             self._site_probes.sweep(now_ns)
             if not self._settings.alone:
                 self._queue_reports.sweep(now_ns)
+            context.shared_limits.sweep(now_ns)
             ticks += 1
             if ticks % TICKS_PER_SWEEP == 0:
                 self.server.sweep()
@@ -290,6 +295,7 @@ class Gateway:
                 context.loads.health.keep(context.view.table.view.sites)
                 if not self._settings.alone:
                     self._health_reports.sweep(now_ns)
+                    self._limit_reports.sweep(now_ns)
 
     def _listen_for_silence(self, now_ns: int) -> None:
         """Tell silence of the bus from silence of the sites."""

@@ -30,6 +30,7 @@ from isochrone.gateway.replies import Refusal
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import InferenceRequest
 from isochrone.gateway.resumed import Resumed
+from isochrone.gateway.shared_limits import SharedClaim
 from isochrone.gateway.site_queues import QUEUE_REASONS, Turn, Waiter
 from isochrone.gateway.target import Target
 from isochrone.gateway.waiting import counted
@@ -69,6 +70,7 @@ class Tries(Waiter):
     started_ns: int
     class_: Class = "on_demand"
     claim: Claim | None = None  # what it takes of what was sold
+    limited: SharedClaim | None = None  # and of limits over all sites
     body = b""
     parsed: InferenceRequest | None = None
     request: InferenceRequest  # the same, once there is one: nothing is tried before

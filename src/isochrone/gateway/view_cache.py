@@ -21,6 +21,7 @@ from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.routing.table import RoutingTable, compile_table
 from isochrone.core.world.entitlement import Entitlement, Voters
+from isochrone.core.world.limit import OrgLimits
 from isochrone.core.world.model import Model, Replica
 from isochrone.core.world.site import Link, Site, SiteLinks
 from isochrone.core.world.site_policy import SitePolicy
@@ -37,7 +38,7 @@ T = TypeVar("T")
 COMPILE_DELAY_S = 0.02  # changes that arrive together are compiled once
 WARN_S = 60.0
 _SOLD = ("entitlement", "voters")
-_NOT_COMPILED = ("keys", *_SOLD)  # the routes do not depend on them
+_NOT_COMPILED = ("keys", "limits", *_SOLD)  # the routes do not depend on them
 
 _USUAL = SitePolicy()
 
@@ -91,6 +92,7 @@ class ViewCache:
         self._policies: dict[PolicyId, Policy] = {}
         self.entitlements: dict[str, Entitlement] = {}  # by entry key
         self.voters: Voters | None = None
+        self.limits: dict[str, OrgLimits] = {}  # by entry key
         self.sold_version = 0  # grows with every change of these two
         self._names: dict[str, SiteName | PolicyId] = {}  # by entry key, to undo deletions
         self._watches: list[Watch] = []
@@ -144,6 +146,12 @@ class ViewCache:
         """The round trip to a peer as the view has it; 0 where it has none."""
         link = self._links.get(peer)
         return 0.0 if link is None else link.rtt_ms
+
+    def gateways(self) -> tuple[SiteName, ...]:
+        """The sites that have joined, by name: each has a gateway."""
+        return tuple(sorted(
+            [name for name, site in self._sites.items() if site.peer_key is not None]
+        ))
 
     def emulated_rtt_ms(self, peer: SiteName) -> float:
         """The round trip to emulate on the way to a peer; 0 on real links."""
@@ -300,6 +308,11 @@ class ViewCache:
             if voters is not None:
                 self.voters = voters
             return voters is not None
+        if kind == "limits":
+            limits = self._open(key, value, OrgLimits)
+            if limits is not None:
+                self.limits[key] = limits
+            return limits is not None
         return False
 
     def _open(self, key: str, value: bytes, kind: type[T]) -> T | None:
@@ -329,6 +342,8 @@ class ViewCache:
             self.entitlements.pop(key, None)
         elif kind == "voters":
             self.voters = None
+        elif kind == "limits":
+            self.limits.pop(key, None)
         elif kind == "keys":
             self.keys.drop(key.partition(".")[2])
 

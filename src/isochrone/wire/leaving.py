@@ -184,7 +184,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
             "limit site life number heard mark used held need want least frees_ns insists"
         ),
     ),
-    "Grant": _fields(account="limit life number mark amount for_ns free spare frees_ns"),
+    "Grant": _fields(account="limit life number mark amount for_ns free spare unused frees_ns"),
     "Led": _fields(account="limit by"),
     "Granted": _fields(account="site life number amount for_ns until mark used held"),
     "Lead": _fields(account="limit site epoch"),

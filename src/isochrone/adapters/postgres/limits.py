@@ -28,7 +28,9 @@ _LIMIT = (
     " FROM limits l LEFT JOIN limit_sums s ON s.limit_id = l.id"
 )
 _IN_SCOPE = "(%(org)s::text IS NULL OR l.org_id = %(org)s)"
-_METERS: tuple[Meter, ...] = ("requests", "input_uncached_tokens", "input_cached_tokens", "output_tokens")
+_METERS: tuple[Meter, ...] = (
+    "requests", "input_uncached_tokens", "input_cached_tokens", "output_tokens",
+)
 
 _Connection = psycopg.Connection[TupleRow]
 

@@ -118,6 +118,11 @@ class Keeper:
             for (site, life), line in self._tally.items()
         )
 
+    @property
+    def has_lines(self) -> bool:
+        """Whether anybody was granted anything."""
+        return bool(self._tally)
+
     def left(self) -> int:
         """What nobody has been granted; below zero where more was used than there is."""
         counted = sum(line.counted() for line in self._tally.values())
@@ -319,9 +324,12 @@ class Keeper:
             max(each.most() - each.used - each.held, 0)
             for each in self._tally.values() if each is not line
         )
+        used = sum(each.used for each in self._tally.values())
+        unused = self.limit.amount - self.spent - used
         grant = Grant(
             limit=self.limit.id, life=ask.life, number=ask.number, mark=self.mark, amount=amount,
-            for_ns=TERM_NS, free=max(after, 0), spare=spare, frees_ns=self._frees_ns(now_ns),
+            for_ns=TERM_NS, free=max(after, 0), spare=spare, unused=max(unused, 0),
+            frees_ns=self._frees_ns(now_ns),
         )
         self._grants.append((self._version + 1, LimitLetter(ask.site, grant)))
 

@@ -39,7 +39,8 @@ class Part:
         "_asked", "_bucket", "_first_ask_ns", "_hours", "_is_hours", "_is_minute", "_last_ask_ns",
         "_measured_ns", "_ring", "_said", "_taken", "_total", "asks_since", "bootstrap", "demand",
         "free", "frees_ns", "granted", "headroom", "heard", "heard_ns", "held", "insists", "least",
-        "limit", "mark", "spare", "turn", "until_ns", "waiting",
+        "limit", "mark", "spare", "turn", "until_ns", "unused",
+        "waiting",
     )
 
     def __init__(self, limit: Limit, mark: int) -> None:
@@ -52,8 +53,9 @@ class Part:
         self.asks_since = mark # and as the view has it, or who was asked last
         self.heard = 0         # number of the grant
         self.heard_ns = -FRESH_NS - 1  # when the last answer came
-        self.free = 0          # as of the grant, like the next two
+        self.free = 0          # as of the grant, like the next three
         self.spare = 0
+        self.unused = 0
         self.frees_ns = 0
         self.held = 0
         self.waiting = 0       # what requests that wait for a grant need
@@ -118,8 +120,7 @@ class Part:
         """In how long a refused request may fit; None where that depends on a period's end."""
         if self._is_hours:
             # What is held may be given back, what was used is gone until the next period.
-            may_come = self.held > 0 or self.spare > 0
-            return RUNNING_WAIT_S if may_come else None
+            return RUNNING_WAIT_S if amount <= self.unused else None
         if not self._is_minute:
             return RUNNING_WAIT_S
         over = self.used(now_ns) + self.held + amount - self.ceiling(now_ns)
@@ -205,6 +206,7 @@ class Part:
         self._first_ask_ns, self.insists = 0, False
         self.heard_ns = now_ns
         self.free, self.spare, self.frees_ns = grant.free, grant.spare, grant.frees_ns
+        self.unused = grant.unused
         self.asks_since = grant.mark
         used = self._since(grant.mark) if self._is_hours else self.used(now_ns)
         if used + self.held > grant.amount:
