@@ -53,7 +53,6 @@ class Context:
     view: ViewCache
     loads: Loads
     limits: KeyLimits
-    shared_limits: SharedLimits
     retries: RetryBudget
     deadlines: Deadlines
     salts: Salts
@@ -77,6 +76,7 @@ class Context:
     entitled: Entitled = field(default_factory=Entitled)
     waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready
     queues: SiteQueues = field(init=False)
+    shared_limits: SharedLimits = field(init=False)
     site_probes: dict[str, int] = field(
         default_factory=lambda: {"answered": 0, "failed": 0}
     )
@@ -86,6 +86,7 @@ class Context:
 
     def __post_init__(self) -> None:
         settings = self.settings
+        self.shared_limits = SharedLimits(self.site, self.clock, self.rng, self.view)
         self.queues = SiteQueues(
             self.clock, self.view, worker=settings.worker, workers=settings.workers
         )

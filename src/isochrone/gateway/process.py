@@ -35,7 +35,6 @@ from isochrone.gateway.routes import Routes
 from isochrone.gateway.salts import Salts
 from isochrone.gateway.server import Server
 from isochrone.gateway.settings import GatewaySettings
-from isochrone.gateway.shared_limits import SharedLimits
 from isochrone.gateway.shipping import Shipper
 from isochrone.gateway.site_probes import SiteProbes
 from isochrone.gateway.skew import Skew
@@ -124,7 +123,6 @@ class Gateway:
             view=view,
             endpoints=KnownEndpoints(),
             loads=loads, limits=KeyLimits(ports.counters),
-            shared_limits=SharedLimits(site, ports.clock, ports.rng, view),
             retries=RetryBudget(settings.retry_ratio, settings.retry_min_per_s),
             deadlines=deadlines_of(settings),
             salts=Salts(bytes.fromhex(identity.peer_secret)),
@@ -156,7 +154,6 @@ class Gateway:
         self._site_probes = SiteProbes(self.context)
         self._health_reports = HealthReports(self.context, ports.bus)
         self._queue_reports = QueueReports(self.context, ports.bus)
-        self._limit_reports = LimitReports(self.context, ports.bus)
         self.server = Server(Routes(self.context, self.letters), settings, ports.clock, outbox)
         self._shipper = Shipper(journal, ports.bus, identity.site, ports.clock)
         self.metrics = None if settings.metrics_port is None else self._metrics_server()
@@ -265,6 +262,7 @@ class Gateway:
     async def _sweep(self) -> None:
         """Deadlines and progress of open requests, idle connections, the request log."""
         context, ticks = self.context, 0
+        limit_reports = LimitReports(context, self._ports.bus)
         while True:
             await asyncio.sleep(TICK_S)
             now_ns = self._ports.clock.monotonic_ns()
@@ -295,7 +293,7 @@ class Gateway:
                 context.loads.health.keep(context.view.table.view.sites)
                 if not self._settings.alone:
                     self._health_reports.sweep(now_ns)
-                    self._limit_reports.sweep(now_ns)
+                    limit_reports.sweep(now_ns)
 
     def _listen_for_silence(self, now_ns: int) -> None:
         """Tell silence of the bus from silence of the sites."""

@@ -82,6 +82,8 @@ class SharedLimits:
         self._clock = clock
         self._view = view
         self._version = -1
+        self._limits_version = 0
+        self._sites: tuple[SiteName, ...] = ()
         self._keys: dict[KeyId, LimitedKey | None] = {}
         self._rates: dict[tuple[int, str, str, str, bool], Rates] = {}
         self._most: dict[tuple[int, str, tuple[str, ...]], Rates] = {}
@@ -125,11 +127,15 @@ class SharedLimits:
             return None
         if verdict == "refused":
             return self._refusal(claim, now_ns)
-        mine.waits = True
-        self._waiting[exchange] = mine
         for part in parts:
             if not part.is_asking():
                 self.send(self.fleet.ask_now(part, now_ns))
+        verdict = claim.decide(now_ns)  # where this gateway is the home, it has answered
+        if verdict == "refused":
+            return self._refusal(claim, now_ns)
+        if verdict == "waits":
+            mine.waits = True
+            self._waiting[exchange] = mine
         return None
 
     def settle(self, exchange: "Exchange", tokens: Tokens, now_ns: int) -> None:
@@ -176,15 +182,17 @@ class SharedLimits:
         return answers
 
     def _take_view(self, now_ns: int) -> None:
+        sites, version = self._view.gateways() or (self._site,), self._view.limits_version
+        if sites == self._sites and version == self._limits_version:
+            return
+        self._sites, self._limits_version = sites, version
         limits: list[Limit] = []
         for each in self._view.limits.values():
             limits.extend(each.limits)
         if not limits and not self.is_on:
             return
         before = self.fleet.version
-        self.fleet.take(
-            limits, self._view.gateways() or (self._site,), now_ns, self._clock.wall_ns()
-        )
+        self.fleet.take(limits, sites, now_ns, self._clock.wall_ns())
         self.is_on = bool(limits)
         if self.fleet.version != before:
             self._keys.clear()
@@ -293,7 +301,9 @@ class SharedLimits:
         if amount > limit.amount:
             advice, wait_s = "This request alone may take more: ask for less at once.", None
         else:
-            advice = f"Try again in {duration_text(wait_s or 1.0)}."
+            some = limit.kind == "budget" and part.unused > 0
+            advice = "Ask for less at once, or try" if some else "Try"
+            advice += f" again in {duration_text(wait_s or 1.0)}."
         return Refusal(
             status=429, reason=_REASONS[limit.kind],
             code="insufficient_quota" if limit.kind == "budget" else "rate_limit_exceeded",

@@ -93,6 +93,7 @@ class ViewCache:
         self.entitlements: dict[str, Entitlement] = {}  # by entry key
         self.voters: Voters | None = None
         self.limits: dict[str, OrgLimits] = {}  # by entry key
+        self.limits_version = 0  # grows with every change of these
         self.sold_version = 0  # grows with every change of these two
         self._names: dict[str, SiteName | PolicyId] = {}  # by entry key, to undo deletions
         self._watches: list[Watch] = []
@@ -230,6 +231,8 @@ class ViewCache:
         self.version += 1
         if kind in _SOLD:
             self.sold_version += 1
+        elif kind == "limits":
+            self.limits_version += 1
         if kind not in _NOT_COMPILED:
             self._compile_soon()
 

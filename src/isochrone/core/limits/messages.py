@@ -38,7 +38,8 @@ class Grant:
     """The answer: `amount` in all, for `for_ns` from when it was asked for.
 
     `free`: what nobody has. `spare`: what others have and do not use as far as is known, and give
-    back if asked. `unused`: what is not used up by anybody, granted or held or not. `frees_ns`: in how long more may be free at the earliest, 0 where nobody knows.
+    back if asked. `unused`: what is not used up by anybody, granted or held or not. `frees_ns`: in
+    how long more may be free at the earliest, 0 where nobody knows.
     """
 
     limit: LimitId

@@ -37,10 +37,10 @@ class Part:
 
     __slots__ = (
         "_asked", "_bucket", "_first_ask_ns", "_hours", "_is_hours", "_is_minute", "_last_ask_ns",
-        "_measured_ns", "_ring", "_said", "_taken", "_total", "asks_since", "bootstrap", "demand",
-        "free", "frees_ns", "granted", "headroom", "heard", "heard_ns", "held", "insists", "least",
-        "limit", "mark", "spare", "turn", "until_ns", "unused",
-        "waiting",
+        "_measured_ns", "_ring", "_said", "_sum", "_sum_since", "_taken", "_total", "asks_since",
+        "bootstrap", "demand", "free", "frees_ns", "granted", "headroom", "heard", "heard_ns",
+        "held", "insists", "least", "limit",
+        "mark", "spare", "turn", "until_ns", "unused", "waiting",
     )
 
     def __init__(self, limit: Limit, mark: int) -> None:
@@ -69,6 +69,8 @@ class Part:
         self._bucket = 0
         self._total = 0
         self._hours: dict[int, int] = {}
+        self._sum = 0           # of the hours since
+        self._sum_since = mark
         self._taken = 0
         self._measured_ns = 0
         self._asked: dict[int, int] = {}
@@ -105,6 +107,8 @@ class Part:
         elif kind == "budget":
             hour = at - at % HOUR_NS
             self._hours[hour] = self._hours.get(hour, 0) + used
+            if hour >= self._sum_since:
+                self._sum += used
 
     def used(self, now_ns: int) -> int:
         """What counts: of the last minute, or since the mark."""
@@ -252,11 +256,10 @@ class Part:
         return ahead > 0 and self.used(now_ns) + self.held + ahead > self.granted
 
     def _since(self, mark: int) -> int:
-        total = 0
-        for hour, amount in self._hours.items():
-            if hour >= mark:
-                total += amount
-        return total
+        if mark != self._sum_since:
+            self._sum_since = mark
+            self._sum = sum([amount for hour, amount in self._hours.items() if hour >= mark])
+        return self._sum
 
     def _count(self, amount: int, now_ns: int) -> None:
         bucket = now_ns // BUCKET_NS

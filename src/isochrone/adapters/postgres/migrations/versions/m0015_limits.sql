@@ -1,4 +1,4 @@
--- Limits that hold over all sites: of a key (with its project), of a project, or of an organisation.
+-- Limits that hold over all sites: of a key (with its project), a project, or an organisation.
 -- amount: of a budget in 10^-12 of the currency, for each period.
 ALTER TABLE api_keys ADD UNIQUE (org_id, project_id, id);
 CREATE TABLE limits (
