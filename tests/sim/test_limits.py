@@ -27,13 +27,18 @@ SITES = (SYDNEY, FRANKFURT, ASHBURN)
 OUTPUT = 20
 
 
-async def a_cloud(pool: Pool, seed: int) -> tuple[WholeSystem, str]:
-    system = WholeSystem(pool, parse_world(default_world(), source="default"), seed=seed)
+async def a_cloud(
+    pool: Pool, seed: int, sites: tuple[SiteName, ...] = SITES
+) -> tuple[WholeSystem, str]:
+    """The first of the three sites, whose gateways have views and have run for a while."""
+    parts = default_world().split("[[site]]")
+    world = parse_world("[[site]]".join(parts[: len(sites) + 1]), source="default")
+    system = WholeSystem(pool, world, seed=seed)
     system.prepare()
     secret = system.add_key("client", residency=("any",), transit=("any",))
     await system.start()
     await system.until(
-        lambda: all(system.gateways[site].context.view.synced for site in SITES), "views"
+        lambda: all(system.gateways[site].context.view.synced for site in sites), "views"
     )
     await asyncio.sleep(12)
     return system, secret
@@ -141,6 +146,17 @@ def test_the_successors_go_on_where_the_home_dies(pool: Pool) -> None:
         await system.stop()
 
     run(3, play())
+
+
+def test_one_site_keeps_its_limits_alone(pool: Pool) -> None:
+    async def play() -> None:
+        system, secret = await a_cloud(pool, 6, (SYDNEY,))
+        await a_limit(system, "requests_per_min", 3)
+        statuses = [(await ask(system, SYDNEY, secret, number)).status for number in range(5)]
+        assert statuses == [200, 200, 200, 429, 429]
+        await system.stop()
+
+    run(6, play())
 
 
 def test_streams_at_a_time_are_counted_over_sites(pool: Pool) -> None:
