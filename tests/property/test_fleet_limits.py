@@ -1,11 +1,12 @@
 """Limits over sites are never passed by more than the bound, whatever happens, and what is left of
 them can be used."""
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from isochrone.core.limits.terms import bootstrap_of
+from isochrone.core.rng import stream
 from isochrone.core.world.limit import LimitKind
 from tests.fixtures.limited_fleet import SITES, LimitedFleet, a_limit
 
@@ -14,7 +15,24 @@ names = st.sampled_from(FOUR)
 kinds: st.SearchStrategy[LimitKind] = st.sampled_from(
     ("requests_per_min", "tokens_per_min", "concurrent", "budget")
 )
+STEPS = 25
 WINDOW_NS = 54_900_000_000  # of a minute in buckets, on clocks that run apart
+
+
+def judge(fleet: LimitedFleet) -> None:
+    """No more is used than the limit and the bound allow."""
+    kind, amount = fleet.limit.kind, fleet.limit.amount
+    # A gateway that starts anew has forgotten what it used without a grant.
+    bound = amount + fleet.lives() * bootstrap_of(amount, len(fleet.sites))
+    if kind == "budget":
+        assert fleet.spent() + fleet.held() <= bound + fleet.error
+    elif kind == "concurrent":
+        assert len(fleet.running) <= bound
+    elif kind == "requests_per_min":
+        assert fleet.admitted_within(WINDOW_NS) <= bound
+    else:
+        used = sum([used for at_ns, used in fleet.ended if at_ns > fleet.now_ns - WINDOW_NS])
+        assert used + fleet.held() <= bound + fleet.error
 
 
 class AnyFleet(RuleBasedStateMachine):
@@ -71,20 +89,7 @@ class AnyFleet(RuleBasedStateMachine):
     def the_limit_holds_within_the_bound(self) -> None:
         if not hasattr(self, "fleet"):
             return
-        fleet = self.fleet
-        # A gateway that starts anew has forgotten what it used without a grant.
-        bound = self.amount + fleet.lives() * bootstrap_of(self.amount, len(FOUR))
-        if self.kind == "budget":
-            assert fleet.spent() + fleet.held() <= bound + fleet.error
-        elif self.kind == "concurrent":
-            assert len(fleet.running) <= bound
-        elif self.kind == "requests_per_min":
-            assert fleet.admitted_within(WINDOW_NS) <= bound
-        else:
-            used = sum(
-                used for at_ns, used in fleet.ended if at_ns > fleet.now_ns - WINDOW_NS
-            )
-            assert used + fleet.held() <= bound + fleet.error
+        judge(self.fleet)
 
     def teardown(self) -> None:
         """The weather clears and all stand: what is left can be used, anywhere."""
@@ -107,6 +112,42 @@ class AnyFleet(RuleBasedStateMachine):
             fleet.request(FOUR[1], left, left, 10)
             fleet.pass_ms(5_000)
             assert len(fleet.admitted) == before + 1
+
+
+@given(seed=st.integers(0, 1 << 30), kind=kinds)
+@settings(max_examples=80)
+def test_a_limit_that_all_want_holds_through_every_fault(
+    seed: int, kind: LimitKind
+) -> None:
+    """Everybody asks for more than there is, of a limit without a bootstrap, so that each grant too
+    many shows; pairs of gateways lose one another, so that several want to decide."""
+    rng = stream(seed, "faults")
+    fleet = LimitedFleet(a_limit(kind, 40), seed, FOUR, delay_ms=rng.choice((5, 80, 400)))
+    assert bootstrap_of(40, len(FOUR)) == 0
+    for _ in range(STEPS):
+        fault, name = rng.randrange(9), rng.choice(FOUR)
+        if fault == 0 and fleet.places[name].limits is not None:
+            fleet.crash(name)
+        elif fault in (0, 1) and fleet.places[name].limits is None:
+            fleet.start(name)
+        elif fault == 1:
+            fleet.crash(name)
+            fleet.start(name)
+        elif fault in (2, 3):
+            fleet.severed ^= {frozenset((name, rng.choice([n for n in FOUR if n != name])))}
+        elif fault == 4:
+            fleet.severed.clear()
+        elif fault == 5:
+            fleet.loss, fleet.doubled = rng.choice((0, 30)), rng.choice((0, 40))
+            fleet.delay_ms = rng.choice((5, 80, 400, 3_000, 9_000))
+        for _ in range(rng.randrange(1, 12)):
+            estimate = 1 if kind in ("requests_per_min", "concurrent") else rng.randint(1, 9)
+            lasts_ms = rng.choice((10, 900, 9_000))
+            fleet.request(rng.choice(FOUR), estimate, rng.randint(0, estimate), lasts_ms)
+            fleet.pass_ms(rng.choice((0, 20, 200)))
+            judge(fleet)
+        fleet.pass_ms(rng.choice((100, 1_000, 5_000, 20_000)))
+        judge(fleet)
 
 
 TestAnyFleet = AnyFleet.TestCase

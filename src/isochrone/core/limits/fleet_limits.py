@@ -89,7 +89,7 @@ class FleetLimits:
         if part is not None:
             part.limit = limit
             if changed:
-                part.redirect(0)
+                part.redirect(0, now_ns)
         self._mark(limit, now)
         self._size(limit)
 
@@ -218,9 +218,8 @@ class FleetLimits:
         if part is None or led.by not in custodians:
             return []
         turn = custodians.index(led.by)
-        if turn == part.turn:
+        if turn == part.turn or not part.redirect(turn, now_ns):
             return []
-        part.redirect(turn)
         return [self._ask(part, now_ns)]
 
     def _ask(self, part: Part, now_ns: int) -> LimitLetter:

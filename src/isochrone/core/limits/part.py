@@ -37,10 +37,10 @@ class Part:
 
     __slots__ = (
         "_asked", "_bucket", "_first_ask_ns", "_hours", "_is_hours", "_is_minute", "_last_ask_ns",
-        "_measured_ns", "_ring", "_said", "_sum", "_sum_since", "_taken", "_total", "asks_since",
-        "bootstrap", "demand", "free", "frees_ns", "granted", "headroom", "heard", "heard_ns",
-        "held", "insists", "least", "limit",
-        "mark", "spare", "turn", "until_ns", "unused", "waiting",
+        "_measured_ns", "_redirected_ns", "_ring", "_said", "_sum", "_sum_since", "_taken",
+        "_total", "asks_since", "bootstrap", "demand", "free", "frees_ns", "granted", "headroom",
+        "heard", "heard_ns", "held", "insists", "least", "limit", "mark", "spare", "turn",
+        "until_ns", "unused", "waiting",
     )
 
     def __init__(self, limit: Limit, mark: int) -> None:
@@ -76,6 +76,7 @@ class Part:
         self._asked: dict[int, int] = {}
         self._first_ask_ns = 0  # of those without an answer
         self._last_ask_ns = 0
+        self._redirected_ns = 0
         self._said = 0          # the grant that was said to be heard
 
     # -- requests --------------------------------------------------------------------------------
@@ -227,11 +228,16 @@ class Part:
         """Whether there is an ask without an answer."""
         return self._first_ask_ns != 0
 
-    def redirect(self, turn: int) -> None:
-        """Who was asked says who decides: ask there, at once."""
+    def redirect(self, turn: int, now_ns: int) -> bool:
+        """Who was asked says who decides: ask there, at once. False for a word that comes too soon
+        after another: two that name each other would be asked for ever."""
+        if self._redirected_ns and now_ns - self._redirected_ns < SILENT_NS:
+            return False
+        self._redirected_ns = now_ns
         self.turn, self.insists = turn, False
         self._first_ask_ns = 0
         self._last_ask_ns = 0
+        return True
 
     def lacks(self, amount: int, now_ns: int) -> bool:
         """Whether so much can surely not be had now, as the home said a moment ago."""
