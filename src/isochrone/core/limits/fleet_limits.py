@@ -83,7 +83,7 @@ class FleetLimits:
             self._keepers.pop(limit.id, None)
         elif keeper is None or changed:
             # One of a limit that is made while it runs has nothing that it could have forgotten.
-            is_new = self._began + 2 * SECOND_NS < limit.created_at > now - NEW_NS
+            is_new = self._began + SECOND_NS // 2 < limit.created_at > now - NEW_NS
             self._keepers[limit.id] = self._keeper(limit, custodians, keeper, is_new, now_ns)
         part = self._parts.get(limit.id)
         if part is not None:
