@@ -32,8 +32,5 @@ class Registry:
     ledger: Ledger
     reconciling: Reconciling
     meters: Meters
-<<<<<<< HEAD
     traffic: Traffic
-=======
     limits: Limits
->>>>>>> d774da5 (Keep limits over sites in the book, set them by API and command line)
