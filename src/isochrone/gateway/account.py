@@ -80,6 +80,11 @@ def closing_of(
         site = context.view.site(ingress)
         ingress_country = None if site is None else site.country
     target = None if attempt is None else attempt.target
+    serving, serving_country = None, None
+    if target is not None:
+        serving, serving_country = target.site, target.country
+    elif hop is not None:  # it ended while it waited here for a replica
+        serving, serving_country = context.site, context.country
     chosen_ns, sent_ns, first_ns = exchange.chosen_ns, exchange.sent_ns, exchange.first_ns
     return UsageRecord(
         exchange.request_id,
@@ -94,8 +99,8 @@ def closing_of(
         _revision(exchange),
         ingress,
         ingress_country,
-        None if target is None else target.site,
-        None if target is None else target.country,
+        serving,
+        serving_country,
         None if attempt is None else attempt.replica_id,
         exchange.received_at,
         exchange.received_at + spent_ns,

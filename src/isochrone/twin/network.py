@@ -3,6 +3,9 @@
 Bytes travel FIFO with half the round trip in each direction; the writer is paused by what the
 reader has not consumed, as with sockets. Every transport belongs to a named process, so that a kill
 can close all of its connections and listeners at once, as the operating system would.
+
+Faults of the way between two processes: `slow_s` adds to a piece's travel, and while the way
+`is_cut` nothing arrives; what was sent waits, as TCP sends it again, until `healed`.
 """
 
 import asyncio
@@ -14,6 +17,13 @@ from isochrone.ports.network import Address, Certificate, P, Party
 
 HIGH_WATER_BYTES = 64 * 1024
 CHUNK_BYTES = 64 * 1024
+
+
+class Reset:
+    """The other end is gone, on its way to this one."""
+
+
+RESET = Reset()
 
 
 class MemoryTransport(asyncio.Transport):
@@ -36,6 +46,8 @@ class MemoryTransport(asyncio.Transport):
         self._lost = False
         self._writer_paused = False
         self._high = HIGH_WATER_BYTES
+        self._last_s = 0.0  # when what was sent last arrives: nothing overtakes it
+        self._held: deque[bytes | None | Reset] = deque()  # arrived while the way was cut
 
     # -- what protocols call ---------------------------------------------------------------------
 
@@ -104,18 +116,33 @@ class MemoryTransport(asyncio.Transport):
         self._closing = True
         if not self._lost:
             self._wire.loop.call_soon(self._lose, None)
-            self._wire.loop.call_later(self._delay_s, self.other._reset)
+            self._wire.loop.call_later(self._delay_s, self.other._arrive, RESET)
 
     # -- inside ----------------------------------------------------------------------------------
 
     def _send(self, piece: bytes | None) -> None:
-        self._wire.loop.call_later(self._delay_s, self.other._arrive, piece)
+        wire = self._wire
+        way_s = self._delay_s + wire.slow_s(self.process, self.other.process)
+        self._last_s = max(wire.loop.time() + way_s, self._last_s)
+        wire.loop.call_at(self._last_s, self.other._arrive, piece)
 
-    def _arrive(self, piece: bytes | None) -> None:
+    def release(self) -> None:
+        """The way is whole again: take what waited, in its order."""
+        held, self._held = self._held, deque()
+        for piece in held:
+            self._arrive(piece)
+
+    def _arrive(self, piece: "bytes | None | Reset") -> None:
+        if self._wire.is_cut(self.process, self.other.process):
+            self._held.append(piece)
+            return
+        if isinstance(piece, Reset):
+            self._reset()
+            return
         if self._lost:
             if piece:
                 self._unread_bytes -= len(piece)
-                self._wire.loop.call_later(self._delay_s, self.other._reset)
+                self._wire.loop.call_later(self._delay_s, self.other._arrive, RESET)
             return
         self._inbox.append(piece)
         self._deliver()
@@ -136,6 +163,12 @@ class MemoryTransport(asyncio.Transport):
             self._writer_paused = False
             if not self._lost:
                 self._protocol.resume_writing()
+
+    def break_off(self) -> None:
+        """It was reset from the middle: this end finds out now, the other a little later."""
+        self._closing = True
+        self._wire.loop.call_soon(self._reset)
+        self._wire.loop.call_later(self._delay_s, self.other._arrive, RESET)
 
     def _reset(self) -> None:
         self._closing = True
@@ -173,6 +206,18 @@ class Wire:
         self._listeners: dict[int, tuple[str, Callable[[], Party]]] = {}
         self._transports: dict[MemoryTransport, None] = {}
         self._next_port = 20_000
+        self.slow_s: Callable[[str, str], float] = lambda one, other: 0.0
+        self.is_cut: Callable[[str, str], bool] = lambda one, other: False
+
+    def healed(self) -> None:
+        """Ways that were cut may be whole again."""
+        for transport in list(self._transports):
+            transport.release()
+
+    def reset(self, process: str) -> None:
+        """Every connection of `process` breaks, as when a middlebox forgets them; it lives."""
+        for transport in [t for t in self._transports if t.process == process]:
+            transport.break_off()
 
     def process(self, name: str) -> "MemoryNetwork":
         return MemoryNetwork(self, name)
@@ -204,6 +249,11 @@ class Wire:
         found = self._listeners.get(port)
         own = self._rtt_ms(process, found[0]) if found else 0.0
         return (own + emulated_rtt_ms) / 2000
+
+    def reaches_nobody(self, process: str, port: int) -> bool:
+        """Whether the way from `process` to whoever listens on `port` is cut."""
+        found = self._listeners.get(port)
+        return found is not None and self.is_cut(process, found[0])
 
     def join(
         self, process: str, factory: Callable[[], P], port: int, delay_s: float
@@ -241,7 +291,7 @@ class MemoryNetwork:
         self, factory: Callable[[], P], address: Address, *, timeout_s: float
     ) -> P:
         delay_s = self._wire.delay_s(self._process, address.port, address.rtt_ms)
-        if 2 * delay_s > timeout_s:
+        if 2 * delay_s > timeout_s or self._wire.reaches_nobody(self._process, address.port):
             await asyncio.sleep(timeout_s)
             raise TimeoutError(f"no connection to port {address.port} in {timeout_s} s")
         await asyncio.sleep(2 * delay_s)

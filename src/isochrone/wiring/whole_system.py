@@ -38,7 +38,14 @@ from isochrone.core.ids import (
 )
 from isochrone.core.rng import stream
 from isochrone.core.world.entitlement import Entitlement, Slice, Voters
-from isochrone.core.world.tenant import EVERY_TENANT, ApiKey, Class, Policy
+from isochrone.core.world.tenant import (
+    EVERY_TENANT,
+    ApiKey,
+    Class,
+    Organisation,
+    Policy,
+    Project,
+)
 from isochrone.core.world.world import World
 from isochrone.gateway.key_counts import ROW_CELLS
 from isochrone.gateway.outbox import Outbox
@@ -53,7 +60,7 @@ from isochrone.twin.clock import VirtualClock
 from isochrone.twin.fakes.bus import FakeBus, FakeHub
 from isochrone.twin.fakes.counters import SharedRows
 from isochrone.twin.fakes.disk import MemoryDisk
-from isochrone.twin.fakes.engine import FakeEngineDriver
+from isochrone.twin.fakes.engine import FakeEngine, FakeEngineDriver
 from isochrone.twin.fakes.telemetry import no_process_use
 from isochrone.twin.loop import VirtualLoop
 from isochrone.twin.network import Wire
@@ -65,6 +72,7 @@ FIRST_PORT = 4100
 BUS_LATENCY_MS = 1.0
 SYNC_S = 0.002
 EVIDENCE_WAIT_S = 5.0
+LEFT = "the client left"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +136,15 @@ class WholeSystem:
         self.trace: list[str] = []
         self.hub = FakeHub(self.clock, latency_ms=BUS_LATENCY_MS)
         self.wire = Wire(loop)
+        self.clocks: dict[str, VirtualClock] = {}  # of each process: they may disagree
         self.registry = open_registry(pool)
         self.book = PostgresBook(pool)
         self.engines: dict[SiteName, FakeEngineDriver] = {}
         self.gateways: dict[SiteName, Gateway] = {}  # those that run
         self.disks = {site.name: MemoryDisk(sync_s=SYNC_S) for site in world.sites}
         self._ports = {site.name: FIRST_PORT + i for i, site in enumerate(world.sites)}
+        self._former: list[tuple[SiteName, FakeEngine]] = []  # of agents that died
+        self.failed: list[str] = []  # processes that ended by themselves
         self._signer = Ed25519PrivateKey.from_private_bytes(self.chance("signer").randbytes(32))
         self._identities: dict[SiteName, SiteIdentity] = {}
         self._processes: dict[str, _Process] = {}
@@ -178,7 +189,8 @@ class WholeSystem:
     def start_control(self) -> None:
         bus = self.hub.bus()
         ports = ControlPorts(
-            registry=self.registry, book=self.book, bus=bus, clock=self.clock, offload=_directly
+            registry=self.registry, book=self.book, bus=bus, clock=self.clock_of("control"),
+            offload=_directly,
         )
         plan = ControlPlan(
             holder=f"control {self._life('control')}", signer=self._signer,
@@ -195,7 +207,8 @@ class WholeSystem:
         )
         ports = Ports(
             counters=SharedRows(workers=1, cells=ROW_CELLS).open(0),
-            clock=self.clock, network=self.wire.process(name), bus=bus, disk=self.disks[site],
+            clock=self.clock_of(name), network=self.wire.process(name), bus=bus,
+            disk=self.disks[site],
             rng=self.chance(f"{name} {self._life(name)}"), read_credential=lambda _: None,
             write_lines=lambda lines: self._log(name, lines), process_use=no_process_use,
         )
@@ -206,27 +219,53 @@ class WholeSystem:
 
     def start_agent(self, site: SiteName) -> None:
         name, bus = f"agent {site}", self.hub.bus()
+        if site in self.engines:
+            self._former += [(site, engine) for engine in self.engines[site].all]
         plan = AgentPlan(
             site=site, control_key=self._signer.public_key(), hardware=load_hardware()
         )
         driver = FakeEngineDriver(self.wire.process(name))
         self.engines[site] = driver
         ports = AgentPorts(
-            bus=bus, network=self.wire.process(name), clock=self.clock,
+            bus=bus, network=self.wire.process(name), clock=self.clock_of(name),
             drivers={"llamacpp": driver, "openai": driver},
         )
         self._run(name, Agent(plan, ports).run(), bus)
 
-    async def kill(self, name: str) -> None:
-        """Kill -9: nothing that the process does from now on reaches anybody."""
+    def clock_of(self, name: str) -> VirtualClock:
+        """The clock that every life of this process reads."""
+        return self.clocks.setdefault(name, VirtualClock(self.loop))
+
+    def every_engine(self) -> list[tuple[SiteName, FakeEngine]]:
+        """All engines that ever ran, with their sites."""
+        return self._former + [
+            (site, engine) for site, driver in self.engines.items() for engine in driver.all
+        ]
+
+    def running(self) -> list[str]:
+        """The names of the processes that run, in a fixed order."""
+        return sorted(self._processes)
+
+    def bus_of(self, name: str) -> FakeBus:
+        """The login of a process that runs."""
+        return self._processes[name].bus
+
+    async def kill(self, name: str, *, power_cut: bool = False) -> None:
+        """Kill -9: nothing that the process does from now on reaches anybody. With `power_cut` its
+        host loses what the disk had not synced, too."""
         process = self._processes.pop(name)
-        self.note(f"kill {name}")
+        self.note(f"kill {name}{' by a power cut' if power_cut else ''}")
         process.bus.down()
         self.wire.kill(name)
         site = name.partition(" ")[2]
         if name.startswith("gateway"):
             del self.gateways[SiteName(site)]
-            self.disks[SiteName(site)].process_died()
+            if power_cut:
+                self.disks[SiteName(site)].power_cut(self.chance(f"cut {name} {self._life(name)}"))
+            else:
+                self.disks[SiteName(site)].process_died()
+        elif name.startswith("agent"):
+            await self.engines[SiteName(site)].die()
         process.task.cancel()
         await asyncio.wait([process.task])
 
@@ -253,23 +292,35 @@ class WholeSystem:
 
     def add_key(
         self, name: str, *, residency: tuple[str, ...], transit: tuple[str, ...],
-        classes: tuple[Class, ...] = ("on_demand", "batch"),
+        classes: tuple[Class, ...] = ("on_demand", "batch"), org: str = "default",
     ) -> str:
-        """Put a key into the book; control publishes it. Returns the secret."""
+        """Put a key of an organisation and its project of the same name into the book; control
+        publishes it. Returns the secret."""
         now, secret = self.clock.wall_ns(), f"iso_{name}"
         policy = Policy(
-            id=PolicyId(f"policy-{name}"), org_id=OrgId("default"), residency=residency,
+            id=PolicyId(f"policy-{name}"), org_id=OrgId(org), residency=residency,
             transit=transit,
         )
         key = ApiKey(
-            id=KeyId(name), secret_sha256=hash_of(secret), org_id=OrgId("default"),
-            project_id=ProjectId("default"), policy_id=policy.id, classes=classes,
+            id=KeyId(name), secret_sha256=hash_of(secret), org_id=OrgId(org),
+            project_id=ProjectId(org), policy_id=policy.id, classes=classes,
         )
         self.registry.tenants.add_key(
             EVERY_TENANT, StoredKey(key=key, name=name, created_at=now),
             StoredPolicy(policy=policy, name=name, created_at=now), once=None,
         )
         return secret
+
+    def add_organisation(self, name: str) -> None:
+        """Put an organisation with a project of the same name into the book."""
+        now, tenants = self.clock.wall_ns(), self.registry.tenants
+        tenants.add_organisation(
+            EVERY_TENANT, Organisation(id=OrgId(name), name=name, created_at=now), once=None
+        )
+        tenants.add_project(
+            EVERY_TENANT,
+            Project(id=ProjectId(name), org_id=OrgId(name), name=name, created_at=now), once=None,
+        )
 
     def revoke_key(self, name: str) -> None:
         """Revoke a key in the book and tell control, as the Control API does."""
@@ -294,12 +345,17 @@ class WholeSystem:
             self._control.publisher.wake()
         return sold
 
-    async def ask(self, site: str, secret: str, body: Mapping[str, Any]) -> Answer:
-        """One chat request at the gateway of `site`, to the end of its answer."""
+    async def ask(
+        self, site: str, secret: str, body: Mapping[str, Any], *, reference: str | None = None,
+        patience_s: float | None = None,
+    ) -> Answer:
+        """One chat request at the gateway of `site`, to the end of its answer, or for `patience_s`;
+        `reference` is the client's own id of it."""
         data = json.dumps(body).encode()
+        own = "" if reference is None else f"\r\nx-request-id: {reference}"
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: {site}\r\nauthorization: Bearer {secret}"
-            f"\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+            f"{own}\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
         )
         address = Address(host="127.0.0.1", port=self._ports[SiteName(site)])
         call = _Call()
@@ -308,7 +364,12 @@ class WholeSystem:
         except OSError as error:
             return Answer(status=0, headers={}, body=b"", broken=str(error))
         connection.send(head.encode() + data, call)
-        await call.done.wait()
+        try:
+            async with asyncio.timeout(patience_s):
+                await call.done.wait()
+        except TimeoutError:
+            connection.abort()
+            call.broken = LEFT
         return Answer(
             status=call.status, headers=call.headers, body=call.body, broken=call.broken
         )
@@ -333,6 +394,15 @@ class WholeSystem:
         self.note(f"start {name}")
         task = self.loop.create_task(work, name=f"{name} {self._lives[name]}")
         self._processes[name] = _Process(task=task, bus=bus, stop=stop or asyncio.Event())
+        task.add_done_callback(lambda ended: self._ended(name, ended))
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        """A process that was neither killed nor asked to stop has ended: live, its supervisor would
+        start it again; here it is a finding."""
+        process = self._processes.get(name)
+        if process is not None and process.task is task and not process.stop.is_set():
+            error = None if task.cancelled() else task.exception()
+            self.failed.append(f"{name} ended by itself: {error!r}")
 
     def _join(self, name: SiteName) -> SiteIdentity:
         secret = X25519PrivateKey.from_private_bytes(self.chance(f"peer {name}").randbytes(32))

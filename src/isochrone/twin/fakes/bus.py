@@ -2,7 +2,8 @@
 
 Deterministic on any loop: no threads, no wall clock, no chance; deliveries keep their order and
 may be given a latency. Faults: the hub or one bus goes down, a bucket is lost, a reply is lost
-after the change was made, a durable message is delivered twice, a stream is full. Unlike NATS it
+after the change was made, a durable message is delivered twice, a stream is full, plain messages
+are lost, late, doubled or out of order (`copies`). Unlike NATS it
 has no permissions, and a watch is current (`heard_ns`) while its bus is up, without heartbeats.
 """
 
@@ -81,6 +82,9 @@ class FakeHub:
         self.buckets: dict[str, _Bucket] = {}
         self.streams: dict[str, _Stream] = {}
         self.buses: list[FakeBus] = []
+        # By how many s each copy of a plain message is late that goes to one subscription; none:
+        # it is lost.
+        self.copies: Callable[[], Sequence[float]] = lambda: (0.0,)
         self._waiting: list[asyncio.Future[None]] = []
 
     def bus(self) -> "FakeBus":
@@ -126,7 +130,8 @@ class FakeHub:
         for bus in self.buses:
             for subscription in bus.subscriptions:
                 if matches(subscription.pattern, subject):
-                    bus.later(subscription.receive, subject, payload)
+                    for late_s in self.copies():
+                        bus.later(subscription.receive, subject, payload, late_s=late_s)
 
     def tell(self, bucket: str, entry: Entry) -> None:
         """Tell every watch of the bucket of one change."""
@@ -391,8 +396,10 @@ class FakeBus:
 
     # How messages travel
 
-    def later(self, call: Callable[..., None], *arguments: object) -> None:
-        """Call back after the latency, unless the connection is lost on the way."""
+    def later(
+        self, call: Callable[..., None], *arguments: object, late_s: float = 0.0
+    ) -> None:
+        """Call back after the latency and `late_s`, unless the connection is lost on the way."""
         loop = asyncio.get_running_loop()
         connection = self._connection
 
@@ -400,8 +407,8 @@ class FakeBus:
             if connection == self._connection and self.connected:
                 call(*arguments)
 
-        if self.hub.latency_s > 0:
-            loop.call_later(self.hub.latency_s, arrive)
+        if self.hub.latency_s + late_s > 0:
+            loop.call_later(self.hub.latency_s + late_s, arrive)
         else:
             loop.call_soon(arrive)
 

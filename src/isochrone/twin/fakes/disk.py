@@ -120,8 +120,12 @@ class MemoryDisk:
     def free_bytes(self) -> int:
         if self.capacity_bytes is None:
             return 2**62
-        used = sum(file.occupied_bytes for file in self._files.values())
-        return max(self.capacity_bytes - used, 0)
+        return max(self.capacity_bytes - self.occupied_bytes, 0)
+
+    @property
+    def occupied_bytes(self) -> int:
+        """What all files take, with the room that is reserved for them."""
+        return sum(file.occupied_bytes for file in self._files.values())
 
     def process_died(self) -> None:
         """The owner was killed: what was appended stays, its handles do not."""

@@ -1,6 +1,6 @@
 """The engine driver in memory: its replicas are FakeEngineServers, started and crashed at will.
 
-Faults: a replica crashes, falls silent, or the next starts fail. Starting takes `start_s` of the
+Faults: a replica crashes, falls silent, or the next starts fail; `die` is its agent's death. Starting takes `start_s` of the
 loop's time. Process numbers are invented, so that callers treat these engines as processes.
 """
 
@@ -93,6 +93,7 @@ class FakeEngineDriver:
         self._pids: Iterator[int] = itertools.count(FIRST_PID)
         self.engines: dict[ReplicaId, FakeEngine] = {}
         self.starts: list[EngineStart] = []
+        self.all: list[FakeEngine] = []  # those that ended, too
         self.failing_starts = 0
 
     async def start(self, start: EngineStart, *, deadline_s: float) -> FakeEngine:
@@ -112,11 +113,17 @@ class FakeEngineDriver:
         await server.listen(self._network)
         engine = FakeEngine(start, server, next(self._pids))
         self.engines[start.replica] = engine
+        self.all.append(engine)
         return engine
 
     async def revision(self, spec: EngineSpec) -> str | None:
         """Stands for the weights: the hash of the source's name."""
         return sha256(spec.source.encode()).hexdigest() if spec.kind == "llamacpp" else None
+
+    async def die(self) -> None:
+        """Every engine's process gets the signal that its parent has died."""
+        for engine in self.all:
+            await engine.end("its agent died")
 
     async def crash(self, replica: ReplicaId) -> None:
         """Kill -9 of one replica's process."""

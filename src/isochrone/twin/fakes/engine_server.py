@@ -2,7 +2,8 @@
 
 Time passes only by timers of the event loop, so it runs alike on virtual and real loops. The text
 depends on nothing but the prompt; a prompt token stands for four bytes; usage and timings have
-llama.cpp's shape, counts and all (`usage` covers one choice when there are several).
+llama.cpp's shape, counts and all (`usage` covers one choice when there are several). What it
+computed is kept in `works`. Faults: it gets slow (`speed`), stands still, answers errors.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from isochrone.ports.network import Listener, Network
 
 BYTES_A_TOKEN = 4
 REMEMBERED_PROMPTS = 64
+REMEMBERED_WORKS = 10_000
 WORDS = (
     "the", "fox", "and", "bear", "walked", "over", "a", "small", "bridge", "to", "find", "some",
     "honey", "in", "quiet", "forest", "where", "birds", "sang", "all", "day", "long",
@@ -48,6 +50,15 @@ class FakeCounters:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class FakeWork:
+    """One answer of one request, as far as it was computed."""
+
+    prompt: str
+    prompt_tokens: int
+    output_tokens: int = 0
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Choice:
     """One answer of one request; occupies one slot from the start of its prefill to its end."""
 
@@ -60,6 +71,7 @@ class _Choice:
     cached_tokens: int = 0
     tokens: list[str] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
+    work: FakeWork | None = None
 
     @property
     def timings(self) -> dict[str, int]:
@@ -92,6 +104,10 @@ class FakeEngineServer:
         self.embeddings = embeddings
         self.counters = FakeCounters()
         self.speed = speed or FakeSpeed()
+        self.works: deque[FakeWork] = deque(maxlen=REMEMBERED_WORKS)
+        self.failing = 0  # so many of the next requests are answered with an error
+        self._stands = False
+        self._held: list[Callable[[], None]] = []  # what was due while it stood still
         self._slots = slots
         self._waiting: deque[_Choice] = deque()
         self._running: dict[int, _Choice] = {}
@@ -127,6 +143,16 @@ class FakeEngineServer:
         for connection in list(self._connections):
             connection.abort()
 
+    def stand_still(self) -> None:
+        """Connections are taken, and nothing is computed until `go_on`."""
+        self._stands = True
+
+    def go_on(self) -> None:
+        self._stands = False
+        held, self._held = self._held, []
+        for step in held:
+            step()
+
     # -- called by connections -------------------------------------------------------------------
 
     def opened(self, connection: "_Connection") -> None:
@@ -154,6 +180,8 @@ class FakeEngineServer:
         while self._waiting and len(self._running) < self._slots:
             choice = self._waiting.popleft()
             self._running[id(choice)] = choice
+            choice.work = FakeWork(prompt=choice.prompt, prompt_tokens=choice.prompt_tokens)
+            self.works.append(choice.work)
             choice.cached_tokens = self._cached(choice)
             self._prompts.append(choice.prompt)
             wait_s = (choice.prompt_tokens - choice.cached_tokens) / self.speed.prefill_tok_s
@@ -167,16 +195,28 @@ class FakeEngineServer:
         return min(shared // BYTES_A_TOKEN, choice.prompt_tokens - 1)
 
     def _prefilled(self, choice: _Choice, took_s: float) -> None:
+        if self._stands:
+            self._held.append(lambda: self._prefilled(choice, took_s))
+            return
+        if id(choice) not in self._running:
+            return  # it left while the engine stood still
         self.counters.prompt_tokens += choice.prompt_tokens - choice.cached_tokens
         self.counters.cached_tokens += choice.cached_tokens
         self.counters.prompt_s += took_s
         self._token(choice)
 
     def _token(self, choice: _Choice) -> None:
+        if self._stands:
+            self._held.append(lambda: self._token(choice))
+            return
+        if id(choice) not in self._running:
+            return  # it left while the engine stood still
         place = len(choice.tokens)
         word = WORDS[(_seed(choice.prompt, choice.index) + place * 7) % len(WORDS)]
         choice.tokens.append(word if place == 0 else f" {word}")
         self.counters.output_tokens += 1
+        if choice.work is not None:
+            choice.work.output_tokens += 1
         choice.on_token(choice, choice.tokens[-1])
         if id(choice) not in self._running:
             return  # writing the token showed that the client has gone
@@ -256,6 +296,10 @@ class _Connection(asyncio.Protocol):
     # -- work ------------------------------------------------------------------------------------
 
     def _serve(self, path: str) -> None:
+        if self._engine.failing > 0:
+            self._engine.failing -= 1
+            self._error(500, "server_error", "told to fail")
+            return
         try:
             self._ask = json.loads(self._body)
             prompt = _prompt_of(self._ask, path)

@@ -1,0 +1,1 @@
+"""Judges of a run: what must hold whatever failed, whichever gear of simulation it ran in."""

@@ -1,0 +1,70 @@
+"""Plays many seeds of the whole system, side by side, each on a fresh database."""
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+
+import structlog
+
+from isochrone.adapters.postgres.server import PostgresPlan
+from isochrone.core.errors import Unavailable
+from isochrone.wiring.chaos import Played, play_seed
+from isochrone.wiring.scratch_postgres import scratch_pool, scratch_server
+
+
+def play_seeds(seeds: Sequence[int], jobs: int) -> Iterator[Played]:
+    """Each as soon as it is done, so not in the order of `seeds`. Raises Unavailable when a process
+    was killed, as happens where memory runs out."""
+    with scratch_server() as server:
+        if min(jobs, len(seeds)) < 2:
+            _quiet()
+            for seed in seeds:
+                yield play_on(server, seed)
+            return
+        # Not forked: a progress bar runs in a thread, which a fork would cut in the middle.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(jobs, len(seeds)), context, _begin) as pool:
+            waiting = [pool.submit(_play_short, server, seed) for seed in seeds]
+            try:
+                for done in as_completed(waiting):
+                    yield done.result()
+            except BrokenExecutor as error:
+                raise Unavailable(
+                    "a process that plays was killed, perhaps because memory ran out; try fewer"
+                    " --jobs"
+                ) from error
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def play_on(server: PostgresPlan, seed: int) -> Played:
+    """Play one seed on a fresh database of a server."""
+    with scratch_pool(server, f"chaos_{os.getpid()}_{seed}") as pool:
+        return play_seed(pool, seed)
+
+
+def _play_short(server: PostgresPlan, seed: int) -> Played:
+    """For another process: the trace and the record of a run in order are not sent on."""
+    from dataclasses import replace
+
+    from isochrone.twin.checks.record import Record
+
+    played = play_on(server, seed)
+    return replace(played, trace=(), record=Record(asked=()))
+
+
+def _begin() -> None:
+    """Ctrl-C is for the process that started this one, which ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _quiet()
+
+
+def _quiet() -> None:
+    """What processes log under faults is expected; the judges say what is wrong."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+        logger_factory=structlog.ReturnLoggerFactory(),
+    )
