@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isochrone.cli.chaos import EPILOG, chaos
 from isochrone.cli.show import print_table
 from isochrone.core.errors import InvalidInput
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     "docs/twin-world.md has it; docs/twin.md says what is simulated.",
     no_args_is_help=True,
 )
+app.command(epilog=EPILOG)(chaos)
 
 ScenarioArgument = Annotated[
     str, typer.Argument(help="A scenario: a TOML file or a packaged name, as `eight-sites`.")
@@ -82,7 +84,7 @@ def run(
 
     chosen, loads = _chosen(scenario, trace, rtt, sites, seed, load, out)
     [game] = games(chosen, [policy], loads, requests)
-    with _progress(f"{policy}: requests", requests) as told:
+    with progress(f"{policy}: requests", requests) as told:
         played = play(game, told)
     if out is not None:
         _keep([played.row], out)
@@ -126,7 +128,7 @@ def compare(
     chosen, wanted = _chosen(scenario, trace, rtt, sites, seed, loads, out)
     names = [each.strip() for each in policies.split(",")] if policies else list(POLICIES)
     work = games(chosen, names, wanted, requests)
-    with _progress("runs", len(work)) as told:
+    with progress("runs", len(work)) as told:
         rows = play_all(work, jobs or os.cpu_count() or 1, lambda _: told(1))
     if out is not None:
         _keep(rows, out)
@@ -165,7 +167,7 @@ def _chosen(
 
 
 @contextmanager
-def _progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error, and what to call with how many more there are."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

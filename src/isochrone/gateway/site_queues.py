@@ -110,7 +110,7 @@ class Turn:
         queue = place.queue
         if ticket.state == "queued":
             queue.withdrawn(ticket, now_ns)
-        else:
+        elif ticket.state != "over":  # turned away, and not told yet
             queue.finished(ticket, self._used_since(tokens), now_ns)
         if queue.outbox:
             place.settle_soon()

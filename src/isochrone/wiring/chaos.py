@@ -8,9 +8,12 @@ then the faults end, and within stated times service is back and everything is a
 import asyncio
 import json
 import re
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from isochrone.adapters.packaged import default_world
 from isochrone.control.charging import charge_now
@@ -100,6 +103,16 @@ class _Run:
         self.keys: list[Key] = []
         self.rng: Random = self.system.chance("clients")
         self.sold = 0
+        self.system.loop.set_exception_handler(self._crashed)
+
+    def _crashed(self, _: object, context: dict[str, Any]) -> None:
+        """A callback or a task raised what nobody caught."""
+        error = context.get("exception")
+        where = traceback.extract_tb(error.__traceback__)[-1] if error is not None else None
+        self.broken.append(
+            f"{context['message'].split('<')[0].strip()}: {error!r}"
+            + (f" in {where.name}, {Path(where.filename).name}:{where.lineno}" if where else "")
+        )
 
     @staticmethod
     async def play(pool: FaultyPool, plan: Plan) -> Played:
@@ -182,15 +195,18 @@ class _Run:
         words, tokens = rng.randint(1, 150), rng.randint(1, 40)
         stream, tier = rng.random() < 0.75, rng.choice((None, None, "priority", "flex"))
         patience_s = rng.uniform(0.01, 1.0) if leaves else None
+        slow = rng.random() < self.plan.reading_slowly
+        pause_s = rng.uniform(0.05, 6.0) if slow else None
         await asyncio.sleep(after_s)
         await self._ask(
             str(number), site, key, words=words, tokens=tokens, stream=stream, tier=tier,
-            patience_s=patience_s,
+            patience_s=patience_s, pause_s=pause_s,
         )
 
     async def _ask(
         self, reference: str, site: SiteName, key: Key, *, words: int = 1, tokens: int = 1,
         stream: bool = True, tier: str | None = None, patience_s: float | None = None,
+        pause_s: float | None = None,
     ) -> Asked:
         system = self.system
         body: dict[str, object] = {
@@ -204,7 +220,7 @@ class _Run:
             countries=key.countries, began_s=system.loop.time(), ended_s=None,
         )
         answer = await system.ask(
-            site, key.secret, body, reference=reference, patience_s=patience_s
+            site, key.secret, body, reference=reference, patience_s=patience_s, pause_s=pause_s
         )
         one = self.asked[reference] = _seen(one, answer, system.loop.time(), stream=stream)
         system.note(

@@ -9,6 +9,7 @@ from isochrone.core.errors import StoreUnavailable
 from isochrone.core.ids import KeyId, SiteName
 from isochrone.core.rng import Random
 from isochrone.twin.chaos.plan import Event, Messages, Plan
+from isochrone.twin.checks.answers import LISTENS_S
 from isochrone.twin.checks.record import Down
 from isochrone.twin.fakes.engine import FakeEngine
 from isochrone.twin.fakes.engine_server import FakeSpeed
@@ -25,6 +26,7 @@ SLOWEST = 30.0  # times
 SLOWEST_WAY_S = 1.5
 STORE_FAILS = 0.5  # of all calls, at most, while its replies are lost
 REVOCABLE = KeyId("passing")
+SECOND = "control two"
 
 
 class Faults:
@@ -81,6 +83,10 @@ class Faults:
                 await self._kill(f"gateway {self._site(event)}", event)
             case "control_kill":
                 await self._kill("control", event)
+            case "gateway_drain":
+                await self._drain(f"gateway {self._site(event)}", event)
+            case "second_control":
+                await self._second_control(event)
             case "agent_kill":
                 await self._kill(f"agent {self._site(event)}", event)
             case "engine_crash" | "engine_stands" | "engine_slow" | "engine_errors":
@@ -140,6 +146,28 @@ class Faults:
             system.start_gateway(site)
         else:
             system.start_agent(site)
+
+    async def _drain(self, name: str, event: Event) -> None:
+        """Stop it in good order, and start a new one."""
+        system, site = self._system, _site_of(name)
+        if name not in system.running() or name in self._restarting:
+            return
+        self._restarting.add(name)
+        at_s = system.loop.time()
+        await system.drain(name)
+        await asyncio.sleep(event.for_s / 4)
+        back_s = system.loop.time() + LISTENS_S
+        self.downs.append(Down(site=site, at_s=at_s, back_s=back_s, lives=True))
+        self._restarting.discard(name)
+        system.start_gateway(site)
+
+    async def _second_control(self, event: Event) -> None:
+        system = self._system
+        if SECOND in system.running() or SECOND in self._restarting:
+            return
+        system.start_control(SECOND)
+        await asyncio.sleep(event.for_s)
+        await system.kill(SECOND)
 
     async def _engine(self, event: Event) -> None:
         found = self._engine_at(self._site(event), event)

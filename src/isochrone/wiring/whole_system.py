@@ -186,18 +186,21 @@ class WholeSystem:
             self.start_agent(name)
             self.start_gateway(name)
 
-    def start_control(self) -> None:
+    def start_control(self, name: str = "control") -> None:
+        """Several copies may run, each under its own name."""
         bus = self.hub.bus()
         ports = ControlPorts(
-            registry=self.registry, book=self.book, bus=bus, clock=self.clock_of("control"),
+            registry=self.registry, book=self.book, bus=bus, clock=self.clock_of(name),
             offload=_directly,
         )
         plan = ControlPlan(
-            holder=f"control {self._life('control')}", signer=self._signer,
+            holder=f"{name} {self._life(name)}", signer=self._signer,
             evidence_wait_s=EVIDENCE_WAIT_S,
         )
-        self._control = ControlLoops(plan, ports)
-        self._run("control", self._control.run(), bus)
+        control = ControlLoops(plan, ports)
+        if name == "control" or self._control is None:
+            self._control = control
+        self._run(name, control.run(), bus)
 
     def start_gateway(self, site: SiteName) -> None:
         name, identity, bus = f"gateway {site}", self._identities[site], self.hub.bus()
@@ -268,6 +271,18 @@ class WholeSystem:
             await self.engines[SiteName(site)].die()
         process.task.cancel()
         await asyncio.wait([process.task])
+
+    async def drain(self, name: str) -> None:
+        """Stop one gateway in good order."""
+        process = self._processes[name]
+        self.note(f"drain {name}")
+        process.stop.set()
+        await asyncio.wait([process.task])
+        if self._processes.get(name) is process:  # nobody killed it meanwhile
+            del self._processes[name]
+            del self.gateways[SiteName(name.partition(" ")[2])]
+            process.bus.down()
+            self.wire.kill(name)
 
     def cut_off(self, name: str) -> None:
         """From now on the process does not reach the bus."""
@@ -347,10 +362,11 @@ class WholeSystem:
 
     async def ask(
         self, site: str, secret: str, body: Mapping[str, Any], *, reference: str | None = None,
-        patience_s: float | None = None,
+        patience_s: float | None = None, pause_s: float | None = None,
     ) -> Answer:
         """One chat request at the gateway of `site`, to the end of its answer, or for `patience_s`;
-        `reference` is the client's own id of it."""
+        `reference` is the client's own id of it. `pause_s`: from its start, nothing is read for so
+        long."""
         data = json.dumps(body).encode()
         own = "" if reference is None else f"\r\nx-request-id: {reference}"
         head = (
@@ -364,6 +380,9 @@ class WholeSystem:
         except OSError as error:
             return Answer(status=0, headers={}, body=b"", broken=str(error))
         connection.send(head.encode() + data, call)
+        if pause_s is not None:
+            connection.set_reading(False)
+            self.loop.call_later(pause_s, connection.set_reading, True)
         try:
             async with asyncio.timeout(patience_s):
                 await call.done.wait()

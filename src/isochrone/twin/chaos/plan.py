@@ -13,7 +13,9 @@ from isochrone.core.rng import Random, stream
 Kind = Literal[
     "gateway_kill",       # kill -9, then a new one
     "power_cut",          # of a gateway's host: what was not synced is lost
+    "gateway_drain",      # stopped in good order, then a new one
     "control_kill",
+    "second_control",     # another copy works beside the first for a while
     "agent_kill",         # its engines die with it
     "engine_crash",
     "engine_stands",      # takes connections and computes nothing
@@ -42,6 +44,7 @@ SPAN_S = 8.0
 FAULT_ON = 0.22       # share of the kinds that are on in a run with faults
 QUIET_EVERY = 16      # each so many-th seed has no faults, and is judged without excuses
 MOST_OF_A_KIND = 3
+LONGEST_S = (0.5, 4.0, 4.0, 12.0)  # how long one lasts at most: a seed has one of these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +71,8 @@ class Messages:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """One run. `sites` of the packaged world take part, each with `replicas` engines of `slots`.
-    `sold_tok_s` is what is sold at each site, 0: nothing. `leaving` is the share of clients that
-    do not wait for their answer."""
+    `sold_tok_s` is what is sold at each site, 0: nothing. Of the clients, a share is `leaving`
+    before the answer is there, and a share reads slowly."""
 
     seed: int
     sites: int
@@ -77,6 +80,7 @@ class Plan:
     slots: int
     requests: int
     leaving: float
+    reading_slowly: float
     sold_tok_s: int
     redeliver_s: float
     messages: Messages
@@ -103,6 +107,7 @@ def draw(seed: int) -> Plan:
         slots=rng.choice((1, 2, 4)),
         requests=rng.randint(20, 50),
         leaving=rng.choice((0.0, 0.0, 0.2)),
+        reading_slowly=rng.choice((0.0, 0.0, 0.2)),
         sold_tok_s=rng.choice((0, 0, 200)),
         redeliver_s=rng.uniform(0.5, 15.0),
         messages=Messages() if quiet else _messages(rng),
@@ -120,11 +125,12 @@ def _messages(rng: Random) -> Messages:
 
 def _events(rng: Random) -> tuple[Event, ...]:
     found = []
+    longest_s = rng.choice(LONGEST_S)
     for kind in KINDS:
         if rng.random() < FAULT_ON:
             found += [
                 Event(
-                    at_s=rng.uniform(0.0, SPAN_S), kind=kind, for_s=rng.uniform(0.05, 4.0),
+                    at_s=rng.uniform(0.0, SPAN_S), kind=kind, for_s=rng.uniform(0.02, longest_s),
                     pick=rng.random(), hard=rng.random(),
                 )
                 for _ in range(rng.randint(1, MOST_OF_A_KIND))
