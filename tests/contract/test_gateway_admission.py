@@ -239,6 +239,47 @@ def test_a_client_that_leaves_the_queue_is_forgotten() -> None:
     with_one_slot(play)
 
 
+def test_a_client_that_leaves_as_it_is_turned_away_is_written_down() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        first = await occupied(paris)
+        context = paris.running.context
+        client = await Client.open(paris)
+        client.send(post(chat_body()))
+        await until(lambda: queue_of(paris).queued == 1)
+        (waiting,) = [each for each in context.exchanges if each.turn and each.turn.waits]
+        # In one round of the loop, before the queue's word has reached the request.
+        queue_of(paris).resize(0, paris.clock.monotonic_ns())
+        waiting.client_gone()
+        (event,) = await cloud.events(waiting.request_id)
+        assert event.outcome == "client_gone"
+        queue_of(paris).resize(1, paris.clock.monotonic_ns())
+        paris.engines[0].hold.set()
+        assert (await first).status == 200
+        client.close()
+
+    with_one_slot(play)
+
+
+def test_evidence_of_who_left_another_sites_queue_names_that_site() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        lisbon = await cloud.add_site("lisbon", "PT", engines=0)
+        await cloud.ready()
+        first = await occupied(paris)
+        client = await Client.open(lisbon)
+        client.send(post(chat_body()))
+        await until(lambda: queue_of(paris).queued == 1)
+        client.close()
+        await until(lambda: queue_of(paris).queued == 0)
+        paris.engines[0].hold.set()
+        assert (await first).status == 200
+        await until(lambda: any(each.reporter == "evidence" for each in cloud.all_events()))
+        (evidence,) = [each for each in cloud.all_events() if each.reporter == "evidence"]
+        assert (evidence.serving_site, evidence.serving_country) == ("paris", "FR")
+        assert (evidence.outcome, evidence.tokens.total) == ("client_gone", 0)
+
+    with_one_slot(play)
+
+
 def test_a_slot_is_free_again_however_its_request_ended() -> None:
     async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
         engine = paris.engines[0]

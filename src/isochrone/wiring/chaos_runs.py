@@ -6,11 +6,13 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from dataclasses import replace
 
 import structlog
 
 from isochrone.adapters.postgres.server import PostgresPlan
 from isochrone.core.errors import Unavailable
+from isochrone.twin.checks.record import Record
 from isochrone.wiring.chaos import Played, play_seed
 from isochrone.wiring.scratch_postgres import scratch_pool, scratch_server
 
@@ -42,16 +44,13 @@ def play_seeds(seeds: Sequence[int], jobs: int) -> Iterator[Played]:
 
 def play_on(server: PostgresPlan, seed: int) -> Played:
     """Play one seed on a fresh database of a server."""
-    with scratch_pool(server, f"chaos_{os.getpid()}_{seed}") as pool:
+    name = f"chaos_{os.getpid()}_{seed}"
+    with scratch_pool(server.conninfo, server.superuser_conninfo, name) as pool:
         return play_seed(pool, seed)
 
 
 def _play_short(server: PostgresPlan, seed: int) -> Played:
-    """For another process: the trace and the record of a run in order are not sent on."""
-    from dataclasses import replace
-
-    from isochrone.twin.checks.record import Record
-
+    """For another process, to which traces and records are not sent."""
     played = play_on(server, seed)
     return replace(played, trace=(), record=Record(asked=()))
 

@@ -46,13 +46,14 @@ def scratch_server() -> Iterator[PostgresPlan]:
 
 
 @contextmanager
-def scratch_pool(plan: PostgresPlan, name: str) -> Iterator[FaultyPool]:
-    """A pool on a fresh database of this name, which is dropped afterwards."""
-    with psycopg.connect(plan.superuser_conninfo, autocommit=True) as admin:
+def scratch_pool(conninfo: str, superuser_conninfo: str, name: str) -> Iterator[FaultyPool]:
+    """A pool on a fresh database of this name beside the migrated one that `conninfo` names; it is
+    dropped afterwards."""
+    with psycopg.connect(superuser_conninfo, autocommit=True) as admin:
         admin.execute(
             f'CREATE DATABASE "{name}" TEMPLATE {DATABASE} OWNER {OWNER} STRATEGY wal_log'.encode()
         )
-        pool = FaultyPool(make_conninfo(plan.conninfo, dbname=name, user=APPLICATION_ROLE))
+        pool = FaultyPool(make_conninfo(conninfo, dbname=name, user=APPLICATION_ROLE))
         try:
             yield pool
         finally:

@@ -1,0 +1,69 @@
+"""Gear 2 under a swarm of faults: each seed's run is right, and the same run every time.
+
+`ISOCHRONE_SEEDS` says how many seeds are played; `isochrone twin chaos --seed N --trace` shows one.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from isochrone.adapters.postgres.server import PostgresPlan
+from isochrone.twin.chaos.plan import KINDS, QUIET_EVERY, Messages, draw
+from isochrone.wiring.chaos import play_seed
+from isochrone.wiring.chaos_runs import play_on
+from isochrone.wiring.scratch_postgres import scratch_pool
+
+SEEDS = int(os.environ.get("ISOCHRONE_SEEDS", "50"))
+AT_ONCE = 10
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
+def test_whatever_fails_nothing_is_lost_doubled_or_stuck(
+    postgres: PostgresPlan, first: int
+) -> None:
+    for seed in range(first, min(first + AT_ONCE, SEEDS)):
+        played = play_on(postgres, seed)
+        assert not played.found, f"again: isochrone twin chaos --seed {seed} --trace"
+        answered = sum(one.whole for one in played.record.asked)
+        assert answered >= 10, "a run in which nothing is served shows nothing"
+
+
+def test_the_swarm_has_every_fault_and_seeds_without_any() -> None:
+    plans = [draw(seed) for seed in range(200)]
+    for kind in KINDS:
+        share = sum(kind in plan.kinds() for plan in plans) / len(plans)
+        assert 0.1 < share < 0.5, f"{kind} is on in {share:.0%} of the seeds"
+    for name in Messages.__slots__:
+        assert any(getattr(plan.messages, name) > 0 for plan in plans)
+    assert [plan.seed for plan in plans if not plan.has_faults] == [*range(0, 200, QUIET_EVERY)]
+
+
+def test_one_seed_is_one_trace_under_every_hash_seed(postgres: PostgresPlan) -> None:
+    told = {
+        subprocess.run(
+            [sys.executable, "-m", "tests.sim.test_chaos", postgres.conninfo,
+             postgres.superuser_conninfo],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True,
+            timeout=120, check=True,
+        ).stdout
+        for hash_seed in ("0", "1")
+    }
+    assert len(told) == 1
+    lines = told.pop().split()
+    assert len(set(lines)) == len(lines) == len(HASHED)
+
+
+HASHED = (1, 7, 18)
+
+
+def main() -> None:
+    """Print the hashes of some seeds: `CONNINFO SUPERUSER_CONNINFO` as arguments."""
+    for seed in HASHED:
+        with scratch_pool(*sys.argv[1:3], f"hashed_{os.getpid()}_{seed}") as pool:
+            print(play_seed(pool, seed).digest)
+
+
+if __name__ == "__main__":
+    main()
