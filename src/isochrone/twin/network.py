@@ -47,7 +47,7 @@ class MemoryTransport(asyncio.Transport):
         self._writer_paused = False
         self._high = HIGH_WATER_BYTES
         self._last_s = 0.0  # when what was sent last arrives: nothing overtakes it
-        self._held: deque[bytes | None | Reset] = deque()  # arrived while the way was cut
+        self._held: deque[bytes | Reset | None] = deque()  # arrived while the way was cut
 
     # -- what protocols call ---------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from isochrone.core.errors import StoreUnavailable
 from isochrone.core.ids import EntitlementId, KeyId, OrgId, SiteName
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.rng import Random
-from isochrone.core.world.tenant import EVERY_TENANT
+from isochrone.core.world.tenant import EVERY_TENANT, Class
 from isochrone.core.world.world import World
 from isochrone.ports.book import UsageFilter
 from isochrone.ports.prices import StoredSheet
@@ -39,7 +39,7 @@ from isochrone.wiring.world_file import parse_world
 
 READY_S = 40.0      # a new cloud answers within
 ENDS_S = 150.0      # every request has ended so long after the faults: first byte 120 s
-RECOVERY_S = 30.0   # service is back at every site within
+RECOVERY_S = 45.0   # service is back at every site within: an engine is started every 30 s
 REST_S = 60.0       # everything is at rest within
 LOOK_S = 0.5
 SOLD = EntitlementId("sold")
@@ -142,15 +142,16 @@ class _Run:
         _set_price(system)
         for key in KEYS:
             countries = ("any",) if key.countries is None else tuple(sorted(key.countries))
-            classes = ("reserved", "on_demand") if key.id == "free" else ("on_demand", "batch")
+            firm: tuple[Class, ...] = ("reserved", "on_demand")
+            loose: tuple[Class, ...] = ("on_demand", "batch")
             secret = system.add_key(
-                key.id, residency=countries, transit=("any",), classes=classes,  # type: ignore[arg-type]
-                org=key.org_id,
+                key.id, residency=countries, transit=("any",), org=key.org_id,
+                classes=firm if key.id == "free" else loose,
             )
             self.keys.append(replace(key, secret=secret))
         await system.start()
         if self.plan.sold_tok_s:
-            sold = {site: self.plan.sold_tok_s for site in self._sites()}
+            sold = dict.fromkeys(self._sites(), self.plan.sold_tok_s)
             self.sold = system.sell(SOLD, sold).tok_s
         await self._all_answer(READY_S, "when it was new")
 
@@ -174,9 +175,12 @@ class _Run:
 
     async def _rest(self) -> tuple[str, ...]:
         """Let everything come to rest; what has not within the time is stuck."""
-        until_s = self.system.loop.time() + REST_S
-        while (left := list(self._left())) and self.system.loop.time() < until_s:
+        left = list(self._left())
+        for _ in range(int(REST_S / LOOK_S)):
+            if not left:
+                break
             await asyncio.sleep(LOOK_S)
+            left = list(self._left())
         # Evidence of requests that no ingress reports waits for it.
         await asyncio.sleep(EVIDENCE_WAIT_S + 3)
         return tuple(left or self._left())

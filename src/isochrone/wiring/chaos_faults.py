@@ -70,6 +70,8 @@ class Faults:
         system.wire.healed()
         for clock in system.clocks.values():
             clock.offset_ns = 0
+        for driver in system.engines.values():
+            driver.failing_starts = 0
         system.note("calm")
 
     # -- one event -------------------------------------------------------------------------------

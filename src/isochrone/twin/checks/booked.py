@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import UsageEvent
 from isochrone.twin.checks.record import Asked, Record, Worked
 
@@ -16,15 +17,21 @@ def once(record: Record) -> Iterator[str]:
     """Whoever was told a request's id finds it in the book; nothing is there twice."""
     if record.booked is None:
         return
-    for reference, count in Counter(_reference(event) for event in record.booked).items():
-        if count > 1:
+    references = _references(record)
+    for reference, count in Counter(references.values()).items():
+        if reference is not None and count > 1:
             yield f"request {reference} is booked {count} times"
     for request_id, count in Counter(event.request_id for event in record.booked).items():
         if count > 1:
             yield f"id {request_id} is booked {count} times"
+    # Where its policy was not known, the client's own reference is not told, and one whose answer
+    # was lost as well is known by its id to nobody.
+    nameless = sum(reference is None for reference in references.values())
+    unanswered = sum(one.request_id is None for one in record.asked)
+    if nameless > unanswered:
+        yield f"{nameless} requests are booked that nobody made, or only {unanswered} of them"
     known = {one.reference for one in record.asked}
-    booked = {_reference(event) for event in record.booked}
-    for reference in sorted(booked - known):
+    for reference in sorted({*references.values()} - known - {None}, key=str):
         yield f"a request {reference} is booked that nobody made"
     ids = {event.request_id for event in record.booked}
     for one in record.asked:
@@ -90,14 +97,20 @@ def _by_reference(worked: tuple[Worked, ...]) -> dict[str, list[Worked]]:
 
 def _pairs(record: Record) -> Iterator[tuple[UsageEvent, Asked]]:
     asked = {one.reference: one for one in record.asked}
+    references = _references(record)
     for event in record.booked or ():
-        one = asked.get(_reference(event))
+        one = asked.get(references[event.request_id] or "")
         if one is not None:
             yield event, one
 
 
-def _reference(event: UsageEvent) -> str:
-    return event.client_request_id or str(event.request_id)
+def _references(record: Record) -> dict[RequestId, str | None]:
+    """Whose each booked request is: as it says itself, or as its client was told its id."""
+    told = {one.request_id: one.reference for one in record.asked}
+    return {
+        event.request_id: event.client_request_id or told.get(event.request_id)
+        for event in record.booked or ()
+    }
 
 
 def _died(one: Asked, record: Record) -> bool:
