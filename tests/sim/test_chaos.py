@@ -11,9 +11,7 @@ import pytest
 
 from isochrone.adapters.postgres.server import PostgresPlan
 from isochrone.twin.chaos.plan import KINDS, QUIET_EVERY, Messages, draw
-from isochrone.wiring.chaos import play_seed
 from isochrone.wiring.chaos_runs import play_on
-from isochrone.wiring.scratch_postgres import scratch_pool
 
 SEEDS = int(os.environ.get("ISOCHRONE_SEEDS", "50"))
 AT_ONCE = 10
@@ -24,7 +22,7 @@ def test_whatever_fails_nothing_is_lost_doubled_or_stuck(
     postgres: PostgresPlan, first: int
 ) -> None:
     for seed in range(first, min(first + AT_ONCE, SEEDS)):
-        played = play_on(postgres, seed)
+        played = play_on(postgres.conninfo, postgres.superuser_conninfo, seed)
         assert not played.found, f"again: isochrone twin chaos --seed {seed} --trace"
         answered = sum(one.whole for one in played.record.asked)
         assert answered >= 10, "a run in which nothing is served shows nothing"
@@ -61,8 +59,7 @@ HASHED = (1, 7, 18)
 def main() -> None:
     """Print the hashes of some seeds: `CONNINFO SUPERUSER_CONNINFO` as arguments."""
     for seed in HASHED:
-        with scratch_pool(*sys.argv[1:3], f"hashed_{os.getpid()}_{seed}") as pool:
-            print(play_seed(pool, seed).digest)
+        print(play_on(sys.argv[1], sys.argv[2], seed).digest)
 
 
 if __name__ == "__main__":

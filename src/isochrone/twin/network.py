@@ -132,7 +132,7 @@ class MemoryTransport(asyncio.Transport):
         for piece in held:
             self._arrive(piece)
 
-    def _arrive(self, piece: "bytes | None | Reset") -> None:
+    def _arrive(self, piece: "bytes | Reset | None") -> None:
         if self._wire.is_cut(self.process, self.other.process):
             self._held.append(piece)
             return

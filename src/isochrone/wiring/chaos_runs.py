@@ -22,9 +22,8 @@ def play_seeds(seeds: Sequence[int], jobs: int) -> Iterator[Played]:
     was killed, as happens where memory runs out."""
     with scratch_server() as server:
         if min(jobs, len(seeds)) < 2:
-            _quiet()
             for seed in seeds:
-                yield play_on(server, seed)
+                yield play_on(server.conninfo, server.superuser_conninfo, seed)
             return
         # Not forked: a progress bar runs in a thread, which a fork would cut in the middle.
         context = multiprocessing.get_context("spawn")
@@ -42,28 +41,27 @@ def play_seeds(seeds: Sequence[int], jobs: int) -> Iterator[Played]:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def play_on(server: PostgresPlan, seed: int) -> Played:
-    """Play one seed on a fresh database of a server."""
-    name = f"chaos_{os.getpid()}_{seed}"
-    with scratch_pool(server.conninfo, server.superuser_conninfo, name) as pool:
-        return play_seed(pool, seed)
+def play_on(conninfo: str, superuser_conninfo: str, seed: int) -> Played:
+    """Play one seed on a fresh database beside the migrated one that `conninfo` names. What the
+    processes log under faults is expected, and not shown."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+        logger_factory=structlog.ReturnLoggerFactory(),
+    )
+    try:
+        with scratch_pool(conninfo, superuser_conninfo, f"chaos_{os.getpid()}_{seed}") as pool:
+            return play_seed(pool, seed)
+    finally:
+        structlog.configure(**before)
 
 
 def _play_short(server: PostgresPlan, seed: int) -> Played:
     """For another process, to which traces and records are not sent."""
-    played = play_on(server, seed)
+    played = play_on(server.conninfo, server.superuser_conninfo, seed)
     return replace(played, trace=(), record=Record(asked=()))
 
 
 def _begin() -> None:
     """Ctrl-C is for the process that started this one, which ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _quiet()
-
-
-def _quiet() -> None:
-    """What processes log under faults is expected; the judges say what is wrong."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
-        logger_factory=structlog.ReturnLoggerFactory(),
-    )

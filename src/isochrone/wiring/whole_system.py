@@ -211,7 +211,7 @@ class WholeSystem:
         ports = Ports(
             counters=SharedRows(workers=1, cells=ROW_CELLS).open(0),
             clock=self.clock_of(name), network=self.wire.process(name), bus=bus,
-            disk=self.disks[site],
+            disk=self.disks[site].mount(),
             rng=self.chance(f"{name} {self._life(name)}"), read_credential=lambda _: None,
             write_lines=lambda lines: self._log(name, lines), process_use=no_process_use,
         )

@@ -1,7 +1,8 @@
 """Disk port in memory: capacity, process deaths, power cuts with torn writes, failing syncs.
 
 The object is the disk itself and outlives the processes that use it: `process_died` makes every
-open segment unusable, `power_cut` also loses what was not synced.
+open segment unusable, `power_cut` also loses what was not synced. A process that is simulated goes
+on for a moment after its death: what it then does through its `mount` reaches nobody.
 """
 
 import asyncio
@@ -114,6 +115,10 @@ class MemoryDisk:
     def delete(self, name: str) -> None:
         self._files.pop(name, None)
 
+    def mount(self) -> "Mount":
+        """The disk as the process sees it that starts now, until it dies."""
+        return Mount(self)
+
     # -- faults ----------------------------------------------------------------------------------
 
     @property
@@ -142,3 +147,34 @@ class MemoryDisk:
     def damage(self, name: str, at: int) -> None:
         """Flip one byte of a file, as a failing disk would."""
         self._files[name].data[at] ^= 0xFF
+
+
+class Mount:
+    """The Disk port of one process; what it does after its death goes to a disk that nobody has."""
+
+    def __init__(self, disk: MemoryDisk) -> None:
+        self._disk = disk
+        self._life = disk.life
+        self._nobodys = MemoryDisk()
+
+    @property
+    def _now(self) -> MemoryDisk:
+        return self._disk if self._disk.life == self._life else self._nobodys
+
+    def names(self) -> Sequence[str]:
+        return self._now.names()
+
+    def create(self, name: str, *, reserve_bytes: int) -> MemorySegment:
+        return self._now.create(name, reserve_bytes=reserve_bytes)
+
+    def read(self, name: str) -> bytes:
+        return self._now.read(name)
+
+    def replace(self, name: str, data: bytes) -> None:
+        self._now.replace(name, data)
+
+    async def save(self, name: str, data: bytes) -> None:
+        await self._now.save(name, data)
+
+    def delete(self, name: str) -> None:
+        self._now.delete(name)

@@ -1,7 +1,8 @@
 """The engine driver in memory: its replicas are FakeEngineServers, started and crashed at will.
 
-Faults: a replica crashes, falls silent, or the next starts fail; `die` is its agent's death. Starting takes `start_s` of the
-loop's time. Process numbers are invented, so that callers treat these engines as processes.
+Faults: a replica crashes, falls silent, or the next starts fail; `die` is its agent's death.
+Starting takes `start_s` of the loop's time. Process numbers are invented, so that callers treat
+these engines as processes.
 """
 
 import asyncio
