@@ -15,11 +15,12 @@ from isochrone.twin.loop import run as run_virtually
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
-@pytest.fixture(params=["files", "memory"])
+@pytest.fixture(params=["files", "memory", "mount"])
 def disk_and_run(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Disk, Run]:
     if request.param == "files":
         return FileDisk(tmp_path / "journal"), asyncio.run
-    return MemoryDisk(), run_virtually
+    disk = MemoryDisk()
+    return disk if request.param == "memory" else disk.mount(), run_virtually
 
 
 def test_appended_bytes_are_read_back(disk_and_run: tuple[Disk, Run]) -> None:
