@@ -37,6 +37,7 @@ from isochrone.wiring.faulty_pool import FaultyPool
 from isochrone.wiring.whole_system import EVIDENCE_WAIT_S, LEFT, Answer, WholeSystem, model_of
 from isochrone.wiring.world_file import parse_world
 
+FIRST_S = 2.5       # no use in asking a new cloud sooner
 READY_S = 40.0      # a new cloud answers within
 ENDS_S = 150.0      # every request has ended so long after the faults: first byte 120 s
 RECOVERY_S = 45.0   # service is back at every site within: an engine is started every 30 s
@@ -153,6 +154,7 @@ class _Run:
         if self.plan.sold_tok_s:
             sold = dict.fromkeys(self._sites(), self.plan.sold_tok_s)
             self.sold = system.sell(SOLD, sold).tok_s
+        await asyncio.sleep(FIRST_S)
         await self._all_answer(READY_S, "when it was new")
 
     async def _busy(self) -> None:
