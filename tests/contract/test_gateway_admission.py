@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from isochrone.core.ids import EntitlementId, OrgId, SiteName
-from isochrone.core.routing.loads import Dispatch
 from isochrone.core.world.entitlement import Entitlement, Slice
-from isochrone.core.world.queued import QueueReport
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.gateway.queue_gauges import queue_families
-from isochrone.wire import fleet, subjects
+from isochrone.wire import subjects
 from tests.fixtures.few_slots import ALL, admit_by, ask_as, is_quiet, queue_of
 from tests.fixtures.gateways import (
     MODEL,
@@ -87,46 +85,6 @@ def test_who_finds_no_slot_waits_for_one_and_is_told_for_how_long() -> None:
             if each.get("request") == answers[1].request_id
         )
         assert line["queued_ms"] == pytest.approx(queued_ms, abs=0.01)
-
-    with_one_slot(play)
-
-
-def test_what_waits_is_counted_at_once_and_told_to_the_agent() -> None:
-    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
-        reports: list[QueueReport] = []
-        await cloud.control.subscribe(
-            subjects.queued_subject("paris"),
-            lambda _, payload: reports.append(fleet.decode(payload, QueueReport)),
-        )
-        context = paris.running.context
-        counted: list[int] = []
-        count = context.loads.dispatched
-
-        def dispatched(*said: Any, **more: Any) -> Dispatch:
-            counted.append(said[3])
-            return count(*said, **more)
-
-        context.loads.dispatched = dispatched  # type: ignore[method-assign]
-        first = await occupied(paris)
-        clients = [await Client.open(paris) for _ in range(2)]
-        for client in clients:
-            client.send(post(chat_body(max_tokens=30)))
-        await until(lambda: queue_of(paris).queued == 2)
-        assert counted[1:] == [30, 30]
-        assert sum(each.waiting is not None for each in context.exchanges) == 2
-        await until(lambda: bool(reports) and reports[-1].queues != ())
-        await until(lambda: reports[-1].queues[0].requests == 2)
-        (said,) = reports[-1].queues
-        work = queue_of(paris).waiting()
-        assert (said.model, said.pushed) == (MODEL, 0)
-        assert (said.prompt_tokens, said.output_tokens) == (work.prompt_tokens, 60)
-        for client in clients:
-            client.close()
-        await until(lambda: queue_of(paris).queued == 0)
-        assert all(each.waiting is None for each in context.exchanges)
-        await until(lambda: reports[-1].queues == ())
-        paris.engines[0].hold.set()
-        assert (await first).status == 200
 
     with_one_slot(play)
 
