@@ -29,7 +29,8 @@ COMPILED = (
 PATIENT = tuple(
     f"tests/rig/test_{name}.py"
     for name in (
-        "console", "control", "dns", "entitlements", "examples", "health", "reconciliation",
+        "backup", "console", "control", "dns", "entitlements", "examples", "health",
+        "reconciliation",
         "standalone", "standalone_sites", "state_folder", "supervise",
     )
 )

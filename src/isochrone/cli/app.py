@@ -8,6 +8,7 @@ import typer
 
 from isochrone.cli import (
     audit,
+    backup,
     chat,
     check,
     entitlements,
@@ -44,7 +45,8 @@ app = typer.Typer(
 )
 
 for group in (
-    up, status, sites, chat, models, usage, explain, audit, replay, reconcile, check, processes,
+    up, status, sites, chat, models, usage, explain, audit, replay, reconcile, backup, check,
+    processes,
 ):
     group.register(app)
 app.add_typer(orgs.app, name="org")

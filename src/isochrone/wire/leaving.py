@@ -285,6 +285,12 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         reference="client_request_id",
     ),
     "_Batch": _fields(account="version batch_id grounds events"),
+    # wire/backup.py
+    "FileCopy": _fields(account="name size_bytes sha256"),
+    "TableCopy": _fields(account="name columns rows content_sha256 file"),
+    "LedgerSum": _fields(account="account currency amount_pico"),
+    "BookTotals": _fields(account="requests input_uncached input_cached output ledger"),
+    "BackupManifest": _fields(account="version release schema made_at tables keys totals"),
     # wire/prices.py
     "SheetText": _fields(account="id currency valid_from prices adjustments recurring fees"),
     "PriceText": _fields(

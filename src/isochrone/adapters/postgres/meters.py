@@ -185,10 +185,7 @@ def _sum_up(connection: _Connection, org: str, project: str, meter: str, hour_at
         (org, project, meter, hour_at),
     ).fetchall()
     sums = dict.fromkeys([tuple(row) for row in known], (0, 0))
-    for facts, sum_ in quantities((_event(row) for row in rows), hour_at).items():
-        sums[
-            facts.model or "", facts.class_ or "", facts.site or "", facts.bound, facts.kind or ""
-        ] = sum_
+    sums.update(_made([_event(row) for row in rows], hour_at))
     for (model, class_, site, bound, kind), (amount, digest) in sorted(sums.items()):
         connection.execute(
             "INSERT INTO meter_hours (org_id, project_id, hour_at, meter, model, class, site,"
@@ -199,6 +196,50 @@ def _sum_up(connection: _Connection, org: str, project: str, meter: str, hour_at
             (org, project, hour_at, meter, model, class_, site, bound, kind, amount,
              f"{digest:0128b}"),
         )
+
+
+def _made(
+    events: Sequence[MeterEvent], hour_at: int
+) -> dict[tuple[object, ...], tuple[int, int]]:
+    """Amount and digest of one hour by model, class, site, bound and kind."""
+    return {
+        (facts.model or "", facts.class_ or "", facts.site or "", facts.bound, facts.kind or ""):
+            sums
+        for facts, sums in quantities(events, hour_at).items()
+    }
+
+
+def count_wrong_meter_hours(connection: _Connection) -> int:
+    """How many sums by hour are not those of the events that count."""
+    places = connection.execute(
+        "SELECT org_id, project_id, meter FROM meter_events WHERE is_metered"
+        " UNION SELECT org_id, project_id, meter FROM meter_hours ORDER BY 1, 2, 3"
+    ).fetchall()
+    wrong = 0
+    for place in places:
+        by_hour: dict[int, list[MeterEvent]] = {}
+        for row in connection.execute(
+            f"{_EVENT} WHERE org_id = %s AND project_id = %s AND meter = %s AND {_COUNTS}", place
+        ):
+            event = _event(row)
+            for hour_at in hours_of(event):
+                by_hour.setdefault(hour_at, []).append(event)
+        right = {
+            (hour_at, *facts): sums
+            for hour_at, events in by_hour.items()
+            for facts, sums in _made(events, hour_at).items()
+        }
+        kept = {
+            tuple(row[:6]): (int(row[6]), int(row[7], 2))
+            for row in connection.execute(
+                "SELECT hour_at, model, class, site, bound, kind, amount, digest FROM meter_hours"
+                " WHERE org_id = %s AND project_id = %s AND meter = %s", place
+            )
+        }
+        wrong += sum(
+            right.get(each, (0, 0)) != kept.get(each, (0, 0)) for each in {*right, *kept}
+        )
+    return wrong
 
 
 def _event(row: TupleRow) -> MeterEvent:

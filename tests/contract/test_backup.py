@@ -1,0 +1,306 @@
+"""Backup and restore on a real PostgreSQL: all of a book or nothing, and the totals agree."""
+
+import gzip
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.meters import PostgresMeters
+from isochrone.adapters.postgres.pool import APPLICATION_ROLE, Pool, check_role, open_pool
+from isochrone.adapters.postgres.prices import PostgresPrices
+from isochrone.adapters.postgres.registry import open_registry
+from isochrone.adapters.postgres.server import OWNER, PostgresPlan
+from isochrone.core.billing.hold import Hold
+from isochrone.core.errors import InvalidInput, StoreUnavailable
+from isochrone.core.ids import KeyId, OrgId
+from isochrone.core.world.tenant import EVERY_TENANT, Scope
+from isochrone.ports.book import UsageFilter
+from isochrone.ports.registry import Registry
+from isochrone.wiring.backup import MANIFEST, Place, backup, read_backup, restore
+from tests.contract.test_ledger import ORG, PROJECT, START, a_sheet, sell_at, zero_sum
+from tests.contract.test_meters import an_event, gpus
+from tests.contract.test_row_security import registry  # noqa: F401 - a fixture
+from tests.contract.test_settling import charged
+from tests.fixtures.settling_worker import charge_all, reports, settle
+
+_numbers = count()
+
+
+def tell(what: str, rows: int) -> None:
+    assert rows >= 0, what
+
+
+@pytest.fixture
+def place(database: str, tmp_path: Path) -> Place:
+    keys = {name: tmp_path / name for name in ("signing_key", "admin_key", "nats_secrets")}
+    for name, path in keys.items():
+        path.write_text(f"{name} of the first cloud\n")
+    return Place(database=database, keys=keys)
+
+
+@pytest.fixture
+def fresh(postgres: PostgresPlan, tmp_path: Path) -> Iterator[Place]:
+    """An empty database without tables, and no keys."""
+    name = f"fresh_{next(_numbers)}"
+    folder = tmp_path / "fresh"
+    folder.mkdir()
+    with psycopg.connect(postgres.superuser_conninfo, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} OWNER {OWNER}")
+        yield Place(
+            database=make_conninfo(postgres.conninfo, dbname=name),
+            keys={each: folder / each for each in ("signing_key", "admin_key", "nats_secrets")},
+        )
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def full(registry: Registry, pool: Pool) -> Pool:  # noqa: F811
+    """A book with something in every part: tenants, usage, charges, credits, holds, meters."""
+    sell_at(PostgresPrices(pool), a_sheet())
+    settle(pool, reports(400, Random(4)))
+    charge_all(PostgresLedger(pool))
+    meters = PostgresMeters(pool)
+    told = [an_event("b1"), gpus("g1", 3, 100, 9000), an_event("odd", "phone_minutes")]
+    meters.add_events(Scope(org_id=ORG), told, now=1)
+    meters.add_events(
+        Scope(org_id=ORG), [an_event("b2", replaces="b1", amount=4, subject="\ttab\\")], now=2
+    )
+    hold = Hold(
+        org_id=ORG, id="h1", project_id=PROJECT, currency="EUR", amount_pico=7, opened_at=START,
+        expires_at=START + 10**15,
+    )
+    PostgresLedger(pool).open_hold(hold, now=3)
+    return pool
+
+
+def tables(conninfo: str) -> dict[str, list[Any]]:
+    """All rows of all tables, as the owner of the database reads them."""
+    with psycopg.connect(conninfo) as connection:
+        connection.execute("SELECT set_config('isochrone.tenant', '*', true)")
+        names = connection.execute(
+            "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+            " AND relkind IN ('r', 'p') AND relname <> 'view_serial'"
+        ).fetchall()
+        return {
+            name: sorted(map(str, connection.execute(f'SELECT * FROM "{name}"').fetchall()))
+            for (name,) in names
+        }
+
+
+def test_a_restored_book_holds_what_was_there_and_goes_on(
+    full: Pool, place: Place, fresh: Place, tmp_path: Path
+) -> None:
+    made = backup(place, tmp_path / "copy", now=5, tell=tell)
+    assert int(made.totals.requests) > 200
+    assert {each.account for each in made.totals.ledger} >= {"owed", "revenue", "held", "credit"}
+    before = tables(place.database)
+    assert len([name for name, rows in before.items() if rows]) > 20
+    assert restore(fresh, tmp_path / "copy", replacing=False, tell=tell) == made
+    assert tables(fresh.database) == before
+    for name, path in fresh.keys.items():
+        assert path.read_bytes() == place.keys[name].read_bytes()
+        assert path.stat().st_mode & 0o077 == 0
+    pool = open_pool(make_conninfo(fresh.database, user=APPLICATION_ROLE))
+    check_role(pool)
+    live = open_registry(pool).tenants.live_key("one".ljust(64, "0"), now=START)
+    assert live is not None
+    assert live.key.id == KeyId("k-one")
+    again = PostgresBook(pool)
+    assert again.book_usage(reports(400, Random(4)), now=9) == 0, "each request once, still"
+    assert PostgresMeters(pool).add_events(Scope(org_id=ORG), [gpus("g1", 3, 100, 9000)], now=1)[
+        0
+    ].verdict == "duplicate"
+    assert charged(pool) == charged(full), "and nothing is charged twice"
+    assert zero_sum(pool)
+    # What numbers rows goes on after them, and the guards stand.
+    hold = Hold(
+        org_id=ORG, id="h2", project_id=PROJECT, currency="EUR", amount_pico=7, opened_at=START,
+        expires_at=START + 10**15,
+    )
+    assert PostgresLedger(pool).open_hold(hold, now=3) == "recorded"
+    with pool.transaction(Scope(org_id=OrgId("one"))) as connection:
+        row = connection.execute("SELECT count(*) FROM projects").fetchone()
+        assert row == (1,)
+    with (
+        psycopg.connect(fresh.database) as owner,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        owner.execute("DELETE FROM postings")
+    with pool.transaction() as connection:
+        row = connection.execute("SELECT serial FROM view_serial").fetchone()
+    assert row is not None
+    assert row[0] >= 10**9, "gateways take what is signed from now on"
+    pool.close()
+
+
+def test_a_backup_is_of_one_instant_while_others_book_and_charge(
+    full: Pool, place: Place, fresh: Place, tmp_path: Path
+) -> None:
+    stop = threading.Event()
+
+    def work() -> None:
+        book, ledger = PostgresBook(full), PostgresLedger(full)
+        for number in range(1000):
+            if stop.is_set():
+                return
+            book.book_usage(reports(60, Random(1000 + number)), now=7)
+            charge_all(ledger)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for number in range(3):  # each is checked: a torn one would be refused
+            made = backup(place, tmp_path / f"copy{number}", now=number, tell=tell)
+    finally:
+        stop.set()
+        worker.join()
+    restore(fresh, tmp_path / "copy2", replacing=False, tell=tell)
+    rows = {each.name: each.rows for each in made.tables}
+    assert len(tables(fresh.database)["usage"]) == rows["usage"]
+
+
+def damage_byte(folder: Path) -> None:
+    path = folder / "tables" / "usage.copy.gz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def shorten(folder: Path) -> None:
+    path = folder / "tables" / "entries.copy.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def lose_key(folder: Path) -> None:
+    (folder / "keys" / "signing_key").unlink()
+
+
+def lose_manifest(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+
+
+def change_manifest(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).write_text(json.dumps({**content, **changes}))
+
+    return change
+
+
+def change_rows(table: str, old: bytes, new: bytes) -> Callable[[Path], None]:
+    """Somebody who can make digests right, but not the book."""
+
+    def change(folder: Path) -> None:
+        path = folder / "tables" / f"{table}.copy.gz"
+        text = gzip.decompress(path.read_bytes())
+        assert old in text
+        path.write_bytes(gzip.compress(text.replace(old, new, 1)))
+        content = json.loads((folder / MANIFEST).read_text())
+        (listed,) = (each for each in content["tables"] if each["name"] == table)
+        listed["content_sha256"] = hashlib.sha256(text.replace(old, new, 1)).hexdigest()
+        listed["file"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        listed["file"]["size_bytes"] = path.stat().st_size
+        (folder / MANIFEST).write_text(json.dumps(content))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damage_byte, "usage.copy.gz is damaged"), (shorten, "entries.copy.gz is damaged"),
+        (lose_key, "signing_key: No such file"), (lose_manifest, "is no backup"),
+        (change_manifest(schema="9999"), "of a newer release"),
+        (change_manifest(version=2), "is of version 2"),
+        (change_manifest(tables="?"), "is damaged, or of a newer release"),
+        (change_rows("request_hours", b"tiny", b"tinz"), "are not those of the requests"),
+        (change_rows("holds", b"\t7\t", b"\t8\t"), "open holds are not what is held"),
+        (change_rows("usage", b"tiny", b"ti\\0"), "cannot be restored"),
+    ],
+)
+def test_a_backup_that_is_not_right_is_refused_and_nothing_is_restored(
+    full: Pool, place: Place, fresh: Place, tmp_path: Path, damage: Callable[[Path], None],
+    said: str,
+) -> None:
+    backup(place, tmp_path / "copy", now=5, tell=tell)
+    damage(tmp_path / "copy")
+    with pytest.raises(InvalidInput, match=said):
+        restore(fresh, tmp_path / "copy", replacing=False, tell=tell)
+    assert tables(fresh.database) == {}
+    assert not any(path.exists() for path in fresh.keys.values())
+
+
+def test_a_place_with_a_book_or_other_keys_is_refused_unless_told(
+    full: Pool, place: Place, fresh: Place, database: str, tmp_path: Path
+) -> None:
+    backup(place, tmp_path / "copy", now=5, tell=tell)
+    before = tables(place.database)
+    with pytest.raises(InvalidInput, match="sessions are connected"):
+        restore(place, tmp_path / "copy", replacing=True, tell=tell)
+    full.close()
+    with pytest.raises(InvalidInput, match="holds a book already"):
+        restore(place, tmp_path / "copy", replacing=False, tell=tell)
+    fresh.keys["admin_key"].write_text("another\n")
+    with pytest.raises(InvalidInput, match="admin_key holds another key"):
+        restore(fresh, tmp_path / "copy", replacing=False, tell=tell)
+    assert tables(fresh.database) == {}
+    pool = open_pool(make_conninfo(place.database, user=APPLICATION_ROLE))
+    PostgresBook(pool).book_usage(reports(90, Random(77)), now=9)
+    pool.close()
+    place.keys["admin_key"].write_text("another\n")
+    assert tables(place.database) != before
+    restore(place, tmp_path / "copy", replacing=True, tell=tell)
+    assert tables(place.database) == before
+    assert place.keys["admin_key"].read_text() == "admin_key of the first cloud\n"
+
+
+def test_other_peoples_tables_are_never_touched(
+    full: Pool, place: Place, fresh: Place, tmp_path: Path
+) -> None:
+    backup(place, tmp_path / "copy", now=5, tell=tell)
+    with psycopg.connect(fresh.database) as connection:
+        connection.execute("CREATE TABLE recipes (name text)")
+    with pytest.raises(InvalidInput, match="holds other tables \\(recipes\\)"):
+        restore(fresh, tmp_path / "copy", replacing=True, tell=tell)
+    assert list(tables(fresh.database)) == ["recipes"]
+
+
+def test_what_is_inconsistent_is_not_backed_up(
+    full: Pool, place: Place, fresh: Place, tmp_path: Path
+) -> None:
+    with psycopg.connect(place.database) as owner:
+        owner.execute("SELECT set_config('isochrone.tenant', '*', true)")
+        owner.execute("UPDATE meter_hours SET amount = amount + 1 WHERE meter = 'gpu_seconds'")
+    with pytest.raises(InvalidInput, match="3 sums by hour that are not those of the events"):
+        backup(place, tmp_path / "copy", now=5, tell=tell)
+    assert not list(tmp_path.glob("copy*"))
+    with pytest.raises(InvalidInput, match="holds no book"):
+        backup(fresh, tmp_path / "copy", now=5, tell=tell)
+    away = replace(place, database="host=/nowhere port=1 dbname=x")
+    with pytest.raises(StoreUnavailable):
+        backup(away, tmp_path / "copy", now=5, tell=tell)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(
+    full: Pool, place: Place, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    (tmp_path / "copy.part").mkdir()  # of one that was interrupted
+    backup(place, folder, now=5, tell=tell)
+    with pytest.raises(InvalidInput, match="exists already"):
+        backup(place, folder, now=6, tell=tell)
+    assert read_backup(folder, tell=tell).made_at == 5
+    assert folder.stat().st_mode & 0o077 == 0
+    assert PostgresBook(full).requests(EVERY_TENANT, UsageFilter(), most=1)
