@@ -25,6 +25,7 @@ from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.migrate import migrate
 from isochrone.adapters.postgres.pool import APPLICATION_ROLE, Pool, open_pool
 from isochrone.adapters.postgres.server import PostgresPlan, prepare, ready
+from isochrone.adapters.postgres.usage_days import PostgresUsageDays
 from isochrone.control.booking import LANES, MESSAGES_MOST, bring_in
 from isochrone.core.billing.sheet import HOUR_NS
 from isochrone.core.ids import (
@@ -37,6 +38,7 @@ from isochrone.core.ids import (
     SiteName,
     uuid7,
 )
+from isochrone.core.metering.detached import DAY_NS
 from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.ports.bus import Durable
 from isochrone.wire import fleet
@@ -132,6 +134,11 @@ def a_record(request: str, at: int, project: int, model: int, site: int) -> Usag
     )
 
 
+def part(pool: Pool) -> None:
+    """Partitions as control's loop makes them."""
+    PostgresUsageDays(pool, None).keep(since=NOW - DAY_NS, until=NOW + 3 * DAY_NS)
+
+
 def measure(plan: PostgresPlan, told: Sequence[Durable]) -> dict[str, float]:
     """Book the messages as control does; what was done a second and what one event cost."""
     pool = open_pool(make_conninfo(plan.conninfo, user=APPLICATION_ROLE))
@@ -173,6 +180,7 @@ def main() -> None:
     with a_server() as plan:
         pool = open_pool(make_conninfo(plan.conninfo, user=APPLICATION_ROLE))
         seed(pool)
+        part(pool)
         pool.close()
         measure(plan, messages(WARM_EVENTS // EVENTS_A_MESSAGE, rng, spread=False))
         for name, spread in (("skewed", False), ("spread", True)):

@@ -142,6 +142,10 @@ SIDES = ("own", "other")
 # How to call each endpoint on a record of the organisation that is `own` or `other` to the callers.
 CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "GET /audit": lambda stage, _: ("audit?limit=1000", None),
+    "GET /days": lambda stage, _: ("days", None),
+    "POST /days/{day}/detach": lambda stage, _: ("days/2026-01-01/detach", {}),
+    "POST /days/{day}/attach": lambda stage, _: ("days/2026-01-01/attach", {}),
+    "GET /days/{day}/check": lambda stage, _: ("days/2026-01-01/check", None),
     "GET /deployments": lambda stage, _: ("deployments", None),
     "PUT /deployments": lambda stage, _: (
         "deployments", {"site": "sydney", "model": "tiny", "replicas": 2}
@@ -246,10 +250,11 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "POST /voters": lambda stage, _: ("voters", {"sites": ["sydney"]}),
 }
 # Let in, and then refused for what was asked: these sites have not joined, money moves under an
-# idempotency key only, and these callers have no password.
+# idempotency key only, these callers have no password, and there is no archive.
 REFUSED_LATER = {
     "POST /voters": 422, "POST /ledger/credits": 422, "POST /ledger/corrections": 422,
     "PUT /me/password": 422,
+    "POST /days/{day}/detach": 422, "POST /days/{day}/attach": 404, "GET /days/{day}/check": 404,
 }
 
 

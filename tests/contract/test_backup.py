@@ -22,6 +22,7 @@ from isochrone.adapters.postgres.pool import APPLICATION_ROLE, Pool, check_role,
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.adapters.postgres.registry import open_registry
 from isochrone.adapters.postgres.server import OWNER, PostgresPlan
+from isochrone.adapters.postgres.usage_days import PostgresUsageDays
 from isochrone.core.billing.hold import Hold
 from isochrone.core.errors import InvalidInput, StoreUnavailable
 from isochrone.core.ids import KeyId, OrgId
@@ -29,7 +30,16 @@ from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.book import UsageFilter
 from isochrone.ports.registry import Registry
 from isochrone.wiring.backup import MANIFEST, Place, backup, read_backup, restore
-from tests.contract.test_ledger import ORG, PROJECT, START, a_sheet, sell_at, zero_sum
+from tests.contract.test_ledger import (
+    DAY,
+    ORG,
+    PROJECT,
+    START,
+    a_report,
+    a_sheet,
+    sell_at,
+    zero_sum,
+)
 from tests.contract.test_meters import an_event, gpus
 from tests.contract.test_row_security import registry  # noqa: F401 - a fixture
 from tests.contract.test_settling import charged
@@ -142,6 +152,34 @@ def test_a_restored_book_holds_what_was_there_and_goes_on(
         row = connection.execute("SELECT serial FROM view_serial").fetchone()
     assert row is not None
     assert row[0] >= 10**9, "gateways take what is signed from now on"
+    pool.close()
+
+
+def test_days_that_left_the_book_come_along_as_what_stands_for_them(
+    full: Pool, place: Place, fresh: Place, tmp_path: Path
+) -> None:
+    archive = tmp_path / "archive"
+    days = PostgresUsageDays(full, archive)
+    days.keep(since=START, until=START + DAY)
+    told = [a_report(number) for number in range(90)]
+    PostgresBook(full).book_usage(told, now=1)
+    file = days.detach(EVERY_TENANT, START, now=START + 90 * DAY)
+    assert file is not None
+    PostgresBook(full).book_usage([a_report(500)], now=1)
+    made = backup(place, tmp_path / "copy", now=5, tell=tell)
+    assert [(each.name, each.sha256) for each in made.archive] == [(file.file, file.sha256)]
+    before = tables(place.database)
+    restore(fresh, tmp_path / "copy", replacing=False, tell=tell)
+    assert tables(fresh.database) == before
+    pool = open_pool(make_conninfo(fresh.database, user=APPLICATION_ROLE))
+    book = PostgresBook(pool)
+    assert book.book_usage([*told, a_report(500)], now=9) == 0, "each request once, still"
+    (day,) = (each for each in PostgresUsageDays(pool, archive).days() if each.files)
+    assert (day.day_at, day.rows) == (START, 1)
+    assert PostgresUsageDays(pool, archive).attach(
+        EVERY_TENANT, START, now=START, keep_until=START
+    ) == file.rows
+    assert book.wrong_hours(since=0, until=2**62) == 0
     pool.close()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from struct import pack
 from typing import Any
@@ -84,8 +85,10 @@ class Api:
 
 
 @contextmanager
-def an_api(pool: Pool, clock: Clock | None = None) -> Iterator[Api]:
-    registry = open_registry(pool)
+def an_api(
+    pool: Pool, clock: Clock | None = None, archive: Path | None = None
+) -> Iterator[Api]:
+    registry = open_registry(pool, archive)
     registry.tenants.seed(seed_of(hash_of(ADMIN), now=NOW), now=NOW)
     registry.estate.reconcile(an_intent(), now=NOW)
     clock, changes = clock or SystemClock(), list[bool]()

@@ -75,6 +75,48 @@ def test_a_book_with_data_is_migrated_forward(old_book: str) -> None:
     pool.close()
 
 
+BOOKED = """
+INSERT INTO usage (request_id, org_id, project_id, key_id, endpoint, stream, class, model,
+    ingress_site, received_at, finished_at, total_ms, input_uncached, input_cached, output,
+    token_source, outcome, status, reporter, attempts, booked_at)
+SELECT id, 'o2', 'p2', 'k2', 'chat.completions', true, 'on_demand', 'tiny', 'sydney', at, at + 1, 1,
+    5, 0, number, 'engine', 'finished', 200, 'ingress', 1, 7
+FROM generate_series(1, 6) AS number, LATERAL (SELECT 1795132800000000000
+    + number * 30000000000000 AS at) AS received, LATERAL (SELECT (lpad(to_hex(at / 1000000), 12,
+    '0') || '7000800000000000000' || number)::uuid AS id) AS named
+"""
+
+
+def test_requests_that_were_booked_before_lie_in_the_partitions_of_their_days(
+    postgres: PostgresPlan
+) -> None:
+    with psycopg.connect(postgres.superuser_conninfo, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE undivided OWNER {OWNER}")
+        conninfo = make_conninfo(postgres.conninfo, dbname="undivided")
+        migrate(conninfo, revision="0013")
+        with psycopg.connect(conninfo) as owner:
+            owner.execute("SELECT set_config('isochrone.tenant', '*', true)")
+            owner.execute(BOOKED)
+            before = owner.execute("SELECT * FROM usage ORDER BY request_id").fetchall()
+        migrate(conninfo)
+        with psycopg.connect(conninfo) as owner:
+            owner.execute("SELECT set_config('isochrone.tenant', '*', true)")
+            assert owner.execute("SELECT * FROM usage ORDER BY request_id").fetchall() == before
+            assert owner.execute(
+                "SELECT tableoid::regclass::text, count(*) FROM usage GROUP BY 1 ORDER BY 1"
+            ).fetchall() == [
+                ("usage_days.day_2026_11_20", 2), ("usage_days.day_2026_11_21", 3),
+                ("usage_days.day_2026_11_22", 1),
+            ]
+        pool = open_pool(make_conninfo(conninfo, user=APPLICATION_ROLE))
+        with pool.transaction(Scope(org_id=OrgId("default"))) as connection:
+            assert connection.execute("SELECT count(*) FROM usage").fetchone() == (0,)
+        with pool.transaction(Scope(org_id=OrgId("o2"))) as connection:
+            assert connection.execute("SELECT count(*) FROM usage").fetchone() == (6,)
+        pool.close()
+        admin.execute("DROP DATABASE undivided WITH (FORCE)")
+
+
 def test_a_cluster_whose_application_could_not_log_in_lets_it(postgres: PostgresPlan) -> None:
     with psycopg.connect(postgres.superuser_conninfo, autocommit=True) as admin:
         admin.execute(f"ALTER ROLE {APPLICATION_ROLE} NOLOGIN")  # as earlier releases made it

@@ -52,7 +52,9 @@ ONE, TWO = (Scope(org_id=OrgId(name)) for name in ("one", "two"))
 
 # Tables that hold nothing of a tenant, and why.
 NOT_TENANTS = {
-    "alembic_version": "the release", "deployments": "the operator's estate",
+    "alembic_version": "the release", "attached_days": "of control",
+    "detached_days": "of control", "detached_ids": "ids and numbers alone",
+    "deployments": "the operator's estate",
     "engine_counts": "the operator's estate", "reconciliations": "of control",
     "leases": "of copies of control", "links": "the operator's estate",
     "models": "the operator's estate", "sign_in_tries": "of control",

@@ -11,6 +11,7 @@ from isochrone.cli import (
     backup,
     chat,
     check,
+    days,
     entitlements,
     explain,
     keys,
@@ -59,6 +60,7 @@ app.add_typer(entitlements.app, name="entitlement")
 app.add_typer(limits.app, name="limit")
 app.add_typer(prices.app, name="price")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(days.app, name="days")
 app.add_typer(twin.app, name="twin")
 
 

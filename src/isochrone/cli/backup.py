@@ -47,8 +47,9 @@ def backup(
     log, sites; as one instant saw it, checked before it is written. The **keys**: the files with
     which control signs and logs in. Who has the folder can be your control: keep it as safe.
 
-    Not in it: usage that is still on its way (in journals and NATS), model files, and identities
-    of sites, which join anew.
+    Not in it: files of days that left the book (it lists them: copy the archive folder, whose
+    files never change), usage that is still on its way (in journals and NATS), model files, and
+    identities of sites, which join anew.
     """
     from isochrone.adapters.clock import SystemClock
     from isochrone.wiring.backup import backup as make
@@ -128,6 +129,7 @@ def _show(found: "BackupManifest", as_json: bool) -> None:
         print_json({
             "made_at": found.made_at, "release": found.release, "schema": found.schema,
             "tables": len(found.tables), "rows": rows, "size_bytes": size,
+            "archive": [each.name for each in found.archive],
             "requests": found.totals.requests,
             "ledger": [
                 {"account": each.account, "currency": each.currency,
@@ -145,6 +147,10 @@ def _show(found: "BackupManifest", as_json: bool) -> None:
          f"{int(totals.input_cached):,} cached, {int(totals.output):,} output"),
         *ledger,
     ])
+    if found.archive:
+        away = sum(each.size_bytes for each in found.archive)
+        print(f"{len(found.archive)} files of detached days ({away / 1e6:,.1f} MB) belong to it "
+              "and are not in it: keep the archive folder with it")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """`isochrone usage`: what requests used, one by one or summed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any
 
@@ -40,7 +40,8 @@ def usage(
     query = {
         "by": by, "since": since, "until": until, "key_id": key_id, "model": model, "site": site,
     }
-    rows = list(islice(find_cloud(state, url, key).api.items("usage", query), limit))
+    api = find_cloud(state, url, key).api
+    rows = list(islice(api.items("usage", query), limit))
     if as_json:
         print_json(rows)
     elif by == "request":
@@ -56,6 +57,16 @@ def usage(
             [_total(row, by) for row in rows],
             empty="no usage yet; try `isochrone chat 'Hello!'`",
         )
+    if not as_json:
+        _tell_detached(api.get("usage", {**query, "limit": 1})["detached"])
+
+
+def _tell_detached(days: Sequence[Mapping[str, Any]]) -> None:
+    """Say which days' requests are not in the list, whosever they are."""
+    names = sorted({each["day"] for each in days})
+    if names:
+        span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        print(f"not in it: requests of {len(names)} days that were detached from the book ({span})")
 
 
 def _request(row: Mapping[str, Any]) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""The loops of one copy of control: booking and charging usage, following budgets, publishing,
+"""The loops of one copy of control: booking and charging usage, keeping its days, budgets, publishing,
 hearing the fleet, retention.
 
 Free of threads, sockets and servers, so the twin runs the same loops on virtual time.
@@ -19,6 +19,7 @@ from isochrone.control.offload import Offload
 from isochrone.control.publish import Publisher
 from isochrone.control.reconciling import Reconciler
 from isochrone.control.retention import erase_for_ever
+from isochrone.control.usage_days import UsageDaysLoop
 from isochrone.core.errors import Unavailable
 from isochrone.ports.book import Book
 from isochrone.ports.bus import Bus, Subscription
@@ -35,6 +36,7 @@ class ControlPlan:
     holder: str
     signer: Ed25519PrivateKey
     evidence_wait_s: float = 30.0
+    retain_usage_days: int | None = None  # None: all days stay in the book
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,10 @@ class ControlLoops:
         self.reconciler = Reconciler(
             ports.registry.reconciling, self.fleet, clock=ports.clock, offload=ports.offload
         )
+        self.usage_days = UsageDaysLoop(
+            ports.registry.usage_days, clock=ports.clock, offload=ports.offload,
+            retain_days=plan.retain_usage_days,
+        )
 
     async def run(self) -> None:
         """Work until cancelled; outages of the book and the bus are waited out."""
@@ -83,6 +89,7 @@ class ControlLoops:
                 tasks.create_task(self.charging.run(), name="charging")
                 tasks.create_task(self.limiting.run(), name="limiting")
                 tasks.create_task(self.reconciler.run(), name="reconciler")
+                tasks.create_task(self.usage_days.run(), name="usage days")
                 tasks.create_task(
                     learn_links(self.fleet, ports.registry.estate, ports.offload), name="links"
                 )

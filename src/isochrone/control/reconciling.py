@@ -50,7 +50,7 @@ def report_of(store: Reconciling, day_at: int) -> Reconciliation:
     sums = store.day_sums(day_at)
     return reconcile(
         day_at, sums.engines, sums.usage, sums.meters, wrong_sums=sums.wrong_sums,
-        parked=sums.parked, unmetered=sums.unmetered,
+        parked=sums.parked, unmetered=sums.unmetered, late=sums.late,
     )
 
 

@@ -1,6 +1,6 @@
 """Settings of the control process: one TOML file, parsed once at its start."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -12,7 +12,9 @@ class ControlSettings:
     with; `signing_key` the Ed25519 seed (hex) of the view; `admin_key` the operator's key. The hash
     of the latter is kept in the book. `world` is made to hold in the book at the start, and the
     sheet of the TOML file `prices` is added to a book that has none of its id. `public_url` is
-    where sites and people reach the API.
+    where sites and people reach the API. `archive` is the folder that days of usage are detached to
+    `retain_usage_days` after they are over; all copies of control share it. Without one all days
+    stay in the book.
     """
 
     port: int
@@ -28,3 +30,5 @@ class ControlSettings:
     prices: Path | None = None
     evidence_wait_s: float = 30.0
     owner_database: str | None = None
+    archive: Path | None = None
+    retain_usage_days: int = field(default=92, metadata={"min": 2, "max": 36_500})

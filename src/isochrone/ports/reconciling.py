@@ -21,6 +21,7 @@ class DaySums:
     wrong_sums: int
     parked: int
     unmetered: int
+    late: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from isochrone.ports.prices import Prices
 from isochrone.ports.reconciling import Reconciling
 from isochrone.ports.tenants import Tenants
 from isochrone.ports.traffic import Traffic
+from isochrone.ports.usage_days import UsageDays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,3 +35,4 @@ class Registry:
     meters: Meters
     traffic: Traffic
     limits: Limits
+    usage_days: UsageDays

@@ -47,8 +47,8 @@ class BookTotals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackupManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`schema` is the revision of the book; `keys` are files that hold secrets. Instants are wall
-    ns UTC."""
+    """`schema` is the revision of the book; `keys` are files that hold secrets; `archive` are those
+    of days that left the book, which are not copied. Instants are wall ns UTC."""
 
     version: int
     release: str
@@ -56,4 +56,5 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True):
     made_at: int
     tables: tuple[TableCopy, ...]
     keys: tuple[FileCopy, ...]
+    archive: tuple[FileCopy, ...]
     totals: BookTotals

@@ -290,7 +290,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "TableCopy": _fields(account="name columns rows content_sha256 file"),
     "LedgerSum": _fields(account="account currency amount_pico"),
     "BookTotals": _fields(account="requests input_uncached input_cached output ledger"),
-    "BackupManifest": _fields(account="version release schema made_at tables keys totals"),
+    "BackupManifest": _fields(account="version release schema made_at tables keys archive totals"),
     # wire/prices.py
     "SheetText": _fields(account="id currency valid_from prices adjustments recurring fees"),
     "PriceText": _fields(
@@ -325,6 +325,21 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
             "replaces"
         ),
         credential="secret_sha256",
+    ),
+    "attached_days": _fields(account="day_at until_at"),
+    "detached_days": _fields(
+        account="day_at part rows digest file file_sha256 file_bytes detached_at",
+    ),
+    "detached_hours": _fields(
+        account=(
+            "day_at part org_id project_id hour_at model class site bound requests input_uncached "
+            "input_cached output digest"
+        ),
+    ),
+    "detached_ids": _fields(account="day_at part first_id last_id marks"),
+    # The report is what gateways sent: without references where those may not leave.
+    "late_reports": _fields(
+        account="request_id digest org_id day_at report heard_at booked_at",
     ),
     "charged_periods": _fields(account="org_id project_id begin_at closed_at"),
     "charges": _fields(

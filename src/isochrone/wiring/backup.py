@@ -60,7 +60,8 @@ def backup(place: Place, folder: Path, *, now: int, tell: Tell) -> BackupManifes
         book = copy_out(place.database, partial / TABLES, tell=tell)
         manifest = BackupManifest(
             version=VERSION, release=__version__, schema=book.schema, made_at=now,
-            tables=book.tables, totals=book.totals, keys=_copy_keys(place, partial / KEYS),
+            tables=book.tables, archive=book.archive, totals=book.totals,
+            keys=_copy_keys(place, partial / KEYS),
         )
         text = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
         write_private(partial / MANIFEST, text)
@@ -149,7 +150,10 @@ def restore(place: Place, folder: Path, *, replacing: bool, tell: Tell) -> Backu
         raise InvalidInput(other)
     copy_in(
         place.database, folder / TABLES,
-        CopiedBook(schema=manifest.schema, tables=manifest.tables, totals=manifest.totals),
+        CopiedBook(
+            schema=manifest.schema, tables=manifest.tables, archive=manifest.archive,
+            totals=manifest.totals,
+        ),
         replacing=replacing, tell=tell,
     )
     for name, content in keys.items():

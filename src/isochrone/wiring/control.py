@@ -86,17 +86,22 @@ async def run_control(settings: ControlSettings) -> None:
         )
         pool = open_pool(settings.database)
         try:
-            registry = open_registry(pool)
+            registry = open_registry(pool, settings.archive)
             owner = settings.owner_database or settings.database
             await prepare_book(owner, files, registry, clock, stop)
             if not stop.is_set():
                 await _on_thread(lambda: check_role(pool))
                 if settings.owner_database is None:
                     log.warning("control_logs_in_as_owner", advice="docs/tenancy.md, Logins")
+                if settings.archive is None:
+                    log.warning("no_archive_of_usage", advice="docs/metering.md, Days")
                 loops = ControlLoops(
                     ControlPlan(
                         holder=settings.public_url, signer=files.signer,
                         evidence_wait_s=settings.evidence_wait_s,
+                        retain_usage_days=(
+                            None if settings.archive is None else settings.retain_usage_days
+                        ),
                     ),
                     ControlPorts(
                         registry=registry, book=PostgresBook(pool), bus=bus, clock=clock,

@@ -22,6 +22,8 @@ from isochrone.adapters.postgres.book_rows import (
 )
 from isochrone.adapters.postgres.hours import (
     BOUND,
+    WITHIN,
+    Bounds,
     add_moved,
     begin_moving,
     count_wrong,
@@ -30,6 +32,7 @@ from isochrone.adapters.postgres.hours import (
     move_in,
     move_out,
 )
+from isochrone.adapters.postgres.late import sift_late
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import RequestId, SiteName, is_uuid7
@@ -261,6 +264,11 @@ def _merge(
         return 0
     is_usage = table == "usage"
     _copy(connection, incoming.values(), now=now)
+    if is_usage:
+        there = len(incoming)
+        incoming = sift_late(connection, incoming, now=now)
+        if len(incoming) < there:
+            _copy(connection, incoming.values(), now=now)
     key = sql.SQL(", ").join(map(sql.Identifier, _KEY[table]))
     if is_usage:
         begin_moving(connection)
@@ -287,12 +295,15 @@ def _replace(
 ) -> int:
     """Replace the rows that are there by better reports of `incoming`; return how many."""
     key = sql.SQL(", ").join(map(sql.Identifier, _KEY[table]))
+    requests = [event.request_id for event in incoming.values()]
+    bounds: Bounds = {"least": min(requests), "greatest": max(requests)}
     # Rows in the order of their keys, so that two bookers cannot wait for each other.
     there = connection.execute(
         sql.SQL(
             "SELECT {names} FROM {table} WHERE ({key}) IN (SELECT {key} FROM incoming)"
-            " ORDER BY {key} FOR UPDATE"
-        ).format(table=sql.Identifier(table), names=_NAMES, key=key)
+            f" AND {WITHIN} ORDER BY {{key}} FOR UPDATE"
+        ).format(table=sql.Identifier(table), names=_NAMES, key=key),
+        bounds,
     ).fetchall()
     present = _best_by_key(table, map(event_of, there))
     replacing = [
@@ -303,11 +314,12 @@ def _replace(
     _copy(connection, replacing, now=now)
     is_usage = table == "usage"
     if is_usage:
-        move_out(connection)
+        move_out(connection, bounds)
     connection.execute(
         sql.SQL(
             "UPDATE {table} t SET ({names}, booked_at{bound}) = ROW({values}, i.booked_at{named})"
             " FROM incoming i WHERE {same}"
+            " AND t.request_id BETWEEN %(least)s::uuid AND %(greatest)s::uuid"
         ).format(
             table=sql.Identifier(table),
             names=_NAMES,
@@ -318,10 +330,11 @@ def _replace(
                 sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier("i", name))
                 for name in _KEY[table]
             ),
-        )
+        ),
+        bounds,
     )
     if is_usage:
-        move_in(connection)
+        move_in(connection, bounds)
     return len(replacing)
 
 

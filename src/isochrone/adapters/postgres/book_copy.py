@@ -44,6 +44,7 @@ class CopiedBook:
 
     schema: str
     tables: tuple[TableCopy, ...]
+    archive: tuple[FileCopy, ...]
     totals: BookTotals
 
 
@@ -75,7 +76,8 @@ def copy_out(conninfo: str, folder: Path, *, tell: Tell) -> CopiedBook:
             for name, columns, key in tables if name != "alembic_version"
         ]
         return CopiedBook(
-            schema=schema, tables=tuple(copies), totals=totals_of_book(connection)
+            schema=schema, tables=tuple(copies), totals=totals_of_book(connection),
+            archive=_archive(connection),
         )
 
 
@@ -98,12 +100,16 @@ def copy_in(
         assert isinstance(driver, psycopg.Connection), "the engine is made for psycopg"
         connection: _Connection = driver
         _refuse_target(connection, replacing=replacing)
-        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        connection.execute(
+            "DROP SCHEMA public CASCADE; CREATE SCHEMA public;"
+            "DROP SCHEMA IF EXISTS usage_days CASCADE"
+        )
         migrate_within(engine, revision=book.schema)
         _see_everybody(connection)
         with _unguarded(connection) as order:
             _load(connection, folder, book, order, tell)
             _number_on(connection)
+            _part(connection)
         _compare(connection, folder, book, tell)
         migrate_within(engine)
         _see_everybody(connection)
@@ -156,6 +162,16 @@ def _schema(connection: _Connection) -> str:
     if row is None:
         raise InvalidInput(["the database holds no book; is it the one that control works on?"])
     return str(row[0])
+
+
+def _archive(connection: _Connection) -> tuple[FileCopy, ...]:
+    """The files of days that were detached from this book."""
+    rows = connection.execute(
+        "SELECT file, file_bytes, file_sha256 FROM detached_days ORDER BY day_at, part"
+    ).fetchall()
+    return tuple(
+        FileCopy(name=name, size_bytes=size, sha256=digest) for name, size, digest in rows
+    )
 
 
 def _text_of(
@@ -329,6 +345,16 @@ def _number_on(connection: _Connection) -> None:
                 column=sql.Identifier(column), table=sql.Identifier(table),
                 name=sql.Literal(f'public."{table}"'), text=sql.Literal(column),
             )
+        )
+
+
+def _part(connection: _Connection) -> None:
+    """Give requests the partitions of their days, where the schema has them."""
+    row = connection.execute("SELECT to_regprocedure('keep_usage_day(bigint)')").fetchone()
+    if row is not None and row[0] is not None:
+        connection.execute(
+            "SELECT keep_usage_day(day) FROM usage_days_there() WHERE NOT is_own"
+            " AND day < extract(epoch FROM now() + interval '4 days') * 1000000000 ORDER BY day"
         )
 
 

@@ -26,6 +26,10 @@ _MOVED: LiteralString = (
     " bit_xor(usage_mark(request_id, input_uncached, input_cached, output))"
 )
 
+# The least and the greatest id of what comes in: partitions beyond them are not looked at.
+Bounds = dict[str, str]
+WITHIN: LiteralString = "request_id BETWEEN %(least)s::uuid AND %(greatest)s::uuid"
+
 _Connection = psycopg.Connection[TupleRow]
 
 
@@ -58,22 +62,23 @@ def insert_and_move(connection: _Connection, names: sql.Composable) -> int:
     return int(row[0])
 
 
-def move_out(connection: _Connection) -> None:
+def move_out(connection: _Connection, bounds: Bounds) -> None:
     """Note that the rows of `usage` which `incoming` replaces no longer count; `move_in` follows
     when they are replaced."""
-    _note(connection, _MOVED.format(sign="-"))
+    _note(connection, _MOVED.format(sign="-"), bounds)
 
 
-def move_in(connection: _Connection) -> None:
+def move_in(connection: _Connection, bounds: Bounds) -> None:
     """Note that the rows which have replaced others count."""
-    _note(connection, _MOVED.format(sign=""))
+    _note(connection, _MOVED.format(sign=""), bounds)
 
 
-def _note(connection: _Connection, moved: LiteralString) -> None:
+def _note(connection: _Connection, moved: LiteralString, bounds: Bounds) -> None:
     connection.execute(
         f"INSERT INTO moved SELECT {moved} FROM usage"
-        f" WHERE request_id IN (SELECT request_id FROM incoming) AND {_COUNTED}"
-        " GROUP BY 1, 2, 3, 4, 5, 6, 7"
+        f" WHERE request_id IN (SELECT request_id FROM incoming) AND {WITHIN} AND {_COUNTED}"
+        " GROUP BY 1, 2, 3, 4, 5, 6, 7",
+        bounds,
     )
 
 
@@ -92,9 +97,22 @@ def add_moved(connection: _Connection) -> None:
     )
 
 
+# What the rows add up to, and those that were detached.
 _MADE: LiteralString = (
+    f"SELECT {_KEY}, sum(requests)::bigint, sum(input_uncached)::bigint,"
+    " sum(input_cached)::bigint, sum(output)::bigint, bit_xor(digest) FROM ("
     f"SELECT {_MOVED.format(sign='')} FROM usage WHERE {_COUNTED}"
     " AND received_at >= %(since)s AND received_at < %(until)s GROUP BY 1, 2, 3, 4, 5, 6, 7"
+    f" UNION ALL SELECT {_KEY}, {_SUMS}, digest FROM detached_hours"
+    " WHERE hour_at >= %(since)s AND hour_at < %(until)s"
+    f") AS each_part ({_KEY}, {_SUMS}, digest) GROUP BY {_KEY}"
+)
+# Of one day's rows: what stands for them once they are detached.
+DETACHED_HOURS: LiteralString = (
+    f"INSERT INTO detached_hours (day_at, part, {_KEY}, {_SUMS}, digest)"
+    f" SELECT %(day)s, %(part)s, {_MOVED.format(sign='')} FROM usage WHERE {_COUNTED}"
+    " AND request_id >= first_id_of_day(%(day)s) AND request_id < first_id_of_day(%(next)s)"
+    " GROUP BY 3, 4, 5, 6, 7, 8, 9"
 )
 _DIFFERS: LiteralString = (
     f"SELECT {_KEY}, coalesce(made.requests, 0) AS requests,"

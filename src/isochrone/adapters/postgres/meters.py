@@ -19,8 +19,10 @@ from isochrone.core.billing.meter_event import (
     problems_of,
     quantities,
 )
+from isochrone.core.billing.period import day_name
 from isochrone.core.billing.sheet import HOUR_NS, Facts
 from isochrone.core.ids import is_uuid7
+from isochrone.core.metering.detached import day_of_request
 from isochrone.core.world.tenant import Scope
 
 _EVENT = (
@@ -133,6 +135,13 @@ def _booked(connection: _Connection, event: MeterEvent) -> tuple[MeterEvent | No
         " WHERE request_id = %s AND org_id = %s AND project_id = %s FOR UPDATE",
         (request, event.org_id, event.project_id),
     ).fetchone()
+    if row is None:
+        away = connection.execute(
+            "SELECT 1 FROM detached_days WHERE day_at = day_of_id(%s)", (request,)
+        ).fetchone()
+        if away is not None:
+            day = day_name(day_of_request(request))
+            return None, f"the day of {request}, {day}, was detached from the book: attach it first"
     if row is None or row[6] != "ingress":
         return None, f"the request {request} is not booked, or not finally"
     amended = connection.execute(

@@ -62,6 +62,10 @@ class PostgresReconciling:
                     connection, "SELECT count(*) FROM meter_events WHERE NOT is_metered"
                     " AND arrived_at >= %(since)s AND arrived_at < %(until)s", day,
                 ),
+                late=_count(
+                    connection, "SELECT count(*) FROM late_reports WHERE booked_at IS NULL"
+                    " AND heard_at >= %(since)s AND heard_at < %(until)s", day,
+                ),
             )
 
     def keep_report(self, report: KeptReport) -> bool:

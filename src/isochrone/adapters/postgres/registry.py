@@ -1,5 +1,7 @@
 """The registry on PostgreSQL: its parts over one pool."""
 
+from pathlib import Path
+
 from isochrone.adapters.postgres.accounts import PostgresAccounts
 from isochrone.adapters.postgres.audit import PostgresAudit
 from isochrone.adapters.postgres.entitlements import PostgresEntitlements
@@ -14,11 +16,13 @@ from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.adapters.postgres.reconciling import PostgresReconciling
 from isochrone.adapters.postgres.tenants import PostgresTenants
 from isochrone.adapters.postgres.traffic import PostgresTraffic
+from isochrone.adapters.postgres.usage_days import PostgresUsageDays
 from isochrone.ports.registry import Registry
 
 
-def open_registry(pool: Pool) -> Registry:
-    """The parts of the registry on `pool`, which stays the caller's to close."""
+def open_registry(pool: Pool, archive: Path | None = None) -> Registry:
+    """The parts of the registry on `pool`, which stays the caller's to close. `archive` is the
+    folder that days of usage are detached to; without one they stay in the book."""
     return Registry(
         tenants=PostgresTenants(pool), members=PostgresMembers(pool),
         accounts=PostgresAccounts(pool), audit=PostgresAudit(pool),
@@ -26,4 +30,5 @@ def open_registry(pool: Pool) -> Registry:
         entitlements=PostgresEntitlements(pool), prices=PostgresPrices(pool),
         ledger=PostgresLedger(pool), reconciling=PostgresReconciling(pool),
         meters=PostgresMeters(pool), traffic=PostgresTraffic(pool), limits=PostgresLimits(pool),
+        usage_days=PostgresUsageDays(pool, archive),
     )

@@ -6,6 +6,7 @@ from isochrone import __version__
 from isochrone.control.api import (
     accounts,
     audit,
+    days,
     deployments,
     docs,
     entitlements,
@@ -39,7 +40,7 @@ RESOURCES = (
     status, sessions, organisations, projects, accounts, principals, policies, keys, entitlements,
     limits, voters, audit,
     models, sites, deployments, live, usage, traffic, requests,
-    prices, ledger, meters, reconciliation,
+    prices, ledger, meters, days, reconciliation,
 )
 
 

@@ -11,8 +11,8 @@ from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed
 from isochrone.control.reconciling import report_of
-from isochrone.core.billing.period import day_of
-from isochrone.core.errors import InvalidInput
+from isochrone.core.billing.period import DAY_NS, day_name, day_of
+from isochrone.core.errors import InvalidInput, NotFound
 
 
 class ReportShape(BaseModel):
@@ -26,6 +26,7 @@ class ReportShape(BaseModel):
     wrong_sums: int
     parked: int
     unmetered: int
+    late: int
 
 
 class KeptShape(BaseModel):
@@ -55,6 +56,17 @@ def routes(context: Context) -> APIRouter:
             if asked is None or asked < 0:
                 raise InvalidInput([f"day: must be like 2026-11-20, not {day!r}"])
             at = asked
+        # Requests that ended on the day may have come on the one before.
+        away = context.registry.usage_days.detached(
+            since=day_of(at) - DAY_NS, until=day_of(at) + DAY_NS
+        )
+        if away:
+            name = day_name(away[-1].day_at)
+            raise NotFound(
+                f"{day_name(day_of(at))} cannot be compared: requests of {name} were detached from"
+                f" the book; bring them back with `isochrone days attach {name}`, or read the"
+                " report that was made then (GET /api/v1/reconciliation/reports)"
+            )
         report = report_of(store, day_of(at))
         return ReportShape(agrees=report.agrees, **msgspec.to_builtins(report))
 

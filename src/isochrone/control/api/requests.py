@@ -10,8 +10,10 @@ from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.core.billing.of_request import price_of_request
 from isochrone.core.billing.sheet import PriceSheet
+from isochrone.core.billing.period import day_name
 from isochrone.core.errors import NotFound
 from isochrone.core.ids import RequestId, is_uuid7
+from isochrone.core.metering.detached import DAY_NS, day_of_request
 from isochrone.core.metering.event import Endpoint, Outcome, Reporter, TokenSource, UsageEvent
 from isochrone.core.money import written
 from isochrone.core.routing.bond import Bond, HomeVerdict
@@ -196,7 +198,7 @@ def routes(context: Context) -> APIRouter:
         if is_uuid7(request_id):
             booked = context.book.request(caller.scope, RequestId(request_id))
         if booked is None or caller.key_id not in (None, booked.event.key_id):
-            raise NotFound(f"no request {request_id!r} is booked (it takes a moment after its end)")
+            raise NotFound(_unknown(context, request_id))
         price = None
         if caller.may("prices.read"):
             price = _price(booked, context.registry.prices.applying(booked.event.org_id))
@@ -221,6 +223,21 @@ def _price(booked: Booked, sheets: Sequence[PriceSheet]) -> PriceShape | None:
             for line in rated.lines if line.amount_pico
         ],
         unpriced=[each.facts.meter for each in rated.unpriced],
+    )
+
+
+def _unknown(context: Context, request_id: str) -> str:
+    """Why there is nothing to show: of a day that was detached any request may be away."""
+    said = f"no request {request_id!r} is booked (it takes a moment after its end)"
+    if not is_uuid7(request_id):
+        return said
+    day_at = day_of_request(RequestId(request_id))
+    if not context.registry.usage_days.detached(since=day_at, until=day_at + DAY_NS):
+        return said
+    return (
+        f"no request {request_id!r} is in the book: requests of {day_name(day_at)} were detached to"
+        f" the archive; an operator can bring them back with `isochrone days attach"
+        f" {day_name(day_at)}`"
     )
 
 

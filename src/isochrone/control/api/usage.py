@@ -1,6 +1,6 @@
 """Usage: what requests used, one by one or summed by key, model, site, class or day."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
@@ -9,11 +9,14 @@ from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed, Paging, paging
+from isochrone.core.billing.period import day_name
 from isochrone.core.errors import NotFound
 from isochrone.core.ids import KeyId, ModelName, SiteName
 from isochrone.core.metering.event import Outcome, Reporter, TokenSource
 from isochrone.core.world.tenant import Class
 from isochrone.ports.book import Booked, UsageFilter, UsageTotal
+
+S = TypeVar("S", bound=BaseModel)
 
 
 class RequestRow(BaseModel):
@@ -62,6 +65,20 @@ class TotalRow(BaseModel):
     last_at: int
 
 
+class DetachedShape(BaseModel):
+    """A day of which requests are in a file and not in this list."""
+
+    day: str
+    requests: int
+
+
+class UsageListed(Listed[S], Generic[S]):
+    """A page; `detached` are days of the time asked for whose requests left the book, whosever they
+    are: an operator can attach them."""
+
+    detached: list[DetachedShape]
+
+
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/usage", tags=["usage"])
     may = access(context)
@@ -77,7 +94,7 @@ def routes(context: Context) -> APIRouter:
         model: Annotated[str | None, Query(max_length=400)] = None,
         site: Annotated[str | None, Query(max_length=100)] = None,
         order: Literal["oldest", "newest"] = "oldest",
-    ) -> Listed[RequestRow] | Listed[TotalRow]:
+    ) -> UsageListed[RequestRow] | UsageListed[TotalRow]:
         """Usage received from `since` until before `until`. `order` is that of requests; groups
         come in the order of their names."""
         chosen = UsageFilter(
@@ -88,13 +105,19 @@ def routes(context: Context) -> APIRouter:
             site=None if site is None else SiteName(site),
         )
         most, after = page.page.most, page.after
+        files = context.registry.usage_days.detached(since=chosen.since, until=chosen.until)
+        away = [
+            DetachedShape(day=day_name(each.day_at), requests=each.rows) for each in files
+        ]
         if by == "request":
             booked = context.book.requests(
                 caller.scope, chosen, most=most, after=after, newest=order == "newest"
             )
-            return page.listed(booked, _request_row, lambda row: row.event.request_id)
+            rows = page.listed(booked, _request_row, lambda row: row.event.request_id)
+            return UsageListed(items=rows.items, next=rows.next, detached=away)
         totals = context.book.totals(caller.scope, chosen, by, most=most, after=after)
-        return page.listed(totals, _total_row, lambda row: row.name)
+        sums = page.listed(totals, _total_row, lambda row: row.name)
+        return UsageListed(items=sums.items, next=sums.next, detached=away)
 
     return router
 

@@ -42,6 +42,12 @@ def name_of(period: Period) -> str:
     return f"{year:04d}-{month:02d}"
 
 
+def day_name(at: int) -> str:
+    """The name of the day (UTC) of an instant, such as 2026-11-20."""
+    year, month = _year_and_month(at)
+    return f"{year:04d}-{month:02d}-{at // DAY_NS - _first_day(year, month) + 1:02d}"
+
+
 def part_over(period: Period, now: int) -> Fraction:
     """The part of the period that is over at `now`."""
     done = min(max(now, period.begin), period.end) - period.begin

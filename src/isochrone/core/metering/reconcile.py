@@ -104,7 +104,8 @@ class ReplicaLine:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciliation:
     """The report of a day. `wrong_sums`: sums by hour that are not those of the requests;
-    `parked`: messages that could not be booked; `unmetered`: events of no meter."""
+    `parked`: messages that could not be booked; `unmetered`: events of no meter; `late`: better
+    reports that came for days which are detached, and wait."""
 
     day_at: int
     replicas: tuple[ReplicaLine, ...]
@@ -112,6 +113,7 @@ class Reconciliation:
     wrong_sums: int
     parked: int
     unmetered: int
+    late: int
     findings: tuple[str, ...]
 
     @property
@@ -128,6 +130,7 @@ def reconcile(
     wrong_sums: int,
     parked: int,
     unmetered: int,
+    late: int,
 ) -> Reconciliation:
     """The report of the day that begins at `day_at` (wall ns)."""
     counted = {each.replica: each for each in engines}
@@ -140,11 +143,12 @@ def reconcile(
         "sums by hour are not those of the requests": wrong_sums,
         "messages could not be booked and are parked": parked,
         "events are of no meter": unmetered,
+        "better reports are of detached days: attach those to book them": late,
     }
     findings += [f"{count} {what}" for what, count in others.items() if count]
     return Reconciliation(
         day_at=day_at, replicas=lines, meters=tuple(meters), wrong_sums=wrong_sums, parked=parked,
-        unmetered=unmetered, findings=tuple(findings),
+        unmetered=unmetered, late=late, findings=tuple(findings),
     )
 
 

@@ -21,7 +21,8 @@ Action = Literal[
     "entitlements.read", "entitlements.write",
     "limits.read", "limits.write",
     "usage.read", "traffic.read", "audit.read",
-    "prices.read", "prices.write", "ledger.read", "ledger.write", "usage.write", "reconcile",
+    "prices.read", "prices.write", "ledger.read", "ledger.write", "usage.write", "usage.days",
+    "reconcile",
     "estate.read", "estate.details", "estate.write",
     "self.read", "self.write",
 ]
