@@ -16,8 +16,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.book_copy import CopiedBook, _tables, _write, copy_in
+from isochrone.adapters.postgres.consistency import totals_of_book
 from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.meters import PostgresMeters
+from isochrone.adapters.postgres.migrate import migrate
 from isochrone.adapters.postgres.pool import APPLICATION_ROLE, Pool, check_role, open_pool
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.adapters.postgres.registry import open_registry
@@ -41,6 +44,7 @@ from tests.contract.test_ledger import (
     zero_sum,
 )
 from tests.contract.test_meters import an_event, gpus
+from tests.contract.test_migrations import BOOKED
 from tests.contract.test_row_security import registry  # noqa: F401 - a fixture
 from tests.contract.test_settling import charged
 from tests.fixtures.settling_worker import charge_all, reports, settle
@@ -207,6 +211,36 @@ def test_a_backup_is_of_one_instant_while_others_book_and_charge(
     restore(fresh, tmp_path / "copy2", replacing=False, tell=tell)
     rows = {each.name: each.rows for each in made.tables}
     assert len(tables(fresh.database)["usage"]) == rows["usage"]
+
+
+def test_a_backup_of_an_earlier_release_is_brought_forward(
+    fresh: Place, postgres: PostgresPlan, tmp_path: Path
+) -> None:
+    with psycopg.connect(postgres.superuser_conninfo, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE earlier OWNER {OWNER}")
+        old = make_conninfo(postgres.conninfo, dbname="earlier")
+        migrate(old, revision="0012")
+        with psycopg.connect(old) as owner:
+            owner.execute("SELECT set_config('isochrone.tenant', '*', true)")
+            owner.execute(BOOKED)
+        migrate(old, revision="0013")
+        with pytest.raises(InvalidInput, match="has schema 0013 and this release works with"):
+            backup(replace(fresh, database=old), tmp_path / "copy", now=5, tell=tell)
+        with psycopg.connect(old) as owner:  # as that release copied it
+            owner.execute("SELECT set_config('isochrone.tenant', '*', true)")
+            copies = [
+                _write(owner, tmp_path, name, columns, key, tell)
+                for name, columns, key in _tables(owner) if name != "alembic_version"
+            ]
+            totals = totals_of_book(owner)
+        admin.execute("DROP DATABASE earlier WITH (FORCE)")
+    book = CopiedBook(schema="0013", tables=tuple(copies), archive=(), totals=totals)
+    copy_in(fresh.database, tmp_path, book, replacing=False, tell=tell)
+    assert len(tables(fresh.database)["usage"]) == 6
+    with psycopg.connect(fresh.database) as owner:
+        owner.execute("SELECT set_config('isochrone.tenant', '*', true)")
+        row = owner.execute("SELECT count(*) FROM usage_days.day_2026_11_21").fetchone()
+    assert row == (3,)
 
 
 def damage_byte(folder: Path) -> None:

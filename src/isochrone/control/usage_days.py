@@ -53,7 +53,7 @@ class UsageDaysLoop:
         now = self._clock.wall_ns()
         today = now - now % DAY_NS
         made = await self._offload(
-            partial(self._days.keep, since=today - DAY_NS, until=today + AHEAD_NS)
+            partial(self._days.keep, since=max(today - DAY_NS, 0), until=today + AHEAD_NS)
         )
         if made:
             log.info("usage_days_made", days=made)

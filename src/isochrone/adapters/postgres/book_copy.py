@@ -64,13 +64,18 @@ def copy_out(conninfo: str, folder: Path, *, tell: Tell) -> CopiedBook:
             )
         )
         _see_everybody(connection)
+        schema = _schema(connection)
+        if schema != newest():
+            raise InvalidInput(
+                [f"the book has schema {schema} and this release works with {newest()}: back it up "
+                 "with the release that runs it, or start control of this one first"]
+            )
         tell("checking the book", 0)
         problems = problems_of_book(connection)
         if problems:
             raise InvalidInput(
                 [f"the book is inconsistent and was not backed up: {each}" for each in problems]
             )
-        schema = _schema(connection)
         copies = [
             _write(connection, folder, name, columns, key, tell)
             for name, columns, key in tables if name != "alembic_version"
