@@ -1,5 +1,5 @@
-"""The loops of one copy of control: booking and charging usage, keeping its days, budgets, publishing,
-hearing the fleet, retention.
+"""The loops of one copy of control: booking and charging usage, keeping its days, following
+budgets, publishing, hearing the fleet, retention.
 
 Free of threads, sockets and servers, so the twin runs the same loops on virtual time.
 """

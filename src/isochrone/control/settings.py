@@ -31,4 +31,4 @@ class ControlSettings:
     evidence_wait_s: float = 30.0
     owner_database: str | None = None
     archive: Path | None = None
-    retain_usage_days: int = field(default=92, metadata={"min": 2, "max": 36_500})
+    retain_usage_days: int = field(default=92, metadata={"min": 32, "max": 36_500})

@@ -31,7 +31,7 @@ from isochrone.ports.usage_days import DayFile, UsageDay
 
 QUIET_NS = DAY_NS
 COUNTED_MOST = 100_000  # above it, the database's own estimate will do
-YOUNGEST_NS = 2 * DAY_NS  # reconciliation reads a day's rows until an hour after the next
+YOUNGEST_NS = 32 * DAY_NS  # budgets of keys read the rows of their month
 IDS_A_CHUNK = 512
 LATE_MOST = 500
 CHUNK_BYTES = 1 << 20
@@ -132,7 +132,7 @@ class PostgresUsageDays:
         if day_at + DAY_NS + YOUNGEST_NS > now:
             raise InvalidInput(
                 [f"{day_name(day_at)} is too young: a day can be detached once it has been over "
-                 "for two days"]
+                 "for 32 days"]
             )
         target = self._archive / f"usage-{day_name(day_at)}.{now}.parquet"
         self._keep(day_at)

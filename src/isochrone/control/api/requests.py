@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.core.billing.of_request import price_of_request
-from isochrone.core.billing.sheet import PriceSheet
 from isochrone.core.billing.period import day_name
+from isochrone.core.billing.sheet import PriceSheet
 from isochrone.core.errors import NotFound
 from isochrone.core.ids import RequestId, is_uuid7
 from isochrone.core.metering.detached import DAY_NS, day_of_request
