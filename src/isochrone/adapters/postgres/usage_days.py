@@ -160,14 +160,24 @@ class PostgresUsageDays:
         if problems:
             raise InvalidInput(problems)
         files = self.detached(since=day_at, until=day_at + DAY_NS)
-        archive = self._folder()
+        self._note_attached(scope, day_at, keep_until)
+        self._keep(day_at)
+        rows = self._come_back(scope, day_at, files)
+        self.book_late(now=now)
+        return rows
+
+    def _note_attached(self, scope: Scope, day_at: int, keep_until: int) -> None:
+        """Before its rows come, so that nobody detaches them at once."""
         with self._pool.transaction(scope) as connection:
             connection.execute(
                 "INSERT INTO attached_days (day_at, until_at) VALUES (%(day)s, %(until)s)"
                 " ON CONFLICT (day_at) DO UPDATE SET until_at = excluded.until_at",
                 {"day": day_at, "until": keep_until},
             )
-        self._keep(day_at)
+
+    def _come_back(self, scope: Scope, day_at: int, files: Sequence[DayFile]) -> int:
+        """All rows of a day's files, or none of them; how many."""
+        archive = self._folder()
         with self._scratch(day_at) as scratch, self._pool.transaction(scope) as connection:
             _take_time(connection)
             connection.execute(
@@ -183,8 +193,7 @@ class PostgresUsageDays:
                 ).format(names=_NAMES)
             ).rowcount
             connection.execute("SELECT forget_detached_day(%s)", (day_at,))
-        self.book_late(now=now)
-        return rows
+            return rows
 
     def check(self, day_at: int) -> Sequence[str]:
         with self._pool.transaction(EVERY_TENANT) as connection:
@@ -203,25 +212,32 @@ class PostgresUsageDays:
     def book_late(self, *, now: int) -> int:
         booked = 0
         while True:
-            with self._pool.transaction(EVERY_TENANT) as connection:
-                rows = connection.execute(
-                    "SELECT request_id, digest, report::text FROM late_reports l"
-                    " WHERE booked_at IS NULL AND NOT EXISTS ("
-                    "  SELECT FROM detached_days d WHERE d.day_at = l.day_at)"
-                    " ORDER BY request_id, digest LIMIT %s",
-                    (LATE_MOST,),
-                ).fetchall()
+            rows = self._late()
             if not rows:
                 return booked
             events = [msgspec.json.decode(text, type=UsageEvent) for _, _, text in rows]
             # Booking them again changes nothing, should the note below be lost.
             PostgresBook(self._pool).book_usage(events, now=now)
-            with self._pool.transaction(EVERY_TENANT) as connection, connection.cursor() as cursor:
-                cursor.executemany(
-                    "UPDATE late_reports SET booked_at = %s WHERE request_id = %s AND digest = %s",
-                    [(now, request, digest) for request, digest, _ in rows],
-                )
+            self._note_booked([(now, request, digest) for request, digest, _ in rows])
             booked += len(rows)
+
+    def _late(self) -> Sequence[TupleRow]:
+        """Some of the late reports whose day is here, that are not booked yet."""
+        with self._pool.transaction(EVERY_TENANT) as connection:
+            return connection.execute(
+                "SELECT request_id, digest, report::text FROM late_reports l"
+                " WHERE booked_at IS NULL AND NOT EXISTS ("
+                "  SELECT FROM detached_days d WHERE d.day_at = l.day_at)"
+                " ORDER BY request_id, digest LIMIT %s",
+                (LATE_MOST,),
+            ).fetchall()
+
+    def _note_booked(self, booked: Sequence[TupleRow]) -> None:
+        with self._pool.transaction(EVERY_TENANT) as connection, connection.cursor() as cursor:
+            cursor.executemany(
+                "UPDATE late_reports SET booked_at = %s WHERE request_id = %s AND digest = %s",
+                booked,
+            )
 
     def _folder(self) -> Path:
         if self._archive is None:
