@@ -37,7 +37,7 @@ PATIENT = tuple(
 # The same, of what a cloud of one machine does for people.
 PATIENT_USERS = tuple(
     f"tests/rig/test_{name}.py"
-    for name in ("command_line", "openai_client", "other_worlds", "residency")
+    for name in ("command_line", "limits", "openai_client", "other_worlds", "residency")
 )
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 # Two cores are busy with four jobs, because half of them mostly wait.
