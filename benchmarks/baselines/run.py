@@ -1,95 +1,127 @@
-"""Tunes every baseline on the scenarios that are named; see README.md."""
+"""Tunes every baseline on the scenarios of this folder; see README.md."""
 
 import argparse
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
-from math import inf, isfinite
+from functools import lru_cache
+from math import exp, inf, isfinite, log
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from isochrone.adapters.packaged import DATA
 from isochrone.core.rng import stream
 from isochrone.twin.baselines.campus import best_campus, campus_of
-from isochrone.twin.baselines.catalogue import (
-    CAMPUS,
-    CONSISTENT_HASH,
-    GORGO,
-    LEAST_OUTSTANDING,
-    LLM_D,
-    NEAREST,
-    NEAREST_THEN_SPILL,
-    ROUND_ROBIN,
-    SKYWALKER,
-    Baseline,
-)
+from isochrone.twin.baselines.catalogue import EVERY, Baseline
 from isochrone.twin.baselines.tune import tune
 from isochrone.twin.fast.plan import Plan
 from isochrone.twin.fast.simulation import Simulation
+from isochrone.wiring.twin_comparison import Ground, ground_of
 from isochrone.wiring.twin_scenario import parse_scenario
-from isochrone.wiring.twin_world import twin_world
 
 HERE = Path(__file__).parent
-ALL: tuple[Baseline[Any], ...] = (
-    NEAREST, ROUND_ROBIN, LEAST_OUTSTANDING, CONSISTENT_HASH, NEAREST_THEN_SPILL, SKYWALKER, GORGO,
-    LLM_D, CAMPUS,
-)
+RECORD = DATA / "baselines.json"
 
 
 def main() -> None:
-    """One line a baseline and scenario."""
+    """All baselines for each nature of traffic; with --write into the file that the twin uses."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("scenarios", nargs="+", type=Path)
-    arguments.add_argument("--only", choices=[each.name for each in ALL])
+    arguments.add_argument("scenarios", nargs="*", type=Path, default=sorted(HERE.glob("*.toml")))
+    arguments.add_argument("--only", choices=[each.name for each in EVERY])
+    arguments.add_argument("--requests", type=int, default=2_000, help="of each window")
     arguments.add_argument("--jobs", type=int, default=2)
-    arguments.add_argument("--dry", action="store_true", help="append nothing")
+    arguments.add_argument("--write", action="store_true", help=f"write {RECORD}")
     given = arguments.parse_args()
+    natures: dict[str, list[Path]] = {}
+    for path in given.scenarios:
+        natures.setdefault(_ground(path, given.requests).world.nature, []).append(path)
     work = [
-        (path, each.name) for path in given.scenarios for each in ALL
-        if given.only in (None, each.name)
+        (nature, paths, each.name, given.requests) for nature, paths in natures.items()
+        for each in EVERY if given.only in (None, each.name)
     ]
+    found = _kept(natures)
+    with ProcessPoolExecutor(given.jobs) as pool:
+        for nature, name, result in pool.map(_tuned, work):
+            print(nature, name, result["best"], result["ttft_ms_p99"], flush=True)
+            found[nature][name] = result
+            if given.write:
+                _write(natures, found, given.requests)
+
+
+def _write(
+    natures: dict[str, list[Path]], found: dict[str, dict[str, Any]], requests: int
+) -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    with ProcessPoolExecutor(given.jobs) as pool:
-        for found in pool.map(tuned, *zip(*work, strict=True)):
-            print(found["scenario"], found["baseline"], found["best"], found["ttft_ms_p99"])
-            if not given.dry:
-                line = {"commit": commit, "at": datetime.now(UTC).isoformat(), **found}
-                with (HERE / "results.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-
-
-def tuned(path: Path, name: str) -> dict[str, Any]:
-    """The best parameters of one baseline on one scenario, and all that was tried."""
-    baseline = next(each for each in ALL if each.name == name)
-    found = tune(baseline, _cost(path, baseline), stream(1, f"tune.{name}"))
-    return {
-        "scenario": path.name, "baseline": name, "best": asdict(found.best),
-        "ttft_ms_p99": found.cost if isfinite(found.cost) else None,
-        "tried": [
-            [asdict(each), cost if isfinite(cost) else None] for each, cost in found.tried
+    record = {
+        "commit": commit, "at": datetime.now(UTC).date().isoformat(), "requests": requests,
+        "cost": "geometric mean of the p99 of the time to the first token over the windows",
+        "found": [
+            {"nature": nature, "windows": [path.name for path in natures[nature]],
+             "baselines": baselines}
+            for nature, baselines in found.items()
         ],
+    }
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _kept(natures: dict[str, list[Path]]) -> dict[str, dict[str, Any]]:
+    """What was found before, so that baselines can be tuned one by one."""
+    before = json.loads(RECORD.read_text(encoding="utf-8"))["found"]
+    found = {each["nature"]: dict(each["baselines"]) for each in before}
+    for each in before:
+        natures.setdefault(each["nature"], [HERE / name for name in each["windows"]])
+    return {nature: found.get(nature, {}) for nature in natures}
+
+
+def _tuned(work: tuple[str, Sequence[Path], str, int]) -> tuple[str, str, dict[str, Any]]:
+    """The best parameters of one baseline for one nature of traffic, and all that was tried."""
+    nature, paths, name, requests = work
+    baseline = next(each for each in EVERY if each.name == name)
+    found = tune(baseline, _cost(paths, requests, baseline), stream(1, f"tune.{name}"))
+    ways = sorted(found.tried, key=lambda each: each[1])
+    return nature, name, {
+        "best": asdict(found.best), "ttft_ms_p99": _finite(found.cost),
+        "default_ttft_ms_p99": _finite(
+            next(cost for each, cost in found.tried if each == baseline.default)
+        ),
+        "tried": len(found.tried),
+        "next_best": [[asdict(each), _finite(cost)] for each, cost in ways[1:3]],
     }
 
 
-def _cost(path: Path, baseline: Baseline[Any]) -> Callable[[Any], float]:
-    scenario = parse_scenario(path.read_text(encoding="utf-8"), source=str(path))
-    world = twin_world(scenario)
-    fleet = world.fleet
-    if baseline.campus:
-        fleet = campus_of(fleet, best_campus(fleet, np.array(world.share)))
-    plan = Plan(seed=scenario.seed, warm_s=scenario.warm_s)
+def _finite(cost: float) -> float | None:
+    return round(cost, 1) if isfinite(cost) else None
 
+
+def _cost(paths: Sequence[Path], requests: int, baseline: Baseline[Any]) -> Callable[[Any], float]:
     def cost(parameters: Any) -> float:
-        run = Simulation(fleet, baseline.make(parameters), plan).run(world.arrivals())
-        return inf if run.ttft_ms_p99 is None else run.ttft_ms_p99
+        total = 0.0
+        for path in paths:
+            ground = _ground(path, requests)
+            fleet = ground.world.fleet
+            if baseline.campus:
+                fleet = campus_of(fleet, best_campus(fleet, np.array(ground.world.share)))
+            plan = Plan(seed=1, warm_s=ground.warm_s)
+            p99 = Simulation(fleet, baseline.make(parameters), plan).run(
+                ground.arrivals()
+            ).ttft_ms_p99
+            total += log(p99) if p99 is not None else inf
+        return exp(total / len(paths))
 
     return cost
+
+
+@lru_cache(maxsize=4)
+def _ground(path: Path, requests: int) -> Ground:
+    scenario = parse_scenario(path.read_text(encoding="utf-8"), source=str(path))
+    return ground_of(scenario, requests)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ a broken installation, so these functions raise InvalidInput with the file and l
 """
 
 import csv
+import json
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -102,6 +103,15 @@ def load_region_positions() -> dict[str, tuple[float, float]]:
             ),
         )
     )
+
+
+def load_baseline_parameters() -> dict[str, dict[str, dict[str, int | float | str]]]:
+    """By nature of the traffic and name of the baseline: what was best on development windows."""
+    text = (DATA / "baselines.json").read_text(encoding="utf-8")
+    return {
+        each["nature"]: {name: found["best"] for name, found in each["baselines"].items()}
+        for each in json.loads(text)["found"]
+    }
 
 
 def load_spread() -> tuple[tuple[float, tuple[float, float, float, float]], ...]:

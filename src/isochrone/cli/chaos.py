@@ -40,7 +40,7 @@ def chaos(
     Every seed draws its own cloud, clients and faults; the same seed is always the same run, which
     its hash shows. Ends with 1 when a run was not right, and says how to play it again.
     """
-    from isochrone.cli.twin import progress
+    from isochrone.cli.twin_shown import progress
     from isochrone.wiring.chaos_runs import play_seeds
 
     count = seeds or (DEFAULT_SEEDS if seed is None else 1)

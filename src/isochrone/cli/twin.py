@@ -1,25 +1,20 @@
 """`isochrone twin`: simulates a fleet in virtual time, under our policy and other people's."""
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isochrone.cli.chaos import EPILOG, chaos
-from isochrone.cli.show import print_table
+from isochrone.cli.twin_shown import print_results, print_rows, print_summary, progress
 from isochrone.core.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from isochrone.twin.fast.rows import Row
-    from isochrone.twin.fast.summary import Summary
+    from isochrone.twin.experiments.experiment import Results
     from isochrone.twin.scenario import Scenario
-
-BYTES_PER_MB = 1_000_000.0
 
 app = typer.Typer(
     help="Simulate a fleet in virtual time: before money is spent, and against other policies.",
@@ -32,12 +27,18 @@ app.command(epilog=EPILOG)(chaos)
 ScenarioArgument = Annotated[
     str, typer.Argument(help="A scenario: a TOML file or a packaged name, as `eight-sites`.")
 ]
+ExperimentArgument = Annotated[
+    str,
+    typer.Argument(
+        help="An experiment or a scenario: a TOML file or a packaged name, as `policies`."
+    ),
+]
 TraceOption = Annotated[
     list[Path] | None,
     typer.Option(
         help="Traffic instead of the scenario's: requests of Azure 2023 or Mooncake, coding "
-        "sessions, or rates of ServeGen or Azure 2024. Twice for rates and lengths; rates alone "
-        "take the packaged lengths.",
+        "sessions, rates or lengths of ServeGen or Azure 2024, M365's week, or Vidur's lengths. "
+        "Twice for rates and lengths; one alone takes the packaged other.",
     ),
 ]
 RttOption = Annotated[
@@ -52,6 +53,28 @@ RequestsOption = Annotated[
         min=1, help="Play the first so many requests, however long they take to come. "
         "[default: those of length_s]",
     ),
+]
+PoliciesOption = Annotated[
+    str | None,
+    typer.Option(help="Names with commas between. [default: ours, every baseline, bound]"),
+]
+GpusOption = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-for-slo", min=0.01, max=1.0,
+        help="Also look for the smallest fleet on which this part of the requests is in time, as "
+        "0.95: some ten runs more a policy.",
+    ),
+]
+JobsOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes at a time. [default: one a core]")
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(help="Play on a Ray cluster at this address, or `auto`; needs isochrone[ray]."),
+]
+ParquetOption = Annotated[
+    Path | None, typer.Option("--parquet", help="File for a table of all that came out.")
 ]
 SeedOption = Annotated[
     int | None,
@@ -81,16 +104,17 @@ def run(
 ) -> None:
     """Simulate a scenario under one policy and sum up what clients would have seen."""
     from isochrone.wiring.twin_comparison import games, play
+    from isochrone.wiring.twin_report import write_rows
 
     chosen, loads = _chosen(scenario, trace, rtt, sites, seed, load, out)
     [game] = games(chosen, [policy], loads, requests)
     with progress(f"{policy}: requests", requests) as told:
         played = play(game, told)
     if out is not None:
-        _keep([played.row], out)
-    _print_rows([played.row])
+        write_rows([played.row], out)
+    print_rows([played.row])
     if played.summary is not None:
-        _print_summary(played.summary)
+        print_summary(played.summary)
 
 
 @app.command(
@@ -101,19 +125,14 @@ def run(
 def compare(
     scenario: ScenarioArgument,
     trace: TraceOption = None, rtt: RttOption = None, sites: SitesOption = None,
-    policies: Annotated[
-        str | None,
-        typer.Option(help="Names with commas between. [default: ours, every baseline, bound]"),
-    ] = None,
+    policies: PoliciesOption = None,
     loads: Annotated[
         str | None,
         typer.Option(help="Parts of what the fleet does with nothing cached, with commas between. "
                      "[default: the scenario's]"),
     ] = None,
-    requests: RequestsOption = None, seed: SeedOption = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes at a time. [default: one a core]")
-    ] = None,
+    requests: RequestsOption = None, seed: SeedOption = None, gpus: GpusOption = None,
+    jobs: JobsOption = None, cluster: ClusterOption = None,
     out: Annotated[
         Path | None, typer.Option("--json", help="File for the rows, one a policy and load.")
     ] = None,
@@ -123,18 +142,126 @@ def compare(
     `bound` is no policy but what no policy can beat (docs/bound.md); `campus` has all engines at
     one site. The same seed gives the same file. Everything is checked before anything is played.
     """
-    from isochrone.wiring.twin_comparison import POLICIES, games, play_all
+    from isochrone.wiring.twin_comparison import POLICIES, games
+    from isochrone.wiring.twin_pool import play_all
+    from isochrone.wiring.twin_report import write_rows
 
     chosen, wanted = _chosen(scenario, trace, rtt, sites, seed, loads, out)
     names = [each.strip() for each in policies.split(",")] if policies else list(POLICIES)
-    work = games(chosen, names, wanted, requests)
+    work = games(chosen, names, wanted, requests, gpus)
     with progress("runs", len(work)) as told:
-        rows = play_all(work, jobs or os.cpu_count() or 1, lambda _: told(1))
+        played = play_all(work, jobs or os.cpu_count() or 1, lambda _: told(1), cluster)
+    rows = [each.row for each in played]
     if out is not None:
-        _keep(rows, out)
-    _print_rows(rows)
+        write_rows(rows, out)
+    print_rows(rows)
     if out is not None:
         print(f"written to {out}")
+
+
+@app.command(
+    epilog="Examples: `isochrone twin sweep policies` · `isochrone twin sweep eight-sites --vary "
+    "fleet.replicas=8,16,32 --vary workload.load=0.5,0.9 --parquet out.parquet`"
+)
+def sweep(
+    experiment: ExperimentArgument,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="A key of the scenario and its values, as fleet.replicas=8,16; of "
+                     "several keys all combinations are played."),
+    ] = None,
+    policies: PoliciesOption = None, requests: RequestsOption = None, seed: SeedOption = None,
+    gpus: GpusOption = None, jobs: JobsOption = None, cluster: ClusterOption = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="As many requests as the experiment has for evidence.")
+    ] = False,
+    parquet: ParquetOption = None,
+) -> None:
+    """Simulate a scenario again and again with other values, or an experiment, on all cores."""
+    from isochrone.wiring.twin_report import write_table
+
+    _folders_exist([parquet])
+    results = _played(experiment, vary, policies, requests, seed, gpus, jobs, cluster, full)
+    if parquet is not None:
+        write_table(results, parquet)
+    print_results(results)
+    if parquet is not None:
+        print(f"written to {parquet}")
+
+
+@app.command(
+    epilog="Examples: `isochrone twin report policies --out report.html` · "
+    "`isochrone twin report my.toml --vary workload.load=0.4,0.6,0.8`"
+)
+def report(
+    experiment: ExperimentArgument,
+    vary: Annotated[
+        list[str] | None, typer.Option(help="A key of the scenario and its values, as for `sweep`.")
+    ] = None,
+    policies: PoliciesOption = None, requests: RequestsOption = None, seed: SeedOption = None,
+    gpus: GpusOption = None, jobs: JobsOption = None, cluster: ClusterOption = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="As many requests as the experiment has for evidence.")
+    ] = False,
+    parquet: ParquetOption = None,
+    out: Annotated[Path, typer.Option(help="The page that is written.")] = Path("report.html"),
+) -> None:
+    """As `sweep`, and write one page with plots and a map that needs nothing else."""
+    from isochrone.wiring.twin_report import write_page, write_table
+
+    _folders_exist([parquet, out])
+    results = _played(experiment, vary, policies, requests, seed, gpus, jobs, cluster, full)
+    if parquet is not None:
+        write_table(results, parquet)
+    write_page([results], out)
+    print_results(results)
+    print(f"written to {out}" + (f" and {parquet}" if parquet is not None else ""))
+
+
+def _played(
+    wanted: str, vary: list[str] | None, policies: str | None, requests: int | None,
+    seed: int | None, gpus: float | None, jobs: int | None, cluster: str | None, full: bool,
+) -> "Results":
+    """Raises InvalidInput with all problems, before anything is played."""
+    from dataclasses import replace
+
+    from isochrone.wiring.twin_experiment import (
+        content_of,
+        play_experiment,
+        read_experiment,
+        varied_by,
+        work_of,
+    )
+    from isochrone.wiring.twin_report import commit
+
+    read = read_experiment(
+        content_of(wanted), source=wanted, vary=varied_by(vary or ()),
+        change=lambda each: replace(each, seed=each.seed if seed is None else seed),
+    )
+    if policies is not None:
+        names = tuple(each.strip() for each in policies.split(","))
+        read = replace(read, settings=tuple(
+            replace(each, policies=names) for each in read.settings
+        ))
+    if gpus is not None:
+        read = replace(read, gpus_for=gpus)
+    count = requests or (read.full_requests if full else None) or read.requests
+    with progress("runs", len(work_of(read, count))) as told:
+        return play_experiment(
+            read, requests=count, jobs=jobs or os.cpu_count() or 1, cluster=cluster,
+            command="isochrone " + shlex.join(sys.argv[1:]), commit=commit(),
+            on_played=lambda _: told(1),
+        )
+
+
+def _folders_exist(files: list[Path | None]) -> None:
+    problems = [
+        f"{file}: " + ("is a folder" if file.is_dir() else f"the folder {file.parent} is not there")
+        for file in files
+        if file is not None and (file.is_dir() or not file.parent.is_dir())
+    ]
+    if problems:
+        raise InvalidInput(problems)
 
 
 def _chosen(
@@ -164,85 +291,3 @@ def _chosen(
     if problems:
         raise InvalidInput(problems)
     return chosen, found
-
-
-@contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, and what to call with how many more there are."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}"),
-        TimeElapsedColumn(), console=console, disable=not console.is_terminal, transient=True,
-    )
-    task = bar.add_task(what, total=total)
-    with bar:
-        yield lambda more: bar.advance(task, more)
-
-
-def _keep(rows: "Sequence[Row]", path: Path) -> None:
-    """All rows or the file as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(
-            json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
-        part.replace(path)
-    except OSError as error:
-        raise InvalidInput([f"--json {path}: cannot be written: {error.strerror}"]) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _print_rows(rows: "Sequence[Row]") -> None:
-    """A table for each load: times in ms, and how many times those of the bound and the best
-    baseline they are."""
-    for load in dict.fromkeys(row.load for row in rows):
-        same = [row for row in rows if row.load == load]
-        print_table(
-            ("policy", "TTFT mean", "p50", "p90", "p99", "in time", "good/s", "cached",
-             "over borders MB", "mean / bound", "p99 / bound", "mean / best", "p99 / best"),
-            [_cells(row, same) for row in same],
-            title=f"{same[0].workload} at load {load:.3g} (times in ms)",
-        )
-
-
-def _cells(row: "Row", rows: "Sequence[Row]") -> tuple[object, ...]:
-    from isochrone.wiring.twin_comparison import BOUND, SAME_FLEET
-
-    bound = next((each for each in rows if each.policy == BOUND), None)
-    others = [each for each in rows if each.policy in SAME_FLEET]
-    best_mean = min((each.ttft_ms_mean for each in others if each.ttft_ms_mean), default=None)
-    best_p99 = min((each.ttft_ms_p99 for each in others if each.ttft_ms_p99), default=None)
-    border = row.cross_border_bytes
-    return (
-        row.policy, row.ttft_ms_mean, row.ttft_ms_p50, row.ttft_ms_p90, row.ttft_ms_p99,
-        _percent(row.slo_attainment), row.goodput_rps, _percent(row.hit_rate),
-        None if border is None else border / BYTES_PER_MB,
-        _times(row.ttft_ms_mean, bound.ttft_ms_mean if bound else None),
-        _times(row.ttft_ms_p99, bound.ttft_ms_p99 if bound else None),
-        _times(row.ttft_ms_mean, best_mean), _times(row.ttft_ms_p99, best_p99),
-    )
-
-
-def _times(value: float | None, other: float | None) -> str | None:
-    return f"{value / other:.2f} x" if value and other else None
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.1f} %"
-
-
-def _print_summary(summary: "Summary") -> None:
-    print(
-        f"{summary.requests} requests after the warm-up: {summary.answered} answered, "
-        f"{summary.refused} refused, {summary.broken} broken off, {summary.open} open; "
-        f"{summary.retried} sent again"
-    )
-    print(
-        f"{summary.gpus} GPUs, busy {_percent(summary.busy_share)} of {summary.simulated_s:.1f} s; "
-        f"trace {summary.trace}"
-    )

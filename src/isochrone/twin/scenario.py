@@ -8,14 +8,19 @@ from typing import Literal
 
 from isochrone.twin.world.fleet_plan import Sharing, TenantPlan
 
-WorkloadKind = Literal["recorded", "coding", "servegen", "azure-2024"]
+WorkloadKind = Literal[
+    "recorded", "coding", "servegen", "azure-2024", "lengths", "exponential"
+]
+Losing = Literal["site", "country", "cable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """`files` are paths, or empty for the packaged sample. `load` is the fraction of what the fleet
     can do with nothing cached; `rate_rps` states the rate itself; exactly one is not None.
-    `reserved` and `batch` are parts of the requests, the rest is on demand."""
+    `reserved` and `batch` are parts of the requests, the rest is on demand. `part`: from which
+    share of what was recorded to which it is played, in time or, of sessions, in their order.
+    `prompt_tokens` and `output_tokens` are means, for the kind `exponential` alone."""
 
     name: str
     kind: WorkloadKind
@@ -26,6 +31,22 @@ class Workload:
     slo_token_ms: float
     reserved: float
     batch: float
+    part: tuple[float, float] = (0.0, 1.0)
+    prompt_tokens: float = 100.0
+    output_tokens: float = 500.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutagePlan:
+    """What is lost from `begin` to `end`, shares of the requests. `site`: the one of that `rank` by
+    its engines, from 1; `country`: all its sites; `cable`: all ways between clients in the
+    countries `here` and sites elsewhere, and between clients elsewhere and sites there."""
+
+    what: Losing
+    begin: float
+    end: float
+    rank: int = 1
+    here: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +79,4 @@ class Scenario:
     fleet: FleetOrder
     workload: Workload
     tenants: tuple[TenantPlan, ...]
+    outages: tuple[OutagePlan, ...] = ()

@@ -178,6 +178,24 @@ class TomlTable:
             return None
         return TomlTable(f"{self.where}, {key}", value, self._problems)
 
+    def plain(self, key: str) -> Mapping[str, object]:
+        """The table `key` as it is written, for somebody else to read; empty when it is absent."""
+        value = self._take(key)
+        if value is None or isinstance(value, dict):
+            return value or {}
+        self._wrong(key, "a table", value)
+        return {}
+
+    def scalars(self, key: str) -> tuple[str | int | float | bool, ...]:
+        """A list of texts, numbers and booleans, one at least."""
+        value = self._take(key)
+        if isinstance(value, list) and value:
+            found = [each for each in value if isinstance(each, str | int | float)]
+            if len(found) == len(value):
+                return tuple(found)
+        self._wrong(key, "a list of texts or numbers", value)
+        return ()
+
     def finish(self) -> None:
         """Note every key that no getter asked for."""
         for key in self._values:

@@ -10,10 +10,11 @@ from isochrone.adapters.packaged import DATA
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.scenario import Scenario, WorkloadKind
 from isochrone.wiring.twin_scenario import FILES_OF_KIND, MOST_LOAD, parse_scenario
-from isochrone.wiring.twin_world import SAMPLES
+from isochrone.wiring.twin_traffic import SAMPLES
 
 SCENARIOS = DATA / "scenarios"
 LEAST_LOAD = 0.001
+PARQUET = "PAR1"
 LOOKED_AT = 65_536  # characters of a trace's first line
 # What the first line of each kind's (first) file has.
 MARKS: tuple[tuple[WorkloadKind, tuple[str, ...]], ...] = (
@@ -22,6 +23,14 @@ MARKS: tuple[tuple[WorkloadKind, tuple[str, ...]], ...] = (
     ("coding", ('"block_size"', '"requests"')),
     ("servegen", ("client", "window_s", "rate_rps")),
     ("azure-2024", ("t_s", "inv_per_min")),
+    ("azure-2024", ("t_s", "tokens_per_s_plotted")),
+    ("lengths", ("num_prefill_tokens", "num_decode_tokens")),
+)
+# The same of the second files, lengths alone.
+LENGTHS: tuple[tuple[WorkloadKind, tuple[str, ...]], ...] = (
+    ("servegen", ("field", "bin_lo", "requests")),
+    ("servegen", (PARQUET,)),
+    ("azure-2024", ("field", "percentile", "tokens")),
 )
 
 
@@ -45,9 +54,9 @@ def chosen_scenario(wanted: str, changes: Changes) -> Scenario:
         scenario = _scenario(wanted)
     except InvalidInput as error:
         problems += error.problems
-    kind = None
+    traffic = None
     try:
-        kind = _kind_of(changes.trace) if changes.trace else None
+        traffic = _traffic_of(changes.trace) if changes.trace else None
     except InvalidInput as error:
         problems += error.problems
     for option, file in (("--rtt", changes.rtt), ("--sites", changes.sites)):
@@ -56,9 +65,10 @@ def chosen_scenario(wanted: str, changes: Changes) -> Scenario:
     if problems or scenario is None:
         raise InvalidInput(problems)
     workload = scenario.workload
-    if kind is not None:
+    if traffic is not None:
         workload = replace(
-            workload, kind=kind, files=_files(kind, changes.trace), name=_stem(changes.trace[0])
+            workload, kind=traffic[0], files=traffic[1], name=_stem(changes.trace[0]),
+            part=(0.0, 1.0),
         )
     return replace(
         scenario, workload=workload,
@@ -114,27 +124,59 @@ def _scenario(wanted: str) -> Scenario:
     return parse_scenario(text, source=wanted)
 
 
-def _kind_of(files: tuple[str, ...]) -> WorkloadKind:
-    """Told apart by the first line of the first file."""
-    first = _first_line(files[0])
-    for kind, marks in MARKS:
-        if all(mark in first for mark in marks):
-            if len(files) > FILES_OF_KIND[kind]:
-                raise InvalidInput([
-                    f"--trace is there {len(files)} times; {files[0]} is of kind {kind}, which is "
-                    f"read from {FILES_OF_KIND[kind]}"
-                ])
-            return kind
-    raise InvalidInput([
-        f"--trace {files[0]}: no known traffic; expected requests of Azure 2023 (CSV) or Mooncake "
-        "(JSON lines), coding sessions (JSON lines), or rates of ServeGen or Azure 2024 (CSV)"
-    ])
+def _traffic_of(files: tuple[str, ...]) -> tuple[WorkloadKind, tuple[str, ...]]:
+    """The kind, told by the first lines, and the files that it is read from, in their order:
+    packaged ones stand for what is not there. Raises InvalidInput with all problems."""
+    problems: list[str] = []
+    mains: list[tuple[WorkloadKind, str]] = []
+    lengths: list[tuple[WorkloadKind, str]] = []
+    for file in files:
+        try:
+            first = _first_line(file)
+        except InvalidInput as error:
+            problems += error.problems
+            continue
+        main, other = _marked(first, MARKS), _marked(first, LENGTHS)
+        if main is not None:
+            mains.append((main, file))
+        elif other is not None:
+            lengths.append((other, file))
+        else:
+            problems.append(
+                f"--trace {file}: no known traffic; expected requests of Azure 2023 (CSV) or "
+                "Mooncake (JSON lines), coding sessions (JSON lines), rates of ServeGen, Azure "
+                "2024 or M365 (CSV), or lengths of ServeGen (CSV, Parquet), Azure 2024 or Vidur "
+                "(CSV)"
+            )
+    kind = (mains or lengths or [(None, "")])[0][0]
+    if kind is not None:
+        most = FILES_OF_KIND[kind]
+        if len(mains) > 1 or len(lengths) > 1 or (lengths and most < 2):
+            problems.append(
+                f"--trace is there {len(files)} times; {files[0]} is of kind {kind}, which is "
+                f"read from {most}" + (", rates and lengths" if most == 2 else "")
+            )
+    if problems or kind is None:
+        raise InvalidInput(problems)
+    if FILES_OF_KIND[kind] < 2:
+        return kind, (mains[0][1],)
+    rates, tokens = (str(DATA / "workloads" / each) for each in SAMPLES[kind])
+    return kind, (mains[0][1] if mains else rates, lengths[0][1] if lengths else tokens)
+
+
+def _marked(
+    first: str, marks: tuple[tuple[WorkloadKind, tuple[str, ...]], ...]
+) -> WorkloadKind | None:
+    return next((kind for kind, parts in marks if all(part in first for part in parts)), None)
 
 
 def _first_line(file: str) -> str:
     try:
         with Path(file).open("rb") as opened:
             zipped = opened.read(2) == b"\x1f\x8b"
+            opened.seek(0)
+            if opened.read(4) == PARQUET.encode():
+                return PARQUET
             opened.seek(0)
             plain = gzip.GzipFile(fileobj=opened) if zipped else opened
             with io.TextIOWrapper(plain, encoding="utf-8-sig") as text:
@@ -145,13 +187,6 @@ def _first_line(file: str) -> str:
         raise InvalidInput([f"--trace {file}: is no text ({error.reason})"]) from error
     except OSError as error:
         raise InvalidInput([f"--trace {file}: cannot be read: {error.strerror}"]) from error
-
-
-def _files(kind: WorkloadKind, given: tuple[str, ...]) -> tuple[str, ...]:
-    """With the packaged lengths where only rates are given."""
-    if len(given) == FILES_OF_KIND[kind]:
-        return given
-    return (*given, *(str(DATA / "workloads" / each) for each in SAMPLES[kind][len(given):]))
 
 
 def _stem(file: str) -> str:

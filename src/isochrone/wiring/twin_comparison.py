@@ -1,32 +1,34 @@
 """Plays policies on one scenario: the same fleet and the same arrivals for each, side by side."""
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
-from isochrone.core.errors import InvalidInput, Unavailable
+from isochrone.adapters.packaged import load_baseline_parameters
+from isochrone.core.errors import InvalidInput
 from isochrone.twin.baselines.campus import best_campus, campus_of
-from isochrone.twin.baselines.catalogue import CAMPUS, routers
+from isochrone.twin.baselines.catalogue import CAMPUS, NAMES, routers
 from isochrone.twin.bound.lower_bound import lower_bounds
 from isochrone.twin.fast.arrivals import Arrivals, chunk_of
+from isochrone.twin.fast.fleet import Fleet
 from isochrone.twin.fast.ours import Ours
 from isochrone.twin.fast.plan import Plan
+from isochrone.twin.fast.policy import Router
 from isochrone.twin.fast.residency import Tables
 from isochrone.twin.fast.rows import Row, row_of
 from isochrone.twin.fast.simulation import run
 from isochrone.twin.fast.summary import Summary
 from isochrone.twin.scenario import Scenario
+from isochrone.wiring.twin_outages import outages_of
 from isochrone.wiring.twin_scenario import LONGEST_S
+from isochrone.wiring.twin_sizing import least_replicas
 from isochrone.wiring.twin_world import TwinWorld, twin_world
 
 OURS = "ours"
 BOUND = "bound"
-BASELINES = tuple(routers())
+BASELINES = NAMES
 POLICIES = (OURS, *BASELINES, BOUND)
 MOST_KEPT = 20_000  # requests that are not made anew for each policy
 SAME_FLEET = tuple(name for name in BASELINES if name != CAMPUS.name)
@@ -35,11 +37,13 @@ SAME_FLEET = tuple(name for name in BASELINES if name != CAMPUS.name)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Game:
     """One policy on a scenario. `requests`: play so many whatever `length_s` says; the same part of
-    them is the warm-up as `warm_s` is of `length_s`."""
+    them is the warm-up as `warm_s` is of `length_s`. `gpus_for`: also look for the smallest fleet
+    on which this part of them is in time."""
 
     scenario: Scenario
     policy: str
     requests: int | None = None
+    gpus_for: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +55,24 @@ class Played:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ground:
+class Ground:
+    """What all policies of a game stand on; what comes before `warm_s` is not counted."""
+
     world: TwinWorld
     arrivals: Callable[[], Iterator[Arrivals]]
     warm_s: float
 
+    def last_s(self) -> float:
+        """When the last request comes; 0 where none does."""
+        last_s = 0.0
+        for chunk in self.arrivals():
+            last_s = float(chunk.at_s[-1])
+        return last_s
+
 
 def games(
     scenario: Scenario, policies: Sequence[str], loads: Sequence[float] = (),
-    requests: int | None = None,
+    requests: int | None = None, gpus_for: float | None = None,
 ) -> list[Game]:
     """Each policy at each load, or at the scenario's own rate. Raises InvalidInput with the names
     that no policy has, or the problems of the scenario's files: nothing begins before they are
@@ -77,21 +90,34 @@ def games(
         replace(scenario, workload=replace(workload, load=load, rate_rps=None)) for load in loads
     ] or [scenario]
     try:
-        _ground(played[0], requests)
+        ground_of(played[0], requests)
     except InvalidInput as error:
         problems += error.problems
     if problems:
         raise InvalidInput(problems)
     return [
-        Game(scenario=each, policy=name, requests=requests) for each in played for name in policies
+        Game(scenario=each, policy=name, requests=requests, gpus_for=gpus_for)
+        for each in played for name in policies
     ]
 
 
 def play(game: Game, on_chunk: Callable[[int], None] = lambda _: None) -> Played:
-    """`on_chunk` is told how many more requests have come."""
-    ground = _ground(game.scenario, game.requests)
+    """`on_chunk` is told how many more requests have come, in the first run."""
+    ground = ground_of(game.scenario, game.requests)
     workload = game.scenario.workload
     load = workload.load or ground.world.rate_rps / ground.world.capacity_rps
+    played = _played(game, ground, load, on_chunk)
+    if game.gpus_for is None:
+        return played
+    replicas = _least(game, ground, load, played)
+    gpus = None if replicas is None else replicas * game.scenario.fleet.gpus
+    return replace(played, row=replace(played.row, gpus_for_slo=gpus))
+
+
+def _played(
+    game: Game, ground: Ground, load: float, on_chunk: Callable[[int], None]
+) -> Played:
+    workload = game.scenario.workload
     if game.policy == BOUND:
         return Played(row=_bound(ground, workload.name, load), summary=None)
 
@@ -100,58 +126,57 @@ def play(game: Game, on_chunk: Callable[[int], None] = lambda _: None) -> Played
             on_chunk(len(chunk))
             yield chunk
 
-    fleet = ground.world.fleet
-    if game.policy == CAMPUS.name:
-        fleet = campus_of(fleet, best_campus(fleet, np.array(ground.world.share)))
-    router = Ours() if game.policy == OURS else routers()[game.policy]
-    summary = run(
-        fleet, told(), router, Plan(seed=game.scenario.seed, warm_s=ground.warm_s)
+    fleet = fleet_for(game.policy, ground)
+    if game.policy == OURS:
+        router: Router = Ours()
+    else:
+        router = routers(load_baseline_parameters().get(ground.world.nature, {}))[game.policy]
+    plan = Plan(
+        seed=game.scenario.seed, warm_s=ground.warm_s,
+        outages=outages_of(
+            game.scenario.outages, fleet, ground.warm_s, ground.last_s()
+        ) if game.scenario.outages else (),
     )
+    summary = run(fleet, told(), router, plan)
     row = replace(row_of(summary, workload=workload.name, load=load), policy=game.policy)
     return Played(row=row, summary=summary)
 
 
-def play_all(work: Sequence[Game], jobs: int, on_played: Callable[[Row], None]) -> list[Row]:
-    """The rows in the order of `work`, each in a process of its own where `jobs` is more than 1.
-    Raises Unavailable when a process was killed, as happens where memory runs out."""
-    if min(jobs, len(work)) < 2:
-        rows = []
-        for game in work:
-            rows.append(play(game).row)
-            on_played(rows[-1])
-        return rows
-    # Not forked: a progress bar runs in a thread, which a fork would cut in the middle of anything.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(work)), context, _deaf)
-    found: dict[int, Row] = {}
-    try:
-        place_of = {pool.submit(play, game): place for place, game in enumerate(work)}
-        for done in as_completed(place_of):
-            row = found[place_of[done]] = done.result().row
-            on_played(row)
-    except BrokenExecutor as error:
-        raise Unavailable(
-            "a process that plays was killed, perhaps because memory ran out; try fewer --jobs"
-        ) from error
-    finally:
-        pool.shutdown(wait=len(found) == len(work), cancel_futures=True)
-        if len(found) < len(work):  # of what nobody waits for nothing is worth finishing
-            for process in multiprocessing.active_children():
-                process.terminate()
-    return [found[place] for place in range(len(work))]
+def fleet_for(policy: str, ground: Ground) -> Fleet:
+    """The fleet, or the campus of it."""
+    fleet = ground.world.fleet
+    if policy == CAMPUS.name:
+        return campus_of(fleet, best_campus(fleet, np.array(ground.world.share)))
+    return fleet
 
 
-def _deaf() -> None:
-    """Ctrl-C is for the process that started this one, which ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _least(game: Game, ground: Ground, load: float, first: Played) -> int | None:
+    """Replicas of the smallest fleet on which so many are in time, with the requests and rate that
+    they have now."""
+    scenario = game.scenario
+    wanted = game.gpus_for or 0.0
+
+    def keeps(replicas: int) -> bool:
+        if replicas == scenario.fleet.replicas:
+            return first.row.slo_attainment >= wanted
+        fleet = replace(
+            scenario.fleet, replicas=replicas,
+            engine_sites=min(scenario.fleet.engine_sites, replicas),
+        )
+        workload = replace(scenario.workload, load=None, rate_rps=ground.world.rate_rps)
+        other = replace(scenario, fleet=fleet, workload=workload)
+        sized = replace(ground, world=twin_world(other))
+        return _played(game, sized, load, lambda _: None).row.slo_attainment >= wanted
+
+    return least_replicas(keeps, scenario.fleet.replicas)
 
 
 @lru_cache(maxsize=1)
-def _ground(scenario: Scenario, requests: int | None) -> _Ground:
+def ground_of(scenario: Scenario, requests: int | None) -> Ground:
     """Kept for the next policy on the same."""
     if requests is None:
         world = twin_world(scenario)
-        return _Ground(world=world, arrivals=world.arrivals, warm_s=scenario.warm_s)
+        return Ground(world=world, arrivals=world.arrivals, warm_s=scenario.warm_s)
     world = twin_world(replace(scenario, length_s=LONGEST_S))
 
     def anew() -> Iterator[Arrivals]:
@@ -163,7 +188,7 @@ def _ground(scenario: Scenario, requests: int | None) -> _Ground:
         return iter(kept) if kept else anew()
 
     warm = round(requests * scenario.warm_s / scenario.length_s)
-    return _Ground(world=world, arrivals=arrivals, warm_s=_at_s(arrivals(), warm))
+    return Ground(world=world, arrivals=arrivals, warm_s=_at_s(arrivals(), warm))
 
 
 def _first(chunks: Iterator[Arrivals], count: int) -> Iterator[Arrivals]:
@@ -188,18 +213,10 @@ def _at_s(chunks: Iterator[Arrivals], number: int) -> float:
     return at_s
 
 
-def _bound(ground: _Ground, workload: str, load: float) -> Row:
-    last_s = 0.0
-
-    def seen() -> Iterator[Arrivals]:
-        nonlocal last_s
-        for chunk in ground.arrivals():
-            last_s = float(chunk.at_s[-1])
-            yield chunk
-
+def _bound(ground: Ground, workload: str, load: float) -> Row:
     fleet = ground.world.fleet
-    found = lower_bounds(fleet, Tables(fleet), seen(), from_s=ground.warm_s)
-    requests, counted_s = found.requests + found.unservable, last_s - ground.warm_s
+    found = lower_bounds(fleet, Tables(fleet), ground.arrivals(), from_s=ground.warm_s)
+    requests, counted_s = found.requests + found.unservable, ground.last_s() - ground.warm_s
     least = found.clairvoyant
     any_ = found.requests > 0
     return Row(

@@ -5,18 +5,31 @@ Only the text is judged here; whether the files that it names can be read is fou
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from isochrone.adapters.packaged import load_blocs, load_engine_rates
+from isochrone.core.admission.classes import CLASSES, RANK
 from isochrone.core.errors import InvalidInput
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.residency.terms import check_axis, parse_term
-from isochrone.twin.scenario import FleetOrder, Scenario, Workload, WorkloadKind
+from isochrone.twin.scenario import (
+    FleetOrder,
+    Losing,
+    OutagePlan,
+    Scenario,
+    Workload,
+    WorkloadKind,
+)
 from isochrone.twin.world.fleet_plan import TenantPlan
 from isochrone.wiring.toml_table import Problems, TomlTable
 
-KINDS: tuple[WorkloadKind, ...] = ("recorded", "coding", "servegen", "azure-2024")
-FILES_OF_KIND = {"recorded": 1, "coding": 1, "servegen": 2, "azure-2024": 2}
+KINDS: tuple[WorkloadKind, ...] = (
+    "recorded", "coding", "servegen", "azure-2024", "lengths", "exponential"
+)
+FILES_OF_KIND: Mapping[WorkloadKind, int] = {
+    "recorded": 1, "coding": 1, "servegen": 2, "azure-2024": 2, "lengths": 1, "exponential": 0,
+}
+LOSSES: tuple[Losing, ...] = ("site", "country", "cable")
 LONGEST_S = 14 * 86_400.0
 MOST_LOAD = 4.0
 
@@ -27,8 +40,14 @@ def parse_scenario(text: str, *, source: str) -> Scenario:
         content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InvalidInput([f"{source}: not a TOML file: {error}"]) from error
+    return read_scenario(content, source=source)
+
+
+def read_scenario(content: Mapping[str, object], *, source: str) -> Scenario:
+    """The same of what a TOML file says."""
     problems = Problems(source)
     top = TomlTable("", content, problems)
+    blocs = load_blocs()
     length_s = top.number("length_s", 1.0, LONGEST_S, default=600.0)
     scenario = Scenario(
         seed=top.integer("seed", 0, 2**31 - 1, default=1),
@@ -40,7 +59,8 @@ def parse_scenario(text: str, *, source: str) -> Scenario:
         rtt=top.text("rtt"),
         fleet=_fleet(_needed(top, "fleet", problems), problems),
         workload=_workload(_needed(top, "workload", problems)),
-        tenants=_tenants(top.tables("tenant", name_key="name"), load_blocs()),
+        tenants=_tenants(top.tables("tenant", name_key="name"), blocs),
+        outages=_outages(top.tables("outage"), blocs),
     )
     top.finish()
     if scenario.warm_s >= scenario.length_s:
@@ -112,8 +132,18 @@ def _workload(table: TomlTable) -> Workload:
         slo_token_ms=table.number("slo_token_ms", 0.0, 1_000.0, default=0.25),
         reserved=table.number("reserved", 0.0, 1.0, default=0.0),
         batch=table.number("batch", 0.0, 1.0, default=0.0),
+        part=(
+            table.number("part_from", 0.0, 1.0, default=0.0),
+            table.number("part_until", 0.0, 1.0, default=1.0),
+        ),
+        prompt_tokens=table.number("prompt_tokens", 1.0, 1e6, default=100.0),
+        output_tokens=table.number("output_tokens", 1.0, 1e6, default=500.0),
     )
     table.finish()
+    if workload.part[0] >= workload.part[1]:
+        table.problem("part_from must be below part_until; nothing would be played")
+    if kind == "lengths" and not files:
+        table.problem("files is missing; a workload lengths is read from a file of lengths")
     if has_rate and has_load:
         table.problem("rate_rps and load are both there; state the rate, or the load and not it")
     if workload.reserved + workload.batch > 1.0:
@@ -138,6 +168,9 @@ def _tenants(tables: Sequence[TomlTable], blocs: Blocs) -> tuple[TenantPlan, ...
         tenant = TenantPlan(
             name=table.need_text("name"), share=table.number("share", 0.0, 1e9, default=1.0),
             residency=tuple(parse_term(term) for term in terms),
+            clients=_countries(table, "clients", blocs),
+            class_=RANK.get(table.choice("class", CLASSES) or "") if table.has("class") else None,
+            sold=table.number("sold", 0.0, 1.0, default=0.0),
         )
         table.finish()
         if any(each.name == tenant.name for each in found):
@@ -145,4 +178,37 @@ def _tenants(tables: Sequence[TomlTable], blocs: Blocs) -> tuple[TenantPlan, ...
         found.append(tenant)
     if tables and not sum(each.share for each in found):
         tables[0].problem("no tenant has a share above 0; at least one must ask for something")
+    if tables and sum(each.sold for each in found) > 1.0:
+        tables[0].problem("sold is more than 1 for all tenants together; 1 is the whole fleet")
     return tuple(found) or (TenantPlan(name="all", share=1.0, residency=("any",)),)
+
+
+def _countries(table: TomlTable, key: str, blocs: Blocs) -> frozenset[str]:
+    """Countries by their codes, and blocs for their members; empty where the key is not there."""
+    found: set[str] = set()
+    for name in table.names(key, default=()):
+        members = blocs.members.get(name, frozenset({name}))
+        if not members <= blocs.countries:
+            table.problem(f"{key} has {name}; expected country codes or {', '.join(blocs.members)}")
+        found |= members
+    return frozenset(found)
+
+
+def _outages(tables: Sequence[TomlTable], blocs: Blocs) -> tuple[OutagePlan, ...]:
+    found: list[OutagePlan] = []
+    for table in tables:
+        what = table.choice("what", LOSSES, default="site")
+        outage = OutagePlan(
+            what=next(each for each in LOSSES if each == (what or "site")),
+            begin=table.number("begin", 0.0, 1.0, default=0.4),
+            end=table.number("end", 0.0, 1.0, default=0.7),
+            rank=table.integer("rank", 1, 10_000, default=1),
+            here=tuple(sorted(_countries(table, "countries", blocs))),
+        )
+        table.finish()
+        if outage.begin >= outage.end:
+            table.problem(f"begin is {outage.begin:g} and end is {outage.end:g}; it must end later")
+        if (outage.what == "site") == bool(outage.here):
+            table.problem("a country or cable needs countries, a site has none")
+        found.append(outage)
+    return tuple(found)

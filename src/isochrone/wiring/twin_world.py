@@ -1,115 +1,118 @@
 """Reads the files of a scenario and makes what the twin simulates: the fleet and its arrivals."""
 
-import csv
-import gzip
-import io
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from isochrone.adapters.packaged import (
-    DATA,
-    bundled_trace,
-    load_blocs,
-    load_engine_rates,
-    load_hardware,
-    load_region_positions,
-    load_spread,
-)
+import numpy as np
+
+from isochrone.adapters.packaged import load_blocs, load_engine_rates, load_hardware
 from isochrone.core.errors import InvalidInput
-from isochrone.replay.trace import parse_trace
 from isochrone.twin.fast.arrivals import Arrivals
 from isochrone.twin.fast.fleet import Fleet
-from isochrone.twin.scenario import FleetOrder, Scenario, Workload
-from isochrone.twin.workloads.coding_sessions import (
-    coding_asks,
-    mean_output_tokens,
-    parse_sessions,
-)
-from isochrone.twin.workloads.fitted import (
-    Fitted,
-    fitted_asks,
-    parse_client_rates,
-    parse_length_histogram,
-    parse_length_percentiles,
-    parse_rate_curve,
-)
-from isochrone.twin.workloads.placing import Mix, Source, placed
-from isochrone.twin.workloads.recorded import Recorded, RecordedRow, recorded_asks
-from isochrone.twin.world.demand import demand_of
-from isochrone.twin.world.fleet_plan import FleetPlan, capacity_rps, plan_fleet
-from isochrone.twin.world.round_trips import Measured, measured_of, spread_of
-from isochrone.twin.world.sites_table import PlacedSite, parse_sites
+from isochrone.twin.scenario import FleetOrder, Scenario
+from isochrone.twin.workloads.placing import Mix, placed
+from isochrone.twin.world.demand import Floats, demand_of
+from isochrone.twin.world.fleet_plan import FleetPlan, TenantPlan, capacity_rps, plan_fleet
+from isochrone.twin.world.sites_table import PlacedSite
+from isochrone.wiring.twin_places import sites_of, ways_of
+from isochrone.wiring.twin_traffic import Nature, Traffic, traffic_of
 
 T = TypeVar("T")
-
-SAMPLES = {
-    "servegen": (
-        "servegen_deepseek_r1_rate_sample.csv.gz", "servegen_deepseek_r1_lengths.csv"
-    ),
-    "azure-2024": ("azure_2024_conv_week_rate.csv", "azure_2024_conv_tokens.csv"),
-    "coding": ("coding_sessions_sample.jsonl.gz",),
-}
-SAMPLE_TRACE = "mooncake-conv-sample"
-RTT_COLUMNS = ("rtt_p95_ms", "rtt_avg_ms", "rtt_p50_ms", "rtt_ms")
-MOST_TOLD = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwinWorld:
     """`arrivals()` begins anew with each call, always the same; `rate_rps` is their mean rate in a
     week, of the `capacity_rps` that load 1 is. `share[ingress]` is each ingress's part of the
-    demand."""
+    demand. `nature`: what prefixes the traffic has."""
 
     fleet: Fleet
     arrivals: Callable[[], Iterator[Arrivals]]
     rate_rps: float
     capacity_rps: float
     share: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Traffic:
-    source: Source
-    prompt_tokens: float
-    output_tokens: float
+    nature: Nature = "calls"
 
 
 def twin_world(scenario: Scenario) -> TwinWorld:
     """Raises InvalidInput with the problems of every file that cannot be used."""
     problems: list[str] = []
-    sites = _read(lambda: _sites(scenario.sites), problems)
-    measured = _read(lambda: _measured(scenario.rtt), problems)
-    traffic = _read(lambda: _traffic(scenario.workload), problems)
-    if sites is None or measured is None or traffic is None:
+    sites = _read(lambda: sites_of(scenario.sites), problems)
+    ways = _read(lambda: ways_of(scenario.rtt), problems)
+    traffic = _read(lambda: traffic_of(scenario.workload), problems)
+    if sites is None or ways is None or traffic is None:
         raise InvalidInput(problems)
-    by_distance = load_spread()
+    tenants = scenario.tenants
     fleet = plan_fleet(
-        _plan(scenario.fleet), sites, scenario.tenants, measured,
-        spread_of([each[0] for each in by_distance], [each[1] for each in by_distance]),
-        load_blocs(), load_hardware(),
+        _plan(scenario.fleet), sites, tenants, *ways, load_blocs(), load_hardware(),
     )
     workload = scenario.workload
     most_rps = capacity_rps(fleet, traffic.prompt_tokens, traffic.output_tokens)
     rate_rps = workload.rate_rps or (workload.load or 1.0) * most_rps
     demand = demand_of(sites, start_s=scenario.start_hour * 3600.0, flat=not scenario.hours)
+    places = _places(tenants, sites)
     mix = Mix(
-        tenants=tuple(each.share for each in scenario.tenants),
+        tenants=tuple(each.share for each in tenants),
         classes=(
             workload.reserved, max(1.0 - workload.reserved - workload.batch, 0.0), workload.batch
         ),
         slo_ms=workload.slo_ms, slo_token_ms=workload.slo_token_ms,
         expected_tokens=max(round(traffic.output_tokens), 1),
+        places=places, tenant_class=tuple(each.class_ for each in tenants),
     )
     return TwinWorld(
-        fleet=fleet, rate_rps=rate_rps, capacity_rps=most_rps, share=tuple(demand.share.tolist()),
+        fleet=_sold(fleet, tenants, most_rps, traffic), rate_rps=rate_rps, capacity_rps=most_rps,
+        share=tuple(_share(demand.share, tenants, places).tolist()), nature=traffic.nature,
         arrivals=lambda: placed(
             traffic.source, demand, mix, rate_rps=rate_rps, length_s=scenario.length_s,
             seed=scenario.seed,
         ),
     )
+
+
+def _places(
+    tenants: Sequence[TenantPlan], sites: Sequence[PlacedSite]
+) -> tuple[Floats | None, ...]:
+    """Where each has clients; None for everywhere. Raises InvalidInput where that is nowhere."""
+    found: list[Floats | None] = []
+    problems = []
+    for tenant in tenants:
+        places = np.array([float(site.country in tenant.clients) for site in sites])
+        found.append(places if tenant.clients else None)
+        if tenant.clients and not places.any():
+            problems.append(f"tenant {tenant.name}: no site is in {', '.join(tenant.clients)}")
+    if problems:
+        raise InvalidInput(problems)
+    return tuple(found)
+
+
+def _share(
+    share: Floats, tenants: Sequence[TenantPlan], places: Sequence[Floats | None]
+) -> Floats:
+    """Each ingress's part of the demand of all tenants together."""
+    total = np.zeros_like(share)
+    for tenant, own in zip(tenants, places, strict=True):
+        there = share if own is None else share * own
+        total += tenant.share * there / there.sum()
+    result: Floats = total / total.sum()
+    return result
+
+
+def _sold(
+    fleet: Fleet, tenants: Sequence[TenantPlan], most_rps: float, traffic: Traffic
+) -> Fleet:
+    """With what tenants were sold at each site, in the tokens that entitlements count."""
+    tokens = traffic.prompt_tokens + fleet.admission.output_weight * traffic.output_tokens
+    counts = Counter(each.site for each in fleet.replicas)
+    each_tok_s = most_rps * tokens / len(fleet.replicas)
+    return replace(fleet, tenants=tuple(
+        replace(tenant, sold_tok_s={
+            site: round(plan.sold * count * each_tok_s) for site, count in sorted(counts.items())
+        }) if plan.sold else tenant
+        for tenant, plan in zip(fleet.tenants, tenants, strict=True)
+    ))
 
 
 def _read(read: Callable[[], T], problems: list[str]) -> T | None:
@@ -119,11 +122,6 @@ def _read(read: Callable[[], T], problems: list[str]) -> T | None:
     except InvalidInput as error:
         problems += error.problems
         return None
-
-
-def _sites(file: str | None) -> tuple[PlacedSite, ...]:
-    path = Path(file) if file else DATA / "sites" / "fleet_1100.csv"
-    return parse_sites(_text(path), str(path))
 
 
 def _plan(order: FleetOrder) -> FleetPlan:
@@ -138,111 +136,3 @@ def _plan(order: FleetOrder) -> FleetPlan:
         sharing=order.sharing, apart_km=order.apart_km, slots=order.slots,
         chunk_tokens=order.chunk_tokens,
     )
-
-
-def _measured(file: str | None) -> Measured:
-    path = Path(file) if file else DATA / "network" / "azure_region_rtt.csv"
-    positions = load_region_positions()
-    pairs = parse_round_trips(_text(path), str(path))
-    unknown = sorted({name for pair in pairs for name in pair if name not in positions})
-    if len(unknown) == len({name for pair in pairs for name in pair}):
-        raise InvalidInput(
-            [f"{path}: none of its regions has a known position, as {', '.join(unknown[:3])}"]
-        )
-    return measured_of(pairs, positions)
-
-
-def parse_round_trips(text: str, source: str) -> dict[tuple[str, str], float]:
-    """CSV with src, dst and one of `RTT_COLUMNS`. Raises InvalidInput with all problems."""
-    reader = csv.DictReader(io.StringIO(text))
-    columns = reader.fieldnames or ()
-    column = next((each for each in RTT_COLUMNS if each in columns), None)
-    if column is None or "src" not in columns or "dst" not in columns:
-        raise InvalidInput([
-            f"{source}: no table of round trips; expected the columns src, dst and one of "
-            + ", ".join(RTT_COLUMNS)
-        ])
-    found: dict[tuple[str, str], float] = {}
-    problems: list[str] = []
-    for row in reader:
-        try:
-            rtt_ms = float(row[column])
-        except (TypeError, ValueError):
-            rtt_ms = -1.0
-        if not 0.0 <= rtt_ms < 10_000.0:
-            problems.append(
-                f"{source}, line {reader.line_num}: {column} is {row[column]!r}; expected "
-                "milliseconds from 0 to 10000"
-            )
-            continue
-        found[row["src"], row["dst"]] = rtt_ms
-    if problems:
-        raise InvalidInput(problems[:MOST_TOLD])
-    return found
-
-
-def _traffic(workload: Workload) -> _Traffic:
-    if workload.kind == "recorded":
-        return _recorded(Path(workload.files[0]) if workload.files else bundled_trace(SAMPLE_TRACE))
-    folder = DATA / "workloads"
-    files = tuple(Path(each) for each in workload.files) or tuple(
-        folder / each for each in SAMPLES[workload.kind]
-    )
-    if workload.kind == "coding":
-        sessions = parse_sessions(_text(files[0]), str(files[0]))
-        prompts = [turn.prompt_tokens for each in sessions for turn in each.turns]
-        return _Traffic(
-            source=lambda rate, seed: coding_asks(sessions, rate, seed),
-            prompt_tokens=sum(prompts) / len(prompts), output_tokens=mean_output_tokens(sessions),
-        )
-    rates, lengths = (_text(each) for each in files)
-    if workload.kind == "servegen":
-        clients, period_s = parse_client_rates(rates, str(files[0]))
-        tokens = parse_length_histogram(lengths, str(files[1]))
-        prompt, output = tokens.get("input_tokens"), tokens.get("output_tokens")
-    else:
-        windows, period_s = parse_rate_curve(rates, str(files[0]))
-        clients = (windows,)
-        tokens = parse_length_percentiles(lengths, str(files[1]))
-        prompt, output = tokens.get("context_tokens"), tokens.get("generated_tokens")
-    if prompt is None or output is None:
-        raise InvalidInput([f"{files[1]}: has no lengths of prompts and of answers"])
-    fit = Fitted(clients=clients, period_s=period_s, prompt=prompt, output=output)
-    return _Traffic(
-        source=lambda rate, seed: fitted_asks(fit, rate, seed), prompt_tokens=prompt.mean,
-        output_tokens=output.mean,
-    )
-
-
-def _recorded(path: Path) -> _Traffic:
-    trace = parse_trace(_bytes(path), str(path))
-    if len(trace.rows) < 2 or trace.rows[-1].at_s <= trace.rows[0].at_s:
-        raise InvalidInput([f"{path}: has no two requests at different times, so no rate"])
-    recorded = Recorded(block_tokens=trace.block_tokens, rows=tuple(
-        RecordedRow(
-            at_s=row.at_s, prompt_tokens=row.input_tokens, output_tokens=row.output_tokens,
-            blocks=row.blocks,
-        )
-        for row in trace.rows
-    ))
-    return _Traffic(
-        source=lambda rate, seed: recorded_asks(recorded, rate, seed),
-        prompt_tokens=sum(row.input_tokens for row in trace.rows) / len(trace.rows),
-        output_tokens=recorded.mean_output_tokens,
-    )
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInput([f"{path}: cannot be read ({error.strerror})"]) from error
-
-
-def _text(path: Path) -> str:
-    data = _bytes(path)
-    try:
-        plain = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
-        return plain.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InvalidInput([f"{path}: is no text ({error})"]) from error

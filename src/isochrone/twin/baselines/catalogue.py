@@ -1,13 +1,14 @@
 """Every baseline by name: its parameters, which of them are tried, and the router they make.
 
-The parameters that were found best on the development windows are the defaults here; see
-docs/baselines.md.
+The defaults are where the search for the best parameters begins; those that it found are data
+(`data/baselines.json`). See docs/baselines.md.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Generic, Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, Literal, TypeVar
 
 from isochrone.twin.baselines.replica_picks import (
     LeastOutstandingReplica,
@@ -208,16 +209,18 @@ CAMPUS = Baseline(
 )
 
 
-def routers() -> Mapping[str, Router]:
-    """A fresh router of every baseline with its parameters of record."""
+EVERY: tuple[Baseline[Any], ...] = (
+    NEAREST, ROUND_ROBIN, LEAST_OUTSTANDING, CONSISTENT_HASH, NEAREST_THEN_SPILL, SKYWALKER, GORGO,
+    LLM_D, CAMPUS,
+)
+NAMES: tuple[str, ...] = tuple(each.name for each in EVERY)
+
+
+def routers(
+    parameters: Mapping[str, Mapping[str, int | float | str]] = MappingProxyType({}),
+) -> Mapping[str, Router]:
+    """A fresh router of every baseline, with these parameters where there are some."""
     return {
-        "nearest": NEAREST.make(NEAREST.default),
-        "round_robin": ROUND_ROBIN.make(ROUND_ROBIN.default),
-        "least_outstanding": LEAST_OUTSTANDING.make(LEAST_OUTSTANDING.default),
-        "consistent_hash": CONSISTENT_HASH.make(CONSISTENT_HASH.default),
-        "nearest_then_spill": NEAREST_THEN_SPILL.make(NEAREST_THEN_SPILL.default),
-        "skywalker": SKYWALKER.make(SKYWALKER.default),
-        "gorgo": GORGO.make(GORGO.default),
-        "llm_d": LLM_D.make(LLM_D.default),
-        "campus": CAMPUS.make(CAMPUS.default),
+        each.name: each.make(replace(each.default, **parameters.get(each.name, {})))
+        for each in EVERY
     }

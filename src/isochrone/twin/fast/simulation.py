@@ -64,7 +64,7 @@ class Simulation:
         self.ways = Ways(fleet, stream(plan.seed, "jitter"))
         self.news = Digests(len(fleet.sites), self.ways)
         self.tables = Tables(fleet)
-        self.tally = Tally(len(fleet.sites), plan.warm_s)
+        self.tally = Tally(len(fleet.sites), len(fleet.tenants), plan.warm_s)
         self.replicas = [
             Running(number, spec, f"{fleet.sites[spec.site].name}-{number}")
             for number, spec in enumerate(fleet.replicas)
@@ -191,7 +191,7 @@ class Simulation:
         flight.stage = OVER
         self.open -= 1
         arrival = flight.arrival
-        self.tally.refuse(arrival.at_s, arrival.class_)
+        self.tally.refuse(arrival.at_s, arrival.class_, arrival.tenant)
         self.tally.trace.add(flight.ident, -1, -1, 0, -1.0, now_s)
 
     def wake(self, place: int, at_s: float) -> None:
@@ -204,7 +204,7 @@ class Simulation:
         flight = Flight(self._began, arrival)
         self._began += 1
         self.open += 1
-        self.tally.began(arrival.at_s, arrival.class_)
+        self.tally.began(arrival.at_s, arrival.class_, arrival.tenant)
         self.router.began(flight, arrival.at_s)
 
     def _tell(self, kind: int, number: int, flight: Flight, now_s: float) -> None:
@@ -216,7 +216,7 @@ class Simulation:
             flight.stage = OVER
             self.open -= 1
             arrival = flight.arrival
-            self.tally.break_off(arrival.at_s, arrival.class_)
+            self.tally.break_off(arrival.at_s, arrival.class_, arrival.tenant)
             self.tally.trace.add(
                 flight.ident, flight.site, flight.replica, 0, flight.first_s, now_s
             )
@@ -294,7 +294,8 @@ class Simulation:
         if self._countries[0][arrival.ingress] != self._countries[1][site]:
             border_bytes = arrival.body_bytes + arrival.output_tokens * ANSWER_BYTES_TOKEN
         self.tally.answer(
-            arrival.at_s, arrival.class_, 1000.0 * (flight.first_s + back_s - arrival.at_s),
+            arrival.at_s, arrival.class_, arrival.tenant,
+            1000.0 * (flight.first_s + back_s - arrival.at_s),
             1000.0 * (now_s - arrival.at_s), arrival.slo_ms, site, arrival.prompt_tokens,
             flight.cached_tokens, arrival.output_tokens, border_bytes,
         )

@@ -64,7 +64,7 @@ class Summary:
     be answered. Times are the client's at its ingress. `goodput_rps`: answered within the
     objective, by simulated second after the warm-up. `hit_rate`: prompt tokens that were cached.
     `cross_border_bytes`: sent between countries, both ways. `trace` is the hash of every request's
-    way and instants."""
+    way and instants. `by_tenant`: of each, empty where there is one."""
 
     policy: str
     seed: int
@@ -89,12 +89,13 @@ class Summary:
     output_tokens: int
     by_class: Mapping[int, "ClassSummary"] = field(default_factory=dict)
     by_site: tuple[int, ...] = ()
+    by_tenant: tuple["ClassSummary", ...] = ()
     trace: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassSummary:
-    """The same of one class of requests."""
+    """The same of one class of requests, or of one tenant's."""
 
     requests: int
     refused: int
@@ -144,13 +145,14 @@ class Trace:
 
 
 class Tally:
-    """Counts while a run goes on. `sites`: how many there are."""
+    """Counts while a run goes on. `sites`, `tenants`: how many there are."""
 
-    def __init__(self, sites: int, warm_s: float) -> None:
+    def __init__(self, sites: int, tenants: int, warm_s: float) -> None:
         self.warm_s = warm_s
         self.ttft = Quantiles()
         self.total = Quantiles()
         self.classes = [ClassTally(), ClassTally(), ClassTally()]
+        self.tenants = [ClassTally() for _ in range(tenants)] if tenants > 1 else []
         self.by_site = [0] * sites
         self.requests = self.answered = self.refused = self.broken = self.retried = 0
         self.good = 0
@@ -158,12 +160,14 @@ class Tally:
         self.cross_border_bytes = 0
         self.trace = Trace()
 
-    def began(self, at_s: float, class_: int) -> None:
+    def began(self, at_s: float, class_: int, tenant: int) -> None:
         if at_s >= self.warm_s:
             self.requests += 1
             self.classes[class_].requests += 1
+            if self.tenants:
+                self.tenants[tenant].requests += 1
 
-    def refuse(self, at_s: float, class_: int) -> None:
+    def refuse(self, at_s: float, class_: int, tenant: int) -> None:
         """The client gets an error."""
         if at_s >= self.warm_s:
             self.refused += 1
@@ -171,17 +175,23 @@ class Tally:
             tally = self.classes[class_]
             tally.refused += 1
             tally.ttft.never()
+            if self.tenants:
+                self.tenants[tenant].refused += 1
+                self.tenants[tenant].ttft.never()
 
-    def break_off(self, at_s: float, class_: int) -> None:
+    def break_off(self, at_s: float, class_: int, tenant: int) -> None:
         """The client's stream ends with an error."""
         if at_s >= self.warm_s:
             self.broken += 1
             self.ttft.never()
             self.classes[class_].ttft.never()
+            if self.tenants:
+                self.tenants[tenant].ttft.never()
 
     def answer(
-        self, at_s: float, class_: int, ttft_ms: float, total_ms: float, slo_ms: float, site: int,
-        prompt_tokens: int, cached_tokens: int, output_tokens: int, border_bytes: int,
+        self, at_s: float, class_: int, tenant: int, ttft_ms: float, total_ms: float,
+        slo_ms: float, site: int, prompt_tokens: int, cached_tokens: int, output_tokens: int,
+        border_bytes: int,
     ) -> None:
         """The client has the whole answer."""
         if at_s < self.warm_s:
@@ -195,6 +205,10 @@ class Tally:
         if ttft_ms <= slo_ms:
             self.good += 1
             tally.good += 1
+        if self.tenants:
+            own = self.tenants[tenant]
+            own.ttft.add(ttft_ms)
+            own.good += ttft_ms <= slo_ms
         self.prompt_tokens += prompt_tokens
         self.cached_tokens += cached_tokens
         self.output_tokens += output_tokens
@@ -219,7 +233,8 @@ class Tally:
             busy_share=busy_share, output_tokens=self.output_tokens,
             by_class={rank: each.summary() for rank, each in enumerate(self.classes)
                       if each.requests},
-            by_site=tuple(self.by_site), trace=self.trace.digest(),
+            by_site=tuple(self.by_site),
+            by_tenant=tuple([each.summary() for each in self.tenants]), trace=self.trace.digest(),
         )
 
 

@@ -7,9 +7,9 @@ and nothing else. What sub-agents asked is left out.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any
 
 import msgspec
@@ -114,6 +114,19 @@ def _turns(requests: Sequence[_Request]) -> tuple[Turn, ...]:
             new=each.new,
         ))
     return tuple(turns)
+
+
+def fitting(sessions: Sequence[CodingSession], most_tokens: int) -> tuple[CodingSession, ...]:
+    """Each up to the first turn whose prompt and answer are more than so many tokens, where an
+    agent would have had to begin anew; without those that have none before."""
+    found = []
+    for session in sessions:
+        turns = tuple(takewhile(
+            lambda turn: turn.prompt_tokens + turn.output_tokens <= most_tokens, session.turns
+        ))
+        if turns:
+            found.append(replace(session, turns=turns))
+    return tuple(found)
 
 
 def coding_asks(sessions: Sequence[CodingSession], rate_rps: float, seed: int) -> Iterator[Ask]:

@@ -21,6 +21,8 @@ from isochrone.twin.workloads.asks import Ask, mixed
 
 Family = Literal["Gamma", "Weibull"]
 MOST_TOLD = 20
+_PERCENTILES = ("p01", "p05", "p10", "p25", "p50", "p75", "p90", "p95", "p99")
+_PERCENTILE_WEIGHTS = (0.03, 0.045, 0.1, 0.2, 0.25, 0.2, 0.1, 0.045, 0.03)  # what lies nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +169,35 @@ def parse_length_histogram(text: str, source: str) -> Mapping[str, Lengths]:
         of_field[max(low, 1.0)] = of_field.get(max(low, 1.0), 0.0) + count
     _raise_if(problems, bins, source)
     return {field: _lengths_of_bins(each) for field, each in bins.items()}
+
+
+def pooled_lengths(
+    rows: Sequence[Mapping[str, str | int | float | bool | None]], source: str
+) -> Mapping[str, Lengths]:
+    """ServeGen's percentiles by client and window, pooled by their `requests`. By field, as
+    `input_tokens` of input_tokens_p01 to _p99. Raises InvalidInput."""
+    parts: dict[str, list[tuple[float, float]]] = {}  # tokens, weight
+    for row in rows:
+        weight = row.get("requests")
+        for field in ("input_tokens", "output_tokens"):
+            values = [row.get(f"{field}_{each}") for each in _PERCENTILES]
+            if isinstance(weight, int | float) and None not in values:
+                numbers = [float(each or 0.0) for each in values]
+                parts.setdefault(field, []).extend(
+                    (max(number, 1.0), weight * share)
+                    for number, share in zip(numbers, _PERCENTILE_WEIGHTS, strict=True)
+                )
+    _raise_if((), parts, source)
+    found: dict[str, Lengths] = {}
+    for field, weighted in parts.items():
+        shares, tokens, below = [0.0], [min(weighted)[0]], 0.0
+        total = sum(weight for _, weight in weighted)
+        for number, weight in sorted(weighted):
+            below += weight
+            shares.append(below / total)
+            tokens.append(number)
+        found[field] = Lengths(shares=tuple(shares), tokens=tuple(tokens))
+    return found
 
 
 def parse_length_percentiles(text: str, source: str) -> Mapping[str, Lengths]:

@@ -14,6 +14,7 @@ import numpy as np
 from isochrone.twin.fast.arrivals import Arrivals
 from isochrone.twin.workloads.asks import Ask, all_mixed, mixed
 from isochrone.twin.world.demand import Demand, Floats, Ints
+from isochrone.twin.world.fleet_plan import CONTEXT_TOKENS
 
 CHUNK = 2048
 BODY_BYTES_TOKEN = 4
@@ -26,7 +27,9 @@ Source = Callable[[float, int], Iterator[Ask]]
 class Mix:
     """`tenants` and `classes` (by rank) have parts of the groups that sum to 1; `slo_ms` +
     `slo_token_ms` a token of the prompt is when the first token should be there. `expected_tokens`:
-    what gateways assume of an answer."""
+    what gateways assume of an answer. A request of more than `most_tokens` is left out. Of each
+    tenant, where there is one: `places`, for each ingress whether it has clients there (1 or 0),
+    and the class of all its requests."""
 
     tenants: tuple[float, ...] = (1.0,)
     classes: tuple[float, float, float] = (0.0, 1.0, 0.0)
@@ -34,6 +37,9 @@ class Mix:
     slo_ms: float = 1_000.0
     slo_token_ms: float = 0.25
     expected_tokens: int = 256
+    most_tokens: int = CONTEXT_TOKENS
+    places: tuple[Floats | None, ...] = ()
+    tenant_class: tuple[int | None, ...] = ()
 
 
 def placed(
@@ -45,7 +51,10 @@ def placed(
     while True:
         chunk = list(islice(asks, CHUNK))
         within = [ask for ask in chunk if ask.at_s < length_s]
-        arrivals = _chunk(within, demand, mix, seed)
+        arrivals = _chunk(
+            [ask for ask in within if ask.prompt_tokens + ask.output_tokens <= mix.most_tokens],
+            demand, mix, seed,
+        )
         if len(arrivals):
             yield arrivals
         if len(within) < len(chunk) or len(chunk) < CHUNK:
@@ -61,10 +70,18 @@ def _chunk(asks: list[Ask], demand: Demand, mix: Mix, seed: int) -> Arrivals:
         return result
 
     at_s = np.array([ask.at_s for ask in asks], dtype=np.float64)
+    tenant = _drawn(np.array(mix.tenants), chance(TENANT))
     ingress = _drawn(demand.share, chance(INGRESS))
+    class_ = _drawn(np.array(mix.classes), chance(CLASS))
+    for number, places in enumerate(mix.places):
+        if places is not None:
+            own = _drawn(demand.share * places, chance(INGRESS))
+            ingress = np.where(tenant == number, own, ingress)
+    for number, rank in enumerate(mix.tenant_class):
+        if rank is not None:
+            class_ = np.where(tenant == number, rank, class_)
     kept = chance(ACTIVE) < demand.activity(at_s, ingress)
-    tenant = _drawn(np.array(mix.tenants), chance(TENANT))[kept]
-    class_ = _drawn(np.array(mix.classes), chance(CLASS))[kept]
+    tenant, class_ = tenant[kept], class_[kept]
     asks = [ask for ask, keep in zip(asks, kept.tolist(), strict=True) if keep]
     counts = np.array([len(ask.blocks) for ask in asks], dtype=np.int64)
     numbers = np.array([block for ask in asks for block in ask.blocks], dtype=np.uint64)

@@ -23,15 +23,22 @@ from isochrone.twin.world.round_trips import Measured, Places, Spread, distances
 from isochrone.twin.world.sites_table import PlacedSite
 
 Sharing = Literal["even", "demand"]
+CONTEXT_TOKENS = 131_072  # of the model, prompt and answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantPlan:
-    """`residency`: the terms of its policy; `share` of the requests."""
+    """`residency`: the terms of its policy; `share` of the requests. `clients`: the countries in
+    which it has any, all when it is empty. `class_`: of all its requests, None where the workload's
+    mix says. `sold`: the part of the fleet's no-cache token work that it was sold, spread over all
+    sites as the engines are."""
 
     name: str
     share: float
     residency: tuple[str, ...]
+    clients: frozenset[str] = frozenset()
+    class_: int | None = None
+    sold: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +53,7 @@ class FleetPlan:
     apart_km: float = 150.0
     slots: int = 256
     chunk_tokens: int = 2048
-    context_tokens: int = 131_072
+    context_tokens: int = CONTEXT_TOKENS
     weights_bytes: int = 0
 
 

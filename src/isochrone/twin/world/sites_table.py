@@ -14,6 +14,8 @@ from isochrone.core.errors import InvalidInput
 
 MOST_TOLD = 20
 NEEDED = ("site_id", "country_iso2", "lat", "lon")
+# As other tables call them: Cloudflare's edge cities.
+ALSO = {"colo": "site_id", "cca2": "country_iso2", "city": "metro"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,8 @@ def parse_sites(text: str, source: str) -> tuple[PlacedSite, ...]:
     """All sites of the fleet, in the order of the file. Raises InvalidInput with all problems."""
     reader = csv.DictReader(io.StringIO(text))
     columns = reader.fieldnames or ()
+    if "site_id" not in columns and "colo" in columns:
+        columns = reader.fieldnames = [ALSO.get(name, name) for name in columns]
     missing = [name for name in NEEDED if name not in columns]
     if missing:
         raise InvalidInput(

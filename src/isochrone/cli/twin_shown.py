@@ -1,0 +1,98 @@
+"""Shows what simulations do and did: a progress bar, tables of rows, findings in words."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from isochrone.cli.show import print_table
+
+if TYPE_CHECKING:
+    from isochrone.twin.experiments.experiment import Results
+    from isochrone.twin.fast.rows import Row
+    from isochrone.twin.fast.summary import Summary
+
+BYTES_PER_MB = 1_000_000.0
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, and what to call with how many more there are."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}"),
+        TimeElapsedColumn(), console=console, disable=not console.is_terminal, transient=True,
+    )
+    task = bar.add_task(what, total=total)
+    with bar:
+        yield lambda more: bar.advance(task, more)
+
+
+def print_rows(rows: "Sequence[Row]") -> None:
+    """A table for each load: times in ms, and how many times those of the bound and the best
+    baseline they are."""
+    for load in dict.fromkeys(row.load for row in rows):
+        same = [row for row in rows if row.load == load]
+        sized = any(row.gpus_for_slo for row in same)
+        print_table(
+            ("policy", "TTFT mean", "p50", "p90", "p99", "in time", "good/s", "cached",
+             "over borders MB", "mean / bound", "p99 / bound", "mean / best", "p99 / best",
+             *(("GPUs for SLO",) if sized else ())),
+            [(*_cells(row, same), *((row.gpus_for_slo,) if sized else ())) for row in same],
+            title=f"{same[0].workload} at load {load:.3g} (times in ms)",
+        )
+
+
+def _cells(row: "Row", rows: "Sequence[Row]") -> tuple[object, ...]:
+    from isochrone.wiring.twin_comparison import BOUND, SAME_FLEET
+
+    bound = next((each for each in rows if each.policy == BOUND), None)
+    others = [each for each in rows if each.policy in SAME_FLEET]
+    best_mean = min((each.ttft_ms_mean for each in others if each.ttft_ms_mean), default=None)
+    best_p99 = min((each.ttft_ms_p99 for each in others if each.ttft_ms_p99), default=None)
+    border = row.cross_border_bytes
+    return (
+        row.policy, row.ttft_ms_mean, row.ttft_ms_p50, row.ttft_ms_p90, row.ttft_ms_p99,
+        _percent(row.slo_attainment), row.goodput_rps, _percent(row.hit_rate),
+        None if border is None else border / BYTES_PER_MB,
+        _times(row.ttft_ms_mean, bound.ttft_ms_mean if bound else None),
+        _times(row.ttft_ms_p99, bound.ttft_ms_p99 if bound else None),
+        _times(row.ttft_ms_mean, best_mean), _times(row.ttft_ms_p99, best_p99),
+    )
+
+
+def _times(value: float | None, other: float | None) -> str | None:
+    return f"{value / other:.2f} x" if value and other else None
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f} %"
+
+
+def print_results(results: "Results") -> None:
+    """What follows, and the table."""
+    from isochrone.twin.experiments.findings import findings_of
+    from isochrone.twin.report.words import columns_of, rows_of
+
+    columns = columns_of(results)
+    print_table(
+        [column.title for column in columns],
+        [cells for _, cells in rows_of(results, columns)], title=results.title,
+    )
+    for each in findings_of(results):
+        word = "" if each.good is None else "met: " if each.good else "MISSED: "
+        print(f"- {word}{each.text}")
+
+
+def print_summary(summary: "Summary") -> None:
+    print(
+        f"{summary.requests} requests after the warm-up: {summary.answered} answered, "
+        f"{summary.refused} refused, {summary.broken} broken off, {summary.open} open; "
+        f"{summary.retried} sent again"
+    )
+    print(
+        f"{summary.gpus} GPUs, busy {_percent(summary.busy_share)} of {summary.simulated_s:.1f} s; "
+        f"trace {summary.trace}"
+    )

@@ -1,0 +1,1 @@
+"""Experiments: what is varied and compared, and what follows from what came out."""

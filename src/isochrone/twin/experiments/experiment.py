@@ -1,0 +1,114 @@
+"""What an experiment is and what comes out of it.
+
+The file is read by `wiring/twin_experiment.py`; docs/twin.md has every key.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from isochrone.twin.fast.rows import Row
+from isochrone.twin.fast.summary import Summary
+
+Cell = str | int | float | bool | None
+
+# How what came out is drawn and judged: against load; fleet against campus, against load; case
+# beside case; tenant beside tenant; against the Erlang table.
+View = Literal["loads", "campus", "cases", "tenants", "pooling"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One setting of an experiment: the `case` and the values of what is `varied`, by key."""
+
+    case: str
+    varied: Mapping[str, Cell]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one policy did at a point. `tenant` is empty for all requests together; of one tenant
+    only times, requests, refusals and the share in time are known. `gpus`: that were there. Counts
+    are None for the bound, which is no run."""
+
+    point: Point
+    row: Row
+    tenant: str = ""
+    requests: int | None = None
+    refused: int | None = None
+    broken: int | None = None
+    gpus: int | None = None
+    busy_share: float | None = None
+    by_site: tuple[int, ...] = ()
+
+    def record(self) -> dict[str, Cell]:
+        """A flat row of a table; the same columns for all outcomes of one experiment."""
+        return {
+            "case": self.point.case, **self.point.varied, **asdict(self.row),
+            "tenant": self.tenant, "requests": self.requests, "refused": self.refused,
+            "broken": self.broken, "gpus": self.gpus, "busy_share": self.busy_share,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A site with engines, for the map; `replicas` it has."""
+
+    name: str
+    country: str
+    latitude_deg: float
+    longitude_deg: float
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """Where clients enter, for the map; `share` of the demand."""
+
+    latitude_deg: float
+    longitude_deg: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """An experiment that was played. `command` and `commit` reproduce it. `slo_share`: what part in
+    time the number of GPUs is for."""
+
+    name: str
+    title: str
+    question: str
+    view: View
+    command: str
+    commit: str
+    requests: int | None
+    outcomes: Sequence[Outcome]
+    places: Sequence[Place] = ()
+    clients: Sequence[Client] = ()
+    slo_share: float | None = None
+    notes: Sequence[str] = field(default=())
+
+
+def outcomes_of(
+    point: Point, row: Row, summary: Summary | None, tenants: Sequence[str]
+) -> list[Outcome]:
+    """The one of all requests, and, where there are several tenants, one for each."""
+    if summary is None:
+        return [Outcome(point=point, row=row)]
+    found = [Outcome(
+        point=point, row=row, requests=summary.requests, refused=summary.refused,
+        broken=summary.broken, gpus=summary.gpus, busy_share=summary.busy_share,
+        by_site=summary.by_site,
+    )]
+    for name, own in zip(tenants, summary.by_tenant, strict=False):
+        found.append(Outcome(
+            point=point, tenant=name, requests=own.requests, refused=own.refused,
+            gpus=summary.gpus,
+            row=Row(
+                workload=row.workload, load=row.load, policy=row.policy,
+                ttft_ms_mean=own.ttft_ms_mean, ttft_ms_p50=own.ttft_ms_p50, ttft_ms_p90=None,
+                ttft_ms_p99=own.ttft_ms_p99, slo_attainment=own.slo_attainment,
+                goodput_rps=0.0, hit_rate=0.0, cross_border_bytes=None, gpus_for_slo=None,
+            ),
+        ))
+    return found

@@ -1,0 +1,1 @@
+"""Reports of experiments: one page of HTML that needs nothing else, and tables for documents."""

@@ -1,0 +1,97 @@
+"""Reads where a scenario's sites are and how far apart: tables of sites and of round trips."""
+
+import csv
+import io
+from math import isfinite
+
+from isochrone.adapters.packaged import DATA, load_region_positions, load_spread
+from isochrone.core.errors import InvalidInput
+from isochrone.twin.world.round_trips import Measured, Spread, measured_of, spread_of
+from isochrone.twin.world.sites_table import PlacedSite, parse_sites
+from isochrone.wiring.twin_files import bytes_of, path_of, text_of
+
+RTT_COLUMNS = ("rtt_p95_ms", "rtt_avg_ms", "rtt_p50_ms", "rtt_ms")
+DISTANCE_COLUMNS = ("km_mean", "p10", "p50", "p90", "p99")
+MOST_TOLD = 20
+
+
+def sites_of(file: str | None) -> tuple[PlacedSite, ...]:
+    """Raises InvalidInput with all problems."""
+    path = path_of(file) if file else DATA / "sites" / "fleet_1100.csv"
+    return parse_sites(text_of(path), str(path))
+
+
+def ways_of(file: str | None) -> tuple[Measured, Spread]:
+    """Measured pairs of regions with the packaged round trips by distance, or, from a table of
+    those, by distance alone. Raises InvalidInput with all problems."""
+    path = path_of(file) if file else DATA / "network" / "azure_region_rtt.csv"
+    if bytes_of(path).startswith(b"PAR1"):
+        raise InvalidInput([
+            f"{path}: is Parquet; round trips are CSV with src, dst and one of "
+            f"{', '.join(RTT_COLUMNS)} between regions whose positions are known, or by distance "
+            f"with {', '.join(DISTANCE_COLUMNS)}"
+        ])
+    text = text_of(path)
+    columns = text.partition("\n")[0].strip().split(",")
+    if all(name in columns for name in DISTANCE_COLUMNS):
+        return measured_of({}, {}), _by_distance(text, str(path))
+    positions = load_region_positions()
+    pairs = parse_round_trips(text, str(path))
+    unknown = sorted({name for pair in pairs for name in pair if name not in positions})
+    if len(unknown) == len({name for pair in pairs for name in pair}):
+        raise InvalidInput(
+            [f"{path}: none of its regions has a known position, as {', '.join(unknown[:3])}"]
+        )
+    usual = load_spread()
+    return measured_of(pairs, positions), spread_of(
+        [each[0] for each in usual], [each[1] for each in usual]
+    )
+
+
+def parse_round_trips(text: str, source: str) -> dict[tuple[str, str], float]:
+    """CSV with src, dst and one of `RTT_COLUMNS`. Raises InvalidInput with all problems."""
+    reader = csv.DictReader(io.StringIO(text))
+    columns = reader.fieldnames or ()
+    column = next((each for each in RTT_COLUMNS if each in columns), None)
+    if column is None or "src" not in columns or "dst" not in columns:
+        raise InvalidInput([
+            f"{source}: no table of round trips; expected the columns src, dst and one of "
+            + ", ".join(RTT_COLUMNS)
+        ])
+    found: dict[tuple[str, str], float] = {}
+    problems: list[str] = []
+    for row in reader:
+        try:
+            rtt_ms = float(row[column])
+        except (TypeError, ValueError):
+            rtt_ms = -1.0
+        if not 0.0 <= rtt_ms < 10_000.0:
+            problems.append(
+                f"{source}, line {reader.line_num}: {column} is {row[column]!r}; expected "
+                "milliseconds from 0 to 10000"
+            )
+            continue
+        found[row["src"], row["dst"]] = rtt_ms
+    if problems:
+        raise InvalidInput(problems[:MOST_TOLD])
+    return found
+
+
+def _by_distance(text: str, source: str) -> Spread:
+    rows: list[tuple[float, ...]] = []
+    problems: list[str] = []
+    reader = csv.DictReader(io.StringIO(text))
+    for row in reader:
+        try:
+            values = tuple(float(row[name] or "") for name in DISTANCE_COLUMNS)
+        except ValueError as error:
+            problems.append(f"{source}, line {reader.line_num}: {error}")
+            continue
+        if not all(isfinite(each) and each >= 0.0 for each in values):
+            problems.append(f"{source}, line {reader.line_num}: expected numbers from 0 on")
+            continue
+        rows.append(values)
+    rows.sort()
+    if problems or len(rows) < 2:
+        raise InvalidInput(problems[:MOST_TOLD] or [f"{source}: has no two rows"])
+    return spread_of([row[0] for row in rows], [row[1:] for row in rows])

@@ -1,0 +1,91 @@
+"""Plays many games at once: in processes of this machine, or on a Ray cluster that is named."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from typing import Any
+
+from isochrone.core.errors import InvalidInput, Unavailable
+from isochrone.wiring.twin_comparison import Game, Played, play
+
+
+def play_all(
+    work: Sequence[Game], jobs: int, on_played: Callable[[Played], None],
+    cluster: str | None = None,
+) -> list[Played]:
+    """What came of each, in the order of `work`, each in a process of its own where `jobs` is more
+    than 1. `cluster`: the address of a Ray cluster, which has the package, `auto` for the one at
+    hand. Raises Unavailable when a process was killed, as happens where memory runs out, and
+    InvalidInput where Ray is not installed or its cluster not there."""
+    if cluster is not None:
+        return _on_ray(work, cluster, on_played)
+    if min(jobs, len(work)) < 2:
+        found = []
+        for game in work:
+            found.append(play(game))
+            on_played(found[-1])
+        return found
+    return _in_processes(work, jobs, on_played)
+
+
+def _in_processes(
+    work: Sequence[Game], jobs: int, on_played: Callable[[Played], None]
+) -> list[Played]:
+    # Not forked: a progress bar runs in a thread, which a fork would cut in the middle of anything.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, len(work)), context, _deaf)
+    found: dict[int, Played] = {}
+    try:
+        place_of = {pool.submit(play, game): place for place, game in enumerate(work)}
+        for done in as_completed(place_of):
+            played = found[place_of[done]] = done.result()
+            on_played(played)
+    except BrokenExecutor as error:
+        raise Unavailable(
+            "a process that plays was killed, perhaps because memory ran out; try fewer --jobs"
+        ) from error
+    finally:
+        pool.shutdown(wait=len(found) == len(work), cancel_futures=True)
+        if len(found) < len(work):  # of what nobody waits for nothing is worth finishing
+            for process in multiprocessing.active_children():
+                process.terminate()
+    return [found[place] for place in range(len(work))]
+
+
+def _deaf() -> None:
+    """Ctrl-C is for the process that started this one, which ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _on_ray(
+    work: Sequence[Game], cluster: str, on_played: Callable[[Played], None]
+) -> list[Played]:
+    ray = _ray()
+    try:
+        ray.init(address=cluster, log_to_driver=False, ignore_reinit_error=True)
+    except (ConnectionError, ValueError) as error:
+        raise InvalidInput([f"--cluster {cluster}: no Ray cluster is there ({error})"]) from error
+    try:
+        remote = ray.remote(play)
+        place_of = {remote.remote(game): place for place, game in enumerate(work)}
+        found: dict[int, Played] = {}
+        waiting = list(place_of)
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            for each in ready:
+                played = found[place_of[each]] = ray.get(each)
+                on_played(played)
+    finally:
+        ray.shutdown()
+    return [found[place] for place in range(len(work))]
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise InvalidInput([
+            "--cluster needs Ray, which is not installed; install the extra: isochrone[ray]"
+        ]) from error
+    return ray

@@ -1,0 +1,68 @@
+"""Writes what came out of experiments: Parquet, JSON, one page of HTML, sections of a document."""
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from isochrone.adapters.packaged import DATA
+from isochrone.adapters.tables import write_parquet
+from isochrone.core.errors import InvalidInput
+from isochrone.twin.experiments.experiment import Results
+from isochrone.twin.fast.rows import Row
+from isochrone.twin.report.page import page_of
+from isochrone.twin.report.world_map import Ring
+
+WORLD = DATA / "maps" / "world-110m.json"
+ATTRIBUTION = (
+    "Sites: (c) OpenStreetMap contributors, ODbL 1.0. Metros: GeoNames, CC-BY-4.0.",
+    "Traces and round trips: Microsoft Azure, CC-BY-4.0; Mooncake, ServeGen, kv-cache-tester, "
+    "Apache-2.0.",
+)
+
+
+def write_page(results: Sequence[Results], path: Path) -> None:
+    """One file that needs no other. Raises InvalidInput where it cannot be written."""
+    world = json.loads(WORLD.read_text(encoding="utf-8"))
+    rings: list[Ring] = [ring for country in world["countries"] for ring in country["rings"]]
+    write_text(path, page_of(results, rings, (f"Map: {world['attribution']}.", *ATTRIBUTION)))
+
+
+def write_table(results: Results, path: Path) -> None:
+    """Parquet, a row an outcome. Raises InvalidInput."""
+    write_parquet(path, [each.record() for each in results.outcomes])
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """JSON, a row a policy and load. Raises InvalidInput."""
+    text = json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """All of it or the file as it was. Raises InvalidInput."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise InvalidInput([f"{path}: cannot be written: {error.strerror}"]) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def commit() -> str:
+    """The commit of the code that runs, with a plus where files differ; its version without one."""
+    from isochrone import __version__
+
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=here,
+            capture_output=True, text=True, check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
+    return head.stdout.strip()
