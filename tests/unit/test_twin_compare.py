@@ -11,10 +11,10 @@ import pytest
 from isochrone.cli.app import run
 from isochrone.twin.baselines.catalogue import routers
 from isochrone.twin.fast.policy import Router
-from isochrone.twin.fast.rows import Row
 from isochrone.wiring import twin_comparison
 from isochrone.wiring.twin_choice import Changes, chosen_scenario
-from isochrone.wiring.twin_comparison import POLICIES, Game, games, play, play_all
+from isochrone.wiring.twin_comparison import POLICIES, Game, Played, games, play
+from isochrone.wiring.twin_pool import play_all
 
 FEW = ("--requests", "120", "--jobs", "1")
 COLUMNS = [
@@ -124,10 +124,10 @@ def test_rows_come_in_the_order_of_the_work_whoever_is_done_first() -> None:
         Game(scenario=scenario, policy="ours", requests=600),
         Game(scenario=scenario, policy="nearest", requests=3),
     ]
-    done: list[Row] = []
-    rows = play_all(work, 2, done.append)
-    assert [row.policy for row in rows] == ["ours", "nearest"]
-    assert [row.policy for row in done] == ["nearest", "ours"]
+    done: list[Played] = []
+    played = play_all(work, 2, done.append)
+    assert [each.row.policy for each in played] == ["ours", "nearest"]
+    assert [each.row.policy for each in done] == ["nearest", "ours"]
 
 
 def test_all_policies_get_the_same_requests(
@@ -135,7 +135,7 @@ def test_all_policies_get_the_same_requests(
 ) -> None:
     """Whoever's name a policy has, the same decisions give the same row."""
 
-    def twice() -> dict[str, Router]:
+    def twice(_: object) -> dict[str, Router]:
         return {name: routers()["nearest"] for name in ("nearest", "llm_d")}
 
     monkeypatch.setattr(twin_comparison, "routers", twice)
@@ -173,6 +173,8 @@ def test_files_replace_what_the_scenario_names(command: Any, tmp_path: Path) -> 
         ('{"id":"a","block_size":64,"tool_tokens":1,"system_tokens":1,"requests":[]}', "coding"),
         ("client,window_s,rate_rps,cv,dist,p1,p2", "servegen"),
         ("trace,t_s,utc,inv_per_min,inv_per_min_lo,inv_per_min_hi", "azure-2024"),
+        ("model_family,env,t_s,tokens_per_s_plotted", "azure-2024"),
+        ("num_prefill_tokens,num_decode_tokens", "lengths"),
     ],
 )
 def test_the_kind_of_a_trace_is_told_by_its_first_line(
@@ -183,6 +185,28 @@ def test_the_kind_of_a_trace_is_told_by_its_first_line(
     assert workload.kind == kind
     assert workload.files[0] == trace
     assert len(workload.files) == (2 if kind in ("servegen", "azure-2024") else 1)
+
+
+@pytest.mark.parametrize(
+    ("first_line", "kind"),
+    [
+        ("field,day,bin_lo,requests", "servegen"),
+        ("trace,field,percentile,tokens", "azure-2024"),
+        ("PAR1", "servegen"),
+    ],
+)
+def test_lengths_alone_or_first_find_their_rates(
+    tmp_path: Path, first_line: str, kind: str
+) -> None:
+    lengths = str(written(tmp_path, "lengths", first_line + "\n"))
+    alone = chosen_scenario("eight-sites", Changes(trace=(lengths,))).workload
+    assert alone.kind == kind
+    assert alone.files[1] == lengths
+    rates = str(written(tmp_path, "rates", {
+        "servegen": "client,window_s,rate_rps,cv,dist,p1\n", "azure-2024": "t_s,inv_per_min\n",
+    }[kind]))
+    both = chosen_scenario("eight-sites", Changes(trace=(lengths, rates))).workload
+    assert both.files == (rates, lengths)
 
 
 def test_the_load_of_a_stated_rate_is_its_part_of_what_the_fleet_does(

@@ -7,7 +7,7 @@ import pytest
 
 from isochrone.adapters.packaged import DATA, load_region_positions, load_spread
 from isochrone.core.errors import InvalidInput
-from isochrone.twin.world.demand import activity, demand_of
+from isochrone.twin.world.demand import Demand, activity, demand_of, of_countries
 from isochrone.twin.world.fleet_plan import capacity_rps
 from isochrone.twin.world.round_trips import (
     FIBRE_KM_MS,
@@ -21,8 +21,9 @@ from isochrone.twin.world.round_trips import (
     spread_of,
 )
 from isochrone.twin.world.sites_table import PlacedSite, parse_sites
+from isochrone.wiring.twin_places import entries_of, parse_round_trips, sites_of, ways_of
 from isochrone.wiring.twin_scenario import parse_scenario
-from isochrone.wiring.twin_world import parse_round_trips, twin_world
+from isochrone.wiring.twin_world import twin_world
 
 SITES = (DATA / "sites" / "fleet_1100.csv").read_text(encoding="utf-8")
 HEAD = "site_id,country_iso2,lat,lon\n"
@@ -154,3 +155,68 @@ def test_files_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     text = f'sites = "{tmp_path / "none.csv"}"\n[fleet]\n[workload]\n'
     with pytest.raises(InvalidInput, match="cannot be read"):
         twin_world(parse_scenario(text, source="x"))
+
+
+def test_demand_by_people_is_checked_against_the_one_public_mix_of_entries() -> None:
+    """What docs/twin-world.md says of both; and that a scenario can be played with either."""
+    entries = entries_of("m365_entry_regions.csv")
+    total = sum(entries.values())
+    mix = {country: requests / total for country, requests in entries.items()}
+    assert round(mix["US"], 2) == 0.80
+    assert round(mix["JP"], 2) == 0.10
+    assert round(mix["AU"], 2) == 0.05
+    assert not {"DE", "FR", "GB", "NL", "SE", "CH"} & set(mix)
+    sites = sites_of(None)
+    people = demand_of(sites, flat=True)
+
+    def by_country(demand: Demand) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for site, share in zip(sites, demand.share.tolist(), strict=True):
+            found[site.country] = found.get(site.country, 0.0) + share
+        return found
+
+    usual = by_country(people)
+    assert max(usual, key=lambda country: usual[country]) == "US"
+    # Half of the difference is what one would have to move to make one of the other.
+    moved = sum(abs(usual.get(each, 0.0) - mix.get(each, 0.0)) for each in {*usual, *mix}) / 2
+    assert 0.65 < moved < 0.70
+    known = {country: share for country, share in mix.items() if country in usual}
+    entered = by_country(of_countries(people, sites, known))
+    for country, share in known.items():
+        assert entered[country] == pytest.approx(share / sum(known.values()))
+    assert {country for country, share in entered.items() if share > 0.0} == set(known)
+
+
+def test_entries_can_be_read_as_published_and_all_that_is_wrong_is_told(tmp_path: Path) -> None:
+    table = tmp_path / "entries.csv"
+    table.write_text(
+        "model_family,day_nov2024,tenant,region,env,sampled_requests\n"
+        "A,5,prod-x,westus,prod,30\nA,5,prod-x,japaneast,prod,10\nA,5,sdf-x,westus,dev,99\n",
+        encoding="utf-8",
+    )
+    assert entries_of(str(table)) == {"US": 30.0, "JP": 10.0}
+    table.write_text("region,sampled_requests\nmoonbase,1\nwestus,-2\n", encoding="utf-8")
+    with pytest.raises(InvalidInput) as raised:
+        entries_of(str(table))
+    assert ["moonbase" in raised.value.problems[0], "-2" in raised.value.problems[1]] == [True] * 2
+
+
+def test_edge_cities_are_sites_and_distances_alone_are_ways(tmp_path: Path) -> None:
+    cities = (
+        "colo,name,region,city,country,cca2,lat,lon\n"
+        'AMS,"Amsterdam, NL",Europe,Amsterdam,Netherlands,NL,52.3,4.8\n'
+        "XXX,Nowhere,Europe,Nowhere,Netherlands,NL,,\n"
+    )
+    [site] = parse_sites(cities, "colos.csv")
+    assert (site.name, site.country, site.metro) == ("AMS", "NL", "Amsterdam, NL")
+    table = tmp_path / "km.csv"
+    table.write_text(
+        'bin,n,p10,p50,p90,p99,mdev_p50,km_mean,inflation_p50\n"(0, 50]",4,1,2,8,20,0,30,8\n'
+        '"(900, 1100]",4,14,20,30,60,0,1000,2\n', encoding="utf-8",
+    )
+    measured, spread = ways_of(str(table))
+    assert measured.names == ()
+    assert spread.at(np.array([1000.0]), np.array([0.5]))[0] == pytest.approx(20.0)
+    table.write_bytes(b"PAR1....")
+    with pytest.raises(InvalidInput, match="is Parquet"):
+        ways_of(str(table))

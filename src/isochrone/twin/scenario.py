@@ -66,7 +66,8 @@ class FleetOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """`sites` and `rtt` are paths, None for the packaged tables. `start_hour`: hours since Monday
+    """`sites` and `rtt` are paths, None for the packaged tables; `entries` one of requests by
+    country, None for people. `start_hour`: hours since Monday
     00:00 UTC; `hours`: whether places are quieter by night."""
 
     seed: int
@@ -80,3 +81,4 @@ class Scenario:
     workload: Workload
     tenants: tuple[TenantPlan, ...]
     outages: tuple[OutagePlan, ...] = ()
+    entries: str | None = None

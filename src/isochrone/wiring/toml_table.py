@@ -176,7 +176,7 @@ class TomlTable:
         if not isinstance(value, dict):
             self.problem(f"{key} is not a table")
             return None
-        return TomlTable(f"{self.where}, {key}", value, self._problems)
+        return TomlTable(f"{self.where}, {key}" if self.where else key, value, self._problems)
 
     def plain(self, key: str) -> Mapping[str, object]:
         """The table `key` as it is written, for somebody else to read; empty when it is absent."""

@@ -148,7 +148,8 @@ def _traffic_of(files: tuple[str, ...]) -> tuple[WorkloadKind, tuple[str, ...]]:
                 "2024 or M365 (CSV), or lengths of ServeGen (CSV, Parquet), Azure 2024 or Vidur "
                 "(CSV)"
             )
-    kind = (mains or lengths or [(None, "")])[0][0]
+    known = mains or lengths
+    kind = known[0][0] if known else None
     if kind is not None:
         most = FILES_OF_KIND[kind]
         if len(mains) > 1 or len(lengths) > 1 or (lengths and most < 2):

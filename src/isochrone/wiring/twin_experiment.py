@@ -249,7 +249,7 @@ def _map(
     fleet = world.fleet
     places = tuple(
         Place(
-            name=site.name, country=site.country, latitude_deg=site.latitude_deg or 0.0,
+            name=site.name, country=site.country or "", latitude_deg=site.latitude_deg or 0.0,
             longitude_deg=site.longitude_deg or 0.0, replicas=sum(len(each) for each in models),
         )
         for site, models in zip(fleet.sites, fleet.at, strict=True)

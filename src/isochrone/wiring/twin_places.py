@@ -2,7 +2,7 @@
 
 import csv
 import io
-from math import isfinite
+from math import inf, isfinite
 
 from isochrone.adapters.packaged import DATA, load_region_positions, load_spread
 from isochrone.core.errors import InvalidInput
@@ -19,6 +19,50 @@ def sites_of(file: str | None) -> tuple[PlacedSite, ...]:
     """Raises InvalidInput with all problems."""
     path = path_of(file) if file else DATA / "sites" / "fleet_1100.csv"
     return parse_sites(text_of(path), str(path))
+
+
+def entries_of(file: str) -> dict[str, float]:
+    """Requests by country: CSV with country_iso2 and sampled_requests, or, as M365's, region and
+    sampled_requests, of env prod where there is one. Raises InvalidInput with all problems."""
+    path = path_of(file)
+    reader = csv.DictReader(io.StringIO(text_of(path)))
+    columns = reader.fieldnames or ()
+    key = next((each for each in ("country_iso2", "region") if each in columns), None)
+    if key is None or "sampled_requests" not in columns:
+        raise InvalidInput([
+            f"{path}: no table of entries; expected the columns country_iso2 or region, and "
+            "sampled_requests"
+        ])
+    found: dict[str, float] = {}
+    problems: list[str] = []
+    countries = {} if key == "country_iso2" else entry_countries()
+    for row in reader:
+        place = row[key] or ""
+        country = place if key == "country_iso2" else countries.get(place)
+        try:
+            requests = float(row["sampled_requests"] or "")
+        except ValueError:
+            requests = -1.0
+        if country is None or not 0.0 <= requests < inf:
+            problems.append(
+                f"{path}, line {reader.line_num}: {place}, {row['sampled_requests']}; expected a "
+                "known place and a count from 0"
+            )
+        elif row.get("env", "prod") == "prod":
+            found[country] = found.get(country, 0.0) + requests
+    if problems or not sum(found.values()):
+        raise InvalidInput(problems[:MOST_TOLD] or [f"{path}: has no requests"])
+    return found
+
+
+def entry_countries() -> dict[str, str]:
+    """The country of each of Azure's regions by the name that its interfaces have."""
+    return {
+        row["region"].replace(" ", "").lower(): row["country_iso2"]
+        for row in csv.DictReader(io.StringIO(
+            text_of(DATA / "network" / "cloud_regions.csv")
+        ))
+    }
 
 
 def ways_of(file: str | None) -> tuple[Measured, Spread]:

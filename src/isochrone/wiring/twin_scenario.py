@@ -57,6 +57,7 @@ def read_scenario(content: Mapping[str, object], *, source: str) -> Scenario:
         hours=top.boolean("hours", default=True),
         sites=top.text("sites"),
         rtt=top.text("rtt"),
+        entries=top.text("entries"),
         fleet=_fleet(_needed(top, "fleet", problems), problems),
         workload=_workload(_needed(top, "workload", problems)),
         tenants=_tenants(top.tables("tenant", name_key="name"), blocs),
@@ -117,14 +118,15 @@ def _fleet(table: TomlTable, problems: Problems) -> FleetOrder:
 
 
 def _workload(table: TomlTable) -> Workload:
-    kind = table.choice("kind", KINDS, default="recorded") or "recorded"
+    chosen = table.choice("kind", KINDS, default="recorded") or "recorded"
+    kind = next(each for each in KINDS if each == chosen)
     files = table.names("files", default=())
     has_rate, has_load = table.has("rate_rps"), table.has("load")
     load = table.number("load", 0.001, MOST_LOAD, default=0.8)
     rate_rps = table.number("rate_rps", 0.001, 1e6, default=1.0)
     workload = Workload(
         name=table.text("name") or kind,
-        kind=next(each for each in KINDS if each == kind),
+        kind=kind,
         files=files,
         load=None if has_rate else load,
         rate_rps=rate_rps if has_rate else None,

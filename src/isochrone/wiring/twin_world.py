@@ -1,7 +1,7 @@
 """Reads the files of a scenario and makes what the twin simulates: the fleet and its arrivals."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -13,10 +13,10 @@ from isochrone.twin.fast.arrivals import Arrivals
 from isochrone.twin.fast.fleet import Fleet
 from isochrone.twin.scenario import FleetOrder, Scenario
 from isochrone.twin.workloads.placing import Mix, placed
-from isochrone.twin.world.demand import Floats, demand_of
+from isochrone.twin.world.demand import Demand, Floats, demand_of, of_countries
 from isochrone.twin.world.fleet_plan import FleetPlan, TenantPlan, capacity_rps, plan_fleet
 from isochrone.twin.world.sites_table import PlacedSite
-from isochrone.wiring.twin_places import sites_of, ways_of
+from isochrone.wiring.twin_places import entries_of, sites_of, ways_of
 from isochrone.wiring.twin_traffic import Nature, Traffic, traffic_of
 
 T = TypeVar("T")
@@ -42,7 +42,10 @@ def twin_world(scenario: Scenario) -> TwinWorld:
     sites = _read(lambda: sites_of(scenario.sites), problems)
     ways = _read(lambda: ways_of(scenario.rtt), problems)
     traffic = _read(lambda: traffic_of(scenario.workload), problems)
-    if sites is None or ways is None or traffic is None:
+    entries = _read(
+        lambda: entries_of(scenario.entries) if scenario.entries else {}, problems
+    )
+    if sites is None or ways is None or traffic is None or entries is None:
         raise InvalidInput(problems)
     tenants = scenario.tenants
     fleet = plan_fleet(
@@ -52,6 +55,8 @@ def twin_world(scenario: Scenario) -> TwinWorld:
     most_rps = capacity_rps(fleet, traffic.prompt_tokens, traffic.output_tokens)
     rate_rps = workload.rate_rps or (workload.load or 1.0) * most_rps
     demand = demand_of(sites, start_s=scenario.start_hour * 3600.0, flat=not scenario.hours)
+    if entries:
+        demand = _entering(demand, sites, entries)
     places = _places(tenants, sites)
     mix = Mix(
         tenants=tuple(each.share for each in tenants),
@@ -70,6 +75,15 @@ def twin_world(scenario: Scenario) -> TwinWorld:
             seed=scenario.seed,
         ),
     )
+
+
+def _entering(
+    demand: Demand, sites: Sequence[PlacedSite], entries: Mapping[str, float]
+) -> Demand:
+    try:
+        return of_countries(demand, sites, entries)
+    except ValueError as error:
+        raise InvalidInput([f"entries: {error}"]) from error
 
 
 def _places(

@@ -7,8 +7,8 @@ public figure.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,21 @@ def demand_of(
         ahead_s=np.array([site.longitude_deg * 240.0 for site in sites]),
         start_s=start_s, flat=flat,
     )
+
+
+def of_countries(
+    demand: Demand, sites: Sequence[PlacedSite], weights: Mapping[str, float]
+) -> Demand:
+    """The same with these parts for countries, within each as people are; nobody asks elsewhere.
+    Raises ValueError where no site is in any of them."""
+    share = np.zeros_like(demand.share)
+    for country, weight in weights.items():
+        there = np.array([float(site.country == country) for site in sites]) * demand.share
+        if there.sum() > 0.0:
+            share += weight * there / there.sum()
+    if not share.sum() > 0.0:
+        raise ValueError("no site is in a country that asks for anything")
+    return replace(demand, share=share / share.sum())
 
 
 def activity(local_s: Floats) -> Floats:

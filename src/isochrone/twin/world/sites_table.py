@@ -36,7 +36,8 @@ def parse_sites(text: str, source: str) -> tuple[PlacedSite, ...]:
     """All sites of the fleet, in the order of the file. Raises InvalidInput with all problems."""
     reader = csv.DictReader(io.StringIO(text))
     columns = reader.fieldnames or ()
-    if "site_id" not in columns and "colo" in columns:
+    edge = "site_id" not in columns and "colo" in columns
+    if edge:
         columns = reader.fieldnames = [ALSO.get(name, name) for name in columns]
     missing = [name for name in NEEDED if name not in columns]
     if missing:
@@ -50,6 +51,8 @@ def parse_sites(text: str, source: str) -> tuple[PlacedSite, ...]:
     for record in reader:
         if record.get("in_1100") == "0":
             continue
+        if edge and not record["lat"] and not record["lon"]:
+            continue  # some of its cities have no position
         site = _site(record)
         if isinstance(site, str):
             problems.append(f"{source}, line {reader.line_num}: {site}")
