@@ -26,6 +26,7 @@ from isochrone.wiring.twin_scenario import parse_scenario
 
 HERE = Path(__file__).parent
 RECORD = DATA / "baselines.json"
+DOCUMENT = HERE.parent.parent / "docs" / "baselines.md"
 
 
 def main() -> None:
@@ -69,6 +70,36 @@ def _write(
         ],
     }
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    _document(record)
+
+
+def _document(record: dict[str, Any]) -> None:
+    """The table of docs/baselines.md."""
+    lines = [
+        f"Tuned at commit {record['commit']}, {record['requests']:,} requests of each window.", "",
+        "| traffic | baseline | best parameters | p99 ms | default's | tried |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in record["found"]:
+        for name, found in each["baselines"].items():
+            best = ", ".join(
+                f"`{key}` {value:.4g}" if isinstance(value, float) else f"`{key}` {value}"
+                for key, value in found["best"].items()
+            )
+            lines.append(
+                f"| {each['nature']} | `{name}` | {best or '-'} | {_shown(found['ttft_ms_p99'])} | "
+                f"{_shown(found['default_ttft_ms_p99'])} | {found['tried']} |"
+            )
+    text = DOCUMENT.read_text(encoding="utf-8")
+    begin, end = "<!-- parameters -->\n", "<!-- end of parameters -->"
+    before, _, rest = text.partition(begin)
+    DOCUMENT.write_text(
+        before + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2], encoding="utf-8"
+    )
+
+
+def _shown(cost: float | None) -> str:
+    return "never" if cost is None else f"{cost:,.0f}"
 
 
 def _kept(natures: dict[str, list[Path]]) -> dict[str, dict[str, Any]]:
