@@ -16,10 +16,12 @@ from isochrone.twin.baselines.catalogue import EVERY, NAMES, routers
 from isochrone.twin.experiments.erlang import attainable_utilisation, waiting_probability
 from isochrone.twin.experiments.experiment import Outcome, Point, Results, View
 from isochrone.twin.experiments.findings import findings_of, load_for
+from isochrone.twin.fast.plan import Outage
 from isochrone.twin.fast.rows import Row
 from isochrone.twin.report.page import page_of
 from isochrone.twin.report.words import markdown_of
-from isochrone.wiring.twin_comparison import POLICIES, Game, games, play
+from isochrone.twin.scenario import OutagePlan
+from isochrone.wiring.twin_comparison import POLICIES, Game, games, ground_of, play
 from isochrone.wiring.twin_experiment import (
     content_of,
     packaged_experiments,
@@ -28,6 +30,7 @@ from isochrone.wiring.twin_experiment import (
     with_values,
     work_of,
 )
+from isochrone.wiring.twin_outages import outages_of
 from isochrone.wiring.twin_pool import play_all
 from isochrone.wiring.twin_sizing import least_replicas
 
@@ -304,8 +307,6 @@ def test_tenants_keep_to_their_countries_and_classes() -> None:
         }}, source="x", change=lambda each: each,
     )
     game = Game(scenario=read.settings[0].scenario, policy="nearest", requests=300)
-    from isochrone.wiring.twin_comparison import ground_of
-
     ground = ground_of(game.scenario, game.requests)
     fleet = ground.world.fleet
     seen = set()
@@ -329,3 +330,32 @@ def test_a_document_and_a_page_have_the_same_findings() -> None:
     assert "w at load 0.8: p99 1,000 ms" in page
     assert "Title &lt;b&gt;" in page
     assert json.dumps("| w | 0.80 | ours |")[1:-1] in document
+
+
+def test_what_is_lost_is_said_of_the_fleet_that_is_played() -> None:
+    read = read_experiment(
+        content_of("eight-sites"), source="eight-sites", change=lambda each: each
+    )
+    fleet = ground_of(read.settings[0].scenario, 10).world.fleet
+    countries = [site.country for site in fleet.sites]
+    some = countries[0] or ""
+
+    def lost(plan: OutagePlan) -> tuple[Outage, ...]:
+        return outages_of([plan], fleet, 100.0, 200.0)
+
+    [site] = lost(OutagePlan(what="site", begin=0.4, end=0.7))
+    counts = [sum(len(each) for each in models) for models in fleet.at]
+    assert counts[site.number] == max(counts)
+    assert (site.from_s, site.until_s) == (140.0, 170.0)
+    assert lost(OutagePlan(what="site", begin=0.0, end=1.0, rank=99)) == ()
+    country = lost(OutagePlan(what="country", begin=0.0, end=1.0, here=(some,)))
+    assert [each.number for each in country] == [
+        number for number, at in enumerate(countries) if at == some
+    ]
+    cut = {
+        (each.ingress, each.number)
+        for each in lost(OutagePlan(what="cable", begin=0.0, end=1.0, here=(some,)))
+    }
+    for ingress, at in enumerate(fleet.ingresses):
+        for number, there in enumerate(countries):
+            assert ((ingress, number) in cut) == ((at.country == some) != (there == some))

@@ -17,12 +17,6 @@ def least_replicas(keeps: Callable[[int], bool], begin: int) -> int | None:
         if high >= MOST_TIMES * begin:
             return None
         low, high = high, min(2 * high, MOST_TIMES * begin)
-    while not low and high > 1:
-        half = high // 2
-        if known(half):
-            high = half
-        else:
-            low = half
     while high - low > max(1.0, CLOSE_ENOUGH * high):
         middle = (low + high) // 2
         if known(middle):
