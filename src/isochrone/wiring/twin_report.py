@@ -54,15 +54,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def commit() -> str:
-    """The commit of the code that runs, with a plus where files differ; its version without one."""
+    """The commit of the code that runs, with a plus where its files differ; its version where there
+    is none."""
     from isochrone import __version__
 
-    here = Path(__file__).parent
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=DATA.parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        head = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=here,
-            capture_output=True, text=True, check=True,
-        )
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "-s", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return __version__
-    return head.stdout.strip()
