@@ -192,7 +192,7 @@ def _break_even(
     else:
         verdict = "distributed loses at " + ", ".join(f"{load:g}" for load in loses)
     return Finding(
-        text=f"{name}, {what} of distributed to campus: {verdict} ({told})", good=not loses
+        text=f"{name}, {what} of distributed to campus: {verdict} ({told})"
     )
 
 
