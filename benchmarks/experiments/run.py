@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from isochrone.adapters.tables import write_parquet
+from isochrone.adapters.parquet.tables import write_parquet
 from isochrone.twin.experiments.experiment import Results
 from isochrone.twin.report.words import markdown_of
 from isochrone.wiring.twin_experiment import (
@@ -31,10 +31,16 @@ def main() -> None:
     arguments.add_argument("--requests", type=int, help="at each point, instead of its own")
     arguments.add_argument("--full", action="store_true", help="as many as its evidence takes")
     arguments.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    arguments.add_argument(
+        "--words", action="store_true", help="play nothing: write anew what was played last"
+    )
     given = arguments.parse_args()
     KEPT.mkdir(exist_ok=True)
     for name in given.experiments:
-        results = _played(name, given.requests, given.full, given.jobs)
+        if given.words:
+            results = msgspec.json.decode((KEPT / f"{name}.json").read_bytes(), type=Results)
+        else:
+            results = _played(name, given.requests, given.full, given.jobs)
         (KEPT / f"{name}.json").write_bytes(msgspec.json.encode(results))
         write_parquet(KEPT / f"{name}.parquet", [each.record() for each in results.outcomes])
         _refresh(name, markdown_of(results))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from isochrone.adapters.packaged import load_baseline_parameters
-from isochrone.adapters.tables import read_parquet
+from isochrone.adapters.parquet.tables import read_parquet
 from isochrone.cli.app import run
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.baselines.catalogue import EVERY, NAMES, routers
@@ -236,6 +236,18 @@ def test_fewer_gpus_meet_the_target_as_well_and_never_is_no_number() -> None:
     assert unmet[0][1] is False
     assert "p99 never" in unmet[0][0]
     assert unmet[-1][1] is False
+
+
+def test_each_second_case_is_set_beside_the_one_before_it() -> None:
+    outcomes = [
+        Outcome(point=Point(case=case, varied={}), row=row("ours", mean=mean))
+        for case, mean in (("a", 100.0), ("a, law", 200.0), ("b", 300.0), ("b, law", 400.0))
+    ]
+    found = texts(replace(results("pairs"), outcomes=outcomes))
+    assert [text.split(",")[0] for text, _ in found] == ["a", "b"]
+    assert "mean 400 ms (300 ms)" in found[1][0]
+    every = texts(replace(results("cases"), outcomes=outcomes))
+    assert "mean 400 ms (100 ms)" in every[-1][0]
 
 
 def test_break_even_with_a_campus_lies_where_the_lines_cross() -> None:

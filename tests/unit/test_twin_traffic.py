@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from isochrone.adapters.tables import read_parquet, write_parquet
+from isochrone.adapters.parquet.tables import read_parquet, write_parquet
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.scenario import Workload, WorkloadKind
 from isochrone.twin.workloads.asks import Ask

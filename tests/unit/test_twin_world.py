@@ -205,7 +205,7 @@ def test_edge_cities_are_sites_and_distances_alone_are_ways(tmp_path: Path) -> N
     cities = (
         "colo,name,region,city,country,cca2,lat,lon\n"
         'AMS,"Amsterdam, NL",Europe,Amsterdam,Netherlands,NL,52.3,4.8\n'
-        "XXX,Nowhere,Europe,Nowhere,Netherlands,NL,,\n"
+        "QQQ,Nowhere,Europe,Nowhere,Netherlands,NL,,\n"
     )
     [site] = parse_sites(cities, "colos.csv")
     assert (site.name, site.country, site.metro) == ("AMS", "NL", "Amsterdam, NL")

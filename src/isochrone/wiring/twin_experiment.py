@@ -27,7 +27,7 @@ from isochrone.wiring.twin_scenario import read_scenario
 
 EXPERIMENTS = DATA / "experiments"
 SCENARIOS = DATA / "scenarios"
-VIEWS: tuple[View, ...] = ("loads", "campus", "cases", "tenants", "pooling")
+VIEWS: tuple[View, ...] = ("loads", "campus", "cases", "pairs", "tenants", "pooling")
 MOST_POINTS = 10_000
 
 

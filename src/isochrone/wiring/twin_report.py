@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from isochrone.adapters.packaged import DATA
-from isochrone.adapters.tables import write_parquet
+from isochrone.adapters.parquet.tables import write_parquet
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.experiments.experiment import Results
 from isochrone.twin.fast.rows import Row

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from isochrone.adapters.packaged import DATA, bundled_trace
-from isochrone.adapters.tables import read_parquet
+from isochrone.adapters.parquet.tables import read_parquet
 from isochrone.core.errors import InvalidInput
 from isochrone.replay.trace import parse_trace
 from isochrone.twin.scenario import Workload

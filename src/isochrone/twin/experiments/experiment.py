@@ -13,8 +13,9 @@ from isochrone.twin.fast.summary import Summary
 Cell = str | int | float | bool | None
 
 # How what came out is drawn and judged: against load; fleet against campus, against load; case
-# beside case; tenant beside tenant; against the Erlang table.
-View = Literal["loads", "campus", "cases", "tenants", "pooling"]
+# beside the first case; each second case beside the one before it; tenant beside tenant; against
+# the Erlang table.
+View = Literal["loads", "campus", "cases", "pairs", "tenants", "pooling"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,14 @@ def findings_of(results: Results) -> list[Finding]:
         return _campus(whole, results.slo_share)
     if results.view == "cases":
         return _cases(whole)
+    if results.view == "pairs":
+        names = list(dict.fromkeys(each.point.case for each in whole))
+        return [
+            finding for first in range(0, len(names), 2)
+            for finding in _cases([
+                each for each in whole if each.point.case in names[first : first + 2]
+            ])
+        ]
     if results.view == "tenants":
         return _tenants(results.outcomes)
     return _targets(whole)
