@@ -29,15 +29,17 @@ COMPILED = (
 PATIENT = tuple(
     f"tests/rig/test_{name}.py"
     for name in (
-        "backup", "console", "control", "dns", "entitlements", "examples", "health",
-        "reconciliation",
-        "standalone", "standalone_sites", "state_folder", "supervise",
+        "control", "dns", "entitlements", "examples", "health", "standalone", "standalone_sites",
+        "supervise",
     )
 )
-# The same, of what a cloud of one machine does for people.
+# The same, of what a cloud of one machine does for people, and of what is kept of it.
 PATIENT_USERS = tuple(
     f"tests/rig/test_{name}.py"
     for name in ("command_line", "limits", "openai_client", "other_worlds", "residency")
+)
+PATIENT_KEEPERS = tuple(
+    f"tests/rig/test_{name}.py" for name in ("backup", "console", "reconciliation", "state_folder")
 )
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 # Two cores are busy with four jobs, because half of them mostly wait.
@@ -70,6 +72,7 @@ JOBS = (
     )),
     # They start gateways, which take the compiled form by themselves.
     Job(name="processes", later=True, argv=(*PYTEST, "-m", "rig", *PATIENT)),
+    Job(name="keepers", later=True, argv=(*PYTEST, "-m", "rig", *PATIENT_KEEPERS)),
     Job(name="users", later=True, argv=(*PYTEST, "-m", "rig", *PATIENT_USERS)),
     # Beside the C compiler it would need twice the memory.
     Job(name="types", later=True, argv=(sys.executable, "-m", "mypy")),
@@ -79,7 +82,7 @@ JOBS = (
 )
 RIG = Job(name="rig", argv=(
     *PYTEST, "-m", "rig", "tests/rig",
-    *(f"--ignore={path}" for path in (*PATIENT, *PATIENT_USERS)),
+    *(f"--ignore={path}" for path in (*PATIENT, *PATIENT_USERS, *PATIENT_KEEPERS)),
 ))
 
 
