@@ -202,6 +202,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "POST /policies": lambda stage, whose: (
         "policies", {"residency": ["DE"], "org_id": stage.orgs[whose]}
     ),
+    "POST /policies/trials": lambda stage, _: ("policies/trials", {"residency": ["DE"]}),
     "GET /prices": lambda stage, _: ("prices", None),
     "POST /prices": lambda stage, whose: stage.sheet(whose),
     "GET /reconciliation": lambda stage, _: ("reconciliation", None),
@@ -241,6 +242,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "DELETE /sessions/current": lambda stage, _: ("sessions/current", None),
     "GET /sites": lambda stage, _: ("sites", None),
     "GET /sites/{name}": lambda stage, _: ("sites/sydney", None),
+    "PUT /sites/{name}/draining": lambda stage, _: ("sites/ashburn/draining", {"draining": True}),
     "POST /sites/join": lambda stage, _: ("sites/join", {"token": "x", **JOIN}),
     "POST /sites/{name}/token": lambda stage, _: ("sites/sydney/token", None),
     "GET /status": lambda stage, _: ("status", None),

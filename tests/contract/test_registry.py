@@ -267,6 +267,21 @@ def test_reconciling_follows_the_intent_and_keeps_identities(registry: Registry)
         estate.site(SiteName("bb"))
 
 
+def test_a_drained_site_stays_drained_until_it_is_told_or_removed(registry: Registry) -> None:
+    estate, aa = registry.estate, SiteName("aa")
+    estate.reconcile(an_intent("1", "aa", "bb"), now=NOW)
+    assert estate.set_draining(ALL, aa, True).draining
+    estate.reconcile(an_intent("2", "aa", "bb", "cc"), now=NOW)
+    assert {each.name for each in estate.snapshot(now=NOW).sites if each.draining} == {"aa"}
+    assert not estate.set_draining(ALL, aa, False).draining
+    estate.set_draining(ALL, aa, True)
+    estate.reconcile(an_intent("3", "bb"), now=NOW)
+    with pytest.raises(NotFound):
+        estate.set_draining(ALL, aa, False)
+    estate.reconcile(an_intent("4", "aa", "bb"), now=NOW)
+    assert not estate.site(aa).draining, "one that comes back begins anew"
+
+
 def test_a_join_token_is_spent_once_but_its_answer_can_be_had_again(registry: Registry) -> None:
     estate = registry.estate
     estate.reconcile(an_intent("1", "aa"), now=NOW)

@@ -43,7 +43,9 @@ class AuditFilter:
 
 class Audit(Protocol):
     def entries(
-        self, scope: Scope, chosen: AuditFilter, *, most: int, after: int = 0
+        self, scope: Scope, chosen: AuditFilter, *, most: int, after: int | None = None,
+        newest: bool = False,
     ) -> Sequence[AuditEntry]:
-        """Entries with a serial above `after`, oldest first."""
+        """Entries with a serial above `after`, oldest first; with `newest` those below it, newest
+        first."""
         ...

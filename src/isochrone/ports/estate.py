@@ -75,8 +75,8 @@ class Estate(Protocol):
     def reconcile(self, intent: Intent, *, now: int) -> bool:
         """Make the book match; False when this fingerprint was the last one reconciled.
 
-        Sites that remain keep their identity (keys, host, port). What the intent does not name is
-        removed; usage that names it stays.
+        Sites that remain keep their identity (keys, host, port), and stay drained. What the
+        intent does not name is removed; usage that names it stays.
         """
         ...
 
@@ -88,6 +88,10 @@ class Estate(Protocol):
 
     def site(self, name: SiteName) -> Site:
         """Raises NotFound."""
+        ...
+
+    def set_draining(self, scope: Scope, name: SiteName, draining: bool) -> Site:
+        """Empty a site, or let it take requests again. Raises NotFound."""
         ...
 
     def links(self, name: SiteName) -> Sequence[Link]: ...

@@ -56,9 +56,10 @@ class Ledger(Protocol):
 
     def postings(
         self, scope: Scope, *, org_id: OrgId | None, project_id: ProjectId | None, most: int,
-        after: int | None = None,
+        after: int | None = None, newest: bool = False,
     ) -> Sequence[Recorded]:
-        """In the order of their recording, after the one with the number `after`."""
+        """In the order of their recording, or with `newest` backwards, after the one with the
+        number `after`."""
         ...
 
     def balances(

@@ -16,20 +16,23 @@ class PostgresAudit:
         self._pool = pool
 
     def entries(
-        self, scope: Scope, chosen: AuditFilter, *, most: int, after: int = 0
+        self, scope: Scope, chosen: AuditFilter, *, most: int, after: int | None = None,
+        newest: bool = False,
     ) -> Sequence[AuditEntry]:
+        beyond, order = ("<", "DESC") if newest else (">", "ASC")
         with self._pool.transaction(scope) as connection:
             cursor = connection.cursor(row_factory=kwargs_row(AuditEntry))
             return cursor.execute(
                 "SELECT serial, at, org_id, actor, kind, subject, change, before, after FROM audit"
-                " WHERE serial > %(after)s AND (%(scope)s::text IS NULL OR org_id = %(scope)s)"
+                f" WHERE (%(after)s::bigint IS NULL OR serial {beyond} %(after)s)"
+                " AND (%(scope)s::text IS NULL OR org_id = %(scope)s)"
                 " AND (%(org)s::text IS NULL OR org_id = %(org)s)"
                 " AND (%(actor)s::text IS NULL OR actor = %(actor)s)"
                 " AND (%(kind)s::text IS NULL OR kind = %(kind)s)"
                 " AND (%(subject)s::text IS NULL OR subject = %(subject)s)"
                 " AND (%(since)s::bigint IS NULL OR at >= %(since)s)"
                 " AND (%(until)s::bigint IS NULL OR at < %(until)s)"
-                " ORDER BY serial LIMIT %(most)s",
+                f" ORDER BY serial {order} LIMIT %(most)s",
                 {
                     "after": after, "scope": scope.org_id, "org": chosen.org_id,
                     "actor": chosen.actor, "kind": chosen.kind, "subject": chosen.subject,

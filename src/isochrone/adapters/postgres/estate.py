@@ -120,6 +120,14 @@ class PostgresEstate:
         with self._pool.transaction() as connection:
             return _site_named(connection, name)
 
+    def set_draining(self, scope: Scope, name: SiteName, draining: bool) -> Site:
+        with self._pool.transaction(scope) as connection:
+            connection.execute(
+                "UPDATE sites SET draining = %s WHERE name = %s AND removed_at IS NULL",
+                (draining, name),
+            )
+            return _site_named(connection, name)
+
     def links(self, name: SiteName) -> Sequence[Link]:
         with self._pool.transaction() as connection:
             rows = connection.execute(
@@ -227,7 +235,9 @@ def _reconcile_sites(connection: _Connection, sites: Sequence[Site], now: int) -
             " ON CONFLICT (name) DO UPDATE SET country = excluded.country,"
             " operator = excluded.operator, parent = excluded.parent,"
             " latitude_deg = excluded.latitude_deg, longitude_deg = excluded.longitude_deg,"
-            " hardware = excluded.hardware, draining = excluded.draining, removed_at = NULL",
+            " hardware = excluded.hardware, removed_at = NULL,"
+            # Drained by hand: no edit of the file undoes it. One that comes back begins anew.
+            " draining = excluded.draining OR (sites.draining AND sites.removed_at IS NULL)",
             (site.name, site.country, site.operator, site.parent, site.latitude_deg,
              site.longitude_deg, json.dumps(msgspec.to_builtins(site.hardware)), site.draining,
              now),

@@ -81,16 +81,18 @@ class PostgresLedger:
 
     def postings(
         self, scope: Scope, *, org_id: OrgId | None, project_id: ProjectId | None, most: int,
-        after: int | None = None,
+        after: int | None = None, newest: bool = False,
     ) -> Sequence[Recorded]:
+        beyond, order = ("<", "DESC") if newest else (">", "ASC")
         with self._pool.transaction(scope) as connection:
             rows = connection.execute(
                 f"{_POSTING} WHERE (%(org)s::text IS NULL OR p.org_id = %(org)s)"
-                " AND p.number > %(after)s AND (%(project)s::text IS NULL OR EXISTS ("
+                f" AND (%(after)s::bigint IS NULL OR p.number {beyond} %(after)s)"
+                " AND (%(project)s::text IS NULL OR EXISTS ("
                 "   SELECT FROM entries m WHERE m.org_id = p.org_id AND m.key = p.key"
                 "   AND m.project_id = %(project)s))"
-                " GROUP BY p.org_id, p.key ORDER BY p.number LIMIT %(most)s",
-                {**_mine(scope, org_id, project_id), "most": most, "after": after or 0},
+                f" GROUP BY p.org_id, p.key ORDER BY p.number {order} LIMIT %(most)s",
+                {**_mine(scope, org_id, project_id), "most": most, "after": after},
             ).fetchall()
         return [
             Recorded(posting=_posting(row), number=row[7], recorded_at=row[8]) for row in rows

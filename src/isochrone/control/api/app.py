@@ -28,6 +28,7 @@ from isochrone.control.api import (
     sites,
     status,
     traffic,
+    trials,
     usage,
     voters,
 )
@@ -37,8 +38,8 @@ from isochrone.control.api.context import Context
 PREFIX = "/api/v1"
 
 RESOURCES = (
-    status, sessions, organisations, projects, accounts, principals, policies, keys, entitlements,
-    limits, voters, audit,
+    status, sessions, organisations, projects, accounts, principals, policies, trials, keys,
+    entitlements, limits, voters, audit,
     models, sites, deployments, live, usage, traffic, requests,
     prices, ledger, meters, days, reconciliation,
 )

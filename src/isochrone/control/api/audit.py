@@ -1,6 +1,6 @@
 """The audit log: who changed what, when, and how it was before and after."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
@@ -44,23 +44,25 @@ def routes(context: Context) -> APIRouter:
         org: Annotated[str | None, Query(max_length=100)] = None,
         since: str | None = None,
         until: str | None = None,
+        order: Literal["oldest", "newest"] = "oldest",
     ) -> Listed[AuditShape]:
-        """Changes of records that the caller sees, oldest first."""
+        """Changes of records that the caller sees, in this order."""
         chosen = AuditFilter(
             actor=actor, kind=kind, subject=subject, org_id=org,
             since=instant_of("since", since), until=instant_of("until", until),
         )
         rows = context.registry.audit.entries(
-            caller.scope, chosen, most=page.page.most, after=_serial(page.after)
+            caller.scope, chosen, most=page.page.most, after=_serial(page.after),
+            newest=order == "newest",
         )
         return page.listed(rows, _shape, lambda row: str(row.serial))
 
     return router
 
 
-def _serial(after: str | None) -> int:
+def _serial(after: str | None) -> int | None:
     if after is None:
-        return 0
+        return None
     if not (after.isascii() and after.isdigit() and int(after) <= _MOST_SERIAL):
         raise InvalidInput([f"after: must be the serial of an entry, not {after!r}"])
     return int(after)

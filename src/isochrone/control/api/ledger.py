@@ -1,6 +1,6 @@
 """The ledger: what was spent so far, balances, postings; credits and their corrections."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, status
 from pydantic import BaseModel
@@ -164,14 +164,16 @@ def _add_reading(router: APIRouter, context: Context) -> None:
     def postings(
         caller: Annotated[Caller, may("ledger.read")], page: Annotated[Paging, Depends(paging)],
         org_id: Filter = None, project_id: Filter = None,
+        order: Literal["oldest", "newest"] = "oldest",
     ) -> Listed[PostingShape]:
-        """Postings in the order of their recording; `after` is the number of one."""
+        """Postings by when they were recorded; `after` is the number of one."""
         after = page.after
         if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
             raise InvalidInput([f"after: {after!r} is not the number of a posting"])
         rows = ledger.postings(
             caller.scope, org_id=_org(org_id), project_id=_project(project_id),
             most=page.page.most, after=None if after is None else int(after),
+            newest=order == "newest",
         )
         return page.listed(rows, _posting, lambda row: str(row.number))
 

@@ -1,4 +1,4 @@
-"""Sites: list, look at one, make a join token, and join with it."""
+"""Sites: list, look at one, drain it, make a join token, and join with it."""
 
 from typing import Annotated
 
@@ -24,6 +24,10 @@ from isochrone.ports.tenants import Page
 from isochrone.wire.identity import JoinReply, JoinRequest
 
 EVERY = Page(most=1_000_000)
+
+
+class WantedDraining(Body):
+    draining: bool
 
 
 class SiteToken(BaseModel):
@@ -69,6 +73,17 @@ def routes(context: Context) -> APIRouter:
         site = estate.site(SiteName(name))
         shown = status_of(context, caller, site, estate.deployments(EVERY, site=site.name))
         return SiteDetails(**shown.model_dump(), links=links_of(estate.links(site.name)))
+
+    @router.put("/{name}/draining")
+    def set_draining(
+        name: str, body: WantedDraining, caller: Annotated[Caller, may("estate.write")]
+    ) -> SiteShape:
+        """Empty a site: it takes no new requests, and what runs there ends by itself; or let it
+        take requests again. Its replicas go on running."""
+        estate = context.registry.estate
+        changed = estate.set_draining(caller.scope, SiteName(name), body.draining)
+        context.changed()
+        return shape_of(context, changed, estate.deployments(EVERY, site=changed.name))
 
     @router.post("/join")
     def join_site(body: Join) -> JoinReply:
