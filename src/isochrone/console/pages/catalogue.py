@@ -1,7 +1,7 @@
 """The list of pages, in the order of the menu: a page is a file beside this one and an entry."""
 
 from isochrone.console.page import Page
-from isochrone.console.pages import account, explain, overview, traffic, world_map
+from isochrone.console.pages import account, explain, fleet, overview, policies, traffic, world_map
 from isochrone.core.tenancy.authorise import CallerRole
 
 MEMBERS: tuple[CallerRole, ...] = (
@@ -25,6 +25,14 @@ PAGES = (
     Page(
         path="/explain", title="Explain", icon="troubleshoot", group="Cloud", roles=MEMBERS,
         needs=("usage.read", "prices.read"), build=explain.build,
+    ),
+    Page(
+        path="/fleet", title="Fleet", icon="dns", group="Operate", roles=OPERATORS,
+        needs=("estate.read", "estate.details", "estate.write"), build=fleet.build,
+    ),
+    Page(
+        path="/policies", title="Policies", icon="policy", group="Operate", roles=MEMBERS,
+        needs=("policies.read", "estate.read", "organisations.read"), build=policies.build,
     ),
     Page(
         path="/account", title="Account", icon="person", group="You", roles=MEMBERS,

@@ -1,0 +1,58 @@
+"""A question before something is done: what it will lead to, and two ways out."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from nicegui import ui
+
+from isochrone.console.parts.notices import trouble
+from isochrone.core.errors import IsochroneError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """One thing that will follow, as a sentence; `hurts`: somebody will miss something."""
+
+    text: str
+    hurts: bool = False
+
+
+def ask(
+    question: str, effects: Sequence[Effect], verb: str, done: Callable[[], Awaitable[None]]
+) -> None:
+    """Open the question; `verb` is the button that does it. What `done` raises is shown there."""
+    grave = any(each.hurts for each in effects)
+    with ui.dialog() as dialog, ui.element("section").classes("iso-card iso-question").props(
+        'role="alertdialog"'
+    ) as box:
+        box.props["aria-label"] = question
+        ui.label(question).classes("iso-heading").props('role="heading" aria-level="2"')
+        with ui.element("ul").classes("iso-effects"):
+            for each in effects:
+                with ui.element("li").classes("hurts" if each.hurts else ""):
+                    ui.icon("warning" if each.hurts else "arrow_right_alt").props(
+                        'aria-hidden="true"'
+                    )
+                    ui.label(each.text)
+        said = ui.column().classes("iso-said")
+        with ui.row().classes("iso-answers"):
+            ui.button("Cancel", on_click=dialog.close).props("flat no-caps")
+            doing = ui.button(verb).props("unelevated no-caps")
+            if grave:
+                doing.classes("iso-grave")
+
+    async def go() -> None:
+        said.clear()
+        doing.disable()
+        try:
+            await done()
+        except IsochroneError as error:
+            with said:
+                trouble(error)
+        else:
+            dialog.close()
+        finally:
+            doing.enable()
+
+    doing.on_click(go)
+    dialog.open()
