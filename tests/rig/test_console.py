@@ -200,6 +200,28 @@ def test_traffic_follows_what_is_chosen(operator: Tab, asked: str) -> None:
     assert operator.complaints == []
 
 
+def test_a_site_is_drained_and_takes_requests_again(cloud: Cloud, operator: Tab) -> None:
+    page = operator.page
+
+    def served_at() -> str | None:
+        return cloud.chat("sydney").headers.get("x-isochrone-site")
+
+    operator.open("/fleet?site=sydney")
+    page.click("button:has-text('Drain the site')")
+    page.wait_for_selector("text=Drain sydney?")
+    said = page.inner_text(".iso-question")
+    assert "tiny-fable goes on at ashburn, frankfurt" in said
+    operator.picture("fleet-drain")
+    page.click("button:has-text('Drain it')")
+    page.wait_for_selector("text=sydney is being drained")
+    wait_until(lambda: served_at() not in ("sydney", None), "requests go elsewhere")
+    page.click("button:has-text('Take requests again')")
+    page.click("button:has-text('Let it')")
+    page.wait_for_selector("button:has-text('Drain the site')")
+    wait_until(lambda: served_at() == "sydney", "sydney serves again")
+    assert operator.complaints == []
+
+
 def test_a_customer_sees_their_own_and_nothing_else(
     cloud: Cloud, chromium: Browser, asked: str
 ) -> None:

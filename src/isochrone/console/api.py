@@ -64,12 +64,12 @@ class Api:
         self._client = client
         self._headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
 
-    async def get(self, path: str, kind: type[T], **query: str | int | None) -> T:
+    async def get(self, path: str, kind: type[T], /, **query: str | int | None) -> T:
         """The answer of GET /api/v1/{path}; query values that are None are left out."""
         return await self._call("GET", path, kind, query=query)
 
     async def items(
-        self, path: str, kind: type[T], *, most: int = PAGE, **query: str | int | None
+        self, path: str, kind: type[T], /, *, most: int = PAGE, **query: str | int | None
     ) -> tuple[T, ...]:
         """The first items of a list, `most` at most."""
         page = await self.get(path, Listed, limit=min(most, PAGE), **query)

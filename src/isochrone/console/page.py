@@ -9,7 +9,7 @@ import msgspec
 from isochrone.console.api import Api
 from isochrone.core.tenancy.authorise import Action, CallerRole
 
-Group = Literal["Cloud", "Operate", "Use", "You"]
+Group = Literal["Cloud", "Operate", "Book", "Use", "You"]
 
 
 class Me(msgspec.Struct, frozen=True):

@@ -1,13 +1,28 @@
 """The list of pages, in the order of the menu: a page is a file beside this one and an entry."""
 
 from isochrone.console.page import Page
-from isochrone.console.pages import account, explain, fleet, overview, policies, traffic, world_map
+from isochrone.console.pages import (
+    account,
+    audit,
+    explain,
+    fleet,
+    ledger,
+    organisations,
+    overview,
+    policies,
+    prices,
+    reconciliation,
+    traffic,
+    world_map,
+)
 from isochrone.core.tenancy.authorise import CallerRole
 
 MEMBERS: tuple[CallerRole, ...] = (
     "owner", "admin", "developer", "billing", "auditor", "operator",
 )
 OPERATORS: tuple[CallerRole, ...] = ("operator",)
+MANAGERS: tuple[CallerRole, ...] = ("owner", "admin", "auditor", "operator")
+BOOKKEEPERS: tuple[CallerRole, ...] = ("owner", "admin", "billing", "auditor", "operator")
 
 PAGES = (
     Page(
@@ -33,6 +48,26 @@ PAGES = (
     Page(
         path="/policies", title="Policies", icon="policy", group="Operate", roles=MEMBERS,
         needs=("policies.read", "estate.read", "organisations.read"), build=policies.build,
+    ),
+    Page(
+        path="/organisations", title="Organisations", icon="groups", group="Book", roles=MANAGERS,
+        needs=("organisations.read", "members.read", "projects.read"), build=organisations.build,
+    ),
+    Page(
+        path="/prices", title="Prices", icon="sell", group="Book", roles=MEMBERS,
+        needs=("prices.read",), build=prices.build,
+    ),
+    Page(
+        path="/ledger", title="Ledger", icon="account_balance", group="Book", roles=BOOKKEEPERS,
+        needs=("ledger.read", "projects.read"), build=ledger.build,
+    ),
+    Page(
+        path="/reconciliation", title="Reconciliation", icon="rule", group="Book",
+        roles=OPERATORS, needs=("reconcile",), build=reconciliation.build,
+    ),
+    Page(
+        path="/audit", title="Audit log", icon="history", group="Book", roles=MANAGERS,
+        needs=("audit.read",), build=audit.build,
     ),
     Page(
         path="/account", title="Account", icon="person", group="You", roles=MEMBERS,

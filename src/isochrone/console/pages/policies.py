@@ -178,9 +178,9 @@ async def build(visit: Visit) -> None:
             _key()
             said = ui.column().classes("iso-said")
     with card("A request under this rule"):
-        request = ui.column().classes("iso-said")
         with ui.row().classes("iso-ask"):
             fields |= _request_fields(known, rule)
+        request = ui.column().classes("iso-said iso-below")
     facts = ui.column().classes("iso-said")
 
     async def again() -> None:
@@ -236,7 +236,7 @@ def _fields(visit: Visit, known: Known, rule: Rule) -> Fields:
         for axis, (label, hint) in AXES.items():
             one = ui.input(label, value=rule.axes[axis]).bind_value(rule.axes, axis)
             one.props(f'outlined dense debounce="250" hint="{hint}" autocomplete="off"')
-            fields[axis] = one.classes("iso-field iso-code")
+            fields[axis] = one.classes("iso-field")
         if visit.me.may("policies.write"):
             _saving(visit, known, rule)
     return fields
@@ -304,7 +304,7 @@ def _show(
     request: ui.column, facts: ui.column,
 ) -> None:
     """The outcome of a trial; faults of what is written at the fields that they are about."""
-    for each in (*fields.values(),):
+    for each in fields.values():
         each.error = None
     if isinstance(trial, InvalidInput):
         rest = _place(trial, fields)

@@ -12,7 +12,7 @@ from nicegui import ui
 from isochrone.console.parts.notices import empty as empty_state
 from isochrone.console.parts.words import text
 
-Kind = Literal["text", "number", "code", "state", "link"]
+Kind = Literal["text", "long", "number", "code", "state", "link"]
 # Which words of states are shown how.
 GOOD = ("healthy", "ready", "finished", "yes", "active", "running")
 BAD = ("down", "failed", "refused", "engine_lost", "timed_out", "engine_error", "revoked")

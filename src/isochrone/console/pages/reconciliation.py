@@ -1,0 +1,183 @@
+"""Reconciliation: whether what engines counted, what was booked and what was charged agree."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+from nicegui import ui
+
+from isochrone.console.api import Api
+from isochrone.console.frame import title
+from isochrone.console.page import Visit
+from isochrone.console.parts.facts import card, figures
+from isochrone.console.parts.notices import banner, shown
+from isochrone.console.parts.table import Column, table
+from isochrone.console.parts.words import count, instant
+
+NS_PER_S = 1_000_000_000
+ADDRESS = "/reconciliation?day={}"
+
+
+class Counts(msgspec.Struct, frozen=True):
+    input_uncached: int
+    input_cached: int
+    output: int
+
+    @property
+    def whole(self) -> int:
+        return self.input_uncached + self.input_cached + self.output
+
+
+class Replica(msgspec.Struct, frozen=True):
+    """What its engines counted against what was booked: `exact` from the engine's own final
+    counts, `other` from others; `difference` is what the engine counted beyond."""
+
+    replica: str
+    model: str
+    engine: Counts
+    exact: Counts
+    other: Counts
+    requests: int
+    others: int
+    difference: Counts
+    verdict: str
+
+
+class Meter(msgspec.Struct, frozen=True):
+    meter: str
+    used: int
+    charged: int
+    waiting: int
+    unpriced: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A day as the book is now."""
+
+    day_at: int
+    agrees: bool
+    findings: tuple[str, ...]
+    replicas: tuple[Replica, ...]
+    meters: tuple[Meter, ...]
+    wrong_sums: int
+    parked: int
+    unmetered: int
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A report as it was made after its day."""
+
+    day_at: int
+    agrees: bool
+    made_at: int
+    findings: tuple[str, ...]
+
+
+class Books(msgspec.Struct, frozen=True):
+    report: Report
+    kept: tuple[Kept, ...]
+
+
+async def load(api: Api, day: str | None) -> Books:
+    """A day like 2026-11-20, None for today. Raises IsochroneError."""
+    return Books(
+        report=await api.get("reconciliation", Report, day=day),
+        kept=await api.items("reconciliation/reports", Kept, most=365),
+    )
+
+
+def day_named(at: int) -> str:
+    return datetime.fromtimestamp(at // NS_PER_S, UTC).strftime("%Y-%m-%d")
+
+
+async def build(visit: Visit) -> None:
+    title("Reconciliation", "Engines, usage and charges of a day, compared")
+    books = await shown(load(visit.api, visit.query.get("day")))
+    if books is None:
+        return
+    report = books.report
+    _day(report)
+    if report.findings:
+        with card():
+            table(
+                (Column(title="Finding"),), [(each,) for each in report.findings],
+                title="Findings", empty="",
+            )
+    _replicas(report.replicas)
+    _meters(report.meters)
+    with card():
+        table(
+            (
+                Column(title="Day", kind="link", link=ADDRESS),
+                Column(title="Agrees", kind="state"), Column(title="Made (UTC)"),
+                Column(title="Findings", kind="number"),
+                Column(title="The first"),
+            ),
+            [
+                (day_named(each.day_at), "yes" if each.agrees else "no", instant(each.made_at),
+                 len(each.findings), each.findings[0] if each.findings else None)
+                for each in books.kept
+            ],
+            title="Kept reports", empty="None was made yet.",
+            hint="One is made an hour after each day that had traffic.",
+        )
+
+
+def _day(report: Report) -> None:
+    day = day_named(report.day_at)
+    if report.agrees:
+        with banner("good", f"{day}: engines, usage and charges agree."):
+            pass
+    else:
+        with banner("bad", f"{day}: {len(report.findings)} findings."):
+            pass
+
+    def go() -> None:
+        ui.navigate.to(ADDRESS.replace("{}", str(field.value)))
+
+    with ui.row().classes("iso-ask"):
+        field = ui.input("Day (UTC)", value=day).props("outlined dense type=date")
+        field.on("keydown.enter", go)
+        ui.button("Show", on_click=go).props("unelevated no-caps")
+    figures([
+        ("Replicas compared", count(len(report.replicas)), ""),
+        ("Meters compared", count(len(report.meters)), ""),
+        ("Wrong sums", count(report.wrong_sums), "postings that do not sum to zero"),
+        ("Parked", count(report.parked), "events that could not be booked"),
+        ("Unmetered", count(report.unmetered), "events of unknown meters"),
+    ])
+
+
+def _replicas(rows: Sequence[Replica]) -> None:
+    with card():
+        table(
+            (
+                Column(title="Replica", kind="code"), Column(title="Model"),
+                Column(title="Verdict", kind="state"), Column(title="Requests", kind="number"),
+                Column(title="Engine's tokens", kind="number"),
+                Column(title="Booked exactly", kind="number"),
+                Column(title="Booked otherwise", kind="number"),
+                Column(title="Difference", kind="number"),
+            ),
+            [
+                (each.replica, each.model, each.verdict, each.requests, count(each.engine.whole),
+                 count(each.exact.whole), count(each.other.whole), count(each.difference.whole))
+                for each in rows
+            ],
+            title="Engines against usage", empty="No engine counted anything on this day.",
+        )
+
+
+def _meters(rows: Sequence[Meter]) -> None:
+    with card():
+        table(
+            (
+                Column(title="Meter", kind="code"), Column(title="Used", kind="number"),
+                Column(title="Charged", kind="number"),
+                Column(title="Waiting for its hour", kind="number"),
+                Column(title="Without a price", kind="number"),
+            ),
+            [(each.meter, count(each.used), count(each.charged), count(each.waiting),
+              count(each.unpriced)) for each in rows],
+            title="Usage against charges", empty="Nothing was used on this day.",
+        )

@@ -1,0 +1,186 @@
+"""What pages for operators ask of the Control API and make of its answers, over a real PostgreSQL.
+
+Each page's data comes with the right of whoever looks: another role is refused what it may not see.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from decimal import Decimal
+from typing import TypeVar
+
+import httpx
+import pytest
+
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.console import api as console
+from isochrone.console.pages import audit, fleet, ledger, organisations, policies, prices
+from isochrone.console.pages import reconciliation as books
+from isochrone.control.api.app import build_app
+from isochrone.core.errors import Forbidden, Untrusted
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.world.digest import DeploymentLoad, SiteDigest
+from isochrone.wire import fleet as messages
+from isochrone.wire import subjects
+from tests.contract.test_control_api import ADMIN, NOW, Api, a_booked, an_api
+
+T = TypeVar("T")
+
+PRICED = {
+    "id": "standard", "currency": "EUR", "valid_from": 0,
+    "prices": [{"name": "output", "meters": ["output_tokens"],
+                "charge": {"model": "per_unit", "price": "0.60", "per": 1_000_000}}],
+    "adjustments": [{"name": "batch", "basis_points": -5000, "meters": ["output_tokens"],
+                     "classes": ["batch"]}],
+    "fees": [{"name": "support", "basis_points": 300}],
+}
+
+
+@pytest.fixture
+def api(pool: Pool) -> Iterator[Api]:
+    with an_api(pool) as found:
+        yield found
+
+
+def asks(api: Api, work: Callable[[console.Api], Awaitable[T]], key: str | None = ADMIN) -> T:
+    """What a page gets whose visitor has this secret."""
+
+    async def run() -> T:
+        transport = httpx.ASGITransport(app=build_app(api.context))
+        async with httpx.AsyncClient(transport=transport, base_url="http://control") as client:
+            return await work(console.Api(client, key))
+
+    return asyncio.run(run())
+
+
+def hears(api: Api, site: str) -> None:
+    """The site says that it works on one of four requests for the model."""
+    load = DeploymentLoad(
+        model=ModelName("tiny"), revision=None, ready=1, slots=4, running=1, waiting=2,
+        pending_prompt_tokens=0, pending_output_tokens=0, prefill_tok_s=100.0, decode_tok_s=50.0,
+    )
+    digest = SiteDigest(
+        site=SiteName(site), epoch=1, sequence=1, at=NOW, loads=(load,), replicas=()
+    )
+    api.context.fleet.on_message(subjects.digest_subject(site), messages.encode(digest))
+
+
+def joins(api: Api, site: str) -> None:
+    token = api.make(f"sites/{site}/token", None)["token"]
+    body = {
+        "token": token, "peer_key": "ab" * 32, "nats_key": "U" + "A" * 55, "host": "10.0.0.1",
+        "port": 4100, "public_url": "https://x.example/v1",
+    }
+    assert api.call("POST", "sites/join", body, key=None)[0] == 200
+
+
+def test_the_fleet_is_wanted_against_ready_and_drains_say_who_goes_on(api: Api) -> None:
+    for site in ("frankfurt", "sydney"):
+        joins(api, site)
+        hears(api, site)
+    found = asks(api, fleet.load)
+    assert [(each.site, each.replicas) for each in found.deployments] == [
+        ("ashburn", 1), ("frankfurt", 1), ("sydney", 1),
+    ]
+    assert [len(site.loads) for site in found.sites] == [1, 1, 1]
+    sydney = found.site("sydney")
+    assert sydney is not None
+    effects = fleet.of_draining(found, sydney)
+    assert "The 1 that run there and the 2 that wait" in effects[0].text
+    assert "tiny goes on at frankfurt" in effects[1].text
+    assert not any(each.hurts for each in effects)
+    assert api.call("PUT", "sites/frankfurt/draining", {"draining": True})[0] == 200
+    alone = asks(api, fleet.load)
+    last = alone.site("sydney")
+    assert last is not None
+    assert [each.hurts for each in fleet.of_draining(alone, last)] == [False, True, False]
+    wish = alone.deployments[2]
+    assert [each.hurts for each in fleet.of_resizing(alone, wish, 0)] == [False, True]
+    assert "starts 2 more" in fleet.of_resizing(alone, wish, 3)[0].text
+    assert "Nothing changes" in fleet.of_resizing(alone, wish, 1)[0].text
+
+
+def test_a_rule_as_it_is_written_is_tried_and_drawn(api: Api) -> None:
+    written = {"residency": "de, -fr,,", "transit": "", "caches": " ", "logs": "any"}
+    rule = policies.Rule(axes=written, ingress="sydney", model="tiny")
+    assert policies.axes_in(written) == {
+        "residency": ["de", "-fr"], "transit": ["any"], "caches": None, "logs": ["any"],
+    }
+
+    async def tried(control: console.Api) -> policies.Trial:
+        return await control.post("policies/trials", policies.Trial, rule.body())
+
+    trial = asks(api, tried)
+    shown = policies.drawn(trial, rule.ingress)
+    assert shown["sites"] == {"ashburn": 3, "frankfurt": 3, "sydney": 3}, "all are in Germany"
+    assert (trial.request is not None, shown["ingress"]) == (True, "sydney")
+    api.make("policies", {"name": "only here", **policies.axes_in(written)})
+    known = asks(api, policies.load)
+    saved = next(each for each in known.policies if each.name == "only here")
+    assert saved.terms("residency") == "-FR, DE"
+    assert known.organisation(saved.org_id) == "default"
+    assert [each.name for each in known.sites] == ["ashburn", "frankfurt", "sydney"]
+
+
+def test_money_is_summed_exactly_and_the_latest_comes_first(api: Api) -> None:
+    assert api.call("POST", "prices", {**PRICED})[0] == 201
+    for number, amount in enumerate(("10.00", "0.01")):
+        body = {"amount": amount, "about": f"credit {number}"}
+        assert api.call("POST", "ledger/credits", body, once=amount)[0] == 201
+    project = api.call("GET", "projects")[1]["items"][0]["id"]
+    a_booked(api, "default", "k", 1)
+    found = asks(api, lambda control: ledger.load(control, None, None))
+    assert [ledger.about(each) for each in found.postings] == ["credit 1", "credit 0"]
+    assert [each.name for each in found.projects if each.id == project] == ["default"]
+    assert {each.amount for each in found.balances} == {"10.01", "-10.01"}
+    line = ledger.Line(
+        name="output", sheet="s", version=1, model="tiny", quantity=3, adjustments=(), amount="0.1"
+    )
+    spent = ledger.Spent(
+        org_id="o", project_id="p", month="2026-11", currency="EUR", amount="0.3", charged="0",
+        lines=(line, line, line), unpriced=(),
+    )
+    assert ledger.sums([spent]) == {"EUR": Decimal("0.3")}
+    assert [row[2:] for row in ledger.by_price([spent])] == [(9, Decimal("0.3"))]
+    (sheet,) = asks(api, prices.load)
+    assert sheet.name == "standard v1"
+    assert [prices.charged(each.charge) for each in sheet.sheet.prices] == [
+        "0.60 / 1\u202f000\u202f000"
+    ]
+    assert (sheet.sheet.adjustments[0].basis_points, sheet.sheet.fees[0].name) == (-5000, "support")
+
+
+def test_a_day_is_reconciled(api: Api) -> None:
+    found = asks(api, lambda control: books.load(control, "2026-11-20"))
+    assert books.day_named(found.report.day_at) == "2026-11-20"
+    assert (found.report.agrees, found.kept) == (True, ())
+
+
+def test_the_audit_log_tells_what_changed_the_latest_first(api: Api) -> None:
+    api.call("PUT", "deployments", {"site": "sydney", "model": "tiny", "replicas": 3})
+    api.make("organisations", {"name": "Acme"})
+    every = asks(api, lambda control: audit.load(control, {}))
+    assert [each.serial for each in every] == sorted((each.serial for each in every), reverse=True)
+    (changed,) = [each for each in every if each.change == "changed" and each.kind == "deployment"]
+    assert audit.told(changed) == "replicas: 1 → 3"
+    (made,) = asks(api, lambda control: audit.load(control, {"kind": "organisation", "subject":
+                                                             every[0].subject}))
+    assert "name: Acme" in audit.told(made)
+
+
+def test_customers_get_what_is_theirs_and_are_refused_the_rest(api: Api) -> None:
+    owner, billing = api.tenant("acme"), api.tenant("other", role="billing")
+    tenants = asks(api, organisations.load, owner)
+    assert [each.name for each in tenants.organisations] == ["acme"]
+    assert {each.org_id for each in tenants.members} == {tenants.organisations[0].id}
+    assert {each.org_id for each in asks(
+        api, lambda control: audit.load(control, {}), owner
+    )} == {tenants.organisations[0].id}
+    assert asks(api, lambda control: ledger.load(control, None, None), billing).postings == ()
+    for work in (
+        organisations.load, lambda control: audit.load(control, {}),
+        lambda control: books.load(control, None),
+    ):
+        with pytest.raises(Forbidden):
+            asks(api, work, billing)
+        with pytest.raises(Untrusted):
+            asks(api, work, "isoses_wrong")
