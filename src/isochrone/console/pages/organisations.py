@@ -134,7 +134,7 @@ def _one(visit: Visit, found: Tenants, org: Organisation) -> None:
         with card(org.name):
             facts([
                 ("Id", org.id), ("Made", f"{instant(org.created_at)} UTC"),
-                ("Names of who left kept", f"{org.retain_days} days"),
+                ("Names kept", f"{org.retain_days} days after somebody has left"),
             ])
             with ui.row():
                 ui.link("Audit log", f"/audit?org={part(org.id)}")

@@ -396,8 +396,8 @@ def _facts(trial: Trial) -> None:
                  each.processes_not or each.enters_not)
                 for each in denied[:MOST_NAMED]
             ],
-            title="Sites that it does not allow everything",
-            empty="It allows everything everywhere.",
+            title="What it does not allow",
+            empty="It allows every site everything.",
         )
         if len(denied) > MOST_NAMED:
             ui.label(f"And {len(denied) - MOST_NAMED} more.").classes("iso-about")

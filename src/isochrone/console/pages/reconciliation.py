@@ -142,9 +142,9 @@ def _day(report: Report) -> None:
     figures([
         ("Replicas compared", count(len(report.replicas)), ""),
         ("Meters compared", count(len(report.meters)), ""),
-        ("Wrong sums", count(report.wrong_sums), "postings that do not sum to zero"),
-        ("Parked", count(report.parked), "events that could not be booked"),
-        ("Unmetered", count(report.unmetered), "events of unknown meters"),
+        ("Wrong sums", count(report.wrong_sums), "by hour, that are not those of the requests"),
+        ("Parked", count(report.parked), "messages that could not be booked"),
+        ("Unmetered", count(report.unmetered), "events of no meter"),
     ])
 
 

@@ -14,8 +14,9 @@ from isochrone.console.parts.words import text
 
 Kind = Literal["text", "long", "number", "code", "state", "link"]
 # Which words of states are shown how.
-GOOD = ("healthy", "ready", "finished", "yes", "active", "running")
-BAD = ("down", "failed", "refused", "engine_lost", "timed_out", "engine_error", "revoked")
+GOOD = ("healthy", "ready", "finished", "yes", "active", "running", "equal")
+BAD = ("down", "failed", "refused", "engine_lost", "timed_out", "engine_error", "revoked",
+       "differs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
