@@ -174,7 +174,9 @@ def _members(name: str, members: tuple[Member, ...]) -> None:
 def _add(visit: Visit, org: Organisation) -> None:
     """A person who may sign in here: a member and its account."""
     said = ui.column().classes("iso-said")
-    roles = {role: role for role in sorted(MAY_APPOINT[visit.me.role]) if role != "operator"}
+    roles: dict[str, str] = {
+        role: role for role in sorted(MAY_APPOINT[visit.me.role]) if role != "operator"
+    }
 
     async def add(values: Mapping[str, str]) -> None:
         if not values["email"].strip():

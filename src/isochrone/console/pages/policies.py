@@ -304,8 +304,8 @@ def _show(
     request: ui.column, facts: ui.column,
 ) -> None:
     """The outcome of a trial; faults of what is written at the fields that they are about."""
-    for each in fields.values():
-        each.error = None
+    for one in fields.values():
+        one.error = None
     if isinstance(trial, InvalidInput):
         rest = _place(trial, fields)
         said.clear()
