@@ -28,6 +28,7 @@ from isochrone.cli import (
     replay,
     sites,
     status,
+    top,
     twin,
     up,
     usage,
@@ -46,7 +47,7 @@ app = typer.Typer(
 )
 
 for group in (
-    up, status, sites, chat, models, usage, explain, audit, replay, reconcile, backup, check,
+    up, status, top, sites, chat, models, usage, explain, audit, replay, reconcile, backup, check,
     processes,
 ):
     group.register(app)

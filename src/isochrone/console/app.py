@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from isochrone.console import live, sign_in
 from isochrone.console.api import Api, open_client
-from isochrone.console.frame import frame
+from isochrone.console.frame import frame, title
 from isochrone.console.guard import Guard
 from isochrone.console.page import Me, Page, Visit
 from isochrone.console.pages.catalogue import PAGES
@@ -76,6 +76,7 @@ def _opened(
             return None
         with frame(page, PAGES, me, theme):
             if me.role not in page.roles:
+                title(page.title)
                 empty("This page is not for your role.", f"You are {me.role}.", icon="lock")
                 return None
             await page.build(Visit(me=me, api=api, query=dict(request.query_params)))

@@ -22,7 +22,7 @@ def ask(
 ) -> None:
     """Open the question; `verb` is the button that does it. What `done` raises is shown there."""
     grave = any(each.hurts for each in effects)
-    with ui.dialog() as dialog, ui.element("section").classes("iso-card iso-question").props(
+    with ui.dialog() as dialog, ui.element("div").classes("iso-card iso-question").props(
         'role="alertdialog"'
     ) as box:
         box.props["aria-label"] = question
