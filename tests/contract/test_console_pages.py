@@ -141,6 +141,10 @@ def test_money_is_summed_exactly_and_the_latest_comes_first(api: Api) -> None:
     )
     assert ledger.sums([spent]) == {"EUR": Decimal("0.3")}
     assert [row[2:] for row in ledger.by_price([spent])] == [(9, Decimal("0.3"))]
+    body = {"amount": "1", "project_id": project}
+    keys = {ledger.once_after(2, body), ledger.once_after(3, body),
+            ledger.once_after(2, {**body, "amount": "2"}), ledger.once_after(2, dict(body))}
+    assert len(keys) == 3, "the same again is the same, whatever differs is another"
     (sheet,) = asks(api, prices.load)
     assert sheet.name == "standard v1"
     assert [prices.charged(each.charge) for each in sheet.sheet.prices] == [

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -31,13 +32,13 @@ def api(pool: Pool) -> Iterator[Api]:
         yield found
 
 
-def tried(api: Api, **body: object) -> dict[str, object]:
+def tried(api: Api, **body: object) -> dict[str, Any]:
     status, answer = api.call("POST", "policies/trials", body)
     assert status == 200, answer
     return dict(answer)
 
 
-def asked(api: Api, body: Mapping[str, object], ingress: str, **more: str) -> dict[str, object]:
+def asked(api: Api, body: Mapping[str, object], ingress: str, **more: str) -> dict[str, Any]:
     """What a request for the model meets."""
     request = {"ingress": ingress, "model": "tiny", **more}
     found = tried(api, **body, request=request)["request"]
@@ -48,7 +49,7 @@ def asked(api: Api, body: Mapping[str, object], ingress: str, **more: str) -> di
 def test_each_site_is_said_with_the_fact_that_decides(api: Api) -> None:
     found = tried(api, residency=["eea"], transit=["DE", "US"])
     assert (found["residency"], found["caches"]) == (["EEA"], None)
-    sites = {each["site"]: each for each in found["sites"]}  # type: ignore[attr-defined]
+    sites = {each["site"]: each for each in found["sites"]}
     assert [(name, each["processes"], each["enters"]) for name, each in sites.items()] == [
         ("ashburn", False, True), ("frankfurt", True, True), ("sydney", False, False),
     ]
@@ -86,7 +87,7 @@ def test_a_request_meets_what_it_would_meet_at_a_gateway(api: Api) -> None:
     join_all(api)
     found = asked(api, {"residency": ["any", "-US"]}, "ashburn")
     assert (found["outcome"], found["open_sites"]) == ("served", ["frankfurt"])
-    refused = {each["site"]: each["rule"] for each in found["refused"]}  # type: ignore[attr-defined]
+    refused = {each["site"]: each["rule"] for each in found["refused"]}
     assert refused == {"ashburn": "residency", "sydney": "attribute_missing"}
     assert asked(api, {"residency": ["FR"]}, "ashburn")["outcome"] == "nowhere_allowed"
     no_entry = asked(api, {"transit": ["EEA"]}, "ashburn")
@@ -97,7 +98,7 @@ def test_a_request_meets_what_it_would_meet_at_a_gateway(api: Api) -> None:
     assert asked(api, over_gb, "frankfurt")["outcome"] == "served"
     assert asked(api, {}, "ashburn", residency="DE")["open_sites"] == ["frankfurt"]
     request = {"ingress": "ashburn", "model": "another"}
-    assert tried(api, request=request)["request"]["outcome"] == "not_deployed"  # type: ignore[index]
+    assert tried(api, request=request)["request"]["outcome"] == "not_deployed"
 
 
 def test_a_drained_site_is_not_open(api: Api) -> None:
@@ -108,7 +109,7 @@ def test_a_drained_site_is_not_open(api: Api) -> None:
     assert api.changes, "gateways are told"
     found = asked(api, {"residency": ["DE"]}, "ashburn")
     assert found["outcome"] == "nowhere_open"
-    rules = {each["site"]: each["rule"] for each in found["refused"]}  # type: ignore[attr-defined]
+    rules = {each["site"]: each["rule"] for each in found["refused"]}
     assert rules["frankfurt"] == "draining"
     assert api.call("PUT", "sites/nowhere/draining", {"draining": True})[0] == 404
     (said,) = api.call("GET", "audit?order=newest&limit=1")[1]["items"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from secrets import token_hex
+from hashlib import blake2b
 
 import msgspec
 from nicegui import ui
@@ -124,6 +124,12 @@ def by_price(spent: Sequence[Spent]) -> list[tuple[str, Line, int, Decimal]]:
                 each.project_id, line, quantity + line.quantity, amount + Decimal(line.amount)
             )
     return sorted(found.values(), key=lambda row: -row[3])
+
+
+def once_after(latest: int, body: Mapping[str, str]) -> str:
+    """The idempotency key of a credit that is asked for when `latest` is the last posting known."""
+    said = msgspec.json.encode(sorted(body.items()))
+    return f"console-{latest}-{blake2b(said, digest_size=12).hexdigest()}"
 
 
 def about(posting: Posting) -> str:
@@ -254,18 +260,19 @@ def _postings(found: Ledger) -> None:
 
 
 def _credit(visit: Visit, found: Ledger) -> None:
-    """A credit, under an idempotency key of its own until it is posted."""
+    """A credit. The same one sent again before anybody sees that it was posted is posted once."""
     by_id = {each.id: each for each in found.projects}
     said = ui.column().classes("iso-said")
-    key = [token_hex(16)]
+    latest = [found.postings[0].number if found.postings else 0]
 
     async def asked(values: Mapping[str, str]) -> None:
         project = by_id.get(values["project_id"])
         body = {**values, "org_id": NOTHING if project is None else project.org_id}
 
         async def post() -> None:
-            made = await visit.api.post("ledger/credits", Posting, body, once=key[0])
-            key[0] = token_hex(16)
+            once = once_after(latest[0], body)
+            made = await visit.api.post("ledger/credits", Posting, body, once=once)
+            latest[0] = max(latest[0], made.number)
             said.clear()
             with said, banner("good", f"Posted as number {made.number}: {made.about}."):
                 ui.link("Show it", "/ledger")

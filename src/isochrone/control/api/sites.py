@@ -85,6 +85,13 @@ def routes(context: Context) -> APIRouter:
         context.changed()
         return shape_of(context, changed, estate.deployments(EVERY, site=changed.name))
 
+    _add_joining(router, context)
+    return router
+
+
+def _add_joining(router: APIRouter, context: Context) -> None:
+    may = access(context)
+
     @router.post("/join")
     def join_site(body: Join) -> JoinReply:
         """Spend a one-time token. The same token and keys again give the same answer."""
@@ -112,8 +119,6 @@ def routes(context: Context) -> APIRouter:
             once=once,
         )
         return SiteToken(site=made.site, token=secret, expires_at=made.expires_at)
-
-    return router
 
 
 def deployments_by_site(context: Context) -> dict[SiteName, list[Deployment]]:
