@@ -88,7 +88,7 @@ def screen(seen: Seen, *, most: int, away: str = "") -> "RenderableType":
 
     sites: Sequence[Mapping[str, Any]] = seen.status["sites"]
     rates = _rates(seen.by_site)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, expand=True)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name, side in (
         ("site", "left"), ("country", "left"), ("health", "left"), ("slots", "left"),
         ("running", "right"), ("waiting", "right"), ("KV tokens", "right"),

@@ -45,6 +45,22 @@ CELL = """
 </q-td>
 """
 
+# The same as a card, for phones.
+CARD = """
+<div class="q-pa-xs col-12"><div class="q-table__grid-item-card">
+  <div v-for="col in props.cols" :key="col.name" class="q-table__grid-item-row">
+    <div class="q-table__grid-item-title">{{ col.label }}</div>
+    <div class="q-table__grid-item-value" :class="'iso-cell-' + col.kind">
+      <a v-if="col.kind === 'link' && col.value !== '–'"
+         :href="col.link.replace('{}', encodeURIComponent(col.value))">{{ col.value }}</a>
+      <span v-else-if="col.kind === 'state'"
+         :class="'iso-state is-' + col.tones(col.value)">{{ col.value }}</span>
+      <template v-else>{{ col.value }}</template>
+    </div>
+  </div>
+</div></div>
+"""
+
 
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[object]], *, empty: str, hint: str = "",
@@ -68,6 +84,7 @@ def table(
     if len(rows) <= 50:
         shown.props("hide-pagination")
     shown.add_slot("body-cell", CELL)
+    shown.add_slot("item", CARD)
     if len(rows) >= 20:
         with shown.add_slot("top-right"):
             field = ui.input(placeholder="Search").props(
