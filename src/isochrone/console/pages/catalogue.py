@@ -6,9 +6,11 @@ from isochrone.console.pages import (
     audit,
     explain,
     fleet,
+    keys,
     ledger,
     organisations,
     overview,
+    playground,
     policies,
     prices,
     reconciliation,
@@ -68,6 +70,15 @@ PAGES = (
     Page(
         path="/audit", title="Audit log", icon="history", group="Book", roles=MANAGERS,
         needs=("audit.read",), build=audit.build,
+    ),
+    Page(
+        path="/keys", title="Keys", icon="key", group="Use",
+        roles=("owner", "admin", "developer", "auditor", "operator"),
+        needs=("keys.read", "projects.read", "estate.read"), build=keys.build,
+    ),
+    Page(
+        path="/playground", title="Playground", icon="forum", group="Use", roles=MEMBERS,
+        needs=("estate.read", "usage.read"), build=playground.build,
     ),
     Page(
         path="/account", title="Account", icon="person", group="You", roles=MEMBERS,

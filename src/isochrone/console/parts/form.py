@@ -12,7 +12,8 @@ from isochrone.core.errors import InvalidInput, IsochroneError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
     """`name` is that of the Control API, so that its problems (`name: what`) find the field.
-    `options`: value and label of a choice."""
+    `options`: value and label of a choice, `several` of which may be taken: then the value is a
+    text with commas. A date is YYYY-MM-DD."""
 
     name: str
     label: str
@@ -21,6 +22,8 @@ class Field:
     is_secret: bool = False
     complete: str = "off"
     options: Mapping[str, str] | None = None
+    several: bool = False
+    is_date: bool = False
 
 
 def form(
@@ -41,7 +44,7 @@ def form(
             each.error = None
         sending.disable()
         try:
-            await done({name: str(each.value or "") for name, each in shown.items()})
+            await done({name: _said(each.value) for name, each in shown.items()})
         except InvalidInput as error:
             _place(error, shown, said)
         except IsochroneError as error:
@@ -55,14 +58,22 @@ def form(
         each.on("keydown.enter", send)
 
 
+def _said(value: object) -> str:
+    """What a field holds, as text."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value or "")
+
+
 def _field(field: Field) -> ui.input | ui.select:
     if field.options is not None:
+        value = field.value.split(",") if field.several else field.value or None
         chosen: ui.input | ui.select = ui.select(
-            dict(field.options), label=field.label, value=field.value or None
+            dict(field.options), label=field.label, value=value, multiple=field.several
         )
     else:
         chosen = ui.input(field.label, value=field.value, password=field.is_secret)
     chosen.props(f'outlined dense autocomplete="{field.complete}"').classes("iso-field")
+    if field.is_date:
+        chosen.props("type=date stack-label")
     if field.hint:
         chosen.props(f'hint="{field.hint}"')
     return chosen

@@ -13,6 +13,11 @@ def instant(at: int | None) -> str:
     return datetime.fromtimestamp(at // NS_PER_S, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def day(at: int | None) -> str:
+    """Wall nanoseconds as the day of UTC."""
+    return instant(at)[:10]
+
+
 def duration(ms: float | None) -> str:
     """Milliseconds in the unit that reads best."""
     if ms is None:
