@@ -173,6 +173,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
         {"org_id": stage.orgs[whose], "project_id": stage.projects[whose], "amount": "1"},
     ),
     "GET /ledger/postings": lambda stage, _: ("ledger/postings", None),
+    "GET /ledger/days": lambda stage, _: (f"ledger/days?month={stage.month}", None),
     "GET /ledger/spent": lambda stage, _: (f"ledger/spent?month={stage.month}", None),
     "POST /meters/events": lambda stage, whose: (
         "meters/events", {"events": [stage.event(whose)]}

@@ -244,7 +244,8 @@ def test_totals_add_up_in_every_grouping(book: PostgresBook) -> None:
     served = [replace(a_report(number), key_id=KeyId(f"k{number % 2}")) for number in range(4)]
     served[3] = replace(served[3], tokens=replace(served[3].tokens, source="counted"))
     refused = replace(
-        a_report(5), received_at=20_778 * DAY, serving_site=None, outcome="refused",
+        a_report(5), received_at=20_778 * DAY, serving_site=None, serving_country=None,
+        outcome="refused",
         tokens=Tokens(),
     )
     book.book_usage([*served, refused], now=1)
@@ -252,6 +253,7 @@ def test_totals_add_up_in_every_grouping(book: PostgresBook) -> None:
         "key": ["k0", "k1", "key"],
         "model": ["tiny-fable"],
         "site": ["", "sydney"],
+        "country": ["", served[0].serving_country or "none"],
         "class": ["on_demand"],
         "day": ["2026-11-20", "2026-11-21"],
     }
@@ -262,7 +264,7 @@ def test_totals_add_up_in_every_grouping(book: PostgresBook) -> None:
         assert sum(total.finished for total in totals) == 4
         # The one that was counted; in the refused one there was nothing to measure.
         assert sum(total.unmeasured for total in totals) == 1
-        if group == "site":
+        if group in ("site", "country"):
             assert [total.unmeasured for total in totals] == [0, 1]
         assert sum(total.input_uncached for total in totals) == 20
         assert sum(total.output for total in totals) == 12

@@ -9,7 +9,7 @@ import typer
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
 from isochrone.core.errors import InvalidInput
 
-GROUPS = ("request", "key", "model", "site", "class", "day")
+GROUPS = ("request", "key", "model", "site", "country", "class", "day")
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def usage(
-    by: Annotated[str, typer.Option(help="request, key, model, site, class or day.")] = "request",
+    by: Annotated[str, typer.Option(help="request, key, model, site, country, class or day.")] = "request",
     since: Annotated[
         str | None, typer.Option(help="From this instant on, as 2026-11-20T18:00:00Z.")
     ] = None,

@@ -15,7 +15,7 @@ from isochrone.core.metering.event import UsageEvent
 from isochrone.core.routing.choice import Ground
 from isochrone.core.world.tenant import Scope
 
-UsageGroup = Literal["key", "model", "site", "class", "day"]
+UsageGroup = Literal["key", "model", "site", "country", "class", "day"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

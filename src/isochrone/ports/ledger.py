@@ -38,6 +38,17 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpentDay:
+    """What stands in the ledger for one project and one day of UTC, which begins at `at` (wall
+    ns). In pico of the currency."""
+
+    payer: Payer
+    at: int
+    currency: str
+    charged_pico: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
     """A project with usage of a period that is not charged yet, or not rightly any more."""
 
@@ -84,6 +95,12 @@ class Ledger(Protocol):
     ) -> Sequence[Spent]:
         """What each project's usage of the period has come to by now, the present hour included;
         what is once a period in proportion to the part that is over."""
+        ...
+
+    def spent_days(
+        self, scope: Scope, period: Period, *, org_id: OrgId | None, project_id: ProjectId | None
+    ) -> Sequence[SpentDay]:
+        """What was charged for the hours of each day of the period, by project and day."""
         ...
 
     def open_hold(self, hold: Hold, *, now: int) -> Verdict:

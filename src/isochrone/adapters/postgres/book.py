@@ -59,6 +59,7 @@ _GROUPS: dict[UsageGroup, LiteralString] = {
     "key": "key_id",
     "model": "model",
     "site": "coalesce(serving_site, '')",
+    "country": "coalesce(serving_country, '')",
     "class": "class",
     # Days of UTC by integer arithmetic: to_timestamp() takes a float and would round.
     "day": "to_char(date '1970-01-01' + (received_at / 86400000000000)::int, 'YYYY-MM-DD')",

@@ -12,10 +12,10 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from isochrone.core.billing.charging import Charge, HourUsage, Payer
-from isochrone.core.billing.period import month_of
+from isochrone.core.billing.period import DAY_NS, month_of
 from isochrone.core.billing.rate import Period, Quantity
 from isochrone.core.billing.sheet import Facts, PriceSheet
-from isochrone.ports.ledger import Due
+from isochrone.ports.ledger import Due, SpentDay
 
 _Connection = psycopg.Connection[TupleRow]
 
@@ -163,6 +163,27 @@ def spent_projects(
         {**mine, "begin": period.begin, "end": period.end},
     ).fetchall()
     return [Payer(org_id=org, project_id=project) for org, project in rows]
+
+
+def charged_days(
+    connection: _Connection, period: Period, mine: dict[str, Any]
+) -> list[SpentDay]:
+    """Charges that stand, summed by project and day of UTC."""
+    rows = connection.execute(
+        "SELECT org_id, project_id, hour_at / %(day)s * %(day)s, currency, sum(amount_pico)"
+        " FROM standing_charges WHERE hour_at >= %(begin)s AND hour_at < %(end)s"
+        " AND (%(org)s::text IS NULL OR org_id = %(org)s)"
+        " AND (%(project)s::text IS NULL OR project_id = %(project)s)"
+        " GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
+        {**mine, "begin": period.begin, "end": period.end, "day": DAY_NS},
+    ).fetchall()
+    return [
+        SpentDay(
+            payer=Payer(org_id=org, project_id=project), at=at, currency=currency,
+            charged_pico=int(amount),
+        )
+        for org, project, at, currency, amount in rows
+    ]
 
 
 def _of(payer: Payer) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.charges import (
     add_charges,
+    charged_days,
     due_projects,
     load_hours,
     load_standing,
@@ -38,7 +39,7 @@ from isochrone.core.billing.sheet import HOUR_NS
 from isochrone.core.errors import InvalidInput, NotFound
 from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
-from isochrone.ports.ledger import Due, Recorded, Spent
+from isochrone.ports.ledger import Due, Recorded, Spent, SpentDay
 
 _POSTING = (
     "SELECT p.org_id, p.key, p.kind, p.at, p.currency, p.about, p.unwinds, p.number, p.recorded_at,"
@@ -166,6 +167,12 @@ class PostgresLedger:
                     )
                 )
         return found
+
+    def spent_days(
+        self, scope: Scope, period: Period, *, org_id: OrgId | None, project_id: ProjectId | None
+    ) -> Sequence[SpentDay]:
+        with self._pool.transaction(scope) as connection:
+            return charged_days(connection, period, _mine(scope, org_id, project_id))
 
     def open_hold(self, hold: Hold, *, now: int) -> Verdict:
         with self._pool.transaction(Scope(org_id=hold.org_id)) as connection:

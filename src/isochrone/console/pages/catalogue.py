@@ -15,6 +15,12 @@ from isochrone.console.pages import (
     prices,
     reconciliation,
     traffic,
+    explain,
+    keys,
+    overview,
+    playground,
+    traffic,
+    usage,
     world_map,
 )
 from isochrone.core.tenancy.authorise import CallerRole
@@ -79,6 +85,10 @@ PAGES = (
     Page(
         path="/playground", title="Playground", icon="forum", group="Use", roles=MEMBERS,
         needs=("estate.read", "usage.read"), build=playground.build,
+    ),
+    Page(
+        path="/usage", title="Usage", icon="receipt_long", group="Use", roles=MEMBERS,
+        needs=("estate.read", "usage.read"), build=usage.build,
     ),
     Page(
         path="/account", title="Account", icon="person", group="You", roles=MEMBERS,

@@ -20,7 +20,7 @@ from isochrone.console.parts.words import day, text
 from isochrone.core.world.tenant import KEY_SCOPES, KeyScope
 
 MOST = 1000
-SCOPES: Mapping[KeyScope, str] = {
+SCOPES: Mapping[str, str] = {
     "chat": "Chat, completions, responses, messages", "embeddings": "Embeddings",
     "models": "The list of models", "usage": "Its own usage, at the Control API",
 }

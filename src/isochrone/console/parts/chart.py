@@ -1,4 +1,5 @@
-"""A time series: lines or stacked areas over the same instants, drawn by the browser with ECharts.
+"""A time series: lines, stacked areas or bars over the same instants, drawn by the browser with
+ECharts.
 
 The unit stands in the heading above it. Instants are shown in UTC, as everywhere.
 """
@@ -24,13 +25,16 @@ class Series:
     colour: int | None = None
 
 
+Form = Literal["lines", "areas", "bars"]
+
+
 class TimeSeries:
     """A chart that can be given other values later."""
 
     def __init__(
-        self, *, form: Literal["lines", "areas"] = "lines", height_px: int = 220
+        self, *, form: Form = "lines", height_px: int = 220
     ) -> None:
-        self._form: Literal["lines", "areas"] = form
+        self._form: Form = form
         self._chart = ui.echart(_frame()).classes("iso-chart").style(f"height: {height_px}px")
 
     def show(
@@ -54,7 +58,7 @@ class TimeSeries:
 
 def time_series(
     instants: Sequence[int], series: Sequence[Series], *,
-    form: Literal["lines", "areas"] = "lines", target: tuple[str, float] | None = None,
+    form: Form = "lines", target: tuple[str, float] | None = None,
 ) -> TimeSeries:
     """A chart with these values."""
     chart = TimeSeries(form=form)
@@ -81,7 +85,7 @@ def _frame() -> dict[str, Any]:
     }
 
 
-def _one(series: Series, at_ms: Sequence[int], form: str) -> dict[str, Any]:
+def _one(series: Series, at_ms: Sequence[int], form: Form) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "name": series.name, "type": "line", "showSymbol": len(at_ms) < 3, "symbolSize": 5,
         "data": [[at, value] for at, value in zip(at_ms, series.values, strict=True)],
@@ -91,4 +95,6 @@ def _one(series: Series, at_ms: Sequence[int], form: str) -> dict[str, Any]:
         shown["color"] = PALETTE[series.colour]
     if form == "areas":
         shown |= {"stack": "all", "areaStyle": {"opacity": 0.65}}
+    elif form == "bars":
+        shown |= {"type": "bar", "stack": "all", "barMaxWidth": 26}
     return shown

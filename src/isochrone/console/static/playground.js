@@ -131,7 +131,8 @@ class Answer {
     } catch (error) {
       if (error.name === "AbortError") this.fact("", "stopped"); else this.fail(`The answer broke off: ${error.message}`);
     }
-    this.close(reply?.headers.get("x-isochrone-request"));
+    // Of a request without a valid key nobody's books say anything.
+    this.close(reply?.status === 401 ? null : reply?.headers.get("x-isochrone-request"));
   }
 
   refused(reply, text) {
@@ -143,7 +144,7 @@ class Answer {
 
   async read(reply, began) {
     const site = reply.headers.get("x-isochrone-site"), country = reply.headers.get("x-isochrone-country");
-    if (site) this.fact(country ? `in ${named(country)}` : "", site, "is-place");
+    if (site) this.fact(country ? named(country) : "", site, "is-place");
     const lines = reply.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "", done = false;
     for (;;) {

@@ -1,6 +1,8 @@
 """The ledger: what was spent so far, balances, postings; credits and their corrections."""
 
 from typing import Annotated, Literal
+from datetime import UTC, datetime
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, status
 from pydantic import BaseModel
@@ -17,8 +19,9 @@ from isochrone.core.billing.rate import Line, Period, Quantity
 from isochrone.core.errors import Conflict, InvalidInput, NotFound
 from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.money import is_currency, pico, written
-from isochrone.ports.ledger import Recorded, Spent
+from isochrone.ports.ledger import Recorded, Spent, SpentDay
 
+NS_PER_S = 1_000_000_000
 Filter = Annotated[str | None, Query(max_length=100)]
 
 
@@ -60,6 +63,16 @@ class SpentShape(BaseModel):
     charged: str
     lines: list[LineShape]
     unpriced: list[UnpricedShape]
+
+
+class DayShape(BaseModel):
+    """What was charged to a project for the hours of a day of UTC, so far; `day` is 2026-11-28."""
+
+    org_id: str
+    project_id: str
+    day: str
+    currency: str
+    charged: str
 
 
 class BalanceShape(BaseModel):
@@ -141,6 +154,19 @@ def _add_reading(router: APIRouter, context: Context) -> None:
             project_id=_project(project_id),
         )
         return Listed(items=[_spent(each) for each in found], next=None)
+
+    @router.get("/days")
+    def days(
+        caller: Annotated[Caller, may("ledger.read")], month: Filter = None, org_id: Filter = None,
+        project_id: Filter = None,
+    ) -> Listed[DayShape]:
+        """What was charged to each project for each day of a month (by default the present one).
+        Hours are charged a few minutes after their end."""
+        found = ledger.spent_days(
+            caller.scope, _period(context, month), org_id=_org(org_id),
+            project_id=_project(project_id),
+        )
+        return Listed(items=[_day(each) for each in found], next=None)
 
     @router.get("/balances")
     def balances(
@@ -286,6 +312,14 @@ def _spent(spent: Spent) -> SpentShape:
         amount=written(spent.rated.total_pico), charged=written(spent.charged_pico),
         lines=[_line(line) for line in spent.rated.lines],
         unpriced=[_unpriced(each) for each in spent.rated.unpriced],
+    )
+
+
+def _day(each: SpentDay) -> DayShape:
+    return DayShape(
+        org_id=each.payer.org_id, project_id=each.payer.project_id, currency=each.currency,
+        day=datetime.fromtimestamp(each.at // NS_PER_S, UTC).strftime("%Y-%m-%d"),
+        charged=written(each.charged_pico),
     )
 
 

@@ -1,4 +1,4 @@
-"""Usage: what requests used, one by one or summed by key, model, site, class or day."""
+"""Usage: what requests used, one by one or summed by key, model, site, country, class or day."""
 
 from typing import Annotated, Generic, Literal, TypeVar
 
@@ -51,7 +51,8 @@ class RequestRow(BaseModel):
 
 
 class TotalRow(BaseModel):
-    """Sums of one key, model, serving site, class or UTC day, which `name` names ('' is none).
+    """Sums of one key, model, serving site, serving country, class or UTC day, which `name` names
+    ('' is none).
     `unmeasured` counts processed requests whose tokens are not the engine's own final count."""
 
     name: str
@@ -87,7 +88,7 @@ def routes(context: Context) -> APIRouter:
     def usage(
         caller: Annotated[Caller, may("usage.read")],
         page: Annotated[Paging, Depends(paging)],
-        by: Literal["request", "key", "model", "site", "class", "day"] = "request",
+        by: Literal["request", "key", "model", "site", "country", "class", "day"] = "request",
         since: str | None = None,
         until: str | None = None,
         key_id: Annotated[str | None, Query(max_length=100)] = None,
