@@ -59,6 +59,9 @@ def test_what_was_used_is_priced_charged_and_corrected(api: Api) -> None:  # noq
     assert api.call("POST", "ledger/charges") == (200, {"charges": 2})
     (spent,) = api.call("GET", "ledger/spent")[1]["items"]
     assert spent["charged"] == spent["amount"] == "0.00123"
+    (day,) = api.call("GET", "ledger/days")[1]["items"]
+    assert (day["charged"], day["currency"], len(day["day"])) == ("0.00123", "EUR", 10)
+    assert api.call("GET", "ledger/days?month=2020-01")[1]["items"] == []
     accounts = {
         row["account"]: row["amount"]
         for row in api.call("GET", "ledger/balances")[1]["items"]

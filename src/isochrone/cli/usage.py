@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def usage(
-    by: Annotated[str, typer.Option(help="request, key, model, site, country, class or day.")] = "request",
+    by: Annotated[
+        str, typer.Option(help="request, key, model, site, country, class or day.")
+    ] = "request",
     since: Annotated[
         str | None, typer.Option(help="From this instant on, as 2026-11-20T18:00:00Z.")
     ] = None,
