@@ -17,7 +17,7 @@ from isochrone.console.pages.catalogue import PAGES
 from isochrone.console.sign_in import cookie_for
 from isochrone.core.errors import NotFound
 from tests.rig.browser import SIZES, Size, Tab, Theme, browser, program, tab
-from tests.rig.cloud import Cloud
+from tests.rig.cloud import Cloud, ask
 from tests.rig.waiting import wait_until
 
 pytestmark = [
@@ -235,6 +235,63 @@ def test_a_customer_sees_their_own_and_nothing_else(
             opened.open(page.path)
             seen = "not for your role" not in opened.text()
             assert seen == ("owner" in page.roles), page.path
+
+
+def test_from_a_new_key_to_what_its_answer_cost(cloud: Cloud, chromium: Browser) -> None:
+    member = a_member(cloud, "joy@acme.example")
+    org = next(each for each in cloud.api.items("principals") if each["id"] == member)["org_id"]
+    cloud.api.post("projects", {"name": "shop", "org_id": org})
+    with tab(chromium, cloud.up["console"]) as opened:
+        opened.sign_in("joy@acme.example", PASSWORD, "/keys")
+        page = opened.page
+        page.click("text=Make a key")
+        page.fill("[aria-label=Name]", "shop window")
+        residency = "[aria-label='Where its requests may be processed']"
+        page.fill(residency, "Atlantis")
+        page.click("button:has-text('Make it')")
+        page.wait_for_selector("text=neither an ISO 3166-1")
+        page.fill(residency, "EEA")
+        page.click("button:has-text('Make it')")
+        secret = page.inner_text("#new-secret")
+        opened.picture("key-made")
+        wait_until(
+            lambda: ask(cloud.endpoint("ashburn"), "/models", secret).status == 200,
+            "gateways know the key", deadline_s=10,
+        )
+        page.click("button:has-text('Try it in the playground')")
+        page.wait_for_selector(".chat-empty")
+        assert page.input_value("[aria-label=Key]") == secret
+        kept = page.evaluate("JSON.stringify(sessionStorage) + JSON.stringify(localStorage)")
+        assert secret not in kept, "it was handed over and forgotten"
+        page.select_option(".chat-bar select >> nth=1", "ashburn")
+        page.fill("[aria-label=Message]", "Tell me a story about a dragon.")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("[data-booked=yes]")
+        facts = page.inner_text(".chat-facts")
+        for wanted in ("frankfurt", "Germany", "to the first token", "tokens in and out", "EUR"):
+            assert wanted in facts
+        opened.picture("playground-answer")
+        assert opened.barriers() == []
+        found = page.get_attribute("[data-booked=yes]", "data-request")
+        opened.open(page.get_attribute(".chat-facts a", "href") or "")
+        assert f"{found}" in opened.text()
+        assert "residency" in opened.text(), "and why not at the other sites"
+        opened.open("/usage")
+        page.wait_for_selector("text=Where requests were processed")
+        cost = page.locator(".iso-figure:has-text('Spent') .iso-figure-value").inner_text()
+        assert cost.endswith("EUR")
+        assert float(cost.split()[0]) > 0
+        assert page.locator(".iso-table td:text-is('DE')").count() == 1
+        opened.picture("usage-spent")
+        opened.open("/keys")
+        page.click("[aria-label='End shop window']")
+        page.click("button:has-text('End it for good')")
+        page.wait_for_selector("text=There are no keys in use")
+        wait_until(
+            lambda: ask(cloud.endpoint("ashburn"), "/models", secret).status == 401,
+            "gateways refuse the key", deadline_s=10,
+        )
+        assert opened.complaints == []
 
 
 def test_a_member_chooses_their_own_password(cloud: Cloud, chromium: Browser) -> None:
