@@ -5,6 +5,7 @@ What should come of it stands in the table of docs/tenancy.md; an endpoint witho
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from isochrone.adapters.postgres.server import PostgresPlan
 from isochrone.control.api.app import PREFIX, RESOURCES
 from isochrone.control.api.auth import Need
 from isochrone.core.billing.period import month_of, name_of
+from isochrone.core.ids import uuid7
+from isochrone.core.metering.event import Tokens, UsageEvent
 from isochrone.core.tenancy.authorise import ACTIONS, CALLER_ROLES, MAY, CallerRole, authorise
 from isochrone.ports.reconciling import KeptReport
 from tests.contract.test_control_api import ADMIN, JOIN, Api, a_booked, an_api
@@ -83,6 +86,8 @@ class Stage:
             self.member(whose)
             self.money(whose)
             self.limit(whose)
+            self.use(booked[whose])
+        assert api.call("POST", "ledger/charges")[0] == 200
         report = KeptReport(day_at=0, agrees=True, report='{"findings": []}', made_at=1)
         api.context.registry.reconciling.keep_report(report)
 
@@ -120,6 +125,15 @@ class Stage:
         body = {"org_id": org, "project_id": self.projects[whose], "amount": "1"}
         assert call("POST", "ledger/credits", body, once=whose)[0] == 201
         assert call("POST", "meters/events", {"events": [self.event(whose)]})[0] == 200
+
+    def use(self, before: UsageEvent) -> None:
+        """The same request again, now, when there are prices."""
+        now = self.api.context.now()
+        event = replace(
+            before, request_id=uuid7(now, self.number()), received_at=now, decision=None,
+            tokens=Tokens(output=1, source="engine"),
+        )
+        self.api.context.book.book_usage([event], now=now)
 
     def sheet(self, whose: str) -> Call:
         price = {"name": "all", "charge": {"model": "per_unit", "price": "1"},
@@ -173,7 +187,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
         {"org_id": stage.orgs[whose], "project_id": stage.projects[whose], "amount": "1"},
     ),
     "GET /ledger/postings": lambda stage, _: ("ledger/postings", None),
-    "GET /ledger/days": lambda stage, _: (f"ledger/days?month={stage.month}", None),
+    "GET /ledger/days": lambda stage, _: ("ledger/days", None),
     "GET /ledger/spent": lambda stage, _: (f"ledger/spent?month={stage.month}", None),
     "POST /meters/events": lambda stage, whose: (
         "meters/events", {"events": [stage.event(whose)]}

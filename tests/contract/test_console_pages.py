@@ -10,7 +10,7 @@ from decimal import Decimal
 the relay of the playground: what passes it, and for whom."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -426,7 +426,7 @@ def gateway() -> Gateway:
 
 
 @pytest.fixture
-def ask(api: Api, gateway: Gateway) -> Iterator[Ask]:  # noqa: F811
+def ask(api: Api, gateway: Gateway) -> Ask:  # noqa: F811
     """One request to the relay, with the session of whoever has `secret`."""
     token = api.make("sites/sydney/token", None)["token"]
     assert api.call("POST", "sites/join", {**JOIN, "token": token}, key=None)[0] == 200
@@ -454,7 +454,7 @@ def ask(api: Api, gateway: Gateway) -> Iterator[Ask]:  # noqa: F811
 
         return asyncio.run(run())
 
-    yield send
+    return send
 
 
 def test_the_relay_passes_the_key_on_and_neither_session_nor_cookies(

@@ -132,13 +132,14 @@ class Charged(BaseModel):
 
 def routes(context: Context) -> APIRouter:
     router = APIRouter(prefix="/ledger", tags=["money"])
+    _add_spending(router, context)
     _add_reading(router, context)
     _add_writing(router, context)
     return router
 
 
-def _add_reading(router: APIRouter, context: Context) -> None:
-    """What was spent, balances and postings."""
+def _add_spending(router: APIRouter, context: Context) -> None:
+    """What was spent in a month, and by day."""
     may = access(context)
     ledger = context.registry.ledger
 
@@ -167,6 +168,12 @@ def _add_reading(router: APIRouter, context: Context) -> None:
             project_id=_project(project_id),
         )
         return Listed(items=[_day(each) for each in found], next=None)
+
+
+def _add_reading(router: APIRouter, context: Context) -> None:
+    """Balances and postings."""
+    may = access(context)
+    ledger = context.registry.ledger
 
     @router.get("/balances")
     def balances(
