@@ -66,7 +66,9 @@ def test_what_is_not_charged_yet_stands_on_today_and_only_in_its_month() -> None
 
 @pytest.mark.parametrize(
     ("amount", "said"),
-    [("0", "0.00"), ("1234.5", "1\u202f234.50"), ("0.5", "0.5000"), ("0.0000744", "0.00007440")],
+    [("0", "0.00"), ("0.0196", "0.0196"), ("1234.5", "1\u202f234.50"),
+     ("0.5", "0.50"), ("0.0000744", "0.0000744"),
+     ("0.000123456", "0.0001235")],
 )
 def test_amounts_keep_four_digits_that_say_something(amount: str, said: str) -> None:
     assert written(Decimal(amount)) == said

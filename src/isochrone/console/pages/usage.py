@@ -295,7 +295,8 @@ def _amounts(amounts: Mapping[str, Decimal]) -> str | None:
 
 
 def written(amount: Decimal) -> str:
-    """With four digits that say something, or two behind the point."""
+    """With up to four digits that say something, at least two behind the point."""
     if amount == 0 or abs(amount) >= 1:
         return f"{amount:,.2f}".replace(",", "\u202f")
-    return f"{amount:.{max(2, 3 - amount.adjusted())}f}"
+    whole, _, rest = f"{amount:.{max(2, 3 - amount.adjusted())}f}".partition(".")
+    return f"{whole}.{rest.rstrip('0'):0<2}"
