@@ -78,6 +78,7 @@ from isochrone.console.pages import (
     key,
     keys,
     ledger,
+    limits,
     makes,
     me,
     messages,
@@ -398,6 +399,24 @@ def test_spend_is_for_those_who_may_see_the_ledger(used: Api) -> None:
 
     with pytest.raises(Forbidden):
         as_caller(used, used.tenant("acme", "developer"), work)
+
+
+def test_a_limit_is_set_seen_and_removed_as_the_page_does(api: Api) -> None:  # noqa: F811
+    async def work(visit: Visit) -> limits.Limit:
+        (project,) = await visit.api.items("projects", limits.Named)
+        filled = {"whose": f"project_id {project.id}", "kind": "requests_per_min",
+                  "amount": " 60 ", "period": "", "currency": ""}
+        made = await visit.api.put("limits", limits.Limit, limits.new_limit(filled))
+        assert await visit.api.items("limits", limits.Limit) == (made,)
+        wrong = {**filled, "period": "day", "currency": "EUR"}
+        with pytest.raises(InvalidInput):
+            await visit.api.put("limits", limits.Limit, limits.new_limit(wrong))
+        return await visit.api.delete(f"limits/{made.id}", limits.Limit)
+
+    gone = as_caller(api, api.tenant("acme"), work)
+    assert (limits.said(gone), limits.used(gone)) == ("60 requests a minute", 0)
+    with pytest.raises(Forbidden):
+        as_caller(api, api.tenant("other", "developer"), work)
 
 
 @dataclass

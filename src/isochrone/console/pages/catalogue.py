@@ -17,6 +17,7 @@ from isochrone.console.pages import (
     traffic,
     explain,
     keys,
+    limits,
     overview,
     playground,
     traffic,
@@ -89,6 +90,10 @@ PAGES = (
     Page(
         path="/usage", title="Usage", icon="receipt_long", group="Use", roles=MEMBERS,
         needs=("estate.read", "usage.read"), build=usage.build,
+    ),
+    Page(
+        path="/limits", title="Limits", icon="speed", group="Use", roles=MEMBERS,
+        needs=("limits.read", "projects.read"), build=limits.build,
     ),
     Page(
         path="/account", title="Account", icon="person", group="You", roles=MEMBERS,
