@@ -18,7 +18,7 @@ from isochrone.adapters.postgres.server import PostgresPlan
 from isochrone.control.api.app import PREFIX, RESOURCES
 from isochrone.control.api.auth import Need
 from isochrone.core.billing.period import month_of, name_of
-from isochrone.core.ids import uuid7
+from isochrone.core.ids import RequestId, uuid7
 from isochrone.core.metering.event import Tokens, UsageEvent
 from isochrone.core.tenancy.authorise import ACTIONS, CALLER_ROLES, MAY, CallerRole, authorise
 from isochrone.ports.reconciling import KeptReport
@@ -130,7 +130,7 @@ class Stage:
         """The same request again, now, when there are prices."""
         now = self.api.context.now()
         event = replace(
-            before, request_id=uuid7(now, self.number()), received_at=now, decision=None,
+            before, request_id=RequestId(uuid7(now, self.number())), received_at=now, decision=None,
             tokens=Tokens(output=1, source="engine"),
         )
         self.api.context.book.book_usage([event], now=now)

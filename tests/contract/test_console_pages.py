@@ -12,6 +12,7 @@ the relay of the playground: what passes it, and for whom."""
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import TypeVar
 
 import httpx
@@ -414,7 +415,7 @@ def test_a_limit_is_set_seen_and_removed_as_the_page_does(api: Api) -> None:  # 
         return await visit.api.delete(f"limits/{made.id}", limits.Limit)
 
     gone = as_caller(api, api.tenant("acme"), work)
-    assert (limits.said(gone), limits.used(gone)) == ("60 requests a minute", 0)
+    assert (limits.said(gone), limits.used(gone)) == ("60 requests a minute", Decimal(0))
     with pytest.raises(Forbidden):
         as_caller(api, api.tenant("other", "developer"), work)
 

@@ -111,7 +111,8 @@ class View:
         form(
             [
                 Field(name="whose", label="Of", options=whose, value=next(iter(whose))),
-                Field(name="kind", label="What", options=KINDS, value="requests_per_min"),
+                Field(name="kind", label="What", options=KINDS, value="requests_per_min",
+                      hint="takes the place of one of the same kind"),
                 Field(name="amount", label="How much", hint="of a budget with digits: 10.00"),
                 Field(name="period", label="A budget is for", value="",
                       options={"": "no budget", "day": "each day", "month": "each month"}),
