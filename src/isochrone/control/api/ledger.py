@@ -1,8 +1,7 @@
 """The ledger: what was spent so far, balances, postings; credits and their corrections."""
 
-from typing import Annotated, Literal
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, status
 from pydantic import BaseModel
