@@ -90,6 +90,27 @@ def test_the_application_is_neither_superuser_nor_owner(pool: Pool) -> None:
         connection.execute("CREATE TABLE mine ()")
 
 
+def test_a_row_whose_day_was_made_meanwhile_is_tried_again_and_a_wrong_one_is_not(
+    pool: Pool,
+) -> None:
+    """What a booker meets that was on its way to the rows of no day of their own."""
+    def insert(number: int) -> None:
+        with pool.transaction() as connection:
+            connection.execute(
+                "CREATE TEMP TABLE parted (day int CHECK (day < 9)) PARTITION BY RANGE (day)"
+            )
+            connection.execute(
+                "CREATE TEMP TABLE one PARTITION OF parted FOR VALUES FROM (1) TO (2)"
+            )
+            connection.execute("CREATE TEMP TABLE other PARTITION OF parted DEFAULT")
+            connection.execute("INSERT INTO other VALUES (%s)", (number,))
+
+    with pytest.raises(StoreUnavailable, match="parted off"):
+        insert(1)
+    with pytest.raises(InvalidInput, match="check constraint"):
+        insert(9)
+
+
 def test_a_wait_for_a_lock_ends(database: str) -> None:
     pool = open_pool(database + " options='-c lock_timeout=60000'")
     with pool.transaction() as holder:

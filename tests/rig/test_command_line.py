@@ -128,7 +128,7 @@ def test_a_recorded_trace_is_replayed_and_booked_once(cloud: Cloud, tmp_path: Pa
         (("chat", "Hi", "--site", "atlantis"), 2, "atlantis"),
         (("chat", "Hi", "--model", "gpt-9"), 1, "gpt-9"),
         (("status", "--key", "isoadm_wrong"), 1, "key"),
-        (("replay", "nothing.csv"), 2, "packaged: azure-conv-sample"),
+        (("replay", "nothing.csv"), 2, "packaged: azure-code, azure-conv"),
         (("replay", "azure-conv-sample", "--site", "atlantis"), 2, "atlantis"),
         (("replay", "azure-conv-sample", "--speed", "0"), 2, "speed"),
     ],

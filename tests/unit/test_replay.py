@@ -147,7 +147,7 @@ def test_calibration_finds_tokens_a_word_and_the_template() -> None:
 
 
 def test_unknown_bundled_traces_are_named() -> None:
-    with pytest.raises(NotFound, match="azure-conv-sample, mooncake-conv-sample"):
+    with pytest.raises(NotFound, match="azure-conv, mooncake-conv-sample, mooncake-conv"):
         bundled_trace("nothing")
 
 

@@ -98,6 +98,8 @@ class Pool:
         except psycopg.errors.UniqueViolation as error:
             raise Conflict(_said(error)) from error
         except (psycopg.IntegrityError, psycopg.DataError) as error:
+            if _was_parted(error):
+                raise StoreUnavailable(f"a day was parted off meanwhile: {_said(error)}") from error
             raise InvalidInput([_said(error)]) from error
         except (
             psycopg.OperationalError,
@@ -109,6 +111,13 @@ class Pool:
     def close(self) -> None:
         """Close every connection."""
         self._pool.close()
+
+
+def _was_parted(error: psycopg.Error) -> bool:
+    """Whether a row was on its way to the rows of no day of their own when its day was made: the
+    one check that has no name. The same transaction will find the day's own table."""
+    violated = isinstance(error, psycopg.errors.CheckViolation)
+    return violated and error.diag.constraint_name is None
 
 
 def _said(error: psycopg.Error) -> str:
