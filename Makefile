@@ -45,6 +45,7 @@ evidence: compile  ## measure the local cloud and the gateway (most of an hour),
 	$(BIN)/python -m benchmarks.booking.run
 	$(BIN)/python -m benchmarks.experiments.run --full
 	ISOCHRONE_EVENTS=1000000 $(BIN)/python -m pytest -q tests/contract/test_settling.py -k oracle
+	$(BIN)/python -m pytest -q tests/contract
 	$(BIN)/isochrone twin chaos --seeds 3000
 	$(BIN)/python -m benchmarks.chaos.run
 

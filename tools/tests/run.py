@@ -2,7 +2,8 @@
 
 Compiling, the types and the tests of single parts go on together: tests that wait for sockets and
 servers leave the cores to those that compute. Their output comes as whole blocks, so that it can be
-read. What is compiled is tested in its compiled form once more, as soon as it is there. The rig
+read. What is compiled is tested in its compiled form as soon as it is there: parts once more,
+contracts in that form only, and as written where nothing can be compiled. The rig
 measures real processes against deadlines and has the machine for itself, but for those of its tests
 that are patient. Ends with 1 when anything failed, after everything has run.
 """
@@ -36,7 +37,9 @@ PATIENT = tuple(
 # The same, of what a cloud of one machine does for people, and of what is kept of it.
 PATIENT_USERS = tuple(
     f"tests/rig/test_{name}.py"
-    for name in ("command_line", "limits", "openai_client", "other_worlds", "residency")
+    for name in (
+        "command_line", "limits", "openai_client", "other_worlds", "residency", "up", "views",
+    )
 )
 PATIENT_KEEPERS = tuple(
     f"tests/rig/test_{name}.py" for name in ("backup", "console", "reconciliation", "state_folder")
@@ -49,25 +52,30 @@ SIDE_BY_SIDE = max(4, os.cpu_count() or 1)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One command. `later`: it begins when compiling has ended. `compiled`: it tests that form, and
-    is left out where there is none."""
+    is left out where there is none; `source`: it is left out where there is."""
 
     name: str
     argv: Sequence[str]
     later: bool = False
     compiled: bool = False
+    source: bool = False
 
 
 COMPILE = Job(name="compile", argv=(sys.executable, "tools/compile/build.py", "--strict"))
 # In the order in which they begin: those that take longest first.
 JOBS = (
     COMPILE,
-    Job(name="contracts", argv=(*PYTEST, "tests/contract")),
+    Job(name="contracts", argv=(*PYTEST, "tests/contract", "-k", f"not ({COMPILED})")),
     # The test of the compiled form's own rules needs that form.
     Job(name="parts", argv=(
-        *PYTEST, "--ignore", "tests/unit/test_compiled.py",
-        "tests/arch", "tests/unit", "tests/property", "tests/sim",
+        *PYTEST, "--ignore", "tests/unit/test_compiled.py", "tests/arch", "tests/unit",
+        "tests/property",
     )),
+    Job(name="whole systems", argv=(*PYTEST, "tests/sim")),
     Job(name="contracts, compiled", later=True, compiled=True, argv=(
+        *PYTEST, "tests/contract", "-k", COMPILED,
+    )),
+    Job(name="contracts, as written", later=True, source=True, argv=(
         *PYTEST, "tests/contract", "-k", COMPILED,
     )),
     # They start gateways, which take the compiled form by themselves.
@@ -129,7 +137,9 @@ class Run:
 
     def _compiling_has_ended(self) -> None:
         self.is_later = True
-        if not MANIFEST.is_file():
+        if MANIFEST.is_file():
+            self.waiting = [job for job in self.waiting if not job.source]
+        else:
             self.waiting = [job for job in self.waiting if not job.compiled]
 
     def _next(self) -> Job | None:
