@@ -42,8 +42,11 @@ PATIENT_USERS = tuple(
     )
 )
 PATIENT_KEEPERS = tuple(
-    f"tests/rig/test_{name}.py" for name in ("backup", "console", "reconciliation", "state_folder")
+    f"tests/rig/test_{name}.py"
+    for name in ("backup", "console", "reconciliation", "replay", "state_folder")
 )
+# Clouds in virtual time, which take twice as long as written.
+HEAVY = tuple(f"tests/property/test_{name}.py" for name in ("herding", "site_queue", "spill"))
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 # Two cores are busy with four jobs, because half of them mostly wait.
 SIDE_BY_SIDE = max(4, os.cpu_count() or 1)
@@ -68,8 +71,8 @@ JOBS = (
     Job(name="contracts", argv=(*PYTEST, "tests/contract", "-k", f"not ({COMPILED})")),
     # The test of the compiled form's own rules needs that form.
     Job(name="parts", argv=(
-        *PYTEST, "--ignore", "tests/unit/test_compiled.py", "tests/arch", "tests/unit",
-        "tests/property",
+        *PYTEST, "--ignore", "tests/unit/test_compiled.py",
+        *(f"--ignore={path}" for path in HEAVY), "tests/arch", "tests/unit", "tests/property",
     )),
     Job(name="whole systems", argv=(*PYTEST, "tests/sim")),
     Job(name="contracts, compiled", later=True, compiled=True, argv=(
@@ -78,6 +81,8 @@ JOBS = (
     Job(name="contracts, as written", later=True, source=True, argv=(
         *PYTEST, "tests/contract", "-k", COMPILED,
     )),
+    Job(name="clouds, compiled", later=True, compiled=True, argv=(*PYTEST, *HEAVY)),
+    Job(name="clouds, as written", later=True, source=True, argv=(*PYTEST, *HEAVY)),
     # They start gateways, which take the compiled form by themselves.
     Job(name="processes", later=True, argv=(*PYTEST, "-m", "rig", *PATIENT)),
     Job(name="keepers", later=True, argv=(*PYTEST, "-m", "rig", *PATIENT_KEEPERS)),
@@ -85,7 +90,8 @@ JOBS = (
     # Beside the C compiler it would need twice the memory.
     Job(name="types", later=True, argv=(sys.executable, "-m", "mypy")),
     Job(name="parts, compiled", later=True, compiled=True, argv=(
-        *PYTEST, "tests/unit/test_compiled.py", "tests/property", "-k", COMPILED,
+        *PYTEST, *(f"--ignore={path}" for path in HEAVY), "tests/unit/test_compiled.py",
+        "tests/property", "-k", COMPILED,
     )),
 )
 RIG = Job(name="rig", argv=(
