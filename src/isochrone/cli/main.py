@@ -11,6 +11,10 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line and exit."""
     try:
+        # Before anything that has a compiled form is imported: the two forms must not be mixed.
+        from isochrone.wiring.compiled import use_compiled
+
+        use_compiled()
         # Here, not above: the imports take a good part of a short command's time.
         from isochrone.cli.app import run
 

@@ -70,9 +70,6 @@ def gateway(
     database. The file names the sites and their upstreams, and holds policies and hashed keys;
     usage is appended to a file. Changes of the file are taken while it runs (SIGHUP forces it).
     """
-    from isochrone.wiring.compiled import use_compiled
-
-    use_compiled()
     if new_peer_secret is not None:
         from isochrone.wiring.peer_secret import new_peer_secret as make
 

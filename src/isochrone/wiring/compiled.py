@@ -7,6 +7,7 @@ whose sources were changed since runs those, interpreted.
 
 import hashlib
 import json
+import signal
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,13 @@ def use_compiled(folder: Path = FOLDER) -> bool:
         return False
     sys.meta_path.insert(0, CompiledFinder(files))
     return True
+
+
+def begin_compiled() -> None:
+    """What a process of a pool does first: it takes the compiled form, and leaves Ctrl-C to the
+    process that started it, which ends it."""
+    use_compiled()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def compiled_files(folder: Path = FOLDER) -> dict[str, Path]:

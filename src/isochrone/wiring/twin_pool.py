@@ -1,12 +1,12 @@
 """Plays many games at once: in processes of this machine, or on a Ray cluster that is named."""
 
 import multiprocessing
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from typing import Any
 
 from isochrone.core.errors import InvalidInput, Unavailable
+from isochrone.wiring.compiled import begin_compiled
 from isochrone.wiring.twin_comparison import Game, Played, play
 
 
@@ -34,7 +34,7 @@ def _in_processes(
 ) -> list[Played]:
     # Not forked: a progress bar runs in a thread, which a fork would cut in the middle of anything.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(work)), context, _deaf)
+    pool = ProcessPoolExecutor(min(jobs, len(work)), context, begin_compiled)
     found: dict[int, Played] = {}
     try:
         place_of = {pool.submit(play, game): place for place, game in enumerate(work)}
@@ -51,11 +51,6 @@ def _in_processes(
             for process in multiprocessing.active_children():
                 process.terminate()
     return [found[place] for place in range(len(work))]
-
-
-def _deaf() -> None:
-    """Ctrl-C is for the process that started this one, which ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _on_ray(
