@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from isochrone.adapters.alone.bus import AloneBus, NoStore
+from isochrone.adapters.alone.stored_usage import StoredUsage
 from isochrone.adapters.alone.usage_file import LINES_AT_ONCE, UsageFile
 from isochrone.adapters.clock import SystemClock
 from isochrone.core.errors import BusUnavailable
@@ -21,7 +22,7 @@ from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import UsageEvent
 from isochrone.ports.bus import Bus
 from isochrone.wire import fleet
-from isochrone.wire.usage import encode_batch
+from isochrone.wire.usage import UsageRecord, encode_batch
 from tests.contract import test_bus as contract
 from tests.unit.build_usage import a_record, a_usage_event
 
@@ -131,6 +132,12 @@ def go(main: Callable[[], Awaitable[None]]) -> None:
             await main()
 
     asyncio.run(bounded())
+
+
+def test_a_line_is_made_of_a_records_first_fields() -> None:
+    stored = StoredUsage.__struct_fields__
+    assert stored == UsageRecord.__struct_fields__[: len(stored)]
+    assert UsageRecord.__struct_fields__[len(stored) :] == ("decision",)
 
 
 def test_each_request_is_a_line_that_people_can_read(tmp_path: Path) -> None:

@@ -292,6 +292,42 @@ def test_whole_answers() -> None:
     assert nothing_said == Tokens(input_uncached=2, output=2, source="counted")
 
 
+SAID = b'"usage":{"prompt_tokens":9,"completion_tokens":2}'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"choices":[{"text":"a"}],%b}' % SAID,
+        b'{"choices":[{"text":"a"}],%b,"kv_transfer_params":{"a":[null,{}]}, "note":"}"}' % SAID,
+        b'{%b,"choices":[{"text":"a"}]}' % SAID,
+        # What only looks like it: in a text, in a name, deeper down, and said twice.
+        b'{%b,"choices":[{"text":"\\"usage\\":{\\"prompt_tokens\\":7}}"}]}' % SAID,
+        b'{%b,"a\\"usage":{"prompt_tokens":7,"completion_tokens":7}}' % SAID,
+        b'{%b,"choices":[{"text":"a","usage":{"prompt_tokens":7,"completion_tokens":7}}]}' % SAID,
+        b'{%b,"deep":{"usage":{"prompt_tokens":7,"completion_tokens":7}}}' % SAID,
+        b'{"usage":{"prompt_tokens":7,"completion_tokens":7},"choices":[{"text":"a"}],%b}' % SAID,
+        b'{"choices":[{"text":"a"}], "usage" : {"prompt_tokens":9,"completion_tokens":2}}',
+    ],
+)
+def test_the_usage_is_what_the_answer_itself_says_last(answer: bytes) -> None:
+    expected = Tokens(input_uncached=9, output=2, source="engine")
+    assert json.loads(answer)["usage"] == {"prompt_tokens": 9, "completion_tokens": 2}
+    assert tokens_of_answer(answer, "completions", 1, prompt_bytes=4) == expected
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"error":{"message":"no"},%b}' % SAID,
+        b'{%b,"error":{"message":"no"}}' % SAID,
+        b'{"object":"error",%b}' % SAID,
+    ],
+)
+def test_an_error_that_states_usage_is_not_charged(answer: bytes) -> None:
+    assert tokens_of_answer(answer, "completions", 1) == Tokens()
+
+
 def test_whole_answer_whose_usage_covers_one_choice() -> None:
     tokens = tokens_of_answer(
         body("x" * 40, "y" * 20, output=10), "chat.completions", 2, usage_counts_one_choice=True

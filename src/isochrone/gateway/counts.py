@@ -1,5 +1,7 @@
 """Counts the tokens of a whole answer by what it says of itself, and reads streamed events."""
 
+from typing import Final
+
 import msgspec
 
 from isochrone.core.metering.event import Endpoint, Tokens
@@ -13,6 +15,10 @@ from isochrone.gateway.answer_fields import (
 )
 from isochrone.gateway.message_counts import tokens_of_message
 
+_USAGE: Final = b'"usage":'
+_ERROR: Final = b'"error"'
+_BEFORE_NAME: Final = b",{ \n\r\t"
+
 
 def read(payload: bytes) -> Event | None:
     """The event in `payload`, or None when it is not one that we understand."""
@@ -23,9 +29,16 @@ def read(payload: bytes) -> Event | None:
 
 
 def _stated(body: bytes) -> Tokens | None:
-    """The usage of a whole answer, where that is all that has to be looked at."""
+    """The usage of a whole answer, where that is all that has to be looked at.
+
+    Most engines say it behind the texts, which then need not be read: what follows the last
+    `"usage":` is, with a brace in front, an object of its own exactly if the answer itself says it,
+    and nothing within the answer. In a text the quotation marks would be escaped.
+    """
+    at = body.rfind(_USAGE)
+    plain = at > 0 and body[at - 1] in _BEFORE_NAME and body.find(_ERROR) < 0
     try:
-        counts = decode_counts(body)
+        counts = decode_counts(b"{" + body[at:] if plain else body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     usage = counts.usage

@@ -33,7 +33,7 @@ from isochrone.gateway.surface import engine_error_body_for, error_event_for
 
 CLIENT_GONE_STATUS: Final = 499
 NO_TOKENS: Final = Tokens()
-_TIMING: Final = "choose;dur=%d.%03d, send;dur=%d.%03d, first;dur=%d.%03d, total;dur=%d.%03d"
+_THOUSANDTHS: Final = [f"{number:03d}" for number in range(1000)]
 
 
 class Exchange(GivingWay):
@@ -242,9 +242,9 @@ class Exchange(GivingWay):
             chosen_us = (self.chosen_ns - since_ns) // 1000
             sent_us = (self.sent_ns - since_ns) // 1000
             first_us = (self.first_ns - since_ns) // 1000
-            timing = _TIMING % (
-                chosen_us // 1000, chosen_us % 1000, sent_us // 1000, sent_us % 1000,
-                first_us // 1000, first_us % 1000, total_us // 1000, total_us % 1000,
+            timing = (
+                f"choose;dur={_ms(chosen_us)}, send;dur={_ms(sent_us)}, "
+                f"first;dur={_ms(first_us)}, total;dur={_ms(total_us)}"
             )
             if self.affinity is not None:
                 timing += self.affinity.timing()
@@ -364,3 +364,8 @@ class Exchange(GivingWay):
         self.attempt = None  # breaks the cycle with it, so that no collection is needed
         if outcome != "client_gone":
             self.reply.close()
+
+
+def _ms(duration_us: int) -> str:
+    """Microseconds as milliseconds with three decimals."""
+    return f"{duration_us // 1000}.{_THOUSANDTHS[duration_us % 1000]}"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from msgspec.structs import astuple
 
 from isochrone.wire.usage import UsageRecord
 
@@ -117,38 +118,42 @@ class RequestLog:
 def _line(
     record: UsageRecord, worker: int, continued: int, reference: str | None, queued_ms: float
 ) -> _Line:
-    decision = record.decision
+    # All fields at once: this is said of every request.
+    (request_id, _, _, key_id, client_request_id, endpoint, stream, class_, model, _, ingress, _,
+     site, country, replica, _, finished_at, chosen_ms, sent_ms, first_byte_ms, total_ms, uncached,
+     cached, output, source, outcome, status, reason, reporter, attempts,
+     decision) = astuple(record)
     bond = None if decision is None else decision.bond
     return _Line(
-        record.finished_at,
-        "request" if record.reporter == "ingress" else "peer_request",
+        finished_at,
+        "request" if reporter == "ingress" else "peer_request",
         worker,
-        record.request_id,
-        record.client_request_id or reference,
-        record.key_id,
-        record.endpoint,
-        record.stream,
-        record.class_,
-        record.model,
-        record.ingress_site,
-        record.serving_site,
-        record.serving_country,
-        record.replica,
-        record.status,
-        record.outcome,
-        record.reason,
-        record.attempts,
+        request_id,
+        client_request_id or reference,
+        key_id,
+        endpoint,
+        stream,
+        class_,
+        model,
+        ingress,
+        site,
+        country,
+        replica,
+        status,
+        outcome,
+        reason,
+        attempts,
         continued,
-        record.input_uncached,
-        record.input_cached,
-        record.output,
-        record.token_source,
-        record.chosen_ms,
-        record.sent_ms,
-        record.first_byte_ms,
+        uncached,
+        cached,
+        output,
+        source,
+        chosen_ms,
+        sent_ms,
+        first_byte_ms,
         None if decision is None else decision.predicted_ttft_ms,
         None if bond is None else bond.cached_tokens,
         None if bond is None or bond.verdict == "none" else bond.verdict,
-        record.total_ms,
+        total_ms,
         queued_ms,
     )

@@ -18,17 +18,18 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from isochrone.adapters.alone.usage_line import usage_line
+from isochrone.adapters.alone.usage_line import UsageLines
 from isochrone.core.errors import BusUnavailable, Untrusted
 from isochrone.ports.clock import Clock
 from isochrone.wire import fleet
-from isochrone.wire.usage import UsageRecord
 
 RECENT_BATCHES = 4096
 TAIL_BYTES = 64 * 1024 * 1024  # an earlier run's last batches are looked for in this much
 
 LONGEST_LINE_BYTES = 256 * 1024
-LINES_AT_ONCE = 8  # made without a pause: requests do not wait longer than these take
+# Made without a pause, for each batch that waits: requests do not wait longer than these take, and
+# what is written keeps pace with what comes.
+LINES_AT_ONCE = 12
 
 _BATCH = re.compile(rb'"batch":"([^"\n]{1,200})"\}\n')
 
@@ -67,7 +68,7 @@ class UsageFile:
         self._path = path
         self._fd = _open(path)
         self._started_at = clock.wall_ns()
-        self._encoder = msgspec.json.Encoder()
+        self._lines_of = UsageLines()
         self._on_way: dict[str, _Waiting] = {}
         self._queue: list[_Waiting] = []
         self._writing: asyncio.Task[None] | None = None
@@ -132,19 +133,20 @@ class UsageFile:
 
     async def _has_lines(self, waiting: _Waiting) -> bool:
         """Make the lines of a batch; False when it makes no sense."""
-        encode, records = self._encoder.encode, waiting.records
-        for begin in range(0, len(records), LINES_AT_ONCE):
+        records, at_once = waiting.records, LINES_AT_ONCE * len(self._on_way)
+        for begin in range(0, len(records), at_once):
             if begin:
                 await asyncio.sleep(0)
             try:
-                for raw in records[begin : begin + LINES_AT_ONCE]:
-                    event = fleet.decode(bytes(raw), UsageRecord)
-                    waiting.lines.append(encode(usage_line(event, waiting.batch)) + b"\n")
-                    if event.received_at < self._started_at:
-                        waiting.maybe_written = True
+                lines, earliest_ns = self._lines_of.of(
+                    records[begin : begin + at_once], waiting.batch
+                )
             except Untrusted as error:
                 self._settle([waiting], error)
                 return False
+            waiting.lines += lines
+            if earliest_ns < self._started_at:
+                waiting.maybe_written = True
         return True
 
     def _settle(self, batches: list[_Waiting], error: OSError | Untrusted | None) -> None:
