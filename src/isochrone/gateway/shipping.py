@@ -19,7 +19,8 @@ from isochrone.ports.clock import Clock
 from isochrone.wire import subjects
 from isochrone.wire.usage import encode_batch
 
-AT_ONCE = 8
+AT_ONCE = 16
+GATHER_S = 0.2  # a sync of the stream costs the same however much it takes in
 TIMEOUT_S = 2.0
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
@@ -48,6 +49,8 @@ class Shipper:
                 continue
             if await self._send_all(batches):
                 wait_s = FIRST_WAIT_S
+                if len(batches) < AT_ONCE:
+                    await asyncio.sleep(GATHER_S)
                 continue
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
