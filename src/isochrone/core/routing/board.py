@@ -66,6 +66,7 @@ class Board:
         self.queues_ms = np.zeros(count, dtype="<f4")
         self.byte_ms = np.array([byte_ms(site.rtt_ms) for site in sites], dtype="<f4")
         self.credits = np.zeros(count, dtype="<f4")
+        self._factor = np.zeros((), dtype="<f4")
         self.wanting = 0.0
         self.credited = 0
         self.spilled = False  # the own site did not answer within the target lately
@@ -104,6 +105,12 @@ class Board:
             else:  # it was open, and before `next_change_ns` it cannot have grown stale
                 self._price(at, known, now_ns)
         changes.clear()
+
+    def times(self, token_ms: Milliseconds, tokens: int) -> Milliseconds:
+        """One of the board's arrays, multiplied: numpy takes an array of its own kind twice as
+        quickly as a number of Python."""
+        self._factor[()] = tokens
+        return np.multiply(token_ms, self._factor)
 
     def held_back_ms(self, now_ns: int, rng: Random) -> Milliseconds:
         """What each site costs one request more because it recovers: so much that another is taken,

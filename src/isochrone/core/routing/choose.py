@@ -7,7 +7,7 @@ order in which it is asked, docs/spill.md.
 
 from collections.abc import Sequence
 from math import inf
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 
@@ -61,11 +61,11 @@ def choose(
     listing = table.listing(model, policy_id, narrowing)
     part = _up_to_date(table, listing.shortlist, loads, model, now_ns)
     board, choice = part.board, Choice()
-    costs, decodes = _times(board.prompt_ms, prompt_tokens), None
+    costs, decodes = board.times(board.prompt_ms, prompt_tokens), None
     costs += board.fixed_ms
     held = _hold_back(board, costs, now_ns, rng) if board.recovering else None
     if class_ == "batch":
-        decodes, target_ms = _times(board.output_ms, output_tokens), 0.0
+        decodes, target_ms = board.times(board.output_ms, output_tokens), 0.0
         costs += decodes
     choice.body_bytes = body_bytes if body_bytes >= LEAST_BODY_BYTES else 0
     if choice.body_bytes:
@@ -112,11 +112,6 @@ def _up_to_date(
     if part.version != board.version:
         part.catch_up()
     return part
-
-
-def _times(token_ms: Milliseconds, tokens: int) -> Milliseconds:
-    """A number of Python leaves an array what it is, which the stubs of numpy do not know."""
-    return cast(Milliseconds, token_ms * float(tokens))
 
 
 def _hold_back(board: Board, costs: Milliseconds, now_ns: int, rng: Random) -> Milliseconds:
