@@ -1,5 +1,6 @@
 """`isochrone org | project | member | key | audit` against a real Control API on loopback."""
 
+import asyncio
 import json
 import sys
 import threading
@@ -8,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
+from isochrone.adapters.network.web import UvicornServer, listen
 from isochrone.cli.app import run
 from isochrone.cli.terms import duration_s
 from isochrone.control.api.app import build_app
-from isochrone.control.process import ApiServer, listen
 from isochrone.core.errors import InvalidInput
 from tests.contract.test_control_api import ADMIN, Api, api  # noqa: F401
-from tests.fixtures.postgres import wait_until
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -24,15 +23,12 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def url(api: Api) -> Iterator[str]:  # noqa: F811
     """Where the API listens."""
-    listener = listen("127.0.0.1", 0)
-    server = ApiServer(
-        uvicorn.Config(build_app(api.context), log_config=None, lifespan="off", ws="none")
-    )
-    thread = threading.Thread(target=server.run, args=([listener],))
+    listener = listen("the API", "127.0.0.1", 0)
+    server = UvicornServer(build_app(api.context), listener)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
-    wait_until(lambda: server.started, "the API listens")
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
+    yield "http://{}:{}".format(*server.address)
+    server.stop()
     thread.join(timeout=30)
     assert not thread.is_alive()
     listener.close()

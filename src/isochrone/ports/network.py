@@ -83,3 +83,18 @@ class Network(Protocol):
     ) -> P:
         """Return the connected protocol. Raises OSError or TimeoutError."""
         ...
+
+
+class WebServer(Protocol):
+    """One application on one listening address."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port where it listens."""
+        ...
+
+    async def serve(self) -> None:
+        """Until it is told to stop; what is being answered then has a second to end."""
+        ...
+
+    def stop(self) -> None: ...

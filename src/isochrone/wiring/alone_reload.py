@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from isochrone.core.errors import InvalidInput
+from isochrone.core.errors import InvalidInput, IsochroneError
 from isochrone.wiring.alone_entries import Teller, Told
 from isochrone.wiring.alone_file import AloneFile, load_alone
 
@@ -55,8 +55,8 @@ class Reloader:
             self._taken = seen = _stamp(self._config)
             try:
                 await self.reload()
-            except Exception:  # supervisor: a change that fails must not hide the next one
-                log.exception("reload_failed")
+            except (IsochroneError, OSError) as error:
+                log.error("reload_failed", why=str(error))  # the next change is looked for
 
     async def reload(self) -> None:
         """Take the file; one with problems changes nothing."""

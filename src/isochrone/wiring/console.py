@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+from isochrone.adapters.network.web import UvicornServer, listen
 from isochrone.adapters.packaged import WORLD_MAP
 from isochrone.console.settings import ConsoleSettings
 from isochrone.wiring.log import configure_log
@@ -22,10 +23,11 @@ def run(config: Path) -> None:
 
 async def _run(settings: ConsoleSettings) -> None:
     from isochrone.console.app import build_app
-    from isochrone.console.process import listen, run_process
+    from isochrone.console.process import run_process
 
-    with listen(settings.host, settings.port) as listener:
+    with listen("the console", settings.host, settings.port) as listener:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await run_process(build_app(settings, WORLD_MAP), listener, stop)
+        app = build_app(settings, WORLD_MAP)
+        await run_process(UvicornServer(app, listener, is_live=True), stop)

@@ -22,6 +22,7 @@ from isochrone.adapters.nats.identity import (
     load_secrets,
     site_user_jwt,
 )
+from isochrone.adapters.network.web import UvicornServer, listen
 from isochrone.adapters.packaged import bundled_model, load_blocs, load_round_trips
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.migrate import migrate
@@ -31,7 +32,7 @@ from isochrone.control.api.app import build_app
 from isochrone.control.api.context import Context
 from isochrone.control.joining import Hub, hash_of
 from isochrone.control.loops import ControlLoops, ControlPlan, ControlPorts
-from isochrone.control.process import listen, run_process
+from isochrone.control.process import run_process
 from isochrone.control.settings import ControlSettings
 from isochrone.control.world import Weights, intent_of, seed_of
 from isochrone.core.billing.sheet import PriceSheet
@@ -77,7 +78,7 @@ def run(config: Path) -> None:
 async def run_control(settings: ControlSettings) -> None:
     """Run control until SIGTERM or SIGINT. Raises InvalidInput for a bad file or a port in use."""
     files = read_files(settings)
-    with listen(settings.host, settings.port) as listener:
+    with listen("control", settings.host, settings.port) as listener:
         stop = _stop_at_signals()
         clock = SystemClock()
         bus = await open_bus(
@@ -109,7 +110,7 @@ async def run_control(settings: ControlSettings) -> None:
                     ),
                 )
                 app = build_app(_context(settings, files, loops, clock))
-                await run_process(loops, app, listener, stop)
+                await run_process(loops, UvicornServer(app, listener), stop)
         finally:
             await bus.close()
             pool.close()
