@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isochrone.adapters.network.secured import Secured
+from isochrone.adapters.network.secured import Handshakes, Secured
 from isochrone.adapters.network.tls import client_context, server_context
 from isochrone.twin import loop as virtual
 from tests.fixtures.certificates import Authority
@@ -75,7 +75,7 @@ class Listener(asyncio.Protocol):
 class Pair:
     """A client of OpenSSL in memory, and the end under test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, handshakes: Handshakes | None = None) -> None:
         authority = Authority(folder)
         certificate = authority.certificate("gateway.test")
         self.party = Listener()
@@ -83,7 +83,7 @@ class Pair:
         self.tcp = Tcp()
         self.end = Secured(
             server_context(certificate), self._make, handshake_s=HANDSHAKE_S,
-            shutdown_s=SHUTDOWN_S,
+            shutdown_s=SHUTDOWN_S, handshakes=handshakes or Handshakes(1),
         )
         self.to_client, self.to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.client = client_context(authority.file).wrap_bio(
@@ -190,6 +190,28 @@ def test_a_client_that_does_not_shake_hands_is_ended(folder: Path) -> None:
         await asyncio.sleep(2)
         assert pair.tcp.aborted
         assert pair.made == 0
+
+    within_loop(folder, main)
+
+
+def test_a_handshake_too_many_is_ended_and_those_that_are_over_do_not_count(folder: Path) -> None:
+    async def main(first: Pair) -> None:
+        handshakes = Handshakes(1)
+        waiting = Pair(folder, handshakes)
+        assert Pair(folder, handshakes).tcp.aborted
+        waiting.shake_hands()
+        lost = Pair(folder, handshakes)
+        assert not lost.tcp.is_closing()
+        lost.end.connection_lost(None)
+        lost.end.connection_lost(None)  # counts once
+        failed = Pair(folder, handshakes)
+        failed.end.data_received(b"GET / HTTP/1.1\r\n\r\n")
+        failed.end.connection_lost(None)
+        assert handshakes.open == 0
+        refused = Pair(folder, Handshakes(0))
+        refused.deliver()  # what still comes is thrown away
+        assert refused.made == 0
+        assert refused.tcp.aborted
 
     within_loop(folder, main)
 

@@ -1,6 +1,7 @@
 """Clients that send, or take, a little at a time: how long a connection lasts without a request."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,13 +116,42 @@ def trickle(stage: Stage, data: bytes) -> Callable[[], None]:
 
 def test_a_head_in_single_bytes() -> None:
     """From its first byte on it has 30 s, however often something comes."""
-    on_stage(lambda stage: exactly(stage, trickle(stage, HEAD * 100), 32))
+
+    def body(stage: Stage) -> None:
+        exactly(stage, trickle(stage, HEAD * 100), 32)
+        assert said(stage) == "head_timeout"
+
+    on_stage(body)
+
+
+def said(stage: Stage) -> str:
+    """Why the connection was closed."""
+    head, _, body = b"".join(stage.wire.written).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert b"\r\nconnection: close\r\n" in head
+    assert f"content-length: {len(body)}".encode() in head
+    code: str = json.loads(body)["error"]["code"]
+    return code
 
 
 def test_a_body_in_single_bytes() -> None:
     def body(stage: Stage) -> None:
         stage.connection.data_received(HEAD + b"\r\n")
         exactly(stage, trickle(stage, b"x" * 1000), 121)
+        assert said(stage) == "body_timeout"
+
+    on_stage(body)
+
+
+def test_half_a_request_behind_an_answer_that_is_not_taken() -> None:
+    """Nothing more is written to whoever takes nothing."""
+
+    def body(stage: Stage) -> None:
+        stage.connection.data_received(GET + HEAD)
+        before = list(stage.wire.written)
+        stage.wire.unsent_bytes = 500
+        exactly(stage, lambda: None, 31)
+        assert stage.wire.written == before
 
     on_stage(body)
 

@@ -13,6 +13,7 @@ from isochrone.gateway.hangups import Hangups
 from isochrone.gateway.heads import HeadMemory, RequestHead
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.outbox import Outbox
+from isochrone.gateway.replies import Refusal, error_body
 from isochrone.gateway.request_reader import RequestReader, Uploads
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.ports.clock import Clock
@@ -20,6 +21,10 @@ from isochrone.ports.clock import Clock
 MOST_SENT_AHEAD_BYTES: Final = 64 * 1024
 LINGER_S: Final = 1.0
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+TIMED_OUT: Final = (
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n"
+    b"connection: close\r\ncontent-length: %d\r\n\r\n%b"
+)
 
 
 class Listening(Protocol):
@@ -422,7 +427,18 @@ class ClientConnection:
         incoming = self._queue[0]
         limit_s = settings.body_timeout_s if incoming.head.complete else settings.head_timeout_s
         if now_ns - incoming.began_ns > limit_s * 1e9:
+            self._time_out("body" if incoming.head.complete else "head", limit_s)
+
+    def _time_out(self, part: str, limit_s: float) -> None:
+        """Say so and close (RFC 9110, 15.5.9). Whoever takes nothing of what it was sent before is
+        not waited for, and nobody is to take this."""
+        if self._transport.get_write_buffer_size():
             self.abort()
+            return
+        text = f"The {part} of the request has not come in whole within {limit_s:g} s."
+        body = error_body(Refusal(status=408, reason=f"{part}_timeout", message=text))
+        self._transport.write(TIMED_OUT % (len(body), body))
+        self._transport.close()
 
     def _takes(self, now_ns: int) -> bool:
         """Whether the client has taken some of its answer since this was asked before."""

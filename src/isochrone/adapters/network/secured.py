@@ -16,14 +16,27 @@ from isochrone.ports.network import Party
 READ_BYTES: Final = 65536  # a record has 16 KiB at the most
 
 
+class Handshakes:
+    """How many of one listener are in progress; `most` may be. Who is still shaking hands is no
+    party yet, so that nobody else counts it, and each has a file and a state of OpenSSL."""
+
+    __slots__ = ("most", "open")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.open = 0
+
+
 class Secured:
     """`factory` makes the party once the handshake is done. A handshake that takes longer than
-    `handshake_s` ends the connection; a party that closes waits up to `shutdown_s` for the other
-    side to close too, since closing with unread bytes would destroy what was sent."""
+    `handshake_s`, or is one too many, ends the connection; a party that closes waits up to
+    `shutdown_s` for the other side to close too, since closing with unread bytes would destroy what
+    was sent."""
 
     __slots__ = (
-        "_closing", "_context", "_established", "_factory", "_handshake_s", "_incoming", "_object",
-        "_outgoing", "_partial", "_party", "_records", "_shutdown_s", "_tcp", "_timer",
+        "_closing", "_context", "_established", "_factory", "_handshake_s", "_handshakes",
+        "_incoming", "_object", "_outgoing", "_partial", "_party", "_records", "_shaking",
+        "_shutdown_s", "_tcp", "_timer",
     )
 
     _tcp: asyncio.Transport
@@ -32,8 +45,10 @@ class Secured:
 
     def __init__(
         self, context: ssl.SSLContext, factory: Callable[[], Party], *, handshake_s: float,
-        shutdown_s: float,
+        shutdown_s: float, handshakes: Handshakes,
     ) -> None:
+        self._handshakes = handshakes
+        self._shaking = False
         self._context = context
         self._factory = factory
         self._handshake_s = handshake_s
@@ -50,6 +65,13 @@ class Secured:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._tcp = cast(asyncio.Transport, transport)
+        handshakes = self._handshakes
+        if handshakes.open >= handshakes.most:
+            self._closing = True
+            self._tcp.abort()
+            return
+        handshakes.open += 1
+        self._shaking = True
         self._object = self._context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         # Its own methods do nothing but call these, at the price of a frame of Python.
         self._records = getattr(self._object, "_sslobj", self._object)
@@ -59,6 +81,8 @@ class Secured:
     def data_received(self, data: bytes) -> None:
         self._incoming.write(data)
         if not self._established:
+            if not self._shaking:
+                return
             self._shake_hands()
         party = self._party
         if party is not None:
@@ -72,6 +96,7 @@ class Secured:
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
+        self._shaken()
         self._cancel()
         party, self._party = self._party, None
         if party is not None:
@@ -100,9 +125,16 @@ class Secured:
             return
         self._send()
         self._cancel()
+        self._shaken()
         self._established = True
         self._party = self._factory()
         self._party.connection_made(cast(asyncio.Transport, self))
+
+    def _shaken(self) -> None:
+        """The handshake is over, however it ended."""
+        if self._shaking:
+            self._shaking = False
+            self._handshakes.open -= 1
 
     def _read(self, party: Party) -> None:
         """Hand on what whole records hold. What is left waits for the rest of its record."""

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import cast
 
 from isochrone.adapters.network.distance import Distance
-from isochrone.adapters.network.secured import Secured
+from isochrone.adapters.network.secured import Handshakes, Secured
 from isochrone.adapters.network.tls import ServerTls, client_context
 from isochrone.ports.network import Address, Certificate, P, Party
 
 BACKLOG = 2048
 REFRESH_S = 2.0
 TLS_HANDSHAKE_S = 10.0
+MOST_HANDSHAKES = 1024  # at a time; a listener that has more of them is being attacked
 TLS_SHUTDOWN_S = 2.0
 
 
@@ -113,6 +114,8 @@ def _allow_open_files() -> None:
 
 
 def _secured_by(tls: ServerTls, factory: Callable[[], Party]) -> Callable[[], Party]:
+    handshakes = Handshakes(MOST_HANDSHAKES)
     return lambda: Secured(
-        tls.context, factory, handshake_s=TLS_HANDSHAKE_S, shutdown_s=TLS_SHUTDOWN_S
+        tls.context, factory, handshake_s=TLS_HANDSHAKE_S, shutdown_s=TLS_SHUTDOWN_S,
+        handshakes=handshakes,
     )
