@@ -21,6 +21,7 @@ from benchmarks.gateway.routers import KEY, Place, Role, Router, Running, servin
 
 from isochrone.adapters.nats import server as nats
 from isochrone.adapters.nats.identity import new_secrets
+from isochrone.wiring.compiled import compiled_files
 from isochrone.wiring.peer_secret import new_peer_secret
 from isochrone.wiring.private_file import write_private
 
@@ -167,6 +168,9 @@ def _gateway(
     argv = [*before, sys.executable, "-P", "-m", "isochrone", "gateway", "--config", str(config)]
     env = {"PYTHONPATH": str(place.source)}
     with serving(argv, place, name=name, port=port, tls=tls, env=env, ready_s=READY_S) as process:
+        said = (place.folder / f"{name}.log").read_text()
+        if '"compiled": true' not in said and compiled_files(place.source / "isochrone/_compiled"):
+            raise processes.NotRunning(f"{name} runs as written though a compiled form is there")
         yield process.pid
 
 
