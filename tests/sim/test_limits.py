@@ -17,7 +17,10 @@ from isochrone.core.limits.terms import custodians_of, most_overspent
 from isochrone.core.money import PICO
 from isochrone.core.world.limit import Limit, LimitKind
 from isochrone.core.world.tenant import EVERY_TENANT
+from isochrone.gateway import metrics
+from isochrone.gateway.limit_gauges import limit_families
 from isochrone.ports.prices import StoredSheet
+from isochrone.ports.telemetry import Metric, Sample
 from isochrone.twin import loop as virtual
 from isochrone.wiring.whole_system import Answer, WholeSystem, model_of
 from isochrone.wiring.world_file import parse_world
@@ -25,6 +28,7 @@ from isochrone.wiring.world_file import parse_world
 SYDNEY, FRANKFURT, ASHBURN = map(SiteName, ("sydney", "frankfurt", "ashburn"))
 SITES = (SYDNEY, FRANKFURT, ASHBURN)
 OUTPUT = 20
+KIND = "requests_per_min"
 
 
 async def a_cloud(
@@ -66,6 +70,20 @@ async def ask(system: WholeSystem, site: str, secret: str, number: int = 0) -> A
     })
 
 
+def exposed(system: WholeSystem, metric: Metric, *labels: str) -> float:
+    """What all gateways together say of a metric at these labels."""
+    return sum(
+        sample.value
+        for gateway in system.gateways.values()
+        for family in limit_families(
+            gateway.context.shared_limits, gateway.context.clock.monotonic_ns()
+        )
+        if family.metric is metric
+        for sample in family.samples
+        if isinstance(sample, Sample) and sample.labels == labels
+    )
+
+
 def run(seed: int, work: Coroutine[Any, Any, None]) -> None:
     virtual.run(work)
 
@@ -84,6 +102,11 @@ def test_a_small_limit_holds_over_all_sites(pool: Pool) -> None:
             assert each.headers["x-isochrone-reason"] == "rate_limit_requests"
             assert 30 < int(each.headers["retry-after"]) <= 60
             assert each.headers["x-ratelimit-remaining-requests"] == "0"
+        assert exposed(system, metrics.LIMITED_REQUESTS, "project", "used") == 6
+        assert exposed(system, metrics.LIMITED_REQUESTS, "project", "usable") >= 6
+        assert exposed(system, metrics.LIMIT_REFUSALS, KIND, "project", "used_up") == 3
+        assert exposed(system, metrics.LIMIT_GRANTS, KIND, "taken") >= 3
+        assert exposed(system, metrics.KEPT_LIMITS, KIND, "decides") == 1
         await asyncio.sleep(int(refused[0].headers["retry-after"]) + 1)
         assert (await ask(system, FRANKFURT, secret)).status == 200
         await system.stop()

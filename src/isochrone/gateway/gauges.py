@@ -11,6 +11,7 @@ from isochrone.gateway.context import Context
 from isochrone.gateway.entitled_gauges import entitled_families
 from isochrone.gateway.health_gauges import health_families
 from isochrone.gateway.letters import Letters
+from isochrone.gateway.limit_gauges import limit_families
 from isochrone.gateway.queue_gauges import queue_families
 from isochrone.gateway.server import Server
 from isochrone.gateway.shipping import Shipper
@@ -39,6 +40,7 @@ class Gauges:
         yield from self._open()
         yield from self._tries(now_ns)
         yield from entitled_families(self._context.entitled, self._letters, now_ns)
+        yield from limit_families(self._context.shared_limits, now_ns)
         yield from queue_families(self._context.queues)
         yield from health_families(self._context, now_ns)
         yield from self._calibrations()

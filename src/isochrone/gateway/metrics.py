@@ -159,6 +159,47 @@ LETTERS = Metric(
     help="Letters to and from the gateways of other sites, by payload: sent, lost, heard.",
 )
 
+# -- limits that hold over sites, see docs/limits.md -----------------------------------------------
+
+# `of`: whose they are, "key", "project" or "organisation". `state`: "usable" is what may be used
+# here in all, by grant or without one; of that "used" and "held"; "waiting" is what is lacking.
+_STANDS = ("of", "state")
+
+LIMITS = Metric(
+    name=_P + "limits", kind="gauge", unit="limits", labels=("kind", "of"),
+    help="Limits that requests of this gateway have counted in.",
+)
+LIMITED_REQUESTS = Metric(
+    name=_P + "limited_requests", kind="gauge", unit="requests", labels=_STANDS,
+    help="Of limits of requests a minute: usable here, used, waiting; over all such limits.",
+)
+LIMITED_TOKENS = Metric(
+    name=_P + "limited_tokens", kind="gauge", unit="tokens", labels=_STANDS,
+    help="Of limits of tokens a minute: usable here, used, held, waiting; over all such limits.",
+)
+LIMITED_STREAMS = Metric(
+    name=_P + "limited_streams", kind="gauge", unit="streams", labels=_STANDS,
+    help="Of limits of requests at a time: usable here, held, waiting; over all such limits.",
+)
+LIMITED_MONEY = Metric(
+    name=_P + "limited_currency_units", kind="gauge", unit="currency_units",
+    labels=("currency", *_STANDS),
+    help="Of budgets: usable here, used since their mark, held, waiting; over all budgets.",
+)
+LIMIT_GRANTS = Metric(
+    name=_P + "limit_grants_total", kind="counter", unit="grants", labels=("kind", "outcome"),
+    help="Grants of limits' homes that came here: taken, or left because more was used already.",
+)
+LIMIT_REFUSALS = Metric(
+    name=_P + "limit_refusals_total", kind="counter", unit="refusals",
+    labels=("kind", "of", "why"),
+    help="Requests refused by limits: used_up, too_large for the limit, unreachable custodians.",
+)
+KEPT_LIMITS = Metric(
+    name=_P + "kept_limits", kind="gauge", unit="limits", labels=("kind", "role"),
+    help="Limits in use that are kept here: decides about them, or copies who does.",
+)
+
 # -- the queues of the engines that are asked from here, see docs/admission.md ---------------------
 
 QUEUE_RUNNING = Metric(
@@ -341,6 +382,8 @@ METRICS: tuple[Metric, ...] = (
     ATTEMPTS, FAILED_ATTEMPTS, RETRIES, RETRY_BUDGET,
     CONTINUATIONS, CONTINUATION_GAP, ABANDONED,
     ENTITLED_RATE, ENTITLED_WANTED, ALLOWANCE, ENTITLED_TOKENS, CLAIMS, LETTERS,
+    LIMITS, LIMITED_REQUESTS, LIMITED_TOKENS, LIMITED_STREAMS, LIMITED_MONEY, LIMIT_GRANTS,
+    LIMIT_REFUSALS, KEPT_LIMITS,
     QUEUE_RUNNING, QUEUE_WAITING, QUEUE_SLOTS, QUEUE_FLOOR, QUEUE_REFUSALS, QUEUE_STOPS,
     QUEUE_WAIT, RECLAIM,
     OPEN_REQUESTS, OPEN_STREAMS, CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS,

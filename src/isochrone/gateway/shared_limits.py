@@ -71,7 +71,7 @@ class SharedClaim:
 
 class SharedLimits:
     """Mutable, owned by the event loop. `send` takes letters to other gateways; `is_on`: there are
-    limits at all."""
+    limits at all; `refusals` counts by kind, whose limit it was, and why."""
 
     def __init__(self, site: SiteName, clock: Clock, rng: Random, view: ViewCache) -> None:
         wall_ns = clock.wall_ns()
@@ -90,6 +90,7 @@ class SharedLimits:
         self._waiting: dict[Exchange, SharedClaim] = {}
         self._reset_second = -1
         self._reset = ""
+        self.refusals: dict[tuple[str, str, str], int] = {}
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -284,13 +285,15 @@ class SharedLimits:
         while claim.parts[index] is not part:
             index += 1
         amount, limit = claim.amounts[index], part.limit
-        whose = "key" if limit.key_id else "project" if limit.project_id else "organisation"
+        of = whose(limit)
         if amount <= limit.amount and now_ns >= part.until_ns:
+            self._count_refusal(limit, of, "unreachable")
             return Refusal(
                 status=503, reason="limit_unreachable", retry_after_s=2,
-                message=f"The gateways that keep a limit of this {whose} do not answer, and what "
+                message=f"The gateways that keep a limit of this {of} do not answer, and what "
                 "may be used without them is used.",
             )
+        self._count_refusal(limit, of, "too_large" if amount > limit.amount else "used_up")
         wait_s = part.wait_s(amount, now_ns)
         if limit.kind == "budget":
             if wait_s is None:
@@ -307,9 +310,18 @@ class SharedLimits:
         return Refusal(
             status=429, reason=_REASONS[limit.kind],
             code="insufficient_quota" if limit.kind == "budget" else "rate_limit_exceeded",
-            message=f"This {whose} may {what}, over all sites. {advice}",
+            message=f"This {of} may {what}, over all sites. {advice}",
             retry_after_s=None if wait_s is None else max(math.ceil(wait_s), 1),
         )
+
+    def _count_refusal(self, limit: Limit, of: str, why: str) -> None:
+        place = (limit.kind, of, why)
+        self.refusals[place] = self.refusals.get(place, 0) + 1
+
+
+def whose(limit: Limit) -> str:
+    """What the limit is of: a key, a project or an organisation."""
+    return "key" if limit.key_id else "project" if limit.project_id else "organisation"
 
 
 def _send_nowhere(letters: Sequence[LimitLetter]) -> None:

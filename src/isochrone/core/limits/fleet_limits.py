@@ -4,6 +4,7 @@ Pure: the view, the time and messages go in, letters come out. The gateway drive
 in virtual time.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from isochrone.core.ids import KeyId, LimitId, OrgId, ProjectId, SiteName
@@ -30,14 +31,15 @@ from isochrone.core.limits.terms import (
     mark_of,
     most_headroom,
 )
-from isochrone.core.world.limit import Limit
+from isochrone.core.world.limit import Limit, LimitKind
 
 Subject = tuple[OrgId, ProjectId | None, KeyId | None]
 
 
 class FleetLimits:
     """Mutable, owned by one event loop. `life` is another in every start, `began` the wall instant
-    of this one. `version` grows when limits come or go."""
+    of this one. `version` grows when limits come or go. `taken` and `left` count by kind the grants
+    that came: used from then on, or not, because more was used already."""
 
     def __init__(self, site: SiteName, life: int, began: int) -> None:
         self.site = site
@@ -51,6 +53,8 @@ class FleetLimits:
         self._parts: dict[LimitId, Part] = {}
         self._keepers: dict[LimitId, Keeper] = {}
         self._by_subject: dict[Subject, list[LimitId]] = {}
+        self.taken: Counter[LimitKind] = Counter()
+        self.left: Counter[LimitKind] = Counter()
 
     # -- the view --------------------------------------------------------------------------------
 
@@ -191,7 +195,8 @@ class FleetLimits:
                 return []
             if sender not in self._custodians.get(message.limit, ()):
                 return []
-            part.hear(message, now_ns)
+            is_taken = part.hear(message, now_ns)
+            (self.taken if is_taken else self.left)[part.limit.kind] += 1
             return []
         if isinstance(message, Led):
             return self._redirect(message, now_ns)

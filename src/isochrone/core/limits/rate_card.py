@@ -36,8 +36,11 @@ def card_of(sheet: PriceSheet) -> RateCard:
 
 def card_in_force(cards: Sequence[RateCard], at: int) -> RateCard | None:
     """The one that prices a request that came then (wall ns)."""
-    begun = [card for card in cards if card.valid_from <= at]
-    return max(begun, key=lambda card: card.valid_from, default=None)
+    found: RateCard | None = None
+    for card in cards:
+        if card.valid_from <= at and (found is None or card.valid_from > found.valid_from):
+            found = card
+    return found
 
 
 class Rates:
@@ -48,8 +51,8 @@ class Rates:
     def __init__(self, each: Sequence[Fraction]) -> None:
         over = lcm(*(rate.denominator for rate in each))
         uncached, cached, output, request = (int(rate * over) for rate in each)
-        self._over = over
-        self._uncached = uncached
+        self._over: int = over
+        self._uncached: int = uncached
         self._cached = cached
         self._output = output
         self._request = request
