@@ -96,6 +96,11 @@ class Stage:
         self.numbers += 1
         return self.numbers
 
+    def closing(self, whose: str) -> str:
+        """An organisation that is open, even if the call before closed it."""
+        assert self.api.call("POST", f"organisations/{self.orgs[whose]}/reopen")[0] == 200
+        return self.orgs[whose]
+
     def project(self, org: str) -> Any:
         name = f"p{len(self.api.call('GET', 'projects?limit=1000')[1]['items'])}"
         return self.api.make("projects", {"name": name, "org_id": org})
@@ -213,6 +218,12 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "PATCH /organisations/{org_id}": lambda stage, whose: (
         f"organisations/{stage.orgs[whose]}", {"retain_days": 30}
     ),
+    "POST /organisations/{org_id}/close": lambda stage, whose: (
+        f"organisations/{stage.closing(whose)}/close", None
+    ),
+    "POST /organisations/{org_id}/reopen": lambda stage, whose: (
+        f"organisations/{stage.orgs[whose]}/reopen", None
+    ),
     "GET /policies": lambda stage, _: ("policies", None),
     "POST /policies": lambda stage, whose: (
         "policies", {"residency": ["DE"], "org_id": stage.orgs[whose]}
@@ -249,6 +260,12 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     ),
     "PATCH /projects/{project_id}": lambda stage, whose: (
         f"projects/{stage.projects[whose]}", {"name": "renamed"}
+    ),
+    "POST /projects/{project_id}/close": lambda stage, whose: (
+        f"projects/{stage.project(stage.orgs[whose])['id']}/close", None
+    ),
+    "POST /projects/{project_id}/reopen": lambda stage, whose: (
+        f"projects/{stage.projects[whose]}/reopen", None
     ),
     "GET /requests/{request_id}": lambda stage, whose: (
         f"requests/{stage.requests[whose]}", None

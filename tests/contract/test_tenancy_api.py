@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import pytest
@@ -11,6 +12,7 @@ from isochrone.adapters.clock import SystemClock
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.control.joining import hash_of
 from isochrone.control.retention import erase_for_ever
+from isochrone.core.errors import LastOwner
 from isochrone.core.ids import OrgId
 from isochrone.core.tenancy.terms import DAY_NS
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
@@ -307,3 +309,98 @@ def test_the_audit_log_is_paged_and_filtered(api: Api) -> None:
         "default", key["id"],
     }
     assert ADMIN not in str(api.call("GET", "audit")[1])
+
+
+# -- closing ---------------------------------------------------------------------------------------
+
+
+def test_the_keys_of_a_closed_project_are_refused_and_all_that_it_has_stays(api: Api) -> None:
+    owner = api.tenant("two")
+    project = api.make("projects", {"name": "app"}, key=owner)
+    wanted = {"project_id": project["id"]}
+    made, revoked = (api.make("keys", wanted, key=owner) for _ in range(2))
+    other = api.make("keys", {})
+    assert api.call("DELETE", f"keys/{revoked['id']}", key=owner)[0] == 200
+    event = a_booked(api, made["org_id"], made["id"], 1)
+    status, closed = api.call("POST", f"projects/{project['id']}/close", key=owner)
+    assert (status, closed["closed_at"] > 0) == (200, True)
+    assert published(api) == [other["id"]]
+    assert api.call("GET", "usage", key=made["key"])[0] == 401
+    for path, body in (("keys", wanted), (f"keys/{made['id']}/rotate", {})):
+        status, problem = api.call("POST", path, body)
+        assert (status, problem["code"]) == (409, "closed"), path
+    limit = {"kind": "concurrent", "amount": "3", "project_id": project["id"]}
+    assert api.call("PUT", "limits", limit, key=owner)[1]["code"] == "closed"
+    assert api.call("GET", f"requests/{event.request_id}", key=owner)[0] == 200
+    again = api.call("POST", f"projects/{project['id']}/close", key=owner)[1]
+    assert again == closed, "it keeps its first instant"
+    assert api.changes
+
+    assert api.call("POST", f"projects/{project['id']}/reopen", key=owner)[1]["closed_at"] is None
+    assert sorted(published(api)) == sorted([made["id"], other["id"]]), "the revoked one stays so"
+    assert api.call("GET", "usage", key=made["key"])[0] == 200
+    said = api.call("GET", f"audit?kind=project&subject={project['id']}", key=owner)[1]["items"]
+    states = [
+        (each["before"]["closed_at"] is None, each["after"]["closed_at"] is None)
+        for each in said if each["before"] is not None
+    ]
+    assert sorted(states) == [(False, True), (True, False)]
+
+
+def test_a_closed_organisation_makes_nothing_and_is_reopened_by_operators(api: Api) -> None:
+    owner = api.tenant("two")
+    project = api.make("projects", {"name": "app"}, key=owner)
+    made = api.make("keys", {"project_id": project["id"]}, key=owner)
+    org = made["org_id"]
+    assert api.call("POST", f"organisations/{org}/close", key=owner)[0] == 200
+    assert published(api) == []
+    assert api.call("GET", "usage", key=made["key"])[0] == 401
+    for path, body in (
+        ("projects", {"name": "more"}), ("keys", {"project_id": project["id"]}),
+        ("policies", {"residency": ["DE"]}), ("principals", {"name": "New", "role": "billing"}),
+    ):
+        assert api.call("POST", path, body, key=owner)[1]["code"] == "closed", path
+    assert [each["id"] for each in api.call("GET", "keys", key=owner)[1]["items"]] == [made["id"]]
+    assert api.call("POST", f"organisations/{org}/reopen", key=owner)[0] == 403
+    assert api.call("POST", f"organisations/{org}/reopen")[0] == 200
+    assert published(api) == [made["id"]]
+
+
+def test_an_organisation_keeps_an_owner(api: Api, clock: Ahead) -> None:
+    owner = api.tenant("two")
+    (first,) = (each for each in api.call("GET", "principals", key=owner)[1]["items"])
+    paths = ("DELETE", f"principals/{first['id']}"), ("POST", f"principals/{first['id']}/erase")
+    for method, path in paths:
+        status, problem = api.call(method, path)
+        assert (status, problem["code"]) == (409, "last_owner")
+    demoted = {"role": "admin"}
+    assert api.call("PATCH", f"principals/{first['id']}", demoted)[1]["code"] == "last_owner"
+    assert api.call("GET", "keys", key=owner)[0] == 200, "nothing has changed"
+
+    soon = {"name": "Second", "role": "owner", "expires_at": str(api.context.now() + SECOND_NS * 9)}
+    api.make("principals", {**soon, "org_id": first["org_id"]})
+    clock.ahead_ns = 10 * SECOND_NS
+    assert api.call(*paths[0])[1]["code"] == "last_owner", "an owner whose key has ended is none"
+    third = api.make("principals", {"name": "Third", "role": "owner", "org_id": first["org_id"]})
+    assert api.call("PATCH", f"principals/{first['id']}", demoted)[0] == 200
+    assert api.call("DELETE", f"principals/{third['id']}")[1]["code"] == "last_owner"
+    assert api.call("POST", f"organisations/{first['org_id']}/close")[0] == 200
+    assert api.call("POST", f"principals/{third['id']}/erase")[0] == 200
+
+
+def test_two_owners_cannot_remove_each_other_at_once(api: Api) -> None:
+    api.tenant("two")
+    (first,) = (each for each in api.call("GET", "principals")[1]["items"] if each["org_id"])
+    second = api.make("principals", {"name": "B", "role": "owner", "org_id": first["org_id"]})
+    members, scope, now = api.context.registry.members, EVERY_TENANT, api.context.now()
+
+    def remove(each: str) -> str:
+        try:
+            members.revoke(scope, each, now=now)
+        except LastOwner:
+            return "kept"
+        return "removed"
+
+    with ThreadPoolExecutor(2) as both:
+        done = sorted(both.map(remove, (first["id"], second["id"])))
+    assert done == ["kept", "removed"]

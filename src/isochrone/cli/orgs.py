@@ -8,7 +8,7 @@ import typer
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.core.errors import InvalidInput
 
-app = typer.Typer(help="Organisations: list, make, change; erase a person.")
+app = typer.Typer(help="Organisations: list, make, change, close; erase a person.")
 
 OrgArgument = Annotated[str, typer.Argument(help="Id of the organisation (see `org list`).")]
 
@@ -42,9 +42,10 @@ def list_orgs(
         print_json(rows)
         return
     print_table(
-        ("id", "name", "made", "retains days"),
+        ("id", "name", "made", "retains days", "closed"),
         [
-            (row["id"], row["name"], instant(row["created_at"]), row["retain_days"])
+            (row["id"], row["name"], instant(row["created_at"]), row["retain_days"],
+             instant(row["closed_at"]))
             for row in rows
         ],
     )
@@ -97,6 +98,42 @@ def change(
         print_json(changed)
     else:
         print(f"{changed['id']}  {changed['name']}  retains {changed['retain_days']} days")
+
+
+@app.command(epilog="Example: `isochrone org close ORG_ID --yes`")
+def close(
+    org_id: OrgArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Close an organisation and all its projects: no key of it works any more, nothing new is made
+    in it, and all that it has stays."""
+    if not yes:
+        typer.confirm(f"Close {org_id}? All its keys stop at once.", abort=True, err=True)
+    _turn(org_id, "close", state, url, key, as_json)
+
+
+@app.command(epilog="Example: `isochrone org reopen ORG_ID`")
+def reopen(
+    org_id: OrgArgument,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Open a closed organisation again (operators); keys that were not revoked work again."""
+    _turn(org_id, "reopen", state, url, key, as_json)
+
+
+def _turn(
+    org_id: str, how: str, state: StateOption, url: UrlOption, key: KeyOption, as_json: bool
+) -> None:
+    from isochrone.cli.show import print_json
+
+    turned = find_cloud(state, url, key).api.post(f"organisations/{part(org_id)}/{how}", None)
+    if as_json:
+        print_json(turned)
+    else:
+        print(f"{turned['id']}  {turned['name']}  {'closed' if turned['closed_at'] else 'open'}")
 
 
 @app.command("erase-person", epilog="Example: `isochrone org erase-person MEMBER_ID --yes`")

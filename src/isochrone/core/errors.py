@@ -8,6 +8,8 @@ IsochroneError                 code, message; base of all that follow
 |  `- EngineUnavailable        an engine did not start or does not answer
 |- NotFound                    the named thing does not exist (for this tenant)
 |- Conflict                    the same idempotency key with another body, a name already taken
+|  |- Closed                   the project or organisation was closed: nothing new is made in it
+|  `- LastOwner                an organisation that is open keeps an owner
 |- Forbidden                   the caller may not do this
 |- TooManyTries                something was tried too often; it says how long to wait
 `- Untrusted                   a signature, token or message code is wrong or too old
@@ -70,6 +72,18 @@ class Conflict(IsochroneError):
     """A name is taken, or an idempotency key was used before with another body."""
 
     code = "conflict"
+
+
+class Closed(Conflict):
+    """The project or its organisation is closed; what it has stays readable."""
+
+    code = "closed"
+
+
+class LastOwner(Conflict):
+    """It would leave an organisation without an owner; appoint another first."""
+
+    code = "last_owner"
 
 
 class Forbidden(IsochroneError):

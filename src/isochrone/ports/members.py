@@ -42,8 +42,10 @@ class Members(Protocol):
         """Raises NotFound for an organisation outside the scope, Conflict for a secret in use."""
         ...
 
-    def set_role(self, scope: Scope, principal_id: str, role: Role) -> Principal:
-        """Raises NotFound, also for one that is revoked."""
+    def set_role(
+        self, scope: Scope, principal_id: str, role: Role, *, now: int
+    ) -> Principal:
+        """Raises NotFound, also for one that is revoked, and LastOwner."""
         ...
 
     def turn_over(
@@ -54,12 +56,13 @@ class Members(Protocol):
         ...
 
     def revoke(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
-        """Revoke; revoking again changes nothing. Raises NotFound."""
+        """Revoke; revoking again changes nothing. Raises NotFound, and LastOwner where an open
+        organisation would be left without an owner whose key works."""
         ...
 
     def erase(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
-        """Erase who a person is, and revoke them; again changes nothing. Raises NotFound, and
-        Conflict for a service account, which is nobody."""
+        """Erase who a person is, and revoke them; again changes nothing. Raises NotFound, LastOwner
+        as `revoke` does, and Conflict for a service account, which is nobody."""
         ...
 
     def erase_overdue(self, *, now: int) -> int:

@@ -79,7 +79,8 @@ class Tenants(Protocol):
         ...
 
     def live_key(self, secret_sha256: str, *, now: int) -> StoredKey | None:
-        """The key with this secret that is neither revoked nor past its end."""
+        """The key with this secret that is neither revoked nor past its end, and whose project and
+        organisation are open."""
         ...
 
     def organisations(self, scope: Scope, page: Page) -> Sequence[Organisation]: ...
@@ -100,12 +101,23 @@ class Tenants(Protocol):
         """Change what is not None. Raises NotFound, Conflict when the name is taken."""
         ...
 
+    def close_organisation(self, scope: Scope, org_id: OrgId, *, now: int) -> Organisation:
+        """No key of it works any more and nothing new is made in it (Closed); all that it has
+        stays. One that is closed keeps its first instant. Raises NotFound."""
+        ...
+
+    def reopen_organisation(self, scope: Scope, org_id: OrgId) -> Organisation:
+        """Its keys work again, those that are not revoked, past their end, or of closed projects.
+        Raises NotFound."""
+        ...
+
     def projects(
         self, scope: Scope, page: Page, *, org_id: OrgId | None = None
     ) -> Sequence[Project]: ...
 
     def add_project(self, scope: Scope, project: Project, *, once: Once | None) -> Project:
-        """Raises NotFound for an organisation outside the scope, Conflict for a name taken."""
+        """Raises NotFound for an organisation outside the scope, Closed for one that is closed,
+        Conflict for a name taken."""
         ...
 
     def project(self, scope: Scope, project_id: ProjectId) -> Project:
@@ -115,6 +127,12 @@ class Tenants(Protocol):
     def rename_project(self, scope: Scope, project_id: ProjectId, name: str) -> Project:
         """Raises NotFound, Conflict when the organisation has a project of that name."""
         ...
+
+    def close_project(self, scope: Scope, project_id: ProjectId, *, now: int) -> Project:
+        """As an organisation is closed."""
+        ...
+
+    def reopen_project(self, scope: Scope, project_id: ProjectId) -> Project: ...
 
     def policies(self, scope: Scope, page: Page) -> Sequence[StoredPolicy]: ...
 
@@ -132,7 +150,7 @@ class Tenants(Protocol):
         """Add the key bound to `policy`, or to the organisation's policy with the same axes.
 
         Raises NotFound for a project outside the scope or of another organisation than the key,
-        Conflict for a secret in use.
+        Closed for one that is closed, Conflict for a secret in use.
         """
         ...
 

@@ -8,6 +8,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.once import made_before
+from isochrone.adapters.postgres.owners import check_owner
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.admission.entitlement import changed_voters
 from isochrone.core.errors import Conflict, NotFound
@@ -52,7 +53,7 @@ class PostgresEntitlements:
             )
             if earlier is not None:
                 return _in_scope(connection, scope, earlier)
-            _check_owner(connection, scope, new)
+            check_owner(connection, scope, new.org_id, new.project_id)
             connection.execute(
                 "INSERT INTO entitlements (id, org_id, project_id, name, model, class, tok_s,"
                 " residency, starts_at, ends_at, slices, created_at)"
@@ -121,23 +122,6 @@ def chosen_voters(connection: _Connection) -> Voters | None:
 def _stored_voters(row: TupleRow) -> StoredVoters:
     voters = Voters(sites=tuple(row[0]), former=tuple(row[1]), epoch=row[2])
     return StoredVoters(voters=voters, changed_at=row[3])
-
-
-def _check_owner(connection: _Connection, scope: Scope, new: Entitlement) -> None:
-    row = connection.execute(
-        f"SELECT 1 FROM (SELECT id AS org_id FROM organisations) o"
-        f" WHERE org_id = %(of)s AND {_IN_SCOPE}",
-        {"of": new.org_id, "org": scope.org_id},
-    ).fetchone()
-    if row is None:
-        raise NotFound(f"there is no organisation {new.org_id!r}")
-    if new.project_id is None:
-        return
-    row = connection.execute(
-        "SELECT 1 FROM projects WHERE id = %s AND org_id = %s", (new.project_id, new.org_id)
-    ).fetchone()
-    if row is None:
-        raise NotFound(f"the organisation has no project {new.project_id!r}")
 
 
 def _in_scope(connection: _Connection, scope: Scope, entitlement_id: str) -> StoredEntitlement:

@@ -11,6 +11,7 @@ from psycopg.rows import TupleRow
 from isochrone.adapters.postgres.entitlements import chosen_voters, live_entitlements
 from isochrone.adapters.postgres.limits import org_limits
 from isochrone.adapters.postgres.once import made_before
+from isochrone.adapters.postgres.owners import OPEN_PROJECTS
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.tenants import policy_of_row
 from isochrone.core.errors import NotFound, Untrusted
@@ -98,7 +99,8 @@ class PostgresEstate:
                     for row in connection.execute(
                         "SELECT id, secret_sha256, org_id, project_id, policy_id, classes, scopes,"
                         " expires_at FROM api_keys WHERE revoked_at IS NULL"
-                        " AND (expires_at IS NULL OR expires_at > %s) ORDER BY id",
+                        " AND (expires_at IS NULL OR expires_at > %s)"
+                        f" AND project_id IN ({OPEN_PROJECTS}) ORDER BY id",
                         (now,),
                     )
                 ),

@@ -8,6 +8,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.charges import load_hours, spent_projects
+from isochrone.adapters.postgres.owners import check_owner
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import SHEETS, sheets_for
 from isochrone.core.billing.charging import Payer
@@ -56,7 +57,7 @@ class PostgresLimits:
 
     def set_limit(self, scope: Scope, limit: Limit) -> Limit:
         with self._pool.transaction(scope) as connection:
-            _check_subject(connection, scope, limit)
+            check_owner(connection, scope, limit.org_id, limit.project_id, limit.key_id)
             row = connection.execute(
                 "INSERT INTO limits (id, org_id, project_id, key_id, kind, amount, period,"
                 " currency, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
@@ -166,27 +167,6 @@ def _used_with_key(
         for row in rows
         for meter, amount in zip(_METERS, row[5:], strict=True) if amount
     ]
-
-
-def _check_subject(connection: _Connection, scope: Scope, limit: Limit) -> None:
-    """Raises NotFound for an organisation, a project or a key that the scope does not have."""
-    arguments = {
-        "of": limit.org_id, "org": scope.org_id, "project": limit.project_id, "key": limit.key_id,
-    }
-    row = connection.execute(
-        "SELECT 1 FROM organisations WHERE id = %(of)s"
-        " AND (%(org)s::text IS NULL OR id = %(org)s)", arguments,
-    ).fetchone()
-    if row is None:
-        raise NotFound(f"there is no organisation {limit.org_id!r}")
-    if limit.project_id is not None and connection.execute(
-        "SELECT 1 FROM projects WHERE id = %(project)s AND org_id = %(of)s", arguments
-    ).fetchone() is None:
-        raise NotFound(f"the organisation has no project {limit.project_id!r}")
-    if limit.key_id is not None and connection.execute(
-        "SELECT 1 FROM api_keys WHERE id = %(key)s AND project_id = %(project)s", arguments
-    ).fetchone() is None:
-        raise NotFound(f"the project has no key {limit.key_id!r}")
 
 
 def _in_scope(connection: _Connection, scope: Scope, limit_id: str) -> Limit:

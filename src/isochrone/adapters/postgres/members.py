@@ -6,9 +6,10 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.once import made_before
+from isochrone.adapters.postgres.owners import check_owner
 from isochrone.adapters.postgres.pool import Pool
-from isochrone.adapters.postgres.tenants import SECRET_IN_USE, check_organisation
-from isochrone.core.errors import Conflict, NotFound
+from isochrone.adapters.postgres.tenants import SECRET_IN_USE
+from isochrone.core.errors import Conflict, LastOwner, NotFound
 from isochrone.core.tenancy.terms import DAY_NS
 from isochrone.core.world.tenant import EVERY_TENANT, Principal, Role, Scope
 from isochrone.ports.members import Turnover
@@ -62,7 +63,7 @@ class PostgresMembers:
             if earlier is not None:
                 return _principal_in(connection, scope, earlier)
             if principal.org_id is not None:
-                check_organisation(connection, scope, principal.org_id)
+                check_owner(connection, scope, principal.org_id)
             is_person = principal.kind == "person"
             added = connection.execute(
                 "INSERT INTO principals (id, org_id, name, role, kind, token_sha256, created_at,"
@@ -81,8 +82,12 @@ class PostgresMembers:
                 )
         return principal
 
-    def set_role(self, scope: Scope, principal_id: str, role: Role) -> Principal:
+    def set_role(
+        self, scope: Scope, principal_id: str, role: Role, *, now: int
+    ) -> Principal:
         with self._pool.transaction(scope) as connection:
+            if role != "owner":
+                _check_last_owner(connection, scope, principal_id, now)
             connection.execute(
                 f"UPDATE principals p SET role = %(role)s WHERE {_LIVE}",
                 {"role": role, "id": principal_id, "org": scope.org_id},
@@ -136,7 +141,32 @@ _ERASE = (
 )
 
 
+def _check_last_owner(
+    connection: _Connection, scope: Scope, principal_id: str, now: int
+) -> None:
+    """Raises LastOwner when nobody else owns the organisation of this owner, and it is open."""
+    # The lock keeps two owners from removing each other at the same moment.
+    row = connection.execute(
+        "SELECT o.id FROM organisations o WHERE o.closed_at IS NULL AND o.id = ("
+        f"SELECT p.org_id FROM principals p WHERE {_LIVE} AND p.role = 'owner') FOR UPDATE",
+        {"id": principal_id, "org": scope.org_id},
+    ).fetchone()
+    if row is None:
+        return
+    other = connection.execute(
+        "SELECT 1 FROM principals WHERE org_id = %s AND role = 'owner' AND id <> %s"
+        " AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > %s) LIMIT 1",
+        (row[0], principal_id, now),
+    ).fetchone()
+    if other is None:
+        raise LastOwner(
+            f"{principal_id!r} is the last owner of the organisation {row[0]!r}: appoint another"
+            " first, or close the organisation"
+        )
+
+
 def _revoke(connection: _Connection, scope: Scope, principal_id: str, now: int) -> None:
+    _check_last_owner(connection, scope, principal_id, now)
     connection.execute(
         f"UPDATE principals p SET revoked_at = %(now)s WHERE {_LIVE}",
         {"now": now, "id": principal_id, "org": scope.org_id},

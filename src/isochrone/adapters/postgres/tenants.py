@@ -7,6 +7,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.once import made_before
+from isochrone.adapters.postgres.owners import OPEN_PROJECTS, check_owner
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.errors import Conflict, NotFound
 from isochrone.core.ids import KeyId, OrgId, PolicyId, ProjectId
@@ -29,7 +30,8 @@ _KEY = """
     FROM api_keys k JOIN policies p ON p.id = k.policy_id
 """
 
-_ORGANISATION = "SELECT id, name, created_at, retain_days FROM organisations"
+_ORGANISATION = "SELECT id, name, created_at, retain_days, closed_at FROM organisations"
+_PROJECT = "SELECT id, org_id, name, created_at, closed_at FROM projects"
 _POLICY = "SELECT id, org_id, residency, transit, caches, logs, name, created_at FROM policies"
 # Secrets made for an idempotency key are the same each time, and the key is forgotten after a day.
 SECRET_IN_USE = "this idempotency key was used before for the same request; use a new one"
@@ -70,7 +72,8 @@ class PostgresTenants:
         with self._pool.transaction(EVERY_TENANT) as connection:
             row = connection.execute(
                 _KEY + "WHERE k.secret_sha256 = %s AND k.revoked_at IS NULL"
-                " AND (k.expires_at IS NULL OR k.expires_at > %s)",
+                " AND (k.expires_at IS NULL OR k.expires_at > %s)"
+                f" AND k.project_id IN ({OPEN_PROJECTS})",
                 (secret_sha256, now),
             ).fetchone()
         return None if row is None else _key(row)[0]
@@ -117,13 +120,31 @@ class PostgresTenants:
             )
             return _organisation_in(connection, scope, org_id)
 
+    def close_organisation(self, scope: Scope, org_id: OrgId, *, now: int) -> Organisation:
+        return self._set_closed_organisation(scope, org_id, now)
+
+    def reopen_organisation(self, scope: Scope, org_id: OrgId) -> Organisation:
+        return self._set_closed_organisation(scope, org_id, None)
+
+    def _set_closed_organisation(
+        self, scope: Scope, org_id: OrgId, closed_at: int | None
+    ) -> Organisation:
+        with self._pool.transaction(scope) as connection:
+            # One that is closed keeps its first instant.
+            connection.execute(
+                "UPDATE organisations SET closed_at = %(at)s WHERE id = %(id)s"
+                " AND (closed_at IS NULL) = (%(at)s::bigint IS NOT NULL)"
+                " AND (%(org)s::text IS NULL OR id = %(org)s)",
+                {"at": closed_at, "id": org_id, "org": scope.org_id},
+            )
+            return _organisation_in(connection, scope, org_id)
+
     def projects(
         self, scope: Scope, page: Page, *, org_id: OrgId | None = None
     ) -> Sequence[Project]:
         with self._pool.transaction(scope) as connection:
             rows = connection.execute(
-                f"SELECT id, org_id, name, created_at FROM projects WHERE {_IN_SCOPE}"
-                " AND (%(of)s::text IS NULL OR org_id = %(of)s) " + _PAGE,
+                f"{_PROJECT} WHERE {_IN_SCOPE} AND (%(of)s::text IS NULL OR org_id = %(of)s) " + _PAGE,
                 {**_arguments(scope, page), "of": org_id},
             ).fetchall()
         return [_project(row) for row in rows]
@@ -133,10 +154,11 @@ class PostgresTenants:
             earlier = made_before(connection, once, resource=project.id, now=project.created_at)
             if earlier is not None:
                 return _project_in(connection, scope, ProjectId(earlier))
-            check_organisation(connection, scope, project.org_id)
+            check_owner(connection, scope, project.org_id)
             row = connection.execute(
                 "INSERT INTO projects (id, org_id, name, created_at) VALUES (%s, %s, %s, %s)"
-                " ON CONFLICT (org_id, name) DO NOTHING RETURNING id, org_id, name, created_at",
+                " ON CONFLICT (org_id, name) DO NOTHING"
+                " RETURNING id, org_id, name, created_at, closed_at",
                 (project.id, project.org_id, project.name, project.created_at),
             ).fetchone()
             if row is None:
@@ -155,6 +177,23 @@ class PostgresTenants:
             )
             return _project_in(connection, scope, project_id)
 
+    def close_project(self, scope: Scope, project_id: ProjectId, *, now: int) -> Project:
+        return self._set_closed_project(scope, project_id, now)
+
+    def reopen_project(self, scope: Scope, project_id: ProjectId) -> Project:
+        return self._set_closed_project(scope, project_id, None)
+
+    def _set_closed_project(
+        self, scope: Scope, project_id: ProjectId, closed_at: int | None
+    ) -> Project:
+        with self._pool.transaction(scope) as connection:
+            connection.execute(
+                "UPDATE projects SET closed_at = %(at)s WHERE id = %(id)s"
+                f" AND (closed_at IS NULL) = (%(at)s::bigint IS NOT NULL) AND {_IN_SCOPE}",
+                {"at": closed_at, "id": project_id, "org": scope.org_id},
+            )
+            return _project_in(connection, scope, project_id)
+
     def policies(self, scope: Scope, page: Page) -> Sequence[StoredPolicy]:
         with self._pool.transaction(scope) as connection:
             rows = connection.execute(
@@ -166,7 +205,7 @@ class PostgresTenants:
         self, scope: Scope, policy: StoredPolicy, *, once: Once | None
     ) -> StoredPolicy:
         with self._pool.transaction(scope) as connection:
-            check_organisation(connection, scope, policy.policy.org_id)
+            check_owner(connection, scope, policy.policy.org_id)
             # Only for its refusal of another body: the same axes find the same policy anyway.
             made_before(connection, once, resource=policy.policy.id, now=policy.created_at)
             return _stored_policy(connection, policy)
@@ -191,6 +230,7 @@ class PostgresTenants:
             project = _project_in(connection, scope, key.key.project_id)
             if not project.org_id == key.key.org_id == policy.policy.org_id:
                 raise NotFound(f"the organisation has no project {project.id!r}")
+            check_owner(connection, scope, project.org_id, project.id)
             bound = _stored_policy(connection, policy).policy
             _insert_key(connection, key, bound.id)
             return _key_in(connection, scope, key.key.id)
@@ -215,6 +255,7 @@ class PostgresTenants:
             ).fetchone()
             if ended is None:
                 raise NotFound(f"there is no live key {former!r}")
+            check_owner(connection, scope, new.key.org_id, new.key.project_id)
             _insert_key(connection, new, ended[0])
             return _key_in(connection, scope, new.key.id)
 
@@ -260,14 +301,9 @@ def _insert_key(connection: _Connection, key: StoredKey, policy_id: PolicyId) ->
         raise Conflict(SECRET_IN_USE)
 
 
-def check_organisation(connection: _Connection, scope: Scope, org_id: OrgId) -> None:
-    """Raises NotFound for one outside the scope."""
-    _organisation_in(connection, scope, org_id)
-
-
 def _project_in(connection: _Connection, scope: Scope, project_id: ProjectId) -> Project:
     row = connection.execute(
-        f"SELECT id, org_id, name, created_at FROM projects WHERE id = %(id)s AND {_IN_SCOPE}",
+        f"{_PROJECT} WHERE id = %(id)s AND {_IN_SCOPE}",
         {"id": project_id, "org": scope.org_id},
     ).fetchone()
     return _project(_found(row, "project", project_id))
@@ -304,11 +340,13 @@ def _stored_policy(connection: _Connection, policy: StoredPolicy) -> StoredPolic
 
 
 def _organisation(row: TupleRow) -> Organisation:
-    return Organisation(id=row[0], name=row[1], created_at=row[2], retain_days=row[3])
+    return Organisation(
+        id=row[0], name=row[1], created_at=row[2], retain_days=row[3], closed_at=row[4]
+    )
 
 
 def _project(row: TupleRow) -> Project:
-    return Project(id=row[0], org_id=row[1], name=row[2], created_at=row[3])
+    return Project(id=row[0], org_id=row[1], name=row[2], created_at=row[3], closed_at=row[4])
 
 
 def policy_of_row(row: tuple[Any, ...]) -> Policy:

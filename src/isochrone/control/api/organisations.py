@@ -1,4 +1,4 @@
-"""Organisations, the tenants of the cloud: list, make one (operators only), change."""
+"""Organisations, the tenants of the cloud: list, make one (operators only), change, close."""
 
 from typing import Annotated
 
@@ -32,6 +32,7 @@ class OrganisationShape(BaseModel):
     name: str
     created_at: int
     retain_days: int
+    closed_at: int | None
 
 
 def routes(context: Context) -> APIRouter:
@@ -82,10 +83,36 @@ def routes(context: Context) -> APIRouter:
             )
         )
 
+    _add_closing(router, context)
     return router
+
+
+def _add_closing(router: APIRouter, context: Context) -> None:
+    tenants, may = context.registry.tenants, access(context)
+
+    @router.post("/{org_id}/close")
+    def close_organisation(
+        org_id: str, caller: Annotated[Caller, may("organisations.change")]
+    ) -> OrganisationShape:
+        """Close an organisation: none of its keys works any more, and nothing new is made in it.
+        Usage, ledger and audit log stay, and what was used until now is charged."""
+        caller.need("organisations.change", org_id)
+        closed = tenants.close_organisation(caller.scope, OrgId(org_id), now=context.now())
+        context.changed()
+        return _shape(closed)
+
+    @router.post("/{org_id}/reopen")
+    def reopen_organisation(
+        org_id: str, caller: Annotated[Caller, may("organisations.write")]
+    ) -> OrganisationShape:
+        """Open it again: keys work that were neither revoked nor are past their end."""
+        opened = tenants.reopen_organisation(caller.scope, OrgId(org_id))
+        context.changed()
+        return _shape(opened)
 
 
 def _shape(row: Organisation) -> OrganisationShape:
     return OrganisationShape(
-        id=row.id, name=row.name, created_at=row.created_at, retain_days=row.retain_days
+        id=row.id, name=row.name, created_at=row.created_at, retain_days=row.retain_days,
+        closed_at=row.closed_at,
     )

@@ -114,7 +114,9 @@ def _add_changes(router: APIRouter, context: Context) -> None:
             raise InvalidInput(
                 ["role: operators belong to no organisation; make another principal instead"]
             )
-        return _shape(members.set_role(caller.scope, principal_id, body.role))
+        return _shape(
+            members.set_role(caller.scope, principal_id, body.role, now=context.now())
+        )
 
     @router.post("/{principal_id}/rotate", status_code=status.HTTP_201_CREATED)
     def rotate_principal(

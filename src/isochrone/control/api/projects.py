@@ -1,4 +1,4 @@
-"""Projects of an organisation: list, make one, rename."""
+"""Projects of an organisation: list, make one, rename, close."""
 
 from typing import Annotated
 
@@ -31,6 +31,7 @@ class ProjectShape(BaseModel):
     org_id: str
     name: str
     created_at: int
+    closed_at: int | None
 
 
 def routes(context: Context) -> APIRouter:
@@ -71,10 +72,35 @@ def routes(context: Context) -> APIRouter:
         """Give a project another name."""
         return _shape(tenants.rename_project(caller.scope, ProjectId(project_id), body.name))
 
+    _add_closing(router, context)
     return router
+
+
+def _add_closing(router: APIRouter, context: Context) -> None:
+    tenants, may = context.registry.tenants, access(context)
+
+    @router.post("/{project_id}/close")
+    def close_project(
+        project_id: str, caller: Annotated[Caller, may("projects.write")]
+    ) -> ProjectShape:
+        """Close a project: none of its keys works any more, and nothing new is made in it. What was
+        used stays, and is charged."""
+        closed = tenants.close_project(caller.scope, ProjectId(project_id), now=context.now())
+        context.changed()
+        return _shape(closed)
+
+    @router.post("/{project_id}/reopen")
+    def reopen_project(
+        project_id: str, caller: Annotated[Caller, may("projects.write")]
+    ) -> ProjectShape:
+        """Open a project again: keys work that were neither revoked nor are past their end."""
+        opened = tenants.reopen_project(caller.scope, ProjectId(project_id))
+        context.changed()
+        return _shape(opened)
 
 
 def _shape(row: Project) -> ProjectShape:
     return ProjectShape(
-        id=row.id, org_id=row.org_id, name=row.name, created_at=row.created_at
+        id=row.id, org_id=row.org_id, name=row.name, created_at=row.created_at,
+        closed_at=row.closed_at,
     )

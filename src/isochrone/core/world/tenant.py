@@ -81,23 +81,26 @@ class KeyShard:
 class Organisation:
     """A customer: the tenant that owns projects, keys and policies.
 
-    `retain_days`: how long after a member has left their name and e-mail address are kept.
+    `retain_days`: how long after a member has left their name and e-mail address are kept. Once it
+    is closed no key of it works and nothing new is made in it; what it has stays.
     """
 
     id: OrgId
     name: str
     created_at: int
     retain_days: int = 90
+    closed_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """A part of an organisation that keys and usage belong to."""
+    """A part of an organisation that keys and usage belong to; closed as an organisation is."""
 
     id: ProjectId
     org_id: OrgId
     name: str
     created_at: int
+    closed_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
