@@ -194,6 +194,8 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "GET /ledger/postings": lambda stage, _: ("ledger/postings", None),
     "GET /ledger/days": lambda stage, _: ("ledger/days", None),
     "GET /ledger/spent": lambda stage, _: (f"ledger/spent?month={stage.month}", None),
+    "GET /meters": lambda stage, _: ("meters", None),
+    "GET /meters/events": lambda stage, _: ("meters/events", None),
     "POST /meters/events": lambda stage, whose: (
         "meters/events", {"events": [stage.event(whose)]}
     ),

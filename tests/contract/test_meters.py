@@ -170,4 +170,12 @@ def test_events_come_in_over_the_api(api: Api) -> None:  # noqa: F811
         assert api.call("POST", "meters/events", bad)[0] == 422
     owner = api.tenant("acme")
     assert api.call("POST", "meters/events", body, key=owner)[0] == 403
+    first = api.call("GET", "meters/events?limit=1")[1]
+    rest = api.call("GET", f"meters/events?limit=1000&after={first['next']}")[1]
+    kept = [each["id"] for each in (*first["items"], *rest["items"])]
+    assert kept == sorted(
+        each["id"] for each in said["items"] if each["result"] in ("accepted", "unmetered")
+    )
+    assert rest["next"] is None
+    assert api.call("GET", "meters/events", key=owner)[1]["items"] == [], "of another organisation"
     assert api.call("GET", "meters/unmetered", key=owner)[1]["items"] == []

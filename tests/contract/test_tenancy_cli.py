@@ -88,6 +88,53 @@ def test_an_organisation_from_its_making_to_the_erasure_of_its_member(cli: Cli) 
     assert "retain_days: 90 -> 30" in cli("audit", "--kind", "organisation", key=ada)[1]
     assert [row["id"] for row in ok(cli("org", "--json", key=ada))] == [org]
     assert [row["id"] for row in ok(cli("project", "list", "--json", key=ada))] == [project]
+    assert cli("project", "close", project, "--yes", key=ada)[1] == f"{project}  assistant  closed\n"
+    assert "is closed" in cli("key", "create", "--project", project, key=ada)[2]
+    assert cli("project", "reopen", project, key=ada)[1] == f"{project}  assistant  open\n"
+    assert "the last owner" in cli("member", "remove", owner["id"])[2]
+    assert cli("org", "close", org, "--yes", key=ada)[1] == f"{org}  acme  closed\n"
+    assert cli("org", "reopen", org, key=ada)[0] == 1
+    assert cli("org", "reopen", org)[1] == f"{org}  acme  open\n"
+
+
+def test_events_are_told_listed_and_reported(cli: Cli, tmp_path: Path) -> None:
+    listed = {row["meter"]: row["aggregation"] for row in ok(cli("meter", "--json"))}
+    assert listed["gpu_seconds"] == "time_weighted"
+    assert "gateways" in cli("meter", "list")[1]
+    whole = ("--at", "2026-11-20T10:00:00Z", "--until", "2026-11-20T11:00:00Z")
+    told = ok(cli("meter", "send", "gpu_seconds", "8", *whole, "--kind", "H100", "--once", "e1",
+                  "--json"))
+    assert told == [{"id": "e1", "result": "accepted", "reason": ""}]
+    again = cli("meter", "send", "gpu_seconds", "8", *whole, "--kind", "H100", "--once", "e1")
+    assert (again[0], "duplicate" in again[1]) == (0, True)
+    other = cli("meter", "send", "gpu_seconds", "9", *whole, "--kind", "H100", "--once", "e1")
+    assert (other[0], "conflicting" in other[1]) == (1, True)
+    file = tmp_path / "events.jsonl"
+    lines = [
+        {"id": "e2", "meter": "luck", "amount": 3, "at": "2026-11-20T10:00:00Z"},
+        {"id": "e3", "meter": "gpu_seconds", "amount": 4, "at": "2026-11-20T10:00:00Z",
+         "until": "2026-11-20T11:00:00Z", "kind": "H100", "replaces": "e1"},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, text, _ = cli("meter", "send", "--file", str(file))
+    assert (code, "unmetered" in text) == (1, True)
+    counts = {row["id"]: row["counts"] for row in ok(cli("meter", "events", "--json"))}
+    assert counts == {"e1": False, "e2": False, "e3": True}
+    held = ok(cli("meter", "events", "--meter", "gpu_seconds", "--limit", "1", "--json"))
+    assert [(row["id"], row["amount"], row["kind"]) for row in held] == [("e1", 8, "H100")]
+    assert ok(cli("meter", "events", "--since", "2026-11-20T10:00:01Z", "--json")) == []
+    assert "replaces e1" in cli("meter", "events")[1]
+    assert [row["id"] for row in ok(cli("meter", "unmetered", "--json"))] == ["e2"]
+    assert "luck" in cli("meter", "unmetered")[1]
+    file.write_text("[]\n{\n")
+    for words, said in (
+        (("send", "--file", str(file)), ["line 1: is no JSON object", "line 2: is no JSON object"]),
+        (("send", "bytes", "1"), ["give a meter, its amount and --at"]),
+        (("send", "bytes", "1", "--file", str(file)), ["either a meter"]),
+    ):
+        code, output, complaint = cli("meter", *words)
+        assert (code, output) == (2, "")
+        assert all(each in complaint for each in said)
 
 
 def test_the_first_name_of_the_key_command_goes_on_working(cli: Cli) -> None:
@@ -116,7 +163,7 @@ def test_bad_input_is_told_whole_and_exits_with_2(cli: Cli, api: Api) -> None:  
     assert [api.call("GET", path)[1] for path in ("keys", "principals", "audit")] == before
 
 
-@pytest.mark.parametrize("verb", ["org", "project", "member", "key", "audit"])
+@pytest.mark.parametrize("verb", ["org", "project", "member", "key", "audit", "meter"])
 def test_help_teaches_by_example(cli: Cli, verb: str) -> None:
     code, output, _ = cli(verb, "--help")
     assert code == 0

@@ -18,6 +18,7 @@ from isochrone.cli import (
     ledger,
     limits,
     members,
+    meters,
     models,
     orgs,
     policies,
@@ -60,6 +61,7 @@ app.add_typer(policies.app, name="policies")
 app.add_typer(entitlements.app, name="entitlement")
 app.add_typer(limits.app, name="limit")
 app.add_typer(prices.app, name="price")
+app.add_typer(meters.app, name="meter")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(days.app, name="days")
 app.add_typer(twin.app, name="twin")

@@ -6,6 +6,7 @@ project and meter: whatever the order of arrival, they are the same.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import LiteralString
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -24,14 +25,23 @@ from isochrone.core.billing.sheet import HOUR_NS, Facts
 from isochrone.core.ids import is_uuid7
 from isochrone.core.metering.detached import day_of_request
 from isochrone.core.world.tenant import Scope
+from isochrone.ports.meters import EventFilter, StoredEvent
 
-_EVENT = (
+_COLUMNS: LiteralString = (
     "SELECT id, org_id, project_id, meter, amount, from_at, until_at, subject, model, class, site,"
-    " bound, kind, replaces, request_id, was FROM meter_events e"
+    " bound, kind, replaces, request_id, was"
 )
-_COUNTS = (
+_EVENT: LiteralString = f"{_COLUMNS} FROM meter_events e"
+_COUNTS: LiteralString = (
     "NOT EXISTS (SELECT FROM meter_events l WHERE l.org_id = e.org_id AND l.replaces = e.id)"
 )
+_STORED: LiteralString = (
+    f"{_COLUMNS}, arrived_at, is_metered AND {_COUNTS} FROM meter_events e"
+)
+_CHOSEN: dict[str, LiteralString] = {
+    "org_id": "org_id = %(org_id)s", "project_id": "project_id = %(project_id)s",
+    "meter": "meter = %(meter)s", "since": "from_at >= %(since)s", "until": "from_at < %(until)s",
+}
 _BOOKED = {
     "input_uncached_tokens": "input_uncached", "input_cached_tokens": "input_cached",
     "output_tokens": "output", "requests": "1",
@@ -66,6 +76,28 @@ class PostgresMeters:
             for org, project, meter, hour_at in sorted(changed):
                 _sum_up(connection, org, project, meter, hour_at)
         return told
+
+    def events(
+        self, scope: Scope, chosen: EventFilter, *, most: int, after: tuple[str, str] | None = None
+    ) -> Sequence[StoredEvent]:
+        conditions: list[LiteralString] = [
+            "(%(scope)s::text IS NULL OR org_id = %(scope)s)",
+            *(each for name, each in _CHOSEN.items() if getattr(chosen, name) is not None),
+        ]
+        if after is not None:
+            conditions.append("(org_id, id) > (%(after_org)s, %(after_id)s)")
+        with self._pool.transaction(scope) as connection:
+            rows = connection.execute(
+                f"{_STORED} WHERE {' AND '.join(conditions)} ORDER BY org_id, id LIMIT %(most)s",
+                {
+                    "scope": scope.org_id, "most": most,
+                    "after_org": after and after[0], "after_id": after and after[1],
+                    **{name: getattr(chosen, name) for name in _CHOSEN},
+                },
+            ).fetchall()
+        return [
+            StoredEvent(event=_event(row[:-2]), arrived_at=row[-2], counts=row[-1]) for row in rows
+        ]
 
     def unmetered(self, scope: Scope, *, most: int) -> Sequence[MeterEvent]:
         with self._pool.transaction(scope) as connection:

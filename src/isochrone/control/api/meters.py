@@ -2,19 +2,28 @@
 
 from typing import Annotated, cast
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
 from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
-from isochrone.control.api.paging import Listed
+from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Identifier
-from isochrone.core.billing.meter_event import MeterEvent, Verdict
+from isochrone.core.billing.meter_event import (
+    AGGREGATIONS,
+    OF_REQUESTS,
+    Aggregation,
+    MeterEvent,
+    Verdict,
+)
 from isochrone.core.billing.sheet import Facts, Meter
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import ModelName, OrgId, ProjectId, RequestId, SiteName
 from isochrone.core.world.tenant import Class
+from isochrone.ports.meters import EventFilter, StoredEvent
+
+Filter = Annotated[str | None, Query(max_length=100)]
 
 
 class NewEvent(Body):
@@ -53,6 +62,37 @@ class ResultShape(BaseModel):
     reason: str
 
 
+class MeterShape(BaseModel):
+    """`aggregation`: how events of an hour come to its quantity. `of_requests`: gateways tell it,
+    and an event only says anew what one request used."""
+
+    meter: str
+    aggregation: Aggregation
+    of_requests: bool
+
+
+class EventShape(BaseModel):
+    """`at`, `until` and `arrived_at` are wall ns UTC; what fits nothing in particular is null.
+    `counts`: it is of a known meter, and no other event replaces it."""
+
+    id: str
+    org_id: str
+    project_id: str
+    meter: str
+    amount: int
+    at: int
+    until: int | None
+    subject: str
+    model: str | None
+    class_: str | None = Field(serialization_alias="class")
+    site: str | None
+    kind: str | None
+    replaces: str | None
+    request_id: str | None
+    arrived_at: int
+    counts: bool
+
+
 class UnmeteredShape(BaseModel):
     id: str
     org_id: str
@@ -80,6 +120,31 @@ def routes(context: Context) -> APIRouter:
         ]
         return Listed(items=rows, next=None)
 
+    @router.get("")
+    def list_meters(
+        _: Annotated[Caller, may("prices.read")]
+    ) -> Listed[MeterShape]:
+        """What is measured, and how events come to the quantity of an hour."""
+        rows = [
+            MeterShape(meter=meter, aggregation=how, of_requests=meter in OF_REQUESTS)
+            for meter, how in AGGREGATIONS.items()
+        ]
+        return Listed(items=rows, next=None)
+
+    @router.get("/events")
+    def list_events(
+        caller: Annotated[Caller, may("ledger.read")],
+        page: Annotated[Paging, Depends(paging)],
+        chosen: Annotated[EventFilter, Depends(_chosen)],
+    ) -> Listed[EventShape]:
+        """Events by organisation and id, those that count no more, too."""
+        rows = meters.events(
+            caller.scope, chosen, most=page.page.most, after=_after(page.after)
+        )
+        return page.listed(
+            rows, _event_shape, lambda row: f"{row.event.org_id}/{row.event.id}"
+        )
+
     @router.get("/unmetered")
     def unmetered(
         caller: Annotated[Caller, may("ledger.read")],
@@ -96,6 +161,37 @@ def routes(context: Context) -> APIRouter:
         return Listed(items=rows, next=None)
 
     return router
+
+
+def _chosen(
+    org_id: Filter = None, project_id: Filter = None, meter: Filter = None, since: Filter = None,
+    until: Filter = None,
+) -> EventFilter:
+    """The dependency that reads which events are asked for."""
+    return EventFilter(
+        org_id=None if org_id is None else OrgId(org_id),
+        project_id=None if project_id is None else ProjectId(project_id), meter=meter,
+        since=instant_of("since", since), until=instant_of("until", until),
+    )
+
+
+def _after(cursor: str | None) -> tuple[str, str] | None:
+    if cursor is None:
+        return None
+    org, _, id_ = cursor.partition("/")
+    return org, id_
+
+
+def _event_shape(row: StoredEvent) -> EventShape:
+    event = row.event
+    facts = event.facts
+    return EventShape(
+        id=event.id, org_id=event.org_id, project_id=event.project_id, meter=facts.meter,
+        amount=event.amount, at=event.from_at, until=event.until_at, subject=event.subject,
+        model=facts.model, class_=facts.class_, site=facts.site, kind=facts.kind,
+        replaces=event.replaces, request_id=event.request_id, arrived_at=row.arrived_at,
+        counts=row.counts,
+    )
 
 
 def _event(body: NewEvent) -> MeterEvent:
