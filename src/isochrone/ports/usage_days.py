@@ -28,13 +28,15 @@ class DayFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageDay:
-    """A day that the book knows. `rows` are in the book now, about; `late_reports` are better
+    """A day that the book knows. `rows` are in the book now, about; `evidence_files` hold what
+    serving gateways saw of its requests, and are no longer in the book either; `late_reports` are better
     reports of detached requests, kept until the day is attached. `kept_until`: it was attached and
     is not detached again before."""
 
     day_at: int
     rows: int
     files: tuple[DayFile, ...]
+    evidence_files: tuple[DayFile, ...]
     late_reports: int
     kept_until: int | None
 
@@ -55,18 +57,20 @@ class UsageDays(Protocol):
 
     def overdue(self, *, before: int, now: int) -> Sequence[int]:
         """Days that ended before `before` and are to be detached. One that was detached already
-        waits until nothing of it was booked for a day, one that was attached until its time."""
+        waits until nothing of it was booked for a day, one that was attached until its time, and
+        evidence that came later until it is settled and nothing of it came for a day."""
         ...
 
     def detach(self, scope: Scope, day_at: int, *, now: int) -> DayFile | None:
-        """Write the day's rows to a file of the archive and take them out of the book; None when it
-        has none. `scope` is everybody's: files hold rows of all. Raises InvalidInput where there is
+        """Write the day's rows to a file of the archive and take them out of the book, and its
+        evidence to another one; None when it has no requests. `scope` is everybody's: files hold rows of all. Raises InvalidInput where there is
         no archive or the day is too young, Conflict when rows changed meanwhile: nothing was
         detached."""
         ...
 
     def attach(self, scope: Scope, day_at: int, *, now: int, keep_until: int) -> int:
-        """Bring the day's files back into the book, with late reports; return how many rows.
+        """Bring the day's files back into the book, evidence and late reports too; return how many
+        requests.
 
         Raises NotFound when it is not detached, InvalidInput when a file is missing or damaged.
         """

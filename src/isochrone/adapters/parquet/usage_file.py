@@ -4,7 +4,7 @@ PostgreSQL and this speak CSV to each other, in which an empty text is quoted an
 Memory stays bounded whatever the size of a day.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ TYPES = {
     "bound": "BOOLEAN",
 }
 COLUMNS = tuple(TYPES)
+# Of evidence; `settled_at` is when the wait for the ingress was over.
+EVIDENCE_TYPES = {
+    **{name: kind for name, kind in TYPES.items() if name != "bound"}, "settled_at": "BIGINT",
+}
 MEMORY_LIMIT = "512MB"
 LINE_MOST_BYTES = 16 << 20
-_TEXTS = [f'"{name}"' for name, kind in TYPES.items() if kind in ("VARCHAR", "UUID")]
 _MARK = (
     "sha256(request_id::VARCHAR || '/' || input_uncached || '/' || input_cached || '/' || output)"
 )
@@ -36,9 +39,9 @@ class UnreadableFile(Exception):
     """A file that is no Parquet file of requests; the message says why."""
 
 
-def write_file(rows: Path, target: Path) -> None:
-    """Make the Parquet file `target` of CSV `rows` with `COLUMNS`."""
-    columns = ", ".join(f"'{name}': '{kind}'" for name, kind in TYPES.items())
+def write_file(rows: Path, target: Path, types: Mapping[str, str] = TYPES) -> None:
+    """Make the Parquet file `target` of CSV `rows` with the columns of `types`."""
+    columns = ", ".join(f"'{name}': '{kind}'" for name, kind in types.items())
     with _database(target.parent) as database:
         database.execute(
             "COPY (SELECT * FROM read_csv($rows, header = false, auto_detect = false, delim = ',',"
@@ -49,12 +52,13 @@ def write_file(rows: Path, target: Path) -> None:
         )
 
 
-def read_rows(source: Path, target: Path) -> None:
+def read_rows(source: Path, target: Path, types: Mapping[str, str] = TYPES) -> None:
     """Write the rows of a Parquet file as CSV. Raises UnreadableFile."""
+    texts = [f'"{name}"' for name, kind in types.items() if kind in ("VARCHAR", "UUID")]
     with _database(target.parent) as database, _told():
         database.execute(
-            f"COPY (SELECT {_names()} FROM read_parquet($source)) TO {_quoted(target)}"
-            f" (FORMAT csv, HEADER false, NULLSTR '', FORCE_QUOTE ({', '.join(_TEXTS)}))",
+            f"COPY (SELECT {_names(types)} FROM read_parquet($source)) TO {_quoted(target)}"
+            f" (FORMAT csv, HEADER false, NULLSTR '', FORCE_QUOTE ({', '.join(texts)}))",
             {"source": str(source)},
         )
 
@@ -76,7 +80,7 @@ def find(source: Path, *, request_id: str | None, most: int) -> Iterator[dict[st
     """Requests of a file, oldest first, as columns and values. Raises UnreadableFile."""
     with _database(source.parent) as database, _told():
         found = database.execute(
-            f"SELECT {_names()} FROM read_parquet($source)"
+            f"SELECT {_names(TYPES)} FROM read_parquet($source)"
             " WHERE $id IS NULL OR request_id::VARCHAR = $id"
             " ORDER BY received_at, request_id LIMIT $most",
             {"source": str(source), "id": request_id, "most": most},
@@ -108,12 +112,14 @@ def _database(folder: Path) -> duckdb.DuckDBPyConnection:
     )
 
 
-def _names() -> str:
-    return ", ".join(f'"{name}"' for name in COLUMNS)
+def _names(types: Mapping[str, str]) -> str:
+    return ", ".join(f'"{name}"' for name in types)
 
 
 def _quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
 
-__all__: Sequence[str] = ("COLUMNS", "UnreadableFile", "find", "read_rows", "sums_of", "write_file")
+__all__: Sequence[str] = (
+    "COLUMNS", "EVIDENCE_TYPES", "UnreadableFile", "find", "read_rows", "sums_of", "write_file",
+)

@@ -32,7 +32,7 @@ from isochrone.adapters.postgres.hours import (
     move_in,
     move_out,
 )
-from isochrone.adapters.postgres.late import sift_late
+from isochrone.adapters.postgres.late import sift_late, sift_late_evidence
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import RequestId, SiteName, is_uuid7
@@ -265,11 +265,13 @@ def _merge(
         return 0
     is_usage = table == "usage"
     _copy(connection, incoming.values(), now=now)
+    there = len(incoming)
     if is_usage:
-        there = len(incoming)
         incoming = sift_late(connection, incoming, now=now)
-        if len(incoming) < there:
-            _copy(connection, incoming.values(), now=now)
+    else:
+        incoming = sift_late_evidence(connection, incoming)
+    if len(incoming) < there:
+        _copy(connection, incoming.values(), now=now)
     key = sql.SQL(", ").join(map(sql.Identifier, _KEY[table]))
     if is_usage:
         begin_moving(connection)

@@ -12,7 +12,13 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from isochrone.core.ids import RequestId
-from isochrone.core.metering.detached import Chunk, day_of_request, lateness
+from isochrone.core.metering.detached import (
+    DAY_NS,
+    Chunk,
+    day_of_request,
+    evidence_lateness,
+    lateness,
+)
 from isochrone.core.metering.event import UsageEvent
 
 _Connection = psycopg.Connection[TupleRow]
@@ -48,6 +54,44 @@ def sift_late(
     return found
 
 
+def hold_evidence_day(connection: _Connection, day_at: int) -> None:
+    """Until the end of the transaction nobody books evidence of a day."""
+    connection.execute("SELECT pg_advisory_xact_lock(746134, %s)", (day_at // DAY_NS,))
+
+
+def sift_late_evidence(connection: _Connection, incoming: Incoming) -> Incoming:
+    """The evidence that may be booked: all but what is known of days whose evidence is away."""
+    days = sorted({day_of_request(event.request_id) for event in incoming.values()})
+    # In a statement of its own: what it waited for is seen by the next one only.
+    connection.execute(
+        "SELECT pg_advisory_xact_lock_shared(746134, day) FROM unnest(%s::int[]) AS day",
+        ([day // DAY_NS for day in days],),
+    )
+    rows = connection.execute(
+        "SELECT DISTINCT day_at FROM detached_evidence WHERE day_at = ANY(%s)", (days,)
+    ).fetchall()
+    if not rows:
+        return incoming
+    detached = {row[0] for row in rows}
+    late = [
+        event.request_id for event in incoming.values()
+        if day_of_request(event.request_id) in detached
+    ]
+    chunks = _chunks(connection.execute(
+        "SELECT DISTINCT ON (i.day_at, i.part, i.chunk) i.day_at, i.first_id, i.last_id, i.marks"
+        " FROM unnest(%s::uuid[]) AS late (id)"
+        " JOIN detached_evidence_ids i ON i.day_at = day_of_id(late.id)"
+        " AND i.first_id <= late.id AND i.last_id >= late.id",
+        (late,),
+    ).fetchall())
+    return {
+        key: event for key, event in incoming.items()
+        if "known" not in {
+            evidence_lateness(event, each) for each in chunks[day_of_request(event.request_id)]
+        }
+    }
+
+
 def _chunks_around(
     connection: _Connection, requests: Sequence[RequestId]
 ) -> defaultdict[int, list[Chunk]]:
@@ -60,6 +104,11 @@ def _chunks_around(
         " AND i.first_id <= late.id AND i.last_id >= late.id",
         (list(requests),),
     ).fetchall()
+    return _chunks(rows)
+
+
+def _chunks(rows: Sequence[TupleRow]) -> defaultdict[int, list[Chunk]]:
+    """By day."""
     found: defaultdict[int, list[Chunk]] = defaultdict(list)
     for day_at, first_id, last_id, marks in rows:
         found[day_at].append(

@@ -5,8 +5,6 @@ nobody writes to that day, what stands for them is noted and the partition is dr
 transaction. In: the reverse, after the file was compared with what was noted of it.
 """
 
-import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +16,14 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from isochrone.adapters.parquet import usage_file
-from isochrone.adapters.parquet.usage_file import UnreadableFile
+from isochrone.adapters.postgres import day_files
 from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.day_files import DAY
+from isochrone.adapters.postgres.evidence_days import (
+    EVIDENCE_LISTED,
+    PostgresEvidenceDays,
+    overdue_evidence,
+)
 from isochrone.adapters.postgres.hours import DETACHED_HOURS
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.billing.period import day_name
@@ -34,20 +38,8 @@ COUNTED_MOST = 100_000  # above it, the database's own estimate will do
 YOUNGEST_NS = 32 * DAY_NS  # budgets of keys read the rows of their month
 IDS_A_CHUNK = 512
 LATE_MOST = 500
-CHUNK_BYTES = 1 << 20
-STATEMENT_TIMEOUT_S = 3600  # a big day takes longer than what requests may
 
-_DAY: LiteralString = (
-    "request_id >= first_id_of_day(%(day)s) AND request_id < first_id_of_day(%(next)s)"
-)
-_SUMS: LiteralString = (
-    "SELECT count(*), coalesce(bit_xor(usage_mark(request_id, input_uncached, input_cached,"
-    f" output)), 0::bit(128)) FROM usage WHERE {_DAY}"
-)
-_FILE: LiteralString = (
-    "SELECT day_at, part, rows, file, file_sha256 AS sha256, file_bytes AS size_bytes, detached_at"
-    " FROM detached_days"
-)
+_LISTED: LiteralString = "detached_days"
 # As core/metering/detached.py reads them; ranks are those of core/metering/merge.py.
 _IDS: LiteralString = (
     "INSERT INTO detached_ids (day_at, part, first_id, last_id, marks)"
@@ -57,7 +49,7 @@ _IDS: LiteralString = (
     " WHEN 'recovered' THEN 0 WHEN 'evidence' THEN 1 ELSE 2 END)"
     " || int8send(input_uncached + input_cached + output) || int8send(finished_at), ''::bytea"
     " ORDER BY request_id) FROM (SELECT *, (row_number() OVER (ORDER BY request_id) - 1) / %(size)s"
-    f" AS chunk FROM usage WHERE {_DAY}) AS numbered GROUP BY chunk"
+    f" AS chunk FROM usage WHERE {DAY}) AS numbered GROUP BY chunk"
 )
 _NAMES = sql.SQL(", ").join(map(sql.Identifier, usage_file.COLUMNS))
 
@@ -83,12 +75,13 @@ class PostgresUsageDays:
     def _keep(self, day_at: int) -> None:
         """In a transaction of its own: it holds everybody back for its length."""
         with self._pool.transaction(EVERY_TENANT) as connection:
-            _take_time(connection)
+            day_files.take_time(connection)
             connection.execute("SELECT keep_usage_day(%s)", (day_at,))
 
     def days(self) -> Sequence[UsageDay]:
         with self._pool.transaction(EVERY_TENANT, one_instant=True) as connection:
-            files = _files(connection, None, None)
+            files = day_files.files(connection, _LISTED, None, None)
+            evidence = day_files.files(connection, EVIDENCE_LISTED, None, None)
             late = dict(
                 connection.execute(
                     "SELECT day_at, count(*) FROM late_reports WHERE booked_at IS NULL GROUP BY 1"
@@ -102,11 +95,15 @@ class PostgresUsageDays:
                 day: estimate if estimate > COUNTED_MOST else _count(connection, day)
                 for day, estimate in there
             }
-        names = {*(day for day, count in rows.items() if count), *(each.day_at for each in files)}
+        names = {
+            *(day for day, count in rows.items() if count),
+            *(each.day_at for each in (*files, *evidence)),
+        }
         return [
             UsageDay(
                 day_at=day_at, rows=rows.get(day_at, 0), late_reports=late.get(day_at, 0),
                 files=tuple(each for each in files if each.day_at == day_at),
+                evidence_files=tuple(each for each in evidence if each.day_at == day_at),
                 kept_until=kept.get(day_at),
             )
             for day_at in sorted(names, reverse=True)
@@ -114,7 +111,7 @@ class PostgresUsageDays:
 
     def detached(self, *, since: int | None, until: int | None) -> Sequence[DayFile]:
         with self._pool.transaction(EVERY_TENANT) as connection:
-            return _files(connection, since, until)
+            return day_files.files(connection, _LISTED, since, until)
 
     def overdue(self, *, before: int, now: int) -> Sequence[int]:
         with self._pool.transaction(EVERY_TENANT) as connection:
@@ -124,7 +121,14 @@ class PostgresUsageDays:
                 "  WHERE a.day_at = day AND a.until_at > %(now)s) ORDER BY day",
                 {"length": DAY_NS, "before": before, "now": now},
             ).fetchall()
-            return [day for (day,) in rows if _is_quiet(connection, day, now - QUIET_NS)]
+            days = {day for (day,) in rows if _is_quiet(connection, day, now - QUIET_NS)}
+            kept = connection.execute(
+                "SELECT day_at FROM attached_days WHERE until_at > %s", (now,)
+            ).fetchall()
+            days |= overdue_evidence(
+                connection, before=before, quiet_since=now - QUIET_NS
+            ) - {day for (day,) in kept}
+        return sorted(days)
 
     def detach(self, scope: Scope, day_at: int, *, now: int) -> DayFile | None:
         if self._archive is None:
@@ -134,7 +138,12 @@ class PostgresUsageDays:
                 [f"{day_name(day_at)} is too young: a day can be detached once it has been over "
                  "for 32 days"]
             )
-        target = self._archive / f"usage-{day_name(day_at)}.{now}.parquet"
+        file = self._detach_usage(scope, day_at, now)
+        PostgresEvidenceDays(self._pool, self._archive).detach(scope, day_at, now=now)
+        return file
+
+    def _detach_usage(self, scope: Scope, day_at: int, now: int) -> DayFile | None:
+        target = self._folder() / f"usage-{day_name(day_at)}.{now}.parquet"
         self._keep(day_at)
         with self._scratch(day_at) as scratch:
             said = self._write(day_at, scratch, target)
@@ -162,7 +171,8 @@ class PostgresUsageDays:
         files = self.detached(since=day_at, until=day_at + DAY_NS)
         self._note_attached(scope, day_at, keep_until)
         self._keep(day_at)
-        rows = self._come_back(scope, day_at, files)
+        rows = self._come_back(scope, day_at, files) if files else 0
+        PostgresEvidenceDays(self._pool, self._folder()).attach(scope, day_at)
         self.book_late(now=now)
         return rows
 
@@ -179,13 +189,13 @@ class PostgresUsageDays:
         """All rows of a day's files, or none of them; how many."""
         archive = self._folder()
         with self._scratch(day_at) as scratch, self._pool.transaction(scope) as connection:
-            _take_time(connection)
+            day_files.take_time(connection)
             connection.execute(
                 "CREATE TEMPORARY TABLE coming_back (LIKE usage INCLUDING DEFAULTS) ON COMMIT DROP"
             )
             for each in files:
                 usage_file.read_rows(archive / each.file, scratch)
-                _copy_in(connection, scratch)
+                day_files.copy_in(connection, _NAMES, scratch)
             rows = connection.execute(
                 sql.SQL(
                     "INSERT INTO usage ({names}) SELECT {names} FROM coming_back"
@@ -197,16 +207,17 @@ class PostgresUsageDays:
 
     def check(self, day_at: int) -> Sequence[str]:
         with self._pool.transaction(EVERY_TENANT) as connection:
-            files = _files(connection, day_at, day_at + DAY_NS)
             digests = {
-                each.part: _digest_of(connection, each) for each in files
+                each: day_files.digest_of(connection, table, each)
+                for table in (_LISTED, EVIDENCE_LISTED)
+                for each in day_files.files(connection, table, day_at, day_at + DAY_NS)
             }
-        if not files:
+        if not digests:
             raise NotFound(f"{day_name(day_at)} is not detached")
         archive = self._folder()
         return [
-            problem for each in files
-            for problem in _problems(archive / each.file, each, digests[each.part])
+            problem for each, digest in digests.items()
+            for problem in day_files.problems(archive / each.file, each, digest)
         ]
 
     def book_late(self, *, now: int) -> int:
@@ -246,44 +257,27 @@ class PostgresUsageDays:
 
     @contextmanager
     def _scratch(self, day_at: int) -> Iterator[Path]:
-        """Where rows lie on their way, beside the file."""
-        folder = self._folder()
-        path = folder / f".usage-{day_name(day_at)}.rows"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                yield path
-            finally:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            where = error.filename or folder
-            raise InvalidInput(
-                [f"the archive cannot be used: {where}: {error.strerror}"]
-            ) from error
+        with day_files.scratch(self._folder(), f".usage-{day_name(day_at)}.rows") as path:
+            yield path
 
     def _write(self, day_at: int, scratch: Path, target: Path) -> tuple[int, int] | None:
         """Write a day's file; the number and digest of its rows, None when there are none."""
         day = {"day": day_at, "next": day_at + DAY_NS}
         with self._pool.transaction(EVERY_TENANT, one_instant=True) as connection:
-            _take_time(connection)
-            said = _sums(connection, day)
+            day_files.take_time(connection)
+            said = day_files.sums(connection, "usage", day)
             if not said[0]:
                 return None
             query = sql.SQL(
-                f"COPY (SELECT {{}} FROM usage WHERE {_DAY} ORDER BY request_id)"
+                f"COPY (SELECT {{}} FROM usage WHERE {DAY} ORDER BY request_id)"
                 " TO STDOUT (FORMAT csv)"
             ).format(_NAMES)
-            with (
-                scratch.open("wb") as file, connection.cursor() as cursor,
-                cursor.copy(query, day) as copy,
-            ):
-                for chunk in copy:
-                    file.write(chunk)
+            day_files.copy_out(connection, query, day, scratch)
         usage_file.write_file(scratch, target)
         if usage_file.sums_of(target) != said:
             target.unlink()
             raise Conflict(f"the file of {day_name(day_at)} does not hold the rows that were read")
-        _sync(target)
+        day_files.sync(target)
         return said
 
     def _seal(
@@ -292,67 +286,25 @@ class PostgresUsageDays:
         """Put what was written in the place of the rows. Raises Conflict when they changed."""
         day = {"day": day_at, "next": day_at + DAY_NS}
         with self._pool.transaction(scope) as connection:
-            _take_time(connection)
+            day_files.take_time(connection)
             connection.execute("SELECT hold_usage_day(%s)", (day_at,))
-            if _sums(connection, day) != said:
+            if day_files.sums(connection, "usage", day) != said:
                 raise Conflict(f"requests of {day_name(day_at)} were booked meanwhile; try again")
-            row = connection.execute(
-                "INSERT INTO detached_days (day_at, part, rows, digest, file, file_sha256,"
-                " file_bytes, detached_at) SELECT %(day)s, coalesce(max(part), -1) + 1, %(rows)s,"
-                " %(digest)s::bit(128), %(file)s, %(sha256)s, %(size)s, %(now)s"
-                " FROM detached_days WHERE day_at = %(day)s RETURNING part",
-                {
-                    "day": day_at, "rows": said[0], "digest": f"{said[1]:0128b}", "now": now,
-                    "file": target.name, "sha256": _sha256(target), "size": target.stat().st_size,
-                },
-            ).fetchone()
-            assert row is not None, "an insertion returns its row"
-            named = {**day, "part": row[0], "size": IDS_A_CHUNK}
+            part = day_files.list_file(connection, _LISTED, target, said, day, now=now)
+            named = {**day, "part": part, "size": IDS_A_CHUNK}
             connection.execute(_IDS, named)
             connection.execute(DETACHED_HOURS, named)
             connection.execute("SELECT drop_usage_day(%s)", (day_at,))
             (made,) = (
-                each for each in _files(connection, day_at, day_at + DAY_NS) if each.part == row[0]
+                each for each in day_files.files(connection, _LISTED, day_at, day_at + DAY_NS)
+                if each.part == part
             )
         return made
 
 
-def _take_time(connection: _Connection) -> None:
-    """Until the end of the transaction statements may take long; waiting for others may not."""
-    connection.execute(
-        "SELECT set_config('statement_timeout', %s, true),"
-        " set_config('idle_in_transaction_session_timeout', %s, true)",
-        (f"{STATEMENT_TIMEOUT_S}s", f"{STATEMENT_TIMEOUT_S}s"),
-    )
-
-
-def _files(connection: _Connection, since: int | None, until: int | None) -> list[DayFile]:
-    rows = connection.execute(
-        f"{_FILE} WHERE (%(since)s::bigint IS NULL OR day_at + %(length)s > %(since)s)"
-        " AND (%(until)s::bigint IS NULL OR day_at < %(until)s) ORDER BY day_at, part",
-        {"since": since, "until": until, "length": DAY_NS},
-    ).fetchall()
-    return [
-        DayFile(
-            day_at=day, part=part, rows=count, file=file, sha256=sha256, size_bytes=size,
-            detached_at=at,
-        )
-        for day, part, count, file, sha256, size, at in rows
-    ]
-
-
-def _digest_of(connection: _Connection, file: DayFile) -> int:
-    row = connection.execute(
-        "SELECT digest FROM detached_days WHERE day_at = %s AND part = %s",
-        (file.day_at, file.part),
-    ).fetchone()
-    assert row is not None, "it was read a moment ago, and is never removed alone"
-    return int(row[0], 2)
-
-
 def _count(connection: _Connection, day_at: int) -> int:
     row = connection.execute(
-        f"SELECT count(*) FROM usage WHERE {_DAY}", {"day": day_at, "next": day_at + DAY_NS}
+        f"SELECT count(*) FROM usage WHERE {DAY}", {"day": day_at, "next": day_at + DAY_NS}
     ).fetchone()
     assert row is not None, "a count is always a row"
     return int(row[0])
@@ -362,53 +314,7 @@ def _is_quiet(connection: _Connection, day_at: int, since: int) -> bool:
     """Whether a day was never detached, or nothing of it came lately."""
     row = connection.execute(
         "SELECT NOT EXISTS (SELECT FROM detached_days WHERE day_at = %(day)s)"
-        f" OR (SELECT max(booked_at) FROM usage WHERE {_DAY}) < %(since)s",
+        f" OR (SELECT max(booked_at) FROM usage WHERE {DAY}) < %(since)s",
         {"day": day_at, "next": day_at + DAY_NS, "since": since},
     ).fetchone()
     return row is not None and bool(row[0])
-
-
-def _sums(connection: _Connection, day: dict[str, int]) -> tuple[int, int]:
-    row = connection.execute(_SUMS, day).fetchone()
-    assert row is not None, "a count is always a row"
-    return int(row[0]), int(row[1], 2)
-
-
-def _copy_in(connection: _Connection, rows: Path) -> None:
-    query = sql.SQL("COPY coming_back ({}) FROM STDIN (FORMAT csv)").format(_NAMES)
-    with rows.open("rb") as file, connection.cursor() as cursor, cursor.copy(query) as copy:
-        while chunk := file.read(CHUNK_BYTES):
-            copy.write(chunk)
-
-
-def _problems(path: Path, listed: DayFile, digest: int) -> Iterator[str]:
-    try:
-        found = _sha256(path)
-    except OSError as error:
-        yield f"{path}: {error.strerror}"
-        return
-    if found != listed.sha256:
-        yield f"{path} is damaged: its digest is {found[:16]}..., not {listed.sha256[:16]}..."
-        return
-    try:
-        sums = usage_file.sums_of(path)
-    except UnreadableFile as error:
-        yield f"{path} cannot be read: {error}"
-        return
-    if sums != (listed.rows, digest):
-        yield f"{path} does not hold the requests that it should"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    for each in (path, path.parent):
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-

@@ -29,13 +29,15 @@ class FileShape(BaseModel):
 
 
 class DayShape(BaseModel):
-    """`rows` are in the book, about; those of `files` are not. `late_reports` came for detached
+    """`rows` are in the book, about; those of `files` are not, nor the evidence of
+    `evidence_files`. `late_reports` came for detached
     requests and will replace them once the day is attached. `kept_until`: it was attached, and is
     not detached again before that instant (wall ns)."""
 
     day: str
     rows: int
     files: list[FileShape]
+    evidence_files: list[FileShape]
     late_reports: int
     kept_until: int | None
 
@@ -113,6 +115,7 @@ def _day_at(day: str) -> int:
 def _day(each: UsageDay) -> DayShape:
     return DayShape(
         day=day_name(each.day_at), rows=each.rows, files=[_file(file) for file in each.files],
+        evidence_files=[_file(file) for file in each.evidence_files],
         late_reports=each.late_reports, kept_until=each.kept_until,
     )
 

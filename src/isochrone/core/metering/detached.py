@@ -7,6 +7,7 @@ without its row. The database writes these records, and this reads them.
 """
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Literal
 from uuid import UUID
 
@@ -15,7 +16,8 @@ from isochrone.core.metering.event import UsageEvent
 from isochrone.core.metering.merge import RANK
 
 DAY_NS = 86_400_000_000_000
-ID_BYTES, RECORD_BYTES = 16, 33
+RECORD_BYTES = 33
+EVIDENCE_BYTES = 40
 
 # fresh: not among the detached; known: no better than what was detached; better: it would stand.
 Lateness = Literal["fresh", "known", "better"]
@@ -40,22 +42,38 @@ def lateness(event: UsageEvent, chunk: Chunk) -> Lateness:
     """What a report is to the records of `chunk`. Equal rank, total and end is the same report."""
     if not chunk.first_id <= event.request_id <= chunk.last_id:
         return "fresh"
-    wanted = UUID(event.request_id).bytes
-    low, high = 0, len(chunk.marks) // RECORD_BYTES
-    while low < high:
-        middle = (low + high) // 2
-        at = middle * RECORD_BYTES
-        if chunk.marks[at : at + ID_BYTES] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    at = low * RECORD_BYTES
-    if chunk.marks[at : at + ID_BYTES] != wanted:
+    rest = _found(chunk.marks, UUID(event.request_id).bytes, RECORD_BYTES)
+    if rest is None:
         return "fresh"
-    rest = chunk.marks[at + ID_BYTES : at + RECORD_BYTES]
     stands = (rest[0], _number(rest[1:9]), _number(rest[9:]))
     told = (RANK[event.reporter], event.tokens.total, event.finished_at)
     return "better" if told > stands else "known"
+
+
+def evidence_lateness(event: UsageEvent, chunk: Chunk) -> Lateness:
+    """What a piece of evidence is to the records of `chunk`, which are of 40 bytes: the id (16),
+    the beginning of the serving site's digest (8), the token total and the end (8 each)."""
+    if not chunk.first_id <= event.request_id <= chunk.last_id:
+        return "fresh"
+    site = sha256((event.serving_site or "").encode()).digest()[:8]
+    rest = _found(chunk.marks, UUID(event.request_id).bytes + site, EVIDENCE_BYTES)
+    if rest is None:
+        return "fresh"
+    stands = (_number(rest[:8]), _number(rest[8:]))
+    return "better" if (event.tokens.total, event.finished_at) > stands else "known"
+
+
+def _found(marks: bytes, key: bytes, size: int) -> bytes | None:
+    """What follows `key` in the record that begins with it; records of `size` lie in order."""
+    low, high = 0, len(marks) // size
+    while low < high:
+        middle = (low + high) // 2
+        if marks[middle * size : middle * size + len(key)] < key:
+            low = middle + 1
+        else:
+            high = middle
+    record = marks[low * size : (low + 1) * size]
+    return record[len(key) :] if record.startswith(key) else None
 
 
 def _number(eight_bytes: bytes) -> int:
