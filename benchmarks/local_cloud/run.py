@@ -323,6 +323,25 @@ def measure_books(before: Totals, after: Totals, measure: Measure) -> None:
     })
 
 
+def measure_charges(api: ControlApi, measure: Measure) -> None:
+    """Today's tokens of the whole cloud: of engines, of usage by source, of charges."""
+    api.post("ledger/charges", {})
+    report = api.get("reconciliation")
+    tokens = ("input_uncached", "input_cached", "output")
+    sides = {
+        name: {each: sum(line[name][each] for line in report["replicas"]) for each in tokens}
+        for name in ("engine", "exact", "other")
+    }
+    meters = {line["meter"].removesuffix("_tokens"): line for line in report["meters"]}
+    for side in ("charged", "waiting"):
+        sides[side] = {each: meters[each][side] for each in tokens}
+    measure("charged_tokens", "GET /api/v1/reconciliation after POST /api/v1/ledger/charges", {
+        **sides, "agrees": sides["engine"] == sides["exact"] == sides["charged"],
+        "verdicts": sorted({line["verdict"] for line in report["replicas"]}),
+        "findings": report["findings"],
+    })
+
+
 def output_of(*command: str) -> str:
     """What a command prints, empty when it fails or is not there."""
     try:
@@ -384,6 +403,7 @@ def main() -> None:
                 measure_requests(up, measure)
                 measure_replays(up, Path(folder), measure)
                 measure_books(before, settled(up.api), measure)
+                measure_charges(up.api, measure)
     except (Unavailable, TimeoutError, subprocess.TimeoutExpired) as error:
         raise SystemExit(str(error)) from error
     measure("stop_after_work", "SIGTERM to isochrone up", {"seconds_until_gone": spread(stops)})

@@ -53,7 +53,7 @@ def test_each_change_says_who_what_before_and_after(registry: Registry) -> None:
     assert (made.change, made.before, changed.change) == ("made", None, "changed")
     assert (changed.actor, changed.kind, changed.org_id) == ("principal:anna", "project", "default")
     assert changed.before == made.after == {
-        "id": "p", "org_id": "default", "name": "a", "created_at": NOW,
+        "id": "p", "org_id": "default", "name": "a", "created_at": NOW, "closed_at": None,
     }
     assert changed.after is not None
     assert (changed.after["name"], changed.serial > made.serial) == ("b", True)
@@ -89,7 +89,8 @@ def test_every_store_call_that_changes_something_is_in_the_log(
     silent = {name for name, has_trigger in rows if not has_trigger}
     assert silent == {
         "alembic_version", "audit", "charged_periods", "charges", "detached_hours",
-        "detached_ids", "engine_counts", "entries", "evidence", "grounds", "holds", "idempotency",
+        "detached_evidence_ids", "detached_ids", "engine_counts", "entries", "evidence", "grounds",
+        "holds", "idempotency",
         "late_reports", "leases", "limit_sums", "links", "meter_hours", "parked",
         "reconciliations", "request_hours", "sign_in_tries", "usage", "view_serial",
     }

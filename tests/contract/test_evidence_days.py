@@ -7,6 +7,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from isochrone.adapters.parquet import usage_file
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.usage_days import PostgresUsageDays
@@ -53,9 +54,9 @@ def kept(pool: Pool) -> list[tuple[str, str, int, int | None]]:
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
-def told(pieces: Sequence[UsageEvent], at: int | None = 9) -> list[tuple[str, str, int, int | None]]:
+def told(pieces: Sequence[UsageEvent]) -> list[tuple[str, str, int, int | None]]:
     return sorted(
-        (each.request_id, each.serving_site or "", each.tokens.output, at) for each in pieces
+        (each.request_id, each.serving_site or "", each.tokens.output, 9) for each in pieces
     )
 
 
@@ -138,3 +139,15 @@ def test_a_file_of_evidence_that_is_not_as_it_was_written_is_refused(
         days.attach(EVERY_TENANT, START, now=2, keep_until=NOW)
     assert kept(pool) == []
     assert book.note_evidence([seen(1)], now=3) == 0
+
+
+def test_a_file_of_evidence_can_be_read_without_the_book(
+    book: PostgresBook, days: PostgresUsageDays, archive: Path
+) -> None:
+    piece = seen(1, site=1)
+    book.note_evidence([piece, seen(2)], now=1)
+    settle(book)
+    days.detach(EVERY_TENANT, START, now=NOW)
+    (path,) = archive.glob("evidence-*.parquet")
+    (found,) = usage_file.find(path, request_id=piece.request_id, most=10)
+    assert (found["serving_site"], found["settled_at"], found["output"]) == ("sydney", 9, 3)

@@ -54,6 +54,7 @@ ONE, TWO = (Scope(org_id=OrgId(name)) for name in ("one", "two"))
 NOT_TENANTS = {
     "alembic_version": "the release", "attached_days": "of control",
     "detached_days": "of control", "detached_ids": "ids and numbers alone",
+    "detached_evidence": "of control", "detached_evidence_ids": "ids and numbers alone",
     "deployments": "the operator's estate",
     "engine_counts": "the operator's estate", "reconciliations": "of control",
     "leases": "of copies of control", "links": "the operator's estate",

@@ -88,7 +88,8 @@ def test_an_organisation_from_its_making_to_the_erasure_of_its_member(cli: Cli) 
     assert "retain_days: 90 -> 30" in cli("audit", "--kind", "organisation", key=ada)[1]
     assert [row["id"] for row in ok(cli("org", "--json", key=ada))] == [org]
     assert [row["id"] for row in ok(cli("project", "list", "--json", key=ada))] == [project]
-    assert cli("project", "close", project, "--yes", key=ada)[1] == f"{project}  assistant  closed\n"
+    closed = cli("project", "close", project, "--yes", key=ada)[1]
+    assert closed == f"{project}  assistant  closed\n"
     assert "is closed" in cli("key", "create", "--project", project, key=ada)[2]
     assert cli("project", "reopen", project, key=ada)[1] == f"{project}  assistant  open\n"
     assert "the last owner" in cli("member", "remove", owner["id"])[2]

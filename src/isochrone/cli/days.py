@@ -1,7 +1,8 @@
 """`isochrone days`: days of usage in the book and out of it."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,13 +33,15 @@ def list_days(
         print_json(found)
         return
     print_table(
-        ("day", "in the book", "detached", "MB", "late reports", "stays until", "files"),
+        ("day", "in the book", "detached", "evidence", "MB", "late reports", "stays until",
+         "files"),
         [
             (
                 each["day"], each["rows"], sum(file["rows"] for file in each["files"]),
-                sum(file["size_bytes"] for file in each["files"]) / 1e6, each["late_reports"],
+                sum(file["rows"] for file in each["evidence_files"]),
+                sum(file["size_bytes"] for file in _files(each)) / 1e6, each["late_reports"],
                 None if each["kept_until"] is None else instant(each["kept_until"]),
-                [file["file"] for file in each["files"]],
+                [file["file"] for file in _files(each)],
             )
             for each in found
         ],
@@ -46,6 +49,10 @@ def list_days(
     )
     if any(each["late_reports"] for each in found):
         print("late reports are booked when their day is attached: `isochrone days attach DAY`")
+
+
+def _files(day: Mapping[str, Any]) -> list[Any]:
+    return [*day["files"], *day["evidence_files"]]
 
 
 @app.command(epilog="Example: `isochrone days detach 2026-08-20`")

@@ -199,8 +199,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         credential="secret_sha256",
     ),
     "KeyShard": _fields(account="shard keys"),
-    "Organisation": _fields(account="id name created_at retain_days"),
-    "Project": _fields(account="id org_id name created_at"),
+    "Organisation": _fields(account="id name created_at retain_days closed_at"),
+    "Project": _fields(account="id org_id name created_at closed_at"),
     "Principal": _fields(
         account="id org_id role kind expires_at", personal="name email",
     ),
@@ -337,6 +337,10 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
         ),
     ),
     "detached_ids": _fields(account="day_at part first_id last_id marks"),
+    "detached_evidence": _fields(
+        account="day_at part rows digest file file_sha256 file_bytes detached_at",
+    ),
+    "detached_evidence_ids": _fields(account="day_at part chunk first_id last_id marks"),
     # The report is what gateways sent: without references where those may not leave.
     "late_reports": _fields(
         account="request_id digest org_id day_at report heard_at booked_at",
@@ -396,7 +400,7 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
         ),
     ),
     "models": _fields(fleet="name kind revision context_tokens created_at"),
-    "organisations": _fields(account="id name created_at retain_days"),
+    "organisations": _fields(account="id name created_at retain_days closed_at"),
     "parked": _fields(account="id subject payload reason parked_at"),
     "people": _fields(account="principal_id org_id erased_at", personal="name email"),
     "policies": _fields(account="id org_id name residency transit created_at caches logs"),
@@ -410,7 +414,7 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
         account="id org_id name role created_at revoked_at kind expires_at former_until",
         credential="token_sha256 former_sha256",
     ),
-    "projects": _fields(account="id org_id name created_at"),
+    "projects": _fields(account="id org_id name created_at closed_at"),
     "reconciliations": _fields(account="day_at agrees report made_at"),
     "request_hours": _fields(
         account=(

@@ -77,16 +77,18 @@ def sums_of(source: Path) -> tuple[int, int]:
 
 
 def find(source: Path, *, request_id: str | None, most: int) -> Iterator[dict[str, Any]]:
-    """Requests of a file, oldest first, as columns and values. Raises UnreadableFile."""
+    """Requests, or evidence, of a file, oldest first, as columns and values. Raises
+    UnreadableFile."""
     with _database(source.parent) as database, _told():
         found = database.execute(
-            f"SELECT {_names(TYPES)} FROM read_parquet($source)"
+            "SELECT * FROM read_parquet($source)"
             " WHERE $id IS NULL OR request_id::VARCHAR = $id"
             " ORDER BY received_at, request_id LIMIT $most",
             {"source": str(source), "id": request_id, "most": most},
         )
+        names = [each[0] for each in found.description or ()]
         while row := found.fetchone():
-            values = dict(zip(COLUMNS, row, strict=True))
+            values = dict(zip(names, row, strict=True))
             yield {**values, "request_id": str(values["request_id"])}
 
 

@@ -144,7 +144,8 @@ class PostgresTenants:
     ) -> Sequence[Project]:
         with self._pool.transaction(scope) as connection:
             rows = connection.execute(
-                f"{_PROJECT} WHERE {_IN_SCOPE} AND (%(of)s::text IS NULL OR org_id = %(of)s) " + _PAGE,
+                f"{_PROJECT} WHERE {_IN_SCOPE}"
+                " AND (%(of)s::text IS NULL OR org_id = %(of)s) " + _PAGE,
                 {**_arguments(scope, page), "of": org_id},
             ).fetchall()
         return [_project(row) for row in rows]
