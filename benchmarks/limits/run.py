@@ -23,6 +23,7 @@ def main() -> None:
     asked = parser.parse_args()
     form = "compiled" if use_compiled() else "interpreted"
     from benchmarks.limits.measure import measure_all
+
     from tests.fixtures.gateways import GatewayCloud, run
 
     result: dict[str, Any] = {

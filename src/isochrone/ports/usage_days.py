@@ -29,9 +29,9 @@ class DayFile:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageDay:
     """A day that the book knows. `rows` are in the book now, about; `evidence_files` hold what
-    serving gateways saw of its requests, and are no longer in the book either; `late_reports` are better
-    reports of detached requests, kept until the day is attached. `kept_until`: it was attached and
-    is not detached again before."""
+    serving gateways saw of its requests, and are no longer in the book either; `late_reports` are
+    better reports of detached requests, kept until the day is attached. `kept_until`: it was
+    attached and is not detached again before."""
 
     day_at: int
     rows: int
@@ -63,9 +63,10 @@ class UsageDays(Protocol):
 
     def detach(self, scope: Scope, day_at: int, *, now: int) -> DayFile | None:
         """Write the day's rows to a file of the archive and take them out of the book, and its
-        evidence to another one; None when it has no requests. `scope` is everybody's: files hold rows of all. Raises InvalidInput where there is
-        no archive or the day is too young, Conflict when rows changed meanwhile: nothing was
-        detached."""
+        evidence to another one; None when it has no requests. `scope` is everybody's: files hold
+        rows of all. Raises InvalidInput where there is no archive or the day is too young, Conflict
+        when rows changed meanwhile or evidence waits to be settled: what is not in a file then
+        stayed in the book."""
         ...
 
     def attach(self, scope: Scope, day_at: int, *, now: int, keep_until: int) -> int:
