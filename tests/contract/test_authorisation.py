@@ -269,6 +269,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "POST /projects/{project_id}/reopen": lambda stage, whose: (
         f"projects/{stage.projects[whose]}/reopen", None
     ),
+    "POST /replicas/restart": lambda stage, _: ("replicas/restart", {"replica": "sydney/tiny/0"}),
     "GET /requests/{request_id}": lambda stage, whose: (
         f"requests/{stage.requests[whose]}", None
     ),
@@ -277,6 +278,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "GET /sites": lambda stage, _: ("sites", None),
     "GET /sites/{name}": lambda stage, _: ("sites/sydney", None),
     "PUT /sites/{name}/draining": lambda stage, _: ("sites/ashburn/draining", {"draining": True}),
+    "PUT /sites/{name}/running": lambda stage, _: ("sites/ashburn/running", {"running": True}),
     "POST /sites/join": lambda stage, _: ("sites/join", {"token": "x", **JOIN}),
     "POST /sites/{name}/token": lambda stage, _: ("sites/sydney/token", None),
     "GET /status": lambda stage, _: ("status", None),
@@ -285,11 +287,11 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "GET /voters": lambda stage, _: ("voters", None),
     "POST /voters": lambda stage, _: ("voters", {"sites": ["sydney"]}),
 }
-# Let in, and then refused for what was asked: these sites have not joined, money moves under an
+# Let in, and then refused for what was asked: these sites have not joined or said anything, money moves under an
 # idempotency key only, these callers have no password, and there is no archive.
 REFUSED_LATER = {
     "POST /voters": 422, "POST /ledger/credits": 422, "POST /ledger/corrections": 422,
-    "PUT /me/password": 422,
+    "PUT /me/password": 422, "POST /replicas/restart": 409,
     "POST /days/{day}/detach": 422, "POST /days/{day}/attach": 404, "GET /days/{day}/check": 404,
 }
 

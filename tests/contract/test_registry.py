@@ -282,6 +282,46 @@ def test_a_drained_site_stays_drained_until_it_is_told_or_removed(registry: Regi
     assert not estate.site(aa).draining, "one that comes back begins anew"
 
 
+def test_a_replica_is_asked_to_restart_up_to_a_generation(registry: Registry) -> None:
+    estate, aa, tiny = registry.estate, SiteName("aa"), ModelName("tiny")
+    estate.reconcile(an_intent("1", "aa", "bb"), now=NOW)
+    estate.set_replicas(ALL, aa, tiny, 2)
+    assert estate.restart(ALL, aa, tiny, 1, up_to=70).restart_up_to == (0, 70)
+    assert estate.restart(ALL, aa, tiny, 1, up_to=60).restart_up_to == (0, 70)
+    assert estate.restart(ALL, aa, tiny, 0, up_to=80).restart_up_to == (80, 70)
+    estate.reconcile(an_intent("2", "aa"), now=NOW)
+    (kept,) = estate.snapshot(now=NOW).deployments
+    assert kept.restart_up_to == (80, 70), "an edit of the world restarts nothing and forgets nothing"
+    for site, index in ((aa, 1), (aa, -1), (SiteName("bb"), 0)):
+        with pytest.raises(NotFound):
+            estate.restart(ALL, site, tiny, index, up_to=1)
+
+
+def test_a_stopped_site_runs_as_much_again_as_before(registry: Registry) -> None:
+    estate, aa, tiny = registry.estate, SiteName("aa"), ModelName("tiny")
+    estate.reconcile(an_intent("1", "aa", "bb"), now=NOW)
+    estate.set_replicas(ALL, aa, tiny, 3)
+
+    def wish() -> tuple[int, int | None, bool]:
+        (found,) = estate.deployments(PAGE, site=aa)
+        return found.replicas, found.stopped_replicas, found.at_once
+
+    estate.set_running(ALL, aa, False, at_once=False)
+    assert wish() == (0, 3, False)
+    estate.set_running(ALL, aa, False, at_once=True)
+    assert wish() == (0, 3, True), "urgent now, and nothing is forgotten"
+    estate.reconcile(an_intent("2", "aa"), now=NOW)
+    assert wish() == (0, 1, True), "the file says how many, but does not start them"
+    for _ in range(2):
+        estate.set_running(ALL, aa, True, at_once=False)
+        assert wish() == (1, None, False)
+    estate.set_running(ALL, aa, False, at_once=False)
+    estate.set_replicas(ALL, aa, tiny, 2)
+    assert wish() == (2, None, False), "whoever says a number wants them to run"
+    with pytest.raises(NotFound):
+        estate.set_running(ALL, SiteName("bb"), False, at_once=False)
+
+
 def test_a_join_token_is_spent_once_but_its_answer_can_be_had_again(registry: Registry) -> None:
     estate = registry.estate
     estate.reconcile(an_intent("1", "aa"), now=NOW)

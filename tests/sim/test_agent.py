@@ -56,11 +56,12 @@ class Stage:
 
     async def want(
         self, replicas: int, *, serial: int = 1, slots: int = 4,
-        signer: Ed25519PrivateKey = SIGNER,
+        signer: Ed25519PrivateKey = SIGNER, restart_up_to: int = 0, at_once: bool = False,
     ) -> None:
         spec = EngineSpec(kind="llamacpp", source="tiny.gguf", slots=slots)
         deployment = Deployment(
-            site=SITE, model=TINY, replicas=replicas, engine=spec, context_tokens=2048
+            site=SITE, model=TINY, replicas=replicas, engine=spec, context_tokens=2048,
+            restart_up_to=(restart_up_to,), at_once=at_once,
         )
         desired = Desired(site=SITE, serial=serial, deployments=(deployment,))
         key = subjects.DESIRED_KEY
@@ -68,6 +69,18 @@ class Stage:
             BUCKET, key,
             fleet.sign(desired, bucket=BUCKET, key=key, serial=serial, signer=signer),
         )
+
+    async def begin(self, tokens: int) -> None:
+        """The first replica works on an answer of so many tokens."""
+        engine = self.driver.engines[FIRST]
+        address = Address(host="127.0.0.1", port=engine.server.port)
+        client = await self.network.connect(Caller, address, timeout_s=1)
+        body = b'{"prompt": "a", "max_tokens": %d}' % tokens
+        client.transport.write(
+            b"POST /v1/completions HTTP/1.1\r\nauthorization: Bearer %b\r\n"
+            b"content-length: %d\r\n\r\n%b" % ((engine.key or "").encode(), len(body), body)
+        )
+        await self.until(lambda: engine.server.running == 1)
 
     async def records(self) -> dict[str, Replica]:
         found: dict[str, Replica] = {}
@@ -199,14 +212,7 @@ def test_a_removed_replica_finishes_its_work_first() -> None:
             await stage.want(1)
             await stage.until(lambda: stage.ready() == 1)
             engine = stage.driver.engines[FIRST]
-            address = Address(host="127.0.0.1", port=engine.server.port)
-            client = await stage.network.connect(Caller, address, timeout_s=1)
-            body = b'{"prompt": "a", "max_tokens": 500}'
-            client.transport.write(
-                b"POST /v1/completions HTTP/1.1\r\nauthorization: Bearer %b\r\n"
-                b"content-length: %d\r\n\r\n%b" % ((engine.key or "").encode(), len(body), body)
-            )
-            await stage.until(lambda: engine.server.running == 1)
+            await stage.begin(500)
             await stage.want(0, serial=2)
             await stage.until(lambda: stage.ready() == 0)
             assert (await stage.records())[FIRST].state == "draining"
@@ -216,6 +222,64 @@ def test_a_removed_replica_finishes_its_work_first() -> None:
             assert engine.server.counters.output_tokens == 500
             await asyncio.sleep(1)
             assert await stage.records() == {}
+
+    on_stage(body)
+
+
+def test_a_replica_that_was_asked_to_restart_finishes_its_work_and_starts_once() -> None:
+    async def body(stage: Stage) -> None:
+        async with stage.agent():
+            await stage.want(2)
+            await stage.until(lambda: stage.ready() == 2)
+            before, engine = await stage.records(), stage.driver.engines[FIRST]
+            await stage.begin(300)
+            generation = before[FIRST].generation
+            await stage.want(2, serial=2, restart_up_to=generation)
+            await stage.until(lambda: len(stage.driver.starts) == 3)
+            assert engine.server.counters.output_tokens == 300
+            await stage.until(lambda: stage.ready() == 2)
+            after = await stage.records()
+            assert after[FIRST].generation > generation
+            other = ReplicaId("sydney/tiny/1")
+            assert after[other] == before[other]
+            await stage.want(2, serial=3, restart_up_to=generation)
+            await asyncio.sleep(30)
+            assert len(stage.driver.starts) == 3, "the same again changes nothing"
+
+    on_stage(body)
+
+
+def test_a_restart_ends_although_the_clock_was_set_back() -> None:
+    async def body(stage: Stage) -> None:
+        async with stage.agent():
+            await stage.want(1)
+            await stage.until(lambda: stage.ready() == 1)
+            generation = (await stage.records())[FIRST].generation
+            stage.clock.offset_ns = -3600 * 10**9
+        stage.hub.lose_bucket(BUCKET)
+        await stage.control.ensure_bucket(BUCKET)
+        async with stage.agent():
+            await stage.want(1, serial=2, restart_up_to=generation)
+            await stage.until(lambda: stage.ready() == 1)
+            await asyncio.sleep(30)
+            assert len(stage.driver.starts) == 2, "the new agent's own is above what was asked"
+
+    on_stage(body)
+
+
+def test_replicas_of_a_site_that_is_stopped_at_once_do_not_finish() -> None:
+    async def body(stage: Stage) -> None:
+        async with stage.agent():
+            await stage.want(1)
+            await stage.until(lambda: stage.ready() == 1)
+            await stage.begin(500)
+            engine, asked_at = stage.driver.engines[FIRST], stage.loop.time()
+            await stage.want(0, serial=2, at_once=True)
+            await stage.until(lambda: not engine.running)
+            assert stage.loop.time() - asked_at < 0.1
+            assert engine.server.counters.output_tokens < 500
+            await stage.want(1, serial=3)
+            await stage.until(lambda: stage.ready() == 1)
 
     on_stage(body)
 

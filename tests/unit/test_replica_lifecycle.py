@@ -17,6 +17,7 @@ from isochrone.core.lifecycle.replica import (
     Status,
     Stop,
     again,
+    ended_at_once,
     first,
     goals,
     plan,
@@ -148,3 +149,55 @@ def test_events_without_meaning_change_nothing(state: ReplicaState, kind: EventK
 def test_a_replica_becoming_ready_while_it_is_stopped_stays_stopping() -> None:
     status = step(first(wanted()[0], 1, 0), Event(kind="stop_asked", detail="why"), S)
     assert step(status, Event(kind="ready"), 2 * S) == status
+
+
+def restarting(up_to: int, *, replicas: int = 1, slots: int = 4) -> tuple[Goal, ...]:
+    """Goals of which the first was asked to restart."""
+    deployment = Deployment(
+        site=SITE, model=TINY, replicas=replicas, engine=replace(SPEC, slots=slots),
+        context_tokens=2048, restart_up_to=(up_to,),
+    )
+    return goals(Desired(site=SITE, serial=2, deployments=(deployment,)))
+
+
+def test_a_replica_that_was_asked_to_restart_is_replaced_once_and_alone() -> None:
+    old, other = (in_state("ready", goal) for goal in wanted(2))
+    both = restarting(1, replicas=2)
+    stop = Stop(id=old.goal.id, reason="a restart was asked for")
+    assert plan(both, by_id(old, other), 0).commands == (stop,)
+    assert plan(both, by_id(step(old, Event(kind="stop_asked"), 0), other), 0).commands == ()
+    assert plan(both, by_id(in_state("stopped"), other), 0).commands == (Start(goal=both[0]),)
+    fresh = replace(old, generation=2, state="ready")
+    assert plan(both, by_id(fresh, other), 0).commands == (), "whoever started it since"
+
+
+def test_a_restart_needs_no_patience_and_no_healthy_neighbour() -> None:
+    (goal,) = restarting(1)
+    assert plan([goal], by_id(in_state("failed")), 0).commands == (Start(goal=goal),)
+    failed_later = replace(in_state("failed"), generation=2)
+    assert plan([goal], by_id(failed_later), 0).commands == (), "it has its own next instant"
+    old, waiting = in_state("ready", wanted(2)[0]), in_state("failed", wanted(2)[1])
+    stops = [each for each in plan(restarting(1, replicas=2), by_id(old, waiting), 0).commands
+             if isinstance(each, Stop)]
+    assert [each.id for each in stops] == [old.goal.id]
+
+
+def test_a_restart_with_another_recipe_stops_each_once() -> None:
+    changed = restarting(1, replicas=2, slots=8)
+    first_of, second = (in_state("ready", goal) for goal in wanted(2))
+    commands = plan(changed, by_id(first_of, second), 0).commands
+    assert commands == (Stop(id=first_of.goal.id, reason="a restart was asked for"),)
+
+
+def test_what_is_stopped_at_once_is_not_drained() -> None:
+    stopped = Deployment(
+        site=SITE, model=TINY, replicas=0, engine=SPEC, context_tokens=2048, stopped_replicas=1,
+        at_once=True,
+    )
+    desired = Desired(site=SITE, serial=2, deployments=(stopped,))
+    assert goals(desired) == ()
+    (stop,) = plan([], by_id(in_state("ready")), 0, at_once=ended_at_once(desired)).commands
+    assert stop == Stop(id=wanted()[0].id, reason="no longer desired", at_once=True)
+    (slowly,) = plan([], by_id(in_state("ready")), 0).commands
+    assert isinstance(slowly, Stop)
+    assert not slowly.at_once

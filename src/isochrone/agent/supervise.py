@@ -38,7 +38,8 @@ log = structlog.get_logger()
 class Live:
     """A replica in the agent's hands. `load` is the last reading, `engine` None unless it runs;
     `at_ready` is the reading when it became ready, after what it was tried with; `arrived` are the
-    requests a second that came to it lately; for `silent_s` it has not answered.
+    requests a second that came to it lately; for `silent_s` it has not answered; `at_once`: it was
+    asked to stop without finishing its work.
     """
 
     status: life.Status
@@ -49,6 +50,7 @@ class Live:
     at_ready: EngineLoad = UNKNOWN_LOAD
     arrived: float | None = None
     silent_s: float = 0.0
+    at_once: bool = False
     stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -78,6 +80,7 @@ class Supervisor:
         self._seed = seed
         self._on_change = on_change
         self._wanted: tuple[life.Goal, ...] = ()
+        self._at_once: frozenset[ModelName] = frozenset()
         self._live: dict[ReplicaId, Live] = {}
         self._learned: dict[ModelName, Learned] = {}
         self._generation = 0
@@ -86,6 +89,7 @@ class Supervisor:
     def want(self, desired: Desired) -> None:
         """Take a new desired state; the loop works towards it."""
         self._wanted = life.goals(desired)
+        self._at_once = life.ended_at_once(desired)
         self._wake.set()
 
     def start_generations_above(self, seen: int) -> None:
@@ -105,7 +109,10 @@ class Supervisor:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._wake.clear()
-                plan = life.plan(self._wanted, self._statuses(), self._clock.monotonic_ns())
+                plan = life.plan(
+                    self._wanted, self._statuses(), self._clock.monotonic_ns(),
+                    at_once=self._at_once,
+                )
                 for command in plan.commands:
                     self._apply(command, tasks)
                 if plan.commands:
@@ -131,15 +138,19 @@ class Supervisor:
             case life.Start(goal=goal):
                 live = self._begin(goal)
                 tasks.create_task(self._live_through(live), name=f"replica {goal.id}")
-            case life.Stop(id=id_, reason=reason):
+            case life.Stop(id=id_, reason=reason, at_once=at_once):
                 live = self._live[id_]
+                live.at_once = at_once
                 self._happened(live, life.Event(kind="stop_asked", detail=reason))
                 live.stop_asked.set()
             case life.Forget(id=id_):
                 del self._live[id_]
 
     def _begin(self, goal: life.Goal) -> Live:
-        self._generation = max(self._generation + 1, self._clock.wall_ns() // 1_000_000)
+        self._generation = max(
+            self._generation + 1, self._clock.wall_ns() // 1_000_000,
+            goal.restart_up_to + 1,  # else it would restart for ever under a clock set back
+        )
         now_ns = self._clock.monotonic_ns()
         known = self._live.get(goal.id)
         if known is None:
@@ -176,7 +187,7 @@ class Supervisor:
             raise
         finally:
             if live.engine is not None:
-                await live.engine.stop(deadline_s=STOP_S)
+                await live.engine.stop(deadline_s=0.0 if live.at_once else STOP_S)
             live.engine = None
             live.load = UNKNOWN_LOAD
             live.arrived = None
@@ -228,7 +239,7 @@ class Supervisor:
     async def _until_drained(self, live: Live) -> life.Event:
         """Wait to be asked to stop, then until nothing runs or the patience is over."""
         await live.stop_asked.wait()
-        if live.engine is not None and live.engine.pid is not None:
+        if live.engine is not None and live.engine.pid is not None and not live.at_once:
             await asyncio.sleep(NOTICE_S)
             deadline_ns = self._clock.monotonic_ns() + DRAIN_S * 1e9
             while live.engine is not None and self._clock.monotonic_ns() < deadline_ns:

@@ -27,6 +27,7 @@ from isochrone.cli import (
     projects,
     reconcile,
     replay,
+    replicas,
     sites,
     status,
     top,
@@ -52,6 +53,7 @@ for group in (
     processes,
 ):
     group.register(app)
+app.add_typer(replicas.app, name="replica")
 app.add_typer(orgs.app, name="org")
 app.add_typer(projects.app, name="project")
 app.add_typer(members.app, name="member")

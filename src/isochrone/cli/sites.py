@@ -1,14 +1,15 @@
-"""`isochrone sites`, `isochrone site join` and `isochrone site token`: places of the cloud."""
+"""`isochrone sites` and `isochrone site`: places of the cloud, joining, draining and stopping."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.core.errors import InvalidInput
 
-site_app = typer.Typer(help="Join a site to the cloud.", no_args_is_help=True)
+site_app = typer.Typer(help="Join a site to the cloud, drain or stop it.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -100,3 +101,53 @@ def join(
         public_url=public_url or f"http://{host}:{port}/v1", out=out,
     )
     print(f"joined as {identity.site} ({identity.country or 'no country'}); identity in {out}")
+
+
+@site_app.command(epilog="Examples: `isochrone site drain sydney` · `isochrone site drain sydney "
+                  "--undo`")
+def drain(
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Let it take requests again.")] = False,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the site NAME take no new requests; its replicas go on running."""
+    body: dict[str, object] = {"draining": not undo}
+    found = find_cloud(state, url, key).api.put(f"sites/{part(name)}/draining", body)
+    _said(found, f"{name} takes requests again" if undo else f"{name} is being drained", as_json)
+
+
+@site_app.command(epilog="Examples: `isochrone site stop sydney` · `isochrone site stop sydney "
+                  "--at-once`, as if it was lost")
+def stop(
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="End replicas in the middle of their work.")
+    ] = False,
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop every replica of the site NAME until `isochrone site start`. Its gateway goes on."""
+    body: dict[str, object] = {"running": False, "at_once": at_once}
+    found = find_cloud(state, url, key).api.put(f"sites/{part(name)}/running", body)
+    _said(found, f"the replicas of {name} are being stopped", as_json)
+
+
+@site_app.command(epilog="Example: `isochrone site start sydney`")
+def start(
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start as many replicas of the site NAME as ran when it was stopped."""
+    found = find_cloud(state, url, key).api.put(f"sites/{part(name)}/running", {"running": True})
+    _said(found, f"the replicas of {name} are being started", as_json)
+
+
+def _said(found: Mapping[str, Any], line: str, as_json: bool) -> None:
+    from isochrone.cli.show import print_json
+
+    if as_json:
+        print_json(found)
+    else:
+        print(line)

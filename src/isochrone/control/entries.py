@@ -69,7 +69,8 @@ def wanted_entries(snapshot: Snapshot) -> dict[Place, Noun]:
     for deployment in snapshot.deployments:
         if deployment.replicas > 0:
             view[subjects.deployment_key(deployment.site, deployment.model)] = replace(
-                deployment, engine=_without_place(deployment.engine)
+                deployment, engine=_without_place(deployment.engine),
+                restart_up_to=(), stopped_replicas=None, at_once=False,  # between control and agent
             )
     if snapshot.voters is not None:
         view[subjects.VOTERS_KEY] = snapshot.voters

@@ -123,5 +123,21 @@ class Estate(Protocol):
     def set_replicas(
         self, scope: Scope, site: SiteName, model: ModelName, replicas: int
     ) -> Deployment:
-        """Raises NotFound for a deployment that does not exist."""
+        """Raises NotFound for a deployment that does not exist. One that was stopped is not any
+        more."""
+        ...
+
+    def restart(
+        self, scope: Scope, site: SiteName, model: ModelName, index: int, *, up_to: int
+    ) -> Deployment:
+        """Replica `index` is to be replaced if its generation is `up_to` or below. The same again,
+        or a lower one, changes nothing. Raises NotFound for a deployment or replica that is not
+        wanted."""
+        ...
+
+    def set_running(
+        self, scope: Scope, site: SiteName, running: bool, *, at_once: bool
+    ) -> Sequence[Deployment]:
+        """Stop all replicas of a site, at once or after their work, and remember how many there
+        were; or run as many again. Raises NotFound."""
         ...

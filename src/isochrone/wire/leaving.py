@@ -136,7 +136,12 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         fleet="kind source upstream_model slots threads embeddings slots_stated",
         credential="credential",
     ),
-    "Deployment": _fields(fleet="site model replicas engine context_tokens admission"),
+    "Deployment": _fields(
+        fleet=(
+            "site model replicas engine context_tokens admission restart_up_to stopped_replicas"
+            " at_once"
+        ),
+    ),
     "Desired": _fields(fleet="site serial deployments"),
     "Replica": _fields(
         fleet=(
@@ -353,7 +358,12 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
         ),
     ),
     "audit": _fields(account="serial at org_id actor kind subject change before after"),
-    "deployments": _fields(fleet="site model replicas engine context_tokens admission"),
+    "deployments": _fields(
+        fleet=(
+            "site model replicas engine context_tokens admission restart_up_to stopped_replicas"
+            " at_once"
+        ),
+    ),
     "engine_counts": _fields(
         fleet="replica generation run day_at site model prompt cached output heard_at",
     ),

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import psycopg
@@ -28,7 +29,11 @@ _SITE = """
            public_url, peer_key, draining
     FROM sites WHERE removed_at IS NULL
 """
-_DEPLOYMENT = "SELECT site, model, replicas, engine, context_tokens, admission FROM deployments"
+_DEPLOYMENT_COLUMNS = (
+    "site, model, replicas, engine, context_tokens, admission, restart_up_to, stopped_replicas,"
+    " at_once"
+)
+_DEPLOYMENT = f"SELECT {_DEPLOYMENT_COLUMNS} FROM deployments"
 _MODEL = "SELECT name, kind, revision, context_tokens, created_at FROM models"
 
 _WORLD_FILE = Scope(org_id=None, actor="world file")
@@ -220,13 +225,59 @@ class PostgresEstate:
     ) -> Deployment:
         with self._pool.transaction(scope) as connection:
             row = connection.execute(
-                "UPDATE deployments SET replicas = %s WHERE site = %s AND model = %s"
-                " RETURNING site, model, replicas, engine, context_tokens, admission",
+                "UPDATE deployments SET replicas = %s, stopped_replicas = NULL, at_once = false"
+                f" WHERE site = %s AND model = %s RETURNING {_DEPLOYMENT_COLUMNS}",
                 (replicas, site, model),
             ).fetchone()
         if row is None:
             raise NotFound(f"there is no deployment of {model!r} at site {site!r}")
         return _deployment(row)
+
+    def restart(
+        self, scope: Scope, site: SiteName, model: ModelName, index: int, *, up_to: int
+    ) -> Deployment:
+        with self._pool.transaction(scope) as connection:
+            row = connection.execute(
+                _DEPLOYMENT + " WHERE site = %s AND model = %s FOR UPDATE", (site, model)
+            ).fetchone()
+            if row is None:
+                raise NotFound(f"there is no deployment of {model!r} at site {site!r}")
+            wish = _deployment(row)
+            if not 0 <= index < wish.replicas:
+                raise NotFound(f"site {site!r} wants {wish.replicas} of {model!r}, and not {index}")
+            asked = list(wish.restart_up_to) + [0] * (index + 1 - len(wish.restart_up_to))
+            if up_to <= asked[index]:
+                return wish
+            asked[index] = up_to
+            connection.execute(
+                "UPDATE deployments SET restart_up_to = %s WHERE site = %s AND model = %s",
+                (asked, site, model),
+            )
+        return replace(wish, restart_up_to=tuple(asked))
+
+    def set_running(
+        self, scope: Scope, site: SiteName, running: bool, *, at_once: bool
+    ) -> Sequence[Deployment]:
+        with self._pool.transaction(scope) as connection:
+            _site_named(connection, site)
+            if running:
+                connection.execute(
+                    "UPDATE deployments SET replicas = stopped_replicas, stopped_replicas = NULL,"
+                    " at_once = false WHERE site = %s AND stopped_replicas IS NOT NULL",
+                    (site,),
+                )
+            else:
+                # Stopped before: as many as then will run again, and perhaps now it is urgent.
+                connection.execute(
+                    "UPDATE deployments SET replicas = 0,"
+                    " stopped_replicas = coalesce(stopped_replicas, replicas), at_once = %s"
+                    " WHERE site = %s AND (stopped_replicas IS NULL OR at_once <> %s)",
+                    (at_once, site, at_once),
+                )
+            rows = connection.execute(
+                _DEPLOYMENT + " WHERE site = %s ORDER BY model", (site,)
+            ).fetchall()
+        return [_deployment(row) for row in rows]
 
 
 def _reconcile_sites(connection: _Connection, sites: Sequence[Site], now: int) -> None:
@@ -281,7 +332,11 @@ def _write_deployments(connection: _Connection, deployments: Sequence[Deployment
         connection.execute(
             "INSERT INTO deployments (site, model, replicas, engine, context_tokens, admission)"
             " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (site, model) DO UPDATE SET"
-            " replicas = excluded.replicas, engine = excluded.engine,"
+            # Stopped by hand: no edit of the file starts it.
+            " replicas = CASE WHEN deployments.stopped_replicas IS NULL"
+            "   THEN excluded.replicas ELSE 0 END,"
+            " stopped_replicas = CASE WHEN deployments.stopped_replicas IS NULL"
+            "   THEN NULL ELSE excluded.replicas END, engine = excluded.engine,"
             " context_tokens = excluded.context_tokens, admission = excluded.admission",
             (deployment.site, deployment.model, deployment.replicas,
              json.dumps(msgspec.to_builtins(deployment.engine)), deployment.context_tokens,
@@ -351,4 +406,5 @@ def _deployment(row: TupleRow) -> Deployment:
         site=row[0], model=row[1], replicas=row[2], engine=msgspec.convert(row[3], EngineSpec),
         context_tokens=row[4],
         admission=None if row[5] is None else msgspec.convert(row[5], SitePolicy),
+        restart_up_to=tuple(row[6]), stopped_replicas=row[7], at_once=row[8],
     )

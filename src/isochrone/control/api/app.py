@@ -23,6 +23,7 @@ from isochrone.control.api import (
     problems,
     projects,
     reconciliation,
+    replicas,
     requests,
     sessions,
     sites,
@@ -40,7 +41,7 @@ PREFIX = "/api/v1"
 RESOURCES = (
     status, sessions, organisations, projects, accounts, principals, policies, trials, keys,
     entitlements, limits, voters, audit,
-    models, sites, deployments, live, usage, traffic, requests,
+    models, sites, deployments, replicas, live, usage, traffic, requests,
     prices, ledger, meters, days, reconciliation,
 )
 

@@ -22,11 +22,14 @@ class WantedReplicas(Body):
 
 
 class DeploymentShape(BaseModel):
+    """`stopped_replicas`: how many ran before the site was stopped, null where it is not."""
+
     site: str
     model: str
     replicas: int
     engine: EngineKind
     context_tokens: int
+    stopped_replicas: int | None
 
 
 def routes(context: Context) -> APIRouter:
@@ -62,5 +65,5 @@ def routes(context: Context) -> APIRouter:
 def _shape(row: Deployment) -> DeploymentShape:
     return DeploymentShape(
         site=row.site, model=row.model, replicas=row.replicas, engine=row.engine.kind,
-        context_tokens=row.context_tokens,
+        context_tokens=row.context_tokens, stopped_replicas=row.stopped_replicas,
     )

@@ -76,7 +76,8 @@ class SeenShape(BaseModel):
 class SiteShape(BaseModel):
     """`ready`: it has joined, was heard within 5 s, and every model wanted there has a replica
     that is ready. `digest_age_ms` is null when this control has not heard from it. `health`:
-    draining, down, or that of the replica there that is trusted most."""
+    draining, down, or that of the replica there that is trusted most. `stopped`: an operator
+    stopped its replicas."""
 
     name: str
     country: str | None
@@ -87,6 +88,7 @@ class SiteShape(BaseModel):
     public_url: str | None
     joined: bool
     draining: bool
+    stopped: bool
     ready: bool
     health: ShownState
     digest_age_ms: float | None
@@ -143,6 +145,7 @@ def shape_of(context: Context, site: Site, deployments: Sequence[Deployment]) ->
         public_url=site.public_url or None,
         joined=site.peer_key is not None,
         draining=site.draining,
+        stopped=any(wish.stopped_replicas is not None for wish in deployments),
         ready=_ready(context, site, deployments, heard),
         health=health_of(context, site, heard),
         digest_age_ms=None if heard is None else round(context.fleet.age_ms(heard), 1),

@@ -1,4 +1,4 @@
-"""Sites: list, look at one, drain it, make a join token, and join with it."""
+"""Sites: list, look at one, drain or stop it, make a join token, and join with it."""
 
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from isochrone.control.api.site_shapes import (
 )
 from isochrone.control.api.writing import SITE_TOKEN_PREFIX, Repeat, new_secret, repeat
 from isochrone.control.joining import invite, join
+from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import SiteName
 from isochrone.core.world.model import Deployment
 from isochrone.ports.tenants import Page
@@ -28,6 +29,13 @@ EVERY = Page(most=1_000_000)
 
 class WantedDraining(Body):
     draining: bool
+
+
+class WantedRunning(Body):
+    """`at_once`: without finishing what its replicas work on, as when the site is lost."""
+
+    running: bool
+    at_once: bool = False
 
 
 class SiteToken(BaseModel):
@@ -84,6 +92,21 @@ def routes(context: Context) -> APIRouter:
         changed = estate.set_draining(caller.scope, SiteName(name), body.draining)
         context.changed()
         return shape_of(context, changed, estate.deployments(EVERY, site=changed.name))
+
+    @router.put("/{name}/running")
+    def set_running(
+        name: str, body: WantedRunning, caller: Annotated[Caller, may("estate.write")]
+    ) -> SiteShape:
+        """Stop every replica of a site, or start as many as there were. Its gateway goes on and
+        sends what enters there to other sites."""
+        if body.running and body.at_once:
+            raise InvalidInput(["at_once: only stopping has a choice"])
+        estate = context.registry.estate
+        wishes = estate.set_running(
+            caller.scope, SiteName(name), body.running, at_once=body.at_once
+        )
+        context.changed()
+        return shape_of(context, estate.site(SiteName(name)), wishes)
 
     _add_joining(router, context)
     return router

@@ -2,12 +2,13 @@
 
 A replica's life is a table of transitions; `step` applies one event, `plan` compares what is
 desired with what runs and says which commands close the gap. A replica whose recipe changed is
-replaced one at a time for each model, so that a recipe that does not work stops at the first.
+replaced one at a time for each model, so that a recipe that does not work stops at the first. One
+that was asked to restart is replaced as it is, once.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Literal
 
@@ -36,13 +37,16 @@ STABLE_NS = 60_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """One replica that should run, and how (its recipe)."""
+    """One replica that should run, and how (its recipe). A process of a generation up to
+    `restart_up_to` is not the one that is wanted; this is no part of the recipe, so that whatever
+    was started since, for another reason, stays."""
 
     id: ReplicaId
     site: SiteName
     model: ModelName
     engine: EngineSpec
     context_tokens: int
+    restart_up_to: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +83,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Take no new work, finish what runs, end the process."""
+    """Take no new work, finish what runs, end the process; `at_once`: end it, whatever runs."""
 
     id: ReplicaId
     reason: str
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +125,16 @@ def goals(desired: Desired) -> tuple[Goal, ...]:
             model=each.model,
             engine=each.engine,
             context_tokens=each.context_tokens,
+            restart_up_to=each.restart_up_to[index] if index < len(each.restart_up_to) else 0,
         )
         for each in desired.deployments
         for index in range(each.replicas)
     )
+
+
+def ended_at_once(desired: Desired) -> frozenset[ModelName]:
+    """Models of which a replica that is not wanted ends in the middle of its work."""
+    return frozenset(each.model for each in desired.deployments if each.at_once)
 
 
 def first(goal: Goal, generation: int, now_ns: int) -> Status:
@@ -174,8 +185,12 @@ def retry_after_ns(failures: int) -> int:
     return min(LONGEST_RETRY_NS, FIRST_RETRY_NS << doublings)
 
 
-def plan(wanted: Sequence[Goal], known: Mapping[ReplicaId, Status], now_ns: int) -> Plan:
-    """The commands that bring `known` towards `wanted`. Applying them twice does no harm."""
+def plan(
+    wanted: Sequence[Goal], known: Mapping[ReplicaId, Status], now_ns: int, *,
+    at_once: frozenset[ModelName] = frozenset(),
+) -> Plan:
+    """The commands that bring `known` towards `wanted`; replicas of `at_once` that are not wanted
+    are not drained. Applying them twice does no harm."""
     by_id = {goal.id: goal for goal in wanted}
     commands: list[Command] = []
     wakes: list[int] = []
@@ -184,10 +199,12 @@ def plan(wanted: Sequence[Goal], known: Mapping[ReplicaId, Status], now_ns: int)
         if status is None or status.state == "stopped":
             commands.append(Start(goal=goal))
         elif status.state == "failed":
-            if status.goal != goal or status.retry_at_ns is None or status.retry_at_ns <= now_ns:
+            due = status.retry_at_ns is None or status.retry_at_ns <= now_ns
+            if due or status.goal != goal or _asked_to_restart(goal, status):
                 commands.append(Start(goal=goal))
             else:
                 wakes.append(status.retry_at_ns)
+    commands += _restarts(wanted, known)
     commands += _replacements(wanted, known)
     for id_, status in known.items():
         if id_ in by_id:
@@ -195,8 +212,24 @@ def plan(wanted: Sequence[Goal], known: Mapping[ReplicaId, Status], now_ns: int)
         if status.state in ("failed", "stopped"):
             commands.append(Forget(id=id_))
         elif status.state != "draining":
-            commands.append(Stop(id=id_, reason="no longer desired"))
+            commands.append(
+                Stop(id=id_, reason="no longer desired", at_once=status.goal.model in at_once)
+            )
     return Plan(commands=tuple(commands), wake_ns=min(wakes, default=None))
+
+
+def _asked_to_restart(goal: Goal, status: Status) -> bool:
+    return status.generation <= goal.restart_up_to
+
+
+def _restarts(wanted: Sequence[Goal], known: Mapping[ReplicaId, Status]) -> list[Command]:
+    """Stops of replicas that somebody asked to restart; what is stopped and wanted is started."""
+    return [
+        Stop(id=goal.id, reason="a restart was asked for")
+        for goal in wanted
+        if (status := known.get(goal.id)) is not None and status.state in ("starting", "ready")
+        and _asked_to_restart(goal, status)
+    ]
 
 
 def _replacements(wanted: Sequence[Goal], known: Mapping[ReplicaId, Status]) -> list[Command]:
@@ -205,6 +238,10 @@ def _replacements(wanted: Sequence[Goal], known: Mapping[ReplicaId, Status]) -> 
     stops: list[Command] = []
     for model in dict.fromkeys(goal.model for goal in wanted):
         group = [(goal, known.get(goal.id)) for goal in wanted if goal.model == model]
+        group = [
+            (goal, None if status is not None and _asked_to_restart(goal, status) else status)
+            for goal, status in group
+        ]  # those that restart anyway are not stopped twice
         old = [s for goal, s in group if s is not None and s.goal != goal]
         starting = [s for s in old if s.state == "starting"]
         all_ready = all(s is not None and s.state == "ready" for _, s in group)

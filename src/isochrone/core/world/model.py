@@ -52,7 +52,12 @@ class EngineSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """The wish that `replicas` replicas of `model` run at `site` with this engine. `admission`: how
-    classes share its slots; None is as usual."""
+    classes share its slots; None is as usual.
+
+    `restart_up_to`, by index: a replica of a generation up to this was asked to restart; those
+    beyond its end were not. `stopped_replicas`: how many ran before an operator stopped the site,
+    None while it is not stopped; `at_once`: what is not wanted ends in the middle of its work.
+    """
 
     site: SiteName
     model: ModelName
@@ -60,6 +65,9 @@ class Deployment:
     engine: EngineSpec
     context_tokens: int
     admission: SitePolicy | None = None
+    restart_up_to: tuple[int, ...] = ()
+    stopped_replicas: int | None = None
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
