@@ -233,6 +233,9 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "POST /policies/trials": lambda stage, _: ("policies/trials", {"residency": ["DE"]}),
     "GET /prices": lambda stage, _: ("prices", None),
     "POST /prices": lambda stage, whose: stage.sheet(whose),
+    "POST /prices/trials": lambda stage, whose: (
+        stage.sheet(whose)[0].replace("prices", "prices/trials"), stage.sheet(whose)[1]
+    ),
     "GET /reconciliation": lambda stage, _: ("reconciliation", None),
     "GET /reconciliation/reports": lambda stage, _: ("reconciliation/reports", None),
     "GET /principals": lambda stage, _: ("principals?limit=1000", None),

@@ -24,6 +24,19 @@ SHEET: dict[str, Any] = {
 }
 
 
+def test_a_sheet_is_tried_before_it_is_added(api: Api) -> None:  # noqa: F811
+    status, tried = api.call("POST", "prices/trials", SHEET)
+    assert (status, tried["version"]) == (200, 1)
+    assert api.call("GET", "prices")[1]["items"] == []
+    made = api.make("prices", SHEET)
+    assert {**tried, "created_at": made["created_at"]} == made
+    later = {**SHEET, "valid_from": "2999-01-01T00:00:00Z"}
+    assert api.call("POST", "prices/trials", later)[1]["version"] == 2
+    assert api.call("POST", "prices/trials", {**later, "currency": "USD"})[0] == 409
+    assert api.call("POST", "prices/trials?org_id=lost", {**later, "id": "x"})[0] == 404
+    assert api.call("POST", "prices/trials", SHEET)[0] == 422, "earlier months keep their prices"
+
+
 def use(
     api: Api, number: int, *, project: str = "default", output: int = 1_000  # noqa: F811
 ) -> None:
@@ -109,6 +122,16 @@ def test_bad_input_says_all_that_is_wrong_and_writes_nothing(api: Api) -> None: 
         assert status == 422, body
         assert any(problem in each for each in said["problems"]), said
     assert api.call("POST", "prices?org_id=lost", SHEET)[0] == 404
+    charge = {"model": "per_unit"}
+    several = {**SHEET, "prices": [{"name": 1, "charge": charge}, {"name": "y", "charge": charge},
+                                   {"name": "z", "charge": charge, "colour": "red"}]}
+    for path in ("prices", "prices/trials"):
+        assert api.call("POST", path, several)[1]["problems"] == [
+            "Expected str, got int - at prices[0].name",
+            "Object contains unknown field colour - at prices[2]",
+        ]
+        bad = {**SHEET, "valid_from": "soon", "currency": "euro"}
+        assert len(api.call("POST", path, bad)[1]["problems"]) == 2
     assert api.call("GET", "prices")[1]["items"] == []
     for credit in (
         {"amount": "-1"}, {"amount": "ten"}, {"amount": "1", "currency": "eur"},

@@ -404,3 +404,39 @@ def test_two_owners_cannot_remove_each_other_at_once(api: Api) -> None:
     with ThreadPoolExecutor(2) as both:
         done = sorted(both.map(remove, (first["id"], second["id"])))
     assert done == ["kept", "removed"]
+
+
+def test_an_organisation_is_made_with_its_first_project_or_not_at_all(api: Api) -> None:
+    body = {"name": "Acme", "project": "main"}
+    made = api.call("POST", "organisations", body, once="a")
+    assert made[0] == 201
+    assert api.call("POST", "organisations", body, once="a") == made
+    projects = api.call("GET", f"projects?org={made[1]['id']}")[1]["items"]
+    assert [each["name"] for each in projects] == ["main"]
+    assert api.call("POST", "organisations", body)[0] == 409
+    assert len(api.call("GET", "projects?limit=1000")[1]["items"]) == 2, "and the seed's"
+
+
+def test_a_member_is_made_with_an_account_or_not_at_all(api: Api) -> None:
+    org = api.make("organisations", {"name": "Acme"})["id"]
+
+    def a_member(name: str, **account: str) -> dict[str, object]:
+        return {"name": name, "role": "owner", "org_id": org, "email": f"{name}@acme.example",
+                "account": account}
+
+    made = api.call("POST", "principals", a_member("Ada"), once="a")
+    assert made[0] == 201
+    assert made[1]["login"] == "ada@acme.example"
+    assert api.call("POST", "principals", a_member("Ada"), once="a") == made, "the same password"
+    signed = {"login": "ada@acme.example", "password": made[1]["password"]}
+    assert api.call("POST", "sessions", signed, key=None)[0] == 201
+    for wrong, status in (
+        (a_member("Eve", login="ADA@acme.example"), 409), (a_member("Eve", password="short"), 422),
+        ({**a_member("Eve"), "email": None}, 422),
+    ):
+        assert api.call("POST", "principals", wrong)[0] == status
+    names = [each["name"] for each in api.call("GET", "principals?limit=1000")[1]["items"]]
+    assert "Eve" not in names
+    chosen = api.make("principals", a_member("Joy", login="joy", password="correct horse battery"))
+    assert (chosen["login"], chosen["password"]) == ("joy", None)
+    assert api.make("principals", {"name": "Bo", "role": "owner", "org_id": org})["login"] is None

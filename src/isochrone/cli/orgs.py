@@ -57,14 +57,18 @@ def list_orgs(
 )
 def create(
     name: Annotated[str, typer.Argument(help="Its name, which no other has.")],
+    project: Annotated[
+        str | None, typer.Option(help="Name of a first project. [default: none]")
+    ] = None,
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an organisation (operators). It has neither project nor member yet."""
+    """Make an organisation (operators). It has no member yet, and no other project."""
     from isochrone.cli.show import print_json
 
     made = find_cloud(state, url, key).api.post(
-        "organisations", {"name": name}, idempotency_key=str(uuid.uuid4())
+        "organisations", {"name": name} if project is None else {"name": name, "project": project},
+        idempotency_key=str(uuid.uuid4()),
     )
     if as_json:
         print_json(made)

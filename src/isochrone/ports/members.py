@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from isochrone.core.world.tenant import Principal, Role, Scope
+from isochrone.ports.accounts import Account
 from isochrone.ports.tenants import Once, Page
 
 
@@ -37,9 +38,12 @@ class Members(Protocol):
         ...
 
     def add(
-        self, scope: Scope, principal: Principal, secret_sha256: str, *, now: int, once: Once | None
+        self, scope: Scope, principal: Principal, secret_sha256: str, *, now: int,
+        once: Once | None, account: Account | None = None,
     ) -> Principal:
-        """Raises NotFound for an organisation outside the scope, Conflict for a secret in use."""
+        """Add a member, with the account that they sign in with where there is one. Raises
+        NotFound for an organisation outside the scope, Conflict for a secret in use or a name to
+        sign in with that is taken; then nothing was added."""
         ...
 
     def set_role(

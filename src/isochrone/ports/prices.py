@@ -40,6 +40,10 @@ class Prices(Protocol):
         """
         ...
 
+    def try_sheet(self, scope: Scope, sheet: StoredSheet) -> StoredSheet:
+        """What `add_sheet` would add, and raise; nothing is written."""
+        ...
+
     def applying(self, org_id: OrgId) -> Sequence[PriceSheet]:
         """The sheets that price an organisation's usage (`core/billing/sheet.applying`)."""
         ...

@@ -86,9 +86,11 @@ class Tenants(Protocol):
     def organisations(self, scope: Scope, page: Page) -> Sequence[Organisation]: ...
 
     def add_organisation(
-        self, scope: Scope, organisation: Organisation, *, once: Once | None
+        self, scope: Scope, organisation: Organisation, *, project: Project | None = None,
+        once: Once | None,
     ) -> Organisation:
-        """Add it, or return what the same `once` added before. Conflict when the name is taken."""
+        """Add it with its first project, or return what the same `once` added before. Conflict
+        when the name is taken."""
         ...
 
     def organisation(self, scope: Scope, org_id: OrgId) -> Organisation:

@@ -5,7 +5,7 @@ where callers write them and wall nanoseconds in the book. `sheet_of` gives the 
 that is wrong.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -103,11 +103,38 @@ class SheetText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 def sheet_text_of(value: object) -> SheetText:
-    """From JSON-like data. Raises InvalidInput with the first field that does not fit."""
+    """From JSON-like data. Raises InvalidInput with a problem for each entry that does not fit."""
     try:
         return msgspec.convert(value, SheetText)
     except msgspec.ValidationError as error:
-        raise InvalidInput([str(error).replace("$.", "").replace("`", "")]) from error
+        first = _told(error)
+        found = _misfits(value) if isinstance(value, dict) else []
+        raise InvalidInput(found if first in found else [first, *found]) from error
+
+
+_ENTRIES: Mapping[str, type[msgspec.Struct]] = {
+    "prices": PriceText, "adjustments": AdjustmentText, "recurring": RecurringText,
+    "fees": FeeText,
+}
+
+
+def _misfits(value: Mapping[str, object]) -> list[str]:
+    """What is wrong with each entry, looked at alone."""
+    found: list[str] = []
+    for name, kind in _ENTRIES.items():
+        entries = value.get(name, ())
+        for number, entry in enumerate(entries if isinstance(entries, list) else ()):
+            try:
+                msgspec.convert(entry, kind)
+            except msgspec.ValidationError as error:
+                said, place = _told(error), f"{name}[{number}]"
+                where, parted, path = said.rpartition(" - at ")
+                found.append(f"{where} - at {place}.{path}" if parted else f"{said} - at {place}")
+    return found
+
+
+def _told(error: msgspec.ValidationError) -> str:
+    return str(error).replace("$.", "").replace("`", "")
 
 
 def sheet_of(text: SheetText, *, version: int, valid_from: int) -> PriceSheet:

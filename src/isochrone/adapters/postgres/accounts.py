@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 
-import psycopg
-
-from isochrone.adapters.postgres.members import PRINCIPAL, principal_of
+from isochrone.adapters.postgres.members import PRINCIPAL, principal_of, write_account
 from isochrone.adapters.postgres.pool import Pool
-from isochrone.core.errors import Conflict, NotFound
+from isochrone.core.errors import NotFound
 from isochrone.core.ids import OrgId
 from isochrone.core.tenancy.sign_in import FORGOTTEN_NS, Tried, Tries, wait_s
 from isochrone.core.world.tenant import EVERY_TENANT, Principal, Scope
@@ -50,18 +48,7 @@ class PostgresAccounts:
             ).fetchone()
             if found is None:
                 raise NotFound(f"there is no principal {account.principal_id!r}")
-            try:
-                connection.execute(
-                    "INSERT INTO accounts (principal_id, org_id, login, password, is_given,"
-                    " changed_at) VALUES (%s, %s, %s, %s, %s, %s)"
-                    " ON CONFLICT (principal_id) DO UPDATE SET"
-                    " login = excluded.login, password = excluded.password,"
-                    " is_given = excluded.is_given, changed_at = excluded.changed_at",
-                    (account.principal_id, account.org_id, account.login, account.password,
-                     account.is_given, now),
-                )
-            except psycopg.errors.UniqueViolation as error:
-                raise Conflict(TAKEN) from error
+            write_account(connection, account, now=now)
             connection.execute(
                 "DELETE FROM sessions WHERE principal_id = %s"
                 " AND secret_sha256 IS DISTINCT FROM %s",
@@ -128,7 +115,6 @@ _ONE_MORE = """
     ON CONFLICT (what) DO UPDATE SET last_at = excluded.last_at, tries =
         CASE WHEN excluded.last_at - before.last_at >= %(old)s THEN 1 ELSE before.tries + 1 END
 """
-TAKEN = "this name is taken by another account; choose another one"
 
 
 def _account(row: tuple[object, ...]) -> Account:

@@ -12,6 +12,7 @@ from isochrone.adapters.postgres.tenants import SECRET_IN_USE
 from isochrone.core.errors import Conflict, LastOwner, NotFound
 from isochrone.core.tenancy.terms import DAY_NS
 from isochrone.core.world.tenant import EVERY_TENANT, Principal, Role, Scope
+from isochrone.ports.accounts import Account
 from isochrone.ports.members import Turnover
 from isochrone.ports.tenants import Once, Page
 
@@ -56,7 +57,8 @@ class PostgresMembers:
             return _principal_in(connection, scope, principal_id)
 
     def add(
-        self, scope: Scope, principal: Principal, secret_sha256: str, *, now: int, once: Once | None
+        self, scope: Scope, principal: Principal, secret_sha256: str, *, now: int,
+        once: Once | None, account: Account | None = None,
     ) -> Principal:
         with self._pool.transaction(scope) as connection:
             earlier = made_before(connection, once, resource=principal.id, now=now)
@@ -80,6 +82,8 @@ class PostgresMembers:
                     " VALUES (%s, %s, %s, %s)",
                     (principal.id, principal.org_id, principal.name, principal.email),
                 )
+            if account is not None:
+                write_account(connection, account, now=now)
         return principal
 
     def set_role(
@@ -163,6 +167,25 @@ def _check_last_owner(
             f"{principal_id!r} is the last owner of the organisation {row[0]!r}: appoint another"
             " first, or close the organisation"
         )
+
+
+TAKEN = "this name is taken by another account; choose another one"
+
+
+def write_account(connection: _Connection, account: Account, *, now: int) -> None:
+    """Make or change an account. Raises Conflict for a name that is taken."""
+    try:
+        connection.execute(
+            "INSERT INTO accounts (principal_id, org_id, login, password, is_given,"
+            " changed_at) VALUES (%s, %s, %s, %s, %s, %s)"
+            " ON CONFLICT (principal_id) DO UPDATE SET"
+            " login = excluded.login, password = excluded.password,"
+            " is_given = excluded.is_given, changed_at = excluded.changed_at",
+            (account.principal_id, account.org_id, account.login, account.password,
+             account.is_given, now),
+        )
+    except psycopg.errors.UniqueViolation as error:
+        raise Conflict(TAKEN) from error
 
 
 def _revoke(connection: _Connection, scope: Scope, principal_id: str, now: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
+import psycopg
 from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.due_hours import mark_due
@@ -51,11 +52,7 @@ class PostgresPrices:
                 return next(
                     each for each in versions if f"{new.id}/{each.sheet.version}" == earlier
                 )
-            _check(sheet, known)
-            if sheet.only_for is not None and connection.execute(
-                "SELECT 1 FROM organisations WHERE id = %s", (sheet.only_for,)
-            ).fetchone() is None:
-                raise NotFound(f"there is no organisation {sheet.only_for!r}")
+            _check(connection, sheet, known)
             made = replace(sheet, sheet=replace(new, version=version))
             connection.execute(
                 "INSERT INTO price_sheets"
@@ -67,6 +64,13 @@ class PostgresPrices:
             # What these hours came to may be another amount now.
             mark_due(connection, since=new.valid_from, org_id=sheet.only_for)
         return made
+
+    def try_sheet(self, scope: Scope, sheet: StoredSheet) -> StoredSheet:
+        with self._pool.transaction(scope) as connection:
+            known = [_stored(row) for row in connection.execute(_SHEET).fetchall()]
+            _check(connection, sheet, known)
+        version = sum(each.sheet.id == sheet.sheet.id for each in known) + 1
+        return replace(sheet, sheet=replace(sheet.sheet, version=version))
 
     def applying(self, org_id: OrgId) -> Sequence[PriceSheet]:
         with self._pool.transaction(EVERY_TENANT) as connection:
@@ -85,7 +89,9 @@ def sheets_for(rows: Sequence[TupleRow], org_id: OrgId) -> list[PriceSheet]:
     )
 
 
-def _check(new: StoredSheet, known: Sequence[StoredSheet]) -> None:
+def _check(
+    connection: psycopg.Connection[TupleRow], new: StoredSheet, known: Sequence[StoredSheet]
+) -> None:
     for each in known:
         if each.sheet.id == new.sheet.id and each.only_for != new.only_for:
             raise Conflict(f"the sheet {new.sheet.id!r} is not for the same organisation")
@@ -99,6 +105,10 @@ def _check(new: StoredSheet, known: Sequence[StoredSheet]) -> None:
         raise InvalidInput(
             ["valid_from: lies before this month; hours of earlier months keep their prices"]
         )
+    if new.only_for is not None and connection.execute(
+        "SELECT 1 FROM organisations WHERE id = %s", (new.only_for,)
+    ).fetchone() is None:
+        raise NotFound(f"there is no organisation {new.only_for!r}")
 
 
 def _stored(row: TupleRow) -> StoredSheet:

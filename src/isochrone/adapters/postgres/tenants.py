@@ -87,7 +87,8 @@ class PostgresTenants:
         return [_organisation(row) for row in rows]
 
     def add_organisation(
-        self, scope: Scope, organisation: Organisation, *, once: Once | None
+        self, scope: Scope, organisation: Organisation, *, project: Project | None = None,
+        once: Once | None,
     ) -> Organisation:
         with self._pool.transaction(scope) as connection:
             earlier = made_before(
@@ -102,6 +103,11 @@ class PostgresTenants:
             ).fetchone()
             if row is None:
                 raise Conflict(f"an organisation named {organisation.name!r} exists already")
+            if project is not None:
+                connection.execute(
+                    "INSERT INTO projects (id, org_id, name, created_at) VALUES (%s, %s, %s, %s)",
+                    (project.id, organisation.id, project.name, project.created_at),
+                )
             return _organisation_in(connection, scope, organisation.id)
 
     def organisation(self, scope: Scope, org_id: OrgId) -> Organisation:

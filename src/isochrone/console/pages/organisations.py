@@ -119,8 +119,7 @@ def _all(visit: Visit, found: Tenants) -> None:
 
 def _make(visit: Visit) -> None:
     async def make(values: Mapping[str, str]) -> None:
-        made = await visit.api.post("organisations", Made, dict(values))
-        await visit.api.post("projects", Made, {"name": "main", "org_id": made.id})
+        made = await visit.api.post("organisations", Made, {**values, "project": "main"})
         ui.navigate.to(ADDRESS.replace("{}", part(made.id)))
 
     name = Field(name="name", label="Name", hint="it begins with a project, main")
@@ -181,8 +180,8 @@ def _add(visit: Visit, org: Organisation) -> None:
     async def add(values: Mapping[str, str]) -> None:
         if not values["email"].strip():
             raise InvalidInput(["email: missing; they sign in with it"])
-        made = await visit.api.post("principals", Made, {**values, "org_id": org.id})
-        account = await visit.api.put(f"principals/{part(made.id)}/password", Account, {})
+        body = {**values, "org_id": org.id, "account": {}}
+        account = await visit.api.post("principals", Account, body)
         said.clear()
         with said, banner("good", f"{account.login} signs in with this password, shown once:"):
             ui.label(account.password or "").classes("iso-secret")

@@ -18,6 +18,7 @@ from isochrone.core.errors import Forbidden, InvalidInput
 from isochrone.core.tenancy.sign_in import check_password
 from isochrone.core.world.tenant import Principal
 from isochrone.ports.accounts import Account
+from isochrone.ports.tenants import Once
 
 MADE_CHARACTERS = 20
 
@@ -30,7 +31,7 @@ class NewPassword(Body):
 
 
 class GivenAccount(Body):
-    """`login` defaults to the present name, else to the member's e-mail address; without
+    """What a member signs in with. `login` defaults to the present name, else to the member's e-mail address; without
     `password` one is made, and shown once."""
 
     login: Login | None = None
@@ -63,7 +64,11 @@ def routes(context: Context) -> APIRouter:
             problems.append("password: is the present one")
         if problems:
             raise InvalidInput(problems)
-        _put(context, caller, account, body.password, is_given=False)
+        changed = Account(
+            principal_id=account.principal_id, org_id=account.org_id, login=account.login,
+            password=hash_password(body.password, context.entropy(SALT_BYTES)), is_given=False,
+        )
+        accounts.put(caller.scope, changed, now=context.now(), keep=caller.session_sha256)
         return me(context, caller)
 
     @router.put("/principals/{principal_id}/password")
@@ -79,19 +84,28 @@ def routes(context: Context) -> APIRouter:
         elif caller.session_sha256 is not None:
             raise Forbidden("who is signed in changes their own password with the present one")
         present = accounts.account(caller.scope, principal_id)
-        login = (body.login or _login(present, member)).lower()
-        made = new_secret(context, "", None)[:MADE_CHARACTERS]
-        if body.password is not None and (faults := check_password(body.password, login=login)):
-            raise InvalidInput(faults)
-        account = Account(
-            principal_id=member.id, org_id=member.org_id, login=login, password="", is_given=True
-        )
-        _put(context, caller, account, body.password or made, is_given=True)
-        return AccountShape(
-            principal_id=member.id, login=login, password=None if body.password else made
-        )
+        account, made = first_account(context, member, body, present=present)
+        accounts.put(caller.scope, account, now=context.now(), keep=caller.session_sha256)
+        return AccountShape(principal_id=member.id, login=account.login, password=made)
 
     return router
+
+
+def first_account(
+    context: Context, member: Principal, body: GivenAccount, *, present: Account | None = None,
+    once: Once | None = None,
+) -> tuple[Account, str | None]:
+    """The account that somebody else gives to a member, and the password where one was made for
+    it; `present` is the one before. Raises InvalidInput."""
+    login = (body.login or _login(present, member)).lower()
+    made = new_secret(context, "", once)[:MADE_CHARACTERS]
+    if body.password is not None and (faults := check_password(body.password, login=login)):
+        raise InvalidInput(faults)
+    password = hash_password(body.password or made, context.entropy(SALT_BYTES))
+    account = Account(
+        principal_id=member.id, org_id=member.org_id, login=login, password=password, is_given=True
+    )
+    return account, None if body.password else made
 
 
 def _login(present: Account | None, member: Principal) -> str:
@@ -101,14 +115,3 @@ def _login(present: Account | None, member: Principal) -> str:
         raise InvalidInput(["login: missing; the member has no e-mail address to use instead"])
     return member.email
 
-
-def _put(
-    context: Context, caller: Caller, account: Account, password: str, *, is_given: bool
-) -> None:
-    changed = Account(
-        principal_id=account.principal_id, org_id=account.org_id, login=account.login,
-        password=hash_password(password, context.entropy(SALT_BYTES)), is_given=is_given,
-    )
-    context.registry.accounts.put(
-        caller.scope, changed, now=context.now(), keep=caller.session_sha256
-    )

@@ -11,12 +11,15 @@ from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Name
 from isochrone.control.api.writing import Repeat, repeat
 from isochrone.core.errors import InvalidInput
-from isochrone.core.ids import OrgId
-from isochrone.core.world.tenant import Organisation
+from isochrone.core.ids import OrgId, ProjectId
+from isochrone.core.world.tenant import Organisation, Project
 
 
 class NewOrganisation(Body):
+    """`project`: the name of a first project, made with it or not at all."""
+
     name: Name
+    project: Name | None = None
 
 
 class ChangedOrganisation(Body):
@@ -55,10 +58,16 @@ def routes(context: Context) -> APIRouter:
         caller: Annotated[Caller, may("organisations.write")],
         again: Annotated[Repeat, Depends(repeat)],
     ) -> OrganisationShape:
-        """Make an organisation. It has no project yet."""
-        made = Organisation(id=OrgId(context.new_id()), name=body.name, created_at=context.now())
+        """Make an organisation, with a first project where one is named."""
+        now = context.now()
+        made = Organisation(id=OrgId(context.new_id()), name=body.name, created_at=now)
+        project = None if body.project is None else Project(
+            id=ProjectId(context.new_id()), org_id=made.id, name=body.project, created_at=now
+        )
         once = again.once(caller, body)
-        return _shape(tenants.add_organisation(caller.scope, made, once=once))
+        return _shape(
+            tenants.add_organisation(caller.scope, made, project=project, once=once)
+        )
 
     @router.get("/{org_id}")
     def get_organisation(

@@ -1,4 +1,4 @@
-"""Price sheets: list their versions, add one."""
+"""Price sheets: list their versions, try one, add one."""
 
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed
 from isochrone.control.api.writing import Repeat, repeat
+from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import OrgId
 from isochrone.ports.prices import StoredSheet
 from isochrone.wire.prices import sheet_of, sheet_text_of, text_of
@@ -54,19 +55,40 @@ def routes(context: Context) -> APIRouter:
         """Add the next version of a sheet, for everybody or for one organisation. It is never
         changed; the next version replaces it at an hour. Usage of this month that it prices and
         that was charged is charged anew."""
-        text = sheet_text_of(body.root)
-        valid_from = instant_of("valid_from", str(text.valid_from))
-        assert valid_from is not None, "the field is needed"
-        sheet = sheet_of(text, version=1, valid_from=valid_from)
-        only_for = None if org_id is None else OrgId(org_id)
-        made = prices.add_sheet(
-            caller.scope,
-            StoredSheet(sheet=sheet, only_for=only_for, created_at=context.now()),
-            once=again.once(caller, body),
-        )
-        return _shape(made)
+        wanted = _wanted(body, org_id, now=context.now())
+        return _shape(prices.add_sheet(caller.scope, wanted, once=again.once(caller, body)))
+
+    @router.post("/trials")
+    def try_sheet(
+        body: NewSheet,
+        caller: Annotated[Caller, may("prices.write")],
+        org_id: Annotated[str | None, Query(max_length=100)] = None,
+    ) -> SheetShape:
+        """The version that adding the sheet would give, or all that is wrong with it. Nothing is
+        written."""
+        wanted = _wanted(body, org_id, now=context.now())
+        return _shape(prices.try_sheet(caller.scope, wanted))
 
     return router
+
+
+def _wanted(body: NewSheet, org_id: str | None, *, now: int) -> StoredSheet:
+    """Raises InvalidInput with all problems."""
+    text, faults = sheet_text_of(body.root), list[str]()
+    valid_from = None
+    try:
+        valid_from = instant_of("valid_from", str(text.valid_from))
+    except InvalidInput as error:
+        faults += error.problems
+    try:
+        sheet = sheet_of(text, version=1, valid_from=valid_from or 0)
+    except InvalidInput as error:
+        raise InvalidInput([*faults, *error.problems]) from error
+    if faults:
+        raise InvalidInput(faults)
+    return StoredSheet(
+        sheet=sheet, only_for=None if org_id is None else OrgId(org_id), created_at=now
+    )
 
 
 def _shape(stored: StoredSheet) -> SheetShape:

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, status
 from pydantic import BaseModel, StringConstraints
 
+from isochrone.control.api.accounts import GivenAccount, first_account
 from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.keys import Rotation, end_in, read_end
@@ -29,7 +30,8 @@ Email = Annotated[
 
 class NewPrincipal(Body):
     """`org_id` defaults to the caller's own organisation; operators belong to none. A service has
-    no e-mail address. From `expires_at` on the admin key is refused."""
+    no e-mail address. From `expires_at` on the admin key is refused. With `account` they may sign in
+    at once: both are made, or neither."""
 
     name: Name
     role: Role
@@ -37,6 +39,7 @@ class NewPrincipal(Body):
     kind: MemberKind = "person"
     email: Email | None = None
     expires_at: str | None = None
+    account: GivenAccount | None = None
 
 
 class ChangedRole(Body):
@@ -56,9 +59,12 @@ class PrincipalShape(BaseModel):
 
 
 class MadePrincipal(PrincipalShape):
-    """`key` is shown once."""
+    """`key` is shown once, and so is `password`, which is null without an account or where the
+    caller chose it; `login` is the name of the account."""
 
     key: str
+    login: str | None = None
+    password: str | None = None
 
 
 def routes(context: Context) -> APIRouter:
@@ -92,8 +98,16 @@ def routes(context: Context) -> APIRouter:
         _check(wanted, problems)
         once = again.once(caller, body)
         secret = new_secret(context, ADMIN_KEY_PREFIX, once)
-        made = members.add(caller.scope, wanted, hash_of(secret), now=now, once=once)
-        return MadePrincipal(**_shape(made).model_dump(), key=secret)
+        account, password = (None, None) if body.account is None else first_account(
+            context, wanted, body.account, once=once
+        )
+        made = members.add(
+            caller.scope, wanted, hash_of(secret), now=now, once=once, account=account
+        )
+        return MadePrincipal(
+            **_shape(made).model_dump(), key=secret, password=password,
+            login=None if account is None else account.login,
+        )
 
     _add_changes(router, context)
     _add_ends(router, context)
