@@ -290,8 +290,8 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "GET /voters": lambda stage, _: ("voters", None),
     "POST /voters": lambda stage, _: ("voters", {"sites": ["sydney"]}),
 }
-# Let in, and then refused for what was asked: these sites have not joined or said anything, money moves under an
-# idempotency key only, these callers have no password, and there is no archive.
+# Let in, and then refused for what was asked: these sites have not joined or said anything, money
+# moves under an idempotency key only, these callers have no password, and there is no archive.
 REFUSED_LATER = {
     "POST /voters": 422, "POST /ledger/credits": 422, "POST /ledger/corrections": 422,
     "PUT /me/password": 422, "POST /replicas/restart": 409,

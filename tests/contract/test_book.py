@@ -224,6 +224,8 @@ def test_requests_come_in_pages_and_only_those_chosen(book: PostgresBook) -> Non
     assert numbers(UsageFilter(site=SiteName("ashburn"))) == [2, 4, 6]
     assert numbers(UsageFilter(key_id=KeyId("key-0"), site=SiteName("ashburn"))) == [6]
     assert numbers(UsageFilter(model=ModelName("other"))) == []
+    assert numbers(UsageFilter(ingress=events[0].ingress_site)) == [1, 2, 3, 4, 5, 6, 7]
+    assert numbers(UsageFilter(ingress=SiteName("ashburn"))) == []
     with pytest.raises(InvalidInput, match="after"):
         book.requests(ALL, UsageFilter(), most=1, after="x")
 

@@ -5,18 +5,30 @@ Each page's data comes with the right of whoever looks: another role is refused 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
+import msgspec
 import pytest
 
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.console import api as console
-from isochrone.console.pages import audit, fleet, ledger, organisations, policies, prices
+from isochrone.console import effects
+from isochrone.console.estate import Power, drawn_power, load_fleet
+from isochrone.console.page import Me, Visit
+from isochrone.console.pages import (
+    audit,
+    ledger,
+    organisations,
+    policies,
+    prices,
+    world_map,
+)
 from isochrone.console.pages import reconciliation as books
 from isochrone.control.api.app import build_app
-from isochrone.core.errors import Forbidden, Untrusted
+from isochrone.core.errors import Forbidden, InvalidInput, Untrusted
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 from isochrone.wire import fleet as messages
@@ -25,7 +37,7 @@ from tests.contract.test_control_api import ADMIN, NOW, Api, a_booked, an_api
 
 T = TypeVar("T")
 
-PRICED = {
+PRICED: dict[str, Any] = {
     "id": "standard", "currency": "EUR", "valid_from": 0,
     "prices": [{"name": "output", "meters": ["output_tokens"],
                 "charge": {"model": "per_unit", "price": "0.60", "per": 1_000_000}}],
@@ -77,26 +89,30 @@ def test_the_fleet_is_wanted_against_ready_and_drains_say_who_goes_on(api: Api) 
     for site in ("frankfurt", "sydney"):
         joins(api, site)
         hears(api, site)
-    found = asks(api, fleet.load)
+    found = asks(api, load_fleet)
     assert [(each.site, each.replicas) for each in found.deployments] == [
         ("ashburn", 1), ("frankfurt", 1), ("sydney", 1),
     ]
     assert [len(site.loads) for site in found.sites] == [1, 1, 1]
     sydney = found.site("sydney")
     assert sydney is not None
-    effects = fleet.of_draining(found, sydney)
-    assert "The 1 that run there and the 2 that wait" in effects[0].text
-    assert "tiny goes on at frankfurt" in effects[1].text
-    assert not any(each.hurts for each in effects)
+    said = effects.of_draining(found, sydney)
+    assert "The 1 that run there and the 2 that wait" in said[0].text
+    assert "tiny goes on at frankfurt" in said[1].text
+    assert not any(each.hurts for each in said)
+    killed = effects.of_stopping(found, sydney, at_once=True)
+    assert "goes on at another site" in killed[0].text
+    assert killed[0].hurts
+    assert not effects.of_stopping(found, sydney, at_once=False)[0].hurts
     assert api.call("PUT", "sites/frankfurt/draining", {"draining": True})[0] == 200
-    alone = asks(api, fleet.load)
+    alone = asks(api, load_fleet)
     last = alone.site("sydney")
     assert last is not None
-    assert [each.hurts for each in fleet.of_draining(alone, last)] == [False, True, False]
+    assert [each.hurts for each in effects.of_draining(alone, last)] == [False, True, False]
     wish = alone.deployments[2]
-    assert [each.hurts for each in fleet.of_resizing(alone, wish, 0)] == [False, True]
-    assert "starts 2 more" in fleet.of_resizing(alone, wish, 3)[0].text
-    assert "Nothing changes" in fleet.of_resizing(alone, wish, 1)[0].text
+    assert [each.hurts for each in effects.of_resizing(alone, wish, 0)] == [False, True]
+    assert "starts 2 more" in effects.of_resizing(alone, wish, 3)[0].text
+    assert "Nothing changes" in effects.of_resizing(alone, wish, 1)[0].text
 
 
 def test_a_rule_as_it_is_written_is_tried_and_drawn(api: Api) -> None:
@@ -119,6 +135,87 @@ def test_a_rule_as_it_is_written_is_tried_and_drawn(api: Api) -> None:
     assert saved.terms("residency") == "-FR, DE"
     assert known.organisation(saved.org_id) == "default"
     assert [each.name for each in known.sites] == ["ashburn", "frankfurt", "sydney"]
+
+
+def test_a_site_opens_to_its_queue_power_choices_and_events(api: Api) -> None:
+    for site in ("frankfurt", "sydney"):
+        joins(api, site)
+        hears(api, site)
+    a_booked(api, "default", "k", 1)
+    assert api.call("PUT", "sites/sydney/running", {"running": False, "at_once": True})[0] == 200
+    a_visit = Visit(me=asks(api, lambda control: control.get("me", Me)), api=console.Api(
+        httpx.AsyncClient(), None), query={})
+
+    async def opened(control: console.Api) -> world_map.Opened:
+        return await world_map.load(replace(a_visit, api=control), "sydney")
+
+    found = asks(api, opened)
+    assert world_map.queue(found.site) == "2 wait, 1 of 4 slots in use"
+    assert drawn_power(found.site.power) is None, "it states no hardware, so nothing is estimated"
+    assert drawn_power(Power(watts=840.0, most_w=5600.0, source="estimated")) == (
+        "840 W of 5.6 kW, estimated"
+    )
+    assert found.site.stopped
+    (row,), (choice,) = found.entered, found.choices
+    assert (row.ingress, row.site) == ("sydney", "frankfurt")
+    assert choice is not None
+    assert len(choice.refused) == 1
+    assert found.served == (), "frankfurt served it"
+    assert [each.kind for each in found.events[:1]] == ["deployment"]
+    assert "stopped_replicas: – → 1" in audit.told(found.events[0])
+    assert {each.kind for each in found.events} == {"deployment", "site", "site_token"}
+    asked = replace(a_visit, me=msgspec.structs.replace(a_visit.me, org_id="x"))
+    assert asyncio.run(world_map._events(asked, "sydney")) == ()
+
+
+def test_the_map_shows_what_a_policy_allows(api: Api) -> None:
+    for name, residency in (("open", ["EEA"]), ("none", ["FR"]), ("open", ["DE"])):
+        api.make("policies", {"name": name, "residency": residency})
+    known = asks(api, policies.load).policies
+    names = {name for _, name in world_map.named(known)}
+    assert {"none", "open (DE)", "open (EEA)"} <= names, "a name that stands for two says which"
+    only = next(each for each in known if each.residency == ("FR",))
+    found = asks(api, lambda control: world_map.allowed_by(control, only))
+    assert found == {
+        "policy": only.id, "processes": [], "enters": ["ashburn", "frankfurt", "sydney"],
+    }
+
+
+def test_a_sheet_is_written_anew_from_the_one_before_and_says_what_changes(api: Api) -> None:
+    rich = {
+        **PRICED, "recurring": [{"name": "desk", "amount": "9.00"}],
+        "prices": [*PRICED["prices"], {
+            "name": "input", "meters": ["input_uncached_tokens"], "bound": True, "least": "1",
+            "charge": {"model": "graduated", "per": 10, "tiers": [
+                {"price": "2", "up_to": 5}, {"price": "1"},
+            ]},
+        }],
+    }
+    assert api.call("POST", "prices", rich)[0] == 201
+    (first,) = asks(api, prices.load)
+    content = prices.read(prices.written_as(first))
+    assert content.pop("valid_from") == ""
+    later = {**content, "valid_from": "2999-01-01T00:00:00Z"}
+
+    async def tried(control: console.Api) -> prices.Sheet:
+        return await control.post("prices/trials", prices.Sheet, later)
+
+    same = asks(api, tried)
+    assert prices.in_force([first], same) == first
+    assert prices.differences(first, same) == [], "all of it is written, and read again"
+    assert "Nothing in it differs" in prices.effects_of(same, first)[1].text
+    later["fees"] = [{"name": "care", "basis_points": 100}]
+    told = prices.effects_of(asks(api, tried), first)
+    assert [(each.text, each.hurts) for each in told[1:3]] == [
+        ("fee care: – → 1 % of all", False), ("fee support: 3 % of all → –", True),
+    ]
+    assert len(asks(api, prices.load)) == 1, "nothing was written"
+    for text, said in (("id = ", "not valid TOML"), (prices.written_as(None), "")):
+        if said:
+            with pytest.raises(InvalidInput, match=said):
+                prices.read(text)
+        else:
+            assert prices.read(text)["currency"] == "EUR"
 
 
 def test_money_is_summed_exactly_and_the_latest_comes_first(api: Api) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from isochrone.adapters.clock import SystemClock
-from isochrone.adapters.packaged import load_blocs
+from isochrone.adapters.packaged import load_blocs, load_power
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.registry import open_registry
@@ -98,6 +98,7 @@ def an_api(
         bus_connected=lambda: True,
         hub=Hub(nats_urls=("nats://x",), control_key="cd" * 32, control_url="http://c"),
         site_credentials=lambda site, key: f"jwt of {site} for {key}", secret_root=b"root",
+        power=load_power(),
     )
     with TestClient(build_app(context)) as client:
         yield Api(client=client, context=context, changes=changes)

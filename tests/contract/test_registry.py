@@ -291,7 +291,7 @@ def test_a_replica_is_asked_to_restart_up_to_a_generation(registry: Registry) ->
     assert estate.restart(ALL, aa, tiny, 0, up_to=80).restart_up_to == (80, 70)
     estate.reconcile(an_intent("2", "aa"), now=NOW)
     (kept,) = estate.snapshot(now=NOW).deployments
-    assert kept.restart_up_to == (80, 70), "an edit of the world restarts nothing and forgets nothing"
+    assert kept.restart_up_to == (80, 70), "an edit of the world file changes nothing"
     for site, index in ((aa, 1), (aa, -1), (SiteName("bb"), 0)):
         with pytest.raises(NotFound):
             estate.restart(ALL, site, tiny, index, up_to=1)

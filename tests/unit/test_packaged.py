@@ -7,10 +7,13 @@ from isochrone.adapters.packaged import (
     default_world,
     load_blocs,
     load_hardware,
+    load_power,
     load_round_trips,
 )
 from isochrone.core.errors import NotFound
+from isochrone.core.estimate.power import estimated_power
 from isochrone.core.estimate.round_trip import links_of_world
+from isochrone.core.world.site import Hardware
 from isochrone.wiring.world_file import parse_world
 
 
@@ -54,6 +57,23 @@ def test_the_default_world_is_three_sites_at_real_distances() -> None:
     assert rtt_ms["sydney", "ashburn"] == 206.5
     assert rtt_ms["frankfurt", "ashburn"] == 97.0
     assert len(rtt_ms) == 6
+
+
+def test_power_is_estimated_from_idle_to_the_most_and_said_of_known_hardware_only() -> None:
+    table = load_power()
+    assert table.keys() == load_hardware().keys()
+    eight = (Hardware(kind="H100-SXM5-80GB", count=8),)
+    idle, half, full = (
+        estimated_power(eight, table, running=running, slots=16) for running in (0, 8, 99)
+    )
+    assert idle is not None
+    assert half is not None
+    assert full is not None
+    assert (idle.watts, half.watts, full.watts) == pytest.approx((840.0, 3220.0, 5600.0))
+    assert {each.most_w for each in (idle, half, full)} == {5600.0}
+    assert estimated_power(eight, table, running=0, slots=0) == idle
+    for unknown in ((), (*eight, Hardware(kind="abacus"))):
+        assert estimated_power(unknown, table, running=1, slots=2) is None
 
 
 def test_every_kind_of_hardware_has_rates() -> None:

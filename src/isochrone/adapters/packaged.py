@@ -14,6 +14,7 @@ from typing import TypeVar
 from isochrone.core.errors import InvalidInput, NotFound
 from isochrone.core.estimate.engine_rates_table import EngineRates
 from isochrone.core.estimate.hardware import HardwareTable
+from isochrone.core.estimate.power import PowerTable
 from isochrone.core.estimate.round_trip import DistanceRtt, Position, Region, RoundTripTable
 from isochrone.core.estimate.service import Rates
 from isochrone.core.residency.blocs import Blocs
@@ -86,6 +87,11 @@ def load_hardware() -> HardwareTable:
             ),
         )
     )
+
+
+def load_power() -> PowerTable:
+    """Most watts of one of each kind of hardware."""
+    return dict(_rows("hardware.csv", lambda row: (row["kind"], float(row["board_w"]))))
 
 
 def load_engine_rates() -> tuple[EngineRates, ...]:

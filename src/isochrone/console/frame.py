@@ -16,6 +16,7 @@ HEAD = """
 <link rel="stylesheet" href="/console/colours.css">
 <link rel="stylesheet" href="/console/console.css">
 <script src="/console/theme.js"></script>
+<script src="/console/focus.js"></script>
 """
 SWAP_THEME = """
 const next = document.documentElement.dataset.theme === "dark" ? "light" : "dark";

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from isochrone.console.api import Api, part
+from isochrone.console.estate import Hardware, Link
 from isochrone.console.page import Me
 from isochrone.console.sign_in import Cookie
 from isochrone.core.errors import IsochroneError, Untrusted
@@ -55,11 +56,6 @@ class Flows(msgspec.Struct, frozen=True):
     flows: tuple[Flow, ...]
 
 
-class Hardware(msgspec.Struct, frozen=True):
-    kind: str
-    count: int
-
-
 class KnownSite(msgspec.Struct, frozen=True):
     name: str
     country: str | None
@@ -72,12 +68,6 @@ class KnownSite(msgspec.Struct, frozen=True):
 class KnownModel(msgspec.Struct, frozen=True):
     name: str
     sites: tuple[str, ...]
-
-
-class Link(msgspec.Struct, frozen=True):
-    peer: str
-    rtt_ms: float
-    source: str
 
 
 class Links(msgspec.Struct, frozen=True):

@@ -27,6 +27,7 @@ class UsageFilter:
     key_id: KeyId | None = None
     model: ModelName | None = None
     site: SiteName | None = None  # the serving site
+    ingress: SiteName | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

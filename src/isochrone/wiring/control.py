@@ -23,7 +23,7 @@ from isochrone.adapters.nats.identity import (
     site_user_jwt,
 )
 from isochrone.adapters.network.web import UvicornServer, listen
-from isochrone.adapters.packaged import bundled_model, load_blocs, load_round_trips
+from isochrone.adapters.packaged import bundled_model, load_blocs, load_power, load_round_trips
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.migrate import migrate
 from isochrone.adapters.postgres.pool import check_role, open_pool
@@ -235,6 +235,7 @@ def _context(
         secret_root=hmac.digest(
             files.signer.private_bytes_raw(), b"isochrone repeatable secrets v1", "sha256"
         ),
+        power=load_power(),
     )
 
 

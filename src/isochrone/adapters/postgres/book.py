@@ -242,13 +242,15 @@ def _where(scope: Scope, chosen: UsageFilter) -> sql.Composable:
         conditions.append("model = %(model)s")
     if chosen.site is not None:
         conditions.append("serving_site = %(site)s")
+    if chosen.ingress is not None:
+        conditions.append("ingress_site = %(ingress)s")
     return sql.SQL(" AND ").join(map(sql.SQL, conditions))
 
 
 def _arguments(scope: Scope, chosen: UsageFilter) -> dict[str, object]:
     return {
         "org": scope.org_id, "since": chosen.since, "until": chosen.until,
-        "key": chosen.key_id, "model": chosen.model, "site": chosen.site,
+        "key": chosen.key_id, "model": chosen.model, "site": chosen.site, "ingress": chosen.ingress,
     }
 
 

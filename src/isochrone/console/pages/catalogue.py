@@ -35,7 +35,8 @@ PAGES = (
     ),
     Page(
         path="/map", title="Map", icon="public", group="Cloud", roles=MEMBERS,
-        needs=("estate.read", "traffic.read", "usage.read"), build=world_map.build,
+        needs=("estate.read", "traffic.read", "usage.read", "policies.read"),
+        build=world_map.build,
     ),
     Page(
         path="/traffic", title="Traffic", icon="stacked_line_chart", group="Cloud", roles=MEMBERS,

@@ -3,171 +3,38 @@
 Each action says what it will lead to, as the API knows the cloud now, before it is done.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 from nicegui import ui
 
-from isochrone.console.api import Api, part
+from isochrone.console import effects
+from isochrone.console.api import part
+from isochrone.console.estate import Deployment, Fleet, Site, drawn_power, load_fleet
 from isochrone.console.frame import title
 from isochrone.console.page import Visit
 from isochrone.console.parts.confirm import Effect, ask
 from isochrone.console.parts.facts import card, facts, figures
 from isochrone.console.parts.form import Field, form
 from isochrone.console.parts.notices import banner, shown
-from isochrone.console.parts.table import Column, table
-from isochrone.console.parts.words import count, duration
+from isochrone.console.parts.table import Act, Column, table
+from isochrone.console.parts.words import count
 from isochrone.core.errors import InvalidInput
 
 ADDRESS = "/fleet?site={}"
 
 
-class Hardware(msgspec.Struct, frozen=True):
-    kind: str
-    count: int
-
-
-class Load(msgspec.Struct, frozen=True):
-    model: str
-    replicas_wanted: int
-    ready: int
-    slots: int
-    running: int
-    waiting: int
-
-
-class Replica(msgspec.Struct, frozen=True):
-    id: str
-    model: str
-    state: str
-    health: str
-    why: str | None
-    pid: int | None
-    running: int
-    waiting: int
-    restarts: int
-    kept_tokens: int | None
-
-
-class Site(msgspec.Struct, frozen=True):
-    """A site of GET /status, as far as it is shown."""
-
-    name: str
-    country: str | None
-    operator: str | None
-    parent: str | None
-    public_url: str | None
-    joined: bool
-    draining: bool
-    ready: bool
-    health: str
-    digest_age_ms: float | None
-    hardware: tuple[Hardware, ...]
-    loads: tuple[Load, ...]
-    replicas: tuple[Replica, ...]
-
-
-class Status(msgspec.Struct, frozen=True):
-    bus: bool
-    sites: tuple[Site, ...]
-
-
-class Deployment(msgspec.Struct, frozen=True):
-    """What should run: `replicas` of the model at the site."""
-
-    site: str
-    model: str
-    replicas: int
-    engine: str
-    context_tokens: int
-
-
-class Drained(msgspec.Struct, frozen=True):
-    name: str
-    draining: bool
+class Done(msgspec.Struct, frozen=True):
+    """Of the answer to an action nothing is shown: the page is built anew."""
 
 
 class Token(msgspec.Struct, frozen=True):
     token: str
 
 
-class Fleet(msgspec.Struct, frozen=True):
-    """All that the page shows."""
-
-    bus: bool
-    sites: tuple[Site, ...]
-    deployments: tuple[Deployment, ...]
-
-    def site(self, name: str) -> Site | None:
-        return next((each for each in self.sites if each.name == name), None)
-
-    def load(self, site: str, model: str) -> Load | None:
-        found = self.site(site)
-        loads = () if found is None else found.loads
-        return next((each for each in loads if each.model == model), None)
-
-
-async def load(api: Api) -> Fleet:
-    """The fleet as it is now. Raises IsochroneError."""
-    status = await api.get("status", Status)
-    wishes = await api.items("deployments", Deployment, most=100_000)
-    return Fleet(bus=status.bus, sites=status.sites, deployments=wishes)
-
-
-def left_for(fleet: Fleet, model: str, *, without: str) -> list[str]:
-    """Other sites that take requests for the model now."""
-    return [
-        site.name for site in fleet.sites
-        if site.name != without and site.joined and not site.draining
-        and any(load.model == model and load.ready > 0 for load in site.loads)
-    ]
-
-
-def of_draining(fleet: Fleet, site: Site) -> list[Effect]:
-    """What draining a site leads to."""
-    busy = sum(load.running for load in site.loads)
-    waiting = sum(load.waiting for load in site.loads)
-    return [
-        Effect(text=f"{site.name} takes no new requests from any gateway. The {busy} that run there"
-               f" and the {waiting} that wait go on to their end; its replicas keep running."),
-        *(
-            _without(fleet, load.model, site.name) for load in site.loads if load.ready
-        ),
-        Effect(text="Clients may still enter there: its gateway sends their requests on. DNS names"
-               " it no more."),
-    ]
-
-
-def of_resizing(fleet: Fleet, wish: Deployment, replicas: int) -> list[Effect]:
-    """What another number of replicas leads to."""
-    change = replicas - wish.replicas
-    if change == 0:
-        return [Effect(text="Nothing changes: so many are wanted now.")]
-    if change > 0:
-        return [Effect(text=f"The agent of {wish.site} starts {change} more of {wish.model} as soon"
-                       " as it hears of it. They take requests once their weights are loaded.")]
-    said = [Effect(text=f"The agent of {wish.site} stops {-change} of {wish.model}, which first end"
-                   " the requests that they work on.")]
-    return said if replicas else [*said, _without(fleet, wish.model, wish.site)]
-
-
-def _without(fleet: Fleet, model: str, site: str) -> Effect:
-    """What remains of a model when a site serves it no more."""
-    others = left_for(fleet, model, without=site)
-    if others:
-        return Effect(text=f"{model} goes on at {_named(others)}, where a policy allows it.")
-    return Effect(
-        text=f"{model} is ready nowhere else: every request for it will be refused.", hurts=True
-    )
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
 async def build(visit: Visit) -> None:
     title("Fleet", "What runs where, against what should")
-    fleet = await shown(load(visit.api))
+    fleet = await shown(load_fleet(visit.api))
     if fleet is None:
         return
     wanted = visit.query.get("site", "")
@@ -194,7 +61,9 @@ def _all(fleet: Fleet) -> None:
         ("Sites ready", f"{sum(site.ready for site in fleet.sites)} of {len(fleet.sites)}",
          f"{away} never heard" if away else ""),
         ("Replicas ready", f"{ready} of {wanted}", "wanted over all deployments"),
-        ("Draining", str(sum(site.draining for site in fleet.sites)), "taking no new requests"),
+        ("Draining, stopped",
+         f"{sum(site.draining for site in fleet.sites)}, "
+         f"{sum(site.stopped for site in fleet.sites)}", "sites that take no requests"),
         ("Restarts", count(sum(each.restarts for site in fleet.sites for each in site.replicas)),
          "of engines since their agents began"),
     ])
@@ -225,12 +94,11 @@ def _all(fleet: Fleet) -> None:
 
 def _site_row(site: Site) -> tuple[object, ...]:
     return (
-        site.name, site.country, site.health,
-        [f"{each.count} × {each.kind}" for each in site.hardware],
+        site.name, site.country, "stopped" if site.stopped else site.health, site.machines,
         f"{sum(load.ready for load in site.loads)} / "
         f"{sum(load.replicas_wanted for load in site.loads)}",
         sum(load.running for load in site.loads), sum(load.waiting for load in site.loads),
-        _heard(site),
+        site.heard,
     )
 
 
@@ -238,30 +106,24 @@ def _wish_row(fleet: Fleet, wish: Deployment) -> tuple[object, ...]:
     found = fleet.load(wish.site, wish.model)
     ready = 0 if found is None else found.ready
     state = "ready" if ready == wish.replicas else "fewer" if ready < wish.replicas else "more"
+    if wish.stopped_replicas is not None:
+        state = "stopped" if ready == 0 else "stopping"
     return wish.site, wish.model, wish.engine, wish.replicas, ready, state
 
 
-def _heard(site: Site) -> str:
-    return "never" if site.digest_age_ms is None else f"{duration(site.digest_age_ms)} ago"
-
-
 def _one(visit: Visit, fleet: Fleet, site: Site) -> None:
-    wishes = [each for each in fleet.deployments if each.site == site.name]
+    wishes = fleet.wishes(site.name)
     with ui.element("div").classes("iso-grid"):
         with card(site.name):
             facts([
                 ("Health", site.health), ("Country", site.country), ("Operator", site.operator),
-                ("Owner", site.parent),
-                ("Hardware", [f"{each.count} × {each.kind}" for each in site.hardware]),
-                ("Endpoint", site.public_url), ("Joined", site.joined), ("Heard", _heard(site)),
+                ("Owner", site.parent), ("Hardware", site.machines),
+                ("Power of its boards", drawn_power(site.power)),
+                ("Endpoint", site.public_url), ("Joined", site.joined), ("Heard", site.heard),
             ])
         if visit.me.may("estate.write"):
             with card("What you can do"):
-                _drain(visit, site)
-                if not site.joined:
-                    _join(visit, site)
-                if wishes:
-                    _resize(visit, wishes)
+                _actions(visit, site, wishes)
     with card():
         table(
             (
@@ -276,34 +138,85 @@ def _one(visit: Visit, fleet: Fleet, site: Site) -> None:
             title="Deployments", empty="Nothing is deployed here: an ingress only.",
         )
     with card():
-        table(
-            (
-                Column(title="Replica", kind="code"), Column(title="State", kind="state"),
-                Column(title="Health", kind="state"), Column(title="Why"),
-                Column(title="Running", kind="number"), Column(title="Waiting", kind="number"),
-                Column(title="KV tokens", kind="number"), Column(title="Restarts", kind="number"),
-                Column(title="Process", kind="number"),
-            ),
-            [
-                (each.id, each.state, each.health, each.why, each.running, each.waiting,
-                 count(each.kept_tokens), each.restarts, each.pid)
-                for each in site.replicas
-            ],
-            title="Replicas", empty="No replica runs here, or nothing was heard from the site.",
-        )
+        _replicas(visit, site)
+
+
+def _actions(visit: Visit, site: Site, wishes: Sequence[Deployment]) -> None:
+    """What an operator may do to a site, each in a part of its own."""
+    with ui.element("div").classes("iso-acts"):
+        _drain(visit, site)
+    if not site.joined:
+        with ui.element("div").classes("iso-acts"):
+            _join(visit, site)
+    if wishes:
+        with ui.element("div").classes("iso-acts"):
+            _run(visit, site)
+        with ui.element("div").classes("iso-acts"):
+            _resize(visit, wishes)
+
+
+def _replicas(visit: Visit, site: Site) -> None:
+    table(
+        (
+            Column(title="Replica", kind="code"), Column(title="State", kind="state"),
+            Column(title="Health", kind="state"), Column(title="Why"),
+            Column(title="Running", kind="number"), Column(title="Waiting", kind="number"),
+            Column(title="KV tokens", kind="number"), Column(title="Restarts", kind="number"),
+            Column(title="Process", kind="number"),
+        ),
+        [
+            (each.id, each.state, each.health, each.why, each.running, each.waiting,
+             count(each.kept_tokens), each.restarts, each.pid)
+            for each in site.replicas
+        ],
+        title="Replicas", empty="No replica runs here, or nothing was heard from the site.",
+        act=Act(label="Restart", icon="restart_alt", done=lambda row: _restart(visit, site, row))
+        if visit.me.may("estate.write") else None,
+    )
+
+
+async def _restart(visit: Visit, site: Site, row: int) -> None:
+    """Ask whether one replica is to restart: that process, and none that was started since."""
+    wanted = site.replicas[row]
+
+    async def post() -> None:
+        body = {"replica": wanted.id, "generation": wanted.generation}
+        await visit.api.post("replicas/restart", Done, body)
+        _again(site.name)
+
+    def effects_of(fleet: Fleet, present: Site) -> list[Effect]:
+        now = next((each for each in present.replicas if each.id == wanted.id), None)
+        if now is None or now.generation != wanted.generation:
+            return [Effect(text="It was started anew meanwhile, so nothing happens.")]
+        return effects.of_restarting(fleet, present, now)
+
+    await _ask(visit, site, f"Restart {wanted.id}?", effects_of, "Restart it", post)
+
+
+async def _ask(
+    visit: Visit, site: Site, question: str,
+    effects_of: Callable[[Fleet, Site], Sequence[Effect]], verb: str,
+    done: Callable[[], Awaitable[None]],
+) -> None:
+    """The question, with what it leads to now, not when the page was opened."""
+    fleet = await shown(load_fleet(visit.api))
+    present = None if fleet is None else fleet.site(site.name)
+    if fleet is not None and present is not None:
+        ask(question, effects_of(fleet, present), verb, done)
+
+
+def _again(site: str) -> None:
+    ui.navigate.to(ADDRESS.replace("{}", part(site)))
 
 
 def _drain(visit: Visit, site: Site) -> None:
     async def put(draining: bool) -> None:
-        path = f"sites/{part(site.name)}/draining"
-        await visit.api.put(path, Drained, {"draining": draining})
-        ui.navigate.to(ADDRESS.replace("{}", part(site.name)))
+        await visit.api.put(f"sites/{part(site.name)}/draining", Done, {"draining": draining})
+        _again(site.name)
 
     async def drain() -> None:
-        fleet = await shown(load(visit.api))  # what it leads to now, not when the page was opened
-        present = None if fleet is None else fleet.site(site.name)
-        if fleet is not None and present is not None:
-            ask(f"Drain {site.name}?", of_draining(fleet, present), "Drain it", lambda: put(True))
+        await _ask(visit, site, f"Drain {site.name}?", effects.of_draining, "Drain it",
+                   lambda: put(True))
 
     def take_again() -> None:
         again = Effect(text="Gateways choose it again within seconds, where it answers soonest.")
@@ -316,6 +229,38 @@ def _drain(visit: Visit, site: Site) -> None:
     else:
         ui.label("Before maintenance, or when it misbehaves.").classes("iso-about")
         ui.button("Drain the site", on_click=drain).props("outline no-caps")
+
+
+def _run(visit: Visit, site: Site) -> None:
+    """Stop what runs there, with or without patience; start it again."""
+    async def put(body: Mapping[str, bool]) -> None:
+        await visit.api.put(f"sites/{part(site.name)}/running", Done, body)
+        _again(site.name)
+
+    async def start() -> None:
+        await _ask(visit, site, f"Start {site.name}?", effects.of_starting, "Start it",
+                   lambda: put({"running": True}))
+
+    async def stop(at_once: bool) -> None:
+        await _ask(
+            visit, site, f"{'Kill' if at_once else 'Stop'} every replica of {site.name}?",
+            lambda fleet, present: effects.of_stopping(fleet, present, at_once=at_once),
+            "Kill them" if at_once else "Stop them",
+            lambda: put({"running": False, "at_once": at_once}),
+        )
+
+    if site.stopped:
+        with banner("warn", f"{site.name} is stopped: its replicas do not run."):
+            pass
+        ui.button("Start the site", on_click=start).props("outline no-caps")
+        return
+    ui.label("Stop its replicas after their work; or kill them as a lost site would, and watch the"
+             " map.").classes("iso-about")
+    with ui.row():
+        ui.button("Stop the site", on_click=lambda: stop(False)).props("outline no-caps")
+        ui.button("Kill the site", on_click=lambda: stop(True)).props("outline no-caps").classes(
+            "iso-hurts"
+        )
 
 
 def _join(visit: Visit, site: Site) -> None:
@@ -340,7 +285,7 @@ def _resize(visit: Visit, wishes: Sequence[Deployment]) -> None:
 
     async def asked(values: Mapping[str, str]) -> None:
         replicas = replicas_in(values["replicas"])
-        fleet = await load(visit.api)
+        fleet = await load_fleet(visit.api)
         wish = next(
             each for each in fleet.deployments
             if (each.site, each.model) == (wishes[0].site, values["model"])
@@ -349,11 +294,11 @@ def _resize(visit: Visit, wishes: Sequence[Deployment]) -> None:
         async def put() -> None:
             body = {"site": wish.site, "model": wish.model, "replicas": replicas}
             await visit.api.put("deployments", Deployment, body)
-            ui.navigate.to(ADDRESS.replace("{}", part(wish.site)))
+            _again(wish.site)
 
         ask(
-            f"Run {replicas} of {wish.model} at {wish.site}?", of_resizing(fleet, wish, replicas),
-            "Set it", put,
+            f"Run {replicas} of {wish.model} at {wish.site}?",
+            effects.of_resizing(fleet, wish, replicas), "Set it", put,
         )
 
     form(

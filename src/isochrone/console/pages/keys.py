@@ -4,8 +4,7 @@ The secret of a new key is shown once. From here it goes to the playground throu
 store for this tab, never through the address.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import msgspec
 from nicegui import ui
@@ -13,6 +12,7 @@ from nicegui import ui
 from isochrone.console.api import part
 from isochrone.console.frame import title
 from isochrone.console.page import Visit
+from isochrone.console.parts.dialog import dialog
 from isochrone.console.parts.facts import card
 from isochrone.console.parts.form import Field, form
 from isochrone.console.parts.notices import banner, empty, shown
@@ -179,9 +179,9 @@ class View:
             await self._write(
                 f"keys/{part(key.id)}/rotate", {"overlap_s": int(values["overlap_s"])}
             )
-            dialog.close()
+            opened.close()
 
-        with self._asking, _dialog(f"A new key in place of {key.name}") as dialog:
+        with self._asking, dialog(f"A new key in place of {key.name}") as opened:
             ui.label(
                 "It has the same policy, project and uses, and a term as long. The present one "
                 "goes on for a while, so that nothing has to stop."
@@ -195,10 +195,10 @@ class View:
     def _ask_end(self, key: Key) -> None:
         async def end(_: Mapping[str, str]) -> None:
             await self._visit.api.delete(f"keys/{part(key.id)}", Revoked)
-            dialog.close()
+            opened.close()
             await self.look()
 
-        with self._asking, _dialog(f"End {key.name}") as dialog:
+        with self._asking, dialog(f"End {key.name}", is_question=True) as opened:
             ui.label(
                 "Gateways refuse it within half a second, for good. What was used with it stays "
                 "in the books."
@@ -239,17 +239,6 @@ def _where(residency: tuple[str, ...]) -> str:
 
 def _newest(keys: list[Key]) -> list[Key]:
     return sorted(keys, key=lambda each: each.created_at, reverse=True)
-
-
-@contextmanager
-def _dialog(heading: str) -> Iterator[ui.dialog]:
-    """A dialog that opens; what is put into it stands below the heading."""
-    dialog = ui.dialog()
-    dialog.props["aria-label"] = heading
-    with dialog, ui.element("div").classes("iso-card iso-dialog"):
-        ui.label(heading).classes("iso-heading").props('role="heading" aria-level="2"')
-        yield dialog
-    dialog.open()
 
 
 def _secret(made: Made) -> None:

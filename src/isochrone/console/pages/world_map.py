@@ -1,115 +1,131 @@
 """Map: every site by capacity, load or health, requests on their way, and what one site does.
 
-Drawn by `static/map.js` from the frames of `console/live.py`; only the panel of a chosen site is
-made here.
+Drawn by `static/map.js` from the frames of `console/live.py`; what a policy allows and the panel of
+a chosen site are made here.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 
 import msgspec
 from nicegui import ui
 from nicegui.events import GenericEventArguments
 
-from isochrone.console.api import part
+from isochrone.console.api import Api, part
+from isochrone.console.estate import Site, drawn_power
 from isochrone.console.frame import title
 from isochrone.console.page import Visit
+from isochrone.console.pages.audit import Entry, told
+from isochrone.console.pages.policies import Policy, Trial
 from isochrone.console.parts.facts import card, facts
 from isochrone.console.parts.notices import banner, shown
 from isochrone.console.parts.table import Column, table
 from isochrone.console.parts.words import count, duration, instant
+from isochrone.core.errors import NotFound
 
 RECENT = 12
-MOST_EVENTS = 2_000
+EXPLAINED = 6     # choices that are asked for with their reason, a call each
+MOST_POLICIES = 500
+DEPLOYMENTS = 200  # changes of deployments among which those of one site are looked for
 START = """
 const root = document.getElementById("map");
+root.policies = %s;
 import("/console/map.js").then(module => module.start(root));
 """
 
 
-class Hardware(msgspec.Struct, frozen=True):
-    kind: str
-    count: int
-
-
-class Replica(msgspec.Struct, frozen=True):
-    id: str
-    model: str
-    state: str
-    health: str
-    why: str | None
-    generation: int
-    running: int
-    waiting: int
-    restarts: int
-    kept_tokens: int | None
-
-
-class Load(msgspec.Struct, frozen=True):
-    model: str
-    replicas_wanted: int
-    ready: int
-    slots: int
-    running: int
-    waiting: int
-    prefill_tok_s: float | None
-    decode_tok_s: float | None
-
-
-class Link(msgspec.Struct, frozen=True):
-    peer: str
-    rtt_ms: float
-    source: str
-
-
-class Seen(msgspec.Struct, frozen=True):
-    by: str
-    state: str
-    why: str
-
-
-class Site(msgspec.Struct, frozen=True):
-    """What GET /sites/{name} says, as far as it is shown."""
-
-    name: str
-    country: str | None
-    operator: str | None
-    public_url: str | None
-    joined: bool
-    health: str
-    digest_age_ms: float | None
-    hardware: tuple[Hardware, ...]
-    seen: tuple[Seen, ...]
-    loads: tuple[Load, ...]
-    replicas: tuple[Replica, ...]
-    links: tuple[Link, ...]
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """A request that the site served."""
+class Row(msgspec.Struct, frozen=True):
+    """A request that the site served, or that entered there."""
 
     id: str
     received_at: int
     model: str
     ingress: str
+    site: str | None
     first_byte_ms: float | None
-    output: int
     outcome: str
+    reason: str | None
 
 
-class Event(msgspec.Struct, frozen=True):
-    """A change of the site in the audit log."""
+class Decision(msgspec.Struct, frozen=True):
+    because: str | None
+    eligible: int
+    refused: tuple[msgspec.Raw, ...]
 
-    at: int
-    actor: str
-    kind: str
-    change: str
+
+class Explained(msgspec.Struct, frozen=True):
+    """Of GET /requests/{id} only this."""
+
+    decision: Decision | None
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """All that the panel of a site shows; `events` is empty for those who may not see them."""
+
+    site: Site
+    served: tuple[Row, ...]
+    entered: tuple[Row, ...]
+    choices: tuple[Decision | None, ...]
+    events: tuple[Entry, ...]
+
+
+async def load(visit: Visit, name: str) -> Opened:
+    """Raises IsochroneError."""
+    api = visit.api
+    site, served, entered, events = await asyncio.gather(
+        api.get(f"sites/{part(name)}", Site),
+        api.items("usage", Row, most=RECENT, site=name, order="newest"),
+        api.items("usage", Row, most=EXPLAINED, ingress=name, order="newest"),
+        _events(visit, name),
+    )
+    choices = await asyncio.gather(*(_choice(api, row) for row in entered))
+    return Opened(
+        site=site, served=served, entered=entered, events=events, choices=tuple(choices)
+    )
+
+
+async def _choice(api: Api, row: Row) -> Decision | None:
+    """How the request was sent where it was; None for one that has left the book since."""
+    try:
+        return (await api.get(f"requests/{part(row.id)}", Explained)).decision
+    except NotFound:
+        return None
+
+
+async def _events(visit: Visit, name: str) -> tuple[Entry, ...]:
+    """Changes of the site and of what is deployed there, the latest first."""
+    if visit.me.org_id is not None or not visit.me.may("audit.read"):
+        return ()
+    own, others = await asyncio.gather(
+        visit.api.items("audit", Entry, most=RECENT, subject=name, order="newest"),
+        visit.api.items("audit", Entry, most=DEPLOYMENTS, kind="deployment", order="newest"),
+    )
+    both = (*own, *(each for each in others if each.subject.startswith(f"{name}/")))
+    return tuple(sorted(both, key=lambda each: -each.serial)[:RECENT])
+
+
+async def allowed_by(api: Api, policy: Policy) -> dict[str, object]:
+    """What the map shows of a policy: sites that may process under it, and that may take in.
+    Raises IsochroneError."""
+    trial = await api.post("policies/trials", Trial, {
+        "residency": policy.residency, "transit": policy.transit, "caches": policy.caches,
+        "logs": policy.logs,
+    })
+    return {
+        "policy": policy.id,
+        "processes": [each.site for each in trial.sites if each.processes],
+        "enters": [each.site for each in trial.sites if each.enters],
+    }
 
 
 async def build(visit: Visit) -> None:
     title("Map", "Where the cloud is, and where requests go")
+    policies = await shown(visit.api.items("policies", Policy, most=MOST_POLICIES)) or ()
+    by_id = {each.id: each for each in policies}
     with ui.element("div").classes("map-page") as page:
         world = ui.element("div").classes("map").props('id="map"')
-        panel = ui.column().classes("map-panel")
+        panel = ui.column().classes("map-panel").props('aria-live="polite"')
+    said = ui.column().classes("iso-said")
 
     def close() -> None:
         panel.clear()
@@ -119,44 +135,76 @@ async def build(visit: Visit) -> None:
         panel.clear()
         page.classes("has-site")
         with panel:
-            await _site(visit, str(event.args["detail"]), close)
+            found = await shown(load(visit, str(event.args["detail"])))
+            if found is not None:
+                _opened(found, close, with_events=visit.me.org_id is None)
+
+    async def policy_chosen(event: GenericEventArguments) -> None:
+        said.clear()
+        policy = by_id.get(str(event.args["detail"]))
+        with said:
+            allowed = None if policy is None else await shown(allowed_by(visit.api, policy))
+        text = msgspec.json.encode(allowed).decode()
+        ui.run_javascript(f"window.isochroneMap?.allow({text});")
 
     world.on("site", chosen, ["detail"])
-    ui.run_javascript(START)
+    world.on("policy", policy_chosen, ["detail"])
+    ui.run_javascript(START % msgspec.json.encode(named(policies)).decode())
 
 
-async def _site(visit: Visit, name: str, close: Callable[[], None]) -> None:
-    site = await shown(visit.api.get(f"sites/{part(name)}", Site))
-    if site is None:
-        return
+def named(policies: Sequence[Policy]) -> list[tuple[str, str]]:
+    """Id and name of each policy to choose; what it is where a name stands for several."""
+    names = [each.name for each in policies]
+    return sorted(
+        (
+            (each.id, each.name if names.count(each.name) == 1
+             else f"{each.name} ({', '.join(each.residency)})")
+            for each in policies
+        ),
+        key=lambda each: each[1],
+    )
+
+
+def _opened(found: Opened, close: Callable[[], None], *, with_events: bool) -> None:
+    site = found.site
     with card(site.name):
         ui.button(icon="close", on_click=close).props(
             'flat round dense aria-label="Close the site"'
         ).classes("map-close")
         facts([
             ("Health", site.health), ("Country", site.country), ("Operator", site.operator),
-            ("Hardware", [f"{each.count} × {each.kind}" for each in site.hardware]),
-            ("Endpoint", site.public_url),
-            ("Heard", "never" if site.digest_age_ms is None else
-             f"{duration(site.digest_age_ms)} ago"),
+            ("Hardware", site.machines), ("Power of its boards", drawn_power(site.power)),
+            ("Queue", queue(site)), ("KV in use", kept(site)), ("Endpoint", site.public_url),
+            ("Heard", site.heard),
         ])
+        if with_events:
+            ui.link("Open it in Fleet", f"/fleet?site={part(site.name)}")
+        if site.stopped:
+            with banner("warn", "An operator stopped its replicas."):
+                pass
         for each in site.seen:
             with banner("warn", f"{each.by} does not trust it: {each.state}, {each.why}"):
                 pass
     _loads(site)
-    with card():
-        table(
-            (Column(title="Peer"), Column(title="Round trip", kind="number"),
-             Column(title="Known by")),
-            [
-                (link.peer, duration(link.rtt_ms), link.source)
-                for link in sorted(site.links, key=lambda link: link.rtt_ms)[:RECENT]
-            ],
-            title="Nearest peers", empty="No round trips are known.",
-        )
-    await _recent(visit, name)
-    if visit.me.may("audit.read") and visit.me.org_id is None:
-        await _events(visit, name)
+    _choices(found)
+    _served(found)
+    if with_events:
+        _told(found)
+    _peers(site)
+
+
+def queue(site: Site) -> str:
+    """What runs and waits over all its models."""
+    running, slots, waiting = (
+        sum(getattr(load, name) for load in site.loads) for name in ("running", "slots", "waiting")
+    )
+    return f"{waiting} wait, {running} of {slots} slots in use"
+
+
+def kept(site: Site) -> str | None:
+    """Tokens of prompts that its engines keep, as far as they say."""
+    known = [each.kept_tokens for each in site.replicas if each.kept_tokens is not None]
+    return f"{count(sum(known))} tokens" if known else None
 
 
 def _loads(site: Site) -> None:
@@ -165,13 +213,13 @@ def _loads(site: Site) -> None:
             (
                 Column(title="Model"), Column(title="Ready", kind="number"),
                 Column(title="Running", kind="number"), Column(title="Waiting", kind="number"),
-                Column(title="In, out tok/s", kind="number"),
+                Column(title="Out tok/s", kind="number"),
             ),
             [
                 (
                     load.model, f"{load.ready} / {load.replicas_wanted}",
                     f"{load.running} / {load.slots}", load.waiting,
-                    f"{count(load.prefill_tok_s)}, {count(load.decode_tok_s)}",
+                    count(load.decode_tok_s),
                 )
                 for load in site.loads
             ],
@@ -196,12 +244,28 @@ def _loads(site: Site) -> None:
             )
 
 
-async def _recent(visit: Visit, name: str) -> None:
-    rows = await shown(
-        visit.api.items("usage", Choice, most=RECENT, site=name, order="newest")
-    )
-    if rows is None:
-        return
+def _choices(found: Opened) -> None:
+    """Where its gateway sent what entered there, and what decided."""
+    with card():
+        table(
+            (
+                Column(title="Request", kind="link", link="/explain?id={}"),
+                Column(title="Sent to"), Column(title="Because", kind="code"),
+                Column(title="Refused sites", kind="number"),
+            ),
+            [
+                (
+                    row.id, row.site or f"nowhere: {row.reason or row.outcome}",
+                    None if choice is None else choice.because,
+                    None if choice is None else len(choice.refused),
+                )
+                for row, choice in zip(found.entered, found.choices, strict=True)
+            ],
+            title="Recent choices of its gateway", empty="Nothing entered here yet.",
+        )
+
+
+def _served(found: Opened) -> None:
     with card():
         table(
             (
@@ -209,21 +273,33 @@ async def _recent(visit: Visit, name: str) -> None:
                 Column(title="From"), Column(title="First byte", kind="number"),
                 Column(title="Outcome", kind="state"),
             ),
-            [(row.id, row.ingress, duration(row.first_byte_ms), row.outcome) for row in rows],
+            [(row.id, row.ingress, duration(row.first_byte_ms), row.outcome)
+             for row in found.served],
             title="Requests it served last", empty="It served nothing yet.",
         )
 
 
-async def _events(visit: Visit, name: str) -> None:
-    rows = await shown(visit.api.items("audit", Event, most=MOST_EVENTS, subject=name))
-    if rows is None:
-        return
+def _told(found: Opened) -> None:
     with card():
         table(
-            (Column(title="When (UTC)"), Column(title="What"), Column(title="By")),
+            (Column(title="When (UTC)"), Column(title="What"), Column(title="How", kind="long"),
+             Column(title="By")),
             [
-                (instant(row.at), f"{row.kind} {row.change}", row.actor)
-                for row in rows[:-RECENT - 1:-1]  # the log is told from its beginning
+                (instant(row.at), f"{row.kind} {row.change}", told(row), row.actor)
+                for row in found.events
             ],
             title="Events", empty="Nothing about it is in the audit log.",
+        )
+
+
+def _peers(site: Site) -> None:
+    with card():
+        table(
+            (Column(title="Peer"), Column(title="Round trip", kind="number"),
+             Column(title="Known by")),
+            [
+                (link.peer, duration(link.rtt_ms), link.source)
+                for link in sorted(site.links, key=lambda link: link.rtt_ms)[:RECENT]
+            ],
+            title="Nearest peers", empty="No round trips are known.",
         )

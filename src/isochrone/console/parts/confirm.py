@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from nicegui import ui
 
+from isochrone.console.parts.dialog import dialog
 from isochrone.console.parts.notices import trouble
 from isochrone.core.errors import IsochroneError
 
@@ -21,12 +22,7 @@ def ask(
     question: str, effects: Sequence[Effect], verb: str, done: Callable[[], Awaitable[None]]
 ) -> None:
     """Open the question; `verb` is the button that does it. What `done` raises is shown there."""
-    grave = any(each.hurts for each in effects)
-    with ui.dialog() as dialog, ui.element("div").classes("iso-card iso-question").props(
-        'role="alertdialog"'
-    ) as box:
-        box.props["aria-label"] = question
-        ui.label(question).classes("iso-heading").props('role="heading" aria-level="2"')
+    with dialog(question, is_question=True) as opened:
         with ui.element("ul").classes("iso-effects"):
             for each in effects:
                 with ui.element("li").classes("hurts" if each.hurts else ""):
@@ -36,9 +32,9 @@ def ask(
                     ui.label(each.text)
         said = ui.column().classes("iso-said")
         with ui.row().classes("iso-answers"):
-            ui.button("Cancel", on_click=dialog.close).props("flat no-caps")
+            ui.button("Cancel", on_click=opened.close).props("flat no-caps")
             doing = ui.button(verb).props("unelevated no-caps")
-            if grave:
+            if any(each.hurts for each in effects):
                 doing.classes("iso-grave")
 
     async def go() -> None:
@@ -50,9 +46,8 @@ def ask(
             with said:
                 trouble(error)
         else:
-            dialog.close()
+            opened.close()
         finally:
             doing.enable()
 
     doing.on_click(go)
-    dialog.open()

@@ -8,12 +8,14 @@ from nicegui import ui
 from isochrone.console.parts.notices import trouble
 from isochrone.core.errors import InvalidInput, IsochroneError
 
+Shown = ui.input | ui.select | ui.textarea
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
     """`name` is that of the Control API, so that its problems (`name: what`) find the field.
     `options`: value and label of a choice, `several` of which may be taken: then the value is a
-    text with commas. A date is YYYY-MM-DD."""
+    text with commas. A date is YYYY-MM-DD. `lines`: so many are written, and Enter begins one."""
 
     name: str
     label: str
@@ -24,6 +26,7 @@ class Field:
     options: Mapping[str, str] | None = None
     several: bool = False
     is_date: bool = False
+    lines: int = 0
 
 
 def form(
@@ -31,7 +34,7 @@ def form(
 ) -> None:
     """Show the fields; the button, or Enter, calls `done` with their values. What `done` raises is
     shown: at the fields, or above the button."""
-    shown: dict[str, ui.input | ui.select] = {}
+    shown: dict[str, Shown] = {}
     with ui.column().classes("iso-form"):
         for field in fields:
             shown[field.name] = _field(field)
@@ -39,10 +42,12 @@ def form(
         sending = ui.button(button).props("unelevated no-caps")
 
     async def send() -> None:
+        if "loading" in sending.props:
+            return
         said.clear()
         for each in shown.values():
             each.error = None
-        sending.disable()
+        sending.props("loading")  # not disabled: that would take the focus away
         try:
             await done({name: _said(each.value) for name, each in shown.items()})
         except InvalidInput as error:
@@ -51,11 +56,12 @@ def form(
             with said:
                 trouble(error)
         finally:
-            sending.enable()
+            sending.props(remove="loading")
 
     sending.on_click(send)
-    for each in shown.values():
-        each.on("keydown.enter", send)
+    for field in fields:
+        if not field.lines:
+            shown[field.name].on("keydown.enter", send)
 
 
 def _said(value: object) -> str:
@@ -63,12 +69,15 @@ def _said(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
-def _field(field: Field) -> ui.input | ui.select:
+def _field(field: Field) -> Shown:
     if field.options is not None:
         value = field.value.split(",") if field.several else field.value or None
-        chosen: ui.input | ui.select = ui.select(
+        chosen: Shown = ui.select(
             dict(field.options), label=field.label, value=value, multiple=field.several
         )
+    elif field.lines:
+        chosen = ui.textarea(field.label, value=field.value)
+        chosen.props(f'rows={field.lines} spellcheck=false').classes("iso-written")
     else:
         chosen = ui.input(field.label, value=field.value, password=field.is_secret)
     chosen.props(f'outlined dense autocomplete="{field.complete}"').classes("iso-field")
@@ -80,7 +89,7 @@ def _field(field: Field) -> ui.input | ui.select:
 
 
 def _place(
-    error: InvalidInput, shown: Mapping[str, ui.input | ui.select], said: ui.column
+    error: InvalidInput, shown: Mapping[str, Shown], said: ui.column
 ) -> None:
     rest = []
     for problem in error.problems:

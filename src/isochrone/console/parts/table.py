@@ -3,11 +3,12 @@
 Values are written by the browser as text, never as markup.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from nicegui import ui
+from nicegui.events import GenericEventArguments
 
 from isochrone.console.parts.notices import empty as empty_state
 from isochrone.console.parts.words import text
@@ -15,8 +16,8 @@ from isochrone.console.parts.words import text
 Kind = Literal["text", "long", "number", "code", "state", "link"]
 # Which words of states are shown how.
 GOOD = ("healthy", "ready", "finished", "yes", "active", "running", "equal")
-BAD = ("down", "failed", "refused", "engine_lost", "timed_out", "engine_error", "revoked",
-       "differs")
+BAD = ("down", "stopped", "failed", "refused", "engine_lost", "timed_out", "engine_error",
+       "revoked", "differs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +30,21 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selectable:
-    """What happens when a row is chosen: it is called with the row's number."""
+class Act:
+    """A button in each row: `done` is called with the row's number. Its name for those who hear it
+    has the first cell as well."""
 
-    chosen: Callable[[int], object]
+    label: str
+    icon: str
+    done: Callable[[int], Awaitable[None]]
 
 
 CELL = """
 <q-td :props="props" :class="'iso-cell-' + props.col.kind">
-  <a v-if="props.col.kind === 'link' && props.value !== '–'"
+  <q-btn v-if="props.col.kind === 'act'" outline no-caps dense class="iso-act"
+     :icon="props.col.icon" :label="props.col.act" :aria-label="props.col.act + ' ' + props.row.c0"
+     @click="$parent.$emit('act', props.row.id)" />
+  <a v-else-if="props.col.kind === 'link' && props.value !== '–'"
      :href="props.col.link.replace('{}', encodeURIComponent(props.value))">{{ props.value }}</a>
   <span v-else-if="props.col.kind === 'state'"
      :class="'iso-state is-' + props.col.tones(props.value)">{{ props.value }}</span>
@@ -51,7 +58,10 @@ CARD = """
   <div v-for="col in props.cols" :key="col.name" class="q-table__grid-item-row">
     <div class="q-table__grid-item-title">{{ col.label }}</div>
     <div class="q-table__grid-item-value" :class="'iso-cell-' + col.kind">
-      <a v-if="col.kind === 'link' && col.value !== '–'"
+      <q-btn v-if="col.kind === 'act'" outline no-caps dense class="iso-act"
+         :icon="col.icon" :label="col.act" :aria-label="col.act + ' ' + props.row.c0"
+         @click="$parent.$emit('act', props.row.id)" />
+      <a v-else-if="col.kind === 'link' && col.value !== '–'"
          :href="col.link.replace('{}', encodeURIComponent(col.value))">{{ col.value }}</a>
       <span v-else-if="col.kind === 'state'"
          :class="'iso-state is-' + col.tones(col.value)">{{ col.value }}</span>
@@ -64,7 +74,7 @@ CARD = """
 
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[object]], *, empty: str, hint: str = "",
-    title: str = "",
+    title: str = "", act: Act | None = None,
 ) -> ui.table | None:
     """Show `rows`, or `empty` where there are none. The table has a search field from 20 rows on,
     and shows 50 a page."""
@@ -74,13 +84,18 @@ def table(
         empty_state(empty, hint)
         return None
     shown = ui.table(
-        columns=[_column(number, column) for number, column in enumerate(columns)],
+        columns=[
+            *(_column(number, column) for number, column in enumerate(columns)),
+            *([] if act is None else [_act_column(act)]),
+        ],
         rows=[
             {"id": number, **{f"c{place}": text(value) for place, value in enumerate(row)}}
             for number, row in enumerate(rows)
         ],
         row_key="id", pagination=50 if len(rows) > 50 else 0,
     ).classes("iso-table").props('flat dense :grid="window.innerWidth < 600"')
+    if act is not None:
+        _acting(shown, act)
     if len(rows) <= 50:
         shown.props("hide-pagination")
     shown.add_slot("body-cell", CELL)
@@ -92,6 +107,26 @@ def table(
             )
             shown.bind_filter_from(field, "value")
     return shown
+
+
+def _acting(shown: ui.table, act: Act) -> None:
+    """What it asks and says stands beside the table: a change within would draw its rows anew, and
+    take focus from the button."""
+    beside = ui.column().classes("iso-said")
+
+    async def chosen(event: GenericEventArguments) -> None:
+        beside.clear()
+        with beside:
+            await act.done(int(event.args))
+
+    shown.on("act", chosen)
+
+
+def _act_column(act: Act) -> dict[str, object]:
+    return {
+        "name": "act", "label": "", "field": "id", "kind": "act", "act": act.label,
+        "icon": act.icon, "align": "right",
+    }
 
 
 def _column(number: int, column: Column) -> dict[str, object]:

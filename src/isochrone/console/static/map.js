@@ -22,6 +22,7 @@ class Map_ {
     this.sites = []; this.state = []; this.flowsSeen = 0; this.frames = 0; this.frameAt = performance.now();
     this.comets = []; this.rings = []; this.recent = new Map(); this.arcs = new Map(); this.links = new Map();
     this.filter = { country: "", model: "", text: "" };
+    this.allowed = null; // of a chosen policy: which sites may process, which may take requests in
     this.colourBy = "load"; this.hover = -1; this.selected = -1; this.view = null; this.drawn = 0;
     this.still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.build();
@@ -48,6 +49,12 @@ class Map_ {
     };
     this.countries = choice("Country", "country");
     this.models = choice("Model", "model");
+    this.policies = make("select", { "aria-label": "Policy" }, make("option", { value: "" }, "All policies"),
+      ...(this.root.policies ?? []).map(([id, name]) => make("option", { value: id }, name)));
+    this.policies.addEventListener("change", () => {
+      if (!this.policies.value) this.allow(null);
+      else this.root.dispatchEvent(new CustomEvent("policy", { detail: this.policies.value }));
+    });
     this.search = make("input", { type: "search", placeholder: "Find a site", "aria-label": "Find a site", "aria-controls": "map-found", autocomplete: "off" });
     this.search.addEventListener("input", () => { this.filter.text = this.search.value.trim().toLowerCase(); this.changed(); });
     this.found = make("ul", { id: "map-found", class: "map-found", hidden: "" });
@@ -65,7 +72,7 @@ class Map_ {
     const zoom = make("div", { class: "map-zoom" },
       button("+", "Zoom in", () => this.zoom(1.6)), button("−", "Zoom out", () => this.zoom(1 / 1.6)), button("⤢", "Whole world", () => this.reset()));
     this.root.append(
-      make("div", { class: "map-bar" }, make("div", { class: "map-search" }, this.search, this.found), this.countries, this.models, by, this.live),
+      make("div", { class: "map-bar" }, make("div", { class: "map-search" }, this.search, this.found), this.countries, this.models, this.policies, by, this.live),
       make("div", { class: "map-stage" }, this.canvas, this.tip, zoom, this.key, this.credit), this.sum);
     this.pointer();
     this.canvas.addEventListener("keydown", (event) => {
@@ -174,13 +181,22 @@ class Map_ {
       if (!this.shown(number)) return;
       shown += 1; ready += state[0] === "healthy"; slots += state[2]; running += state[3]; waiting += state[4];
     });
-    this.sum.textContent = `${shown} of ${this.sites.length} sites shown, ${ready} healthy; ${running} of ${slots} slots in use, ${waiting} requests waiting.`;
+    const rule = this.allowed ? ` Under this policy ${this.allowed.processes.size} may process and ${this.allowed.enters.size} may take requests in.` : "";
+    this.sum.textContent = `${shown} of ${this.sites.length} sites shown, ${ready} healthy; ${running} of ${slots} slots in use, ${waiting} requests waiting.${rule}`;
   }
 
   shown(number) {
     const site = this.sites[number], { country, model, text } = this.filter;
+    if (this.allowed && !this.allowed.processes.has(site.name)) return false;
     return (!country || site.country === country) && (!model || site.models.includes(model)) &&
       (!text || site.name.toLowerCase().includes(text) || (site.operator ?? "").toLowerCase().includes(text));
+  }
+
+  // What the chosen policy allows; null for all. A late answer of another choice is passed over.
+  allow(found) {
+    if (found && found.policy !== this.policies.value) return;
+    this.allowed = found && { processes: new Set(found.processes), enters: new Set(found.enters) };
+    this.changed();
   }
 
   changed() {

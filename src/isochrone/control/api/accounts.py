@@ -31,8 +31,8 @@ class NewPassword(Body):
 
 
 class GivenAccount(Body):
-    """What a member signs in with. `login` defaults to the present name, else to the member's e-mail address; without
-    `password` one is made, and shown once."""
+    """What a member signs in with. `login` defaults to the present name, else to the member's
+    e-mail address; without `password` one is made, and shown once."""
 
     login: Login | None = None
     password: Password | None = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from isochrone.control.fleet_state import FleetState
 from isochrone.control.joining import Hub, SiteCredentials
+from isochrone.core.estimate.power import PowerTable
 from isochrone.core.ids import uuid7
 from isochrone.core.residency.blocs import Blocs
 from isochrone.ports.book import Book
@@ -15,7 +16,7 @@ from isochrone.ports.registry import Registry
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """`entropy(n)` gives n unpredictable bytes; `changed()` wakes the publisher from any thread;
-    `secret_root` is what repeatable secrets are derived from."""
+    `secret_root` is what repeatable secrets are derived from, `power` estimates of power."""
 
     registry: Registry
     book: Book
@@ -28,6 +29,7 @@ class Context:
     hub: Hub
     site_credentials: SiteCredentials
     secret_root: bytes
+    power: PowerTable
 
     def now(self) -> int:
         """Wall nanoseconds UTC."""

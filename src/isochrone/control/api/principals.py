@@ -30,8 +30,8 @@ Email = Annotated[
 
 class NewPrincipal(Body):
     """`org_id` defaults to the caller's own organisation; operators belong to none. A service has
-    no e-mail address. From `expires_at` on the admin key is refused. With `account` they may sign in
-    at once: both are made, or neither."""
+    no e-mail address. From `expires_at` on the admin key is refused. With `account` they may sign
+    in at once: both are made, or neither."""
 
     name: Name
     role: Role

@@ -1,4 +1,4 @@
-"""Replicas: restart one. Its agent ends the process of a generation that is told, and starts anew."""
+"""Replicas: restart one. Its agent ends the process of the generation that is told, once."""
 
 from typing import Annotated
 

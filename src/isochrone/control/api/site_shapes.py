@@ -1,12 +1,14 @@
 """What the API shows of a site: what the book says of it, and what its last digest says."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import BaseModel
 
 from isochrone.control.api.auth import Caller
 from isochrone.control.api.context import Context
 from isochrone.control.fleet_state import Heard
+from isochrone.core.estimate.power import estimated_power
 from isochrone.core.lifecycle.health import ShownState, known_state, shown, worse
 from isochrone.core.world.digest import DeploymentLoad, ReplicaLoad
 from isochrone.core.world.health import SeenReplica
@@ -55,6 +57,15 @@ class LoadShape(BaseModel):
     decode_tok_s: float | None
 
 
+class PowerShape(BaseModel):
+    """`source`: estimated from the site's kinds of hardware and the share of its slots in use,
+    boards alone. `most_w`: with every slot in use."""
+
+    watts: float
+    most_w: float
+    source: Literal["estimated"]
+
+
 class LinkShape(BaseModel):
     """`source` says where the figure is from; `emulated` is added by software, not by distance.
     `via` are the countries that the way passes, null where its operator states none."""
@@ -96,11 +107,13 @@ class SiteShape(BaseModel):
 
 
 class SiteStatus(SiteShape):
-    """`seen`: the gateways of other sites that do not trust it, as they last said."""
+    """`seen`: the gateways of other sites that do not trust it, as they last said. `power` is null
+    when the site is not heard, or its hardware unknown."""
 
     seen: list[SeenShape]
     loads: list[LoadShape]
     replicas: list[ReplicaShape]
+    power: PowerShape | None
 
 
 class SiteDetails(SiteStatus):
@@ -129,6 +142,7 @@ def status_of(
         replicas=[
             _replica(each, trust.get(each.id), details) for each in heard.digest.replicas
         ] if heard else [],
+        power=_power(context, site, heard),
     )
 
 
@@ -185,6 +199,19 @@ def health_of(context: Context, site: Site, heard: Heard | None) -> ShownState:
         if worse(best, state):
             best = state
     return best
+
+
+def _power(context: Context, site: Site, heard: Heard | None) -> PowerShape | None:
+    if heard is None or context.fleet.age_ms(heard) > STALE_MS:
+        return None
+    loads = heard.digest.loads
+    found = estimated_power(
+        site.hardware, context.power, running=sum(load.running for load in loads),
+        slots=sum(load.slots for load in loads),
+    )
+    return None if found is None else PowerShape(
+        watts=round(found.watts, 1), most_w=found.most_w, source="estimated"
+    )
 
 
 def _trusted(replica: ReplicaLoad, seen: SeenReplica | None) -> ShownState:

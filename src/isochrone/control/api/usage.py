@@ -94,16 +94,18 @@ def routes(context: Context) -> APIRouter:
         key_id: Annotated[str | None, Query(max_length=100)] = None,
         model: Annotated[str | None, Query(max_length=400)] = None,
         site: Annotated[str | None, Query(max_length=100)] = None,
+        ingress: Annotated[str | None, Query(max_length=100)] = None,
         order: Literal["oldest", "newest"] = "oldest",
     ) -> UsageListed[RequestRow] | UsageListed[TotalRow]:
-        """Usage received from `since` until before `until`. `order` is that of requests; groups
-        come in the order of their names."""
+        """Usage that `site` served, or that entered at `ingress`, received from `since` until
+        before `until`. `order` is that of requests; groups come in the order of their names."""
         chosen = UsageFilter(
             since=instant_of("since", since),
             until=instant_of("until", until),
             key_id=_key(caller, key_id),
             model=None if model is None else ModelName(model),
             site=None if site is None else SiteName(site),
+            ingress=None if ingress is None else SiteName(ingress),
         )
         most, after = page.page.most, page.after
         files = context.registry.usage_days.detached(since=chosen.since, until=chosen.until)

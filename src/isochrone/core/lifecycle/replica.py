@@ -199,11 +199,14 @@ def plan(
         if status is None or status.state == "stopped":
             commands.append(Start(goal=goal))
         elif status.state == "failed":
-            due = status.retry_at_ns is None or status.retry_at_ns <= now_ns
-            if due or status.goal != goal or _asked_to_restart(goal, status):
+            at_ns = status.retry_at_ns
+            if (
+                at_ns is None or at_ns <= now_ns or status.goal != goal
+                or _asked_to_restart(goal, status)
+            ):
                 commands.append(Start(goal=goal))
             else:
-                wakes.append(status.retry_at_ns)
+                wakes.append(at_ns)
     commands += _restarts(wanted, known)
     commands += _replacements(wanted, known)
     for id_, status in known.items():
