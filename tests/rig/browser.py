@@ -15,6 +15,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chro
 ARTEFACTS = Path(__file__).parents[2] / "artefacts" / "console"
 SIZES = {"laptop": (1440, 900), "phone": (390, 844)}
 PATIENCE_MS = 20_000
+NAME = "each => each?.getAttribute('aria-label') ?? each?.innerText"
 
 Theme = Literal["light", "dark"]
 Size = Literal["laptop", "phone"]
@@ -63,14 +64,42 @@ class Tab:
     def text(self) -> str:
         return self.page.inner_text("body")
 
-    def barriers(self) -> list[str]:
-        """What keeps people out, by the serious rules of axe-core."""
-        found = Axe().run(self.page).response["violations"]
+    def barriers(self, within: str | None = None) -> list[str]:
+        """What keeps people out, by the serious rules of axe-core; of the whole page, or of what a
+        selector names."""
+        context = None if within is None else {"include": [[within]]}
+        found = Axe().run(self.page, context=context).response["violations"]
         return [
             f"{each['id']}: {node['html'][:200]}"
             for each in found if each["impact"] in ("serious", "critical")
             for node in each["nodes"]
         ]
+
+    def dialog_holds_the_keyboard(self) -> None:
+        """Of the open dialog: nothing serious by axe-core, Tab goes round within it both ways, and
+        Escape closes it and leads back to the button that opened it."""
+        page, where = self.page, ".q-dialog[role]"
+        page.wait_for_selector(f"{where} .iso-dialog")
+        page.wait_for_timeout(350)  # it has come in: half transparent, nothing contrasts
+        assert self.barriers(where) == []
+        assert page.get_attribute(where, "aria-label")
+        controls = page.locator(f"{where} button:visible, {where} input:visible").count()
+        for key in ("Tab", "Shift+Tab"):
+            seen = set()
+            for _ in range(controls + 2):
+                page.keyboard.press(key)
+                seen.add(page.evaluate("document.activeElement.outerHTML"))
+                assert page.evaluate(f"!!document.activeElement.closest('{where}')"), key
+            assert len(seen) >= min(controls, 2)
+        page.keyboard.press("Escape")
+        page.wait_for_selector(f"{where} .iso-dialog", state="detached")
+        present = f"({NAME})(document.activeElement.closest('button'))"
+        page.wait_for_function(f"{present} === window.asked")
+
+    def ask(self, selector: str) -> None:
+        """Click the button, and keep its name: a table may draw it anew."""
+        self.page.locator(selector).evaluate(f"each => {{ window.asked = ({NAME})(each); }}")
+        self.page.click(selector)
 
     def picture(self, name: str) -> None:
         """Keep what is seen as artefacts/console/NAME.png."""

@@ -6,7 +6,6 @@ Pictures of every page are kept in artefacts/console/.
 import http.client
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,7 +14,8 @@ from playwright.sync_api import Browser
 
 from isochrone.console.pages.catalogue import PAGES
 from isochrone.console.sign_in import cookie_for
-from isochrone.core.errors import NotFound
+from tests.fixtures.fleet_1100 import places
+from tests.rig import console_flows
 from tests.rig.browser import SIZES, Size, Tab, Theme, browser, program, tab
 from tests.rig.cloud import Cloud, ask
 from tests.rig.waiting import wait_until
@@ -40,13 +40,9 @@ def asked(cloud: Cloud) -> str:
     reply = cloud.chat("sydney", "And then?")
     found = reply.headers["x-isochrone-request"]
 
-    def booked() -> bool:
-        try:
-            return bool(cloud.api.get(f"requests/{found}"))
-        except NotFound:
-            return False
-
-    wait_until(booked, "the request is booked", deadline_s=20)
+    wait_until(
+        lambda: console_flows.is_booked(cloud, found), "the request is booked", deadline_s=20
+    )
     return found
 
 
@@ -149,7 +145,7 @@ def test_every_page_opens_without_a_complaint(
         for page in PAGES:
             path = f"/explain?id={asked}" if page.path == "/explain" else page.path
             opened.open(path)
-            opened.page.wait_for_timeout(700)  # charts and frames come a moment later
+            opened.page.wait_for_timeout(350)  # charts and frames come a moment later
             assert "iso-banner is-bad" not in opened.page.content(), f"{path}: {opened.text()}"
             width = opened.page.evaluate("document.documentElement.scrollWidth")
             assert width <= SIZES[size][0], f"{path} is wider than the screen"
@@ -200,26 +196,30 @@ def test_traffic_follows_what_is_chosen(operator: Tab, asked: str) -> None:
     assert operator.complaints == []
 
 
-def test_a_site_is_drained_and_takes_requests_again(cloud: Cloud, operator: Tab) -> None:
-    page = operator.page
+def test_a_site_is_drained_and_its_arcs_move(cloud: Cloud, operator: Tab) -> None:
+    console_flows.drain_a_site(cloud, operator)
 
-    def served_at() -> str | None:
-        return cloud.chat("sydney").headers.get("x-isochrone-site")
 
-    operator.open("/fleet?site=sydney")
-    page.click("button:has-text('Drain the site')")
-    page.wait_for_selector("text=Drain sydney?")
-    said = page.inner_text(".iso-question")
-    assert "tiny-fable goes on at ashburn, frankfurt" in said
-    operator.picture("fleet-drain")
-    page.click("button:has-text('Drain it')")
-    page.wait_for_selector("text=sydney is being drained")
-    wait_until(lambda: served_at() not in ("sydney", None), "requests go elsewhere")
-    page.click("button:has-text('Take requests again')")
-    page.click("button:has-text('Let it')")
-    page.wait_for_selector("button:has-text('Drain the site')")
-    wait_until(lambda: served_at() == "sydney", "sydney serves again")
-    assert operator.complaints == []
+def test_a_newcomer_kills_a_site_and_watches_traffic_move(cloud: Cloud, operator: Tab) -> None:
+    console_flows.kill_a_site(cloud, operator)
+
+
+def test_one_replica_is_restarted(cloud: Cloud, operator: Tab) -> None:
+    console_flows.restart_a_replica(cloud, operator)
+
+
+def test_a_rule_refuses_a_request_that_explains_itself(cloud: Cloud, operator: Tab) -> None:
+    console_flows.refuse_by_a_rule(cloud, operator)
+
+
+def test_a_sheet_of_prices_is_judged_seen_and_added(cloud: Cloud, operator: Tab) -> None:
+    console_flows.add_a_sheet(cloud, operator)
+
+
+def test_an_organisation_begins_with_a_project_and_a_member_who_signs_in(
+    cloud: Cloud, chromium: Browser, operator: Tab
+) -> None:
+    console_flows.begin_an_organisation(cloud, chromium, operator)
 
 
 def test_a_customer_sees_their_own_and_nothing_else(
@@ -284,6 +284,9 @@ def test_from_a_new_key_to_what_its_answer_cost(cloud: Cloud, chromium: Browser)
         assert page.locator(".iso-table td:text-is('DE')").count() == 1
         opened.picture("usage-spent")
         opened.open("/keys")
+        for button in ("[aria-label='Rotate shop window']", "[aria-label='End shop window']"):
+            opened.ask(button)
+            opened.dialog_holds_the_keyboard()
         page.click("[aria-label='End shop window']")
         page.click("button:has-text('End it for good')")
         page.wait_for_selector("text=There are no keys in use")
@@ -324,6 +327,8 @@ def test_colours_change_and_stay(operator: Tab) -> None:
     assert page.evaluate(theme) == "light"
     page.click("[aria-label='Light or dark']")
     page.wait_for_function(f"{theme} === 'dark' && document.body.classList.contains('body--dark')")
+    page.wait_for_timeout(350)  # colours go over into one another
+    assert operator.barriers() == []
     operator.open("/account")
     assert page.evaluate(theme) == "dark"
     assert operator.complaints == []
@@ -346,22 +351,12 @@ def test_a_session_that_is_over_says_so(operator: Tab, cloud: Cloud) -> None:
 
 
 def sites_1100() -> list[dict[str, object]]:
-    """Places for as many sites as there are in the packaged fleet."""
-    data = Path(__file__).parents[2] / "src" / "isochrone" / "data" / "sites" / "fleet_1100.csv"
-    lines = data.read_text(encoding="utf-8").splitlines()
-    names = lines[0].split(",")
-    lat, lon, country = (names.index(name) for name in ("lat", "lon", "country_iso2"))
-    found: list[dict[str, object]] = []
-    for number, line in enumerate(lines[1:]):
-        cells = line.rsplit(",", 4) if '"' in line else line.split(",")
-        back = len(names)
-        place = {index: cells[index - back] for index in (lat, lon, country)}
-        found.append({
-            "name": f"site-{number:04d}", "country": place[country], "operator": None,
-            "lat": float(place[lat]), "lon": float(place[lon]), "gpus": number % 9,
-            "models": ["m"] if number % 20 == 0 else [],
-        })
-    return found
+    """The packaged fleet as the map is told of it."""
+    return [
+        {"name": each.name, "country": each.country, "operator": None, "lat": each.latitude_deg,
+         "lon": each.longitude_deg, "gpus": number % 9, "models": ["m"] if number % 20 == 0 else []}
+        for number, each in enumerate(places())
+    ]
 
 
 def test_the_map_draws_1100_sites(operator: Tab, record_property: Callable[..., None]) -> None:

@@ -1,10 +1,13 @@
-"""The dashboard and the alert rules of examples/monitoring ask for what gateways really expose."""
+"""The dashboard and the alert rules of examples/monitoring ask for what gateways really expose, in
+queries that Prometheus understands and a form that Grafana does."""
 
 import json
 import re
 from pathlib import Path
 
+import promql_parser
 import pytest
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from isochrone.gateway.metrics import METRICS
 
@@ -29,6 +32,58 @@ def panels() -> dict[str, str]:
         f"{panel['title']} {target['refId']}": target["expr"]
         for panel in board["panels"] for target in panel["targets"]
     }
+
+
+# What Grafana puts in the place of its own variables before it asks.
+FILLED = {"$__rate_interval": "1m", "$instance": ".*", "$model": ".*"}
+
+
+def asked(expression: str) -> str:
+    """The query that reaches Prometheus."""
+    for name, value in FILLED.items():
+        expression = expression.replace(name, value)
+    return expression
+
+
+@pytest.mark.parametrize("expression", [*alerts().values(), *panels().values()])
+def test_every_query_is_promql(expression: str) -> None:
+    query = asked(expression)
+    assert "$" not in query, "a variable that nobody fills in"
+    assert promql_parser.parse(query) is not None
+
+
+def test_what_is_no_promql_is_refused() -> None:
+    for wrong in ("sum by (x (y)", "rate(isochrone_gateway_ready)", "ready[5m] > 1", "nosuch(x)"):
+        with pytest.raises(ValueError, match=r"."):
+            promql_parser.parse(wrong)
+
+
+def test_the_dashboard_is_one_by_grafanas_own_types() -> None:
+    content = json.loads((MONITORING / "gateways.json").read_text(encoding="utf-8"))
+    board = Dashboard.from_json(content)
+    kept = json.loads(json.dumps(board.to_json(), default=lambda each: each.to_json()))
+    assert (board.title, board.uid) == ("Isochrone gateways", "isochrone-gateways")
+    assert unknown(content, kept) == [], "fields that Grafana would pass over"
+    broken = {**content, "panels": [{"type": "timeseries", "titel": "x"}]}
+    assert unknown(broken, json.loads(json.dumps(
+        Dashboard.from_json(broken).to_json(), default=lambda each: each.to_json()
+    ))) == ["panels.0.titel"]
+
+
+def unknown(given: object, kept: object, path: str = "") -> list[str]:
+    """Fields that are given and not kept, by their paths."""
+    if isinstance(given, dict):
+        assert isinstance(kept, dict), path
+        return [
+            each for name, value in given.items()
+            for each in ([f"{path}{name}"] if name not in kept
+                         else unknown(value, kept[name], f"{path}{name}."))
+        ]
+    if isinstance(given, list):
+        assert isinstance(kept, list), path
+        return [each for number, value in enumerate(given)
+                for each in unknown(value, kept[number], f"{path}{number}.")]
+    return []
 
 
 def faults(expression: str) -> list[str]:

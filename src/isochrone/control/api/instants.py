@@ -23,4 +23,7 @@ def instant_of(name: str, text: str | None) -> int | None:
         raise InvalidInput(
             [f"{name}: must be like 2026-11-20T18:00:00Z or wall nanoseconds, not {text!r}"]
         )
-    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+    at = (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+    if not 0 <= at <= _MOST_NS:
+        raise InvalidInput([f"{name}: {text!r} is not between the years 1970 and 2262"])
+    return at

@@ -1,0 +1,208 @@
+"""What people do in the console from one page to the next, on the live local cloud."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from playwright.sync_api import Browser
+
+from isochrone.core.errors import NotFound
+from tests.rig.browser import Tab, tab
+from tests.rig.cloud import Cloud, Reply, ask
+from tests.rig.waiting import wait_until
+
+
+def is_booked(cloud: Cloud, request_id: str) -> bool:
+    """Whether control can explain it."""
+    try:
+        return bool(cloud.api.get(f"requests/{request_id}"))
+    except NotFound:
+        return False
+
+
+def arcs(tab: Tab) -> list[str]:
+    """Ways that requests took lately, as the map draws them: INGRESS>SITE."""
+    found: list[str] = tab.page.evaluate(
+        """[...isochroneMap.recent.values()].map(each =>
+           [each.ingress, each.site].map(n => isochroneMap.sites[n].name).join(">"))"""
+    )
+    return found
+
+
+def drain_a_site(cloud: Cloud, operator: Tab) -> None:
+    """Drained, a site gets nothing; the arcs on the map lead away; it takes requests again."""
+    page = operator.page
+
+    def served_at() -> str | None:
+        return cloud.chat("sydney").headers.get("x-isochrone-site")
+
+    operator.open("/fleet?site=sydney")
+    operator.ask("button:has-text('Drain the site')")
+    operator.dialog_holds_the_keyboard()
+    page.click("button:has-text('Drain the site')")
+    page.wait_for_selector("text=Drain sydney?")
+    said = page.inner_text("[role=alertdialog]")
+    assert "tiny-fable goes on at ashburn, frankfurt" in said
+    operator.picture("fleet-drain")
+    page.click("button:has-text('Drain it')")
+    page.wait_for_selector("text=sydney is being drained")
+    wait_until(lambda: served_at() not in ("sydney", None), "requests go elsewhere")
+    operator.open("/map")
+    page.wait_for_function("window.isochroneMap?.frames > 1")
+    cloud.chat("sydney")
+    page.wait_for_function("isochroneMap.recent.size > 0")
+    assert all(each.startswith("sydney>") for each in arcs(operator))
+    operator.picture("map-drained")
+    operator.open("/fleet?site=sydney")
+    page.click("button:has-text('Take requests again')")
+    page.click("button:has-text('Let it')")
+    page.wait_for_selector("button:has-text('Drain the site')")
+    wait_until(lambda: served_at() == "sydney", "sydney serves again")
+    assert operator.complaints == []
+
+
+def says(tab: Tab, text: str, number: int) -> str:
+    """Say something in the playground; what is told of answer `number` once it is booked."""
+    tab.page.fill("[aria-label=Message]", text)
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_selector(f"[data-booked=yes] >> nth={number}")
+    return tab.page.locator(".chat-facts").nth(number).inner_text()
+
+
+def kill_a_site(cloud: Cloud, operator: Tab) -> None:
+    """Chat from the playground, see where the answer came from and what it cost, kill that site,
+    and watch traffic move; all in the browser."""
+    page = operator.page
+    operator.open("/playground")
+    page.fill("[aria-label=Key]", cloud.up["api_key"])
+    page.select_option(".chat-bar select >> nth=1", "sydney")
+    facts = says(operator, "Tell me a story about a dragon.", 0)
+    for wanted in ("sydney", "Australia", "EUR"):
+        assert wanted in facts
+    operator.open("/fleet?site=sydney")
+    operator.ask("button:has-text('Kill the site')")
+    operator.dialog_holds_the_keyboard()
+    page.click("button:has-text('Kill the site')")
+    page.wait_for_selector("text=as if the site was lost")
+    operator.picture("fleet-kill")
+    page.click("button:has-text('Kill them')")
+    page.wait_for_selector("text=sydney is stopped")
+    operator.open("/playground")
+    page.fill("[aria-label=Key]", cloud.up["api_key"])
+    page.select_option(".chat-bar select >> nth=1", "sydney")
+    assert "sydney" not in says(operator, "And then?", 0), "another site answers at once"
+    operator.open("/map")
+    page.wait_for_function("window.isochroneMap?.frames > 1")
+    cloud.chat("sydney")
+    page.wait_for_function("isochroneMap.recent.size > 0")
+    assert arcs(operator)[0].startswith("sydney>")
+    assert page.evaluate("isochroneMap.state[isochroneMap.byName.get('sydney')][1]") == 0
+    operator.picture("map-killed")
+    operator.open("/fleet?site=sydney")
+    page.click("button:has-text('Start the site')")
+    page.click("button:has-text('Start it')")
+    page.wait_for_selector("button:has-text('Kill the site')")
+    wait_until(
+        lambda: cloud.chat("sydney").headers.get("x-isochrone-site") == "sydney",
+        "sydney serves again", deadline_s=20,
+    )
+    assert operator.complaints == []
+
+
+def restart_a_replica(cloud: Cloud, operator: Tab) -> None:
+    """Another process of it is ready, and the audit log says who asked for it."""
+    def replica() -> Mapping[str, Any]:
+        found: Mapping[str, Any] = next(iter(cloud.api.get("sites/frankfurt")["replicas"]), {})
+        return found
+
+    before = replica()
+    operator.open("/fleet?site=frankfurt")
+    button = "[aria-label='Restart frankfurt/tiny-fable/0']"
+    operator.ask(button)
+    operator.dialog_holds_the_keyboard()
+    operator.page.click(button)
+    operator.page.wait_for_selector("text=begin anew")
+    operator.picture("fleet-restart")
+    operator.page.click("button:has-text('Restart it')")
+    wait_until(
+        lambda: replica().get("state") == "ready" and replica()["pid"] != before["pid"],
+        "another process is ready", deadline_s=20,
+    )
+    assert replica()["generation"] > before["generation"]
+    operator.open("/audit?kind=deployment")
+    assert "restart_up_to" in operator.text()
+    assert operator.complaints == []
+
+
+def refuse_by_a_rule(cloud: Cloud, operator: Tab) -> None:
+    """A rule is tried and saved; a request under it is refused, and explained; the map shows what
+    it allows."""
+    page = operator.page
+    operator.open("/policies")
+    page.fill("[aria-label='Processed in']", "JP")
+    page.wait_for_selector("text=no site that has the model is allowed")
+    page.fill("[aria-label=Name]", "only in Japan")
+    page.click("button:has-text('Save it')")
+    page.wait_for_selector("text=Saved as only in Japan")
+    policy = page.locator(".is-good a").inner_text()
+    secret = cloud.api.post("keys", {"residency": ["JP"], "project_id": "default"})["key"]
+
+    def refused() -> Reply:
+        body = {"model": "tiny-fable", "messages": [{"role": "user", "content": "Hello!"}]}
+        return ask(cloud.endpoint("sydney"), "/chat/completions", secret, body)
+
+    wait_until(lambda: refused().status == 403, "gateways know the key", deadline_s=10)
+    found = refused().headers["x-isochrone-request"]
+    wait_until(lambda: is_booked(cloud, found), "the refusal is booked", deadline_s=20)
+    operator.open(f"/explain?id={found}")
+    for wanted in ("403", "residency", "JP"):
+        assert wanted in operator.text()
+    operator.picture("explain-refused")
+    operator.open("/map")
+    page.wait_for_function("window.isochroneMap?.frames > 0")
+    page.select_option("[aria-label=Policy]", policy)
+    page.wait_for_selector("#map-sum:has-text('Under this policy 0 may process')")
+    assert page.inner_text("#map-sum").startswith("0 of 3 sites shown")
+    page.select_option("[aria-label=Policy]", "")
+    page.wait_for_selector("#map-sum:has-text('3 of 3 sites shown')")
+    assert operator.complaints == []
+
+
+def add_a_sheet(cloud: Cloud, operator: Tab) -> None:
+    """All that is wrong with a sheet is said, then what it changes, then it is added."""
+    page = operator.page
+    operator.open("/prices?add=1")
+    text = page.input_value("textarea")
+    page.fill("textarea", text.replace('"EUR"', '"euro"').replace('""', '"soon"', 1))
+    page.click("button:has-text('See what it changes')")
+    page.wait_for_selector("text=want three capital letters")
+    assert "valid_from: must be like" in operator.text(), "all that is wrong, at once"
+    known = len(list(cloud.api.items("prices")))
+    later = text.replace('""', '"2200-01-01T00:00:00Z"', 1).replace("0.60", "0.75")
+    page.fill("textarea", later)
+    operator.ask("button:has-text('See what it changes')")
+    operator.dialog_holds_the_keyboard()
+    page.click("button:has-text('See what it changes')")
+    page.wait_for_selector("text=/0.60.*0.75/")
+    operator.picture("prices-add")
+    assert len(list(cloud.api.items("prices"))) == known, "nothing is written yet"
+    page.click("button:has-text('Add it')")
+    page.wait_for_selector("text=standard v2, in EUR")
+    assert operator.complaints == []
+
+
+def begin_an_organisation(cloud: Cloud, chromium: Browser, operator: Tab) -> None:
+    """Its first project is there at once, and a member signs in with the password that is shown."""
+    page = operator.page
+    operator.open("/organisations")
+    page.fill("[aria-label=Name]", "Initech")
+    page.click("button:has-text('Make it')")
+    page.wait_for_selector("text=Nobody yet")
+    assert page.locator(".iso-table td:text-is('main')").count() == 1
+    page.fill("[aria-label=Name]", "Peter")
+    page.fill("[aria-label='E-mail address']", "peter@initech.example")
+    page.click("button:has-text('Make them a member')")
+    password = page.inner_text(".iso-secret")
+    assert operator.complaints == []
+    with tab(chromium, cloud.up["console"]) as opened:
+        opened.sign_in("peter@initech.example", password, "/account")
+        assert "Your account" in opened.text()
