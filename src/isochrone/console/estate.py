@@ -1,5 +1,6 @@
 """What control says of sites, replicas and deployments, as far as pages show it."""
 
+import asyncio
 from collections.abc import Sequence
 
 import msgspec
@@ -86,6 +87,11 @@ class Site(msgspec.Struct, frozen=True):
     links: tuple[Link, ...] = ()
 
     @property
+    def standing(self) -> str:
+        """Its health; stopped where an operator stopped its replicas."""
+        return "stopped" if self.stopped else self.health
+
+    @property
     def machines(self) -> list[str]:
         """Its hardware in words."""
         return [f"{each.count} × {each.kind}" for each in self.hardware]
@@ -134,8 +140,9 @@ class Fleet(msgspec.Struct, frozen=True):
 
 async def load_fleet(api: Api) -> Fleet:
     """The fleet as it is now. Raises IsochroneError."""
-    status = await api.get("status", Status)
-    wishes = await api.items("deployments", Deployment, most=MOST)
+    status, wishes = await asyncio.gather(
+        api.get("status", Status), api.items("deployments", Deployment, most=MOST)
+    )
     return Fleet(bus=status.bus, sites=status.sites, deployments=wishes)
 
 

@@ -94,7 +94,7 @@ def _all(fleet: Fleet) -> None:
 
 def _site_row(site: Site) -> tuple[object, ...]:
     return (
-        site.name, site.country, "stopped" if site.stopped else site.health, site.machines,
+        site.name, site.country, site.standing, site.machines,
         f"{sum(load.ready for load in site.loads)} / "
         f"{sum(load.replicas_wanted for load in site.loads)}",
         sum(load.running for load in site.loads), sum(load.waiting for load in site.loads),
@@ -116,7 +116,7 @@ def _one(visit: Visit, fleet: Fleet, site: Site) -> None:
     with ui.element("div").classes("iso-grid"):
         with card(site.name):
             facts([
-                ("Health", site.health), ("Country", site.country), ("Operator", site.operator),
+                ("Health", site.standing), ("Country", site.country), ("Operator", site.operator),
                 ("Owner", site.parent), ("Hardware", site.machines),
                 ("Power of its boards", drawn_power(site.power)),
                 ("Endpoint", site.public_url), ("Joined", site.joined), ("Heard", site.heard),

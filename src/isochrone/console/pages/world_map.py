@@ -172,7 +172,7 @@ def _opened(found: Opened, close: Callable[[], None], *, with_events: bool) -> N
             'flat round dense aria-label="Close the site"'
         ).classes("map-close")
         facts([
-            ("Health", site.health), ("Country", site.country), ("Operator", site.operator),
+            ("Health", site.standing), ("Country", site.country), ("Operator", site.operator),
             ("Hardware", site.machines), ("Power of its boards", drawn_power(site.power)),
             ("Queue", queue(site)), ("KV in use", kept(site)), ("Endpoint", site.public_url),
             ("Heard", site.heard),
