@@ -192,3 +192,22 @@ def test_the_documented_commands_exist(cli: Cli) -> None:
     for words in lines:
         names = [word for word in words[:2] if word.isalpha() and word.islower()]
         assert cli(*names, "--help")[0] == 0, words
+
+
+def test_a_site_is_drained_stopped_and_started(cli: Cli) -> None:
+    def site() -> tuple[bool, bool]:
+        found = ok(cli("sites", "sydney", "--json"))
+        return found["draining"], found["stopped"]
+
+    assert cli("site", "drain", "sydney")[1] == "sydney is being drained\n"
+    assert site() == (True, False)
+    assert cli("site", "drain", "sydney", "--undo")[1] == "sydney takes requests again\n"
+    assert ok(cli("site", "stop", "sydney", "--at-once", "--json"))["stopped"]
+    assert site() == (False, True)
+    assert cli("site", "start", "sydney")[1] == "the replicas of sydney are being started\n"
+    assert site() == (False, False)
+    assert cli("site", "stop", "nowhere")[0] == 1
+    code, _, complaint = cli("replica", "restart", "sydney/tiny/0")
+    assert code == 1
+    assert "nothing was heard from sydney" in complaint
+    assert ok(cli("org", "create", "acme", "--project", "main", "--json"))["name"] == "acme"
