@@ -21,8 +21,10 @@ from isochrone.twin.fast.rows import Row
 from isochrone.twin.report.page import page_of
 from isochrone.twin.report.words import markdown_of
 from isochrone.twin.scenario import OutagePlan
+from isochrone.wire.experiments import ExperimentProgress, ExperimentResults, decoded
 from isochrone.wiring.twin_comparison import POLICIES, Game, games, ground_of, play
 from isochrone.wiring.twin_experiment import (
+    Experiment,
     content_of,
     packaged_experiments,
     read_experiment,
@@ -31,6 +33,7 @@ from isochrone.wiring.twin_experiment import (
     work_of,
 )
 from isochrone.wiring.twin_outages import outages_of
+from isochrone.wiring.twin_plan import need_packaged, plan_of
 from isochrone.wiring.twin_pool import play_all
 from isochrone.wiring.twin_sizing import least_replicas
 
@@ -171,12 +174,20 @@ def test_an_experiment_is_played_and_its_page_needs_nothing_else(
 ) -> None:
     wanted, page = tmp_path / "small.toml", tmp_path / "page.html"
     wanted.write_text(EXPERIMENT, encoding="utf-8")
-    table = tmp_path / "rows.parquet"
+    table, far, found = (tmp_path / name for name in ("rows.parquet", "far.json", "found.json"))
     monkeypatch.setattr(sys, "argv", [
         "isochrone", "twin", "report", str(wanted), "--requests", "150", "--jobs", "1",
-        "--out", str(page), "--parquet", str(table),
+        "--out", str(page), "--parquet", str(table), "--progress-json", str(far),
+        "--json", str(found),
     ])
     assert run() == 0
+    assert decoded(ExperimentProgress, far.read_bytes(), "progress") == ExperimentProgress(
+        done=4, of=4, what="runs"
+    )
+    told = decoded(ExperimentResults, found.read_bytes(), "results")
+    assert told.title == "Small & quick"
+    assert [row[told.columns.index("policy")] for row in told.rows] == ["ours", "nearest"] * 2
+    assert told.findings
     rows = read_parquet(table)
     assert [(each["case"], each["policy"]) for each in rows] == [
         ("nothing", "ours"), ("nothing", "nearest"),
@@ -333,6 +344,33 @@ def test_tenants_keep_to_their_countries_and_classes() -> None:
     summary = play(game).summary
     assert summary is not None
     assert sum(each.requests for each in summary.by_tenant) == summary.requests
+
+
+def test_a_plan_is_what_is_played_then() -> None:
+    read = read_experiment(content_of("losses"), source="losses", change=lambda each: each)
+    plan = plan_of(read, "losses", 500)
+    assert (plan.points, plan.runs, plan.requests) == (4, 20, 10_000)
+    assert plan.runs == len(work_of(read, 500))
+    assert (plan.loads, plan.policies[0]) == ((0.6,), "ours")
+    assert "[experiment]" in plan.content
+    small = plan_of(replace(read, settings=read.settings[:1]), "losses", 500)
+    assert 0 < small.about_s < plan.about_s
+    by_length = read_experiment(content_of("eight-sites"), source="x", change=lambda each: each)
+    assert plan_of(by_length, "eight-sites", None).requests > 1000, "its rate for its length"
+
+
+@pytest.mark.parametrize("key", ["workload.files", "sites", "rtt", "entries"])
+def test_what_somebody_else_wrote_may_name_packaged_files_only(key: str) -> None:
+    def read(file: str) -> Experiment:
+        return read_experiment(
+            content_of("eight-sites"), source="x", change=lambda each: each,
+            vary={key: ([file] if key == "workload.files" else file,)},  # type: ignore[dict-item]
+        )
+
+    need_packaged(read("mooncake-conv.jsonl.gz"))
+    for file in ("/etc/passwd", "../mooncake-conv.jsonl.gz", "nowhere.csv"):
+        with pytest.raises(InvalidInput, match="is no packaged file"):
+            need_packaged(read(file))
 
 
 def test_a_document_and_a_page_have_the_same_findings() -> None:

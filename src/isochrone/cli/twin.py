@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isochrone.cli.chaos import EPILOG, chaos
+from isochrone.cli.twin_asked import Asked, PackagedOption, ProgressOption, read
+from isochrone.cli.twin_plan import EPILOG as PLAN_EPILOG
+from isochrone.cli.twin_plan import plan
 from isochrone.cli.twin_shown import print_results, print_rows, print_summary, progress
 from isochrone.core.errors import InvalidInput
 
@@ -23,6 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command(epilog=EPILOG)(chaos)
+app.command(epilog=PLAN_EPILOG)(plan)
 
 ScenarioArgument = Annotated[
     str, typer.Argument(help="A scenario: a TOML file or a packaged name, as `eight-sites`.")
@@ -76,6 +80,9 @@ ClusterOption = Annotated[
 ParquetOption = Annotated[
     Path | None, typer.Option("--parquet", help="File for a table of all that came out.")
 ]
+ResultsOption = Annotated[
+    Path | None, typer.Option("--json", help="File for findings and table, as the page has them.")
+]
 SeedOption = Annotated[
     int | None,
     typer.Option(min=0, max=2**31 - 1, help="Of all chance. [default: the scenario's]"),
@@ -101,6 +108,7 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--json", help="File for the row, as `compare` writes it.")
     ] = None,
+    progress_json: ProgressOption = None,
 ) -> None:
     """Simulate a scenario under one policy and sum up what clients would have seen."""
     from isochrone.wiring.twin_comparison import games, play
@@ -108,7 +116,7 @@ def run(
 
     chosen, loads = _chosen(scenario, trace, rtt, sites, seed, load, out)
     [game] = games(chosen, [policy], loads, requests)
-    with progress(f"{policy}: requests", requests) as told:
+    with progress(f"{policy}: requests", requests, progress_json) as told:
         played = play(game, told)
     if out is not None:
         write_rows([played.row], out)
@@ -136,6 +144,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option("--json", help="File for the rows, one a policy and load.")
     ] = None,
+    progress_json: ProgressOption = None,
 ) -> None:
     """Simulate a scenario under many policies, with the same requests for all, side by side.
 
@@ -149,7 +158,7 @@ def compare(
     chosen, wanted = _chosen(scenario, trace, rtt, sites, seed, loads, out)
     names = [each.strip() for each in policies.split(",")] if policies else list(POLICIES)
     work = games(chosen, names, wanted, requests, gpus)
-    with progress("runs", len(work)) as told:
+    with progress("runs", len(work), progress_json) as told:
         played = play_all(work, jobs or os.cpu_count() or 1, lambda _: told(1), cluster)
     rows = [each.row for each in played]
     if out is not None:
@@ -175,15 +184,21 @@ def sweep(
     full: Annotated[
         bool, typer.Option("--full", help="As many requests as the experiment has for evidence.")
     ] = False,
-    parquet: ParquetOption = None,
+    parquet: ParquetOption = None, out: ResultsOption = None,
+    progress_json: ProgressOption = None,
 ) -> None:
     """Simulate a scenario again and again with other values, or an experiment, on all cores."""
-    from isochrone.wiring.twin_report import write_table
+    from isochrone.wiring.twin_report import write_results, write_table
 
-    _folders_exist([parquet])
-    results = _played(experiment, vary, policies, requests, seed, gpus, jobs, cluster, full)
+    _folders_exist([parquet, out, progress_json])
+    results = _played(Asked(
+        wanted=experiment, vary=vary, policies=policies, requests=requests, seed=seed, gpus=gpus,
+        full=full,
+    ), jobs, cluster, progress_json)
     if parquet is not None:
         write_table(results, parquet)
+    if out is not None:
+        write_results(results, out)
     print_results(results)
     if parquet is not None:
         print(f"written to {parquet}")
@@ -205,50 +220,37 @@ def report(
     ] = False,
     parquet: ParquetOption = None,
     out: Annotated[Path, typer.Option(help="The page that is written.")] = Path("report.html"),
+    as_json: ResultsOption = None, progress_json: ProgressOption = None,
+    packaged: PackagedOption = False,
 ) -> None:
     """As `sweep`, and write one page with plots and a map that needs nothing else."""
-    from isochrone.wiring.twin_report import write_page, write_table
+    from isochrone.wiring.twin_report import write_page, write_results, write_table
 
-    _folders_exist([parquet, out])
-    results = _played(experiment, vary, policies, requests, seed, gpus, jobs, cluster, full)
+    _folders_exist([parquet, out, as_json, progress_json])
+    results = _played(Asked(
+        wanted=experiment, vary=vary, policies=policies, requests=requests, seed=seed, gpus=gpus,
+        full=full, packaged=packaged,
+    ), jobs, cluster, progress_json)
     if parquet is not None:
         write_table(results, parquet)
+    if as_json is not None:
+        write_results(results, as_json)
     write_page([results], out)
     print_results(results)
     print(f"written to {out}" + (f" and {parquet}" if parquet is not None else ""))
 
 
 def _played(
-    wanted: str, vary: list[str] | None, policies: str | None, requests: int | None,
-    seed: int | None, gpus: float | None, jobs: int | None, cluster: str | None, full: bool,
+    asked: Asked, jobs: int | None, cluster: str | None, progress_json: Path | None
 ) -> "Results":
     """Raises InvalidInput with all problems, before anything is played."""
-    from dataclasses import replace
-
-    from isochrone.wiring.twin_experiment import (
-        content_of,
-        play_experiment,
-        read_experiment,
-        varied_by,
-        work_of,
-    )
+    from isochrone.wiring.twin_experiment import play_experiment, work_of
     from isochrone.wiring.twin_report import commit
 
-    read = read_experiment(
-        content_of(wanted), source=wanted, vary=varied_by(vary or ()),
-        change=lambda each: replace(each, seed=each.seed if seed is None else seed),
-    )
-    if policies is not None:
-        names = tuple(each.strip() for each in policies.split(","))
-        read = replace(read, settings=tuple(
-            replace(each, policies=names) for each in read.settings
-        ))
-    if gpus is not None:
-        read = replace(read, gpus_for=gpus)
-    count = requests or (read.full_requests if full else None) or read.requests
-    with progress("runs", len(work_of(read, count))) as told:
+    found, count = read(asked)
+    with progress("runs", len(work_of(found, count)), progress_json) as told:
         return play_experiment(
-            read, requests=count, jobs=jobs or os.cpu_count() or 1, cluster=cluster,
+            found, requests=count, jobs=jobs or os.cpu_count() or 1, cluster=cluster,
             command="isochrone " + shlex.join(sys.argv[1:]), commit=commit(),
             on_played=lambda _: told(1),
         )

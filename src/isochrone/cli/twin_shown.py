@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from isochrone.cli.show import print_table
@@ -12,11 +14,15 @@ if TYPE_CHECKING:
     from isochrone.twin.fast.summary import Summary
 
 BYTES_PER_MB = 1_000_000.0
+NOTE_S = 0.25
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, and what to call with how many more there are."""
+def progress(
+    what: str, total: int | None, file: Path | None = None
+) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, and what to call with how many more there are. `file`
+    always says the same as JSON (`wire/experiments.py`)."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -26,8 +32,36 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         TimeElapsedColumn(), console=console, disable=not console.is_terminal, transient=True,
     )
     task = bar.add_task(what, total=total)
+    note = _noted_in(file, what, total) if file is not None else None
     with bar:
-        yield lambda more: bar.advance(task, more)
+        def told(more: int) -> None:
+            bar.advance(task, more)
+            if note is not None:
+                note(more)
+
+        yield told
+
+
+def _noted_in(file: Path, what: str, total: int | None) -> Callable[[int], None]:
+    """Writes how far it is: at once, and then a few times a second at most, and at the end."""
+    import msgspec
+
+    from isochrone.wire.experiments import ExperimentProgress
+    from isochrone.wiring.twin_report import write_text
+
+    done, written_s = 0, -NOTE_S
+
+    def note(more: int) -> None:
+        nonlocal done, written_s
+        done += more
+        if done != total and monotonic() - written_s < NOTE_S:
+            return
+        written_s = monotonic()
+        told = ExperimentProgress(done=done, of=total, what=what)
+        write_text(file, msgspec.json.encode(told).decode() + "\n")
+
+    note(0)
+    return note
 
 
 def print_rows(rows: "Sequence[Row]") -> None:

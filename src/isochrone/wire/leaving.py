@@ -296,6 +296,15 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "LedgerSum": _fields(account="account currency amount_pico"),
     "BookTotals": _fields(account="requests input_uncached input_cached output ledger"),
     "BackupManifest": _fields(account="version release schema made_at tables keys archive totals"),
+    # wire/experiments.py: simulated, of no customer
+    "ExperimentPlan": _fields(
+        fleet="name title question policies loads points runs requests about_s content",
+    ),
+    "ExperimentProgress": _fields(fleet="done of what"),
+    "ExperimentFinding": _fields(fleet="text met"),
+    "ExperimentResults": _fields(
+        fleet="title question command commit findings columns rows",
+    ),
     # wire/prices.py
     "SheetText": _fields(account="id currency valid_from prices adjustments recurring fees"),
     "PriceText": _fields(
@@ -366,6 +375,13 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
     ),
     "engine_counts": _fields(
         fleet="replica generation run day_at site model prompt cached output heard_at",
+    ),
+    "experiment_runs": _fields(
+        fleet=(
+            "id title wanted is_own policies loads requests seed is_full state begun_at ended_at "
+            "runs about_s problem"
+        ),
+        account="asked_by asked_at",
     ),
     "entries": _fields(account="org_id key line account project_id amount_pico"),
     "entitlements": _fields(

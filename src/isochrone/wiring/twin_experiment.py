@@ -61,8 +61,8 @@ def packaged_experiments() -> tuple[str, ...]:
     return tuple(sorted(each.stem for each in EXPERIMENTS.glob("*.toml")))
 
 
-def content_of(wanted: str) -> dict[str, object]:
-    """Of a file, or of the packaged experiment or scenario of this name. Raises InvalidInput."""
+def file_of(wanted: str) -> Path:
+    """A file, or that of the packaged experiment or scenario of this name. Raises InvalidInput."""
     path = Path(wanted).expanduser()
     if not path.exists():
         known = [folder / f"{wanted}.toml" for folder in (EXPERIMENTS, SCENARIOS)]
@@ -74,6 +74,12 @@ def content_of(wanted: str) -> dict[str, object]:
                 f"packaged: {', '.join(names)}"
             ])
         path = found[0]
+    return path
+
+
+def content_of(wanted: str) -> dict[str, object]:
+    """What it says. Raises InvalidInput."""
+    path = file_of(wanted)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -21,6 +21,11 @@ def path_of(file: str) -> Path:
     return path
 
 
+def is_packaged(file: str) -> bool:
+    """Whether this is the bare name of a packaged file."""
+    return Path(file).name == file and any((DATA / each / file).is_file() for each in FOLDERS)
+
+
 def bytes_of(path: Path) -> bytes:
     """Raises InvalidInput."""
     try:

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
+
 from isochrone.adapters.packaged import DATA
 from isochrone.adapters.parquet.tables import write_parquet
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.experiments.experiment import Results
+from isochrone.twin.experiments.findings import findings_of
 from isochrone.twin.fast.rows import Row
 from isochrone.twin.report.page import page_of
+from isochrone.twin.report.words import columns_of, rows_of
 from isochrone.twin.report.world_map import Ring
+from isochrone.wire.experiments import ExperimentFinding, ExperimentResults
 
 WORLD = DATA / "maps" / "world-110m.json"
 ATTRIBUTION = (
@@ -33,6 +38,21 @@ def write_page(results: Sequence[Results], path: Path) -> None:
 def write_table(results: Results, path: Path) -> None:
     """Parquet, a row an outcome. Raises InvalidInput."""
     write_parquet(path, [each.record() for each in results.outcomes])
+
+
+def write_results(results: Results, path: Path) -> None:
+    """JSON: findings and the table of the page (`wire/experiments.py`). Raises InvalidInput."""
+    columns = columns_of(results)
+    told = ExperimentResults(
+        title=results.title, question=results.question, command=results.command,
+        commit=results.commit,
+        findings=tuple(
+            ExperimentFinding(text=each.text, met=each.good) for each in findings_of(results)
+        ),
+        columns=tuple(column.title for column in columns),
+        rows=tuple(tuple(cells) for _, cells in rows_of(results, columns)),
+    )
+    write_text(path, msgspec.json.encode(told).decode() + "\n")
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:

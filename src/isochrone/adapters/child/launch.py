@@ -13,15 +13,20 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
-    """Become the program of argv[2:], bound to the life of the process argv[1]."""
-    supervisor = int(sys.argv[1])
+def die_with(supervisor: int) -> None:
+    """From now on the kernel kills this process when `supervisor`, its parent, dies. Exits where
+    that cannot be had, or where it is dead already."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             sys.exit(f"cannot ask for a parent-death signal: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != supervisor:
         sys.exit(f"the supervisor {supervisor} died before its child started")
+
+
+def main() -> None:
+    """Become the program of argv[2:], bound to the life of the process argv[1]."""
+    die_with(int(sys.argv[1]))
     try:
         os.execvp(sys.argv[2], sys.argv[2:])
     except OSError as error:
