@@ -3,6 +3,7 @@
 What should come of it stands in the table of docs/tenancy.md; an endpoint without a row fails.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,9 +20,12 @@ from isochrone.control.api.app import PREFIX, RESOURCES
 from isochrone.control.api.auth import Need
 from isochrone.core.billing.period import month_of, name_of
 from isochrone.core.ids import RequestId, uuid7
+from isochrone.core.lifecycle.experiment_run import ExperimentOrder, ExperimentRun
 from isochrone.core.metering.event import Tokens, UsageEvent
 from isochrone.core.tenancy.authorise import ACTIONS, CALLER_ROLES, MAY, CallerRole, authorise
+from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.ports.reconciling import KeptReport
+from isochrone.twin.fakes.player import FakePlayer
 from tests.contract.test_control_api import ADMIN, JOIN, Api, a_booked, an_api
 from tests.fixtures.postgres import new_database
 
@@ -88,6 +92,7 @@ class Stage:
             self.limit(whose)
             self.use(booked[whose])
         assert api.call("POST", "ledger/charges")[0] == 200
+        self.experiment()
         report = KeptReport(day_at=0, agrees=True, report='{"findings": []}', made_at=1)
         api.context.registry.reconciling.keep_report(report)
 
@@ -122,6 +127,21 @@ class Stage:
         status, made = self.api.call("PUT", "limits", self.wanted_limit(whose))
         assert status == 200
         return made
+
+    def experiment(self) -> str:
+        """A run that is done."""
+        playing, store = self.api.context.experiments, self.api.context.registry.experiments
+        assert playing is not None
+        run = ExperimentRun(
+            id=f"run-{self.number()}", order=ExperimentOrder(wanted="mine", is_own=True),
+            title="mine", state="waiting", asked_by="x", asked_at=1, runs=1, about_s=1.0,
+        )
+        playing.player.keep(run.id, "x = 1")
+        store.add(EVERY_TENANT, run, once=None, most_open=5)
+        store.step(EVERY_TENANT, run.id, "begun", now=2)
+        asyncio.run(playing.player.play(run.id, run.order))
+        store.step(EVERY_TENANT, run.id, "finished", now=3)
+        return run.id
 
     def money(self, whose: str) -> None:
         """A price sheet, a credit, and an event of no meter."""
@@ -173,6 +193,22 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "POST /entitlements": lambda stage, whose: ("entitlements", stage.sale(whose)),
     "DELETE /entitlements/{entitlement_id}": lambda stage, whose: (
         f"entitlements/{stage.entitlement(whose)['id']}", None
+    ),
+    "GET /experiments": lambda stage, _: ("experiments", None),
+    "POST /experiments": lambda stage, _: ("experiments", {"wanted": "eight-sites"}),
+    "GET /experiments/packaged": lambda stage, _: ("experiments/packaged", None),
+    "POST /experiments/plans": lambda stage, _: ("experiments/plans", {"wanted": "eight-sites"}),
+    "GET /experiments/{run_id}": lambda stage, _: (f"experiments/{stage.experiment()}", None),
+    "DELETE /experiments/{run_id}": lambda stage, _: (f"experiments/{stage.experiment()}", None),
+    "POST /experiments/{run_id}/stop": lambda stage, _: ("experiments/none/stop", None),
+    "GET /experiments/{run_id}/results": lambda stage, _: (
+        f"experiments/{stage.experiment()}/results", None
+    ),
+    "GET /experiments/{run_id}/report": lambda stage, _: (
+        f"experiments/{stage.experiment()}/report", None
+    ),
+    "GET /experiments/{run_id}/scenario": lambda stage, _: (
+        f"experiments/{stage.experiment()}/scenario", None
     ),
     "GET /flows": lambda stage, whose: (f"flows?org_id={stage.orgs[whose]}", None),
     "GET /health": lambda stage, _: ("health", None),
@@ -295,6 +331,12 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
 REFUSED_LATER = {
     "POST /voters": 422, "POST /ledger/credits": 422, "POST /ledger/corrections": 422,
     "PUT /me/password": 422, "POST /replicas/restart": 409,
+# Let in, and then refused for what was asked: these sites have not joined, money moves under an
+# idempotency key only, these callers have no password, there is no archive, and no such run.
+REFUSED_LATER = {
+    "POST /voters": 422, "POST /ledger/credits": 422, "POST /ledger/corrections": 422,
+    "PUT /me/password": 422,
+    "POST /experiments/{run_id}/stop": 404,
     "POST /days/{day}/detach": 422, "POST /days/{day}/attach": 404, "GET /days/{day}/check": 404,
 }
 
@@ -303,7 +345,7 @@ REFUSED_LATER = {
 def stage(postgres: PostgresPlan) -> Iterator[Stage]:
     with new_database(postgres) as database:
         pool = open_pool(make_conninfo(database, user=APPLICATION_ROLE))
-        with an_api(pool) as api:
+        with an_api(pool, player=FakePlayer()) as api:
             yield Stage(api)
         pool.close()
 

@@ -17,7 +17,7 @@ from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.registry import open_registry
 from isochrone.control.api.app import build_app
-from isochrone.control.api.context import Context
+from isochrone.control.api.context import Context, Playing
 from isochrone.control.fleet_state import FleetState
 from isochrone.control.joining import Hub, hash_of
 from isochrone.control.world import seed_of
@@ -39,6 +39,7 @@ from isochrone.core.world.model import Deployment, EngineSpec, Model
 from isochrone.core.world.site import Link, Site, SiteLinks
 from isochrone.ports.clock import Clock
 from isochrone.ports.estate import Intent
+from isochrone.ports.experiments import Player
 from isochrone.wire import fleet, subjects
 from tests.unit.build_usage import a_usage_event
 
@@ -69,7 +70,8 @@ class Api:
         if answer.status_code >= 400:
             assert answer.headers["content-type"] == "application/problem+json"
             assert {"type", "title", "status", "detail", "code"} <= answer.json().keys()
-        return answer.status_code, answer.json()
+        is_text = answer.headers.get("content-type", "").startswith("text/")
+        return answer.status_code, answer.text if is_text else answer.json()
 
     def make(self, path: str, body: object, *, key: str = ADMIN) -> Any:
         status, made = self.call("POST", path, body, key=key)
@@ -86,7 +88,8 @@ class Api:
 
 @contextmanager
 def an_api(
-    pool: Pool, clock: Clock | None = None, archive: Path | None = None
+    pool: Pool, clock: Clock | None = None, archive: Path | None = None,
+    player: Player | None = None,
 ) -> Iterator[Api]:
     registry = open_registry(pool, archive)
     registry.tenants.seed(seed_of(hash_of(ADMIN), now=NOW), now=NOW)
@@ -99,6 +102,9 @@ def an_api(
         hub=Hub(nats_urls=("nats://x",), control_key="cd" * 32, control_url="http://c"),
         site_credentials=lambda site, key: f"jwt of {site} for {key}", secret_root=b"root",
         power=load_power(),
+        experiments=None if player is None else Playing(
+            player=player, wake=lambda: changes.append(True)
+        ),
     )
     with TestClient(build_app(context)) as client:
         yield Api(client=client, context=context, changes=changes)

@@ -57,6 +57,7 @@ NOT_TENANTS = {
     "detached_evidence": "of control", "detached_evidence_ids": "ids and numbers alone",
     "deployments": "the operator's estate",
     "engine_counts": "the operator's estate", "reconciliations": "of control",
+    "experiment_runs": "the operator's",
     "leases": "of copies of control", "links": "the operator's estate",
     "models": "the operator's estate", "sign_in_tries": "of control",
     "site_tokens": "the operator's estate",

@@ -1,5 +1,5 @@
 """The loops of one copy of control: booking and charging usage, keeping its days, following
-budgets, publishing, hearing the fleet, retention.
+budgets, publishing, hearing the fleet, having experiments played, retention.
 
 Free of threads, sockets and servers, so the twin runs the same loops on virtual time.
 """
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from isochrone.control.booking import Booking
 from isochrone.control.charging import Charging
+from isochrone.control.experimenting import Experimenting
 from isochrone.control.fleet_state import FleetState, learn_links, listen
 from isochrone.control.limiting import Limiting
 from isochrone.control.offload import Offload
@@ -24,6 +25,7 @@ from isochrone.core.errors import Unavailable
 from isochrone.ports.book import Book
 from isochrone.ports.bus import Bus, Subscription
 from isochrone.ports.clock import Clock
+from isochrone.ports.experiments import Player
 from isochrone.ports.registry import Registry
 
 log = structlog.get_logger()
@@ -48,6 +50,7 @@ class ControlPorts:
     bus: Bus
     clock: Clock
     offload: Offload
+    player: Player | None = None  # None: it plays no experiments
 
 
 class ControlLoops:
@@ -77,6 +80,10 @@ class ControlLoops:
             ports.registry.usage_days, clock=ports.clock, offload=ports.offload,
             retain_days=plan.retain_usage_days,
         )
+        self.experimenting = None if ports.player is None else Experimenting(
+            ports.registry.experiments, ports.registry.leases, ports.player, holder=plan.holder,
+            clock=ports.clock, offload=ports.offload,
+        )
 
     async def run(self) -> None:
         """Work until cancelled; outages of the book and the bus are waited out."""
@@ -100,6 +107,8 @@ class ControlLoops:
                     ),
                     name="retention",
                 )
+                if self.experimenting is not None:
+                    tasks.create_task(self.experimenting.run(), name="experiments")
                 subscriptions = await listen(self.fleet, ports.bus)
         finally:
             for each in subscriptions:

@@ -14,7 +14,8 @@ class ControlSettings:
     sheet of the TOML file `prices` is added to a book that has none of its id. `public_url` is
     where sites and people reach the API. `archive` is the folder that days of usage are detached to
     `retain_usage_days` after they are over; all copies of control share it. Without one all days
-    stay in the book.
+    stay in the book. `experiments` is the folder of experiments that operators have control play,
+    shared as well; without one it plays none. None may take longer than `experiment_most_s`.
     """
 
     port: int
@@ -32,3 +33,5 @@ class ControlSettings:
     owner_database: str | None = None
     archive: Path | None = None
     retain_usage_days: int = field(default=92, metadata={"min": 32, "max": 36_500})
+    experiments: Path | None = None
+    experiment_most_s: float = 7200.0

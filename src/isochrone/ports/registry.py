@@ -6,6 +6,7 @@ from isochrone.ports.accounts import Accounts
 from isochrone.ports.audit import Audit
 from isochrone.ports.entitlements import Entitlements
 from isochrone.ports.estate import Estate
+from isochrone.ports.experiments import Experiments
 from isochrone.ports.leases import Leases
 from isochrone.ports.ledger import Ledger
 from isochrone.ports.limits import Limits
@@ -36,3 +37,4 @@ class Registry:
     traffic: Traffic
     limits: Limits
     usage_days: UsageDays
+    experiments: Experiments

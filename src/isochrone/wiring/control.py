@@ -14,6 +14,7 @@ from typing import TypeVar
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from isochrone.adapters.child.experiments import ChildPlayer
 from isochrone.adapters.clock import SystemClock
 from isochrone.adapters.nats.bus import open_bus
 from isochrone.adapters.nats.identity import (
@@ -29,7 +30,7 @@ from isochrone.adapters.postgres.migrate import migrate
 from isochrone.adapters.postgres.pool import check_role, open_pool
 from isochrone.adapters.postgres.registry import open_registry
 from isochrone.control.api.app import build_app
-from isochrone.control.api.context import Context
+from isochrone.control.api.context import Context, Playing
 from isochrone.control.joining import Hub, hash_of
 from isochrone.control.loops import ControlLoops, ControlPlan, ControlPorts
 from isochrone.control.process import run_process
@@ -106,7 +107,7 @@ async def run_control(settings: ControlSettings) -> None:
                     ),
                     ControlPorts(
                         registry=registry, book=PostgresBook(pool), bus=bus, clock=clock,
-                        offload=_on_thread,
+                        offload=_on_thread, player=_player(settings),
                     ),
                 )
                 app = build_app(_context(settings, files, loops, clock))
@@ -207,6 +208,12 @@ def weights_of(world: World | None) -> dict[ModelName, Weights]:
     return found
 
 
+def _player(settings: ControlSettings) -> ChildPlayer | None:
+    if settings.experiments is None:
+        return None
+    return ChildPlayer(settings.experiments, most_s=settings.experiment_most_s)
+
+
 def _context(
     settings: ControlSettings, files: ControlFiles, loops: ControlLoops, clock: SystemClock
 ) -> Context:
@@ -216,6 +223,16 @@ def _context(
 
     def changed() -> None:
         loop.call_soon_threadsafe(loops.publisher.wake)
+
+    def playing() -> Playing | None:
+        loop_of = loops.experimenting
+        if ports.player is None or loop_of is None:
+            return None
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(loop_of.wake)
+
+        return Playing(player=ports.player, wake=wake)
 
     return Context(
         registry=ports.registry,
@@ -236,6 +253,7 @@ def _context(
             files.signer.private_bytes_raw(), b"isochrone repeatable secrets v1", "sha256"
         ),
         power=load_power(),
+        experiments=playing(),
     )
 
 

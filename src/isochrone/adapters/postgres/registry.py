@@ -6,6 +6,7 @@ from isochrone.adapters.postgres.accounts import PostgresAccounts
 from isochrone.adapters.postgres.audit import PostgresAudit
 from isochrone.adapters.postgres.entitlements import PostgresEntitlements
 from isochrone.adapters.postgres.estate import PostgresEstate
+from isochrone.adapters.postgres.experiments import PostgresExperiments
 from isochrone.adapters.postgres.leases import PostgresLeases
 from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.limits import PostgresLimits
@@ -30,5 +31,5 @@ def open_registry(pool: Pool, archive: Path | None = None) -> Registry:
         entitlements=PostgresEntitlements(pool), prices=PostgresPrices(pool),
         ledger=PostgresLedger(pool), reconciling=PostgresReconciling(pool),
         meters=PostgresMeters(pool), traffic=PostgresTraffic(pool), limits=PostgresLimits(pool),
-        usage_days=PostgresUsageDays(pool, archive),
+        usage_days=PostgresUsageDays(pool, archive), experiments=PostgresExperiments(pool),
     )

@@ -10,6 +10,7 @@ from isochrone.control.api import (
     deployments,
     docs,
     entitlements,
+    experiments,
     keys,
     ledger,
     limits,
@@ -42,7 +43,7 @@ RESOURCES = (
     status, sessions, organisations, projects, accounts, principals, policies, trials, keys,
     entitlements, limits, voters, audit,
     models, sites, deployments, replicas, live, usage, traffic, requests,
-    prices, ledger, meters, days, reconciliation,
+    prices, ledger, meters, days, reconciliation, experiments,
 )
 
 

@@ -10,13 +10,23 @@ from isochrone.core.ids import uuid7
 from isochrone.core.residency.blocs import Blocs
 from isochrone.ports.book import Book
 from isochrone.ports.clock import Clock
+from isochrone.ports.experiments import Player
 from isochrone.ports.registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Playing:
+    """What plays experiments; `wake()` has the loop look at the book, from any thread."""
+
+    player: Player
+    wake: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """`entropy(n)` gives n unpredictable bytes; `changed()` wakes the publisher from any thread;
-    `secret_root` is what repeatable secrets are derived from, `power` estimates of power."""
+    `secret_root` is what repeatable secrets are derived from, `power` estimates of power; without
+    `experiments` none are played here."""
 
     registry: Registry
     book: Book
@@ -30,6 +40,7 @@ class Context:
     site_credentials: SiteCredentials
     secret_root: bytes
     power: PowerTable
+    experiments: Playing | None = None
 
     def now(self) -> int:
         """Wall nanoseconds UTC."""

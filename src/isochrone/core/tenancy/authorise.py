@@ -24,6 +24,7 @@ Action = Literal[
     "prices.read", "prices.write", "ledger.read", "ledger.write", "usage.write", "usage.days",
     "reconcile",
     "estate.read", "estate.details", "estate.write",
+    "experiments.read", "experiments.write",
     "self.read", "self.write",
 ]
 ACTIONS: tuple[Action, ...] = get_args(Action)

@@ -194,7 +194,7 @@ class LocalCloud:
             signing_key=self.state.secret("control.key"),
             admin_key=self.state.secret("admin.key"), world=folder / "world.toml",
             prices=DATA / "prices" / "standard.toml", public_url=self.control_url,
-            archive=self.state.path("archive"),
+            archive=self.state.path("archive"), experiments=self.state.path("experiments"),
         )
         write_private(folder / "control.toml", render(settings).encode())
         child = self.supervisor.start(

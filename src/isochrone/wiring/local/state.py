@@ -5,6 +5,7 @@
     postgres/  nats/  control/  console/  run/  logs/
     sites/NAME/  identity, settings, journal, logs
     archive/  days of usage that left the book
+    experiments/  what operators had played on the twin
 
 `state.json` is written last when a folder is made, so a folder that has it has every secret: one
 that is missing or unreadable later is damage, which is told and never repaired by making new keys
@@ -36,7 +37,8 @@ from isochrone.wiring.local.ports import Ports
 from isochrone.wiring.private_file import write_private
 
 VERSION = 1
-FOLDERS = ("secrets", "nats", "control", "console", "run", "logs", "sites", "archive")
+FOLDERS = ("secrets", "nats", "control", "console", "run", "logs", "sites", "archive",
+           "experiments")
 _KNOWN = {*FOLDERS, "postgres", "lock", "state.json", "up.json", "up.log", "up.log.1"}
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 _ADMIN_KEY = re.compile(r"isoadm_[A-Za-z0-9_-]{43}")
