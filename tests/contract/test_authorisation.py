@@ -327,15 +327,11 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "POST /voters": lambda stage, _: ("voters", {"sites": ["sydney"]}),
 }
 # Let in, and then refused for what was asked: these sites have not joined or said anything, money
-# moves under an idempotency key only, these callers have no password, and there is no archive.
+# moves under an idempotency key only, these callers have no password, there is no archive, and no
+# such run.
 REFUSED_LATER = {
     "POST /voters": 422, "POST /ledger/credits": 422, "POST /ledger/corrections": 422,
     "PUT /me/password": 422, "POST /replicas/restart": 409,
-# Let in, and then refused for what was asked: these sites have not joined, money moves under an
-# idempotency key only, these callers have no password, there is no archive, and no such run.
-REFUSED_LATER = {
-    "POST /voters": 422, "POST /ledger/credits": 422, "POST /ledger/corrections": 422,
-    "PUT /me/password": 422,
     "POST /experiments/{run_id}/stop": 404,
     "POST /days/{day}/detach": 422, "POST /days/{day}/attach": 404, "GET /days/{day}/check": 404,
 }

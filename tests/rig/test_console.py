@@ -5,6 +5,8 @@ Pictures of every page are kept in artefacts/console/.
 
 import http.client
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
@@ -14,6 +16,7 @@ from playwright.sync_api import Browser
 
 from isochrone.console.pages.catalogue import PAGES
 from isochrone.console.sign_in import cookie_for
+from isochrone.core.errors import Unavailable
 from tests.fixtures.fleet_1100 import places
 from tests.rig import console_flows
 from tests.rig.browser import SIZES, Size, Tab, Theme, browser, program, tab
@@ -332,6 +335,79 @@ def test_colours_change_and_stay(operator: Tab) -> None:
     operator.open("/account")
     assert page.evaluate(theme) == "dark"
     assert operator.complaints == []
+
+
+def test_an_experiment_is_played_and_its_report_read(cloud: Cloud, operator: Tab) -> None:
+    page = operator.page
+    operator.open("/experiments")
+    page.click("a:has-text('eight-sites')")
+    page.fill("[aria-label=Loads]", "much")
+    page.click("button:has-text('See what it will do')")
+    page.wait_for_selector("text=much is no number")
+    page.fill("[aria-label=Loads]", "0.5, 0.9")
+    page.fill("[aria-label='Requests at each point']", "60")
+    page.click("[aria-label=Policies]")
+    page.click(".q-menu >> text='bound'")
+    page.keyboard.press("Escape")
+    page.click("button:has-text('See what it will do')")
+    page.wait_for_selector("text=Play eight-sites?")
+    assert "2 simulations with 120 requests in all" in page.inner_text(".iso-question")
+    page.wait_for_timeout(500)  # it comes into view
+    operator.picture("experiment-asked")
+    assert operator.barriers() == []
+    page.click("button:has-text('Play it')")
+    page.wait_for_url("**/experiments?run=*")
+    page.wait_for_selector("iframe", timeout=60_000)
+    said = operator.text()
+    for wanted in ("done", "operator", "--policies bound --vary workload.load=0.5,0.9", "Figures"):
+        assert wanted in said
+    assert page.locator(".iso-table tbody tr").count() == 2
+    report = page.frame_locator("iframe")
+    report.locator("h1:has-text('eight-sites')").wait_for()
+    assert report.locator("svg").count() > 0
+    assert operator.barriers() == []
+    operator.picture("experiment-report")
+    run = page.url.partition("run=")[2]
+    answer = page.request.get(f"{cloud.up['console']}/experiments/{run}/report")
+    policy = answer.headers["content-security-policy"]
+    assert ("default-src 'none'" in policy, "sandbox" in policy) == (True, True)
+    page.click("button:has-text('Remove it')")
+    page.click(".iso-question button:has-text('Remove it')")
+    page.wait_for_url("**/experiments")
+    page.wait_for_selector("text=Nothing was played yet")
+    assert operator.complaints == []
+    entries = cloud.api.items("audit", {"kind": "experiment", "subject": run})
+    states = [(each["after"] or {}).get("state") for each in entries]
+    assert states == ["waiting", "running", "done", None]
+
+
+def test_a_run_is_stopped_from_the_page_and_ended_by_a_kill(cloud: Cloud, operator: Tab) -> None:
+    page = operator.page
+    order = {"wanted": "eight-sites", "requests": 100_000}
+    first = cloud.api.post("experiments", order)["id"]
+    operator.open(f"/experiments?run={first}")
+    page.wait_for_selector("text=of 11 simulations")
+    operator.picture("experiment-playing")
+    page.click("button:has-text('Stop it')")
+    page.click(".iso-question button:has-text('Stop it')")
+    page.wait_for_selector(".iso-state:has-text('stopped')")
+    assert operator.complaints == []
+    second = cloud.api.post("experiments", order)["id"]
+    wait_until(
+        lambda: cloud.api.get(f"experiments/{second}")["done"] is not None, "it plays",
+        deadline_s=30,
+    )
+    control = cloud.pids()["control"]
+    assert control is not None
+    os.kill(control, signal.SIGKILL)
+
+    def told() -> bool:
+        try:
+            return bool(cloud.api.get(f"experiments/{second}")["state"] == "interrupted")
+        except Unavailable:
+            return False
+
+    wait_until(told, "control is back, and says that it lost it", deadline_s=30)
 
 
 def test_a_session_that_is_over_says_so(operator: Tab, cloud: Cloud) -> None:

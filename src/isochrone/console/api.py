@@ -79,6 +79,10 @@ class Api:
             found += page.items
         return tuple(msgspec.json.decode(item, type=kind) for item in found[:most])
 
+    async def text(self, path: str) -> str:
+        """The answer of GET /api/v1/{path} as it is."""
+        return (await self._ask("GET", path)).text
+
     async def post(
         self, path: str, kind: type[T], body: object = None, *, once: str | None = None
     ) -> T:
@@ -99,6 +103,19 @@ class Api:
         query: Mapping[str, str | int | None] | None = None, body: object = None,
         once: str | None = None,
     ) -> T:
+        answer = await self._ask(method, path, query=query, body=body, once=once)
+        try:
+            return msgspec.json.decode(answer.content, type=kind)
+        except msgspec.MsgspecError as error:
+            raise Unavailable(
+                f"control's answer to {method} {path} was not understood: {error}"
+            ) from error
+
+    async def _ask(
+        self, method: str, path: str, *,
+        query: Mapping[str, str | int | None] | None = None, body: object = None,
+        once: str | None = None,
+    ) -> httpx.Response:
         headers = dict(self._headers)
         if once is not None:
             headers["idempotency-key"] = once
@@ -116,12 +133,7 @@ class Api:
             ) from error
         if answer.status_code >= 400:
             _refuse(answer)
-        try:
-            return msgspec.json.decode(answer.content, type=kind)
-        except msgspec.MsgspecError as error:
-            raise Unavailable(
-                f"control's answer to {method} {path} was not understood: {error}"
-            ) from error
+        return answer
 
 
 def _refuse(answer: httpx.Response) -> NoReturn:

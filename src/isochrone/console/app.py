@@ -14,7 +14,7 @@ from nicegui import ui
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from isochrone.console import live, relay, sign_in
+from isochrone.console import live, relay, reports, sign_in
 from isochrone.console.api import Api, open_client
 from isochrone.console.frame import frame, title
 from isochrone.console.guard import Guard
@@ -48,6 +48,7 @@ def build_app(
     app.include_router(sign_in.routes(client, cookie))
     app.include_router(live.routes(client, cookie, world_map))
     app.include_router(relay.routes(client, relay.open_gateways(), cookie))
+    app.include_router(reports.routes(client, cookie))
     app.mount("/console", StaticFiles(directory=STATIC))
     for page in PAGES:
         ui.page(page.path)(_opened(page, client, cookie))

@@ -58,7 +58,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
-                    headers[name] = value
+                    headers.setdefault(name, value)  # what may do less says so itself
             await send(message)
 
         await self._app(scope, receive, guarded)

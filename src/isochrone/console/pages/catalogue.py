@@ -4,6 +4,7 @@ from isochrone.console.page import Page
 from isochrone.console.pages import (
     account,
     audit,
+    experiments,
     explain,
     fleet,
     keys,
@@ -53,6 +54,10 @@ PAGES = (
     Page(
         path="/policies", title="Policies", icon="policy", group="Operate", roles=MEMBERS,
         needs=("policies.read", "estate.read", "organisations.read"), build=policies.build,
+    ),
+    Page(
+        path="/experiments", title="Experiments", icon="science", group="Operate", roles=OPERATORS,
+        needs=("experiments.read", "experiments.write", "members.read"), build=experiments.build,
     ),
     Page(
         path="/organisations", title="Organisations", icon="groups", group="Book", roles=MANAGERS,

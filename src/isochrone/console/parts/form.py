@@ -71,7 +71,8 @@ def _said(value: object) -> str:
 
 def _field(field: Field) -> Shown:
     if field.options is not None:
-        value = field.value.split(",") if field.several else field.value or None
+        several = [each for each in field.value.split(",") if each]
+        value = several if field.several else field.value or None
         chosen: Shown = ui.select(
             dict(field.options), label=field.label, value=value, multiple=field.several
         )
