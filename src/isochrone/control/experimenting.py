@@ -178,7 +178,8 @@ class Experimenting:
         kept = self._store.runs(Page(most=10_000))
         for run in kept[self._most_kept:]:
             if not run.is_open:
-                self._store.remove(EVERY_TENANT, run.id)
+                with contextlib.suppress(NotFound):  # somebody removed it just now
+                    self._store.remove(EVERY_TENANT, run.id)
                 self._player.forget(run.id)
 
     async def _wait(self, seconds: float) -> None:

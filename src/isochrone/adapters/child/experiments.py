@@ -90,6 +90,7 @@ class ChildPlayer:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             code = await _run(options, folder, most_s=self._most_s)
+            return Ending(problem=None if code == 0 else "; ".join(_problems(code, folder)))
         except TimeoutError:
             return Ending(
                 problem=f"it was not done after {self._most_s:g} s, which is the most that a run"
@@ -97,9 +98,6 @@ class ChildPlayer:
             )
         except OSError as error:
             raise _away(error) from error
-        if code == 0:
-            return Ending()
-        return Ending(problem="; ".join(_problems(code, folder)))
 
     def progress(self, run_id: str) -> ExperimentProgress | None:
         data = self._read(run_id, PROGRESS)
@@ -185,14 +183,16 @@ async def _run(options: Sequence[str], folder: Path, *, most_s: float) -> int:
 
 
 def _make_humble(pid: int) -> None:
-    """A child that is gone already needs nothing."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    """A child that is gone already needs nothing; bounds that are lower already stay."""
+    with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, NICE)
-        if sys.platform == "linux":
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-            resource.prlimit(pid, resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text("1000", encoding="ascii")
+    if sys.platform == "linux":
+        bounds = ((resource.RLIMIT_FSIZE, FILE_BYTES), (resource.RLIMIT_DATA, MEMORY_BYTES))
+        for kind, most in bounds:
+            with contextlib.suppress(OSError, ValueError):
+                resource.prlimit(pid, kind, (most, most))
 
 
 def _problems(code: int, folder: Path) -> list[str]:

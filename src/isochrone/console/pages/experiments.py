@@ -217,7 +217,7 @@ class All:
         with card("What there is to play"):
             self._plans = ui.column().classes("iso-said")
             with self._plans:
-                ui.label("Asking the twin…").classes("iso-about").props('role="status"')
+                self._asking = _asking()
         self._before = ui.column().classes("iso-said")
         self._listed: tuple[Run, ...] | None = None
 
@@ -246,9 +246,9 @@ class All:
 
     async def ask_for_plans(self) -> None:
         """It may take seconds the first time."""
-        self._plans.clear()
         with self._plans:
             found = await shown(self._visit.api.items("experiments/packaged", Plan, most=MOST))
+            self._asking.delete()
             if found is not None:
                 _there_is(found)
 
@@ -295,16 +295,20 @@ def _state(state: str) -> None:
     ui.label(state).classes(f"iso-state is-{TONES.get(state, 'plain')}")
 
 
+def _asking() -> ui.label:
+    return ui.label("Asking the twin…").classes("iso-about").props('role="status"')
+
+
 def _try(visit: Visit, wanted: str) -> None:
     """One experiment, and what may be changed before it is played."""
     place = ui.column().classes("iso-said")
     with place:
-        ui.label("Asking the twin…").classes("iso-about").props('role="status"')
+        asking = _asking()
 
     async def fill() -> None:
-        place.clear()
         with place:
             found = await shown(visit.api.items("experiments/packaged", Plan, most=MOST))
+            asking.delete()
             if found is None:
                 return
             plan = next((each for each in found if each.name == wanted), None)
