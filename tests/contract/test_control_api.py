@@ -102,9 +102,7 @@ def an_api(
         hub=Hub(nats_urls=("nats://x",), control_key="cd" * 32, control_url="http://c"),
         site_credentials=lambda site, key: f"jwt of {site} for {key}", secret_root=b"root",
         power=load_power(),
-        experiments=None if player is None else Playing(
-            player=player, wake=lambda: changes.append(True)
-        ),
+        experiments=player and Playing(player=player, wake=lambda: changes.append(True)),
     )
     with TestClient(build_app(context)) as client:
         yield Api(client=client, context=context, changes=changes)
