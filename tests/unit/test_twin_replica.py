@@ -117,6 +117,23 @@ def test_what_is_cached_is_not_read_again() -> None:
     assert took_ms == [prompt, 100, 1, prompt]
 
 
+def test_a_prompt_is_read_more_slowly_the_longer_it_is() -> None:
+    """Each token waits for the tokens before it, cached or not; all of them are counted once."""
+    physics = Physics(
+        step_s=0.01, prefill_tok_s=1000.0, prefill_context_s=1e-6, slots=2, kv_tokens=10_000
+    )
+    replica = SimulatedReplica(physics)
+    blocks = [1, 2]
+    ended = play(replica, [(0.0, Job(0, 1024, 1, blocks)), (9.0, Job(1, 1024, 3, blocks))])
+    before_s = sum(1e-3 + 1e-6 * place for place in range(512))
+    whole_s = sum(1e-3 + 1e-6 * place for place in range(1024))
+    assert ended[0].first_s == pytest.approx(whole_s, abs=1e-3)
+    assert ended[1].first_s - 9.0 == pytest.approx(whole_s - before_s, abs=1e-3)
+    assert ended[1].ended_s - 9.0 == pytest.approx(whole_s - before_s + 0.02, abs=1e-3)
+    assert physics.alone_ms(1024, 1) == pytest.approx(1000.0 * whole_s, abs=1.0)
+    assert replica.read_tokens == pytest.approx(1024 + 512)
+
+
 def test_memory_and_slots_bound_what_is_let_in() -> None:
     physics = Physics(step_s=0.01, prefill_tok_s=1e6, slots=3, kv_tokens=1000)
     replica = SimulatedReplica(physics)

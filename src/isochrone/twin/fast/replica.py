@@ -24,7 +24,7 @@ class Job:
 
     __slots__ = (
         "arrived_s", "blocks", "cached_tokens", "ended_s", "first_s", "ident", "left_tokens",
-        "output_tokens", "prompt_tokens", "started_s",
+        "output_tokens", "prompt_tokens", "read_share", "started_s",
     )
 
     def __init__(
@@ -35,7 +35,8 @@ class Job:
         self.output_tokens = max(output_tokens, 1)
         self.blocks = blocks
         self.cached_tokens = 0
-        self.left_tokens = 0.0  # of the prompt, to be read
+        self.left_tokens = 0.0  # of the prompt, to be read: see `Physics.read_tokens`
+        self.read_share = 1.0   # tokens of the prompt for each of those
         self.arrived_s = self.started_s = self.first_s = self.ended_s = -1.0
 
     @property
@@ -98,7 +99,7 @@ class SimulatedReplica:
     @property
     def unread_tokens(self) -> float:
         """Of the prompts of those."""
-        return sum([max(job.left_tokens, 0.0) for job in self._reading])
+        return sum([max(job.left_tokens, 0.0) * job.read_share for job in self._reading])
 
     @property
     def kv_used(self) -> int:
@@ -184,8 +185,9 @@ class SimulatedReplica:
             self.stream_tokens += got
         if self._reading:
             read = spent_s * self._prefill_rate
-            self._reading[0].left_tokens -= read
-            self.read_tokens += read
+            job = self._reading[0]
+            job.left_tokens -= read
+            self.read_tokens += read * job.read_share
             self.reading_s += spent_s
         if streams or self._reading:
             self.busy_s += spent_s
@@ -204,7 +206,8 @@ class SimulatedReplica:
                 cached = self.cache.use(job.blocks) * BLOCK_TOKENS
                 job.cached_tokens = min(cached, job.prompt_tokens - 1)  # the last one is read anew
                 self.cached_tokens += job.cached_tokens
-            job.left_tokens = float(job.prompt_tokens - job.cached_tokens)
+            job.left_tokens = physics.read_tokens(job.prompt_tokens, job.cached_tokens)
+            job.read_share = (job.prompt_tokens - job.cached_tokens) / job.left_tokens
             self._reading.append(job)
 
     def _end(self, job: Job, now_s: float) -> None:
