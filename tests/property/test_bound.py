@@ -6,6 +6,7 @@ from itertools import permutations, product
 from math import inf
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,6 +162,25 @@ def test_what_a_later_request_from_nearby_brings_is_not_counted_for_one_from_afa
     _, most_ms = best_of_all(fleet, rows)
     assert most_ms < 84.0 + 1_025.0  # less than the way and the whole reading of the first
     assert bounds.clairvoyant.p99_ms <= most_ms + HAIR
+
+
+def test_every_way_is_counted_once_where_the_pool_decides() -> None:
+    """From afar, all at once, to one engine: the bound is what that engine does at best."""
+    near = a_fleet(sites=1, ingresses=1, replicas=1, physics=PHYSICS, homes=False)
+    fleet = replace(near, rtt_ms=np.array([[84.0]]))
+    rows = [
+        Arrival(
+            at_s=0.0, ingress=0, tenant=0, class_=1, model=0, prompt_tokens=tokens,
+            output_tokens=1, expected_tokens=1, session=NO_SESSION, slo_ms=1_000.0, body_bytes=0,
+            blocks=(),
+        )
+        for tokens in (300, 100, 200)
+    ]
+    least = lower_bounds(fleet, Tables(fleet), [chunk_of(rows)]).clairvoyant
+    mean_ms, most_ms = best_of_all(fleet, rows)
+    assert mean_ms == pytest.approx(84.0 + (100 + 300 + 600) / 3)
+    assert least.mean_ms == pytest.approx(mean_ms)
+    assert 500.0 < least.p99_ms <= most_ms + HAIR
 
 
 def test_requests_of_a_warm_up_are_not_bounded_but_leave_their_blocks() -> None:
