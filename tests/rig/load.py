@@ -3,12 +3,17 @@
 import http.client
 import itertools
 import json
+import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isochrone.wiring.control_api import connection
+
+_TEXT = re.compile(rb'"content": ?"[^"]')
+_COUNTED = re.compile(rb'"completion_tokens": ?(\d+)')
+_CODE = re.compile(rb'"code": ?"([^"]+)"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +21,9 @@ class Result:
     """One request: its own id, the gateway's id once a head came, and how it ended.
 
     `status` 0: no answer at all. `sent` is False when the connection was refused. `whole` is True
-    for an answer that came to its end. `reason` is why the gateway refused."""
+    for an answer that came to its end. `reason` is why the gateway refused, `code` that of its
+    error body. `tokens` are those that came: by the usage at the end, or events with text before
+    it. `told_error`: the stream ended with an error event. Instants are monotonic seconds."""
 
     own_id: str
     site: str
@@ -26,6 +33,12 @@ class Result:
     whole: bool
     sent: bool
     reason: str | None
+    began_s: float
+    ended_s: float
+    country: str | None = None
+    code: str | None = None
+    tokens: int = 0
+    told_error: bool = False
 
 
 class Load:
@@ -70,13 +83,12 @@ class Load:
 
     def _ask(self, own_id: str, site: str, endpoint: str) -> Result:
         link, prefix = connection(endpoint, timeout_s=60.0)
-        request_id: str | None = None
-        served_at: str | None = None
-        reason: str | None = None
-        status, whole, sent = 0, False, False
+        headers: Mapping[str, str] = {}
+        status, whole, sent, text, began_s = 0, False, False, b"", time.monotonic()
         body = {
             "model": "tiny-fable", "max_tokens": self._max_tokens, "temperature": 0,
-            "stream": True, "messages": [{"role": "user", "content": f"Hello {own_id}!"}],
+            "stream": True, "stream_options": {"include_usage": True},
+            "messages": [{"role": "user", "content": f"Hello {own_id}!"}],
         }
         try:
             link.connect()
@@ -90,16 +102,25 @@ class Load:
             )
             answer = link.getresponse()
             status = answer.status
-            request_id = answer.getheader("x-isochrone-request")
-            served_at = answer.getheader("x-isochrone-site")
-            reason = answer.getheader("x-isochrone-reason")
-            text = answer.read()
+            headers = {name.lower(): value for name, value in answer.getheaders()}
+            for piece in iter(lambda: answer.read1(), b""):
+                text += piece
             whole = status != 200 or b"data: [DONE]" in text
         except (OSError, http.client.HTTPException):
             whole = False
         finally:
             link.close()
+        code = _CODE.search(text) if status >= 400 else None
         return Result(
-            own_id=own_id, site=site, request_id=request_id, status=status, served_at=served_at,
-            whole=whole, sent=sent, reason=reason,
+            own_id=own_id, site=site, request_id=headers.get("x-isochrone-request"), status=status,
+            served_at=headers.get("x-isochrone-site"), whole=whole, sent=sent,
+            reason=headers.get("x-isochrone-reason"), began_s=began_s, ended_s=time.monotonic(),
+            country=headers.get("x-isochrone-country"),
+            code=None if code is None else code[1].decode(), tokens=_tokens(text),
+            told_error=b'data: {"error"' in text,
         )
+
+
+def _tokens(text: bytes) -> int:
+    counted = _COUNTED.search(text)
+    return len(_TEXT.findall(text)) if counted is None else int(counted[1])
