@@ -53,17 +53,17 @@ BREAKAGES = (
     ),
     Breakage(
         "the serving site gives a request an id of its own", "gateway/forward.py",
-        "            self.class_ = hop.entrant.class_\n",
-        "            self.class_ = hop.entrant.class_\n"
-        "            self.request_id = context.new_request_id(context.clock.wall_ns())\n",
+        "        self.class_ = hop.entrant.class_\n",
+        "        self.class_ = hop.entrant.class_\n"
+        "        self.request_id = context.new_request_id(context.clock.wall_ns())\n",
     ),
     Breakage(
         "what was open when a gateway died is not told", "gateway/journal.py",
         "        for record in found.orphans:\n", "        for record in found.orphans[:0]:\n",
     ),
     Breakage(
-        "records go to the disk after the answer", "gateway/journal.py",
-        "        self._due = due\n", "        self._due = lambda: None\n",
+        "records go to the disk after the answer", "gateway/process.py",
+        "Outbox(journal.flush,", "Outbox(lambda: None,",
     ),
     Breakage(
         "the worse of two reports stands", "core/metering/merge.py",
@@ -77,7 +77,7 @@ BREAKAGES = (
     ),
     Breakage(
         "a request that leaves a queue keeps its slot", "gateway/tries.py",
-        "            turn.leave(tokens, now_ns)\n\n    def _count_wait", "\n    def _count_wait",
+        "            turn.leave(tokens, now_ns)\n", "",
     ),
     Breakage(
         "a request that its client left is not over", "gateway/forward.py",
@@ -95,7 +95,7 @@ BREAKAGES = (
     ),
     Breakage(
         "a replaced report stays in the sums of its hour", "adapters/postgres/book.py",
-        "    if is_usage:\n        move_out(connection)\n", "",
+        "    if is_usage:\n        move_out(connection, bounds)\n", "",
     ),
     Breakage(
         "what was lent is used at home, too", "core/admission/loans.py",
@@ -104,9 +104,9 @@ BREAKAGES = (
     ),
     Breakage(
         "an agent does not look whether its engine lives", "agent/supervise.py",
-        "        reason = await self._first_of(live.engine.exited(), "
-        "self._until_silent(live, live.engine))\n",
-        "        reason = await self._until_silent(live, live.engine)\n",
+        "        return life.Event(kind=\"failed\", detail=reason[:MOST_DETAIL])\n\n"
+        "    async def _until_silent",
+        "        return await asyncio.Event().wait()\n\n    async def _until_silent",
     ),
 )
 
@@ -132,7 +132,7 @@ def seeds_until_found(breakage: Breakage, most: int) -> tuple[int | None, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=100, help="at most, of each breakage")
+    parser.add_argument("--seeds", type=int, default=400, help="at most, of each breakage")
     parser.add_argument("--dry", action="store_true", help="append nothing to results.jsonl")
     options = parser.parse_args()
     found = []
