@@ -48,12 +48,12 @@ Measure = Callable[[str, str, Mapping[str, object]], None]
 class Up:
     """One running `isochrone up`."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, *arguments: str) -> None:
         self.state = state
         began = time.monotonic()
         with state.with_name("up.out").open("ab") as output:
             self._process = subprocess.Popen(
-                [*ISOCHRONE, "up", "--state", str(state)], env=environment(),
+                [*ISOCHRONE, "up", "--state", str(state), *arguments], env=environment(),
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             )
         try:
@@ -66,6 +66,10 @@ class Up:
         except BaseException:
             self._process.kill()  # what it started dies with it
             raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def api(self) -> ControlApi:

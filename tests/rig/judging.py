@@ -53,7 +53,7 @@ def _event(row: Mapping[str, Any]) -> UsageEvent:
     return UsageEvent(
         request_id=RequestId(row["id"]), org_id=OrgId(row["org_id"]),
         project_id=ProjectId(row["project_id"]), key_id=KeyId(row["key_id"]),
-        client_request_id=row["client_request_id"], endpoint="chat", stream=True,
+        client_request_id=row["client_request_id"], endpoint="chat.completions", stream=True,
         class_=row["class"], model=row["model"], revision=None,
         ingress_site=SiteName(row["ingress"]), ingress_country=row["ingress_country"],
         serving_site=row["site"], serving_country=row["country"], replica=None,

@@ -4,7 +4,7 @@ Where a request may be processed is asked of the rule of residency itself, not o
 the simulation and the policy go by.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from isochrone.core.ids import KeyId, OrgId
 from isochrone.core.residency.rule import Admitted, admits
@@ -37,6 +37,13 @@ class Recorder:
             worked=tuple(self._work(ident, site) for ident, site in self._worked),
             stuck=() if lost == 0 else (f"{lost} requests neither ended nor were refused",),
         )
+
+    def ended_flights(self) -> Iterator[tuple[Flight, float]]:
+        """Requests whose answer came to its end, in the order in which they began, and when."""
+        for ident, (flight, _) in self._began.items():
+            how, ended_s = self._ended.get(ident, ("refused", 0.0))
+            if how == "ended":
+                yield flight, ended_s
 
     def _asked(self, ident: int) -> Asked:
         flight, began_s = self._began[ident]
