@@ -41,6 +41,27 @@ class OpenSite:
     kind: str = ""  # of hardware, which the seed is of
 
 
+class Cell:
+    """One site of a board: what is known there (`known`, and `load` of the model, if it was found
+    lately), and what its cost was worked out from. `seeded`: the last servers with a rate of the
+    seed. `size`: output tokens/s of all slots. `wanting`: see `credits.wanting`."""
+
+    __slots__ = (
+        "is_credited", "known", "load", "name", "seeded", "servers", "site", "size", "wanting",
+    )
+
+    def __init__(self, site: OpenSite) -> None:
+        self.site = site
+        self.name = site.name
+        self.known: SiteLoad | None = None
+        self.load: ModelLoad | None = None
+        self.servers: Servers | None = None
+        self.seeded: Servers | None = None
+        self.size = 0.0
+        self.wanting = 0.0
+        self.is_credited = False
+
+
 class Board:
     """Costs of one model at `sites`, in their order; `catch_up` before reading.
 
@@ -51,8 +72,7 @@ class Board:
 
     `credits` are the requests that all gateways together may push to a site in an interval, where
     digests tell, which `credited` of them do; `wanting` is about how many want to leave the site
-    that is nearest to them. `sizes` are the output tokens/s of all slots of a site. `version`
-    counts the changes of refusals and of sizes.
+    that is nearest to them. `version` counts the changes of refusals and of sizes.
     `recovering` are those that get only a part of their usual work yet, see `held_back_ms`.
     """
 
@@ -70,41 +90,78 @@ class Board:
         self.wanting = 0.0
         self.credited = 0
         self.spilled = False  # the own site did not answer within the target lately
-        self.sizes = [0.0] * count
-        self._credited = [False] * count
-        self._wanting = [0.0] * count
-        self.known: list[SiteLoad | None] = [None] * count
+        self.cells = [Cell(site) for site in sites]
         self.refusals: dict[SiteName, Refused] = {}
         self.recovering: dict[int, Health] = {}
         self.version = 0
-        self.changes = {EVERY_SITE}
+        self.changes: set[int] = {EVERY_SITE}
         self.next_change_ns = NEVER_NS
         self.model = model
-        self._sites = sites
-        self._servers: list[Servers | None] = [None] * count
-        self._seeded: list[Servers | None] = [None] * count  # the last with a rate of the seed
+        self._index_at: list[int] = []  # by the number of a site in `loads`, -1 for others
 
     def catch_up(self, now_ns: int) -> None:
         """Weigh what changed. Due when `changes` has something, or at `next_change_ns`."""
-        changes = self.changes
-        if now_ns >= self.next_change_ns or EVERY_SITE in changes:
-            self.changes = self.loads.changes(self.model) if self._sites else set()
+        changes, is_due = self.changes, now_ns >= self.next_change_ns
+        if EVERY_SITE in changes or (is_due and not self._is_all_fresh(now_ns)):
+            self.changes = self.loads.changes(self.model) if self.cells else set()
             self.next_change_ns = NEVER_NS
-            for index in range(len(self._sites)):
+            for index in range(len(self.cells)):
                 self._weigh(index, now_ns)
-            self.wanting = sum(self._wanting)  # without what rounding left
+            self._sum_up()
             return
         # In an order of its own: who recovers first draws first, and sums of floats depend on it.
-        for site in sorted(changes) if len(changes) > 1 else changes:
-            at = self.index_of.get(site)
-            if at is None:
-                continue
-            known = self.known[at]
-            if known is None or known.unreachable or site in self.refusals:
+        places: list[int] = []
+        for number in changes:
+            at = self._place_of(number)
+            if at >= 0:
+                places.append(at)
+        if len(places) > 1:
+            places.sort()
+        for at in places:
+            cell = self.cells[at]
+            known = cell.known
+            if known is None or known.unreachable or (
+                self.refusals and cell.name in self.refusals
+            ):
                 self._weigh(at, now_ns)
             else:  # it was open, and before `next_change_ns` it cannot have grown stale
-                self._price(at, known, now_ns)
+                self._price(at, cell, known, now_ns)
         changes.clear()
+        if is_due:
+            self._sum_up()
+
+    def _place_of(self, number: int) -> int:
+        """The index of a site that `loads` know by this number, -1 for one of no cell."""
+        index_at = self._index_at
+        while len(index_at) <= number:
+            site = self.loads.numbered(len(index_at)).site
+            index_at.append(self.index_of.get(site, -1))
+        return index_at[number]
+
+    def _sum_up(self) -> None:
+        """Without what rounding left."""
+        wanting = 0.0
+        for cell in self.cells:
+            wanting += cell.wanting
+        self.wanting = wanting
+
+    def _is_all_fresh(self, now_ns: int) -> bool:
+        """Whether every site is open, says its own rates and was heard of since `next_change_ns`
+        was set, so that time alone has changed nothing; that is then set anew."""
+        loads = self.loads
+        if self.refusals or self.recovering or loads.health.ailing:
+            return False
+        next_ns = NEVER_NS
+        for cell in self.cells:
+            known = cell.known
+            if known is None or known.unreachable or cell.seeded is not None:
+                return False
+            change_ns = loads.next_change_ns(known, now_ns)
+            if change_ns <= now_ns or change_ns == NEVER_NS:
+                return False
+            next_ns = min(next_ns, change_ns)
+        self.next_change_ns = next_ns
+        return True
 
     def times(self, token_ms: Milliseconds, tokens: int) -> Milliseconds:
         """One of the board's arrays, multiplied: numpy takes an array of its own kind twice as
@@ -116,8 +173,8 @@ class Board:
         """What each site costs one request more because it recovers: so much that another is taken,
         for all but its share of the requests; nothing where all recover. Each ingress does so with
         its own requests, so that the sum over any number of them grows alike."""
-        held = np.zeros(len(self._sites), dtype="<f4")
-        if len(self._sites) - len(self.refusals) <= len(self.recovering):
+        held = np.zeros(len(self.cells), dtype="<f4")
+        if len(self.cells) - len(self.refusals) <= len(self.recovering):
             return held
         rules = self.loads.health.rules
         for index, health in self.recovering.items():
@@ -127,8 +184,9 @@ class Board:
 
     def _weigh(self, index: int, now_ns: int) -> None:
         """Whether the site can take a request now, and for how long that is certain."""
-        loads, site = self.loads, self._sites[index].name
-        known = self.known[index] = loads.of(site)
+        loads, cell = self.loads, self.cells[index]
+        site = cell.name
+        known = cell.known = loads.of(site)
         if known is None or known.epoch is None:
             detail = f"nothing heard from {site} yet"
             self._refuse(index, Refused(site=site, rule="digest_stale", detail=detail))
@@ -140,13 +198,15 @@ class Board:
             stale_ms = loads.stale_ms(known, now_ns)
             self._refuse(index, _stale(site, stale_ms, loads.stale_after_ms))
         else:
-            self._price(index, known, now_ns)
+            self._price(index, cell, known, now_ns)
             return
         self.next_change_ns = min(self.next_change_ns, now_ns + AGES_HOLD_NS)
 
-    def _price(self, index: int, known: SiteLoad, now_ns: int) -> None:
+    def _price(self, index: int, cell: Cell, known: SiteLoad, now_ns: int) -> None:
         """The cost at a site that may be tried."""
-        load, site = known.models.get(self.model), self._sites[index]
+        load, site = cell.load, cell.site
+        if load is None or not load.is_listed:
+            load = cell.load = known.models.get(self.model)
         if (self.loads.health.ailing or self.recovering) and not self._is_trusted(index, now_ns):
             return
         if load is None or load.ready is None or load.ready < 1:
@@ -155,27 +215,27 @@ class Board:
         servers = load.servers
         if servers is None:
             seed = self.loads.learned.rates(self.model, site.kind, site.seed)
-            servers = self._seeded[index] = _seeded(load, load.ready, seed, self._seeded[index])
-        if servers is not self._servers[index]:
-            self._servers[index] = servers
+            servers = cell.seeded = _seeded(load, load.ready, seed, cell.seeded)
+        if servers is not cell.servers:
+            cell.servers = servers
             self.prompt_ms[index] = prefill_ms(1, servers.rates)
             self.output_ms[index] = decode_ms(1, servers.rates)
             size = servers.slots * servers.rates.decode_tok_s
-            if abs(size - self.sizes[index]) > RESIZED * self.sizes[index]:
-                self.sizes[index] = size
+            if abs(size - cell.size) > RESIZED * cell.size:
+                cell.size = size
                 self.version += 1
         wait_ms = queue_ms(servers, load.ahead)
         self.queues_ms[index] = wait_ms
         self.fixed_ms[index] = site.rtt_ms + wait_ms
-        if load.spare is not None or self._credited[index]:
-            self._give(index, load)
-        if site.name in self.refusals:
+        if load.spare is not None or cell.is_credited:
+            self._give(index, cell, load)
+        if self.refusals and site.name in self.refusals:
             del self.refusals[site.name]
             self.version += 1
 
     def _is_trusted(self, index: int, now_ns: int) -> bool:
         """Whether a request may be sent to a site, by what came of those before it."""
-        site = self._sites[index].name
+        site = self.cells[index].name
         self.recovering.pop(index, None)
         health = self.loads.health.of(site, self.model)
         if health is None or not health.ailing:
@@ -188,11 +248,11 @@ class Board:
             return False
         return True
 
-    def _give(self, index: int, load: ModelLoad) -> None:
+    def _give(self, index: int, cell: Cell, load: ModelLoad) -> None:
         """What may be pushed to a site, and what wants to leave it."""
-        spare, is_credited = load.spare, self._credited[index]
+        spare, is_credited = load.spare, cell.is_credited
         if (spare is not None) != is_credited:
-            self._credited[index] = not is_credited
+            cell.is_credited = not is_credited
             self.credited += -1 if is_credited else 1
         given = wants = 0.0
         if spare is not None:
@@ -200,16 +260,16 @@ class Board:
             given = credit(load.pushed, arrived, spare)
             wants = wanting(load.pushed, arrived, spare)
         self.credits[index] = given
-        self.wanting += wants - self._wanting[index]
-        self._wanting[index] = wants
+        self.wanting += wants - cell.wanting
+        cell.wanting = wants
 
     def _refuse(self, index: int, refused: Refused) -> None:
         self.refusals[refused.site] = refused
         self.version += 1
-        self._servers[index] = None
+        cell = self.cells[index]
+        cell.servers, cell.size = None, 0.0
         self.fixed_ms[index] = np.inf
         self.prompt_ms[index] = self.output_ms[index] = self.queues_ms[index] = 0.0
-        self.sizes[index] = 0.0
 
 
 class Part:
@@ -237,9 +297,11 @@ class Part:
         """Count anew. Due when `version` differs from the board's."""
         refusals = self.board.refusals
         self.version = self.board.version
-        self.refused = tuple(
-            refusals[site.name] for site in self.sites if site.name in refusals
-        )
+        self.refused = ()
+        if refusals:
+            self.refused = tuple([
+                refusals[site.name] for site in self.sites if site.name in refusals
+            ])
         self.eligible = len(self.sites) - len(self.refused)
         self._rank()
 
@@ -248,8 +310,7 @@ class Part:
         the cheapest (or near equals)."""
         board = self.board
         place = index if self.places is None else self.places.item(index)
-        known = board.known[place]
-        load = None if known is None else known.models.get(board.model)
+        load = board.cells[place].load
         if load is None or load.spare is None:
             return 1.0 if late_ms <= 0.0 else 0.0
         arrived = load.arrived or 0.0
@@ -267,17 +328,18 @@ class Part:
 
     def _rank(self) -> None:
         board, at = self.board, self.places
-        costs = board.fixed_ms - board.queues_ms + board.prompt_ms * float(USUAL_PROMPT_TOKENS)
-        if at is not None:
-            costs = costs.take(at)
         self._nearest, self._sizes = [], []
         if not self.eligible:
             return
-        cheapest_ms = float(costs.min())
+        costs = board.prompt_ms * float(USUAL_PROMPT_TOKENS)
+        costs += board.fixed_ms - board.queues_ms
+        if at is not None:
+            costs = costs.take(at)
+        cheapest_ms = costs.item(int(costs.argmin()))
         near = costs <= cheapest_ms + max(TIE_MS, TIE_SHARE * cheapest_ms)
         total = 0.0
         for index in near.nonzero()[0].tolist():
-            total += board.sizes[index if at is None else at.item(index)]
+            total += board.cells[index if at is None else at.item(index)].size
             self._nearest.append(index)
             self._sizes.append(total)
 

@@ -139,7 +139,7 @@ def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: 
     """Say what was chosen, and the terms of its cost without cached prefixes."""
     board, site = part.board, part.sites[index]
     place = index if part.places is None else part.places.item(index)
-    known = board.known[place]
+    known = board.cells[place].known
     assert known is not None, "a site of which nothing is known takes no request"
     choice.site, choice.index, choice.rtt_ms = site.name, index, site.rtt_ms
     choice.cost_ms = choice.costs.item(index)

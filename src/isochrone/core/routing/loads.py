@@ -24,7 +24,7 @@ FASTEST_TOK_S = 1e9
 
 RENEWED_NS: Final = 500_000_000  # digests nearer than this end no interval
 
-EVERY_SITE: Final = SiteName("")  # no site has this name
+EVERY_SITE: Final = -1  # no site has this number
 NEVER_NS: Final = 1 << 63
 
 
@@ -38,7 +38,7 @@ class ModelLoad:
     For credits (see `credits`): `arrived`, `spare` and `pushed` as the digest says them; how many
     requests this gateway `sent` in an interval lately, and how many it `dispatched` since
     `renewed_ns`; and the part that it is to `keep` of those nearest there. `ready_before`: as the
-    digest before the last one said.
+    digest before the last one said. `is_listed` False once it is empty and forgotten.
     """
 
     model: ModelName
@@ -56,32 +56,80 @@ class ModelLoad:
     keep: float = 1.0
     renewed_ns: int = 0
     ready_before: int | None = None
+    is_listed: bool = True
+
+
+NO_DISPATCHES: Final[set["Dispatch"]] = set()  # shared by all who have none: never changed
 
 
 @dataclass(slots=True, eq=False)
 class SiteLoad:
-    """What is known of one site. `dispatches` are those that no digest has counted yet."""
+    """What is known of one site. `number`: in the order in which sites were met. `listed` are its
+    `models`, as a list. `dispatches` are those that no digest has counted yet."""
 
     site: SiteName
+    number: int = 0
     heard_ns: int = 0
     epoch: int | None = None
     left_epoch: int | None = None
     sequence: int = -1
     models: dict[ModelName, ModelLoad] = field(default_factory=dict)
+    listed: list[ModelLoad] = field(default_factory=list)
     lost_ns: int | None = None
     hold_ns: int = 0
     unreachable: bool = False
-    dispatches: set["Dispatch"] = field(default_factory=set)
+    dispatches: set["Dispatch"] = field(default_factory=lambda: NO_DISPATCHES)
+
+
+class Said:
+    """What a digest says of one model, checked: as `ModelLoad` keeps it. `requests` and the tokens
+    are all that is queued or running there."""
+
+    __slots__ = (
+        "arrived", "decode_tok_s", "model", "output_tokens", "prefill_tok_s", "prompt_tokens",
+        "pushed", "ready", "requests", "servers", "slots", "spare",
+    )
+
+    def __init__(self, said: DeploymentLoad) -> None:
+        """Rates that nothing can have (NaN, infinite) are not measured, and counts are >= 0: it is
+        another site's word, and may make that site look slow, never break the comparison."""
+        self.model = said.model
+        self.ready: int = said.ready
+        self.slots: int = max(said.slots, said.ready)
+        self.prefill_tok_s: float = _rate(said.prefill_tok_s)
+        self.decode_tok_s: float = _rate(said.decode_tok_s)
+        self.arrived = said_requests(said.arrived)
+        self.spare = said_requests(said.spare)
+        self.pushed: float = max(said_requests(said.pushed) or 0.0, 0.0)
+        self.requests: int = max(said.running, 0) + max(said.waiting, 0)
+        self.prompt_tokens: int = max(said.pending_prompt_tokens, 0)
+        self.output_tokens: int = max(said.pending_output_tokens, 0)
+        self.servers: Servers | None = None
+        if self.ready >= 1 and self.prefill_tok_s > 0.0 and self.decode_tok_s > 0.0:
+            rates = Rates(prefill_tok_s=self.prefill_tok_s, decode_tok_s=self.decode_tok_s)
+            self.servers = Servers(ready=self.ready, slots=self.slots, rates=rates)
+
+
+class Report:
+    """A digest as loads take it in, worked out once however many gateways hear it."""
+
+    __slots__ = ("epoch", "said", "sequence", "site")
+
+    def __init__(self, digest: SiteDigest) -> None:
+        self.site = digest.site
+        self.epoch: int | None = digest.epoch
+        self.sequence: int = digest.sequence
+        self.said = [Said(each) for each in digest.loads]
 
 
 class Dispatch:
     """One request on its way to a site, or served there: the ticket to say that it ended.
 
-    A digest heard before `arrives_ns` cannot have counted it. No dataclass: one is made for every
-    request.
+    A digest heard before `arrives_ns` cannot have counted it. `is_over`: one has, or it ended. No
+    dataclass: one is made for every request.
     """
 
-    __slots__ = ("arrives_ns", "at", "load", "output_tokens", "prompt_tokens")
+    __slots__ = ("arrives_ns", "at", "is_over", "load", "output_tokens", "prompt_tokens")
 
     def __init__(
         self, at: SiteLoad, load: ModelLoad, prompt_tokens: int, output_tokens: int,
@@ -92,6 +140,7 @@ class Dispatch:
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
         self.arrives_ns = arrives_ns
+        self.is_over = False
 
 
 class Loads:
@@ -104,7 +153,8 @@ class Loads:
         self.health = SiteHealth(self._model_changed, self._ready_sites)
         self._stale_after_ns = int(stale_after_ms * 1e6)
         self._sites: dict[SiteName, SiteLoad] = {}
-        self._changes: dict[ModelName, set[SiteName]] = {}
+        self._by_number: list[SiteLoad] = []
+        self._changes: dict[ModelName, set[int]] = {}
         self._deaf_since_ns: int | None = None
 
     # -- what is known ---------------------------------------------------------------------------
@@ -112,6 +162,10 @@ class Loads:
     def of(self, site: SiteName) -> SiteLoad | None:
         """What is known of a site; None before its first digest, loss or dispatch."""
         return self._sites.get(site)
+
+    def numbered(self, number: int) -> SiteLoad:
+        """What is known of the site of this number."""
+        return self._by_number[number]
 
     def stale_ms(self, load: SiteLoad, now_ns: int) -> float:
         """How long a digest could have arrived and did not."""
@@ -140,9 +194,9 @@ class Loads:
                 return tried_ns
         return stale_ns
 
-    def changes(self, model: ModelName) -> set[SiteName]:
-        """The sites at which something changes from now on that may concern the model. The reader
-        empties it.
+    def changes(self, model: ModelName) -> set[int]:
+        """The numbers of the sites at which something changes from now on that may concern the
+        model. The reader empties it.
 
         There is one reader a model: whoever asks takes over. A set with `EVERY_SITE` gets nothing
         more: its reader looks at every site and asks for another.
@@ -150,7 +204,8 @@ class Loads:
         former = self._changes.get(model)
         if former is not None:
             former.add(EVERY_SITE)
-        changes = self._changes[model] = set()
+        changes: set[int] = set()
+        self._changes[model] = changes
         return changes
 
     # -- news ------------------------------------------------------------------------------------
@@ -184,29 +239,41 @@ class Loads:
         It counts everything that had reached the site, so own dispatches are dropped, except those
         still on their way. It ends `unreachable` once the hold after the loss has passed.
         """
-        load = self._load(digest.site)
-        if digest.epoch == load.left_epoch:
+        return self.take(Report(digest), now_ns)
+
+    def take(self, report: Report, now_ns: int) -> bool:
+        """As `heard`."""
+        load = self._sites.get(report.site)
+        if load is None:
+            load = self._load(report.site)
+        if report.epoch == load.epoch:
+            if report.sequence <= load.sequence:
+                return False
+        elif report.epoch == load.left_epoch:
             return False
-        if digest.epoch == load.epoch and digest.sequence <= load.sequence:
-            return False
-        if digest.epoch != load.epoch:
-            load.left_epoch, load.epoch = load.epoch, digest.epoch
+        else:
+            load.left_epoch, load.epoch = load.epoch, report.epoch
         was_away = load.sequence >= 0 and self.is_stale(load, now_ns)
-        load.sequence = digest.sequence
+        load.sequence = report.sequence
         load.heard_ns = now_ns
-        _report(load, digest, now_ns)
-        for known in load.models.values():
-            if known.spare is not None and now_ns - known.renewed_ns > RENEWED_NS:
-                _renew(known, now_ns)
+        _take_in(load, report.said, now_ns)
         if load.unreachable and load.lost_ns is not None:
             load.unreachable = now_ns < load.lost_ns + load.hold_ns
             was_away = was_away or not load.unreachable
-        for known in load.models.values():
-            if known.ready and (was_away or known.ready_before == 0):
+        has_empty = False
+        for known in load.listed:
+            if known.spare is not None and now_ns - known.renewed_ns > RENEWED_NS:
+                _renew(known, now_ns)
+            if known.ready is None:
+                has_empty = has_empty or _is_empty(known)
+            elif known.ready and (was_away or known.ready_before == 0):
                 self.health.returned(load.site, known.model, "it was away", now_ns)
-        self._site_changed(load.site)
-        for model in [name for name, known in load.models.items() if _is_empty(known)]:
-            del load.models[model]
+        self._site_changed(load)
+        if has_empty:
+            for known in load.listed:
+                known.is_listed = not _is_empty(known)
+            load.listed = [known for known in load.listed if known.is_listed]
+            load.models = {known.model: known for known in load.listed}
         return True
 
     def dispatched(
@@ -227,9 +294,13 @@ class Loads:
         load = at.models.get(model)
         if load is None:
             load = at.models[model] = ModelLoad(model)
+            at.listed.append(load)
         arrives_ns = now_ns + int(rtt_ms * 1_000_000)
         dispatch = Dispatch(at, load, prompt_tokens, output_tokens, arrives_ns)
-        at.dispatches.add(dispatch)
+        if at.dispatches:
+            at.dispatches.add(dispatch)
+        else:
+            at.dispatches = {dispatch}
         load.dispatched += 1
         ahead = load.ahead
         ahead.requests += 1
@@ -237,24 +308,25 @@ class Loads:
         ahead.output_tokens += output_tokens
         changes = self._changes.get(model)
         if changes is not None:
-            changes.add(site)
+            changes.add(at.number)
         if self.health.ailing:
             self.health.asked(site, model, now_ns)
         return dispatch
 
     def finished(self, dispatch: Dispatch) -> None:
         """The request of this ticket ended; nothing to do when a digest has counted it."""
-        at = dispatch.at
-        if dispatch in at.dispatches:
-            at.dispatches.remove(dispatch)
-            load = dispatch.load
-            ahead = load.ahead
-            ahead.requests -= 1
-            ahead.prompt_tokens -= dispatch.prompt_tokens
-            ahead.output_tokens -= dispatch.output_tokens
-            changes = self._changes.get(load.model)
-            if changes is not None:
-                changes.add(at.site)
+        if dispatch.is_over:
+            return
+        dispatch.is_over = True
+        at, load = dispatch.at, dispatch.load
+        at.dispatches.discard(dispatch)
+        ahead = load.ahead
+        ahead.requests -= 1
+        ahead.prompt_tokens -= dispatch.prompt_tokens
+        ahead.output_tokens -= dispatch.output_tokens
+        changes = self._changes.get(load.model)
+        if changes is not None:
+            changes.add(at.number)
 
     def lost(self, site: SiteName, now_ns: int) -> None:
         """A connection to the site failed: unreachable until a digest after 2 s, doubling to 60 s.
@@ -269,7 +341,7 @@ class Loads:
         load.hold_ns = min(2 * load.hold_ns, LONGEST_HOLD_NS) if recent else FIRST_HOLD_NS
         load.lost_ns = now_ns
         load.unreachable = True
-        self._site_changed(site)
+        self._site_changed(load)
 
     def still_lost(self, site: SiteName, now_ns: int) -> None:
         """A site that is unreachable does not answer a probe either: its hold begins again, as
@@ -278,7 +350,7 @@ class Loads:
         if load is not None and load.unreachable:
             load.hold_ns = min(2 * load.hold_ns, LONGEST_HOLD_NS)
             load.lost_ns = now_ns
-            self._site_changed(site)
+            self._site_changed(load)
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -292,23 +364,24 @@ class Loads:
         return ready
 
     def _model_changed(self, site: SiteName, model: ModelName) -> None:
-        changes = self._changes.get(model)
-        if changes is not None:
-            changes.add(site)
+        changes, load = self._changes.get(model), self._sites.get(site)
+        if changes is not None and load is not None:
+            changes.add(load.number)
 
     def _load(self, site: SiteName) -> SiteLoad:
         load = self._sites.get(site)
         if load is None:
-            load = self._sites[site] = SiteLoad(site)
+            load = self._sites[site] = SiteLoad(site, len(self._by_number))
+            self._by_number.append(load)
         return load
 
     def _listened_until(self, now_ns: int) -> int:
         return now_ns if self._deaf_since_ns is None else min(now_ns, self._deaf_since_ns)
 
-    def _site_changed(self, site: SiteName) -> None:
+    def _site_changed(self, load: SiteLoad) -> None:
         """For every model: also those that the site has ceased to mention."""
         for changes in self._changes.values():
-            changes.add(site)
+            changes.add(load.number)
 
     def _everything_changed(self) -> None:
         for changes in self._changes.values():
@@ -316,54 +389,52 @@ class Loads:
         self._changes.clear()
 
 
-def _report(at: SiteLoad, digest: SiteDigest, now_ns: int) -> None:
+def _take_in(at: SiteLoad, said: list[Said], now_ns: int) -> None:
     """Replace what was known of the site's work by the digest and what is still on its way."""
-    for known in at.models.values():
-        known.ready_before, known.ready = known.ready, None
-    for said in digest.loads:
-        load = at.models.get(said.model)
-        if load is None:
-            load = at.models[said.model] = ModelLoad(said.model)
-        _take(load, said)
-    for known in at.models.values():
-        if known.ready is None:
-            known.servers, known.ahead, known.arrived, known.spare = None, Work(), None, None
-    at.dispatches = {each for each in at.dispatches if each.arrives_ns > now_ns}
-    for each in at.dispatches:
-        ahead = each.load.ahead
-        ahead.requests += 1
-        ahead.prompt_tokens += each.prompt_tokens
-        ahead.output_tokens += each.output_tokens
+    listed = at.listed
+    if len(said) == 1 and len(listed) == 1 and said[0].model == listed[0].model:
+        load = listed[0]
+        load.ready_before = load.ready
+        _take(load, said[0])
+    else:
+        for known in listed:
+            known.ready_before, known.ready = known.ready, None
+        for each in said:
+            found = at.models.get(each.model)
+            if found is None:
+                found = at.models[each.model] = ModelLoad(each.model)
+                listed.append(found)
+            _take(found, each)
+        for known in listed:
+            if known.ready is None:
+                known.servers, known.ahead, known.arrived, known.spare = None, Work(), None, None
+    if at.dispatches:
+        on_way: set[Dispatch] = set()
+        for one in at.dispatches:
+            if one.arrives_ns <= now_ns:
+                one.is_over = True
+                continue
+            on_way.add(one)
+            ahead = one.load.ahead
+            ahead.requests += 1
+            ahead.prompt_tokens += one.prompt_tokens
+            ahead.output_tokens += one.output_tokens
+        at.dispatches = on_way if on_way else NO_DISPATCHES
 
 
-def _take(load: ModelLoad, said: DeploymentLoad) -> None:
-    """What the digest says, with rates that nothing can have (NaN, infinite) as not measured and
-    counts >= 0: it is another site's word, and may make that site look slow, never break the
-    comparison."""
+def _take(load: ModelLoad, said: Said) -> None:
     load.ready = said.ready
-    load.slots = max(said.slots, said.ready)
-    load.prefill_tok_s = _rate(said.prefill_tok_s)
-    load.decode_tok_s = _rate(said.decode_tok_s)
-    load.arrived, load.spare = said_requests(said.arrived), said_requests(said.spare)
-    load.pushed = max(said_requests(said.pushed) or 0.0, 0.0)
-    if said.ready < 1 or load.prefill_tok_s <= 0 or load.decode_tok_s <= 0:
-        load.servers = None
-    elif not _are(load.servers, said.ready, load):
-        rates = Rates(prefill_tok_s=load.prefill_tok_s, decode_tok_s=load.decode_tok_s)
-        load.servers = Servers(ready=said.ready, slots=load.slots, rates=rates)
+    load.slots = said.slots
+    load.prefill_tok_s = said.prefill_tok_s
+    load.decode_tok_s = said.decode_tok_s
+    load.servers = said.servers
+    load.arrived = said.arrived
+    load.spare = said.spare
+    load.pushed = said.pushed
     ahead = load.ahead
-    ahead.requests = max(said.running, 0) + max(said.waiting, 0)
-    ahead.prompt_tokens = max(said.pending_prompt_tokens, 0)
-    ahead.output_tokens = max(said.pending_output_tokens, 0)
-
-
-def _are(servers: Servers | None, ready: int, load: ModelLoad) -> bool:
-    """Whether nothing of the servers has changed, so that boards need not look again."""
-    return (
-        servers is not None and servers.ready == ready and servers.slots == load.slots
-        and servers.rates.prefill_tok_s == load.prefill_tok_s
-        and servers.rates.decode_tok_s == load.decode_tok_s
-    )
+    ahead.requests = said.requests
+    ahead.prompt_tokens = said.prompt_tokens
+    ahead.output_tokens = said.output_tokens
 
 
 def _renew(load: ModelLoad, now_ns: int) -> None:
