@@ -1,11 +1,12 @@
 """What is due when. Among events of one instant the one that was put first comes first.
 
-Events of the present millisecond are a heap; those of later ones lie in lists of their own,
+Events of the present millisecond are in order; those of later ones lie in lists of their own,
 unsorted until their turn comes, so that putting one costs an append and taking one a few
 comparisons, however many are waiting.
 """
 
-from heapq import heapify, heappop, heappush
+from bisect import insort
+from heapq import heappop, heappush
 from math import inf
 from typing import Final
 
@@ -22,6 +23,7 @@ class Timeline:
     def __init__(self) -> None:
         self.put_count = 0
         self._now: list[Event] = []
+        self._taken = 0  # of them
         self._bin = 0
         self._later: dict[int, list[Event]] = {}
         self._bins: list[int] = []
@@ -32,7 +34,7 @@ class Timeline:
         event = (at_s, self.put_count, kind, number, flight)
         place = int(at_s * BINS_S)
         if place <= self._bin:
-            heappush(self._now, event)
+            insort(self._now, event, self._taken)
             return
         waiting = self._later.get(place)
         if waiting is None:
@@ -43,20 +45,23 @@ class Timeline:
 
     def next_s(self) -> float:
         """The instant of the next event; infinite when nothing is due any more."""
-        if not self._now and not self._turn():
+        if self._taken == len(self._now) and not self._turn():
             return inf
-        return self._now[0][0]
+        return self._now[self._taken][0]
 
     def take(self) -> Event:
         """The next event. There must be one."""
-        if not self._now:
+        if self._taken == len(self._now):
             self._turn()
-        return heappop(self._now)
+        event = self._now[self._taken]
+        self._taken += 1
+        return event
 
     def _turn(self) -> bool:
         if not self._bins:
             return False
         self._bin = heappop(self._bins)
         self._now = self._later.pop(self._bin)
-        heapify(self._now)
+        self._now.sort()
+        self._taken = 0
         return True
