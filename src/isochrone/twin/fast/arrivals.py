@@ -4,7 +4,7 @@ minute. The same chunks are given to every policy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,7 +14,7 @@ Floats = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 NO_SESSION = -1
 
 
-class Arrival(NamedTuple):
+class Arrival:
     """One request. `at_s`: when its last byte is at the ingress. `class_`: by rank, 0 `reserved`,
     1 `on_demand`, 2 `batch`. `expected_tokens`: the answer's length as a gateway can tell it
     (the request's own maximum, or a guess), `output_tokens` what it turns out to be: no policy may
@@ -22,18 +22,31 @@ class Arrival(NamedTuple):
     should be with the client, counted from `at_s`. `blocks`: hashes of the leading blocks of 256
     tokens of the prompt; each covers all blocks before it, and the tenant and the model."""
 
-    at_s: float
-    ingress: int
-    tenant: int
-    class_: int
-    model: int
-    prompt_tokens: int
-    output_tokens: int
-    expected_tokens: int
-    session: int
-    slo_ms: float
-    body_bytes: int
-    blocks: Sequence[int]
+    __slots__ = (
+        "at_s", "blocks", "body_bytes", "class_", "expected_tokens", "ingress", "model",
+        "output_tokens", "prompt_tokens", "session", "slo_ms", "tenant",
+    )
+
+    def __init__(
+        self, at_s: float, ingress: int, tenant: int, class_: int, model: int, prompt_tokens: int,
+        output_tokens: int, expected_tokens: int, session: int, slo_ms: float, body_bytes: int,
+        blocks: Sequence[int],
+    ) -> None:
+        self.at_s = at_s
+        self.ingress = ingress
+        self.tenant = tenant
+        self.class_ = class_
+        self.model = model
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.expected_tokens = expected_tokens
+        self.session = session
+        self.slo_ms = slo_ms
+        self.body_bytes = body_bytes
+        self.blocks = blocks
+
+
+NO_BLOCKS: Final[tuple[int, ...]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +73,31 @@ class Arrivals:
 
     def rows(self) -> list[Arrival]:
         """The requests one by one."""
-        blocks, ends = self.blocks.tolist(), self.block_ends.tolist()
-        parts: list[Sequence[int]] = [()] * len(ends)
-        if blocks:
-            parts = [blocks[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        return list(map(Arrival._make, zip(
-            self.at_s.tolist(), self.ingress.tolist(), self.tenant.tolist(),
-            self.class_.tolist(), self.model.tolist(), self.prompt_tokens.tolist(),
-            self.output_tokens.tolist(), self.expected_tokens.tolist(), self.session.tolist(),
-            self.slo_ms.tolist(), self.body_bytes.tolist(), parts, strict=True,
-        )))
+        at_s: list[float] = self.at_s.tolist()
+        ingress: list[int] = self.ingress.tolist()
+        tenant: list[int] = self.tenant.tolist()
+        class_: list[int] = self.class_.tolist()
+        model: list[int] = self.model.tolist()
+        prompt_tokens: list[int] = self.prompt_tokens.tolist()
+        output_tokens: list[int] = self.output_tokens.tolist()
+        expected_tokens: list[int] = self.expected_tokens.tolist()
+        session: list[int] = self.session.tolist()
+        slo_ms: list[float] = self.slo_ms.tolist()
+        body_bytes: list[int] = self.body_bytes.tolist()
+        blocks: list[int] = self.blocks.tolist()
+        ends: list[int] = self.block_ends.tolist()
+        found: list[Arrival] = []
+        start = 0
+        for at in range(len(at_s)):
+            end = ends[at]
+            own: Sequence[int] = NO_BLOCKS if end == start else blocks[start:end]
+            start = end
+            found.append(Arrival(
+                at_s[at], ingress[at], tenant[at], class_[at], model[at], prompt_tokens[at],
+                output_tokens[at], expected_tokens[at], session[at], slo_ms[at], body_bytes[at],
+                own,
+            ))
+        return found
 
 
 def chunk_of(rows: Sequence[Arrival]) -> Arrivals:

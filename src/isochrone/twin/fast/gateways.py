@@ -1,5 +1,6 @@
 """What each gateway of our own policy knows in the simulation, and what it keeps of a request."""
 
+from array import array
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,7 +23,7 @@ from isochrone.twin.fast.policy import Flight
 
 RETRY_RATIO: Final = 0.1    # as the gateway's settings
 RETRIES_PER_S: Final = 10.0
-NO_BLOCKS: Final[tuple[int, ...]] = ()
+NOT_TRIED: Final[tuple[ReplicaId, ...]] = ()
 _LOOKED_AT: Final[list[int]] = [end // BLOCK_BYTES - 1 for end in BLOCK_ENDS]
 
 
@@ -48,7 +49,7 @@ class Gateway:
 
     def __init__(
         self, name: SiteName, ingress: int, site: int, table: RoutingTable, rng: Random,
-        delays_s: list[float],
+        delays_s: "array[float]",
     ) -> None:
         self.name = name
         self.ingress = ingress
@@ -72,11 +73,13 @@ class Gateway:
             first = late[0]
             if len(late) > 4 or first.made_s + self.delays_s[first.site] <= now_s:
                 self.late = [told for told in late if not self._hear(told, news, now_s)]
-        if self.next_news < news.made:
-            for told in news.since(self.next_news):
+        made = news.made
+        if self.next_news < made:
+            for number in range(news.first_since(self.next_news), made):
+                told = news.numbered(number)
                 if not self._hear(told, news, now_s):
                     self.late.append(told)
-            self.next_news = news.made
+            self.next_news = made
 
     def _hear(self, told: Told, news: Digests, now_s: float) -> bool:
         at_s = told.made_s + self.delays_s[told.site]
@@ -84,7 +87,7 @@ class Gateway:
             return False
         if self.ingress >= 0 and not news.passes(told.site, self.ingress):
             return True  # it is lost on its way
-        self.loads.heard(told.digest, int(at_s * 1e9))
+        self.loads.take(told.report, int(at_s * 1e9))
         self.prefixes.heard(told.digest)
         return True
 
@@ -119,11 +122,11 @@ class Sent:
 
 
 class Served:
-    """What the serving site's gateway keeps of it."""
+    """What the serving site's gateway keeps of it. `tried`: the replicas that had it before."""
 
     __slots__ = (
-        "belief", "expected_tokens", "queue", "seen", "standing", "started", "ticket", "tried",
-        "turn", "unread_tokens",
+        "belief", "expected_tokens", "queue", "seen", "standing", "ticket", "tried", "turn",
+        "unread_tokens",
     )
 
     def __init__(self, queue: "Place", turn: Ticket) -> None:
@@ -133,20 +136,27 @@ class Served:
         self.seen: Sighting | None = None
         self.standing: Standing | None = None
         self.ticket: Dispatch | None = None
-        self.tried: set[ReplicaId] | None = None
+        self.tried = NOT_TRIED
         self.unread_tokens = 0
         self.expected_tokens = 0
-        self.started = False
+
+    def tried_now(self) -> tuple[ReplicaId, ...]:
+        """The replicas that had it, the present one included."""
+        standing = self.standing
+        return self.tried if standing is None else (*self.tried, standing.replica.id)
 
 
 class Place:
-    """The queue and the replicas of one model at one site. `pushed`: how many requests came past a
-    nearer site."""
+    """The queue and the replicas of one model at one site. `flights` are those that wait in the
+    queue. `pushed`: how many requests came past a nearer site."""
 
-    __slots__ = ("flights", "numbers", "pushed", "queue", "rates", "sold", "standings")
+    __slots__ = (
+        "flights", "numbers", "output_weight", "pushed", "queue", "rates", "sold", "standings",
+    )
 
     def __init__(self, queue: SiteQueue) -> None:
         self.queue = queue
+        self.output_weight = queue.policy.output_weight
         self.standings: list[Standing] = []
         self.numbers: dict[ReplicaId, int] = {}
         self.flights: dict[Ticket, Flight] = {}

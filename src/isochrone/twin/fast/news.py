@@ -4,10 +4,12 @@ The last `KEPT` of each site are kept, whoever reads them and when. A gateway th
 anything for longer has missed what came before, as if it had been away for that long.
 """
 
+from array import array
 from collections import deque
 from math import inf
 from typing import Final
 
+from isochrone.core.routing.loads import Report
 from isochrone.core.world.digest import SiteDigest
 from isochrone.twin.fast.ways import Ways
 
@@ -15,15 +17,17 @@ KEPT: Final = 16
 
 
 class Told:
-    """One digest, made at a site at an instant. `number` counts all of them."""
+    """One digest, made at a site at an instant. `number` counts all of them; `report` is what
+    loads take in, the same wherever it is heard."""
 
-    __slots__ = ("digest", "made_s", "number", "site")
+    __slots__ = ("digest", "made_s", "number", "report", "site")
 
     def __init__(self, number: int, site: int, made_s: float, digest: SiteDigest) -> None:
         self.number = number
         self.site = site
         self.made_s = made_s
         self.digest = digest
+        self.report = Report(digest)
 
 
 class Digests:
@@ -32,33 +36,39 @@ class Digests:
     def __init__(self, sites: int, ways: Ways) -> None:
         self._ways = ways
         self._of: list[deque[Told]] = [deque(maxlen=KEPT) for _ in range(sites)]
-        self._log: deque[Told] = deque(maxlen=KEPT * sites)
-        self._made = 0
+        self._log: list[Told] = []  # a ring, once it is full
+        self._most = KEPT * sites
+        self.made = 0  # how many there were
 
     def tell(self, site: int, digest: SiteDigest, now_s: float) -> None:
         """A digest is made."""
-        told = Told(self._made, site, now_s, digest)
-        self._made += 1
+        told = Told(self.made, site, now_s, digest)
         self._of[site].append(told)
-        self._log.append(told)
+        if len(self._log) < self._most:
+            self._log.append(told)
+        else:
+            self._log[self.made % self._most] = told
+        self.made += 1
 
-    def since(self, number: int) -> list[Told]:
-        """Those with this number and later, as far as they are kept, in the order in which they
-        were made. Who reads them must wait for each to arrive."""
-        log = self._log
-        if not log or log[-1].number < number:
-            return []
-        count = min(log[-1].number - number + 1, len(log))
-        return [log[-at] for at in range(count, 0, -1)]
+    def first_since(self, number: int) -> int:
+        """The number of the first one from there on that is kept; `made` where none is. Who reads
+        on from it must wait for each to arrive."""
+        return max(number, self.made - len(self._log))
+
+    def numbered(self, number: int) -> Told:
+        """One that is kept."""
+        return self._log[number % self._most]
+
+    def delays_s(self, ingress: int, site: int) -> "array[float]":
+        """How long digests of each site are on their way to an ingress; where nobody enters (-1),
+        to a site."""
+        if ingress >= 0:
+            return self._ways.from_sites_s(ingress)
+        return self._ways.between_sites_s(site)
 
     def passes(self, site: int, ingress: int) -> bool:
         """Whether what the site says gets to the ingress."""
         return self._ways.is_up(ingress, site)
-
-    @property
-    def made(self) -> int:
-        """How many there were."""
-        return self._made
 
     def heard(self, site: int, ingress: int, now_s: float) -> SiteDigest | None:
         told = self._last(site, now_s - self._ways.plain_s(ingress, site))

@@ -22,10 +22,10 @@ from isochrone.core.routing.pick import Standing, pick
 from isochrone.core.routing.prefix import UNKNOWN, Belief
 from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.tenant import Class
-from isochrone.twin.fast.arrivals import NO_SESSION
+from isochrone.twin.fast.arrivals import NO_BLOCKS, NO_SESSION
 from isochrone.twin.fast.fleet import Fleet
 from isochrone.twin.fast.gateways import (
-    NO_BLOCKS,
+    NOT_TRIED,
     Gateway,
     Place,
     Sent,
@@ -63,6 +63,7 @@ class Ours:
         self.tables = tables
         self.gateways: list[Gateway | None] = [None] * len(fleet.ingresses)
         self.site_gateways: list[Gateway | None] = [None] * len(fleet.sites)
+        self.site_names = [site.name for site in fleet.sites]
         self.site_number = {site.name: number for number, site in enumerate(fleet.sites)}
         self.ingress_at: dict[int, int] = {}
         for ingress, home in enumerate(fleet.home):
@@ -100,7 +101,7 @@ class Ours:
         self._give_back(sent)
         if sent.seen is not None:
             sent.seen.gone = True
-        site = self.fleet.sites[flight.tried[-1]].name
+        site = self.site_names[flight.tried[-1]]
         if lost and site != gateway.name:
             gateway.loads.lost(site, now_ns)
         if sent.tries >= MOST_TRIES or not gateway.retries.try_spend(now_ns):
@@ -121,7 +122,7 @@ class Ours:
         if flight.site != sent.gateway.site:
             arrival = flight.arrival
             sent.gateway.loads.health.answered(
-                self.fleet.sites[flight.site].name, self.models[arrival.model],
+                self.site_names[flight.site], self.models[arrival.model],
                 self.tenants[arrival.tenant], int(now_s * 1e9),
             )
         seen = sent.seen
@@ -139,7 +140,7 @@ class Ours:
         gateway, arrival = sent.gateway, flight.arrival
         if flight.site != gateway.site:
             gateway.loads.health.failed(
-                self.fleet.sites[flight.site].name, self.models[arrival.model],
+                self.site_names[flight.site], self.models[arrival.model],
                 "its stream broke off", self.tenants[arrival.tenant], int(now_s * 1e9),
                 gateway.rng,
             )
@@ -207,10 +208,11 @@ class Ours:
             self.actions.refuse(flight, now_s)
             return
         before = flight.site_note
-        tried = before.tried if isinstance(before, Served) and before.started else None
+        tried = before.tried_now() if isinstance(before, Served) else NOT_TRIED
         queue = place.queue
-        weight = queue.policy.output_weight
-        tokens = weighted_tokens(arrival.prompt_tokens, arrival.expected_tokens, weight)
+        tokens = weighted_tokens(
+            arrival.prompt_tokens, arrival.expected_tokens, place.output_weight
+        )
         class_: Class = CLASSES[arrival.class_]
         turn = queue.offer(
             class_, self.tenants[arrival.tenant], tokens, most_tokens=tokens, now_ns=now_ns,
@@ -225,10 +227,10 @@ class Ours:
                 place.pushed += 1
             served = flight.site_note = Served(place, turn)
             served.tried = tried
-            place.flights[turn] = flight
             if turn.state == "running":
                 self._serve(flight, served, site, now_s)
             else:
+                place.flights[turn] = flight
                 served.ticket = self._count(flight, site, self._unread(flight, site), now_ns)
         if queue.outbox:
             self._obey(place, site, now_s)
@@ -263,12 +265,10 @@ class Ours:
                 gateway.prefixes.answered(
                     served.seen, served.belief, flight.cached_tokens, standing.replica.id
                 )
-        del place.flights[served.turn]
         used = 0
         if not failed:
-            weight = place.queue.policy.output_weight
             uncached = arrival.prompt_tokens - flight.cached_tokens
-            used = weighted_tokens(uncached, arrival.output_tokens, weight)
+            used = weighted_tokens(uncached, arrival.output_tokens, place.output_weight)
         place.queue.finished(served.turn, used, int(now_s * 1e9))
         if place.queue.outbox:
             self._obey(place, site, now_s)
@@ -346,11 +346,10 @@ class Ours:
             beliefs = gateway.prefixes.cached_by_replica(gateway.name, blocks, now_ns)
             cached = self._held(place, beliefs) if beliefs else None
         standing = pick(
-            place.standings, served.tried or (), now_ns=now_ns, rng=gateway.rng, rules=RULES,
+            place.standings, served.tried, now_ns=now_ns, rng=gateway.rng, rules=RULES,
             cached=cached, organisation=self.tenants[arrival.tenant],
         )
         if standing is None:
-            del place.flights[served.turn]
             self._waits_no_more(served, site)
             flight.site_note = None
             place.queue.finished(served.turn, 0, now_ns)
@@ -358,10 +357,7 @@ class Ours:
             return
         replica_id = standing.replica.id
         number = place.numbers[replica_id]
-        if served.tried is None:
-            served.tried = set()
-        served.tried.add(replica_id)
-        served.standing, served.started = standing, True
+        served.standing = standing
         belief = sent.belief
         if sent.gateway is not gateway:
             belief = None if beliefs is None else beliefs.get(replica_id)
@@ -423,19 +419,19 @@ class Ours:
         while queue.outbox:
             commands, queue.outbox = queue.outbox, []
             for command in commands:
-                flight = place.flights.get(command.ticket)
+                if isinstance(command, Stop):
+                    if command.ticket.state == "stopping":
+                        queue.unstoppable(command.ticket)
+                    continue
+                flight = place.flights.pop(command.ticket, None)
                 if flight is None:
                     continue
                 served = flight.site_note
                 assert isinstance(served, Served), "it has a ticket"
                 if isinstance(command, Start):
                     self._serve(flight, served, site, now_s)
-                elif isinstance(command, Stop):
-                    if command.ticket.state == "stopping":
-                        queue.unstoppable(command.ticket)
                 else:
                     assert isinstance(command, TurnAway), "there are three commands"
-                    del place.flights[command.ticket]
                     self._waits_no_more(served, site)
                     flight.site_note = None
                     self.actions.refuse(flight, now_s)
@@ -467,12 +463,10 @@ class Ours:
                 self.gateways[ingress] = known
                 return known
         name = fleet.ingresses[ingress].name if site < 0 else fleet.sites[site].name
-        delays_s = [each / 2000.0 for each in fleet.rtt_ms[ingress].tolist()]
-        if site >= 0:
-            delays_s[site] = 0.0
         made = Gateway(
             name, ingress, site, self.tables.of(ingress),
-            stream(self.seed, f"gateway {fleet.ingresses[ingress].name}"), delays_s,
+            stream(self.seed, f"gateway {fleet.ingresses[ingress].name}"),
+            self.news.delays_s(ingress, site),
         )
         self.gateways[ingress] = made
         return made
@@ -484,12 +478,10 @@ class Ours:
             if ingress >= 0:
                 known = self._gateway(ingress)
             else:
-                delays_s = [each / 2000.0 for each in self.fleet.site_rtt_ms[site].tolist()]
-                delays_s[site] = 0.0
                 name = self.fleet.sites[site].name
                 known = Gateway(
                     name, -1, site, self.tables.of_site(site),
-                    stream(self.seed, f"gateway {name}"), delays_s,
+                    stream(self.seed, f"gateway {name}"), self.news.delays_s(-1, site),
                 )
             self.site_gateways[site] = known
         return known

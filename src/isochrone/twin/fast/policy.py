@@ -37,6 +37,9 @@ DONE: Final = 4  # with its replica, or lost: the ingress does not know yet
 OVER: Final = 5
 
 
+NOWHERE: Final[list[int]] = []  # of all flights that nobody refused: never changed
+
+
 class Flight:
     """One request on its way through the fleet. Instants are seconds, -1 before they come; those at
     a site are that site's to know. `site` and `replica` are where it is or goes, -1 before that;
@@ -57,7 +60,7 @@ class Flight:
         self.replica = -1
         self.hops = 0
         self.stage = AT_INGRESS
-        self.tried: list[int] = []
+        self.tried = NOWHERE
         self.cached_tokens = 0
         self.reached_s = -1.0  # its site
         self.first_s = -1.0    # its first token left the replica

@@ -2,14 +2,15 @@
 
 Between two events nothing changes but time, and all streams get tokens at one rate. So progress is
 one number, the tokens that a stream has got since the start of the run; a stream ends when that
-number reaches what it was when it began and its own tokens. An event costs a heap operation,
-whatever the number of tokens. The rates of a step hold until the next event, with the context of
-the moment; seconds and tokens are floats, and the same calls give the same results.
+number reaches what it was when it began and its own tokens. An event costs a search among the ends
+of the streams, whatever the number of tokens. The rates of a step hold until the next event, with
+the context of the moment; seconds and tokens are floats, and the same calls give the same results.
 """
 
+from array import array
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from heapq import heappop, heappush
 from math import inf
 
 from isochrone.core.estimate.batching import Physics
@@ -20,16 +21,19 @@ NOTHING = 1e-9  # of a token: less than this is left of it by rounding
 
 
 class Job:
-    """One request at one replica. Instants are seconds of virtual time, -1 before they come."""
+    """One request at one replica. Instants are seconds of virtual time, -1 before they come.
+    `owner` is whoever offered it."""
 
     __slots__ = (
         "arrived_s", "blocks", "cached_tokens", "ended_s", "first_s", "ident", "left_tokens",
-        "output_tokens", "prompt_tokens", "read_share", "started_s",
+        "output_tokens", "owner", "prompt_tokens", "read_share", "started_s",
     )
 
     def __init__(
-        self, ident: int, prompt_tokens: int, output_tokens: int, blocks: Sequence[int] = ()
+        self, ident: int, prompt_tokens: int, output_tokens: int, blocks: Sequence[int] = (),
+        owner: object = None,
     ) -> None:
+        self.owner = owner
         self.ident = ident
         self.prompt_tokens = prompt_tokens
         self.output_tokens = max(output_tokens, 1)
@@ -52,7 +56,8 @@ class SimulatedReplica:
     """
 
     __slots__ = (
-        "_context", "_decode_rate", "_done", "_end_s", "_kv_used", "_now_s", "_prefill_rate",
+        "_context", "_decode_rate", "_done", "_end_s", "_ends", "_kv_used", "_next_end", "_now_s",
+        "_prefill_rate",
         "_read_s", "_reading", "_running", "_waiting", "busy_s", "cache", "cached_tokens",
         "ended", "next_s", "physics", "read_tokens", "reading_s", "stream_s", "stream_tokens",
         "written_tokens",
@@ -74,7 +79,11 @@ class SimulatedReplica:
         self._now_s = 0.0
         self._waiting: deque[Job] = deque()
         self._reading: deque[Job] = deque()
-        self._running: list[tuple[float, int, Job]] = []
+        # The streams by the end of each, which is what `_done` will be then, and by number: the
+        # next one is last. The ends are negated, in an array of their own, as a search has them.
+        self._running: list[Job] = []
+        self._ends = array("d")
+        self._next_end = inf
         self._done = 0.0  # tokens that a stream has got that was there from the start
         self._context = 0.0
         self._kv_used = 0
@@ -132,7 +141,7 @@ class SimulatedReplica:
         if reading and now_s >= self._read_s:
             reading[0].left_tokens = 0.0
         if running and now_s >= self._end_s:
-            self._done = max(self._done, running[0][0])
+            self._done = max(self._done, self._next_end)
         while reading and reading[0].left_tokens <= NOTHING:
             job = reading.popleft()
             job.first_s = now_s
@@ -142,9 +151,11 @@ class SimulatedReplica:
             if job.output_tokens == 1:
                 self._end(job, now_s)
             else:
-                heappush(running, (self._done + job.output_tokens - 1, job.ident, job))
-        while running and running[0][0] <= self._done + NOTHING:
-            job = heappop(running)[2]
+                self._run(job)
+        while running and self._next_end <= self._done + NOTHING:
+            job = running.pop()
+            self._ends.pop()
+            self._next_end = -self._ends[-1] if running else inf
             self._end(job, now_s)
             told.append(job)
         if self._waiting:
@@ -159,8 +170,9 @@ class SimulatedReplica:
 
     def fail(self) -> list[Job]:
         """The replica dies: what was open, in the order of arrival. Its cache is gone."""
-        lost = [*(each[2] for each in self._running), *self._reading, *self._waiting]
+        lost = [*self._running, *self._reading, *self._waiting]
         self._running.clear()
+        self._ends, self._next_end = array("d"), inf
         self._reading.clear()
         self._waiting.clear()
         self.cache.clear()
@@ -210,6 +222,17 @@ class SimulatedReplica:
             job.read_share = (job.prompt_tokens - job.cached_tokens) / job.left_tokens
             self._reading.append(job)
 
+    def _run(self, job: Job) -> None:
+        """It has its first token, and becomes one of the streams."""
+        running, ends = self._running, self._ends
+        end = self._done + job.output_tokens - 1
+        at = bisect_left(ends, -end)
+        while at < len(running) and ends[at] == -end and running[at].ident > job.ident:
+            at += 1
+        running.insert(at, job)
+        ends.insert(at, -end)
+        self._next_end = min(self._next_end, end)
+
     def _end(self, job: Job, now_s: float) -> None:
         job.ended_s = now_s
         self.ended += 1
@@ -229,6 +252,6 @@ class SimulatedReplica:
         elif streams:
             self._decode_rate = 1.0 / physics.decode_step_s(streams, self._context)
         if streams:
-            left = max(self._running[0][0] - self._done, 0.0)
+            left = max(self._next_end - self._done, 0.0)
             self._end_s = self._now_s + left / self._decode_rate
         self.next_s = min(self._read_s, self._end_s)

@@ -5,7 +5,7 @@ in the order in which it was found out, so the same inputs give the same run to 
 """
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import inf
 from typing import Final
 
@@ -74,9 +74,10 @@ class Simulation:
             for number in range(len(fleet.sites))
         ]
         self.open = 0
-        self._flights: dict[int, Flight] = {}
+        self._kept: dict[int, Flight] = {}  # at a site, and not at a replica
         self._due = Timeline()
-        self._allowed: dict[tuple[int, int, int], frozenset[int]] = {}
+        self._allowed: dict[int, int] = {}  # by ingress, tenant and model: sites as bits
+        self._tenants, self._models = len(fleet.tenants), len(fleet.models)
         self._began = 0
         self._last_s = 0.0
         self._come = False  # all requests have
@@ -95,8 +96,8 @@ class Simulation:
     def run(self, chunks: Iterable[Arrivals]) -> Summary:
         """Simulate until all that come have ended. Raises BrokenRule."""
         self._start()
-        coming = _rows(chunks)
-        row = next(coming, None)
+        coming = Coming(chunks)
+        row = coming.next()
         due = self._due
         end_s = inf
         while row is not None or (self.open and self.now_s <= end_s):
@@ -104,7 +105,7 @@ class Simulation:
             if row is not None and row.at_s <= next_s:
                 self.now_s = self._last_s = row.at_s
                 self._begin(row)
-                row = next(coming, None)
+                row = coming.next()
                 if row is None:
                     self._come = True
                     end_s = self._last_s + self.plan.drain_s
@@ -138,7 +139,7 @@ class Simulation:
         elif flight.stage == AT_SITE:
             if not self.sites[flight.site].up:
                 return  # whoever says so is dead
-            del self._flights[flight.ident]
+            del self._kept[flight.ident]
             delay_s = self.ways.between_s(flight.site, site, flight.ident, flight.hops)
             cut = False
         else:
@@ -166,16 +167,22 @@ class Simulation:
             raise BrokenRule(f"request {flight.ident} may not be processed at site {site}")
         flight.replica = replica
         flight.stage = AT_REPLICA
-        job = Job(flight.ident, arrival.prompt_tokens, arrival.output_tokens, arrival.blocks)
+        del self._kept[flight.ident]
+        job = Job(
+            flight.ident, arrival.prompt_tokens, arrival.output_tokens, arrival.blocks, flight
+        )
         running.sim.offer(job, now_s)
         self._schedule(running)
 
     def _may_process(self, arrival: Arrival, site: int) -> bool:
-        key = (arrival.ingress, arrival.tenant, arrival.model)
-        allowed = self._allowed.get(key)
-        if allowed is None:
-            allowed = self._allowed[key] = frozenset(self.tables.allowed(*key))
-        return site in allowed
+        key = (arrival.ingress * self._tenants + arrival.tenant) * self._models + arrival.model
+        allowed = self._allowed.get(key, -1)
+        if allowed < 0:
+            allowed = 0
+            for each in self.tables.allowed(arrival.ingress, arrival.tenant, arrival.model):
+                allowed |= 1 << each
+            self._allowed[key] = allowed
+        return allowed >> site & 1 == 1
 
     def refuse(self, flight: Flight, now_s: float) -> None:
         """See `policy.Actions`."""
@@ -223,7 +230,7 @@ class Simulation:
             self.router.broke(flight, now_s)
         else:
             flight.stage = AT_INGRESS
-            flight.tried.append(flight.site)
+            flight.tried = [*flight.tried, flight.site]
             flight.replica = -1
             if flight.arrival.at_s >= self.tally.warm_s:
                 self.tally.retried += 1
@@ -236,7 +243,7 @@ class Simulation:
         arrival = flight.arrival
         flight.stage = AT_SITE
         flight.reached_s = now_s
-        self._flights[flight.ident] = flight
+        self._kept[flight.ident] = flight
         if arrival.prompt_tokens + arrival.output_tokens > self._most_tokens[site][arrival.model]:
             self._send_back(flight, REFUSED, now_s)
             return
@@ -244,7 +251,7 @@ class Simulation:
 
     def _send_back(self, flight: Flight, kind: int, now_s: float) -> None:
         """To the ingress, which hears of it half a round trip later."""
-        self._flights.pop(flight.ident, None)
+        self._kept.pop(flight.ident, None)
         flight.stage = DONE
         arrival = flight.arrival
         delay_s = self.ways.one_way_s(arrival.ingress, flight.site, flight.ident, 3 + kind)
@@ -264,7 +271,8 @@ class Simulation:
         self._schedule(running)
 
     def _progress(self, running: Running, job: Job, now_s: float) -> None:
-        flight = self._flights[job.ident]
+        flight = job.owner
+        assert isinstance(flight, Flight), "each job is a flight's"
         site = running.spec.site
         if flight.first_s < 0.0:
             flight.first_s = now_s
@@ -272,7 +280,6 @@ class Simulation:
         if job.ended_s >= 0.0:
             flight.done_s = now_s
             flight.cached_tokens = job.cached_tokens
-            del self._flights[job.ident]
             flight.stage = DONE
             back_s = self.ways.one_way_s(flight.arrival.ingress, site, flight.ident, 1)
             if not self.ways.is_up(flight.arrival.ingress, site):
@@ -355,8 +362,10 @@ class Simulation:
         jobs = running.sim.fail()
         running.due_s = inf
         up = self.sites[running.spec.site].up
+        again: list[Flight] = []
         for job in jobs:
-            flight = self._flights[job.ident]
+            flight = job.owner
+            assert isinstance(flight, Flight), "each job is a flight's"
             self.router.served(flight, running.spec.site, now_s)
             begun = flight.first_s >= 0.0
             flight.stage = AT_SITE
@@ -365,16 +374,18 @@ class Simulation:
                 self._send_back(flight, BROKE, now_s)
             elif not up:
                 self._send_back(flight, LOST, now_s)
-        for job in jobs:
-            kept = self._flights.get(job.ident)
-            if kept is not None and kept.stage == AT_SITE and up:
-                self.router.arrived(kept, running.spec.site, now_s)
+            else:
+                self._kept[flight.ident] = flight
+                again.append(flight)
+        for flight in again:
+            if flight.stage == AT_SITE:
+                self.router.arrived(flight, running.spec.site, now_s)
 
     def lose_site(self, site: int, now_s: float) -> None:
         """The requests that a site's gateway had and no replica did."""
-        for flight in [each for each in self._flights.values() if each.site == site]:
-            if flight.stage == AT_SITE:
-                self._send_back(flight, LOST, now_s)
+        lost = [flight for flight in self._kept.values() if flight.site == site]
+        for flight in sorted(lost, key=lambda each: each.reached_s):
+            self._send_back(flight, LOST, now_s)
 
     def _start(self) -> None:
         digest_s = self.router.digest_s
@@ -389,8 +400,9 @@ class Simulation:
     def _check(self) -> None:
         """Raises BrokenRule where requests or tokens were lost count of."""
         tally = self.tally
-        if not self.open and self._flights:
-            raise BrokenRule(f"{len(self._flights)} requests are at sites, and none is open")
+        there = len(self._kept) + sum([each.sim.open_jobs for each in self.replicas])
+        if not self.open and there:
+            raise BrokenRule(f"{there} requests are at sites, and none is open")
         known = tally.answered + tally.refused + tally.broken
         if tally.requests - known > self.open or known > tally.requests:
             raise BrokenRule(f"{tally.requests} began, {known} ended, {self.open} are open")
@@ -409,14 +421,28 @@ class Simulation:
         )
 
 
-def _rows(chunks: Iterable[Arrivals]) -> Iterator[Arrival]:
-    before_s = 0.0
-    for chunk in chunks:
-        for row in chunk.rows():
-            if row.at_s < before_s:
-                raise ValueError(f"a request at {row.at_s} s comes after one at {before_s} s")
-            before_s = row.at_s
-            yield row
+class Coming:
+    """The requests of some chunks, one by one. Raises ValueError where one comes too late."""
+
+    def __init__(self, chunks: Iterable[Arrivals]) -> None:
+        self._chunks = iter(chunks)
+        self._rows: list[Arrival] = []
+        self._at = 0
+        self._before_s = 0.0
+
+    def next(self) -> Arrival | None:
+        """None after the last one."""
+        while self._at == len(self._rows):
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return None
+            self._rows, self._at = chunk.rows(), 0
+        row = self._rows[self._at]
+        self._at += 1
+        if row.at_s < self._before_s:
+            raise ValueError(f"a request at {row.at_s} s comes after one at {self._before_s} s")
+        self._before_s = row.at_s
+        return row
 
 
 def run(

@@ -18,6 +18,12 @@ _RECORD = Struct("<qiiqdd")
 _HASHED_AT_ONCE: Final = 1024
 
 
+def bucket_of(ms: float) -> int:
+    """The bucket of a duration."""
+    at = 0 if ms <= LEAST_MS else int((log(ms) - _LOG_LEAST) / _LOG_WIDTH)
+    return at if at < BUCKETS else BUCKETS - 1
+
+
 class Quantiles:
     """Milliseconds in buckets of half a percent, and their exact sum."""
 
@@ -30,10 +36,13 @@ class Quantiles:
         self.sum_ms = 0.0
 
     def add(self, ms: float) -> None:
+        self.put(bucket_of(ms), ms)
+
+    def put(self, bucket: int, ms: float) -> None:
+        """As `add`, where the bucket is known."""
         self.count += 1
         self.sum_ms += ms
-        at = 0 if ms <= LEAST_MS else int((log(ms) - _LOG_LEAST) / _LOG_WIDTH)
-        self._counts[at if at < BUCKETS else BUCKETS - 1] += 1
+        self._counts[bucket] += 1
 
     def never(self) -> None:
         """One that did not come: later than any other."""
@@ -198,16 +207,17 @@ class Tally:
             return
         self.answered += 1
         self.by_site[site] += 1
-        self.ttft.add(ttft_ms)
+        bucket = bucket_of(ttft_ms)
+        self.ttft.put(bucket, ttft_ms)
         self.total.add(total_ms)
         tally = self.classes[class_]
-        tally.ttft.add(ttft_ms)
+        tally.ttft.put(bucket, ttft_ms)
         if ttft_ms <= slo_ms:
             self.good += 1
             tally.good += 1
         if self.tenants:
             own = self.tenants[tenant]
-            own.ttft.add(ttft_ms)
+            own.ttft.put(bucket, ttft_ms)
             own.good += ttft_ms <= slo_ms
         self.prompt_tokens += prompt_tokens
         self.cached_tokens += cached_tokens

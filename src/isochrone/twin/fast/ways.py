@@ -5,6 +5,7 @@ A message's jitter follows from its request's number and what it is, so that it 
 every policy and in whatever order things happen.
 """
 
+from array import array
 from typing import Final
 
 from isochrone.core.estimate.transfer import LEAST_BODY_BYTES, byte_ms
@@ -46,6 +47,16 @@ class Ways:
         """Half a round trip without jitter."""
         return self._half_s[ingress][site]
 
+    def from_sites_s(self, ingress: int) -> "array[float]":
+        """The same from every site; not to be changed."""
+        return self._half_s[ingress]
+
+    def between_sites_s(self, site: int) -> "array[float]":
+        """The same from every site to a site where nobody enters; not to be changed."""
+        row = self._between_s[site][:]
+        row[site] = 0.0
+        return row
+
     def plain_between_s(self, site: int, other: int) -> float:
         """The same between two sites."""
         return self._between_s[site][other]
@@ -72,5 +83,5 @@ class Ways:
         return self._between_s[site][other] * self._factors[(ident * 7 + what) % DRAWN]
 
 
-def _halves(rtt_ms: RttMs) -> list[list[float]]:
-    return [[float(each) / 2000.0 for each in row] for row in rtt_ms.tolist()]
+def _halves(rtt_ms: RttMs) -> "list[array[float]]":
+    return [array("d", [float(each) / 2000.0 for each in row]) for row in rtt_ms.tolist()]
