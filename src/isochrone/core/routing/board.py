@@ -331,17 +331,18 @@ class Part:
         self._nearest, self._sizes = [], []
         if not self.eligible:
             return
-        costs = board.prompt_ms * float(USUAL_PROMPT_TOKENS)
+        costs = board.times(board.prompt_ms, USUAL_PROMPT_TOKENS)
         costs += board.fixed_ms - board.queues_ms
         if at is not None:
             costs = costs.take(at)
         cheapest_ms = costs.item(int(costs.argmin()))
-        near = costs <= cheapest_ms + max(TIE_MS, TIE_SHARE * cheapest_ms)
-        total = 0.0
-        for index in near.nonzero()[0].tolist():
+        near = (costs <= cheapest_ms + max(TIE_MS, TIE_SHARE * cheapest_ms)).tobytes()
+        total, index = 0.0, near.find(1)
+        while index >= 0:
             total += board.cells[index if at is None else at.item(index)].size
             self._nearest.append(index)
             self._sizes.append(total)
+            index = near.find(1, index + 1)
 
 
 def _seeded(load: ModelLoad, ready: int, seed: Rates, before: Servers | None) -> Servers:
