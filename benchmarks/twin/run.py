@@ -5,16 +5,20 @@ Run from the project's folder: python -m benchmarks.twin.run
 
 import argparse
 import json
+import os
 import resource
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gateway.machine import ROOT, commit, facts
 
-from isochrone.wiring.compiled import use_compiled
+from isochrone.adapters.large_pages import from_the_start
+from isochrone.wiring.compiled import begin_compiled, compiled_files
 
 HERE = Path(__file__).resolve().parent
 FILLING = 100_000  # requests, about 5 s: twice as long as an answer takes
@@ -28,13 +32,17 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="append nothing")
     parser.add_argument("--interpreted", action="store_true", help="take the sources as they are")
     asked = parser.parse_args()
-    form = "compiled" if not asked.interpreted and use_compiled() else "interpreted"
+    form = "compiled" if not asked.interpreted and compiled_files() else "interpreted"
+    begin = begin_compiled if form == "compiled" else None
+    os.environ.update(from_the_start(os.environ))
     result: dict[str, Any] = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"), **commit(ROOT), "form": form,
         "machine": facts(),
     }
     for kind in ("new", "conversations") if asked.kind is None else (asked.kind,):
-        found = measure(asked.requests, conversations=kind == "conversations")
+        # In a process of its own, that starts as those of the twin's pool do.
+        with ProcessPoolExecutor(1, get_context("spawn"), begin) as pool:
+            found = pool.submit(measure, asked.requests, kind == "conversations").result()
         result[kind] = found
         print(form, kind, *(f"{name} {value}" for name, value in found.items()))
     if not asked.dry:
@@ -42,10 +50,11 @@ def main() -> None:
             file.write(json.dumps(result) + "\n")
 
 
-def measure(requests: int, *, conversations: bool) -> dict[str, Any]:
+def measure(requests: int, conversations: bool) -> dict[str, Any]:
     """One run from an empty fleet; what fills it and what is drained are not counted."""
     from benchmarks.twin.fleet import arrivals, fleet
 
+    from isochrone.adapters.large_pages import LargePages
     from isochrone.twin.fast.arrivals import Arrivals
     from isochrone.twin.fast.ours import Ours
     from isochrone.twin.fast.plan import Plan
@@ -61,7 +70,8 @@ def measure(requests: int, *, conversations: bool) -> dict[str, Any]:
             yield chunk
             made += len(chunk)
 
-    found = run(fleet(), marked(), Ours(), Plan(warm_s=FILLING / RATE_S))
+    chunks = LargePages().between(marked())
+    found = run(fleet(), chunks, Ours(), Plan(warm_s=FILLING / RATE_S))
     counted = marks[-1][0] - marks[0][0]
     spent_s = marks[-1][1] - marks[0][1]
     return {

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from isochrone.adapters.large_pages import LargePages
 from isochrone.adapters.packaged import load_baseline_parameters
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.baselines.campus import best_campus, campus_of
@@ -137,7 +138,7 @@ def _played(
             game.scenario.outages, fleet, ground.warm_s, ground.last_s()
         ) if game.scenario.outages else (),
     )
-    summary = run(fleet, told(), router, plan)
+    summary = run(fleet, LargePages().between(told()), router, plan)
     row = replace(row_of(summary, workload=workload.name, load=load), policy=game.policy)
     return Played(row=row, summary=summary)
 

@@ -7,6 +7,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from typing import Any
 
 from isochrone.adapters.child.launch import die_with
+from isochrone.adapters.large_pages import from_the_start
 from isochrone.core.errors import InvalidInput, Unavailable
 from isochrone.wiring.compiled import begin_compiled
 from isochrone.wiring.twin_comparison import Game, Played, play
@@ -36,6 +37,7 @@ def _in_processes(
 ) -> list[Played]:
     # Not forked: a progress bar runs in a thread, which a fork would cut in the middle of anything.
     context = multiprocessing.get_context("spawn")
+    os.environ.update(from_the_start(os.environ))  # theirs; this process has begun
     pool = ProcessPoolExecutor(min(jobs, len(work)), context, _begin, (os.getpid(),))
     found: dict[int, Played] = {}
     try:
