@@ -50,10 +50,14 @@ def use_compiled(folder: Path = FOLDER) -> bool:
     return True
 
 
-def begin_compiled() -> None:
-    """What a process of a pool does first: it takes the compiled form, and leaves Ctrl-C to the
-    process that started it, which ends it."""
+def begin_compiled(player: int) -> None:
+    """What a process of a pool does first: it takes the compiled form, before anything else is
+    imported. It leaves Ctrl-C to process `player`, which started it, and dies with that, however
+    that ends: by itself it would wait for more to do."""
     use_compiled()
+    from isochrone.adapters.child.launch import die_with
+
+    die_with(player)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

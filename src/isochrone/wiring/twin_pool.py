@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from typing import Any
 
-from isochrone.adapters.child.launch import die_with
 from isochrone.adapters.large_pages import from_the_start
 from isochrone.core.errors import InvalidInput, Unavailable
 from isochrone.wiring.compiled import begin_compiled
@@ -38,7 +37,7 @@ def _in_processes(
     # Not forked: a progress bar runs in a thread, which a fork would cut in the middle of anything.
     context = multiprocessing.get_context("spawn")
     os.environ.update(from_the_start(os.environ))  # theirs; this process has begun
-    pool = ProcessPoolExecutor(min(jobs, len(work)), context, _begin, (os.getpid(),))
+    pool = ProcessPoolExecutor(min(jobs, len(work)), context, begin_compiled, (os.getpid(),))
     found: dict[int, Played] = {}
     try:
         place_of = {pool.submit(play, game): place for place, game in enumerate(work)}
@@ -55,13 +54,6 @@ def _in_processes(
             for process in multiprocessing.active_children():
                 process.terminate()
     return [found[place] for place in range(len(work))]
-
-
-def _begin(player: int) -> None:
-    """What a process of the pool does first. It dies with the one that plays, however that ends:
-    by itself it would wait for more to do."""
-    die_with(player)
-    begin_compiled()
 
 
 def _on_ray(
