@@ -20,7 +20,7 @@ from isochrone.gateway.replies import EVENTS
 from isochrone.gateway.request import engine_body
 from isochrone.gateway.target import Target
 from isochrone.gateway.upstream import UpstreamConnection
-from isochrone.gateway.waiting import is_pushed
+from isochrone.gateway.waiting import is_pushed, may_wait_ms
 from isochrone.wire import peer
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Attempt:
             lines += peer.tried_line([each.site for each in tried])
         proof = peer.proof(
             self.target.peer_key, covered, exchange.request_id, context.clock.wall_ns(), body,
-            pushed=is_pushed(exchange),
+            pushed=is_pushed(exchange), patience_ms=may_wait_ms(exchange),
         )
         return b"%b%b%b: %b\r\ncontent-length: %d\r\n\r\n%b" % (
             start, lines.encode("latin-1"), _HOP, proof.encode("latin-1"), len(body), body,

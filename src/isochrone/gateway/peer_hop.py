@@ -5,6 +5,7 @@ was not used before, and then key, class and residency in its own view. Headers 
 without a valid code are never looked at.
 """
 
+from math import inf
 from typing import Final
 
 from isochrone.core.errors import Untrusted
@@ -39,17 +40,20 @@ class HopEntrant:
 
 class Hop:
     """A peer request whose code is right: who sent it, its id and instant of sending, and whether
-    it was `pushed` past a nearer site."""
+    it was `pushed` past a nearer site. Where it would wait for longer than `patience_ms`, it wants
+    to be refused at once."""
 
-    __slots__ = ("entrant", "pushed", "request_id", "sent_at")
+    __slots__ = ("entrant", "patience_ms", "pushed", "request_id", "sent_at")
 
     def __init__(
-        self, entrant: HopEntrant, request_id: RequestId, sent_at: int, pushed: bool
+        self, entrant: HopEntrant, request_id: RequestId, sent_at: int, pushed: bool,
+        patience_ms: float,
     ) -> None:
         self.entrant = entrant
         self.request_id = request_id
         self.sent_at = sent_at
         self.pushed = pushed
+        self.patience_ms = patience_ms
 
 
 def claims_hop(incoming: Incoming) -> bool:
@@ -108,6 +112,9 @@ class PeerHops:
         entrant = self.entrant(incoming, ingress)
         said, _, code = incoming.hop.decode("latin-1").rpartition(" ")
         request_id, _, sent = said.partition(" ")
+        sent, bounded, patience = sent.partition(peer.PATIENCE)
+        if bounded and not (patience.isdigit() and len(patience) < 10):
+            raise Untrusted("no time that it may wait")
         pushed = sent.endswith(peer.PUSHED)
         if pushed:
             sent = sent[:-1]
@@ -121,7 +128,8 @@ class PeerHops:
             age_s = age_ns / 1e9
             raise Untrusted(f"sent {age_s:.1f} s ago by the clocks, at most {peer.MAX_AGE_S:g} s")
         self._once(code)
-        return Hop(entrant, RequestId(request_id), sent_at, pushed)
+        patience_ms = float(patience) if bounded else inf
+        return Hop(entrant, RequestId(request_id), sent_at, pushed, patience_ms)
 
     def _once(self, code: str) -> None:
         """Raise Untrusted for a code used before; codes are kept for as long as they are valid."""

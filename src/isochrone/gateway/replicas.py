@@ -7,6 +7,7 @@ among the rest.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from math import inf
 from typing import Final
 
 import structlog
@@ -104,6 +105,14 @@ class Replicas:
             if standing.ready and not (standing.health.ailing and standing.health.is_out):
                 slots += standing.slots if standing.replica.slots_stated else UNBOUNDED_SLOTS
         return min(slots, UNBOUNDED_SLOTS)
+
+    def soonest_ms(self, site: SiteName, model: ModelName) -> float:
+        """When the first of its ready replicas has read what was sent there; 0 where none is."""
+        soonest = inf
+        for standing in self._by_model.get((site, model), ()):
+            if standing.wait_ms < soonest and standing.ready:
+                soonest = standing.wait_ms
+        return soonest if soonest < inf else 0.0
 
     def pick(
         self,

@@ -31,10 +31,11 @@ from isochrone.core.admission.site_queue import (
 from isochrone.core.estimate.hardware import SLOW
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.metering.event import Tokens
+from isochrone.core.routing.patience import MARGIN_MS
 from isochrone.gateway.metrics import LATENCY_S
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.view_cache import ViewCache
-from isochrone.gateway.waiting import is_pushed
+from isochrone.gateway.waiting import is_pushed, may_wait_ms
 from isochrone.ports.clock import Clock
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ _SAID: Final = {
     "expired": "waited for as long as they may",
     "class_closed": "are not taken",
     "no_capacity": "cannot be taken, since no engine is ready",
+    "busy": "wait for longer than until they are answered elsewhere",
 }
+BUSY: Final = "busy"
 QUEUE_REASONS: Final = frozenset(_SAID)
 
 
@@ -212,6 +215,12 @@ class SiteQueues:
         prompt_tokens = request.prompt_tokens
         tokens = weighted_tokens(prompt_tokens, request.output_tokens, weight)
         most_tokens = tokens
+        wait_ms = queue.begins_in_ms(
+            waiter.class_, waiter.key.org_id, tokens,
+            self._view.replicas.soonest_ms(site, request.model),
+        )
+        if wait_ms > MARGIN_MS and wait_ms > may_wait_ms(waiter):
+            return self.refusal(place, waiter.class_, Refused("busy", int(wait_ms * 1e6)))
         if not request.is_limited:
             model = self._view.table.view.models.get(request.model)
             context_tokens = 0 if model is None else model.context_tokens

@@ -31,7 +31,7 @@ from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import InferenceRequest
 from isochrone.gateway.resumed import Resumed
 from isochrone.gateway.shared_limits import SharedClaim
-from isochrone.gateway.site_queues import QUEUE_REASONS, Turn, Waiter
+from isochrone.gateway.site_queues import BUSY, QUEUE_REASONS, Turn, Waiter
 from isochrone.gateway.target import Target
 from isochrone.gateway.waiting import counted
 from isochrone.wire import peer
@@ -410,8 +410,8 @@ class Tries(Waiter):
             saturated = admission.saturated_elsewhere(
                 attempt.target.site, self.request.model, rule, retry_after_s
             )
-        if not self._may_retry(now_ns, saturated):
-            return
+        if rule != BUSY and not self._may_retry(now_ns, saturated):
+            return  # one that is busy refuses as it was asked to, and without work
         self._tries_began_ns = now_ns
         if self.continuation is not None:
             self._tries_before += 1  # said at once and without work: it costs no try

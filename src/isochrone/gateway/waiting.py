@@ -6,11 +6,13 @@ a second, and says it in its digest to all others.
 """
 
 import contextlib
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from isochrone.core.errors import BusUnavailable
 from isochrone.core.ids import SiteName
 from isochrone.core.routing.loads import Dispatch
+from isochrone.core.routing.patience import patience_ms
 from isochrone.core.world.queued import QueuedWork, QueueReport
 from isochrone.ports.bus import Bus
 from isochrone.wire import fleet, subjects
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from isochrone.gateway.context import Context
     from isochrone.gateway.tries import Tries
 
+LAST_TRY: Final = 3  # of those that a request has: who would send it on again takes it
 EVERY_NS: Final = 1_000_000_000  # again, while something waits: silence means nothing does
 
 
@@ -38,6 +41,17 @@ def is_pushed(exchange: "Tries") -> bool:
     """
     hop, choice = exchange.reply.hop, exchange.choice
     return hop.pushed if hop is not None else choice is not None and choice.pushed
+
+
+def may_wait_ms(exchange: "Tries") -> float:
+    """How long it may wait where it is sent before another site is better: as its ingress says, or
+    this gateway itself. Unbounded in its last try, and for what goes on with a stream."""
+    hop, choice = exchange.reply.hop, exchange.choice
+    if hop is not None:
+        return hop.patience_ms
+    if choice is None or exchange.continuation is not None or exchange.attempts >= LAST_TRY:
+        return inf
+    return patience_ms(choice, exchange.class_)
 
 
 class QueueReports:

@@ -14,6 +14,7 @@ so that both gateways know the rest of a head from the one before it.
 from collections.abc import Sequence
 from hashlib import blake2b
 from hmac import compare_digest
+from math import inf
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -37,6 +38,7 @@ REFUSED = "x-isochrone-refused"        # on a typed refusal by the destination: 
 QUEUED = "x-isochrone-queued"          # on an answer: whole ms that it waited there for its turn
 TRIED = "x-isochrone-tried"            # on a hop: the sites that refused or lost the request before
 PUSHED = "p"                           # behind the instant in `HOP`: past the nearest site
+PATIENCE = "w"                         # behind that: the whole ms that it may wait there
 CODE_BYTES = 24
 NOTHING = "-"                          # in the place of an answer's tokens or replica
 
@@ -77,11 +79,15 @@ def shared_key(own_secret_hex: str, peer_public_hex: str, one: str, other: str) 
 
 
 def proof(
-    key: bytes, covered: bytes, request_id: str, sent_at: int, body: bytes, *, pushed: bool = False
+    key: bytes, covered: bytes, request_id: str, sent_at: int, body: bytes, *, pushed: bool = False,
+    patience_ms: float = inf,
 ) -> str:
     """The value of a request's `HOP`; `covered` is what its HopHead says. `pushed`: another site is
-    nearer, and has a long queue."""
+    nearer, and has a long queue. `patience_ms`: where it would wait for longer, it wants to be
+    refused at once."""
     said = f"{request_id} {sent_at}{PUSHED if pushed else ''}"
+    if patience_ms < inf:
+        said += f"{PATIENCE}{int(patience_ms)}"
     return f"{said} {request_code(key, covered, said, body)}"
 
 

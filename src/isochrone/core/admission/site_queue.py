@@ -17,7 +17,9 @@ from isochrone.core.estimate.service import Work
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class
 
-RefusalReason = Literal["queue_full", "would_expire", "expired", "class_closed", "no_capacity"]
+RefusalReason = Literal[
+    "queue_full", "would_expire", "expired", "class_closed", "no_capacity", "busy"
+]
 
 NEVER_NS = 1 << 63
 MOST_PROMISED_NS = 30_000_000_000  # so far apart are refused requests told to come back, at most
@@ -272,6 +274,13 @@ class SiteQueue:
         """
         line = self.line(class_)
         return self._wait_of(line, tenant, tokens)
+
+    def begins_in_ms(self, class_: Class, tenant: str, tokens: int, engines_ms: float) -> float:
+        """When a request that came now would begin to be read: in its turn; with a slot free,
+        when the engine that is soonest done has read what it was sent before (`engines_ms`)."""
+        if (self.queued or self.running >= self.slots) and not self.guessed:
+            return self.expected_wait_ns(class_, tenant, tokens) / 1e6
+        return engines_ms
 
     def waiting(self) -> Work:
         """All that waits here, and that no engine knows of."""

@@ -2,21 +2,32 @@
 
 from array import array
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.admission.site_queue import SiteQueue
+from isochrone.core.estimate.hardware import SLOW
 from isochrone.core.estimate.service import Rates
 from isochrone.core.ids import ReplicaId, SiteName
 from isochrone.core.rng import Random
 from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.loads import Dispatch, Loads
+from isochrone.core.routing.patience import MARGIN_MS
 from isochrone.core.routing.pick import Standing
-from isochrone.core.routing.prefix import BLOCK_BYTES, BLOCK_ENDS, Belief, Prefixes, Sighting
+from isochrone.core.routing.prefix import (
+    BLOCK_BYTES,
+    BLOCK_ENDS,
+    UNKNOWN,
+    Belief,
+    Prefixes,
+    Sighting,
+)
 from isochrone.core.routing.sessions import Sessions
 from isochrone.core.routing.table import RoutingTable
 from isochrone.core.world.model import Replica
+from isochrone.core.world.tenant import Class
 from isochrone.twin.fast.fleet import Fleet
 from isochrone.twin.fast.news import Digests, Told
 from isochrone.twin.fast.policy import Flight
@@ -107,7 +118,8 @@ class Sent:
     """What the ingress keeps of a request that it sent. `blocks`: as gateways hash its prompt."""
 
     __slots__ = (
-        "belief", "blocks", "gateway", "pushed", "refusals", "seen", "ticket", "tries",
+        "belief", "blocks", "bounced", "gateway", "patience_ms", "pushed", "refusals",
+        "seen", "ticket", "tries",
     )
 
     def __init__(self, gateway: Gateway, blocks: Sequence[int]) -> None:
@@ -119,6 +131,15 @@ class Sent:
         self.refusals: list[Refused] | None = None
         self.pushed = False
         self.tries = 0
+        self.patience_ms = inf
+        self.bounced = False  # by the site that it was sent to last
+
+    def is_bounced(self, place: "Place", class_: Class, tenant: str, tokens: int) -> bool:
+        """Whether the site sends it back, as its gateway's `SiteQueues.enter` does."""
+        soonest_ms = min([each.wait_ms for each in place.standings])
+        wait_ms = place.queue.begins_in_ms(class_, tenant, tokens, soonest_ms)
+        self.bounced = wait_ms > MARGIN_MS and wait_ms > self.patience_ms
+        return self.bounced
 
 
 class Served:
@@ -163,3 +184,20 @@ class Place:
         self.sold = 0
         self.pushed = 0
         self.rates: Rates | None = None
+
+    def held(self, beliefs: dict[ReplicaId, Belief], generations: list[int]) -> dict[
+        ReplicaId, float
+    ]:
+        """Leading tokens by replica, of those that run as they did."""
+        held: dict[ReplicaId, float] = {}
+        for replica, belief in beliefs.items():
+            at = self.numbers.get(replica, -1)
+            if at >= 0 and belief.sighting.generation in (generations[at], UNKNOWN):
+                held[replica] = belief.tokens
+        return held
+
+
+def a_place(fleet: Fleet) -> Place:
+    """An empty one, as a gateway opens it."""
+    slot_ns = 1e9 / (fleet.admission.output_weight * SLOW.decode_tok_s)
+    return Place(SiteQueue(fleet.admission, 0, slot_ns, guessed=True))

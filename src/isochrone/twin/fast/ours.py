@@ -5,12 +5,12 @@ without bytes: a gateway at each ingress and at each site, each with its own kno
 """
 
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 
 from isochrone.core.admission.classes import CLASSES, sold_slots, weighted_tokens
-from isochrone.core.admission.site_queue import NEVER_NS, SiteQueue, Start, Stop, TurnAway
+from isochrone.core.admission.site_queue import NEVER_NS, Start, Stop, TurnAway
 from isochrone.core.admission.site_queue import Refused as TurnedAway
-from isochrone.core.estimate.hardware import SLOW
 from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import ModelName, PolicyId, ReplicaId
 from isochrone.core.lifecycle.health import HealthRules
@@ -18,8 +18,9 @@ from isochrone.core.rng import stream
 from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.choose import TARGET_MS, choose
 from isochrone.core.routing.loads import Dispatch
+from isochrone.core.routing.patience import patience_ms
 from isochrone.core.routing.pick import Standing, pick
-from isochrone.core.routing.prefix import UNKNOWN, Belief
+from isochrone.core.routing.prefix import Belief
 from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.tenant import Class
 from isochrone.twin.fast.arrivals import NO_BLOCKS, NO_SESSION
@@ -30,6 +31,7 @@ from isochrone.twin.fast.gateways import (
     Place,
     Sent,
     Served,
+    a_place,
     gateway_blocks,
     replica_of,
 )
@@ -79,7 +81,7 @@ class Ours:
         ]
         self.generations = [0] * len(fleet.replicas)
         self.places = [
-            [_place(fleet) if numbers else None for numbers in models] for models in fleet.at
+            [a_place(fleet) if numbers else None for numbers in models] for models in fleet.at
         ]
         self.watched_ns = [NEVER_NS] * len(fleet.sites)
 
@@ -104,7 +106,9 @@ class Ours:
         site = self.site_names[flight.tried[-1]]
         if lost and site != gateway.name:
             gateway.loads.lost(site, now_ns)
-        if sent.tries >= MOST_TRIES or not gateway.retries.try_spend(now_ns):
+        if sent.bounced:  # at once and without work: it costs nothing of the budget
+            sent.bounced = False
+        elif sent.tries >= MOST_TRIES or not gateway.retries.try_spend(now_ns):
             self.actions.give_up(flight, now_s)
             return
         refused = Refused(
@@ -164,9 +168,10 @@ class Ours:
                 session = arrival.session
                 if session != NO_SESSION:
                     home = gateway.sessions.home(session, now_ns)
+        class_ = CLASSES[arrival.class_]
         choice = choose(
             gateway.table, gateway.loads, gateway.prefixes, model=model, policy_id=policy_id,
-            class_=CLASSES[arrival.class_], prompt_tokens=arrival.prompt_tokens,
+            class_=class_, prompt_tokens=arrival.prompt_tokens,
             output_tokens=arrival.expected_tokens, blocks=blocks,
             tried=NO_TRIED if sent.refusals is None else sent.refusals, now_ns=now_ns,
             rng=gateway.rng, home=home, body_bytes=arrival.body_bytes, target_ms=self.target_ms,
@@ -180,6 +185,7 @@ class Ours:
             gateway.sessions.went(session, name, verdict, now_ns)
         sent.tries += 1
         sent.pushed = choice.pushed
+        sent.patience_ms = inf if sent.tries >= MOST_TRIES else patience_ms(choice, class_)
         belief = sent.belief = choice.belief
         site = self.site_number[name]
         if site == gateway.site:  # it is served here: counted when its turn has come
@@ -214,6 +220,11 @@ class Ours:
             arrival.prompt_tokens, arrival.expected_tokens, place.output_weight
         )
         class_: Class = CLASSES[arrival.class_]
+        sent = flight.note
+        assert isinstance(sent, Sent), "every request that began has one"
+        if before is None and sent.is_bounced(place, class_, self.tenants[arrival.tenant], tokens):
+            self.actions.refuse(flight, now_s)
+            return
         turn = queue.offer(
             class_, self.tenants[arrival.tenant], tokens, most_tokens=tokens, now_ns=now_ns,
             prompt_tokens=arrival.prompt_tokens, resumable=False,
@@ -222,9 +233,7 @@ class Ours:
             flight.site_note = None
             self.actions.refuse(flight, now_s)
         else:
-            sent = flight.note
-            if isinstance(sent, Sent) and sent.pushed:
-                place.pushed += 1
+            place.pushed += sent.pushed
             served = flight.site_note = Served(place, turn)
             served.tried = tried
             if turn.state == "running":
@@ -344,7 +353,7 @@ class Ours:
             blocks = NO_BLOCKS
         if blocks and len(place.standings) > 1:
             beliefs = gateway.prefixes.cached_by_replica(gateway.name, blocks, now_ns)
-            cached = self._held(place, beliefs) if beliefs else None
+            cached = place.held(beliefs, self.generations) if beliefs else None
         standing = pick(
             place.standings, served.tried, now_ns=now_ns, rng=gateway.rng, rules=RULES,
             cached=cached, organisation=self.tenants[arrival.tenant],
@@ -403,15 +412,6 @@ class Ours:
         """What waits at a site and how many were pushed there, as its gateway tells its agent."""
         place = self.places[site][model]
         return (Work(), 0) if place is None else (place.queue.waiting(), place.pushed)
-
-    def _held(self, place: Place, beliefs: dict[ReplicaId, Belief]) -> dict[ReplicaId, float]:
-        """Leading tokens by replica, of those that run as they did."""
-        held: dict[ReplicaId, float] = {}
-        for replica, belief in beliefs.items():
-            at = place.numbers.get(replica, -1)
-            if at >= 0 and belief.sighting.generation in (self.generations[at], UNKNOWN):
-                held[replica] = belief.tokens
-        return held
 
     def _obey(self, place: Place, site: int, now_s: float) -> None:
         """Carry out what the queue says."""
@@ -485,8 +485,3 @@ class Ours:
                 )
             self.site_gateways[site] = known
         return known
-
-
-def _place(fleet: Fleet) -> Place:
-    slot_ns = 1e9 / (fleet.admission.output_weight * SLOW.decode_tok_s)
-    return Place(SiteQueue(fleet.admission, 0, slot_ns, guessed=True))
