@@ -24,7 +24,6 @@ def patience_ms(choice: Choice, class_: Class) -> float:
     if class_ == "batch" or choice.eligible < 2:
         return inf
     other = choice.runner_up()
-    choice.costs[choice.index] = choice.cost_ms
     spared_ms = choice.costs.item(other) - choice.prefill_ms
     most_ms = (spared_ms if spared_ms > 0.0 else 0.0) * MARGIN + MARGIN_MS
     return most_ms if most_ms < MOST_MS else inf

@@ -1,0 +1,60 @@
+"""How long a request may wait where it is sent: the example of docs/spill.md, and who has no bound.
+"""
+
+from math import inf
+
+import pytest
+
+from isochrone.core.admission.site_queue import SiteQueue
+from isochrone.core.ids import SiteName
+from isochrone.core.routing.choice import Refused
+from isochrone.core.routing.chosen import Choice
+from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.patience import patience_ms
+from isochrone.core.world.site_policy import ClassRule, SitePolicy
+from isochrone.wire.peer import proof
+from tests.builders import a_choice, a_digest, a_load, a_site, a_table, a_view
+
+MS = 1_000_000
+
+
+def chosen(*, output_tokens: int = 0, tried: tuple[Refused, ...] = ()) -> Choice:
+    """The own site, 50 ms of queue for 80 tokens, and an idle one 20 ms away; 100 ms of prompt."""
+    view = a_view([a_site("here"), a_site("near")], rtt_ms={"near": 20.0})
+    loads = Loads()
+    loads.heard(a_digest("here", a_load(running=4, output_tokens=output_tokens)), 0)
+    loads.heard(a_digest("near"), 0)
+    return a_choice(a_table(view), loads, tried=tried)
+
+
+def test_worked_example() -> None:
+    choice = chosen(output_tokens=80)
+    assert (choice.site, choice.cost_ms, choice.prefill_ms) == ("here", 150.0, 100.0)
+    # Near it would be read 20 ms from now; a tenth more, and what being sent back costs.
+    assert patience_ms(choice, "on_demand") == pytest.approx(20.0 * 1.1 + 60.0)
+    assert choice.costs.tolist() == [150.0, 120.0]  # as they were
+
+
+def test_batch_and_a_request_with_nowhere_else_to_go_wait_as_long_as_it_takes() -> None:
+    assert patience_ms(chosen(), "batch") == inf
+    left = Refused(site=SiteName("near"), rule="saturated", detail="busy")
+    assert patience_ms(chosen(tried=(left,)), "on_demand") == inf
+
+
+def test_a_site_knows_when_a_request_would_begin() -> None:
+    queue = SiteQueue(SitePolicy(on_demand=ClassRule(share=3)), 1, 10.0 * MS)
+    assert queue.begins_in_ms("on_demand", "acme", 100, 40.0) == 40.0  # a slot is free
+    queue.offer("on_demand", "acme", 100, most_tokens=100, now_ns=0)
+    # 100 tokens run, and its own are counted with what waits of its tenant: 10 ms each, one slot.
+    full_ms = queue.begins_in_ms("on_demand", "acme", 100, 40.0)
+    assert full_ms == queue.expected_wait_ns("on_demand", "acme", 100) / MS
+    assert full_ms >= 1000.0
+    guessed = SiteQueue(queue.policy, 1, 10.0 * MS, guessed=True)
+    guessed.offer("on_demand", "acme", 100, most_tokens=100, now_ns=0)
+    assert guessed.begins_in_ms("on_demand", "acme", 100, 40.0) == 40.0  # nobody knows yet
+
+
+def test_a_hop_says_it_in_whole_milliseconds() -> None:
+    assert proof(b"k", b"", "id", 7, b"", patience_ms=82.9).split()[1] == "7w82"
+    assert proof(b"k", b"", "id", 7, b"", pushed=True, patience_ms=0.0).split()[1] == "7pw0"
+    assert proof(b"k", b"", "id", 7, b"").split()[1] == "7"
