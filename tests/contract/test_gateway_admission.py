@@ -415,7 +415,7 @@ def test_a_site_that_refuses_is_left_for_one_that_has_room() -> None:
 
 def test_a_request_that_a_busy_site_sends_back_takes_nothing_of_the_retry_budget() -> None:
     async def main(cloud: GatewayCloud) -> None:
-        lisbon, paris, berlin = await two_sites(cloud)
+        lisbon, paris, _ = await two_sites(cloud)
         await cloud.link("lisbon", "berlin", 300.0)  # so paris is tried first
         assert (await ask(paris, post(chat_body(), key="only-paris"))).status == 200
         first = await hold(paris, "only-paris", 2)

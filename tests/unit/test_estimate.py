@@ -19,6 +19,7 @@ from isochrone.core.estimate.service import (
     Servers,
     Work,
     decode_ms,
+    opening_ms,
     prefill_ms,
     queue_ms,
 )
@@ -124,6 +125,33 @@ def test_prefill_and_decode() -> None:
 )
 def test_queue_drain(ready: int, slots: int, ahead: Work, expected_ms: float) -> None:
     assert queue_ms(Servers(ready=ready, slots=slots, rates=RATES), ahead) == expected_ms
+
+
+@pytest.mark.parametrize(
+    ("openings", "soonest_tokens", "sent", "expected_ms"),
+    [
+        # Three replicas, one of which reads 3,000 tokens: the others take a newcomer at once.
+        (2, 0, 0, 0.0),
+        (2, 0, 1, 0.0),
+        # Two came since: one of them has to be read before a newcomer, spread over the replicas.
+        (2, 0, 2, 200 * (1 / 2) / 3),
+        (0, 400, 0, 400.0),
+        (0, 400, 2, 400.0 + 200 / 3),
+    ],
+)
+def test_a_newcomer_waits_for_the_replica_that_is_soonest_done(
+    openings: int, soonest_tokens: int, sent: int, expected_ms: float
+) -> None:
+    servers = Servers(ready=3, slots=12, rates=Rates(prefill_tok_s=1000, decode_tok_s=100))
+    ahead = Work(requests=3 + sent, prompt_tokens=3000 + 100 * sent, output_tokens=90)
+    found = opening_ms(servers, ahead, openings, soonest_tokens, sent, 100 * sent)
+    assert found == pytest.approx(expected_ms)
+    # Without a free slot it waits for one besides.
+    full = Servers(ready=3, slots=3, rates=servers.rates)
+    wait_ms = 1000 * 90 / (3 * 100) * (1 + sent) / (3 + sent)
+    assert opening_ms(full, ahead, openings, soonest_tokens, sent, 100 * sent) == pytest.approx(
+        expected_ms + wait_ms
+    )
 
 
 def test_seeds_take_the_slowest_stated_kind() -> None:

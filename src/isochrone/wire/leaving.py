@@ -104,7 +104,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "DeploymentLoad": _fields(
         fleet=(
             "model revision ready slots running waiting pending_prompt_tokens "
-            "pending_output_tokens prefill_tok_s decode_tok_s endpoints arrived spare pushed"
+            "pending_output_tokens prefill_tok_s decode_tok_s endpoints arrived spare pushed "
+            "openings soonest_tokens"
         ),
     ),
     # core/world/engine_load.py: what an agent makes its digest of

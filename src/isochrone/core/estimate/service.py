@@ -51,13 +51,34 @@ def queue_ms(servers: Servers, ahead: Work) -> float:
     and the slots together decode the O tokens ahead in O / (slots * decode), so the wait is the
     share (n + 1 - slots) / n of that. Never falls when any part of `ahead` grows.
     """
-    rates = servers.rates
-    wait_s = ahead.prompt_tokens / (servers.ready * rates.prefill_tok_s)
+    wait_s = ahead.prompt_tokens / (servers.ready * servers.rates.prefill_tok_s)
+    return 1000.0 * (wait_s + slot_s(servers, ahead))
+
+
+def opening_ms(
+    servers: Servers, ahead: Work, openings: int, soonest_tokens: int, sent: int, sent_tokens: int
+) -> float:
+    """The same where the site says how its replicas stand: `openings` of them begin another prompt
+    at once, and the one that is soonest done has `soonest_tokens` to read. Of `ahead`, `sent`
+    requests with `sent_tokens` came since.
+
+    Those take the openings first; of m that came since, m + 1 - openings have to be read before a
+    newcomer, spread over the replicas. A mean over all replicas would make one long prompt keep a
+    newcomer that another replica takes at once.
+    """
+    tokens, behind = float(soonest_tokens), sent + 1 - openings
+    if sent > 0 and behind > 0 and sent_tokens > 0:
+        tokens += sent_tokens * min(behind / sent, 1.0) / servers.ready
+    return 1000.0 * (tokens / servers.rates.prefill_tok_s + slot_s(servers, ahead))
+
+
+def slot_s(servers: Servers, ahead: Work) -> float:
+    """The part of a wait that is for a slot, in seconds; see `queue_ms`."""
     must_end = ahead.requests + 1 - servers.slots
-    if must_end > 0 and ahead.requests > 0:
-        drain_s = ahead.output_tokens / (servers.slots * rates.decode_tok_s)
-        wait_s += drain_s * must_end / ahead.requests
-    return 1000.0 * wait_s
+    if must_end <= 0 or ahead.requests <= 0:
+        return 0.0
+    drain_s = ahead.output_tokens / (servers.slots * servers.rates.decode_tok_s)
+    return drain_s * must_end / ahead.requests
 
 
 def busy_s(servers: Servers, prompt_tokens: float, output_tokens: float) -> float:

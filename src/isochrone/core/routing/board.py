@@ -10,7 +10,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from isochrone.core.estimate.service import Rates, Servers, decode_ms, prefill_ms, queue_ms
+from isochrone.core.estimate.service import (
+    Rates,
+    Servers,
+    decode_ms,
+    opening_ms,
+    prefill_ms,
+    queue_ms,
+)
 from isochrone.core.estimate.transfer import byte_ms
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.lifecycle.health import HELD_BACK_MS, Health
@@ -224,7 +231,14 @@ class Board:
             if abs(size - cell.size) > RESIZED * cell.size:
                 cell.size = size
                 self.version += 1
-        wait_ms = queue_ms(servers, load.ahead)
+        ahead = load.ahead
+        if load.openings is None:
+            wait_ms = queue_ms(servers, ahead)
+        else:
+            wait_ms = opening_ms(
+                servers, ahead, load.openings, load.soonest_tokens,
+                ahead.requests - load.said_requests, ahead.prompt_tokens - load.said_tokens,
+            )
         self.queues_ms[index] = wait_ms
         self.fixed_ms[index] = site.rtt_ms + wait_ms
         if load.spare is not None or cell.is_credited:

@@ -38,7 +38,9 @@ class ModelLoad:
     For credits (see `credits`): `arrived`, `spare` and `pushed` as the digest says them; how many
     requests this gateway `sent` in an interval lately, and how many it `dispatched` since
     `renewed_ns`; and the part that it is to `keep` of those nearest there. `ready_before`: as the
-    digest before the last one said. `is_listed` False once it is empty and forgotten.
+    digest before the last one said. `openings`, `soonest_tokens`: as the digest says; of what is
+    `ahead`, `said_requests` and `said_tokens` of prompts are the digest's, the rest was sent since.
+    `is_listed`: False once it is empty and forgotten.
     """
 
     model: ModelName
@@ -56,6 +58,10 @@ class ModelLoad:
     keep: float = 1.0
     renewed_ns: int = 0
     ready_before: int | None = None
+    openings: int | None = None
+    soonest_tokens: int = 0
+    said_requests: int = 0
+    said_tokens: int = 0
     is_listed: bool = True
 
 
@@ -86,8 +92,9 @@ class Said:
     are all that is queued or running there."""
 
     __slots__ = (
-        "arrived", "decode_tok_s", "model", "output_tokens", "prefill_tok_s", "prompt_tokens",
-        "pushed", "ready", "requests", "servers", "slots", "spare",
+        "arrived", "decode_tok_s", "model", "openings", "output_tokens", "prefill_tok_s",
+        "prompt_tokens", "pushed", "ready", "requests", "servers", "slots", "soonest_tokens",
+        "spare",
     )
 
     def __init__(self, said: DeploymentLoad) -> None:
@@ -104,6 +111,8 @@ class Said:
         self.requests: int = max(said.running, 0) + max(said.waiting, 0)
         self.prompt_tokens: int = max(said.pending_prompt_tokens, 0)
         self.output_tokens: int = max(said.pending_output_tokens, 0)
+        self.openings = None if said.openings is None else max(said.openings, 0)
+        self.soonest_tokens: int = max(said.soonest_tokens, 0)
         self.servers: Servers | None = None
         if self.ready >= 1 and self.prefill_tok_s > 0.0 and self.decode_tok_s > 0.0:
             rates = Rates(prefill_tok_s=self.prefill_tok_s, decode_tok_s=self.decode_tok_s)
@@ -435,6 +444,9 @@ def _take(load: ModelLoad, said: Said) -> None:
     ahead.requests = said.requests
     ahead.prompt_tokens = said.prompt_tokens
     ahead.output_tokens = said.output_tokens
+    load.openings = said.openings
+    load.soonest_tokens = said.soonest_tokens
+    load.said_requests, load.said_tokens = said.requests, said.prompt_tokens
 
 
 def _renew(load: ModelLoad, now_ns: int) -> None:

@@ -1,7 +1,8 @@
 """What a site says of one model in its digest: the sums over what its engines' counters told."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from math import inf
+from typing import Final, NamedTuple
 
 from isochrone.core.estimate.engine_rates import (
     Learned,
@@ -14,6 +15,8 @@ from isochrone.core.routing.credits import spare_requests
 from isochrone.core.world.digest import DeploymentLoad
 from isochrone.core.world.engine_load import EngineLoad
 from isochrone.core.world.model import COMMON_ENDPOINTS, Endpoint
+
+LITTLE: Final = 0.1  # of a usual prompt: less than this still to be read keeps nobody waiting
 
 
 class Reading(NamedTuple):
@@ -44,6 +47,10 @@ def load_of(
     )
     slots = sum([_slots(each) for each in ready])
     rates = known.rates
+    openings, soonest_tokens = _openings(ready, known)
+    if queued.requests:
+        openings = 0
+        soonest_tokens = max(soonest_tokens, queued.prompt_tokens // max(len(ready), 1))
     arrived = spare = None
     counts = [each.arrived for each in ready if each.arrived is not None]
     if counts and len(counts) == len(ready):
@@ -69,7 +76,22 @@ def load_of(
         arrived=arrived,
         spare=spare,
         pushed=round(pushed, 3),
+        openings=openings,
+        soonest_tokens=soonest_tokens,
     )
+
+
+def _openings(ready: Sequence[Reading], known: Learned) -> tuple[int, int]:
+    """How many replicas have a slot free and next to nothing to read, and what the one has to read
+    that has least."""
+    openings, soonest_tokens = 0, inf
+    for each in ready:
+        unread = pending_prompt_tokens(known, each.load)
+        is_full = each.load.waiting or (each.load.running or 0) >= each.slots
+        if not is_full and unread < LITTLE * known.prompt_tokens:
+            openings += 1
+        soonest_tokens = min(soonest_tokens, unread)
+    return openings, round(soonest_tokens) if ready else 0
 
 
 def _slots(reading: Reading) -> int:
