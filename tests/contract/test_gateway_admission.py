@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.ids import EntitlementId, OrgId, SiteName
 from isochrone.core.world.entitlement import Entitlement, Slice
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
@@ -381,13 +380,11 @@ async def two_sites(cloud: GatewayCloud, **rule: Any) -> list[RunningSite]:
     return [lisbon, paris, berlin]
 
 
-async def hold(
-    running: RunningSite, key: str, asked: int = 1
-) -> "asyncio.Task[Answer]":
+async def hold(running: RunningSite, key: str) -> "asyncio.Task[Answer]":
     engine = running.engines[0]
     engine.hold.clear()
     task = asyncio.create_task(ask(running, post(chat_body(), key=key)))
-    await until(lambda: len(engine.asked) == asked)
+    await until(lambda: len(engine.asked) == 1)
     return task
 
 
@@ -409,31 +406,6 @@ def test_a_site_that_refuses_is_left_for_one_that_has_room() -> None:
         assert berlin.engines[0].asked
         for each in (lisbon, paris, berlin):
             await until(lambda each=each: is_quiet(each))  # type: ignore[misc]
-
-    run(main)
-
-
-def test_a_request_that_a_busy_site_sends_back_takes_nothing_of_the_retry_budget() -> None:
-    async def main(cloud: GatewayCloud) -> None:
-        lisbon, paris, _ = await two_sites(cloud)
-        await cloud.link("lisbon", "berlin", 300.0)  # so paris is tried first
-        assert (await ask(paris, post(chat_body(), key="only-paris"))).status == 200
-        first = await hold(paris, "only-paris", 2)
-        context = lisbon.running.context
-        await until(lambda: context.view.table.view.links)
-        queue_of(paris).slot_ns = 1e9
-        context.retries = RetryBudget(0.0, 0.0)
-        answer = await ask(lisbon, post(chat_body()))
-        assert (answer.status, answer.headers["x-isochrone-site"]) == (200, "berlin")
-        (event,) = (
-            e for e in await cloud.events(answer.request_id, 2) if e.reporter == "ingress"
-        )
-        assert event.decision is not None
-        assert [(each.site, each.rule, each.detail[:4]) for each in event.decision.tried] == [
-            ("paris", "saturated", "busy")
-        ]
-        paris.engines[0].hold.set()
-        assert (await first).status == 200
 
     run(main)
 

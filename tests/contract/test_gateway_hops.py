@@ -3,7 +3,6 @@
 import asyncio
 import json
 from dataclasses import replace
-from math import inf
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -11,8 +10,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from isochrone.core.ids import SiteName
 from isochrone.ports.clock import Clock
 from isochrone.wire import peer, subjects
-from isochrone.wire.peer import HopHead
-from tests.fixtures.few_slots import queue_of
 from tests.fixtures.gateways import (
     MODEL,
     Client,
@@ -26,8 +23,7 @@ from tests.fixtures.gateways import (
     until,
 )
 from tests.fixtures.scripted_engine import ScriptedEngine
-
-PATH = "/v1/chat/completions"
+from tests.fixtures.signed_hops import signed_by
 
 
 async def two_sites(cloud: GatewayCloud) -> tuple[RunningSite, RunningSite]:
@@ -246,27 +242,6 @@ def test_a_client_that_goes_cancels_the_engine_behind_the_hop() -> None:
     run(main)
 
 
-def signed_by(
-    sydney: RunningSite, frankfurt: RunningSite, *, key: str = "german", age_s: float = 0.0,
-    body: bytes | None = None, serving: str = "frankfurt", pushed: bool = False,
-    patience_ms: float = inf,
-) -> bytes:
-    """What Sydney's gateway would send to Frankfurt."""
-    shared = sydney.running.context.peers.key_for(frankfurt.site)
-    assert shared is not None
-    body = chat_body() if body is None else body
-    sent_at = sydney.clock.wall_ns() - int(age_s * 1e9)
-    request_id = sydney.running.context.new_request_id(sent_at)
-    head = HopHead("POST", PATH, "sydney", serving, f"k-{key}", "on_demand")
-    lines = head.lines()
-    proof = peer.proof(
-        shared, head.covered(), request_id, sent_at, body, pushed=pushed, patience_ms=patience_ms,
-    )
-    lines += f"{peer.HOP}: {proof}"
-    headers = dict(line.split(": ", 1) for line in lines.splitlines())
-    return post(body, key=None, headers=headers)
-
-
 def test_a_site_counts_what_was_pushed_to_it_and_nobody_can_say_so_unsigned() -> None:
     async def main(cloud: GatewayCloud) -> None:
         sydney, frankfurt = await two_sites(cloud)
@@ -281,33 +256,6 @@ def test_a_site_counts_what_was_pushed_to_it_and_nobody_can_say_so_unsigned() ->
         assert answer.status == 401
         assert (await ask(frankfurt, signed_by(sydney, frankfurt, pushed=True))).status == 200
         assert pushed() == [1]
-
-    run(main)
-
-
-def test_a_busy_site_sends_back_what_may_not_wait_so_long_and_queues_the_rest() -> None:
-    async def main(cloud: GatewayCloud) -> None:
-        sydney = await cloud.add_site("sydney", "AU")
-        frankfurt = await cloud.add_site("frankfurt", "DE", replica={"slots": 1})
-        await cloud.key("german", residency=("DE",))
-        await cloud.ready()
-        assert (await ask(frankfurt, signed_by(sydney, frankfurt, patience_ms=0.0))).status == 200
-        engine = frankfurt.engines[0]
-        engine.hold.clear()
-        first = asyncio.create_task(ask(frankfurt, signed_by(sydney, frankfurt)))
-        await until(lambda: len(engine.asked) == 2)
-        queue_of(frankfurt).slot_ns = 1e9  # each token a second: nobody is soon done here
-        busy = await ask(frankfurt, signed_by(sydney, frankfurt, patience_ms=500.0))
-        assert (busy.status, busy.headers["x-isochrone-refused"]) == (429, "busy")
-        raw = signed_by(sydney, frankfurt, patience_ms=500.0)
-        assert (await ask(frankfurt, raw.replace(b"w500 ", b"w900000 ", 1))).status == 401
-        queue_of(frankfurt).slot_ns = 1e6
-        patient = asyncio.create_task(
-            ask(frankfurt, signed_by(sydney, frankfurt, patience_ms=900_000.0))
-        )
-        await until(lambda: queue_of(frankfurt).queued == 1)
-        engine.hold.set()
-        assert [(await each).status for each in (first, patient)] == [200, 200]
 
     run(main)
 

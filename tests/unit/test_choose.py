@@ -491,17 +491,3 @@ def test_a_body_may_decide() -> None:
     assert a_choice(
         table, loads, prompt_tokens=1000, body_bytes=600_000, target_ms=0
     ).site == "near"
-
-
-def test_one_long_prompt_keeps_nobody_waiting_where_another_replica_is_free() -> None:
-    """Of two replicas at the nearer site one reads for 4 s; the other takes a newcomer at once."""
-    view = a_view([a_site("own"), a_site("near"), a_site("far")], own_site="own",
-                  rtt_ms={"near": 20.0, "far": 300.0}, serving=["near", "far"])
-    loads = Loads()
-    reading = replace(a_load(ready=2, slots=8, running=1, prompt_tokens=4000), openings=1)
-    loads.heard(a_digest("near", reading), 0)
-    loads.heard(a_digest("far", a_load()), 0)
-    choice = a_choice(a_table(view), loads, target_ms=0.0)
-    assert (choice.site, choice.queue_ms) == ("near", 0.0)
-    loads.dispatched(SiteName("near"), MODEL, 4000, 10, 0)  # which takes it
-    assert a_choice(a_table(view), loads, target_ms=0.0).site == "far"

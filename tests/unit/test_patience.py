@@ -5,6 +5,8 @@ from math import inf
 
 import pytest
 
+from isochrone.core.admission.fair_order import Ticket
+from isochrone.core.admission.sent_back import begins_in_ms, leave
 from isochrone.core.admission.site_queue import SiteQueue
 from isochrone.core.ids import SiteName
 from isochrone.core.routing.choice import Refused
@@ -43,15 +45,27 @@ def test_batch_and_a_request_with_nowhere_else_to_go_wait_as_long_as_it_takes() 
 
 def test_a_site_knows_when_a_request_would_begin() -> None:
     queue = SiteQueue(SitePolicy(on_demand=ClassRule(share=3)), 1, 10.0 * MS)
-    assert queue.begins_in_ms("on_demand", "acme", 100, 40.0) == 40.0  # a slot is free
+    assert begins_in_ms(queue, "on_demand", "acme", 100, 40.0) == 40.0  # a slot is free
     queue.offer("on_demand", "acme", 100, most_tokens=100, now_ns=0)
     # 100 tokens run, and its own are counted with what waits of its tenant: 10 ms each, one slot.
-    full_ms = queue.begins_in_ms("on_demand", "acme", 100, 40.0)
+    full_ms = begins_in_ms(queue, "on_demand", "acme", 100, 40.0)
     assert full_ms == queue.expected_wait_ns("on_demand", "acme", 100) / MS
     assert full_ms >= 1000.0
     guessed = SiteQueue(queue.policy, 1, 10.0 * MS, guessed=True)
     guessed.offer("on_demand", "acme", 100, most_tokens=100, now_ns=0)
-    assert guessed.begins_in_ms("on_demand", "acme", 100, 40.0) == 40.0  # nobody knows yet
+    assert begins_in_ms(guessed, "on_demand", "acme", 100, 40.0) == 40.0  # nobody knows yet
+
+
+def test_who_leaves_the_queue_at_once_leaves_nothing_behind() -> None:
+    queue = SiteQueue(SitePolicy(on_demand=ClassRule(share=3)), 1, 10.0 * MS)
+    for _ in range(2):  # one runs, the next waits
+        ticket = queue.offer("on_demand", "acme", 100, most_tokens=100, now_ns=0)
+        assert isinstance(ticket, Ticket)
+    leave(queue, ticket, 1)
+    assert (queue.running, queue.queued, queue.outbox) == (1, 0, [])
+    first = next(iter(queue.line("on_demand").tickets))
+    leave(queue, first, 1)
+    assert (queue.running, queue.queued, queue.slot_ns) == (0, 0, 10.0 * MS)
 
 
 def test_a_hop_says_it_in_whole_milliseconds() -> None:

@@ -1,7 +1,5 @@
 """What gateways tell their site's agent: what waits for its turn, and what was pushed there."""
 
-from dataclasses import replace
-
 import pytest
 
 from isochrone.agent.queued import Queued
@@ -125,22 +123,3 @@ def test_a_digest_counts_what_waits_and_has_less_to_spare() -> None:
     assert idle.spare is not None
     assert busy.spare is not None
     assert busy.spare < 0 < idle.spare
-
-
-def test_a_digest_says_who_would_begin_at_once() -> None:
-    known = seeded(Rates(prefill_tok_s=1000.0, decode_tok_s=50.0))  # 512 tokens are usual
-    loads = [
-        replace(UNKNOWN_LOAD, running=2, waiting=0, running_prompt_tokens=900),
-        replace(UNKNOWN_LOAD, running=3, waiting=0, running_prompt_tokens=40),
-        replace(UNKNOWN_LOAD, running=4, waiting=0, running_prompt_tokens=0),  # full
-        replace(UNKNOWN_LOAD, running=1, waiting=1, running_prompt_tokens=0),  # its memory is
-    ]
-    ready = [Reading(slots=4, load=each, arrived=1.0) for each in loads]
-    said = load_of(MODEL, ready, known)
-    assert (said.openings, said.soonest_tokens) == (1, 0)
-    two = load_of(MODEL, ready[:2], known)
-    assert (two.openings, two.soonest_tokens) == (1, 40)
-    work = Work(requests=2, prompt_tokens=600, output_tokens=40)
-    queued = load_of(MODEL, ready[:2], known, queued=work)
-    assert (queued.openings, queued.soonest_tokens) == (0, 300)
-    assert load_of(MODEL, [], known).soonest_tokens == 0

@@ -20,6 +20,7 @@ from isochrone.core.admission.classes import (
 )
 from isochrone.core.admission.entitlement import Sold, sold_here
 from isochrone.core.admission.fair_order import Ticket
+from isochrone.core.admission.sent_back import begins_in_ms, leave
 from isochrone.core.admission.site_queue import (
     NEVER_NS,
     Command,
@@ -215,12 +216,10 @@ class SiteQueues:
         prompt_tokens = request.prompt_tokens
         tokens = weighted_tokens(prompt_tokens, request.output_tokens, weight)
         most_tokens = tokens
-        wait_ms = queue.begins_in_ms(
-            waiter.class_, waiter.key.org_id, tokens,
+        wait_ms = begins_in_ms(
+            queue, waiter.class_, waiter.key.org_id, tokens,
             self._view.replicas.soonest_ms(site, request.model),
         )
-        if wait_ms > MARGIN_MS and wait_ms > may_wait_ms(waiter):
-            return self.refusal(place, waiter.class_, Refused("busy", int(wait_ms * 1e6)))
         if not request.is_limited:
             model = self._view.table.view.models.get(request.model)
             context_tokens = 0 if model is None else model.context_tokens
@@ -234,6 +233,11 @@ class SiteQueues:
             if queue.outbox:
                 place.settle_soon()
             return self.refusal(place, waiter.class_, ticket)
+        if wait_ms > MARGIN_MS and wait_ms > may_wait_ms(waiter):
+            leave(queue, ticket, now_ns)
+            if queue.outbox:
+                place.settle_soon()
+            return self.refusal(place, waiter.class_, Refused("busy", int(wait_ms * 1e6)))
         place.waiters[ticket] = waiter
         if is_pushed(waiter):
             place.pushed += 1

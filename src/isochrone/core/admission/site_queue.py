@@ -275,13 +275,6 @@ class SiteQueue:
         line = self.line(class_)
         return self._wait_of(line, tenant, tokens)
 
-    def begins_in_ms(self, class_: Class, tenant: str, tokens: int, engines_ms: float) -> float:
-        """When a request that came now would begin to be read: in its turn; with a slot free,
-        when the engine that is soonest done has read what it was sent before (`engines_ms`)."""
-        if (self.queued or self.running >= self.slots) and not self.guessed:
-            return self.expected_wait_ns(class_, tenant, tokens) / 1e6
-        return engines_ms
-
     def waiting(self) -> Work:
         """All that waits here, and that no engine knows of."""
         work, weight = Work(requests=self.queued), self.policy.output_weight

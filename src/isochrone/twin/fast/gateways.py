@@ -7,6 +7,7 @@ from typing import Final
 
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.retry_budget import RetryBudget
+from isochrone.core.admission.sent_back import begins_in_ms
 from isochrone.core.admission.site_queue import SiteQueue
 from isochrone.core.estimate.hardware import SLOW
 from isochrone.core.estimate.service import Rates
@@ -134,12 +135,11 @@ class Sent:
         self.patience_ms = inf
         self.bounced = False  # by the site that it was sent to last
 
-    def is_bounced(self, place: "Place", class_: Class, tenant: str, tokens: int) -> bool:
-        """Whether the site sends it back, as its gateway's `SiteQueues.enter` does."""
+    def is_impatient(self, place: "Place", class_: Class, tenant: str, tokens: int) -> bool:
+        """Whether it wants to be sent back, as the gateway's `SiteQueues.enter` finds."""
         soonest_ms = min([each.wait_ms for each in place.standings])
-        wait_ms = place.queue.begins_in_ms(class_, tenant, tokens, soonest_ms)
-        self.bounced = wait_ms > MARGIN_MS and wait_ms > self.patience_ms
-        return self.bounced
+        wait_ms = begins_in_ms(place.queue, class_, tenant, tokens, soonest_ms)
+        return wait_ms > MARGIN_MS and wait_ms > self.patience_ms
 
 
 class Served:

@@ -9,6 +9,7 @@ from math import inf
 from typing import Final
 
 from isochrone.core.admission.classes import CLASSES, sold_slots, weighted_tokens
+from isochrone.core.admission.sent_back import leave
 from isochrone.core.admission.site_queue import NEVER_NS, Start, Stop, TurnAway
 from isochrone.core.admission.site_queue import Refused as TurnedAway
 from isochrone.core.estimate.service import Rates, Work
@@ -222,14 +223,18 @@ class Ours:
         class_: Class = CLASSES[arrival.class_]
         sent = flight.note
         assert isinstance(sent, Sent), "every request that began has one"
-        if before is None and sent.is_bounced(place, class_, self.tenants[arrival.tenant], tokens):
-            self.actions.refuse(flight, now_s)
-            return
+        tenant = self.tenants[arrival.tenant]
+        sent.bounced = before is None and sent.is_impatient(place, class_, tenant, tokens)
         turn = queue.offer(
-            class_, self.tenants[arrival.tenant], tokens, most_tokens=tokens, now_ns=now_ns,
+            class_, tenant, tokens, most_tokens=tokens, now_ns=now_ns,
             prompt_tokens=arrival.prompt_tokens, resumable=False,
         )
         if isinstance(turn, TurnedAway):
+            sent.bounced = False
+            flight.site_note = None
+            self.actions.refuse(flight, now_s)
+        elif sent.bounced:
+            leave(queue, turn, now_ns)
             flight.site_note = None
             self.actions.refuse(flight, now_s)
         else:

@@ -1,0 +1,27 @@
+"""What a site asks of its queue about a request that would rather go elsewhere than wait for long.
+
+How long it may wait is its ingress's to say, see `core/routing/patience.py`.
+"""
+
+from isochrone.core.admission.fair_order import Ticket
+from isochrone.core.admission.site_queue import SiteQueue
+from isochrone.core.world.tenant import Class
+
+
+def begins_in_ms(
+    queue: SiteQueue, class_: Class, tenant: str, tokens: int, engines_ms: float
+) -> float:
+    """When a request that came now would begin to be read: in its turn; with a slot free, or while
+    nobody knows how long a turn takes, when the engine that is soonest done has read what it was
+    sent before (`engines_ms`). `tokens`: weighted, as expected."""
+    if (queue.queued or queue.running >= queue.slots) and not queue.guessed:
+        return queue.expected_wait_ns(class_, tenant, tokens) / 1e6
+    return engines_ms
+
+
+def leave(queue: SiteQueue, ticket: Ticket, now_ns: int) -> None:
+    """A request that the queue has just taken goes elsewhere after all."""
+    if ticket.state == "queued":
+        queue.withdrawn(ticket, now_ns)
+    else:
+        queue.finished(ticket, 0, now_ns)

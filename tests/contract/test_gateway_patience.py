@@ -1,0 +1,68 @@
+"""Gateways over real sockets: a busy site sends back what may not wait for so long."""
+
+import asyncio
+
+from isochrone.core.admission.retry_budget import RetryBudget
+from tests.fixtures.few_slots import queue_of
+from tests.fixtures.gateways import GatewayCloud, ask, chat_body, post, run, until
+from tests.fixtures.signed_hops import signed_by
+
+
+def test_a_busy_site_sends_back_what_may_not_wait_so_long_and_queues_the_rest() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU")
+        frankfurt = await cloud.add_site("frankfurt", "DE", replica={"slots": 1})
+        await cloud.key("german", residency=("DE",))
+        await cloud.ready()
+        assert (await ask(frankfurt, signed_by(sydney, frankfurt, patience_ms=0.0))).status == 200
+        engine = frankfurt.engines[0]
+        engine.hold.clear()
+        first = asyncio.create_task(ask(frankfurt, signed_by(sydney, frankfurt)))
+        await until(lambda: len(engine.asked) == 2)
+        queue_of(frankfurt).slot_ns = 5e6  # some 500 tokens run: seconds
+        busy = await ask(frankfurt, signed_by(sydney, frankfurt, patience_ms=500.0))
+        assert (busy.status, busy.headers["x-isochrone-refused"]) == (429, "busy")
+        raw = signed_by(sydney, frankfurt, patience_ms=500.0)
+        assert (await ask(frankfurt, raw.replace(b"w500 ", b"w900000 ", 1))).status == 401
+        queue_of(frankfurt).slot_ns = 1e6
+        patient = asyncio.create_task(
+            ask(frankfurt, signed_by(sydney, frankfurt, patience_ms=900_000.0))
+        )
+        await until(lambda: queue_of(frankfurt).queued == 1)
+        engine.hold.set()
+        assert [(await each).status for each in (first, patient)] == [200, 200]
+
+    run(main)
+
+
+def test_a_request_that_a_busy_site_sends_back_takes_nothing_of_the_retry_budget() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        lisbon = await cloud.add_site("lisbon", "PT", engines=0)
+        paris = await cloud.add_site("paris", "FR", replica={"slots": 1})
+        await cloud.add_site("berlin", "DE")
+        await cloud.key("secret")
+        await cloud.key("only-paris", residency=("FR",))
+        await cloud.ready()
+        await cloud.link("lisbon", "berlin", 300.0)  # so paris is tried first
+        assert (await ask(paris, post(chat_body(), key="only-paris"))).status == 200
+        engine = paris.engines[0]
+        engine.hold.clear()
+        first = asyncio.create_task(ask(paris, post(chat_body(), key="only-paris")))
+        await until(lambda: len(engine.asked) == 2)
+        context = lisbon.running.context
+        await until(lambda: context.view.table.view.links)
+        queue_of(paris).slot_ns = 5e6
+        context.retries = RetryBudget(0.0, 0.0)
+        answer = await ask(lisbon, post(chat_body()))
+        assert (answer.status, answer.headers["x-isochrone-site"]) == (200, "berlin")
+        (event,) = (
+            e for e in await cloud.events(answer.request_id, 2) if e.reporter == "ingress"
+        )
+        assert event.decision is not None
+        assert [(each.site, each.rule, each.detail[:4]) for each in event.decision.tried] == [
+            ("paris", "saturated", "busy")
+        ]
+        engine.hold.set()
+        assert (await first).status == 200
+
+    run(main)
