@@ -58,12 +58,13 @@ def test_a_site_knows_when_a_request_would_begin() -> None:
 
 def test_who_leaves_the_queue_at_once_leaves_nothing_behind() -> None:
     queue = SiteQueue(SitePolicy(on_demand=ClassRule(share=3)), 1, 10.0 * MS)
-    for _ in range(2):  # one runs, the next waits
-        ticket = queue.offer("on_demand", "acme", 100, most_tokens=100, now_ns=0)
-        assert isinstance(ticket, Ticket)
-    leave(queue, ticket, 1)
+    found = [
+        queue.offer("on_demand", "acme", 100, most_tokens=100, now_ns=0) for _ in range(2)
+    ]
+    first, second = [each for each in found if isinstance(each, Ticket)]
+    assert (queue.running, queue.queued) == (1, 1)
+    leave(queue, second, 1)
     assert (queue.running, queue.queued, queue.outbox) == (1, 0, [])
-    first = next(iter(queue.line("on_demand").tickets))
     leave(queue, first, 1)
     assert (queue.running, queue.queued, queue.slot_ns) == (0, 0, 10.0 * MS)
 
