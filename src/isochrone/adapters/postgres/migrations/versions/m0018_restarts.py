@@ -3,7 +3,7 @@
 from isochrone.adapters.postgres.migrations.sql import run_beside
 
 revision = "0018"
-down_revision = "0016"
+down_revision = "0017"
 
 
 def upgrade() -> None:
