@@ -41,7 +41,8 @@ def main() -> None:
     }
     for kind in ("new", "conversations") if asked.kind is None else (asked.kind,):
         # In a process of its own, that starts as those of the twin's pool do.
-        with ProcessPoolExecutor(1, get_context("spawn"), begin) as pool:
+        context, own = get_context("spawn"), (os.getpid(),)
+        with ProcessPoolExecutor(1, context, begin, own if begin else ()) as pool:
             found = pool.submit(measure, asked.requests, kind == "conversations").result()
         result[kind] = found
         print(form, kind, *(f"{name} {value}" for name, value in found.items()))
