@@ -25,7 +25,6 @@ from isochrone.core.routing.prefix import Belief
 from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.tenant import Class
 from isochrone.twin.fast.arrivals import NO_BLOCKS, NO_SESSION
-from isochrone.twin.fast.fleet import Fleet
 from isochrone.twin.fast.gateways import (
     NOT_TRIED,
     Gateway,
