@@ -10,7 +10,7 @@ from tests.arch.sources import Module, calls, dotted, imports, modules
 PURE = {
     "abc", "bisect", "collections", "collections.abc", "dataclasses", "difflib", "enum",
     "fractions", "functools", "hashlib", "heapq", "itertools", "math", "numpy", "operator", "re",
-    "statistics", "string", "types", "typing", "unicodedata", "uuid",
+    "shlex", "statistics", "string", "types", "typing", "unicodedata", "uuid",
 }
 IMPURE_NAMES = {"open", "print", "input", "eval", "exec", "compile", "breakpoint", "__import__"}
 

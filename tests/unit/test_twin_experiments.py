@@ -12,6 +12,7 @@ from isochrone.adapters.packaged import load_baseline_parameters
 from isochrone.adapters.parquet.tables import read_parquet
 from isochrone.cli.app import run
 from isochrone.core.errors import InvalidInput
+from isochrone.core.lifecycle.experiment import ExperimentProgress, ExperimentResults
 from isochrone.twin.baselines.catalogue import EVERY, NAMES, routers
 from isochrone.twin.experiments.erlang import attainable_utilisation, waiting_probability
 from isochrone.twin.experiments.experiment import Outcome, Point, Results, View
@@ -21,7 +22,7 @@ from isochrone.twin.fast.rows import Row
 from isochrone.twin.report.page import page_of
 from isochrone.twin.report.words import markdown_of
 from isochrone.twin.scenario import OutagePlan
-from isochrone.wire.experiments import ExperimentProgress, ExperimentResults, decoded
+from isochrone.wire.experiments import decoded
 from isochrone.wiring.twin_comparison import POLICIES, Game, games, ground_of, play
 from isochrone.wiring.twin_experiment import (
     Experiment,

@@ -46,7 +46,7 @@ def _noted_in(file: Path, what: str, total: int | None) -> Callable[[int], None]
     """Writes how far it is: at once, and then a few times a second at most, and at the end."""
     import msgspec
 
-    from isochrone.wire.experiments import ExperimentProgress
+    from isochrone.core.lifecycle.experiment import ExperimentProgress
     from isochrone.wiring.twin_report import write_text
 
     done, written_s = 0, -NOTE_S

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from isochrone.core.lifecycle.experiment import (
+    ExperimentPlan,
+    ExperimentProgress,
+    ExperimentResults,
+)
 from isochrone.core.lifecycle.experiment_run import ExperimentOrder, ExperimentRun, RunEvent
 from isochrone.core.world.tenant import Scope
 from isochrone.ports.tenants import Once, Page
-from isochrone.wire.experiments import ExperimentPlan, ExperimentProgress, ExperimentResults
 
 
 class Experiments(Protocol):

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from isochrone.core.errors import InvalidInput
+from isochrone.core.lifecycle.experiment import ExperimentPlan
 from isochrone.twin.scenario import Scenario
-from isochrone.wire.experiments import ExperimentPlan
 from isochrone.wiring.twin_comparison import ground_of
 from isochrone.wiring.twin_experiment import Experiment, Setting, file_of, work_of
 from isochrone.wiring.twin_files import is_packaged

@@ -12,13 +12,13 @@ import msgspec
 from isochrone.adapters.packaged import DATA
 from isochrone.adapters.parquet.tables import write_parquet
 from isochrone.core.errors import InvalidInput
+from isochrone.core.lifecycle.experiment import ExperimentFinding, ExperimentResults
 from isochrone.twin.experiments.experiment import Results
 from isochrone.twin.experiments.findings import findings_of
 from isochrone.twin.fast.rows import Row
 from isochrone.twin.report.page import page_of
 from isochrone.twin.report.words import columns_of, rows_of
 from isochrone.twin.report.world_map import Ring
-from isochrone.wire.experiments import ExperimentFinding, ExperimentResults
 
 WORLD = DATA / "maps" / "world-110m.json"
 ATTRIBUTION = (

@@ -23,14 +23,14 @@ from typing import Literal
 
 from isochrone.adapters.child import child_command
 from isochrone.core.errors import InvalidInput, Unavailable
-from isochrone.core.lifecycle.experiment_run import OWN_FILE, ExperimentOrder, options_of
-from isochrone.ports.experiments import Ending
-from isochrone.wire.experiments import (
+from isochrone.core.lifecycle.experiment import (
     ExperimentPlan,
     ExperimentProgress,
     ExperimentResults,
-    decoded,
 )
+from isochrone.core.lifecycle.experiment_run import OWN_FILE, ExperimentOrder, options_of
+from isochrone.ports.experiments import Ending
+from isochrone.wire.experiments import decoded
 
 REPORT, RESULTS, PROGRESS, MESSAGES = (
     "report.html", "results.json", "progress.json", "messages.txt"

@@ -4,7 +4,6 @@ Control plays them beside everything else, one at a time; the page starts, watch
 """
 
 from collections.abc import Mapping, Sequence
-from uuid import uuid4
 
 import msgspec
 from nicegui import ui
@@ -358,10 +357,13 @@ async def _own(visit: Visit, plans: Sequence[Plan]) -> None:
 def _form(
     visit: Visit, policies: Sequence[str], wanted: str, *, content: str | None
 ) -> None:
+    asked_for = [0]
+
     async def asked(values: Mapping[str, str]) -> None:
         body = order_in({"wanted": wanted, **values})
         plan = await visit.api.post("experiments/plans", Plan, body)
-        once = str(uuid4())  # the button twice is one run
+        asked_for[0] += 1
+        once = f"console-{ui.context.client.id}-{asked_for[0]}"  # the button twice is one run
 
         async def begin() -> None:
             run = await visit.api.post("experiments", Run, body, once=once)

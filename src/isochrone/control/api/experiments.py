@@ -18,6 +18,7 @@ from isochrone.control.api.shapes import Body
 from isochrone.control.api.writing import Repeat, repeat
 from isochrone.control.experimenting import MOST_OPEN
 from isochrone.core.errors import InvalidInput, NotFound, Unavailable
+from isochrone.core.lifecycle.experiment import ExperimentPlan, ExperimentProgress
 from isochrone.core.lifecycle.experiment_run import (
     NS_PER_S,
     ExperimentOrder,
@@ -28,7 +29,6 @@ from isochrone.core.lifecycle.experiment_run import (
 )
 from isochrone.ports.experiments import Kept
 from isochrone.ports.tenants import Page
-from isochrone.wire.experiments import ExperimentPlan, ExperimentProgress
 
 MOST_CONTENT = 64 * 1024
 LATEST = Page(most=20)

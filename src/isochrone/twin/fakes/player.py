@@ -5,9 +5,13 @@ import tomllib
 from collections.abc import Sequence
 
 from isochrone.core.errors import InvalidInput
+from isochrone.core.lifecycle.experiment import (
+    ExperimentPlan,
+    ExperimentProgress,
+    ExperimentResults,
+)
 from isochrone.core.lifecycle.experiment_run import ExperimentOrder, command_of
 from isochrone.ports.experiments import Ending, Kept
-from isochrone.wire.experiments import ExperimentPlan, ExperimentProgress, ExperimentResults
 
 POLICIES = ("ours", "nearest", "bound")
 
