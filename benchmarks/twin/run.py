@@ -33,7 +33,6 @@ def main() -> None:
     parser.add_argument("--interpreted", action="store_true", help="take the sources as they are")
     asked = parser.parse_args()
     form = "compiled" if not asked.interpreted and compiled_files() else "interpreted"
-    begin = begin_compiled if form == "compiled" else None
     os.environ.update(from_the_start(os.environ))
     result: dict[str, Any] = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"), **commit(ROOT), "form": form,
@@ -41,8 +40,11 @@ def main() -> None:
     }
     for kind in ("new", "conversations") if asked.kind is None else (asked.kind,):
         # In a process of its own, that starts as those of the twin's pool do.
-        context, own = get_context("spawn"), (os.getpid(),)
-        with ProcessPoolExecutor(1, context, begin, own if begin else ()) as pool:
+        context = get_context("spawn")
+        with (
+            ProcessPoolExecutor(1, context, begin_compiled, (os.getpid(),))
+            if form == "compiled" else ProcessPoolExecutor(1, context)
+        ) as pool:
             found = pool.submit(measure, asked.requests, kind == "conversations").result()
         result[kind] = found
         print(form, kind, *(f"{name} {value}" for name, value in found.items()))

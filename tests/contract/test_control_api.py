@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from struct import pack
@@ -94,15 +95,14 @@ def an_api(
     registry = open_registry(pool, archive)
     registry.tenants.seed(seed_of(hash_of(ADMIN), now=NOW), now=NOW)
     registry.estate.reconcile(an_intent(), now=NOW)
-    clock, changes = clock or SystemClock(), list[bool]()
+    clock, wake = clock or SystemClock(), partial((changes := list[bool]()).append, True)
     context = Context(
         registry=registry, book=PostgresBook(pool), fleet=FleetState(clock), blocs=load_blocs(),
-        clock=clock, entropy=Random(7).randbytes, changed=lambda: changes.append(True),
-        bus_connected=lambda: True,
+        clock=clock, entropy=Random(7).randbytes, changed=wake, bus_connected=lambda: True,
         hub=Hub(nats_urls=("nats://x",), control_key="cd" * 32, control_url="http://c"),
         site_credentials=lambda site, key: f"jwt of {site} for {key}", secret_root=b"root",
         power=load_power(),
-        experiments=player and Playing(player=player, wake=lambda: changes.append(True)),
+        experiments=None if player is None else Playing(player=player, wake=wake),
     )
     with TestClient(build_app(context)) as client:
         yield Api(client=client, context=context, changes=changes)

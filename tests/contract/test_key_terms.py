@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from isochrone.ports.clock import Clock
-from tests.contract.test_gateway_hops import signed_by, two_sites
+from tests.contract.test_gateway_hops import two_sites
 from tests.fixtures.gateways import (
     Client,
     GatewayCloud,
@@ -13,6 +13,7 @@ from tests.fixtures.gateways import (
     post,
     run,
 )
+from tests.fixtures.signed_hops import signed_by
 
 HOUR_NS = 3600 * 1_000_000_000
 
