@@ -140,10 +140,20 @@ def test_nobody_is_refused_by_a_speed_that_was_only_guessed() -> None:
     queue = SiteQueue(SitePolicy(), 1, 1_000.0 * MS, guessed=True)
     first = offered(queue, "on_demand", "a", 100, 0)
     offered(queue, "on_demand", "a", 100, 0)
-    queue.finished(first, 100, 10_000 * MS)
-    refused = queue.offer("on_demand", "a", 100, most_tokens=100, now_ns=10_000 * MS)
+    queue.finished(first, 100, 100_000 * MS)  # as slow as was guessed
+    refused = queue.offer("on_demand", "a", 100, most_tokens=100, now_ns=100_000 * MS)
     assert isinstance(refused, Refused)
     assert refused.reason == "would_expire"
+
+
+def test_the_first_request_that_ends_says_more_than_the_guess() -> None:
+    queue = SiteQueue(SitePolicy(), 1, 1_000.0 * MS, guessed=True)
+    first = offered(queue, "on_demand", "a", 100, 0)
+    offered(queue, "on_demand", "a", 100, 0)
+    queue.finished(first, 100, 200 * MS)
+    assert queue.slot_ns == 2.0 * MS
+    assert queue.expected_wait_ns("on_demand", "a", 100) == 200 * MS
+    offered(queue, "on_demand", "a", 100, 200 * MS)
 
 
 def test_what_cannot_be_stopped_after_all_keeps_its_slot_and_another_one_stops() -> None:

@@ -403,8 +403,10 @@ class SiteQueue:
             line.virtual += over * line.per_token
             line.order.charge(ticket.tenant, over)
         if tokens > 0:
-            self._measured_ns = self._measured_ns * _KEPT + (now_ns - ticket.started_ns)
-            self._measured_tokens = self._measured_tokens * _KEPT + tokens
+            # A guess is of nobody's engines: the first request that ends says more.
+            kept = 0.0 if self.guessed else _KEPT
+            self._measured_ns = self._measured_ns * kept + (now_ns - ticket.started_ns)
+            self._measured_tokens = self._measured_tokens * kept + tokens
             self.guessed = False
             if self._measured_ns > 0:
                 self.slot_ns = self._measured_ns / self._measured_tokens
