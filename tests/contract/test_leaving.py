@@ -21,16 +21,18 @@ from isochrone.wire.leaving import MESSAGES, TABLES, references_of
 # payload, and these.
 ALSO = (
     "isochrone.core.admission.loans", "isochrone.core.admission.stewards",
+    "isochrone.core.lifecycle.experiment",
     "isochrone.core.limits.messages",
     "isochrone.core.metering.event", "isochrone.core.routing.bond", "isochrone.core.routing.choice",
     "isochrone.gateway.journal_notes", "isochrone.gateway.records",
     "isochrone.gateway.view_store", "isochrone.gateway.request_log", "isochrone.wiring.joining",
     "isochrone.wiring.local.state", "isochrone.adapters.alone.usage_file",
-    "isochrone.adapters.alone.usage_line",
+    "isochrone.adapters.alone.usage_line", "isochrone.twin.calibration.recording",
 )
 # Structs that only read what a client or an engine sent, or that stay in memory.
 IN_MEMORY = {
-    "isochrone.dns.fleet", "isochrone.gateway.answer_fields",
+    "isochrone.adapters.alone.stored_usage", "isochrone.dns.fleet",
+    "isochrone.gateway.answer_fields",
     "isochrone.gateway.continuation.events",
     "isochrone.gateway.continuation.features", "isochrone.gateway.deployed",
     "isochrone.gateway.engine_errors", "isochrone.gateway.journal_state",

@@ -3,16 +3,15 @@
 import os
 import signal
 import time
-from collections import Counter
 
 import pytest
 
-from isochrone.core.errors import Unavailable
 from isochrone.core.ids import SiteName
 from isochrone.twin.checks.record import Down
+from tests.rig.booked import settle
 from tests.rig.cloud import Cloud
 from tests.rig.judging import faults
-from tests.rig.load import Load, Result
+from tests.rig.load import Load
 from tests.rig.waiting import gone, wait_until
 
 pytestmark = pytest.mark.rig
@@ -20,39 +19,6 @@ pytestmark = pytest.mark.rig
 SITES = ("sydney", "frankfurt", "ashburn")
 FREE, BOUND = "made by isochrone up", "german"  # names of keys
 LOAD_S = 1.5
-EVIDENCE_WAIT_S = 30.0
-
-
-def settle(cloud: Cloud, name: str, results: list[Result]) -> dict[str, dict[str, object]]:
-    """Booked rows of this load by the client's own id, once every answered request is there."""
-    # A request whose head was seen is in the book; one that was sent without an answer may be. A
-    # gateway without a view yet cannot tell whose request it refuses.
-    answered = {
-        one.own_id for one in results if one.request_id is not None and one.reason != "starting"
-    }
-    rows: dict[str, dict[str, object]] = {}
-
-    def complete() -> bool:
-        try:
-            found = [
-                row for row in cloud.api.items("usage")
-                if str(row["client_request_id"]).startswith(f"{name}-")
-            ]
-        except Unavailable:
-            return False  # control, or its book, is just coming back
-        counts = Counter(str(row["client_request_id"]) for row in found)
-        assert all(count == 1 for count in counts.values()), "a request was counted twice"
-        rows.update({str(row["client_request_id"]): row for row in found})
-        return answered <= set(counts)
-
-    try:
-        wait_until(complete, "every answered request is booked", deadline_s=EVIDENCE_WAIT_S + 60)
-    except AssertionError as error:
-        missing = [one for one in results if one.own_id in answered - set(rows)]
-        raise AssertionError(f"{error}; missing: {missing[:20]} of {len(results)}") from error
-    sent = {one.own_id for one in results if one.sent}
-    assert set(rows) <= sent
-    return rows
 
 
 @pytest.fixture(scope="session")
@@ -116,56 +82,3 @@ def test_nothing_is_lost_or_counted_twice(cloud: Cloud, bound: str, victim: str)
     for one in results:
         if one.request_id is not None and not one.whole:
             assert rows[one.own_id]["outcome"] in ("engine_lost", "ingress_lost", "client_gone")
-
-
-def test_control_may_be_away(cloud: Cloud) -> None:
-    """Frozen for 30 s: every gateway serves, keys and policies hold, usage waits and arrives."""
-    bound = cloud.api.post(
-        "keys", {"name": "bound", "residency": ["DE"], "transit": ["any"]}, idempotency_key="away"
-    )["key"]
-    wait_until(lambda: cloud.chats("sydney", key=bound), "the key is known")
-    control = cloud.pids()["control"]
-    assert control is not None
-    name = f"away-{time.monotonic_ns()}"
-    os.kill(control, signal.SIGSTOP)
-    try:
-        began = time.monotonic()
-        endpoints = [(site, cloud.endpoint(site)) for site in SITES]
-        load = Load(endpoints, cloud.up["api_key"], name=name, threads=1, max_tokens=4).start()
-        while time.monotonic() - began < 30:
-            for site in SITES:
-                assert cloud.chat(site, key=bound, max_tokens=2).headers[
-                    "x-isochrone-site"
-                ] == "frankfurt"
-                assert cloud.chat(site, key="iso_unknown", max_tokens=2).status == 401
-            time.sleep(1)
-        results = load.stop()
-    finally:
-        os.kill(control, signal.SIGCONT)
-    assert all(one.whole and one.status == 200 for one in results)
-    rows = settle(cloud, name, results)
-    assert len(rows) == len(results)
-
-
-def test_nats_may_be_away(cloud: Cloud) -> None:
-    """Frozen past the age at which digests go stale: every gateway serves, here and elsewhere."""
-    bound = cloud.api.post(
-        "keys", {"name": "bound", "residency": ["DE"], "transit": ["any"]}, idempotency_key="nats"
-    )["key"]
-    wait_until(lambda: all(cloud.chats(site, key=bound) for site in SITES), "the key is known")
-    nats = cloud.pids()["nats"]
-    assert nats is not None
-    name = f"silent-{time.monotonic_ns()}"
-    load = Load(
-        [(site, cloud.endpoint(site)) for site in SITES], bound, name=name, threads=2, max_tokens=4
-    )
-    os.kill(nats, signal.SIGSTOP)
-    try:
-        load.start()
-        time.sleep(15)
-        results = load.stop()
-    finally:
-        os.kill(nats, signal.SIGCONT)
-    assert [one for one in results if not one.whole or one.status != 200] == []
-    assert {one.served_at for one in results} == {"frankfurt"}
-    assert len(settle(cloud, name, results)) == len(results)

@@ -128,7 +128,7 @@ def test_queue_drain(ready: int, slots: int, ahead: Work, expected_ms: float) ->
 
 
 @pytest.mark.parametrize(
-    ("openings", "soonest_tokens", "sent", "expected_ms"),
+    ("openings", "soonest_ms", "sent", "expected_ms"),
     [
         # Three replicas, one of which reads 3,000 tokens: the others take a newcomer at once.
         (2, 0, 0, 0.0),
@@ -140,16 +140,16 @@ def test_queue_drain(ready: int, slots: int, ahead: Work, expected_ms: float) ->
     ],
 )
 def test_a_newcomer_waits_for_the_replica_that_is_soonest_done(
-    openings: int, soonest_tokens: int, sent: int, expected_ms: float
+    openings: int, soonest_ms: int, sent: int, expected_ms: float
 ) -> None:
     servers = Servers(ready=3, slots=12, rates=Rates(prefill_tok_s=1000, decode_tok_s=100))
     ahead = Work(requests=3 + sent, prompt_tokens=3000 + 100 * sent, output_tokens=90)
-    found = opening_ms(servers, ahead, openings, soonest_tokens, sent, 100 * sent)
+    found = opening_ms(servers, ahead, openings, soonest_ms, sent, 100 * sent)
     assert found == pytest.approx(expected_ms)
     # Without a free slot it waits for one besides.
     full = Servers(ready=3, slots=3, rates=servers.rates)
     wait_ms = 1000 * 90 / (3 * 100) * (1 + sent) / (3 + sent)
-    assert opening_ms(full, ahead, openings, soonest_tokens, sent, 100 * sent) == pytest.approx(
+    assert opening_ms(full, ahead, openings, soonest_ms, sent, 100 * sent) == pytest.approx(
         expected_ms + wait_ms
     )
 

@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_file_whatever_the_processes(
 def test_rows_come_in_the_order_of_the_work_whoever_is_done_first() -> None:
     scenario = chosen_scenario("eight-sites", Changes())
     work = [
-        Game(scenario=scenario, policy="ours", requests=600),
+        Game(scenario=scenario, policy="ours", requests=4_000),
         Game(scenario=scenario, policy="nearest", requests=3),
     ]
     done: list[Played] = []

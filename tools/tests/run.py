@@ -30,8 +30,8 @@ COMPILED = (
 PATIENT = tuple(
     f"tests/rig/test_{name}.py"
     for name in (
-        "control", "dns", "entitlements", "examples", "health", "standalone", "standalone_sites",
-        "supervise",
+        "control", "dns", "entitlements", "examples", "health", "outages", "standalone",
+        "standalone_sites", "supervise",
     )
 )
 # The same, of what a cloud of one machine does for people, and of what is kept of it.

@@ -38,6 +38,11 @@ def references_of(name: str) -> frozenset[str]:
     return frozenset(field for field, leaves in listed.items() if leaves == "reference")
 
 
+_RUN = (
+    "mix take trace options at source machine foreign_share site replicas slots threads"
+    " context_tokens chunk_tokens rtt_ms"
+)
+
 # By the name of the class.
 MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     # wire/fleet.py
@@ -105,7 +110,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         fleet=(
             "model revision ready slots running waiting pending_prompt_tokens "
             "pending_output_tokens prefill_tok_s decode_tok_s endpoints arrived spare pushed "
-            "openings soonest_tokens"
+            "free due_ms"
         ),
     ),
     # core/world/engine_load.py: what an agent makes its digest of
@@ -297,7 +302,14 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "LedgerSum": _fields(account="account currency amount_pico"),
     "BookTotals": _fields(account="requests input_uncached input_cached output ledger"),
     "BackupManifest": _fields(account="version release schema made_at tables keys archive totals"),
-    # wire/experiments.py: simulated, of no customer
+    # twin/calibration/recording.py: a run of one's own cloud to measure it, of no customer
+    "Seen": _fields(
+        fleet="at_s late_ms ingress site prompt_tokens cached_tokens wanted_tokens output_tokens"
+              " ttft_ms total_ms error",
+    ),
+    "_Head": _fields(fleet=_RUN),
+    "Recording": _fields(fleet=f"{_RUN} seen"),
+    # core/lifecycle/experiment.py: simulated, of no customer
     "ExperimentPlan": _fields(
         fleet="name title question policies loads points runs requests about_s content",
     ),

@@ -56,20 +56,21 @@ def queue_ms(servers: Servers, ahead: Work) -> float:
 
 
 def opening_ms(
-    servers: Servers, ahead: Work, openings: int, soonest_tokens: int, sent: int, sent_tokens: int
+    servers: Servers, ahead: Work, openings: int, soonest_ms: float, sent: int, sent_tokens: int
 ) -> float:
     """The same where the site says how its replicas stand: `openings` of them begin another prompt
-    at once, and the one that is soonest done has `soonest_tokens` to read. Of `ahead`, `sent`
+    at once, and the one that is soonest done takes `soonest_ms` for that. Of `ahead`, `sent`
     requests with `sent_tokens` came since.
 
     Those take the openings first; of m that came since, m + 1 - openings have to be read before a
     newcomer, spread over the replicas. A mean over all replicas would make one long prompt keep a
     newcomer that another replica takes at once.
     """
-    tokens, behind = float(soonest_tokens), sent + 1 - openings
+    tokens, behind = 0.0, sent + 1 - openings
     if sent > 0 and behind > 0 and sent_tokens > 0:
-        tokens += sent_tokens * min(behind / sent, 1.0) / servers.ready
-    return 1000.0 * (tokens / servers.rates.prefill_tok_s + slot_s(servers, ahead))
+        tokens = sent_tokens * min(behind / sent, 1.0) / servers.ready
+    wait_s = tokens / servers.rates.prefill_tok_s + slot_s(servers, ahead)
+    return soonest_ms + 1000.0 * wait_s
 
 
 def slot_s(servers: Servers, ahead: Work) -> float:

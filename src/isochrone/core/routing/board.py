@@ -236,7 +236,7 @@ class Board:
             wait_ms = queue_ms(servers, ahead)
         else:
             wait_ms = opening_ms(
-                servers, ahead, load.openings, load.soonest_tokens,
+                servers, ahead, load.openings, load.soonest_ms,
                 ahead.requests - load.said_requests, ahead.prompt_tokens - load.said_tokens,
             )
         self.queues_ms[index] = wait_ms

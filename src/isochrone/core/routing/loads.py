@@ -38,9 +38,9 @@ class ModelLoad:
     For credits (see `credits`): `arrived`, `spare` and `pushed` as the digest says them; how many
     requests this gateway `sent` in an interval lately, and how many it `dispatched` since
     `renewed_ns`; and the part that it is to `keep` of those nearest there. `ready_before`: as the
-    digest before the last one said. `openings`, `soonest_tokens`: as the digest says; of what is
-    `ahead`, `said_requests` and `said_tokens` of prompts are the digest's, the rest was sent since.
-    `is_listed`: False once it is empty and forgotten.
+    digest before the last one said. `openings`, `soonest_ms`: `free`, `due_ms` of the digest; of
+    what is `ahead`, `said_requests` and `said_tokens` of prompts are the digest's, the rest was
+    sent since. `is_listed`: False once it is empty and forgotten.
     """
 
     model: ModelName
@@ -59,7 +59,7 @@ class ModelLoad:
     renewed_ns: int = 0
     ready_before: int | None = None
     openings: int | None = None
-    soonest_tokens: int = 0
+    soonest_ms: int = 0
     said_requests: int = 0
     said_tokens: int = 0
     is_listed: bool = True
@@ -93,7 +93,7 @@ class Said:
 
     __slots__ = (
         "arrived", "decode_tok_s", "model", "openings", "output_tokens", "prefill_tok_s",
-        "prompt_tokens", "pushed", "ready", "requests", "servers", "slots", "soonest_tokens",
+        "prompt_tokens", "pushed", "ready", "requests", "servers", "slots", "soonest_ms",
         "spare",
     )
 
@@ -111,8 +111,8 @@ class Said:
         self.requests: int = max(said.running, 0) + max(said.waiting, 0)
         self.prompt_tokens: int = max(said.pending_prompt_tokens, 0)
         self.output_tokens: int = max(said.pending_output_tokens, 0)
-        self.openings = None if said.openings is None else max(said.openings, 0)
-        self.soonest_tokens: int = max(said.soonest_tokens, 0)
+        self.openings = None if said.free is None else max(said.free, 0)
+        self.soonest_ms: int = max(said.due_ms, 0)
         self.servers: Servers | None = None
         if self.ready >= 1 and self.prefill_tok_s > 0.0 and self.decode_tok_s > 0.0:
             rates = Rates(prefill_tok_s=self.prefill_tok_s, decode_tok_s=self.decode_tok_s)
@@ -445,7 +445,7 @@ def _take(load: ModelLoad, said: Said) -> None:
     ahead.prompt_tokens = said.prompt_tokens
     ahead.output_tokens = said.output_tokens
     load.openings = said.openings
-    load.soonest_tokens = said.soonest_tokens
+    load.soonest_ms = said.soonest_ms
     load.said_requests, load.said_tokens = said.requests, said.prompt_tokens
 
 

@@ -9,7 +9,7 @@ from isochrone.core.estimate.engine_rates import (
     pending_output_tokens,
     pending_prompt_tokens,
 )
-from isochrone.core.estimate.service import Servers, Work
+from isochrone.core.estimate.service import Servers, Work, prefill_ms
 from isochrone.core.ids import ModelName
 from isochrone.core.routing.credits import spare_requests
 from isochrone.core.world.digest import DeploymentLoad
@@ -76,8 +76,8 @@ def load_of(
         arrived=arrived,
         spare=spare,
         pushed=round(pushed, 3),
-        openings=openings,
-        soonest_tokens=soonest_tokens,
+        free=openings if rates.prefill_tok_s > 0.0 else None,
+        due_ms=round(prefill_ms(soonest_tokens, rates)) if rates.prefill_tok_s > 0.0 else 0,
     )
 
 

@@ -15,9 +15,9 @@ class DeploymentLoad:
     the APIs that at least one of them has. `arrived` is how many requests came a second lately,
     `spare` how many more than that could be taken until the next digest, below 0: fewer should
     come; both None where the engines' counters do not tell. `pushed`: of those that arrived, how
-    many were nearer to another site, whose queue was long. `openings`: how many of the replicas
-    would begin to read another prompt at once, None where nobody says; `soonest_tokens`: what is
-    still to be read at the one that is soonest done.
+    many were nearer to another site, whose queue was long. `free`: how many of the replicas
+    would begin to read another prompt at once, None where nobody says; `due_ms`: when the one that
+    is soonest done has read what it was sent.
     """
 
     model: ModelName
@@ -34,8 +34,8 @@ class DeploymentLoad:
     arrived: float | None = None
     spare: float | None = None
     pushed: float = 0.0
-    openings: int | None = None
-    soonest_tokens: int = 0
+    free: int | None = None
+    due_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
