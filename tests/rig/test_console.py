@@ -352,7 +352,7 @@ def test_an_experiment_is_played_and_its_report_read(cloud: Cloud, operator: Tab
     page.keyboard.press("Escape")
     page.click("button:has-text('See what it will do')")
     page.wait_for_selector("text=Play eight-sites?")
-    assert "2 simulations with 120 requests in all" in page.inner_text(".iso-question")
+    assert "2 simulations with 120 requests in all" in page.inner_text(".iso-dialog")
     page.wait_for_timeout(500)  # it comes into view
     operator.picture("experiment-asked")
     assert operator.barriers() == []
@@ -373,7 +373,7 @@ def test_an_experiment_is_played_and_its_report_read(cloud: Cloud, operator: Tab
     policy = answer.headers["content-security-policy"]
     assert ("default-src 'none'" in policy, "sandbox" in policy) == (True, True)
     page.click("button:has-text('Remove it')")
-    page.click(".iso-question button:has-text('Remove it')")
+    page.click(".iso-dialog button:has-text('Remove it')")
     page.wait_for_url("**/experiments")
     page.wait_for_selector("text=Nothing was played yet")
     assert operator.complaints == []
@@ -390,7 +390,7 @@ def test_a_run_is_stopped_from_the_page_and_ended_by_a_kill(cloud: Cloud, operat
     page.wait_for_selector("text=of 11 simulations")
     operator.picture("experiment-playing")
     page.click("button:has-text('Stop it')")
-    page.click(".iso-question button:has-text('Stop it')")
+    page.click(".iso-dialog button:has-text('Stop it')")
     page.wait_for_selector(".iso-state:has-text('stopped')")
     assert operator.complaints == []
     second = cloud.api.post("experiments", order)["id"]

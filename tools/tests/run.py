@@ -2,10 +2,10 @@
 
 Compiling, the types and the tests of single parts go on together: tests that wait for sockets and
 servers leave the cores to those that compute. Their output comes as whole blocks, so that it can be
-read. What is compiled is tested in its compiled form as soon as it is there: parts once more,
-contracts in that form only, and as written where nothing can be compiled. The rig
-measures real processes against deadlines and has the machine for itself, but for those of its tests
-that are patient. Ends with 1 when anything failed, after everything has run.
+read. What is compiled is tested in its compiled form as soon as it is there, and as written where
+nothing can be compiled. The rig measures real processes against deadlines: two clouds at a time,
+then one that has the machine for itself; those of its tests that are patient run beside the rest.
+Ends with 1 when anything failed, after everything has run.
 """
 
 import os
@@ -45,8 +45,11 @@ PATIENT_KEEPERS = tuple(
     f"tests/rig/test_{name}.py"
     for name in ("backup", "console", "reconciliation", "replay", "state_folder")
 )
+KILLED = tuple(f"tests/rig/test_{name}.py" for name in ("kills", "retry_storm", "drain"))
+STREAMS = tuple(f"tests/rig/test_{name}.py" for name in ("streams", "sessions"))
 # Clouds in virtual time, which take twice as long as written.
 HEAVY = tuple(f"tests/property/test_{name}.py" for name in ("herding", "site_queue", "spill"))
+LIGHT = tuple(f"--ignore={path}" for path in HEAVY)
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 # Two cores are busy with four jobs, because half of them mostly wait.
 SIDE_BY_SIDE = max(4, os.cpu_count() or 1)
@@ -71,9 +74,9 @@ JOBS = (
     Job(name="contracts", argv=(*PYTEST, "tests/contract", "-k", f"not ({COMPILED})")),
     # The test of the compiled form's own rules needs that form.
     Job(name="parts", argv=(
-        *PYTEST, "--ignore", "tests/unit/test_compiled.py",
-        *(f"--ignore={path}" for path in HEAVY), "tests/arch", "tests/unit", "tests/property",
+        *PYTEST, "--ignore", "tests/unit/test_compiled.py", "tests/arch", "tests/unit",
     )),
+    Job(name="properties", argv=(*PYTEST, "tests/property", "-k", f"not ({COMPILED})", *LIGHT)),
     Job(name="whole systems", argv=(*PYTEST, "tests/sim")),
     Job(name="contracts, compiled", later=True, compiled=True, argv=(
         *PYTEST, "tests/contract", "-k", COMPILED,
@@ -89,14 +92,23 @@ JOBS = (
     Job(name="users", later=True, argv=(*PYTEST, "-m", "rig", *PATIENT_USERS)),
     # Beside the C compiler it would need twice the memory.
     Job(name="types", later=True, argv=(sys.executable, "-m", "mypy")),
-    Job(name="parts, compiled", later=True, compiled=True, argv=(
-        *PYTEST, *(f"--ignore={path}" for path in HEAVY), "tests/unit/test_compiled.py",
-        "tests/property", "-k", COMPILED,
+    Job(name="properties, compiled", later=True, compiled=True, argv=(
+        *PYTEST, "tests/unit/test_compiled.py", "tests/property", "-k", COMPILED, *LIGHT,
+    )),
+    Job(name="properties, as written", later=True, source=True, argv=(
+        *PYTEST, "tests/property", "-k", COMPILED, *LIGHT,
     )),
 )
+# These load a cloud, and bear one other that is loaded beside them.
+PAIR = (
+    Job(name="rig, killed processes", argv=(*PYTEST, "-m", "rig", *KILLED)),
+    Job(name="rig, streams", argv=(*PYTEST, "-m", "rig", *STREAMS)),
+)
 RIG = Job(name="rig", argv=(
-    *PYTEST, "-m", "rig", "tests/rig",
-    *(f"--ignore={path}" for path in (*PATIENT, *PATIENT_USERS, *PATIENT_KEEPERS)),
+    *PYTEST, "-m", "rig", "tests/rig", *(
+        f"--ignore={path}"
+        for path in (*PATIENT, *PATIENT_USERS, *PATIENT_KEEPERS, *KILLED, *STREAMS)
+    ),
 ))
 
 
@@ -114,9 +126,9 @@ class Run:
     def work(self) -> None:
         """Do one job after the other for as long as there are any."""
         while (job := self._next()) is not None:
-            self.do(job, show=False)
+            self.do(job)
 
-    def do(self, job: Job, *, show: bool) -> None:
+    def do(self, job: Job, *, show: bool = False) -> None:
         """With `show` the output comes as it is made."""
         began_s = time.monotonic()
         environment = dict(os.environ)
@@ -175,6 +187,11 @@ def main() -> int:
     try:
         for worker in workers:
             worker.join()
+        pair = [threading.Thread(target=run.do, args=(job,)) for job in PAIR]
+        for one in pair:
+            one.start()
+        for one in pair:
+            one.join()
         run.do(RIG, show=True)
     except KeyboardInterrupt:
         run.stop()

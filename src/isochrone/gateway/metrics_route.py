@@ -115,8 +115,13 @@ class _Scrape:
             self._metrics.spawn(self._tell(accepts_openmetrics(head.header("accept") or "")))
 
     async def _tell(self, openmetrics: bool) -> None:
-        kind, body = await _text(self._metrics.families(), openmetrics)
-        _answer(self._connection, self._incoming, "200 OK", kind, body)
+        try:
+            kind, body = await _text(self._metrics.families(), openmetrics)
+        except Exception:  # supervisor: what cannot be shown must not end what it shows
+            log.exception("metrics_not_rendered")
+            self._say("500 Internal Server Error", "The log says why.\n")
+        else:
+            _answer(self._connection, self._incoming, "200 OK", kind, body)
 
     def fail(self, fault: Fault) -> None:
         self._say(f"{fault.status} Refused", f"{fault.message}\n")
