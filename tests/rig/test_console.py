@@ -355,7 +355,7 @@ def test_an_experiment_is_played_and_its_report_read(cloud: Cloud, operator: Tab
     assert "2 simulations with 120 requests in all" in page.inner_text(".iso-dialog")
     page.wait_for_timeout(500)  # it comes into view
     operator.picture("experiment-asked")
-    assert operator.barriers() == []
+    assert operator.barriers(".q-dialog[role]") == []
     page.click("button:has-text('Play it')")
     page.wait_for_url("**/experiments?run=*")
     page.wait_for_selector("iframe", timeout=60_000)
