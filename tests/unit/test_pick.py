@@ -6,7 +6,7 @@ from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.lifecycle.health import Health, HealthRules
 from isochrone.core.rng import stream
-from isochrone.core.routing.pick import Standing, pick
+from isochrone.core.routing.pick import Standing, pick, soonest_ms
 from isochrone.core.world.model import Replica, ReplicaState
 
 RNG = stream(3, "pick")
@@ -45,6 +45,20 @@ def picked(
         revision=revision, cached=known,
     )
     return "nobody" if found is None else found.replica.id
+
+
+def test_nobody_waits_for_an_engine_of_which_nobody_knows_how_fast_it_is() -> None:
+    busy, busier = a_standing("busy"), a_standing("busier")
+    for number, each in enumerate((busy, busier), 1):
+        each.count(1, 4_000 * number)
+    starting = a_standing("starting", state="starting")
+    assert busy.wait_ms > 0
+    assert soonest_ms((busy, busier, starting)) == 0.0
+    busy.rate(Rates(prefill_tok_s=2_000.0, decode_tok_s=50.0))
+    assert soonest_ms((busy, busier)) == 0.0
+    busier.rate(Rates(prefill_tok_s=2_000.0, decode_tok_s=50.0))
+    assert soonest_ms((busy, busier, starting)) == busy.wait_ms
+    assert soonest_ms((starting,)) == soonest_ms(()) == 0.0
 
 
 def test_the_least_share_wins_not_the_fewest_requests() -> None:

@@ -11,7 +11,7 @@ from isochrone.core.rng import stream
 from isochrone.core.world.digest import ReplicaLoad, SiteDigest
 from isochrone.core.world.model import Replica
 from isochrone.gateway.replicas import Replicas, verdict
-from tests.builders import MODEL, SECOND_NS, a_digest
+from tests.builders import MODEL, SECOND_NS, a_digest, a_load
 
 SITE = SiteName("sydney")
 RNG = stream(5, "replicas")
@@ -43,6 +43,16 @@ def picked(
         SiteName(site), MODEL, tuple(map(ReplicaId, tried)), now_ns=now_ns, rng=RNG
     )
     return None if found is None else found.id
+
+
+def test_a_replica_that_is_heard_of_late_is_as_fast_as_its_site_has_said() -> None:
+    """A gateway that runs alone is told once, and before its replicas are."""
+    replicas = Replicas(RULES)
+    replicas.heard(a_digest(SITE, a_load(prefill_tok_s=2_000.0)), 0, RNG)
+    for name in ("a", "b"):
+        replicas.put(name, a_replica(name))
+        replicas.started(ReplicaId(name), 4_000, 10)
+    assert replicas.soonest_ms(SITE, MODEL) == pytest.approx(2_000.0 + 1 / 4)
 
 
 def test_sites_and_models_are_kept_apart() -> None:

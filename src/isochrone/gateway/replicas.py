@@ -7,7 +7,6 @@ among the rest.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from math import inf
 from typing import Final
 
 import structlog
@@ -27,7 +26,7 @@ from isochrone.core.lifecycle.health import (
 )
 from isochrone.core.metering.event import Outcome
 from isochrone.core.rng import Random
-from isochrone.core.routing.pick import Standing, pick
+from isochrone.core.routing.pick import Standing, pick, soonest_ms
 from isochrone.core.routing.prefix import UNKNOWN
 from isochrone.core.world.digest import ReplicaLoad, SiteDigest
 from isochrone.core.world.model import Endpoint, Replica
@@ -51,6 +50,7 @@ class Replicas:
         self._by_id: dict[ReplicaId, Standing] = {}
         self._by_model: dict[tuple[SiteName, ModelName], list[Standing]] = {}
         self._sites: dict[SiteName, int] = {}  # how many replicas each has here
+        self._digests: dict[SiteName, SiteDigest] = {}  # the last ones
         self._anew: list[Standing] = []  # started anew, to be eased in once they are ready
 
     def put(self, entry: str, replica: Replica) -> bool:
@@ -65,6 +65,9 @@ class Replicas:
         standing = self._by_id.get(replica.id)
         if standing is None:
             standing = self._by_id[replica.id] = Standing(replica)
+            rates = self._rates_of(replica)
+            if rates is not None:
+                standing.rate(rates)
         elif standing.replica.generation != replica.generation:
             standing.health = Health()
             if standing not in self._anew:
@@ -107,12 +110,8 @@ class Replicas:
         return min(slots, UNBOUNDED_SLOTS)
 
     def soonest_ms(self, site: SiteName, model: ModelName) -> float:
-        """When the first of its ready replicas has read what was sent there; 0 where none is."""
-        soonest = inf
-        for standing in self._by_model.get((site, model), ()):
-            if standing.wait_ms < soonest and standing.ready:
-                soonest = standing.wait_ms
-        return soonest if soonest < inf else 0.0
+        """When the first of its ready replicas has read what was sent there, see `pick`."""
+        return soonest_ms(self._by_model.get((site, model), ()))
 
     def pick(
         self,
@@ -238,6 +237,7 @@ class Replicas:
 
     def heard(self, digest: SiteDigest, now_ns: int, rng: Random) -> None:
         """How fast the replicas of a site are, and whether they answer, by its agent."""
+        self._digests[digest.site] = digest
         for said in digest.loads:
             standings = self._by_model.get((digest.site, said.model))
             if standings is None or not (said.prefill_tok_s > 0 and said.decode_tok_s > 0):
@@ -252,6 +252,14 @@ class Replicas:
                 known = self._by_id.get(ReplicaId(each.id))
                 if known is not None and known.health.silent:
                     known.health.spoke(now_ns)
+
+    def _rates_of(self, replica: Replica) -> Rates | None:
+        """What the site has said of its speed before it was spoken of."""
+        digest = self._digests.get(replica.site)
+        for said in () if digest is None else digest.loads:
+            if said.model == replica.model and said.prefill_tok_s > 0 and said.decode_tok_s > 0:
+                return Rates(prefill_tok_s=said.prefill_tok_s, decode_tok_s=said.decode_tok_s)
+        return None
 
     def sweep(self, now_ns: int) -> None:
         """A few times a second: recoveries that end, and groups that became too small for all that

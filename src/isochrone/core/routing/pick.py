@@ -25,10 +25,13 @@ class Standing:
     """One replica as its gateway sees it now. `running` may exceed its slots: the rest queues;
     `ahead` is what they have to compute still. `wait_ms` is how long that keeps a newcomer, and the
     share of slots taken besides, by less than any wait: it has to be kept so. `health` is what its
-    requests say of it; `listed` False once nobody speaks of it."""
+    requests say of it; `listed` False once nobody speaks of it; `rated` True once its speed is
+    known."""
 
-    __slots__ = ("ahead", "health", "listed", "ready", "replica", "running", "servers", "slots",
-                 "wait_ms")
+    __slots__ = (
+        "ahead", "health", "listed", "rated", "ready", "replica", "running", "servers", "slots",
+        "wait_ms",
+    )
 
     def __init__(self, replica: Replica) -> None:
         self.running = 0
@@ -36,6 +39,7 @@ class Standing:
         self.wait_ms = 0.0
         self.health = Health()
         self.listed = True
+        self.rated = False
         self.servers = Servers(ready=1, slots=1, rates=USUAL)
         self.take(replica)
 
@@ -50,6 +54,7 @@ class Standing:
 
     def rate(self, rates: Rates) -> None:
         """What is known of its speed."""
+        self.rated = True
         if rates != self.servers.rates:
             self.servers = Servers(ready=1, slots=self.slots, rates=rates)
             self.weigh()
@@ -72,6 +77,20 @@ class Standing:
         """Work out `wait_ms` anew."""
         share = self.running / self.slots
         self.wait_ms = queue_ms(self.servers, self.ahead) + share if self.running else 0.0
+
+
+def soonest_ms(standings: Collection[Standing]) -> float:
+    """When the first of the ready ones has read what it was sent; 0 where none is ready, and while
+    nobody knows how fast one of them is: it may be as fast as it likes."""
+    soonest = inf
+    for each in standings:
+        if not each.ready:
+            continue
+        if not each.rated:
+            return 0.0
+        if each.wait_ms < soonest:
+            soonest = each.wait_ms
+    return soonest if soonest < inf else 0.0
 
 
 def pick(

@@ -16,7 +16,7 @@ from isochrone.core.rng import Random
 from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.loads import Dispatch, Loads
 from isochrone.core.routing.patience import MARGIN_MS
-from isochrone.core.routing.pick import Standing
+from isochrone.core.routing.pick import Standing, soonest_ms
 from isochrone.core.routing.prefix import (
     BLOCK_BYTES,
     BLOCK_ENDS,
@@ -137,8 +137,8 @@ class Sent:
 
     def is_impatient(self, place: "Place", class_: Class, tenant: str, tokens: int) -> bool:
         """Whether it wants to be sent back, as the gateway's `SiteQueues.enter` finds."""
-        soonest_ms = min([each.wait_ms for each in place.standings])
-        wait_ms = begins_in_ms(place.queue, class_, tenant, tokens, soonest_ms)
+        engines_ms = soonest_ms(place.standings)
+        wait_ms = begins_in_ms(place.queue, class_, tenant, tokens, engines_ms)
         return wait_ms > MARGIN_MS and wait_ms > self.patience_ms
 
 
