@@ -5,8 +5,7 @@ operator says otherwise.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import structlog
 
@@ -31,18 +30,19 @@ from isochrone.ports.telemetry import Family
 PATH = "/metrics"
 TEXT = "text/plain; charset=utf-8"
 
+Text = tuple[str, bytes]  # content type, and all metrics
+
 log = structlog.get_logger()
 
 
 class MetricsServer:
-    """Call `open` once, `sweep` about once a second, and `close`. `spawn` starts a task that ends
-    with the gateway."""
+    """Call `open` once, `sweep` about once a second, and `close`. A scrape has a task of its own,
+    apart from the gateway's: what cannot be shown must not end what it shows."""
 
     def __init__(
-        self, settings: GatewaySettings, clock: Clock, *, measured: Measured, gauges: Gauges,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        self, settings: GatewaySettings, clock: Clock, *, measured: Measured, gauges: Gauges
     ) -> None:
-        self.spawn = spawn
+        self._scrapes: set[asyncio.Task[Text]] = set()
         self._settings = settings
         self._measured = measured
         self._gauges = gauges
@@ -67,7 +67,16 @@ class MetricsServer:
     def sweep(self) -> None:
         self._server.sweep()
 
+    def render(self, openmetrics: bool, done: Callable[[asyncio.Task[Text]], None]) -> None:
+        """Make the text of all metrics; `done` hears of it, however that ends."""
+        task = asyncio.get_running_loop().create_task(_text(self.families(), openmetrics))
+        self._scrapes.add(task)
+        task.add_done_callback(self._scrapes.discard)
+        task.add_done_callback(done)
+
     async def close(self) -> None:
+        for scrape in self._scrapes:
+            scrape.cancel()
         self._pauses.stop()
         if self._listener is not None:
             await self._listener.close()
@@ -112,16 +121,17 @@ class _Scrape:
         elif head.method != b"GET":
             self._say("405 Method Not Allowed", f"Use GET {PATH}.\n")
         else:
-            self._metrics.spawn(self._tell(accepts_openmetrics(head.header("accept") or "")))
+            self._metrics.render(accepts_openmetrics(head.header("accept") or ""), self._tell)
 
-    async def _tell(self, openmetrics: bool) -> None:
-        try:
-            kind, body = await _text(self._metrics.families(), openmetrics)
-        except Exception:  # supervisor: what cannot be shown must not end what it shows
-            log.exception("metrics_not_rendered")
-            self._say("500 Internal Server Error", "The log says why.\n")
+    def _tell(self, rendered: asyncio.Task[Text]) -> None:
+        if rendered.cancelled():
+            return
+        error = rendered.exception()
+        if error is None:
+            _answer(self._connection, self._incoming, "200 OK", *rendered.result())
         else:
-            _answer(self._connection, self._incoming, "200 OK", kind, body)
+            log.error("metrics_not_rendered", exc_info=error)
+            self._say("500 Internal Server Error", "The log says why.\n")
 
     def fail(self, fault: Fault) -> None:
         self._say(f"{fault.status} Refused", f"{fault.message}\n")
@@ -130,7 +140,7 @@ class _Scrape:
         _answer(self._connection, self._incoming, status, TEXT, text.encode())
 
 
-async def _text(families: Iterable[Family], openmetrics: bool) -> tuple[str, bytes]:
+async def _text(families: Iterable[Family], openmetrics: bool) -> Text:
     """(content type, all metrics); between two of them requests have their turn."""
     pieces = []
     for family in families:

@@ -168,7 +168,6 @@ class Gateway:
         )
         return MetricsServer(
             self._settings, self._ports.clock, measured=self.context.metrics, gauges=gauges,
-            spawn=self._spawn,
         )
 
     async def run(
