@@ -201,17 +201,18 @@ SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), (" , ", " :  ")])
 @given(
     st.lists(st.tuples(ROLES, TEXTS), min_size=1, max_size=3),
     st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4), SEPARATORS, st.booleans(),
+    st.just(BLOCK_BYTES) | st.integers(3_700, 4_100),  # the first answer begins at 4096, or about
 )
 def test_all_turns_of_a_conversation_are_one_session(
     first: list[tuple[str, str]], turns: list[tuple[str, str]], separators: tuple[str, str],
-    role_first: bool,
+    role_first: bool, named_bytes: int,
 ) -> None:
     def message(role: str, text: str) -> dict[str, str]:
         named = {"role": role, "content": text}
         return named if role_first else {"content": text, "role": role}
 
     messages = [message(*each) for each in first]
-    messages[0]["name"] = "n" * BLOCK_BYTES
+    messages[0]["name"] = "n" * named_bytes
     sessions = set()
     for answer, question in [("", ""), *turns]:
         body = json.dumps({"model": MODEL, "messages": messages}, separators=separators)

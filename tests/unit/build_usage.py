@@ -1,6 +1,7 @@
 """Builders of usage events and records for tests."""
 
 from array import array
+from dataclasses import asdict
 
 from isochrone.core.ids import (
     KeyId,
@@ -13,7 +14,7 @@ from isochrone.core.ids import (
 )
 from isochrone.core.metering.event import Reporter, Tokens, UsageEvent
 from isochrone.core.routing.choice import Decision, Ground, GroundSite, Refused
-from isochrone.wire.usage import DecisionRecord, Opening, UsageRecord
+from isochrone.wire.usage import BondRecord, DecisionRecord, Opening, UsageRecord
 
 
 def a_usage_event(
@@ -62,10 +63,14 @@ def a_record(event: UsageEvent) -> UsageRecord:
     return UsageRecord(
         **fields, input_uncached=tokens.input_uncached, input_cached=tokens.input_cached,
         output=tokens.output, token_source=tokens.source,
-        decision=None if decision is None else DecisionRecord(
-            **{name: getattr(decision, name) for name in DecisionRecord.__struct_fields__}
-        ),
+        decision=None if decision is None else a_decision_record(decision),
     )
+
+
+def a_decision_record(decision: Decision) -> DecisionRecord:
+    fields = {name: getattr(decision, name) for name in DecisionRecord.__struct_fields__}
+    bond = decision.bond
+    return DecisionRecord(**fields | {"bond": None if bond is None else BondRecord(**asdict(bond))})
 
 
 def a_usage_record(

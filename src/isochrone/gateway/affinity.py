@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from isochrone.core.ids import ReplicaId, SiteName
 from isochrone.core.metering.event import Tokens
-from isochrone.core.routing.bond import Bond, HomeVerdict
+from isochrone.core.routing.bond import HomeVerdict
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.prefix import BLOCK_BYTES, UNKNOWN, Belief, Sighting
 from isochrone.core.routing.sessions import Home
 from isochrone.gateway.prefix_hash import NO_SESSION, prompt_blocks, session_of
+from isochrone.wire.usage import BondRecord
 
 if TYPE_CHECKING:
     from isochrone.gateway.context import Context
@@ -118,13 +119,12 @@ class Affinity:
         reported_tokens = self._prompt_tokens * (tokens.input_cached / prompt)
         context.prefixes.answered(seen, belief, reported_tokens, replica)
 
-    def bond(self) -> Bond:
+    def bond(self) -> BondRecord:
         """As the decision keeps it."""
         home = self.home
-        return Bond(
-            cached_tokens=self.believed_tokens, prompt_tokens=self._prompt_tokens,
-            verdict=self.verdict, home=None if home is None else home.site,
-            limit_ms=self.limit_ms,
+        return BondRecord(
+            self.believed_tokens, self._prompt_tokens, self.verdict,
+            None if home is None else home.site, self.limit_ms,
         )
 
     def timing(self) -> str:

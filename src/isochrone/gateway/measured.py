@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import add
 from typing import TYPE_CHECKING
 
-from isochrone.core.routing.bond import Bond
 from isochrone.gateway import metrics
 from isochrone.ports.telemetry import Distribution, Family, Metric, Sample
-from isochrone.wire.usage import UsageRecord
+from isochrone.wire.usage import BondRecord, UsageRecord
 
 if TYPE_CHECKING:
     from isochrone.gateway.carry_on import Continued
@@ -31,17 +30,19 @@ _Tally = tuple[list[int], float]  # counts by bucket, sum
 
 
 class _Row:
-    """Requests with the same labels. Sums are in milliseconds."""
+    """Requests with the same labels. Sums are in milliseconds. `believed` and `reported` are tokens
+    of prompts that were expected to be cached, and that engines said were."""
 
     __slots__ = (
-        "added", "added_ms", "durations", "durations_ms", "firsts", "firsts_ms", "input_cached",
-        "input_uncached", "labels", "output", "prefix_hits", "ratio", "ratio_sum", "receive",
-        "receive_ms",
+        "added", "added_ms", "believed", "durations", "durations_ms", "firsts", "firsts_ms",
+        "input_cached", "input_uncached", "labels", "output", "prefix_hits", "ratio", "ratio_sum",
+        "receive", "receive_ms", "reported",
     )
 
     def __init__(self, labels: _Names) -> None:
         self.labels = labels
         self.input_uncached = self.input_cached = self.output = self.prefix_hits = 0
+        self.believed = self.reported = 0
         self.durations, self.durations_ms = [0] * (len(_LATENCY_MS) + 1), 0.0
         self.firsts, self.firsts_ms = [0] * (len(_LATENCY_MS) + 1), 0.0
         self.added, self.added_ms = [0] * (len(_QUICK_MS) + 1), 0.0
@@ -64,7 +65,6 @@ class Measured:
         self._answers: Counter[_Names] = Counter()
         self._continuations: Counter[_Names] = Counter()
         self._abandoned: Counter[_Names] = Counter()
-        self._prefix_tokens: Counter[_Names] = Counter()
         self._homes: Counter[_Names] = Counter()
         self._gaps: dict[str, _Tally] = {}
 
@@ -98,7 +98,7 @@ class Measured:
             if record.stream and record.first_byte_ms is not None:
                 _count_first(row, record, record.first_byte_ms)
         if record.decision is not None and record.decision.bond is not None:
-            self._count_bond(record, record.decision.bond, row.labels[_MODEL])
+            self._count_bond(record, record.decision.bond, row)
         if (
             record.reason is not None or record.attempts != 1 or record.token_source != "engine"
         ):
@@ -124,15 +124,14 @@ class Measured:
         if why is not None:
             self._abandoned[source, why] += 1
 
-    def _count_bond(self, record: UsageRecord, bond: Bond, model: str) -> None:
+    def _count_bond(self, record: UsageRecord, bond: BondRecord, row: _Row) -> None:
         """What was believed cached, in the engine's tokens, beside what it said."""
         if bond.verdict != "none":
             self._homes[bond.verdict,] += 1
         prompt = record.input_uncached + record.input_cached
         if record.token_source == "engine" and bond.prompt_tokens > 0:
-            believed = prompt * bond.cached_tokens // bond.prompt_tokens
-            self._prefix_tokens[model, "believed"] += believed
-            self._prefix_tokens[model, "reported"] += record.input_cached
+            row.believed += prompt * bond.cached_tokens // bond.prompt_tokens
+            row.reported += record.input_cached
 
     def _row(self, record: UsageRecord, key: tuple[str | int | None, ...]) -> _Row:
         """The row of a combination seen for the first time, or of a model that nobody has: what
@@ -183,7 +182,11 @@ class Measured:
         yield _counts(metrics.PREFIX_HITS, _sums(
             ((labels[_MODEL], labels[_SOURCE]), row.prefix_hits) for labels, row in rows
         ))
-        yield _counts(metrics.PREFIX_TOKENS, self._prefix_tokens)
+        yield _counts(metrics.PREFIX_TOKENS, _sums(
+            ((labels[_MODEL], name), tokens) for labels, row in rows
+            for name, tokens in (("believed", row.believed), ("reported", row.reported))
+            if row.believed or row.reported
+        ))
         yield _counts(metrics.SESSION_REQUESTS, self._homes)
         yield _counts(metrics.ATTEMPTS, {
             source: count + self._extra_attempts[source] for source, count in by_source.items()

@@ -19,6 +19,7 @@ NO_SESSION: Final = 0
 
 _ASSISTANT: Final = b'"assistant"'  # in a text its quotation marks would be escaped
 _ENDS: Final = b"], \t\r\n"
+_NEAR_BYTES: Final = 4096  # most first answers begin within these
 
 # What names the session: the same words in another place name another.
 _HEADER: Final = b"header\0"
@@ -53,7 +54,10 @@ def session_of(
         return xxh3_64_intdigest(_KEY + request.cache_key, salt)
     if request.endpoint == "completions" or not blocks:
         return NO_SESSION
-    prompt = bytes(request.prompt)
+    content = memoryview(request.prompt)
+    prompt = bytes(content[:_NEAR_BYTES])
+    if len(content) > _NEAR_BYTES and _ASSISTANT not in prompt:
+        prompt = bytes(content[:MOST_BYTES])
     end = _end_of_beginning(prompt)
     whole, begin = bisect_right(BLOCK_ENDS, end), 0
     if whole:
@@ -64,9 +68,10 @@ def session_of(
 
 def _end_of_beginning(prompt: bytes) -> int:
     """Where the messages before the first answer of the model end, which all turns of a
-    conversation have in common, as the client wrote them."""
-    end = min(len(prompt), MOST_BYTES)
-    at = prompt.find(_ASSISTANT, 0, end)
+    conversation have in common, as the client wrote them. At most `MOST_BYTES` of it are looked at,
+    and no more than that where the answer stands in them."""
+    end = len(prompt)
+    at = prompt.find(_ASSISTANT)
     if at >= 0:
         end = max(prompt.rfind(b"{", 0, at), 0)
     while end > 0 and prompt[end - 1] in _ENDS:

@@ -78,6 +78,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "StandDown": _fields(fleet="home site life number"),
     "HandBack": _fields(fleet="home"),
     # wire/usage.py
+    "BondRecord": _fields(account="cached_tokens prompt_tokens verdict home limit_ms"),
     "DecisionRecord": _fields(
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "

@@ -19,11 +19,24 @@ from isochrone.core.metering.event import (
     TokenSource,
     UsageEvent,
 )
-from isochrone.core.routing.bond import Bond
+from isochrone.core.routing.bond import Bond, HomeVerdict
 from isochrone.core.routing.choice import Because, Decision, Ground, Refused
 from isochrone.core.world.tenant import Class
 
 VERSION = 2
+
+
+class BondRecord(msgspec.Struct, frozen=True, gc=False):
+    """`core.routing.bond.Bond`, as it is encoded, for a quarter of what that takes to be made."""
+
+    cached_tokens: int
+    prompt_tokens: int
+    verdict: HomeVerdict = "none"
+    home: SiteName | None = None
+    limit_ms: float = 0.0
+
+    def bond(self) -> Bond:
+        return Bond(**msgspec.structs.asdict(self))
 
 
 class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -41,7 +54,7 @@ class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     refused: tuple[Refused, ...]
     tried: tuple[Refused, ...] = ()
     decodes_ms: bytes = b""
-    bond: Bond | None = None
+    bond: BondRecord | None = None
     queued_ms: float = 0.0
     because: Because | None = None
     body_bytes: int = 0
@@ -51,7 +64,8 @@ class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     runner_up_ms: float = 0.0
 
     def decision(self) -> Decision:
-        return Decision(**{name: getattr(self, name) for name in self.__struct_fields__})
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return Decision(**fields | {"bond": None if self.bond is None else self.bond.bond()})
 
 
 class UsageRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -27,9 +27,10 @@ RECENT_BATCHES = 4096
 TAIL_BYTES = 64 * 1024 * 1024  # an earlier run's last batches are looked for in this much
 
 LONGEST_LINE_BYTES = 256 * 1024
-# Made without a pause, for each batch that waits: requests do not wait longer than these take, and
-# what is written keeps pace with what comes.
+# Made without a pause: no request waits longer than these take. With more batches on their way than
+# a shipper that keeps up sends at once, as many more, so that writing keeps pace with what comes.
 LINES_AT_ONCE = 12
+FEW_BATCHES = 5
 
 _BATCH = re.compile(rb'"batch":"([^"\n]{1,200})"\}\n')
 
@@ -133,7 +134,8 @@ class UsageFile:
 
     async def _has_lines(self, waiting: _Waiting) -> bool:
         """Make the lines of a batch; False when it makes no sense."""
-        records, at_once = waiting.records, LINES_AT_ONCE * len(self._on_way)
+        records = waiting.records
+        at_once = LINES_AT_ONCE * max(1, len(self._on_way) - FEW_BATCHES)
         for begin in range(0, len(records), at_once):
             if begin:
                 await asyncio.sleep(0)

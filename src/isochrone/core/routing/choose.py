@@ -69,7 +69,7 @@ def choose(
         costs += decodes
     choice.body_bytes = body_bytes if body_bytes >= LEAST_BODY_BYTES else 0
     if choice.body_bytes:
-        costs += board.byte_ms * float(body_bytes)
+        costs += board.times(board.byte_ms, body_bytes)
     beliefs = _credit(board, costs, prefixes, blocks, prompt_tokens, now_ns) if blocks else None
     if part.places is not None:
         costs = costs.take(part.places)

@@ -122,6 +122,8 @@ class Prefixes:
         self._old: dict[int, tuple[Sighting, ...]] = {}
         self._caches: dict[SiteName, dict[ModelName, Cache]] = {}
         self._trusts: dict[tuple[int, SiteName], Trust] = {}
+        self._asked: Sequence[int] = ()  # the blocks that were last asked about, and their runs
+        self._runs_of_asked: list[tuple[tuple[Sighting, ...], int]] = []
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
@@ -167,7 +169,13 @@ class Prefixes:
 
     def _runs(self, blocks: Sequence[int]) -> list[tuple[tuple[Sighting, ...], int]]:
         """Successive blocks that went to the same places, with the tokens up to their last. The
-        last block that a place got counts, and with it all before."""
+        last block that a place got counts, and with it all before. A request asks for its sites and
+        then for its replicas, with nothing seen in between."""
+        if blocks is not self._asked:
+            self._runs_of_asked, self._asked = self._found(blocks), blocks
+        return self._runs_of_asked
+
+    def _found(self, blocks: Sequence[int]) -> list[tuple[tuple[Sighting, ...], int]]:
         runs: list[tuple[tuple[Sighting, ...], int]] = []
         young, old, tokens = self._young, self._old, 0
         places = _NOWHERE
@@ -210,6 +218,7 @@ class Prefixes:
         if len(self._young) + len(blocks) > self._half:
             self._old, self._young = self._young, {}
         young, old = self._young, self._old
+        self._asked = ()
         before = _NOWHERE
         alone: tuple[Sighting, ...] = (seen,)
         after, is_known = alone, True
