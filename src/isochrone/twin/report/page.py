@@ -14,8 +14,9 @@ STYLE = """
 background:#f6f7f9}main{max-width:1080px;margin:auto;padding:24px}h1{font-size:30px;margin:8px 0}
 h2{font-size:23px;margin:44px 0 4px;border-top:2px solid #d5d9e0;padding-top:20px}h3{font-size:16px;
 margin:14px 0 2px}.lead{font-size:18px;color:#40434c;margin:4px 0 14px}.cards{display:grid;
-grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:16px}figure,.box{background:#fff;
-border:1px solid #e1e4ea;border-radius:8px;padding:14px;margin:0}svg{width:100%;height:auto}
+grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:16px}figure,.box{
+background:#fff;border:1px solid #e1e4ea;border-radius:8px;padding:14px;margin:0}
+svg{width:100%;height:auto}
 svg text{font:11px system-ui,sans-serif;fill:#555a66}.m{text-anchor:middle}.e{text-anchor:end}
 .g{stroke:#e6e8ee}.legend{font-size:12.5px;margin:4px 0 0}.legend span{white-space:nowrap;
 margin-right:10px}.legend i{display:inline-block;width:11px;height:11px;border-radius:2px;
