@@ -26,6 +26,7 @@ from tests.fixtures.tale_process import TOKENS, question, tale
 from tests.rig.stream_kills import (
     INGRESS,
     LEAST_TEXTS,
+    MODEL,
     OTHER,
     SERVING,
     Case,
@@ -43,7 +44,7 @@ from tests.rig.stream_kills import (
 )
 from tests.rig.streams import Ask, Client, Stream, until
 from tests.rig.tale_sites import BOUND as PORTUGUESE
-from tests.rig.tale_sites import FREE, MODEL, TaleSites, tale_sites
+from tests.rig.tale_sites import FREE, TaleSites, tale_sites
 from tests.rig.waiting import wait_until
 
 pytestmark = pytest.mark.rig
