@@ -11,11 +11,14 @@ from isochrone.core.world.tenant import Class
 def begins_in_ms(
     queue: SiteQueue, class_: Class, tenant: str, tokens: int, engines_ms: float
 ) -> float:
-    """When a request that came now would begin to be read: in its turn; with a slot free, or while
-    nobody knows how long a turn takes, when the engine that is soonest done has read what it was
-    sent before (`engines_ms`). `tokens`: weighted, as expected."""
-    if (queue.queued or queue.running >= queue.slots) and not queue.guessed:
-        return queue.expected_wait_ns(class_, tenant, tokens) / 1e6
+    """When a request that came now would begin to be read: in its turn, and once the engines have
+    read what they were sent before; with a slot free, or while nobody knows how long a turn takes,
+    when the engine that is soonest done has done that (`engines_ms`). `tokens`: weighted, as
+    expected."""
+    reads = queue.reading.is_full()
+    if (queue.queued or reads or queue.running >= queue.slots) and not queue.guessed:
+        wait_ns = queue.expected_wait_ns(class_, tenant, tokens)
+        return (wait_ns + queue.reading.ahead_ns() if reads else wait_ns) / 1e6
     return engines_ms
 
 

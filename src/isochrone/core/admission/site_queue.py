@@ -2,7 +2,8 @@
 
 Requests are offered; each starts at once, waits, or is refused with the time after which it would
 be taken. Floors go first, then the class that had least for its share, then the tenant that had
-least of its class. What a floor lends comes back within the policy's `reclaim_ms`: long requests
+least of its class. Engines read prompts in the order in which they come, whatever their class: so
+they are sent no more than keeps them reading, and the rest waits here. What a floor lends comes back within the policy's `reclaim_ms`: long requests
 that nobody may stop never take a floor's slot. Mutable, owned by one event loop; time is an
 argument; what the driver has to do is put into `outbox`. See docs/admission.md.
 """
@@ -11,19 +12,19 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
+from isochrone.core.admission.class_line import NEVER_NS, ClassLine
 from isochrone.core.admission.classes import BATCH, CLASSES, RANK, divide
-from isochrone.core.admission.fair_order import FairOrder, Ticket
+from isochrone.core.admission.fair_order import Ticket
+from isochrone.core.admission.reading import Reading
 from isochrone.core.estimate.service import Work
-from isochrone.core.world.site_policy import ClassRule, SitePolicy
+from isochrone.core.world.site_policy import SitePolicy
 from isochrone.core.world.tenant import Class
 
 RefusalReason = Literal[
     "queue_full", "would_expire", "expired", "class_closed", "no_capacity", "busy"
 ]
 
-NEVER_NS = 1 << 63
 MOST_PROMISED_NS = 30_000_000_000  # so far apart are refused requests told to come back, at most
-_VIRTUAL = 1_000_000  # counters of classes are in tokens by share, times this
 _KEPT = 0.98  # of earlier measurements, with each request that ends: about the last fifty count
 _SEED_TOKENS = 1000.0
 _SPARE_DEADLINES = 64
@@ -66,38 +67,6 @@ class TurnAway:
 Command = Start | Stop | TurnAway
 
 
-class ClassLine:
-    """One class. `firm`, `stopping`: how many of its `running` requests are; `tokens`: of those
-    that run. `virtual`: what it was served for its share while there was a queue. `short_ns`: since
-    when it runs fewer than its floor while somebody waits, else `NEVER_NS`."""
-
-    __slots__ = (
-        "ceiling", "firm", "floor", "order", "per_token", "promised_ns", "queue_most", "running",
-        "share", "short_ns", "stopping", "tickets", "tokens", "virtual", "wait_ns",
-    )
-
-    def __init__(self, rule: ClassRule) -> None:
-        self.adopt(rule)
-        self.floor = 0
-        self.ceiling = 0
-        self.running = 0
-        self.firm = 0
-        self.stopping = 0
-        self.tokens = 0
-        self.virtual = 0
-        self.promised_ns = 0
-        self.short_ns = NEVER_NS
-        self.order = FairOrder()
-        self.tickets: dict[Ticket, None] = {}  # those that run, in the order of their start
-
-    def adopt(self, rule: ClassRule) -> None:
-        """Go by this rule from now on."""
-        self.share = rule.share
-        self.per_token = round(_VIRTUAL / rule.share)
-        self.queue_most = rule.queue_most
-        self.wait_ns = int(rule.wait_ms * 1e6)
-
-
 class SiteQueue:
     """`slots`: how many requests its engines, or its part of them, take at once. `slot_ns`: how
     long a slot is busy for one weighted token, until that is measured. `guessed`: nobody is refused
@@ -112,6 +81,7 @@ class SiteQueue:
         self.running = 0
         self.queued = 0
         self.slot_ns = slot_ns
+        self.reading = Reading()
         self.outbox: list[Command] = []
         self._lines = [ClassLine(rule) for rule in policy.rules()]
         self._reclaim_ns = policy.reclaim_ms * 1e6
@@ -142,24 +112,30 @@ class SiteQueue:
         prompt_tokens: int = 0,
         wait_ns: int = 0,
         resumable: bool = True,
+        tells: bool = True,
     ) -> Ticket | Refused:
         """A request has come. The ticket says whether it is running or queued.
 
         `tokens`: weighted, as expected; `most_tokens`: what it may reach; `prompt_tokens`: of
         `tokens`, those of the prompt that must be read. `wait_ns`: the longest
         that it may wait; 0, or more than its class allows: as long as that. `resumable`: when it is
-        of the class `batch`, it can be stopped in its answer and go on later.
+        of the class `batch`, it can be stopped in its answer and go on later. `tells`: the first
+        byte of its answer says that its prompt was read; that of a whole answer comes later.
         """
         rank = RANK[class_]
         line = self._lines[rank]
         is_long = most_tokens > self._loose_tokens
         ticket = Ticket(
-            rank, tenant, tokens, is_long, resumable and rank == BATCH, now_ns, prompt_tokens
+            rank, tenant, tokens, is_long, resumable and rank == BATCH, now_ns, prompt_tokens, tells
         )
+        reading = self.reading
+        if reading.tokens >= reading.room_tokens:
+            reading.pass_to(now_ns)
         if (
             self.running < self.slots
             and line.running < line.ceiling
             and line.order.queued == 0
+            and reading.tokens < reading.room_tokens
             and (not ticket.firm or line.firm < line.floor or self._committed < self.slots)
         ):
             self._begin(line, ticket, now_ns)
@@ -175,10 +151,18 @@ class SiteQueue:
 
     def first_byte(self, ticket: Ticket, *, resumable: bool = True) -> None:
         """The answer has begun: from now on it is stopped only if it is resumable, which may turn
-        out not to be so."""
+        out not to be so. An engine has read its prompt: to be followed by `tick` if anybody waits.
+        """
         ticket.begun = True
+        if ticket.unread:
+            self.reading.end(ticket)
         if ticket.resumable and not resumable:
             self._settle_down(ticket)
+
+    def reads(self, ticket: Ticket, tokens: int) -> None:
+        """So many tokens of the prompt of a request that has just begun has its engine to read: the
+        rest it has in its cache."""
+        self.reading.correct(ticket, tokens)
 
     def unstoppable(self, ticket: Ticket) -> None:
         """A request that had to stop cannot, after all: it goes on to its end, and another one may
@@ -220,18 +204,21 @@ class SiteQueue:
         self._dispatch(now_ns)
 
     def tick(self, now_ns: int) -> None:
-        """Time has passed: turn away what has waited for too long."""
+        """Time has passed: turn away what has waited for too long, and start what may."""
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= now_ns:
             deadline_ns, _, ticket = heappop(deadlines)
             if ticket.state == "queued" and ticket.deadline_ns == deadline_ns:
                 self._turn_away(ticket, "expired", now_ns)
         if self.queued:
+            self.reading.pass_to(now_ns)
             self._dispatch(now_ns)
 
     def next_tick_ns(self) -> int:
         """When `tick` has something to do, at the earliest; `NEVER_NS` if nothing waits."""
-        return self._deadlines[0][0] if self.queued and self._deadlines else NEVER_NS
+        if not self.queued or not self._deadlines:
+            return NEVER_NS
+        return min(self._deadlines[0][0], self.reading.next_ns())
 
     def adopt(self, policy: SitePolicy) -> None:
         """Go by this policy from now on; to be followed by `resize`."""
@@ -255,6 +242,11 @@ class SiteQueue:
         elif self.queued:
             self._dispatch(now_ns)
 
+    def engines_read(self, tok_s: float, replicas: int) -> None:
+        """How fast all engines together read prompts; 0 while nobody knows. To be followed by
+        `tick` if anybody waits."""
+        self.reading.set_rate(tok_s, replicas)
+
     # -- what is said of waiting -----------------------------------------------------------------
 
     def slots_for(self, line: ClassLine) -> float:
@@ -263,7 +255,10 @@ class SiteQueue:
         for other in self._lines:
             if other is not line and other.order.queued:
                 shares += other.share
-        part = max(self.slots * line.share / shares, line.floor, 1.0)
+        slots = self.slots
+        if self.queued and self.running and self.reading.is_full():
+            slots = min(slots, self.running)  # no more can be used for reading's sake
+        part = max(slots * line.share / shares, line.floor, 1.0)
         return min(part, float(line.ceiling))
 
     def expected_wait_ns(self, class_: Class, tenant: str, tokens: int) -> int:
@@ -384,6 +379,7 @@ class SiteQueue:
         line.tickets[ticket] = None
         ticket.started_ns = now_ns
         ticket.state = "running"
+        self.reading.begin(ticket, now_ns)
 
     def _release(self, line: ClassLine, ticket: Ticket, tokens: int, now_ns: int) -> None:
         """The slot is free; charge what was used, and learn how long a token takes."""
@@ -395,6 +391,8 @@ class SiteQueue:
             line.firm -= 1
             if line.firm >= line.floor:
                 self._committed -= 1
+        if ticket.unread:
+            self.reading.end(ticket)
         if ticket.state == "stopping":
             line.stopping -= 1
             self._stopping -= 1
@@ -413,7 +411,7 @@ class SiteQueue:
                 self._loose_tokens = int(self._reclaim_ns / self.slot_ns)
 
     def _dispatch(self, now_ns: int) -> None:
-        while self.queued and self.running < self.slots:
+        while self.queued and self.running < self.slots and not self.reading.is_full():
             ticket = self._next()
             if ticket is None:
                 break

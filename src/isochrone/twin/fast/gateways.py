@@ -185,6 +185,12 @@ class Place:
         self.pushed = 0
         self.rates: Rates | None = None
 
+    def engines_read(self) -> None:
+        """Tell the queue how fast they do, as far as that is known."""
+        replicas = len(self.standings)
+        tok_s = 0.0 if self.rates is None else self.rates.prefill_tok_s * replicas
+        self.queue.engines_read(tok_s, replicas)
+
     def held(self, beliefs: dict[ReplicaId, Belief], generations: list[int]) -> dict[
         ReplicaId, float
     ]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
+from isochrone.core.admission.class_line import NEVER_NS
 from isochrone.core.admission.classes import CLASSES, sold_slots, weighted_tokens
 from isochrone.core.admission.sent_back import leave
-from isochrone.core.admission.site_queue import NEVER_NS, Start, Stop, TurnAway
+from isochrone.core.admission.site_queue import Start, Stop, TurnAway
 from isochrone.core.admission.site_queue import Refused as TurnedAway
 from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import ModelName, PolicyId, ReplicaId
@@ -253,13 +254,18 @@ class Ours:
     def first_token(self, flight: Flight, site: int, now_s: float) -> None:
         served = flight.site_note
         assert isinstance(served, Served), "it runs at a replica"
-        served.queue.queue.first_byte(served.turn)
+        place, now_ns = served.queue, int(now_s * 1e9)
+        place.queue.first_byte(served.turn)
         standing = served.standing
         assert standing is not None, "it runs at a replica"
-        standing.health.answered(self.tenants[flight.arrival.tenant], int(now_s * 1e9))
+        standing.health.answered(self.tenants[flight.arrival.tenant], now_ns)
         if served.unread_tokens:
             standing.count(0, -served.unread_tokens)
             served.unread_tokens = 0
+        if place.queue.queued:
+            place.queue.tick(now_ns)
+            if place.queue.outbox:
+                self._obey(place, site, now_s)
 
     def served(self, flight: Flight, site: int, now_s: float) -> None:
         served, arrival = flight.site_note, flight.arrival
@@ -327,6 +333,7 @@ class Ours:
                     )
                     for standing in place.standings:
                         standing.rate(place.rates)
+                    place.engines_read()
             if self._sold(place, site, model) != place.sold:
                 self._resize(place, site, now_s)
 
@@ -387,6 +394,7 @@ class Ours:
             )
         served.unread_tokens, served.expected_tokens = unread, arrival.expected_tokens
         standing.count(1, unread, arrival.expected_tokens)
+        place.queue.reads(served.turn, unread)
         if served.ticket is None:
             served.ticket = self._count(flight, site, unread, now_ns)
         self.actions.serve(flight, number, now_s)
@@ -449,6 +457,7 @@ class Ours:
     def _resize(self, place: Place, site: int, now_s: float) -> None:
         place.sold = self._sold(place, site, -1)
         slots = sum([each.slots for each in place.standings])
+        place.engines_read()
         place.queue.resize(slots, int(now_s * 1e9), sold_slots=place.sold)
         if place.queue.outbox:
             self._obey(place, site, now_s)
