@@ -17,7 +17,7 @@ from isochrone.core.admission.classes import (
     own_slots,
 )
 from isochrone.core.admission.fair_order import Ticket
-from isochrone.core.admission.site_queue import Refused
+from isochrone.core.admission.queue_commands import Refused
 from isochrone.core.rng import stream
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class

@@ -109,6 +109,18 @@ class Replicas:
                 slots += standing.slots if standing.replica.slots_stated else UNBOUNDED_SLOTS
         return min(slots, UNBOUNDED_SLOTS)
 
+    def reads(self, site: SiteName, model: ModelName) -> tuple[float, int]:
+        """How many prompt tokens/s its ready replicas read together, 0.0 while that is not known of
+        one of them; and how many they are."""
+        tok_s, ready = 0.0, 0
+        for standing in self._by_model.get((site, model), ()):
+            if standing.ready and not (standing.health.ailing and standing.health.is_out):
+                if not standing.rated:
+                    return 0.0, 1
+                tok_s += standing.servers.rates.prefill_tok_s
+                ready += 1
+        return tok_s, ready
+
     def soonest_ms(self, site: SiteName, model: ModelName) -> float:
         """When the first of its ready replicas has read what was sent there, see `pick`."""
         return soonest_ms(self._by_model.get((site, model), ()))

@@ -37,3 +37,25 @@ class ClassLine:
         self.per_token = round(_VIRTUAL / rule.share)
         self.queue_most = rule.queue_most
         self.wait_ns = int(rule.wait_ms * 1e6)
+
+
+def victim_of(lines: list[ClassLine], above: int) -> Ticket | None:
+    """Of the classes behind `above`, the running request that loses least: of `batch` first; one
+    that is resumable, or whose answer has not begun and that was never stopped; the latest that
+    began."""
+    for line in reversed(lines[above + 1 :]):
+        if line.running - line.stopping <= line.floor:
+            continue
+        best: Ticket | None = None
+        for ticket in reversed(line.tickets):
+            if ticket.state != "running":
+                continue
+            if not ticket.resumable and (ticket.begun or ticket.stops):
+                continue
+            if best is None or ticket.stops < best.stops:
+                best = ticket
+                if best.stops == 0:
+                    break
+        if best is not None:
+            return best
+    return None

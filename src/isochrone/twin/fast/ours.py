@@ -9,10 +9,10 @@ from math import inf
 from typing import Final
 
 from isochrone.core.admission.class_line import NEVER_NS
-from isochrone.core.admission.classes import CLASSES, sold_slots, weighted_tokens
+from isochrone.core.admission.classes import CLASSES, RESERVED, weighted_tokens
+from isochrone.core.admission.queue_commands import Refused as TurnedAway
+from isochrone.core.admission.queue_commands import Start, Stop, TurnAway
 from isochrone.core.admission.sent_back import leave
-from isochrone.core.admission.site_queue import Start, Stop, TurnAway
-from isochrone.core.admission.site_queue import Refused as TurnedAway
 from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import ModelName, PolicyId, ReplicaId
 from isochrone.core.lifecycle.health import HealthRules
@@ -26,6 +26,7 @@ from isochrone.core.routing.prefix import Belief
 from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.tenant import Class
 from isochrone.twin.fast.arrivals import NO_BLOCKS, NO_SESSION
+from isochrone.twin.fast.claims import Claims, rank_of
 from isochrone.twin.fast.gateways import (
     NOT_TRIED,
     Gateway,
@@ -85,6 +86,7 @@ class Ours:
             [a_place(fleet) if numbers else None for numbers in models] for models in fleet.at
         ]
         self.watched_ns = [NEVER_NS] * len(fleet.sites)
+        self.claims = Claims(fleet)
 
     # -- at an ingress -----------------------------------------------------------------------------
 
@@ -93,7 +95,11 @@ class Ours:
         if gateway is None:
             gateway = self._gateway(flight.arrival.ingress)
         blocks = flight.arrival.blocks
-        flight.note = Sent(gateway, gateway_blocks(blocks) if blocks else NO_BLOCKS)
+        sent = flight.note = Sent(gateway, gateway_blocks(blocks) if blocks else NO_BLOCKS)
+        sent.rank = flight.arrival.class_
+        if self.claims.any_sold and sent.rank == RESERVED:
+            sent.claimed = self.claims.claim(flight.arrival, int(now_s * 1e9))
+            sent.rank = rank_of(flight.arrival, sent.claimed)
         gateway.retries.deposit(int(now_s * 1e9))
         self._choose(flight, gateway, now_s)
 
@@ -110,7 +116,7 @@ class Ours:
         if sent.bounced:  # at once and without work: it costs nothing of the budget
             sent.bounced = False
         elif sent.tries >= MOST_TRIES or not gateway.retries.try_spend(now_ns):
-            self.actions.give_up(flight, now_s)
+            self._give_up(flight, now_s)
             return
         refused = Refused(
             site=site, rule="unreachable" if lost else "saturated", detail="tried before"
@@ -124,6 +130,8 @@ class Ours:
         sent = flight.note
         assert isinstance(sent, Sent), "every request that began has one"
         self._give_back(sent)
+        if sent.claimed:
+            self.claims.settle(flight.arrival, sent.claimed, True, int(now_s * 1e9))
         if flight.site != sent.gateway.site:
             arrival = flight.arrival
             sent.gateway.loads.health.answered(
@@ -150,6 +158,13 @@ class Ours:
                 gateway.rng,
             )
 
+    def _give_up(self, flight: Flight, now_s: float) -> None:
+        sent = flight.note
+        assert isinstance(sent, Sent), "every request that began has one"
+        if sent.claimed:
+            self.claims.settle(flight.arrival, sent.claimed, False, int(now_s * 1e9))
+        self.actions.give_up(flight, now_s)
+
     def _give_back(self, sent: Sent) -> None:
         if sent.ticket is not None:
             sent.gateway.loads.finished(sent.ticket)
@@ -169,7 +184,7 @@ class Ours:
                 session = arrival.session
                 if session != NO_SESSION:
                     home = gateway.sessions.home(session, now_ns)
-        class_ = CLASSES[arrival.class_]
+        class_ = CLASSES[sent.rank]
         choice = choose(
             gateway.table, gateway.loads, gateway.prefixes, model=model, policy_id=policy_id,
             class_=class_, prompt_tokens=arrival.prompt_tokens,
@@ -179,7 +194,7 @@ class Ours:
         )
         name = choice.site
         if name is None:
-            self.actions.give_up(flight, now_s)
+            self._give_up(flight, now_s)
             return
         if session != NO_SESSION:
             verdict = "new" if home is None else choice.verdict
@@ -220,9 +235,9 @@ class Ours:
         tokens = weighted_tokens(
             arrival.prompt_tokens, arrival.expected_tokens, place.output_weight
         )
-        class_: Class = CLASSES[arrival.class_]
         sent = flight.note
         assert isinstance(sent, Sent), "every request that began has one"
+        class_: Class = CLASSES[sent.rank]
         tenant = self.tenants[arrival.tenant]
         sent.bounced = before is None and sent.is_impatient(place, class_, tenant, tokens)
         turn = queue.offer(
@@ -255,7 +270,7 @@ class Ours:
         served = flight.site_note
         assert isinstance(served, Served), "it runs at a replica"
         place, now_ns = served.queue, int(now_s * 1e9)
-        place.queue.first_byte(served.turn)
+        place.queue.first_byte(served.turn, now_ns=now_ns)
         standing = served.standing
         assert standing is not None, "it runs at a replica"
         standing.health.answered(self.tenants[flight.arrival.tenant], now_ns)
@@ -334,8 +349,10 @@ class Ours:
                     for standing in place.standings:
                         standing.rate(place.rates)
                     place.engines_read()
-            if self._sold(place, site, model) != place.sold:
-                self._resize(place, site, now_s)
+            if self.claims.any_sold:
+                place.queue.promises(self.claims.tok_s[site], int(now_s * 1e9))
+                if place.queue.outbox:
+                    self._obey(place, site, now_s)
 
     def woken(self, place: int, now_s: float) -> None:
         """Somebody at a site may have waited for too long."""
@@ -455,17 +472,13 @@ class Ours:
             self.actions.wake(site, due_ns / 1e9)
 
     def _resize(self, place: Place, site: int, now_s: float) -> None:
-        place.sold = self._sold(place, site, -1)
+        if self.claims.any_sold:
+            place.queue.promises(self.claims.tok_s[site], int(now_s * 1e9))
         slots = sum([each.slots for each in place.standings])
         place.engines_read()
-        place.queue.resize(slots, int(now_s * 1e9), sold_slots=place.sold)
+        place.queue.resize(slots, int(now_s * 1e9))
         if place.queue.outbox:
             self._obey(place, site, now_s)
-
-    def _sold(self, place: Place, site: int, model: int) -> int:
-        """The slots that what is sold at the site needs."""
-        tok_s = sum([tenant.sold_tok_s.get(site, 0) for tenant in self.fleet.tenants])
-        return sold_slots(tok_s, place.queue.slot_ns)
 
     def _gateway(self, ingress: int) -> Gateway:
         """The gateway where clients enter; at a site, it is the site's own."""
