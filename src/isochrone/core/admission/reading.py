@@ -128,12 +128,12 @@ class Reading:
         self._streams.take(tokens, now_ns)
         self._judge()
 
-    def over(self, ticket: Ticket, now_ns: int) -> None:
-        """A request that was sent to an engine has ended, in whatever way."""
+    def over(self, ticket: Ticket, now_ns: int, *, served: bool) -> None:
+        """A request that was sent to an engine has ended. `served`: its prompt was read."""
         self.end(ticket)
         if not ticket.tells and self._whole_running:
             self._whole_running -= 1
-            self._whole.take(ticket.prompt_tokens, now_ns)
+            self._whole.take(ticket.prompt_tokens if served else 0, now_ns)
             self._judge()
 
     def end(self, ticket: Ticket) -> None:

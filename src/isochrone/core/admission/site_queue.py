@@ -128,7 +128,7 @@ class SiteQueue:
         out not to be so. An engine has read its prompt: to be followed by `tick` if anybody waits.
         """
         ticket.begun = True
-        if ticket.unread:
+        if ticket.unread and ticket.tells:
             self.reading.read(ticket, now_ns)
         if ticket.resumable and not resumable:
             self._settle_down(ticket)
@@ -375,7 +375,7 @@ class SiteQueue:
             line.firm -= 1
             if line.firm >= line.floor:
                 self._committed -= 1
-        self.reading.over(ticket, now_ns)
+        self.reading.over(ticket, now_ns, served=tokens > 0)
         if ticket.rank == RESERVED:
             self.promise.settle(ticket.tokens, tokens)
         if ticket.state == "stopping":
