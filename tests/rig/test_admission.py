@@ -268,7 +268,7 @@ def test_what_was_sold_holds_under_five_times_the_load_of_another_class(rig: Rig
         "entitlements",
         {"model": MODEL, "tok_s": SOLD_TOK_S, "residency": ["any"],
          "ends_at": str(time.time_ns() + YEAR_NS)},
-        idempotency_key="sold here",
+        idempotency_key="sold-here",
     )
     key = api.post(
         "keys", {"name": "gold", "classes": ["reserved", "on_demand"]}, idempotency_key="gold"

@@ -11,10 +11,11 @@ from isochrone.core.admission.classes import ON_DEMAND, RESERVED
 from isochrone.core.admission.entitlement import OUTPUT_WEIGHT
 from isochrone.twin.fast.arrivals import Arrival
 from isochrone.twin.fast.fleet import Fleet
+from isochrone.twin.fast.gateways import Place, Sent
 
 
 class Claims:
-    """Of one run. `any_sold`: whether anything was; `tok_s[site]`: of all tenants together."""
+    """Of one run. `tok_s[site]`: what was sold there to all tenants together."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.tok_s = [0.0] * len(fleet.sites)
@@ -27,22 +28,29 @@ class Claims:
             allowance = Allowance(0)
             allowance.set_slice(sold, NEVER_NS, 0)
             self._allowances.append(allowance if sold else None)
-        self.any_sold = sum(self.tok_s) > 0.0
+        self._any_sold = sum(self.tok_s) > 0.0
 
-    def claim(self, arrival: Arrival, now_ns: int) -> int:
-        """What a request takes of what was sold to its tenant; 0 where that does not pay for it."""
+    def began(self, sent: Sent, arrival: Arrival, now_ns: int) -> None:
+        """Say in which class a request is served: of the class `reserved` what its tenant was sold
+        pays for, else on demand; as it says itself where nobody was sold anything."""
+        sent.rank = arrival.class_
+        if not self._any_sold or sent.rank != RESERVED:
+            return
         allowance = self._allowances[arrival.tenant]
         tokens = arrival.prompt_tokens + OUTPUT_WEIGHT * arrival.expected_tokens
-        return tokens if allowance is not None and allowance.spend(tokens, now_ns) else 0
+        if allowance is not None and allowance.spend(tokens, now_ns):
+            sent.claimed = tokens
+        else:
+            sent.rank = ON_DEMAND
 
-    def settle(self, arrival: Arrival, claimed: int, used: bool, now_ns: int) -> None:
-        """One that was paid for has ended, or, unless it was `used`, never began."""
+    def ended(self, sent: Sent, arrival: Arrival, used: bool, now_ns: int) -> None:
+        """Settle what it took, if it took any; all of that comes back unless it was `used`."""
         allowance = self._allowances[arrival.tenant]
-        assert allowance is not None, "it was claimed from it"
-        tokens = arrival.prompt_tokens + OUTPUT_WEIGHT * arrival.output_tokens if used else 0
-        allowance.settle(claimed, tokens, now_ns)
+        if sent.claimed and allowance is not None:
+            tokens = arrival.prompt_tokens + OUTPUT_WEIGHT * arrival.output_tokens if used else 0
+            allowance.settle(sent.claimed, tokens, now_ns)
 
-
-def rank_of(arrival: Arrival, claimed: int) -> int:
-    """The class in which a request is served."""
-    return ON_DEMAND if arrival.class_ == RESERVED and not claimed else arrival.class_
+    def promise(self, place: Place, site: int, now_ns: int) -> None:
+        """Tell the queue of a site what is in force there."""
+        if self._any_sold:
+            place.queue.promises(self.tok_s[site], now_ns)

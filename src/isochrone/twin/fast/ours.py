@@ -9,7 +9,7 @@ from math import inf
 from typing import Final
 
 from isochrone.core.admission.class_line import NEVER_NS
-from isochrone.core.admission.classes import CLASSES, RESERVED, weighted_tokens
+from isochrone.core.admission.classes import CLASSES, weighted_tokens
 from isochrone.core.admission.queue_commands import Refused as TurnedAway
 from isochrone.core.admission.queue_commands import Start, Stop, TurnAway
 from isochrone.core.admission.sent_back import leave
@@ -26,7 +26,7 @@ from isochrone.core.routing.prefix import Belief
 from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.tenant import Class
 from isochrone.twin.fast.arrivals import NO_BLOCKS, NO_SESSION
-from isochrone.twin.fast.claims import Claims, rank_of
+from isochrone.twin.fast.claims import Claims
 from isochrone.twin.fast.gateways import (
     NOT_TRIED,
     Gateway,
@@ -96,10 +96,7 @@ class Ours:
             gateway = self._gateway(flight.arrival.ingress)
         blocks = flight.arrival.blocks
         sent = flight.note = Sent(gateway, gateway_blocks(blocks) if blocks else NO_BLOCKS)
-        sent.rank = flight.arrival.class_
-        if self.claims.any_sold and sent.rank == RESERVED:
-            sent.claimed = self.claims.claim(flight.arrival, int(now_s * 1e9))
-            sent.rank = rank_of(flight.arrival, sent.claimed)
+        self.claims.began(sent, flight.arrival, int(now_s * 1e9))
         gateway.retries.deposit(int(now_s * 1e9))
         self._choose(flight, gateway, now_s)
 
@@ -116,7 +113,8 @@ class Ours:
         if sent.bounced:  # at once and without work: it costs nothing of the budget
             sent.bounced = False
         elif sent.tries >= MOST_TRIES or not gateway.retries.try_spend(now_ns):
-            self._give_up(flight, now_s)
+            self.claims.ended(sent, flight.arrival, False, now_ns)
+            self.actions.give_up(flight, now_s)
             return
         refused = Refused(
             site=site, rule="unreachable" if lost else "saturated", detail="tried before"
@@ -130,8 +128,7 @@ class Ours:
         sent = flight.note
         assert isinstance(sent, Sent), "every request that began has one"
         self._give_back(sent)
-        if sent.claimed:
-            self.claims.settle(flight.arrival, sent.claimed, True, int(now_s * 1e9))
+        self.claims.ended(sent, flight.arrival, True, int(now_s * 1e9))
         if flight.site != sent.gateway.site:
             arrival = flight.arrival
             sent.gateway.loads.health.answered(
@@ -157,13 +154,6 @@ class Ours:
                 "its stream broke off", self.tenants[arrival.tenant], int(now_s * 1e9),
                 gateway.rng,
             )
-
-    def _give_up(self, flight: Flight, now_s: float) -> None:
-        sent = flight.note
-        assert isinstance(sent, Sent), "every request that began has one"
-        if sent.claimed:
-            self.claims.settle(flight.arrival, sent.claimed, False, int(now_s * 1e9))
-        self.actions.give_up(flight, now_s)
 
     def _give_back(self, sent: Sent) -> None:
         if sent.ticket is not None:
@@ -194,7 +184,8 @@ class Ours:
         )
         name = choice.site
         if name is None:
-            self._give_up(flight, now_s)
+            self.claims.ended(sent, arrival, False, now_ns)
+            self.actions.give_up(flight, now_s)
             return
         if session != NO_SESSION:
             verdict = "new" if home is None else choice.verdict
@@ -279,8 +270,7 @@ class Ours:
             served.unread_tokens = 0
         if place.queue.queued:
             place.queue.tick(now_ns)
-            if place.queue.outbox:
-                self._obey(place, site, now_s)
+            self._obey(place, site, now_s)
 
     def served(self, flight: Flight, site: int, now_s: float) -> None:
         served, arrival = flight.site_note, flight.arrival
@@ -349,10 +339,8 @@ class Ours:
                     for standing in place.standings:
                         standing.rate(place.rates)
                     place.engines_read()
-            if self.claims.any_sold:
-                place.queue.promises(self.claims.tok_s[site], int(now_s * 1e9))
-                if place.queue.outbox:
-                    self._obey(place, site, now_s)
+            self.claims.promise(place, site, int(now_s * 1e9))
+            self._obey(place, site, now_s)
 
     def woken(self, place: int, now_s: float) -> None:
         """Somebody at a site may have waited for too long."""
@@ -472,8 +460,7 @@ class Ours:
             self.actions.wake(site, due_ns / 1e9)
 
     def _resize(self, place: Place, site: int, now_s: float) -> None:
-        if self.claims.any_sold:
-            place.queue.promises(self.claims.tok_s[site], int(now_s * 1e9))
+        self.claims.promise(place, site, int(now_s * 1e9))
         slots = sum([each.slots for each in place.standings])
         place.engines_read()
         place.queue.resize(slots, int(now_s * 1e9))
