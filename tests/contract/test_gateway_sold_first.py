@@ -9,7 +9,7 @@ from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 from isochrone.core.world.entitlement import Entitlement, Slice
 from isochrone.core.world.tenant import Class
 from isochrone.gateway.entitled import Served, Sold
-from tests.fixtures.few_slots import ALL, ask_as, is_quiet, queue_of, sell_to_all
+from tests.fixtures.few_slots import ALL, TIERS, is_quiet, queue_of, sell_to_all
 from tests.fixtures.gateways import MODEL, Answer, GatewayCloud, ask, chat_body, post, run, until
 
 
@@ -76,14 +76,18 @@ def test_engines_get_no_more_prompts_than_keep_them_reading_and_what_was_sold_go
         await ask(paris, post(chat_body()))
         queue, engine = queue_of(paris), paris.engines[0]
         engine.hold.clear()
-        long = " ".join(["word"] * 3_000)
+        long = " ".join(["word"] * 1_000)
         begun = len(engine.asked)
 
         def asking(class_: Class) -> "asyncio.Task[Answer]":
-            return ask_as(paris, class_, messages=[{"role": "user", "content": long}])
+            raw = post(chat_body(
+                service_tier=TIERS[class_], max_tokens=20,
+                messages=[{"role": "user", "content": long}],
+            ))
+            return asyncio.create_task(ask(paris, raw))
 
         context = paris.running.context
-        context.view.replicas.heard(a_digest(prefill_tok_s=1_000.0), 0, context.rng)
+        context.view.replicas.heard(a_digest(prefill_tok_s=100.0), 0, context.rng)
         context.queues.sweep(context.clock.monotonic_ns())
         first = [asking("on_demand")]
         await until(lambda: len(engine.asked) == begun + 1)

@@ -92,10 +92,10 @@ class Turn:
         if place.queue.queued:
             place.settle_soon()
 
-    def reads(self, tokens: int) -> None:
+    def reads(self, tokens: int, engine: str, now_ns: int) -> None:
         """So much of its prompt the engine that it is sent to has to read."""
-        if self.ticket.unread > tokens:
-            self.place.queue.reads(self.ticket, tokens)
+        if self.ticket.unread:
+            self.place.queue.reads(self.ticket, tokens, engine, now_ns)
             if self.place.queue.queued:
                 self.place.settle_soon()
 
@@ -347,12 +347,12 @@ class SiteQueues:
             place.settle_soon()
 
     def _hear_speed(self, place: Place) -> None:
-        """Tell the queue how fast its part of the engines reads. Where nobody says how many
+        """Tell the queue how fast its part of each engine reads. Where nobody says how many
         requests they take, nobody is held back."""
-        tok_s, replicas = self._view.replicas.reads(place.site, place.model)
+        names, tok_s = self._view.replicas.read(place.site, place.model)
         if place.queue.slots >= UNBOUNDED_SLOTS:
             tok_s = 0.0
-        place.queue.engines_read(tok_s / self._workers, replicas)
+        place.queue.engines_read(names, tok_s / self._workers)
 
 
 def _tally(

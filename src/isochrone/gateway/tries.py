@@ -341,7 +341,7 @@ class Tries(Waiter):
         if target.replica is not None:
             attempt.unread_tokens = prompt_tokens
             if self.turn is not None:
-                self.turn.reads(prompt_tokens)
+                self.turn.reads(prompt_tokens, target.replica.id, now_ns)
             attempt.expected_ms = context.view.replicas.started(
                 target.replica.id, prompt_tokens, request.output_tokens
             )

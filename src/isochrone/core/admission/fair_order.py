@@ -24,14 +24,16 @@ class Ticket:
     `firm`: once begun it may run for longer than a reclaim takes, and nobody may stop it.
     `is_long`: the first half of that. `resumable`: it may be stopped at any time, since what it has
     done is kept. `charged`: what its tenant's counter has of it. `begun`: the first byte of its
-    answer has come. `stops`: how often it was stopped. `unread`: of its prompt, what its engine has
-    still to read as far as known; `tells`: the first byte says that it was read.
+    answer has come. `stops`: how often it was stopped. `unread`: of its prompt, what its `engine`
+    (empty before that is picked) has still to read as far as known; `tells`: the first byte says
+    that it was read.
     """
 
     __slots__ = (
         "begun",
         "charged",
         "deadline_ns",
+        "engine",
         "firm",
         "is_long",
         "offered_ns",
@@ -63,6 +65,7 @@ class Ticket:
         self.begun = False
         self.stops = 0
         self.unread = 0
+        self.engine = ""
         self.tells = tells
         self.offered_ns = now_ns
         self.started_ns = now_ns

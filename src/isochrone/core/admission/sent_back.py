@@ -15,10 +15,10 @@ def begins_in_ms(
     read what they were sent before; with a slot free, or while nobody knows how long a turn takes,
     when the engine that is soonest done has done that (`engines_ms`). `tokens`: weighted, as
     expected."""
-    reads = queue.reading.is_full()
-    if (queue.queued or reads or queue.running >= queue.slots) and not queue.guessed:
-        wait_ns = queue.expected_wait_ns(class_, tenant, tokens)
-        return (wait_ns + queue.reading.ahead_ns() if reads else wait_ns) / 1e6
+    if queue.running < queue.slots and queue.reading.is_full():
+        return queue.read_in_ns(class_) / 1e6
+    if (queue.queued or queue.running >= queue.slots) and not queue.guessed:
+        return queue.expected_wait_ns(class_, tenant, tokens) / 1e6
     return engines_ms
 
 

@@ -9,6 +9,7 @@ requests that nobody may stop never take a floor's slot. Mutable, owned by one e
 an argument; what the driver has to do is put into `outbox`. See docs/admission.md.
 """
 
+from collections.abc import Collection
 from heapq import heapify, heappop, heappush
 
 from isochrone.core.admission.class_line import NEVER_NS, ClassLine, victim_of
@@ -103,13 +104,13 @@ class SiteQueue:
         if rank == RESERVED:
             self.promise.ask(tokens)
         reading = self.reading
-        if reading.tokens >= reading.room_tokens:
+        if reading.is_full():
             reading.pass_to(now_ns)
         if (
             self.running < self.slots
             and line.running < line.ceiling
             and line.order.queued == 0
-            and reading.tokens < reading.room_tokens
+            and not reading.is_full()
             and (not ticket.firm or line.firm < line.floor or self._committed < self.slots)
         ):
             self._begin(line, ticket, now_ns)
@@ -133,10 +134,10 @@ class SiteQueue:
         if ticket.resumable and not resumable:
             self._settle_down(ticket)
 
-    def reads(self, ticket: Ticket, tokens: int) -> None:
-        """So many tokens of the prompt of a request that has just begun has its engine to read: the
-        rest it has in its cache."""
-        self.reading.correct(ticket, tokens)
+    def reads(self, ticket: Ticket, tokens: int, engine: str, now_ns: int) -> None:
+        """A request that has begun is sent to this engine, which has so many tokens of its prompt
+        to read: the rest is in its cache. To be followed by `tick` if anybody waits."""
+        self.reading.place(ticket, tokens, engine, now_ns)
 
     def unstoppable(self, ticket: Ticket) -> None:
         """A request that had to stop cannot, after all: it goes on to its end, and another one may
@@ -224,10 +225,10 @@ class SiteQueue:
         elif self.queued:
             self._dispatch(now_ns)
 
-    def engines_read(self, tok_s: float, replicas: int) -> None:
-        """How fast all engines together read prompts; 0 while nobody knows. To be followed by
-        `tick` if anybody waits."""
-        self.reading.set_rate(tok_s, replicas)
+    def engines_read(self, names: Collection[str], tok_s: float) -> None:
+        """Which engines are ready, and how fast each reads prompts; 0 while nobody knows. To be
+        followed by `tick` if anybody waits."""
+        self.reading.set_engines(names, tok_s)
 
     # -- what is said of waiting -----------------------------------------------------------------
 
@@ -251,6 +252,14 @@ class SiteQueue:
         """
         line = self.line(class_)
         return self._wait_of(line, tenant, tokens)
+
+    def read_in_ns(self, class_: Class) -> int:
+        """The same where slots are free and engines have enough to read: once they have read what
+        they were sent, and what waits in its class and in firmer ones."""
+        tokens = 0
+        for line in self._lines[: RANK[class_] + 1]:
+            tokens += line.order.prompt_tokens
+        return self.reading.ahead_ns() + self.reading.takes_ns(tokens)
 
     def waiting(self) -> Work:
         """All that waits here, and that no engine knows of."""

@@ -189,9 +189,8 @@ class Place:
 
     def engines_read(self) -> None:
         """Tell the queue how fast they do, as far as that is known."""
-        replicas = len(self.standings)
-        tok_s = 0.0 if self.rates is None else self.rates.prefill_tok_s * replicas
-        self.queue.engines_read(tok_s, replicas)
+        names: list[str] = [each.replica.id for each in self.standings]
+        self.queue.engines_read(names, 0.0 if self.rates is None else self.rates.prefill_tok_s)
 
     def held(self, beliefs: dict[ReplicaId, Belief], generations: list[int]) -> dict[
         ReplicaId, float

@@ -399,7 +399,7 @@ class Ours:
             )
         served.unread_tokens, served.expected_tokens = unread, arrival.expected_tokens
         standing.count(1, unread, arrival.expected_tokens)
-        place.queue.reads(served.turn, unread)
+        place.queue.reads(served.turn, unread, replica_id, now_ns)
         if served.ticket is None:
             served.ticket = self._count(flight, site, unread, now_ns)
         self.actions.serve(flight, number, now_s)
