@@ -14,10 +14,10 @@ from tests.fixtures.reading_site import SECOND_NS, ReadingSite
 
 RATE = 10_000.0
 STEP_NS = SECOND_NS // 50
-PATIENT = SitePolicy(
-    reserved=ClassRule(share=6, queue_most=10_000, wait_ms=1e7),
-    on_demand=ClassRule(share=3, queue_most=10_000, wait_ms=1e7),
-    batch=ClassRule(share=1, queue_most=10_000, wait_ms=1e7),
+PATIENT = SitePolicy(  # by shares alone, what was sold would get a seventh
+    reserved=ClassRule(share=1, queue_most=10_000, wait_ms=1e7),
+    on_demand=ClassRule(share=6, queue_most=10_000, wait_ms=1e7),
+    batch=ClassRule(share=6, queue_most=10_000, wait_ms=1e7),
 )
 
 
