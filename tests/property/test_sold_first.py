@@ -50,7 +50,7 @@ def play(
     most=st.integers(50, 3_000), whole_percent=st.sampled_from((0, 50, 100)),
     is_home=st.booleans(), seed=st.integers(0, 1000),
 )
-@settings(max_examples=40)
+@settings(max_examples=40, phases=[Phase.generate])
 def test_what_was_sold_is_read_in_time_under_any_load_of_the_others(
     share: float, load: float, by: Class, prompt: int, most: int, whole_percent: int,
     is_home: bool, seed: int,
@@ -74,7 +74,7 @@ def test_what_was_sold_is_read_in_time_under_any_load_of_the_others(
     prompt=st.integers(50, 1_000), most=st.integers(50, 1_000), seed=st.integers(0, 1000),
     floor=st.sampled_from((0.0, 0.9)),
 )
-@settings(max_examples=15)
+@settings(max_examples=15, phases=[Phase.generate])
 def test_the_others_get_their_part_where_what_was_sold_would_take_all(
     prompt: int, most: int, seed: int, floor: float
 ) -> None:

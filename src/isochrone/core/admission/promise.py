@@ -11,7 +11,7 @@ sold.
 from isochrone.core.admission.allowance import BURST_S
 
 HEADROOM = 1.2   # what comes may grow by so much before the bucket is empty
-_ASKED_S = 5.0   # what comes is an average over about so long
+_ASKED_S = 5.0   # what came is forgotten in about so long
 _IDLE_TOK_S = 0.5
 
 
@@ -55,7 +55,9 @@ class Promise:
         passed_s = (now_ns - self._renewed_ns) / 1e9
         if passed_s > 0.0:
             rate = self._asked / passed_s
-            self._coming_tok_s += (rate - self._coming_tok_s) * min(passed_s / _ASKED_S, 1.0)
+            if rate < self._coming_tok_s:  # it is forgotten slowly, and known at once
+                rate += (self._coming_tok_s - rate) * max(1.0 - passed_s / _ASKED_S, 0.0)
+            self._coming_tok_s = rate
             if self._coming_tok_s < _IDLE_TOK_S:
                 self._coming_tok_s = 0.0
             self._asked, self._renewed_ns = 0, now_ns
