@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from isochrone.core.ids import EntitlementId, OrgId, SiteName
-from isochrone.core.world.entitlement import Entitlement, Slice
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.gateway.queue_gauges import queue_families
 from isochrone.wire import subjects
@@ -313,35 +311,6 @@ def test_slots_that_nobody_states_hold_nobody_back() -> None:
 
 
 # -- how many slots --------------------------------------------------------------------------------
-
-
-def test_what_is_sold_here_is_the_floor_of_reserved_while_its_window_is_open() -> None:
-    async def main(cloud: GatewayCloud) -> None:
-        paris = await cloud.add_site("paris", "FR", replica={"slots": 8})
-        await cloud.key("secret")
-        await cloud.ready()
-        await ask(paris, post(chat_body()))
-        queue, queues = queue_of(paris), paris.running.context.queues
-        queue.slot_ns = 10_000_000.0  # a hundred tokens/s of each slot
-        minute, now = 60_000_000_000, paris.clock.wall_ns()
-        windows = {"a": (now + minute, 1 << 61), "b": (0, now + 2 * minute)}
-        for name, (starts_at, ends_at) in windows.items():
-            sold = Entitlement(
-                id=EntitlementId(name), org_id=OrgId("org"), project_id=None, model=MODEL,
-                class_="reserved", tok_s=700, residency=("any",), starts_at=starts_at,
-                ends_at=ends_at,
-                slices=(Slice(site=SiteName("paris"), tok_s=150),
-                        Slice(site=SiteName("oslo"), tok_s=550)),
-            )
-            await cloud.publish(subjects.entitlement_key(name), sold)
-        await until(lambda: len(paris.running.context.view.entitlements) == 2)
-        floors = []
-        for wall_ns in (now, now + minute, now + 2 * minute - 1, now + 2 * minute):
-            queues.sweep(0, wall_ns)
-            floors.append(queue.line("reserved").floor)
-        assert floors == [2, 3, 3, 2]
-
-    run(main)
 
 
 def test_workers_on_one_port_part_the_slots() -> None:

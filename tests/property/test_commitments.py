@@ -159,6 +159,7 @@ def test_all_that_was_sold_is_reachable_from_any_site_that_stands(
     for _ in range(60):
         cloud.pass_ms(500)
         assert cloud.usable(asking) == cloud.entitlement.tok_s
+        assert cloud.floor_tok_s(asking) == cloud.entitlement.tok_s, "and it is kept for it"
 
 
 @given(tok_s=slices, seed=st.integers(0, 1000), home=st.sampled_from(HOMES))

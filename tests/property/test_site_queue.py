@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from isochrone.core.admission.class_line import NEVER_NS
 from isochrone.core.admission.classes import (
     CLASSES,
     RANK,
@@ -16,7 +17,7 @@ from isochrone.core.admission.classes import (
     own_slots,
 )
 from isochrone.core.admission.fair_order import Ticket
-from isochrone.core.admission.site_queue import NEVER_NS, Refused
+from isochrone.core.admission.queue_commands import Refused
 from isochrone.core.rng import stream
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class

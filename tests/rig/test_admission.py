@@ -31,6 +31,11 @@ SLOTS, FLOOR = 4, 2
 RECLAIM_S = 4.0
 OVERLOAD = 5 * SLOTS  # clients that ask again as soon as they have their answer
 LOAD_S = 8.0
+SOLD_TOK_S = 200
+PAYING, PAYS_EVERY_S = 2, 1.5  # clients, of some 100 weighted tokens a request
+SILENT_S = 25.0  # a voter that was just started says nothing for 15 s
+YEAR_NS = 365 * 86_400 * 1_000_000_000
+CLASS = "x-isochrone-class"
 MAX_TOKENS = 100
 LEAST_TEXTS = 10  # a stream has received before it has to give way
 NEAR_TIES = 1     # a token from a prefill may fall the other way than one from a decode
@@ -224,3 +229,57 @@ def test_streams_of_batch_give_way_and_go_on(
         assert row["input_uncached"] + row["input_cached"] == each.case.usage["prompt_tokens"]
         if each.own_id not in ties:
             assert row["output"] == each.case.usage["completion_tokens"], "paid for once"
+
+
+async def keep_paying(gold: Rig, number: int, until_s: float) -> list[Stream]:
+    """Ask for no more than a part of what was sold, whatever else goes on."""
+    found: list[Stream] = []
+    next_s = time.monotonic()
+    while next_s < until_s:
+        await asyncio.sleep(max(next_s - time.monotonic(), 0.0))
+        next_s += PAYS_EVERY_S
+        found.append(await one(gold, story(number, "priority", name="gold")))
+    return found
+
+
+async def overload_what_was_sold(rig: Rig, gold: Rig) -> tuple[list[Stream], list[Stream]]:
+    """(paid for, on demand) streams: five times the slots of the others."""
+    deadline = time.monotonic() + SILENT_S
+    while (await one(gold, story(0, "priority"))).headers.get(CLASS) != "reserved":
+        assert time.monotonic() < deadline, "what was sold is honoured"
+        await asyncio.sleep(0.5)
+    end = time.monotonic() + LOAD_S
+    flood = [
+        asyncio.create_task(keep_asking(rig, "default", number, end)) for number in range(OVERLOAD)
+    ]
+    await asyncio.sleep(1.5)
+    paid = await asyncio.gather(*(keep_paying(gold, number, end) for number in range(PAYING)))
+    return (
+        [stream for streams in paid for stream in streams],
+        [stream for streams in await asyncio.gather(*flood) for stream in streams],
+    )
+
+
+def test_what_was_sold_holds_under_five_times_the_load_of_another_class(rig: Rig) -> None:
+    """By an entitlement that is made while the site serves; the other class has a floor of its own
+    and none of it can be stopped."""
+    api = rig.cloud.api
+    sold = api.post(
+        "entitlements",
+        {"model": MODEL, "tok_s": SOLD_TOK_S, "residency": ["any"],
+         "ends_at": str(time.time_ns() + YEAR_NS)},
+        idempotency_key="sold-here",
+    )
+    key = api.post(
+        "keys", {"name": "gold", "classes": ["reserved", "on_demand"]}, idempotency_key="gold"
+    )["key"]
+    paid, flood = asyncio.run(overload_what_was_sold(rig, replace(rig, key=key)))
+    assert len(paid) >= 2 * PAYING
+    assert {stream.headers[CLASS] for stream in paid} == {"reserved"}
+    waits_s = [queued_s(stream) for stream in paid]
+    assert max(waits_s) <= RECLAIM_S
+    served = [stream for stream in flood if stream.status == 200]
+    assert served, "nobody is starved"
+    assert {stream.status for stream in flood} <= {200, 429}
+    assert median(map(queued_s, served)) > 3 * median(waits_s)
+    assert api.delete(f"entitlements/{sold['id']}")["revoked_at"] is not None

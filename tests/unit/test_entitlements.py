@@ -10,7 +10,7 @@ from isochrone.core.admission.entitlement import (
     check_entitlement,
     divide_sold,
     entitlements_for,
-    sold_here,
+    in_force,
 )
 from isochrone.core.admission.loans import BorrowedSlice, LentSlice
 from isochrone.core.admission.stewards import TERM_NS
@@ -121,16 +121,15 @@ def test_what_cannot_be_sold_is_named(changes: dict[str, object], problem: str) 
     assert problems[0].startswith(problem)
 
 
-def test_what_is_sold_at_home_counts_while_its_window_is_open() -> None:
-    slices = (Slice(site=PARIS, tok_s=300), Slice(site=FRANKFURT, tok_s=700))
-    sold = [
-        an_entitlement("a", slices=slices),
-        an_entitlement("b", slices=slices, starts_at=150, ends_at=300),
-        an_entitlement("c", slices=slices, class_="on_demand"),
-        an_entitlement("d", slices=(Slice(site=FRANKFURT, tok_s=9),)),
+def test_what_is_in_force_at_a_site_is_summed_by_model_and_ends_with_its_slice() -> None:
+    parts = []
+    for name, class_, tok_s, until_ns in (
+        ("a", "reserved", 300, 20), ("b", "reserved", 40, 10), ("c", "on_demand", 700, 20),
+        ("d", "reserved", 0, 20),
+    ):
+        allowance = Allowance(0)
+        allowance.set_slice(tok_s, until_ns, 0)
+        parts.append((an_entitlement(name, class_=class_), allowance))
+    assert [in_force(parts, now_ns) for now_ns in (0, 9, 10, 20)] == [
+        {MODEL: 340}, {MODEL: 340}, {MODEL: 300}, {},
     ]
-    seen = {at: sold_here(sold, PARIS, at) for at in (50, 100, 150, 200, 300)}
-    assert {at: dict(each.tok_s) for at, each in seen.items()} == {
-        50: {}, 100: {MODEL: 300}, 150: {MODEL: 600}, 200: {MODEL: 300}, 300: {},
-    }
-    assert [seen[at].until for at in (50, 100, 150, 200)] == [100, 150, 200, 300]

@@ -12,7 +12,7 @@ import pytest
 from isochrone.cli.explain import show
 from isochrone.control.api.requests import _explanation
 from isochrone.core.admission.limits import LimitName
-from isochrone.core.admission.site_queue import RefusalReason
+from isochrone.core.admission.queue_commands import RefusalReason
 from isochrone.core.continuation.plan import Why
 from isochrone.core.ids import KeyId, ReplicaId, SiteName
 from isochrone.core.metering.event import Outcome, Tokens, UsageEvent

@@ -11,7 +11,8 @@ from isochrone.core.admission.classes import (
     weighted_tokens,
 )
 from isochrone.core.admission.fair_order import Ticket
-from isochrone.core.admission.site_queue import Refused, SiteQueue, Start, Stop, TurnAway
+from isochrone.core.admission.queue_commands import Refused, Start, Stop, TurnAway
+from isochrone.core.admission.site_queue import SiteQueue
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class
 

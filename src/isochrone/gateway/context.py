@@ -88,7 +88,8 @@ class Context:
         settings = self.settings
         self.shared_limits = SharedLimits(self.site, self.clock, self.rng, self.view)
         self.queues = SiteQueues(
-            self.clock, self.view, worker=settings.worker, workers=settings.workers
+            self.clock, self.view, self.entitled, worker=settings.worker,
+            workers=settings.workers,
         )
 
     def begun(self, exchange: "Exchange") -> None:

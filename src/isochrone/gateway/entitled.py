@@ -8,7 +8,7 @@ is served as `on_demand`. See docs/entitlements.md.
 from typing import Final
 
 from isochrone.core.admission.allowance import BURST_S, Allowance
-from isochrone.core.admission.entitlement import OUTPUT_WEIGHT
+from isochrone.core.admission.entitlement import OUTPUT_WEIGHT, in_force
 from isochrone.core.ids import EntitlementId, ModelName, OrgId, SiteName
 from isochrone.core.metering.event import Tokens
 from isochrone.core.residency.rule import Admitted, admits
@@ -182,6 +182,15 @@ class Entitled:
     def sold(self) -> list[Sold]:
         """Everything that is known to be sold."""
         return list(self._sold.values())
+
+    def in_force(self, site: SiteName, now_ns: int) -> dict[ModelName, int]:
+        """What may be honoured here now of the class `reserved`, where it may be served at this
+        site, in weighted tokens/s by model."""
+        return in_force(
+            [(each.entitlement, each.allowance) for each in self._sold.values()
+             if each.served.admits(site)],
+            now_ns,
+        )
 
     def set_sold(self, sold: list[Sold]) -> None:
         """From now on it is this. In the order in which a request should use it: what is for a

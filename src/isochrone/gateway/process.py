@@ -287,7 +287,7 @@ class Gateway:
                     log.warning("workers_dead", count=dead)
                 context.view.judge_age(now_ns, self._settings.view_warn_s)
                 context.skew.sweep()
-                context.queues.sweep(now_ns, self._ports.clock.wall_ns())
+                context.queues.sweep(now_ns)
                 context.outcomes.learn(now_ns)
                 context.loads.health.keep(context.view.table.view.sites)
                 if not self._settings.alone:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
+from isochrone.core.admission.class_line import ClassLine
 from isochrone.core.admission.classes import CLASSES, UNBOUNDED_SLOTS
-from isochrone.core.admission.site_queue import ClassLine
 from isochrone.gateway import metrics
 from isochrone.gateway.site_queues import SiteQueues
 from isochrone.ports.telemetry import Distribution, Family, Metric, Sample

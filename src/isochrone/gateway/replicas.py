@@ -109,6 +109,18 @@ class Replicas:
                 slots += standing.slots if standing.replica.slots_stated else UNBOUNDED_SLOTS
         return min(slots, UNBOUNDED_SLOTS)
 
+    def read(self, site: SiteName, model: ModelName) -> tuple[list[str], float]:
+        """Its ready replicas, and how many prompt tokens/s each reads: the rate of a site is one
+        for all; 0.0 while that is not known of one of them."""
+        names: list[str] = []
+        tok_s, rated = 0.0, True
+        for standing in self._by_model.get((site, model), ()):
+            if standing.ready and not (standing.health.ailing and standing.health.is_out):
+                names.append(standing.replica.id)
+                rated = rated and standing.rated
+                tok_s = standing.servers.rates.prefill_tok_s
+        return names, tok_s if rated else 0.0
+
     def soonest_ms(self, site: SiteName, model: ModelName) -> float:
         """When the first of its ready replicas has read what was sent there, see `pick`."""
         return soonest_ms(self._by_model.get((site, model), ()))

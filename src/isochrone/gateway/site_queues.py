@@ -11,28 +11,22 @@ from bisect import bisect_left
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from isochrone.core.admission.class_line import NEVER_NS
 from isochrone.core.admission.classes import (
     CLASSES,
     UNBOUNDED_SLOTS,
     own_slots,
-    sold_slots,
     weighted_tokens,
 )
-from isochrone.core.admission.entitlement import Sold, sold_here
 from isochrone.core.admission.fair_order import Ticket
+from isochrone.core.admission.queue_commands import Command, Refused, Start, Stop
 from isochrone.core.admission.sent_back import begins_in_ms, leave
-from isochrone.core.admission.site_queue import (
-    NEVER_NS,
-    Command,
-    Refused,
-    SiteQueue,
-    Start,
-    Stop,
-)
+from isochrone.core.admission.site_queue import SiteQueue
 from isochrone.core.estimate.hardware import SLOW
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.metering.event import Tokens
 from isochrone.core.routing.patience import MARGIN_MS
+from isochrone.gateway.entitled import Entitled
 from isochrone.gateway.metrics import LATENCY_S
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.view_cache import ViewCache
@@ -92,7 +86,18 @@ class Turn:
 
     def first_byte(self, resumable: bool) -> None:
         """The answer has begun. `resumable`: it could be stopped from now on and continued."""
-        self.place.queue.first_byte(self.ticket, resumable=resumable)
+        place, ticket = self.place, self.ticket
+        now_ns = place.now_ns() if ticket.unread else 0
+        place.queue.first_byte(ticket, now_ns=now_ns, resumable=resumable)
+        if place.queue.queued:
+            place.settle_soon()
+
+    def reads(self, tokens: int, engine: str, now_ns: int) -> None:
+        """So much of its prompt the engine that it is sent to has to read."""
+        if self.ticket.unread:
+            self.place.queue.reads(self.ticket, tokens, engine, now_ns)
+            if self.place.queue.queued:
+                self.place.settle_soon()
 
     def stopped(self, tokens: Tokens, now_ns: int) -> None:
         """It has given its slot back, and waits for another. `tokens`: of all its runs."""
@@ -138,11 +143,14 @@ class Place:
         self.site = site
         self.model = model
         self.queue = queue
-        self.sold_slots = 0
         self.pushed = 0
         self.waiters: dict[Ticket, Waiter] = {}
         self._queues = queues
         self._due = False
+
+    def now_ns(self) -> int:
+        """Monotonic."""
+        return self._queues.clock.monotonic_ns()
 
     def settle_soon(self) -> None:
         """Carry out what the queue says, when nobody is in the middle of something."""
@@ -153,6 +161,8 @@ class Place:
     def _settle(self) -> None:
         self._due = False
         queue, now_ns = self.queue, self._queues.clock.monotonic_ns()
+        if queue.queued:
+            queue.tick(now_ns)
         while queue.outbox:
             commands, queue.outbox = queue.outbox, []
             for command in commands:
@@ -182,7 +192,9 @@ class SiteQueues:
     slots. What is counted (`refusals` by class and reason, `stops`, `waits` and `reclaims` as
     histograms by class) is read by `queue_gauges.py`."""
 
-    def __init__(self, clock: Clock, view: ViewCache, *, worker: int, workers: int) -> None:
+    def __init__(
+        self, clock: Clock, view: ViewCache, entitled: Entitled, *, worker: int, workers: int
+    ) -> None:
         self.clock = clock
         self.places: dict[tuple[SiteName, ModelName], Place] = {}
         self.refusals: Counter[tuple[str, str]] = Counter()
@@ -192,10 +204,9 @@ class SiteQueues:
         self.reclaims: dict[str, list[int]] = {}
         self.reclaimed_s: dict[str, float] = {}
         self._view = view
+        self._entitled = entitled
         self._worker = worker
         self._workers = workers
-        self._sold = Sold({}, 0)
-        self._sold_version = -1
         self._timer: asyncio.TimerHandle | None = None
         self._due_ns = NEVER_NS
         view.replicas.on_change = self._replicas_changed
@@ -227,7 +238,7 @@ class SiteQueues:
         ticket = queue.offer(
             waiter.class_, waiter.key.org_id, tokens, most_tokens=most_tokens, now_ns=now_ns,
             prompt_tokens=prompt_tokens, wait_ns=waiter.patience_ns(now_ns),
-            resumable=waiter.is_resumable,
+            resumable=waiter.is_resumable, tells=request.stream,
         )
         if isinstance(ticket, Refused):
             if queue.outbox:
@@ -245,19 +256,24 @@ class SiteQueues:
             place.settle_soon()
         return Turn(place, ticket, rtt_ms, now_ns)
 
-    def sweep(self, now_ns: int, wall_ns: int) -> None:
-        """About once a second: policies, and what is sold, which begins and ends with time."""
-        view = self._view
-        if view.version != self._sold_version or wall_ns >= self._sold.until:
-            self._sold_version = view.version
-            self._sold = sold_here(view.entitlements.values(), view.own_site, wall_ns)
+    def sweep(self, now_ns: int) -> None:
+        """About once a second: policies, how fast engines read, and what was sold and is in force
+        here. A site that is reached without a gateway of its own has nothing of that."""
+        view, site = self._view, self._view.own_site
+        in_force = self._entitled.in_force(site, now_ns) if self.places else {}
         for place in self.places.values():
+            queue = place.queue
             policy = view.admission_of(place.site, place.model)
-            if policy != place.queue.policy:
-                place.queue.adopt(policy)
+            if policy != queue.policy:
+                queue.adopt(policy)
                 self._resize(place, now_ns)
-            elif self._slots_sold(place) != place.sold_slots:
-                self._resize(place, now_ns)
+            self._hear_speed(place)
+            if place.site == site:
+                queue.promises(float(in_force.get(place.model, 0)), now_ns)
+            if queue.queued:
+                queue.tick(now_ns)
+            if queue.outbox:
+                place.settle_soon()
 
     def count_wait(self, class_: str, waited_ns: int) -> None:
         """A request had its turn, or gave up waiting for it."""
@@ -325,17 +341,18 @@ class SiteQueues:
         slots = self._view.replicas.slots(place.site, place.model)
         if slots < UNBOUNDED_SLOTS:
             slots = own_slots(slots, self._worker, self._workers)
-        place.sold_slots = self._slots_sold(place)
-        place.queue.resize(slots, now_ns, sold_slots=place.sold_slots)
+        self._hear_speed(place)
+        place.queue.resize(slots, now_ns)
         if place.queue.outbox:
             place.settle_soon()
 
-    def _slots_sold(self, place: Place) -> int:
-        """What the slices that are at home here need; a site that is reached without a gateway of
-        its own has none."""
-        if place.site != self._view.own_site:
-            return 0
-        return sold_slots(self._sold.tok_s.get(place.model, 0), place.queue.slot_ns)
+    def _hear_speed(self, place: Place) -> None:
+        """Tell the queue how fast its part of each engine reads. Where nobody says how many
+        requests they take, nobody is held back."""
+        names, tok_s = self._view.replicas.read(place.site, place.model)
+        if place.queue.slots >= UNBOUNDED_SLOTS:
+            tok_s = 0.0
+        place.queue.engines_read(names, tok_s / self._workers)
 
 
 def _tally(

@@ -192,8 +192,7 @@ class Tries(Waiter):
         noun = context.view.site(site)
         key = None if noun is None else context.peers.key_for(noun)
         if noun is None or key is None:
-            detail = "the site left the view"
-            self._refused(Refused(site=site, rule="not_joined", detail=detail))
+            self._refused(Refused(site=site, rule="not_joined", detail="the site left the view"))
             return
         emulated_rtt_ms = context.view.emulated_rtt_ms(site)
         self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms), now_ns)
@@ -226,9 +225,8 @@ class Tries(Waiter):
         assert turn is not None, "it has waited for its turn"
         self._count_wait(turn, now_ns)
         self._tries_began_ns = now_ns
-        site = turn.place.site
-        if not self.try_again_at(site, turn.rtt_ms, now_ns):
-            self._none_ready(site)
+        if not self.try_again_at(turn.place.site, turn.rtt_ms, now_ns):
+            self._none_ready(turn.place.site)
 
     def turned_away(self, refusal: Refusal) -> None:
         turn, self.turn = self.turn, None
@@ -342,6 +340,8 @@ class Tries(Waiter):
             prompt_tokens -= affinity.believed_tokens
         if target.replica is not None:
             attempt.unread_tokens = prompt_tokens
+            if self.turn is not None:
+                self.turn.reads(prompt_tokens, target.replica.id, now_ns)
             attempt.expected_ms = context.view.replicas.started(
                 target.replica.id, prompt_tokens, request.output_tokens
             )

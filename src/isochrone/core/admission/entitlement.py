@@ -1,8 +1,8 @@
 """Entitlements: what may be sold, how it is divided into slices, and which one a request uses."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
+from isochrone.core.admission.allowance import Allowance
 from isochrone.core.ids import ModelName, OrgId, ProjectId, SiteName
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.residency.rule import Admitted, admits, check_axis
@@ -16,16 +16,6 @@ MOST_VOTERS = 5
 # Voters may be changed again after this: by then most of those before know of the last change.
 VOTERS_SETTLE_NS = 600 * 1_000_000_000
 OUTPUT_WEIGHT = 2  # an output token counts for so many of a prompt
-ENDLESS = 1 << 62
-
-
-@dataclass(frozen=True, slots=True)
-class Sold:
-    """What the slices that are at home at a site need: weighted tokens/s by model, of the class
-    `reserved`. It holds until before the wall instant `until`."""
-
-    tok_s: Mapping[ModelName, int]
-    until: int
 
 
 def check_entitlement(entitlement: Entitlement, blocs: Blocs, *, now: int) -> list[str]:
@@ -131,18 +121,15 @@ def entitlements_for(
     return sorted(found, key=lambda each: (each.project_id is None, each.ends_at, each.id))
 
 
-def sold_here(entitlements: Iterable[Entitlement], site: SiteName, now: int) -> Sold:
-    """What is at home at a site now; it changes by itself when a window begins or ends."""
+def in_force(
+    parts: Iterable[tuple[Entitlement, Allowance]], now_ns: int
+) -> dict[ModelName, int]:
+    """What a site may honour now of the class `reserved`, in weighted tokens/s by model: of each
+    entitlement the slices that it looks after, less what it lends, and what it has borrowed. Over
+    all sites that is never more than was sold."""
     tok_s: dict[ModelName, int] = {}
-    until = ENDLESS
-    for each in entitlements:
-        if each.class_ != "reserved" or each.ends_at <= now:
-            continue
-        if each.starts_at > now:
-            until = min(until, each.starts_at)
-            continue
-        until = min(until, each.ends_at)
-        for part in each.slices:
-            if part.site == site:
-                tok_s[each.model] = tok_s.get(each.model, 0) + part.tok_s
-    return Sold(tok_s, until)
+    for entitlement, allowance in parts:
+        part = allowance.rate_tok_s(now_ns) if entitlement.class_ == "reserved" else 0
+        if part:
+            tok_s[entitlement.model] = tok_s.get(entitlement.model, 0) + part
+    return tok_s

@@ -24,13 +24,16 @@ class Ticket:
     `firm`: once begun it may run for longer than a reclaim takes, and nobody may stop it.
     `is_long`: the first half of that. `resumable`: it may be stopped at any time, since what it has
     done is kept. `charged`: what its tenant's counter has of it. `begun`: the first byte of its
-    answer has come. `stops`: how often it was stopped.
+    answer has come. `stops`: how often it was stopped. `unread`: of its prompt, what its `engine`
+    (empty before that is picked) has still to read as far as known; `tells`: the first byte says
+    that it was read.
     """
 
     __slots__ = (
         "begun",
         "charged",
         "deadline_ns",
+        "engine",
         "firm",
         "is_long",
         "offered_ns",
@@ -40,13 +43,15 @@ class Ticket:
         "started_ns",
         "state",
         "stops",
+        "tells",
         "tenant",
         "tokens",
+        "unread",
     )
 
     def __init__(
         self, rank: int, tenant: str, tokens: int, is_long: bool, resumable: bool, now_ns: int,
-        prompt_tokens: int = 0,
+        prompt_tokens: int = 0, tells: bool = True,
     ) -> None:
         self.rank = rank
         self.tenant = tenant
@@ -59,6 +64,9 @@ class Ticket:
         self.state: TicketState = "running"
         self.begun = False
         self.stops = 0
+        self.unread = 0
+        self.engine = ""
+        self.tells = tells
         self.offered_ns = now_ns
         self.started_ns = now_ns
         self.deadline_ns = 0

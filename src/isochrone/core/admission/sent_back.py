@@ -11,9 +11,12 @@ from isochrone.core.world.tenant import Class
 def begins_in_ms(
     queue: SiteQueue, class_: Class, tenant: str, tokens: int, engines_ms: float
 ) -> float:
-    """When a request that came now would begin to be read: in its turn; with a slot free, or while
-    nobody knows how long a turn takes, when the engine that is soonest done has read what it was
-    sent before (`engines_ms`). `tokens`: weighted, as expected."""
+    """When a request that came now would begin to be read: in its turn, and once the engines have
+    read what they were sent before; with a slot free, or while nobody knows how long a turn takes,
+    when the engine that is soonest done has done that (`engines_ms`). `tokens`: weighted, as
+    expected."""
+    if queue.running < queue.slots and queue.reading.is_full():
+        return queue.read_in_ns(class_) / 1e6
     if (queue.queued or queue.running >= queue.slots) and not queue.guessed:
         return queue.expected_wait_ns(class_, tenant, tokens) / 1e6
     return engines_ms

@@ -1,101 +1,40 @@
 """Decides which request runs next at a site, for one model: classes, tenants, queues, refusals.
 
 Requests are offered; each starts at once, waits, or is refused with the time after which it would
-be taken. Floors go first, then the class that had least for its share, then the tenant that had
-least of its class. What a floor lends comes back within the policy's `reclaim_ms`: long requests
-that nobody may stop never take a floor's slot. Mutable, owned by one event loop; time is an
-argument; what the driver has to do is put into `outbox`. See docs/admission.md.
+be taken. What was sold and is in force here goes first (`promise.py`), then floors, then the class
+that had least for its share, then the tenant that had least of its class. Engines read prompts as
+they come, whatever their class: so they are sent no more than keeps them reading (`reading.py`),
+and the rest waits here. What a floor lends comes back within the policy's `reclaim_ms`: long
+requests that nobody may stop never take a floor's slot. Mutable, owned by one event loop; time is
+an argument; what the driver has to do is put into `outbox`. See docs/admission.md.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
 from heapq import heapify, heappop, heappush
-from typing import Literal
 
-from isochrone.core.admission.classes import BATCH, CLASSES, RANK, divide
-from isochrone.core.admission.fair_order import FairOrder, Ticket
+from isochrone.core.admission.class_line import NEVER_NS, ClassLine, victim_of
+from isochrone.core.admission.classes import BATCH, RANK, RESERVED, divide, sold_slots
+from isochrone.core.admission.fair_order import Ticket
+from isochrone.core.admission.promise import Promise
+from isochrone.core.admission.queue_commands import (
+    Command,
+    RefusalReason,
+    Refused,
+    Start,
+    Stop,
+    TurnAway,
+)
+from isochrone.core.admission.reading import Reading
 from isochrone.core.estimate.service import Work
-from isochrone.core.world.site_policy import ClassRule, SitePolicy
+from isochrone.core.world.site_policy import SitePolicy
 from isochrone.core.world.tenant import Class
 
-RefusalReason = Literal[
-    "queue_full", "would_expire", "expired", "class_closed", "no_capacity", "busy"
-]
-
-NEVER_NS = 1 << 63
 MOST_PROMISED_NS = 30_000_000_000  # so far apart are refused requests told to come back, at most
-_VIRTUAL = 1_000_000  # counters of classes are in tokens by share, times this
-_KEPT = 0.98  # of earlier measurements, with each request that ends: about the last fifty count
+_LEAST_MEASURED = 50     # of the last requests say how long a token takes; of all slots where those
+_MOST_MEASURED = 1_000   # are more, up to so many
+OTHERS_PART = 20  # where what was promised takes all, one token in so many is for the others
 _SEED_TOKENS = 1000.0
 _SPARE_DEADLINES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Why a request is not served here now. `retry_after_ns`: when it would start, if those who
-    wait and those who were told a time before are all served first; None when nobody knows."""
-
-    reason: RefusalReason
-    retry_after_ns: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A request that waited runs from now on: send it to an engine. `reclaimed_ns`: for how long
-    its class had run fewer than its floor and had somebody waiting; 0 where it had not."""
-
-    ticket: Ticket
-    reclaimed_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """A running request must give up its slot: stop it, then call `stopped`; or `unstoppable`,
-    where that cannot be. It is resumable, or no byte of its answer has come yet."""
-
-    ticket: Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class TurnAway:
-    """A request that waited is refused after all."""
-
-    ticket: Ticket
-    refused: Refused
-
-
-Command = Start | Stop | TurnAway
-
-
-class ClassLine:
-    """One class. `firm`, `stopping`: how many of its `running` requests are; `tokens`: of those
-    that run. `virtual`: what it was served for its share while there was a queue. `short_ns`: since
-    when it runs fewer than its floor while somebody waits, else `NEVER_NS`."""
-
-    __slots__ = (
-        "ceiling", "firm", "floor", "order", "per_token", "promised_ns", "queue_most", "running",
-        "share", "short_ns", "stopping", "tickets", "tokens", "virtual", "wait_ns",
-    )
-
-    def __init__(self, rule: ClassRule) -> None:
-        self.adopt(rule)
-        self.floor = 0
-        self.ceiling = 0
-        self.running = 0
-        self.firm = 0
-        self.stopping = 0
-        self.tokens = 0
-        self.virtual = 0
-        self.promised_ns = 0
-        self.short_ns = NEVER_NS
-        self.order = FairOrder()
-        self.tickets: dict[Ticket, None] = {}  # those that run, in the order of their start
-
-    def adopt(self, rule: ClassRule) -> None:
-        """Go by this rule from now on."""
-        self.share = rule.share
-        self.per_token = round(_VIRTUAL / rule.share)
-        self.queue_most = rule.queue_most
-        self.wait_ns = int(rule.wait_ms * 1e6)
 
 
 class SiteQueue:
@@ -112,6 +51,8 @@ class SiteQueue:
         self.running = 0
         self.queued = 0
         self.slot_ns = slot_ns
+        self.reading = Reading()
+        self.promise = Promise()  # to `reserved`
         self.outbox: list[Command] = []
         self._lines = [ClassLine(rule) for rule in policy.rules()]
         self._reclaim_ns = policy.reclaim_ms * 1e6
@@ -120,6 +61,8 @@ class SiteQueue:
         self._loose_tokens = int(self._reclaim_ns / slot_ns)
         self._committed = 0  # sum over the classes of floor, or firm requests where those are more
         self._stopping = 0
+        self._sold_slots = 0
+        self._owed = 0  # tokens that the others should have had beside what was promised
         self._virtual = 0
         self._deadlines: list[tuple[int, int, Ticket]] = []
         self._sequence = 0
@@ -142,24 +85,32 @@ class SiteQueue:
         prompt_tokens: int = 0,
         wait_ns: int = 0,
         resumable: bool = True,
+        tells: bool = True,
     ) -> Ticket | Refused:
         """A request has come. The ticket says whether it is running or queued.
 
         `tokens`: weighted, as expected; `most_tokens`: what it may reach; `prompt_tokens`: of
         `tokens`, those of the prompt that must be read. `wait_ns`: the longest
         that it may wait; 0, or more than its class allows: as long as that. `resumable`: when it is
-        of the class `batch`, it can be stopped in its answer and go on later.
+        of the class `batch`, it can be stopped in its answer and go on later. `tells`: the first
+        byte of its answer says that its prompt was read; that of a whole answer comes later.
         """
         rank = RANK[class_]
         line = self._lines[rank]
         is_long = most_tokens > self._loose_tokens
         ticket = Ticket(
-            rank, tenant, tokens, is_long, resumable and rank == BATCH, now_ns, prompt_tokens
+            rank, tenant, tokens, is_long, resumable and rank == BATCH, now_ns, prompt_tokens, tells
         )
+        if rank == RESERVED:
+            self.promise.ask(tokens)
+        reading = self.reading
+        if reading.is_full():
+            reading.pass_to(now_ns)
         if (
             self.running < self.slots
             and line.running < line.ceiling
             and line.order.queued == 0
+            and not reading.is_full()
             and (not ticket.firm or line.firm < line.floor or self._committed < self.slots)
         ):
             self._begin(line, ticket, now_ns)
@@ -173,12 +124,20 @@ class SiteQueue:
             self.outbox = [each for each in self.outbox if each.ticket is not ticket]
         return ticket
 
-    def first_byte(self, ticket: Ticket, *, resumable: bool = True) -> None:
+    def first_byte(self, ticket: Ticket, *, now_ns: int = 0, resumable: bool = True) -> None:
         """The answer has begun: from now on it is stopped only if it is resumable, which may turn
-        out not to be so."""
+        out not to be so. An engine has read its prompt: to be followed by `tick` if anybody waits.
+        """
         ticket.begun = True
+        if ticket.unread and ticket.tells:
+            self.reading.read(ticket, now_ns)
         if ticket.resumable and not resumable:
             self._settle_down(ticket)
+
+    def reads(self, ticket: Ticket, tokens: int, engine: str, now_ns: int) -> None:
+        """A request that has begun is sent to this engine, which has so many tokens of its prompt
+        to read: the rest is in its cache. To be followed by `tick` if anybody waits."""
+        self.reading.place(ticket, tokens, engine, now_ns)
 
     def unstoppable(self, ticket: Ticket) -> None:
         """A request that had to stop cannot, after all: it goes on to its end, and another one may
@@ -220,18 +179,21 @@ class SiteQueue:
         self._dispatch(now_ns)
 
     def tick(self, now_ns: int) -> None:
-        """Time has passed: turn away what has waited for too long."""
+        """Time has passed: turn away what has waited for too long, and start what may."""
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= now_ns:
             deadline_ns, _, ticket = heappop(deadlines)
             if ticket.state == "queued" and ticket.deadline_ns == deadline_ns:
                 self._turn_away(ticket, "expired", now_ns)
         if self.queued:
+            self.reading.pass_to(now_ns)
             self._dispatch(now_ns)
 
     def next_tick_ns(self) -> int:
         """When `tick` has something to do, at the earliest; `NEVER_NS` if nothing waits."""
-        return self._deadlines[0][0] if self.queued and self._deadlines else NEVER_NS
+        if not self.queued or not self._deadlines:
+            return NEVER_NS
+        return min(self._deadlines[0][0], self.reading.next_ns())
 
     def adopt(self, policy: SitePolicy) -> None:
         """Go by this policy from now on; to be followed by `resize`."""
@@ -241,12 +203,20 @@ class SiteQueue:
         for line, rule in zip(self._lines, policy.rules(), strict=True):
             line.adopt(rule)
 
-    def resize(self, slots: int, now_ns: int, *, sold_slots: int = 0) -> None:
-        """Engines came or went, or what was sold here has changed; see `classes.divide`. With the
-        last engine gone, all that wait are turned away: others may serve them."""
+    def promises(self, tok_s: float, now_ns: int) -> None:
+        """About once a second: what was sold, and is in force here now, in weighted tokens/s."""
+        self.promise.renew(tok_s, now_ns)
+        slots = sold_slots(self.promise.tok_s, self.slot_ns)
+        if slots != self._sold_slots:
+            self._sold_slots = slots
+            self.resize(self.slots, now_ns)
+
+    def resize(self, slots: int, now_ns: int) -> None:
+        """Engines came or went; see `classes.divide`. With the last engine gone, all that wait are
+        turned away: others may serve them."""
         self.slots = slots
-        committed = 0
-        for line, part in zip(self._lines, divide(self.policy, slots, sold_slots), strict=True):
+        committed, parts = 0, divide(self.policy, slots, self._sold_slots)
+        for line, part in zip(self._lines, parts, strict=True):
             line.floor, line.ceiling = part.floor, part.ceiling
             committed += max(line.floor, line.firm)
         self._committed = committed
@@ -254,6 +224,11 @@ class SiteQueue:
             self._turn_all_away()
         elif self.queued:
             self._dispatch(now_ns)
+
+    def engines_read(self, names: Collection[str], tok_s: float) -> None:
+        """Which engines are ready, and how fast each reads prompts; 0 while nobody knows. To be
+        followed by `tick` if anybody waits."""
+        self.reading.set_engines(names, tok_s)
 
     # -- what is said of waiting -----------------------------------------------------------------
 
@@ -263,7 +238,10 @@ class SiteQueue:
         for other in self._lines:
             if other is not line and other.order.queued:
                 shares += other.share
-        part = max(self.slots * line.share / shares, line.floor, 1.0)
+        slots = self.slots
+        if self.queued and self.running and self.reading.is_full():
+            slots = min(slots, self.running)  # no more can be used for reading's sake
+        part = max(slots * line.share / shares, line.floor, 1.0)
         return min(part, float(line.ceiling))
 
     def expected_wait_ns(self, class_: Class, tenant: str, tokens: int) -> int:
@@ -274,6 +252,14 @@ class SiteQueue:
         """
         line = self.line(class_)
         return self._wait_of(line, tenant, tokens)
+
+    def read_in_ns(self, class_: Class) -> int:
+        """The same where slots are free and engines have enough to read: once they have read what
+        they were sent, and what waits in its class and in firmer ones."""
+        tokens = 0
+        for line in self._lines[: RANK[class_] + 1]:
+            tokens += line.order.prompt_tokens
+        return self.reading.ahead_ns() + self.reading.takes_ns(tokens)
 
     def waiting(self) -> Work:
         """All that waits here, and that no engine knows of."""
@@ -384,6 +370,9 @@ class SiteQueue:
         line.tickets[ticket] = None
         ticket.started_ns = now_ns
         ticket.state = "running"
+        self.reading.begin(ticket, now_ns)
+        if ticket.rank == RESERVED:
+            self.promise.begin(ticket.tokens, now_ns)
 
     def _release(self, line: ClassLine, ticket: Ticket, tokens: int, now_ns: int) -> None:
         """The slot is free; charge what was used, and learn how long a token takes."""
@@ -395,6 +384,9 @@ class SiteQueue:
             line.firm -= 1
             if line.firm >= line.floor:
                 self._committed -= 1
+        self.reading.over(ticket, now_ns, served=tokens > 0)
+        if ticket.rank == RESERVED:
+            self.promise.settle(ticket.tokens, tokens)
         if ticket.state == "stopping":
             line.stopping -= 1
             self._stopping -= 1
@@ -404,7 +396,8 @@ class SiteQueue:
             line.order.charge(ticket.tenant, over)
         if tokens > 0:
             # A guess is of nobody's engines: the first request that ends says more.
-            kept = 0.0 if self.guessed else _KEPT
+            last = min(max(self.slots, _LEAST_MEASURED), _MOST_MEASURED)
+            kept = 0.0 if self.guessed else 1.0 - 1.0 / last
             self._measured_ns = self._measured_ns * kept + (now_ns - ticket.started_ns)
             self._measured_tokens = self._measured_tokens * kept + tokens
             self.guessed = False
@@ -413,8 +406,8 @@ class SiteQueue:
                 self._loose_tokens = int(self._reclaim_ns / self.slot_ns)
 
     def _dispatch(self, now_ns: int) -> None:
-        while self.queued and self.running < self.slots:
-            ticket = self._next()
+        while self.queued and self.running < self.slots and not self.reading.is_full():
+            ticket = self._next(now_ns)
             if ticket is None:
                 break
             line = self._lines[ticket.rank]
@@ -430,12 +423,41 @@ class SiteQueue:
         if self.queued and self.running >= self.slots:
             self._reclaim()
 
-    def _next(self) -> Ticket | None:
-        """Whose turn it is, a slot being free: a floor that is not reached, else the class that
-        had least for its share and has a request that may start."""
+    def _next(self, now_ns: int) -> Ticket | None:
+        """Whose turn it is, a slot being free: a floor that is not reached or a promise, else the
+        class that had least for its share and has a request that may start."""
+        ticket = self._first(now_ns)
+        if ticket is None:
+            ticket = self._by_share()
+            if ticket is not None and self._owed > 0:
+                self._owed -= ticket.tokens
+        return ticket
+
+    def _first(self, now_ns: int) -> Ticket | None:
+        """What goes before all shares. As long as slots are free floors never take them all, and
+        where engines cannot read all that comes, others would get nothing: some of it is theirs.
+        """
         for line in self._lines:
-            if line.running < line.floor and line.order.queued:
-                return line.order.take(firm_too=True)
+            queued = line.order.queued
+            if not queued or line.running >= line.ceiling:
+                continue
+            lacks = line.running < line.floor
+            if not lacks and not (
+                line is self._lines[RESERVED] and self.promise.goes_first(now_ns)
+            ):
+                continue
+            others = self.queued > queued
+            bound = others and (not lacks or self.running + 1 < self.slots)
+            if bound and self._owed > 0:
+                continue
+            ticket = line.order.take(lacks or self._committed < self.slots)
+            if ticket is None:
+                continue
+            self._owed = self._owed + ticket.tokens // OTHERS_PART + 1 if bound else 0
+            return ticket
+        return None
+
+    def _by_share(self) -> Ticket | None:
         past = 0
         while True:
             best: ClassLine | None = None
@@ -465,31 +487,10 @@ class SiteQueue:
             if line.running < line.floor:
                 lacking += min(line.floor - line.running, line.order.queued)
                 while self._stopping < lacking:
-                    victim = self._victim(rank)
+                    victim = victim_of(self._lines, rank)
                     if victim is None:
                         break
                     victim.state = "stopping"
                     self._lines[victim.rank].stopping += 1
                     self._stopping += 1
                     self.outbox.append(Stop(victim))
-
-    def _victim(self, above: int) -> Ticket | None:
-        """The running request that loses least: of `batch` first; one that is resumable, or whose
-        answer has not begun and that was never stopped; the latest that began."""
-        for rank in range(len(CLASSES) - 1, above, -1):
-            line = self._lines[rank]
-            if line.running - line.stopping <= line.floor:
-                continue
-            best: Ticket | None = None
-            for ticket in reversed(line.tickets):
-                if ticket.state != "running":
-                    continue
-                if not ticket.resumable and (ticket.begun or ticket.stops):
-                    continue
-                if best is None or ticket.stops < best.stops:
-                    best = ticket
-                    if best.stops == 0:
-                        break
-            if best is not None:
-                return best
-        return None

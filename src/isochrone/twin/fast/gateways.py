@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
+from isochrone.core.admission.classes import ON_DEMAND
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.admission.sent_back import begins_in_ms
@@ -119,8 +120,8 @@ class Sent:
     """What the ingress keeps of a request that it sent. `blocks`: as gateways hash its prompt."""
 
     __slots__ = (
-        "belief", "blocks", "bounced", "gateway", "patience_ms", "pushed", "refusals",
-        "seen", "ticket", "tries",
+        "belief", "blocks", "bounced", "claimed", "gateway", "patience_ms", "pushed", "rank",
+        "refusals", "seen", "ticket", "tries",
     )
 
     def __init__(self, gateway: Gateway, blocks: Sequence[int]) -> None:
@@ -132,6 +133,8 @@ class Sent:
         self.refusals: list[Refused] | None = None
         self.pushed = False
         self.tries = 0
+        self.rank = ON_DEMAND  # of the class in which it is served
+        self.claimed = 0       # tokens of what was sold to its tenant
         self.patience_ms = inf
         self.bounced = False  # by the site that it was sent to last
 
@@ -172,7 +175,7 @@ class Place:
     queue. `pushed`: how many requests came past a nearer site."""
 
     __slots__ = (
-        "flights", "numbers", "output_weight", "pushed", "queue", "rates", "sold", "standings",
+        "flights", "numbers", "output_weight", "pushed", "queue", "rates", "standings",
     )
 
     def __init__(self, queue: SiteQueue) -> None:
@@ -181,9 +184,13 @@ class Place:
         self.standings: list[Standing] = []
         self.numbers: dict[ReplicaId, int] = {}
         self.flights: dict[Ticket, Flight] = {}
-        self.sold = 0
         self.pushed = 0
         self.rates: Rates | None = None
+
+    def engines_read(self) -> None:
+        """Tell the queue how fast they do, as far as that is known."""
+        names: list[str] = [each.replica.id for each in self.standings]
+        self.queue.engines_read(names, 0.0 if self.rates is None else self.rates.prefill_tok_s)
 
     def held(self, beliefs: dict[ReplicaId, Belief], generations: list[int]) -> dict[
         ReplicaId, float

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
-from isochrone.core.admission.classes import CLASSES, sold_slots, weighted_tokens
+from isochrone.core.admission.class_line import NEVER_NS
+from isochrone.core.admission.classes import CLASSES, weighted_tokens
+from isochrone.core.admission.queue_commands import Refused as TurnedAway
+from isochrone.core.admission.queue_commands import Start, Stop, TurnAway
 from isochrone.core.admission.sent_back import leave
-from isochrone.core.admission.site_queue import NEVER_NS, Start, Stop, TurnAway
-from isochrone.core.admission.site_queue import Refused as TurnedAway
 from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import ModelName, PolicyId, ReplicaId
 from isochrone.core.lifecycle.health import HealthRules
@@ -25,6 +26,7 @@ from isochrone.core.routing.prefix import Belief
 from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.tenant import Class
 from isochrone.twin.fast.arrivals import NO_BLOCKS, NO_SESSION
+from isochrone.twin.fast.claims import Claims
 from isochrone.twin.fast.gateways import (
     NOT_TRIED,
     Gateway,
@@ -84,6 +86,7 @@ class Ours:
             [a_place(fleet) if numbers else None for numbers in models] for models in fleet.at
         ]
         self.watched_ns = [NEVER_NS] * len(fleet.sites)
+        self.claims = Claims(fleet)
 
     # -- at an ingress -----------------------------------------------------------------------------
 
@@ -92,7 +95,8 @@ class Ours:
         if gateway is None:
             gateway = self._gateway(flight.arrival.ingress)
         blocks = flight.arrival.blocks
-        flight.note = Sent(gateway, gateway_blocks(blocks) if blocks else NO_BLOCKS)
+        sent = flight.note = Sent(gateway, gateway_blocks(blocks) if blocks else NO_BLOCKS)
+        self.claims.began(sent, flight.arrival, int(now_s * 1e9))
         gateway.retries.deposit(int(now_s * 1e9))
         self._choose(flight, gateway, now_s)
 
@@ -109,6 +113,7 @@ class Ours:
         if sent.bounced:  # at once and without work: it costs nothing of the budget
             sent.bounced = False
         elif sent.tries >= MOST_TRIES or not gateway.retries.try_spend(now_ns):
+            self.claims.ended(sent, flight.arrival, False, now_ns)
             self.actions.give_up(flight, now_s)
             return
         refused = Refused(
@@ -123,6 +128,7 @@ class Ours:
         sent = flight.note
         assert isinstance(sent, Sent), "every request that began has one"
         self._give_back(sent)
+        self.claims.ended(sent, flight.arrival, True, int(now_s * 1e9))
         if flight.site != sent.gateway.site:
             arrival = flight.arrival
             sent.gateway.loads.health.answered(
@@ -168,7 +174,7 @@ class Ours:
                 session = arrival.session
                 if session != NO_SESSION:
                     home = gateway.sessions.home(session, now_ns)
-        class_ = CLASSES[arrival.class_]
+        class_ = CLASSES[sent.rank]
         choice = choose(
             gateway.table, gateway.loads, gateway.prefixes, model=model, policy_id=policy_id,
             class_=class_, prompt_tokens=arrival.prompt_tokens,
@@ -178,6 +184,7 @@ class Ours:
         )
         name = choice.site
         if name is None:
+            self.claims.ended(sent, arrival, False, now_ns)
             self.actions.give_up(flight, now_s)
             return
         if session != NO_SESSION:
@@ -219,9 +226,9 @@ class Ours:
         tokens = weighted_tokens(
             arrival.prompt_tokens, arrival.expected_tokens, place.output_weight
         )
-        class_: Class = CLASSES[arrival.class_]
         sent = flight.note
         assert isinstance(sent, Sent), "every request that began has one"
+        class_: Class = CLASSES[sent.rank]
         tenant = self.tenants[arrival.tenant]
         sent.bounced = before is None and sent.is_impatient(place, class_, tenant, tokens)
         turn = queue.offer(
@@ -253,13 +260,17 @@ class Ours:
     def first_token(self, flight: Flight, site: int, now_s: float) -> None:
         served = flight.site_note
         assert isinstance(served, Served), "it runs at a replica"
-        served.queue.queue.first_byte(served.turn)
+        place, now_ns = served.queue, int(now_s * 1e9)
+        place.queue.first_byte(served.turn, now_ns=now_ns)
         standing = served.standing
         assert standing is not None, "it runs at a replica"
-        standing.health.answered(self.tenants[flight.arrival.tenant], int(now_s * 1e9))
+        standing.health.answered(self.tenants[flight.arrival.tenant], now_ns)
         if served.unread_tokens:
             standing.count(0, -served.unread_tokens)
             served.unread_tokens = 0
+        if place.queue.queued:
+            place.queue.tick(now_ns)
+            self._obey(place, site, now_s)
 
     def served(self, flight: Flight, site: int, now_s: float) -> None:
         served, arrival = flight.site_note, flight.arrival
@@ -327,8 +338,9 @@ class Ours:
                     )
                     for standing in place.standings:
                         standing.rate(place.rates)
-            if self._sold(place, site, model) != place.sold:
-                self._resize(place, site, now_s)
+                    place.engines_read()
+            self.claims.promise(place, site, int(now_s * 1e9))
+            self._obey(place, site, now_s)
 
     def woken(self, place: int, now_s: float) -> None:
         """Somebody at a site may have waited for too long."""
@@ -387,6 +399,7 @@ class Ours:
             )
         served.unread_tokens, served.expected_tokens = unread, arrival.expected_tokens
         standing.count(1, unread, arrival.expected_tokens)
+        place.queue.reads(served.turn, unread, replica_id, now_ns)
         if served.ticket is None:
             served.ticket = self._count(flight, site, unread, now_ns)
         self.actions.serve(flight, number, now_s)
@@ -447,16 +460,12 @@ class Ours:
             self.actions.wake(site, due_ns / 1e9)
 
     def _resize(self, place: Place, site: int, now_s: float) -> None:
-        place.sold = self._sold(place, site, -1)
+        self.claims.promise(place, site, int(now_s * 1e9))
         slots = sum([each.slots for each in place.standings])
-        place.queue.resize(slots, int(now_s * 1e9), sold_slots=place.sold)
+        place.engines_read()
+        place.queue.resize(slots, int(now_s * 1e9))
         if place.queue.outbox:
             self._obey(place, site, now_s)
-
-    def _sold(self, place: Place, site: int, model: int) -> int:
-        """The slots that what is sold at the site needs."""
-        tok_s = sum([tenant.sold_tok_s.get(site, 0) for tenant in self.fleet.tenants])
-        return sold_slots(tok_s, place.queue.slot_ns)
 
     def _gateway(self, ingress: int) -> Gateway:
         """The gateway where clients enter; at a site, it is the site's own."""

@@ -1,0 +1,142 @@
+"""What was sold is read in time under any load of the others, and they are not starved by it."""
+
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from isochrone.core.admission.promise import Promise
+from isochrone.core.admission.queue_commands import Refused
+from isochrone.core.admission.reading import AHEAD_S, LEAST_TOKENS, Reading
+from isochrone.core.admission.site_queue import OTHERS_PART, SiteQueue
+from isochrone.core.rng import stream
+from isochrone.core.world.site_policy import ClassRule, SitePolicy
+from isochrone.core.world.tenant import Class
+from tests.fixtures.reading_site import SECOND_NS, ReadingSite
+
+RATE = 10_000.0
+STEP_NS = SECOND_NS // 50
+PATIENT = SitePolicy(  # by shares alone, what was sold would get a seventh
+    reserved=ClassRule(share=1, queue_most=10_000, wait_ms=1e7),
+    on_demand=ClassRule(share=6, queue_most=10_000, wait_ms=1e7),
+    batch=ClassRule(share=6, queue_most=10_000, wait_ms=1e7),
+)
+
+
+def play(
+    site: ReadingSite, seconds: int, sold_tok_s: float, others_tok_s: float, by: Class,
+    *, prompt: int, most: int, whole_percent: int, seed: int, in_force: float,
+) -> None:
+    """Requests of both classes come evenly; those of the others have up to `most` tokens, and some
+    of their answers come as a whole."""
+    rng, began_ns = stream(seed, "sold first"), site.now_ns
+    due = {"sold": 0.0, "others": 0.0}
+    for step in range(seconds * 50):
+        if step % 50 == 0:
+            site.queue.promises(in_force, site.now_ns)
+        due["sold"] += sold_tok_s / 50
+        due["others"] += others_tok_s / 50
+        while due["others"] > 0:
+            tokens = rng.randint(1, most)
+            due["others"] -= tokens
+            site.offer(by, tokens, tells=rng.randrange(100) >= whole_percent)
+        while due["sold"] > 0:
+            due["sold"] -= prompt
+            assert not isinstance(site.offer("reserved", prompt), Refused)
+        site.until(began_ns + (step + 1) * STEP_NS)
+
+
+@given(
+    share=st.sampled_from((0.1, 0.4, 0.8)), load=st.sampled_from((1.0, 2.0, 5.0)),
+    by=st.sampled_from(("on_demand", "batch")), prompt=st.integers(50, 2_000),
+    most=st.integers(50, 3_000), whole_percent=st.sampled_from((0, 50, 100)),
+    is_home=st.booleans(), seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, phases=[Phase.generate])
+def test_what_was_sold_is_read_in_time_under_any_load_of_the_others(
+    share: float, load: float, by: Class, prompt: int, most: int, whole_percent: int,
+    is_home: bool, seed: int,
+) -> None:
+    """With far more slots than prompts can be read for: a floor in slots would never be short.
+    Whether the site itself may honour what was sold, or others pay for what they send to it."""
+    site = ReadingSite(PATIENT, 4_000, RATE, RATE)
+    sold = share * RATE
+    play(
+        site, 12, sold, load * RATE, by, prompt=prompt, most=most, whole_percent=whole_percent,
+        seed=seed, in_force=sold if is_home else 0.0,
+    )
+    waits_s = site.waits_s[0][len(site.waits_s[0]) // 4 :]  # by then it is known that it comes
+    # What engines have, one request of the others that is their part, one that went before.
+    # Whole answers count as read too soon, until a stream behind them says when they were.
+    ahead = RATE * AHEAD_S * (2 if whole_percent else 1) + 2 * most + 2 * prompt
+    assert max(waits_s) <= ahead / RATE / (1.0 - share) + 0.1
+
+
+@given(
+    prompt=st.integers(50, 1_000), most=st.integers(50, 1_000), seed=st.integers(0, 1000),
+    floor=st.sampled_from((0.0, 0.9)),
+)
+@settings(max_examples=15, phases=[Phase.generate])
+def test_the_others_get_their_part_where_what_was_sold_would_take_all(
+    prompt: int, most: int, seed: int, floor: float
+) -> None:
+    """Whether by what was sold, or by a floor that is never reached since engines cannot read so
+    much."""
+    rule = ClassRule(floor=floor, share=6, queue_most=10_000, wait_ms=1e7)
+    policy = SitePolicy(reserved=rule, on_demand=PATIENT.on_demand)
+    site = ReadingSite(policy, 1_000, RATE, RATE)
+    play(
+        site, 10, 2 * RATE, 2 * RATE, "on_demand", prompt=prompt, most=most, whole_percent=0,
+        seed=seed, in_force=3 * RATE if not floor else 0.0,
+    )
+    read = sum(site.read.values())
+    assert read >= 0.9 * 10 * RATE
+    assert site.read[1] >= read / OTHERS_PART * 0.8 - most
+    assert site.read[0] >= read * (1 - 1 / OTHERS_PART) * 0.8
+
+
+@given(
+    stated=st.sampled_from((0.1, 0.3, 1.0)), whole_percent=st.sampled_from((0, 50, 100)),
+    most=st.integers(300, 2_000), seed=st.integers(0, 1000),
+)
+@settings(max_examples=12, phases=[Phase.generate])
+def test_engines_are_kept_reading_even_if_they_are_said_to_be_slow(
+    stated: float, whole_percent: int, most: int, seed: int
+) -> None:
+    site = ReadingSite(PATIENT, 4_000, RATE, stated * RATE, write_ms=500.0)
+    play(
+        site, 40 if whole_percent else 15, 0.0, 1.5 * RATE, "on_demand", prompt=1, most=most,
+        whole_percent=whole_percent, seed=seed, in_force=0.0,
+    )
+    before = sum(site.read.values())
+    play(
+        site, 5, 0.0, 1.5 * RATE, "on_demand", prompt=1, most=most,
+        whole_percent=whole_percent, seed=seed, in_force=0.0,
+    )
+    assert sum(site.read.values()) - before >= 0.75 * 5 * RATE
+    if not whole_percent:
+        assert site.most_row <= max(RATE * AHEAD_S * 1.1, LEAST_TOKENS) + most
+
+
+@given(
+    rate=st.integers(1, 1_000), seconds=st.integers(1, 60), tokens=st.integers(1, 500),
+)
+def test_no_more_goes_first_than_was_promised(rate: int, seconds: int, tokens: int) -> None:
+    """Whoever asks for more than comes in with the promise begins by share from then on."""
+    promise = Promise()
+    promise.renew(rate, 0)
+    first = 0
+    for step in range(seconds * 10):
+        now_ns = step * SECOND_NS // 10
+        while promise.goes_first(now_ns):
+            promise.begin(tokens, now_ns)
+            first += tokens
+        if step % 10 == 0:
+            promise.renew(rate, now_ns)
+    assert first <= rate * (seconds + 5) + tokens
+    assert first >= rate * (seconds - 1)
+
+
+def test_nothing_is_promised_before_anybody_says_so() -> None:
+    queue = SiteQueue(SitePolicy(), 4, 1e6)
+    queue.promise.ask(100)
+    assert not queue.promise.goes_first(10**9)
+    assert not Reading().is_full()
