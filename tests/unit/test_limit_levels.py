@@ -1,4 +1,4 @@
-"""Each kind of limit binds at each level: of a key, of all keys of a project, of an organisation."""
+"""Each kind of limit binds at each level: of a key, of a project, of an organisation."""
 
 from dataclasses import replace
 
