@@ -95,6 +95,8 @@ def test_bad_input_is_told_and_nothing_is_written(api: Api) -> None:  # noqa: F8
     assert "above zero" in problems(kind="budget", amount="0", **PROJECT)
     assert "plain decimal" in problems(kind="budget", amount="1e3", **PROJECT)
     assert "whole number" in problems(kind="concurrent", amount="2.5", **PROJECT)
+    assert "at most" in problems(kind="concurrent", amount="9" * 30, **PROJECT)
+    assert "of whom" in problems(kind="concurrent", amount="2"), "an operator belongs to none"
     assert "only a budget" in problems(kind="concurrent", amount="2", period="day", **PROJECT)
     assert problems(kind="luck", amount="2")
     of_nobody = {"kind": "concurrent", "amount": "2", "key_id": "no"}

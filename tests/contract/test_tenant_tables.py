@@ -84,7 +84,7 @@ def filled(registry: Registry, pool: Pool, tmp_path: Path) -> Pool:  # noqa: F81
         )], now=NOW)
         assert said.verdict == "accepted"
         book.book_usage([a_report(org, 10 + number, reporter="evidence")], now=NOW)
-    charge_all(registry.ledger, NOW + HOUR_NS)  # type: ignore[arg-type]
+    charge_all(registry.ledger, NOW + HOUR_NS)
     days = PostgresUsageDays(pool, tmp_path)
     assert days.detach(EVERY_TENANT, day_of(OLD), now=NOW + 100 * DAY_NS) is not None
     better = [a_report(OrgId(org), 10 + number) for number, org in enumerate(("one", "two"))]
