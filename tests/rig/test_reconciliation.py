@@ -83,8 +83,8 @@ def test_engines_usage_and_charges_agree_to_the_token(cloud: Cloud, tmp_path: Pa
 
 
 def test_a_stream_that_was_cut_off_is_charged_within_the_stated_bound(cloud: Cloud) -> None:
-    """What a client had of it is charged, and never more than it asked for; of what the engine
-    made without telling anybody, and of what it forgets when it is stopped, the report says so."""
+    """What a client had of it is charged, and no more than the engine made; of what it made without
+    telling anybody, at most what was asked for, the report says so."""
     before = counts(cloud)
     received = cut_off(cloud, "cut-off")
 
@@ -106,11 +106,11 @@ def test_a_stream_that_was_cut_off_is_charged_within_the_stated_bound(cloud: Clo
     mine = {each: booked[each] for each in CLASSES}
     assert grown("other") == grown("charged") == mine
     wait_until(
-        lambda: all(grown("engine")[each] == mine[each] for each in CLASSES[:2]),
-        "the engine tells the prompt",
+        lambda: all(grown("engine")[each] >= mine[each] for each in CLASSES), "the engine tells it"
     )
+    assert all(grown("engine")[each] == mine[each] for each in CLASSES[:2])
     beyond = grown("engine")["output"] - mine["output"]
-    assert -mine["output"] <= beyond <= MOST - mine["output"]
+    assert 0 <= beyond <= MOST - mine["output"]
     (line,) = (
         each for each in cloud.api.get("reconciliation")["replicas"]
         if each["site"] == booked["site"]
