@@ -45,8 +45,9 @@ evidence: compile  ## measure the local cloud and the gateway (most of an hour),
 	$(BIN)/python -m benchmarks.booking.run
 	$(BIN)/python -m benchmarks.limits.run
 	$(BIN)/python -m benchmarks.console.run
+	$(BIN)/python -m benchmarks.twin.run
 	$(BIN)/python -m benchmarks.experiments.run --full
-	IDLE_CONNECTIONS=10000 $(BIN)/python -m pytest -q -m rig tests/rig/test_idle_connections.py
+	IDLE_CONNECTIONS=10000 SLOW_SECONDS=30 STREAM_MB=100 $(BIN)/python -m pytest -q -s -m rig tests/rig/test_idle_connections.py
 	ISOCHRONE_EVENTS=1000000 $(BIN)/python -m pytest -q tests/contract/test_settling.py -k oracle
 	$(BIN)/python -m pytest -q tests/contract
 	$(BIN)/isochrone twin chaos --seeds 3000

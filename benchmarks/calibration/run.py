@@ -6,6 +6,7 @@ Run from the project's folder: python -m benchmarks.calibration.run record | fit
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--mixes", default=",".join(mix.name for mix in MIXES))
     parser.add_argument("--within", type=float, default=600.0, help="seconds to try to record")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a cloud that was started is stopped
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.command in ("record", "all"):
         wanted = [mix for mix in MIXES if mix.name in options.mixes.split(",")]

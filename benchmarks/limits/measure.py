@@ -98,7 +98,7 @@ def measure(
         told_ns = read()
         for exchange in exchanges:
             if exchange.limited is not None:
-                limits.settle(exchange, tokens, clock.now_ns)
+                limits.settle(exchange, tokens, tokens.total, clock.now_ns)
         settled_ns = read()
         spent["admit"] += admitted_ns - at_ns - nothing_ns
         spent["headers"] += told_ns - admitted_ns - nothing_ns

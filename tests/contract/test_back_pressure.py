@@ -224,3 +224,56 @@ def test_a_body_of_small_chunks_takes_no_more_than_one_of_large_ones(
         client.close()
 
     on_each_loop(main)
+
+
+@pytest.mark.parametrize(
+    ("part", "raw"),
+    [
+        ("head", post(chat_body()).partition(b"\r\n\r\n")[0] + b"\r\nx-slow: "),
+        ("body", post(chat_body(padding="x" * 500_000))[:2000]),
+    ],
+)
+def test_who_sends_a_byte_now_and_then_is_told_that_it_took_too_long(
+    on_each_loop: RunOnLoop, part: str, raw: bytes
+) -> None:
+    """A byte keeps no request alive, and others are served meanwhile."""
+
+    async def main(cloud: GatewayCloud) -> None:
+        site = await a_site(cloud, head_timeout_s=0.4, body_timeout_s=0.4, idle_timeout_s=60.0)
+        clients = [await Client.open(site) for _ in range(20)]
+        for client in clients:
+            client.send(raw)
+        answers = [asyncio.ensure_future(client.answer()) for client in clients]
+        while not all(answer.done() for answer in answers):
+            for client in clients:
+                if not client.writer.is_closing():
+                    client.send(b"x")
+            assert (await ask(site, get("/health"))).status == 200
+            await asyncio.sleep(0.02)
+        for answer in answers:
+            assert answer.result().status == 408
+            assert answer.result().json["error"]["code"] == f"{part}_timeout"
+        await until(lambda: not site.running.server.connections)
+        assert site.running.server.uploads.held_bytes == 0
+        assert site.engines[0].asked == []
+        for client in clients:
+            client.close()
+
+    on_each_loop(main)
+
+
+def test_who_asks_nothing_is_not_kept(on_each_loop: RunOnLoop) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        site = await a_site(cloud, idle_timeout_s=0.4)
+        silent, empty, served = [await Client.open(site) for _ in range(3)]
+        served.send(post(chat_body()))
+        assert (await served.answer()).status == 200
+        while not empty.reader.at_eof():
+            empty.send(b"\r\n")  # is no request, and keeps nothing open
+            await asyncio.sleep(0.02)
+        assert await silent.closed()
+        assert await served.closed()
+        for client in (silent, empty, served):
+            client.close()
+
+    on_each_loop(main)

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.fixtures.gateways import (
     until,
 )
 from tests.fixtures.loops import RunOnLoop
+from tests.fixtures.scripted_engine import Asked, ScriptedEngine
 
 PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 FAR = {"residency": ("DE",)}
@@ -185,6 +187,69 @@ def test_old_http_cannot_be_asked_whether_it_is_there(on_each_loop: RunOnLoop) -
         await until(lambda: site.engines[0].cancelled == 1)
         assert (await billed(cloud)).outcome == "client_gone"
         client.close()
+
+    on_each_loop(main)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_client_that_goes_before_the_first_byte_of_its_stream(
+    on_each_loop: RunOnLoop, far: bool
+) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        ingress, serving = await a_site(cloud, far=far)
+        serving.engines[0].silent = True
+        client = await Client.open(ingress)
+        client.send(post(chat_body(stream=True)))
+        await until(lambda: serving.engines[0].asked)
+        close(client, "close")
+        await until(lambda: serving.engines[0].cancelled == 1)
+        event = await billed(cloud)
+        assert (event.outcome, event.status) == ("client_gone", 499)
+        assert (event.tokens.total, event.tokens.source) == (0, "none")
+        assert not serving.running.context.exchanges
+
+    on_each_loop(main)
+
+
+@dataclass(slots=True, kw_only=True)
+class SlowCounter(ScriptedEngine):
+    """Answers at once, and says how many tokens a text has when nobody waits for it any more."""
+
+    one_choice: bool = True
+    counting: int = 0
+
+    async def _answer(
+        self, asked: Asked, writer: asyncio.StreamWriter, reader: asyncio.StreamReader
+    ) -> None:
+        if asked.path == "/tokenize":
+            self.counting += 1
+            await reader.read(1)
+            raise ConnectionResetError
+        await ScriptedEngine._answer(self, asked, writer, reader)
+
+
+def test_a_client_that_goes_while_its_choices_are_counted_pays_for_them(
+    on_each_loop: RunOnLoop,
+) -> None:
+    """They were made; the count is that of the first choice's bytes a token."""
+
+    async def main(cloud: GatewayCloud) -> None:
+        site = await cloud.add_site(
+            "frankfurt", "DE", make_engine=SlowCounter, replica={"usage_counts_one_choice": True}
+        )
+        await cloud.key("secret")
+        await cloud.ready()
+        (engine,) = site.engines
+        assert isinstance(engine, SlowCounter)
+        client = await Client.open(site)
+        client.send(post(chat_body(n=2)))
+        await until(lambda: engine.counting)
+        close(client, "close")
+        event = await billed(cloud)
+        assert (event.outcome, event.status) == ("client_gone", 499)
+        tokens = event.tokens
+        assert (tokens.input_uncached + tokens.input_cached, tokens.source) == (10, "counted")
+        assert tokens.output >= 4
 
     on_each_loop(main)
 

@@ -4,6 +4,8 @@ import contextlib
 import socket
 from collections.abc import Mapping
 
+import pytest
+
 from isochrone.core.world.tenant import Limits
 from tests.fixtures.gateways import (
     MODEL,
@@ -73,6 +75,36 @@ def test_a_client_that_leaves_frees_its_place() -> None:
         await until(lambda: not site.running.context.exchanges)
         site.engines[0].hold.set()
         assert (await ask(site, post(chat_body()))).status == 200
+
+    run(main)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_always_leaves_early_is_limited_all_the_same(stream: bool) -> None:
+    """Nothing is charged where no engine has told anything, but its work is not for nothing."""
+
+    async def main(cloud: GatewayCloud) -> None:
+        site = await a_site(cloud, Limits(tokens_per_min=100_000))
+        engine = site.engines[0]
+        engine.silent = True
+        engine.hold.clear()
+        messages = [{"role": "user", "content": "y" * 4_000}]
+        raw = post(chat_body(stream=stream, max_tokens=5_000, messages=messages))
+        for number in range(3):
+            client = await Client.open(site)
+            client.send(raw)
+            await until(lambda: len(engine.asked) > number)  # noqa: B023
+            client.writer.transport.abort()
+            await until(lambda: engine.cancelled > number)  # noqa: B023
+        await until(lambda: not site.running.context.exchanges)
+        engine.hold.set()
+        last = await ask(site, post(chat_body(max_tokens=1)))
+        used = 100_000 - int(rates(last.headers)["remaining-tokens"])
+        prompts = used - 3 * (0 if stream else 5_000)
+        assert 3_000 <= prompts < 3_100
+        for event in cloud.all_events():
+            if event.outcome == "client_gone":
+                assert (event.tokens.total, event.tokens.source) == (0, "none")
 
     run(main)
 

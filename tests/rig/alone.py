@@ -179,6 +179,20 @@ class Alone:
         assert len(found) == 1
         return found[0]
 
+    def usage_called(self, client_request: str) -> dict[str, Any]:
+        """The one line of a request that its client called so, once it is there."""
+        found: list[dict[str, Any]] = []
+
+        def written() -> bool:
+            found[:] = [
+                line for line in self.usage() if line["client_request_id"] == client_request
+            ]
+            return bool(found)
+
+        wait_until(written, f"usage of {client_request}")
+        assert len(found) == 1
+        return found[0]
+
     def edit(self, before: str, after: str) -> None:
         """Replace a part of the file, as an editor does."""
         text = self.config.read_text()

@@ -13,12 +13,12 @@ from playwright.sync_api import Browser, Page, Request, Response, sync_playwrigh
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 ARTEFACTS = Path(__file__).parents[2] / "artefacts" / "console"
-SIZES = {"laptop": (1440, 900), "phone": (390, 844)}
 PATIENCE_MS = 20_000
 NAME = "each => each?.getAttribute('aria-label') ?? each?.innerText"
 
 Theme = Literal["light", "dark"]
 Size = Literal["laptop", "phone"]
+SIZES: dict[Size, tuple[int, int]] = {"laptop": (1440, 900), "phone": (390, 844)}
 
 
 def program() -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.rig.browser import SIZES, browser, program, tab
 from tests.rig.cloud import COMMAND, Cloud, environment, isochrone
 from tests.rig.waiting import wait_until
 
@@ -270,3 +271,34 @@ def test_check_lists_every_problem_and_masks_secrets(cloud: Cloud) -> None:
     masked = isochrone("check", cloud.state / "up.json")
     assert masked.returncode == 2
     assert cloud.up["admin_key"] not in masked.stderr + masked.stdout
+
+
+@pytest.mark.skipif(program() is None, reason="there is no Chromium on this machine")
+def test_the_report_of_a_twin_is_drawn_by_itself(tmp_path: Path) -> None:
+    """A page from a file: its charts and its map are there, it asks nobody, and nobody is kept
+    out."""
+    page = tmp_path / "report.html"
+    done = isochrone(
+        "twin", "report", "eight-sites", "--policies", "ours,nearest,bound", "--vary",
+        "workload.load=0.4,0.8", "--requests", "60", "--jobs", "1", "--out", page,
+    )
+    assert done.returncode == 0, done
+    with browser() as chromium:
+        for size in SIZES:
+            with tab(chromium, page.as_uri(), size=size) as opened:
+                opened.page.goto(page.as_uri())
+                drawn = opened.page.locator("svg")
+                assert drawn.count() == 5, "two charts by load, two by tenant, the map"
+                for number in range(5):
+                    box = drawn.nth(number).bounding_box()
+                    assert box is not None
+                    assert box["width"] > 200
+                    assert box["height"] > 100
+                assert "at the speed of light" in opened.text()
+                wide, seen = opened.page.evaluate(
+                    "[document.documentElement.scrollWidth, innerWidth]"
+                )
+                assert wide <= seen, "nobody has to scroll sideways"
+                assert opened.barriers() == []
+                assert opened.complaints == []
+                opened.picture(f"report-{size}")

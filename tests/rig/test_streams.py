@@ -1,21 +1,32 @@
-"""Streams go on when the engine, or the whole site, that writes them is killed, or is told to stop.
+"""Streams go on when the engine, or the whole site, that writes them is killed, or is told to stop;
+and end at the engine when their client goes.
 
-The full number of streams runs in benchmarks/streams.
+With real engines the full number of streams runs in benchmarks/streams; here it is shown with
+engines that cost nothing.
 """
 
 import asyncio
+import json
 import os
 import signal
+import socket
+import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from tests.fixtures.recorded_answers import CACHED_TOKENS, PROMPT_TOKENS, received
+from tests.fixtures.tale_process import TOKENS, question, tale
 from tests.rig.stream_kills import (
     INGRESS,
     LEAST_TEXTS,
+    MODEL,
     OTHER,
     SERVING,
     Case,
@@ -31,6 +42,9 @@ from tests.rig.stream_kills import (
     undisturbed,
     wait_until_served,
 )
+from tests.rig.streams import Ask, Client, Stream, until
+from tests.rig.tale_sites import BOUND as PORTUGUESE
+from tests.rig.tale_sites import FREE, TaleSites, tale_sites
 from tests.rig.waiting import wait_until
 
 pytestmark = pytest.mark.rig
@@ -161,3 +175,156 @@ def test_streams_of_other_ingresses_go_on_elsewhere_when_the_drain_is_over(
         assert (error["code"], each.stream.whole) == ("gateway_stopping", False)
         assert (row["outcome"], row["reason"]) == ("timed_out", "gateway_stopping")
         assert pays_for_what_it_got(each, row), row
+
+
+# -- two hundred streams, of engines that cost nothing ---------------------------------------------
+
+MANY, MANY_BOUND = 200, 10
+WAIT_AT = 9  # events: the role and eight tokens
+CANCEL_S = 0.1
+
+
+@pytest.fixture(scope="module")
+def tales(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaleSites]:
+    with tale_sites(tmp_path_factory.mktemp("tales")) as running:
+        yield running
+
+
+@dataclass(slots=True, kw_only=True)
+class Leaver:
+    """A client that leaves; `number` is that of its tale, `first` what it has read of it."""
+
+    number: int
+    kind: str
+    how: str
+    link: socket.socket
+    first: bytes = b""
+    left_at: float = 0.0
+
+    def leave(self) -> None:
+        if self.how == "reset":
+            linger = struct.pack("ii", 1, 0)
+            self.link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.left_at = time.monotonic()
+        self.link.close()
+
+
+def comes(base: str, number: int, kind: str, how: str) -> Leaver:
+    """A client whose request is at the engine once this returns if it is to have a first byte."""
+    parts = urlsplit(base)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    link = socket.create_connection((parts.hostname, parts.port), timeout=30)
+    asked = question(number, WAIT_AT if kind == "streamed" else 0)
+    body = json.dumps({
+        "model": MODEL, "stream": kind != "whole", "max_tokens": TOKENS,
+        "messages": [{"role": "user", "content": asked}],
+    }).encode()
+    link.sendall(
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\nauthorization: Bearer {FREE}\r\n"
+        f"x-request-id: leaves-{number}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    )
+    first = b""
+    while kind == "streamed" and first.count(b'"content":"') < WAIT_AT - 1:
+        first += link.recv(65_536)
+    return Leaver(number=number, kind=kind, how=how, link=link, first=first)
+
+
+def test_a_client_that_goes_away_cancels_its_engine_within_100_ms(tales: TaleSites) -> None:
+    """By the clock of engine and client, which is one; beyond that only what a client costs in the
+    same moment that is the engine's own: the time until it is scheduled."""
+    ways = product(
+        (tales.madrid.url, tales.lisbon.url, tales.engine.url), ("streamed", "unbegun", "whole"),
+        ("close", "reset"), range(3),
+    )
+    leavers: dict[str, list[Leaver]] = {}
+    for number, (base, kind, how, _) in enumerate(ways, 10_000):
+        leavers.setdefault(base, []).append(comes(base, number, kind, how))
+    count = sum(map(len, leavers.values()))
+    wait_until(lambda: len(tales.engine.waits) == count, "the engine works for all of them")
+    for together in zip(*leavers.values(), strict=True):
+        for one in together:
+            one.leave()
+    wait_until(lambda: len(tales.engine.left) == count, "the engine has heard of all of them")
+    left = tales.engine.left
+    took_s = {
+        base: [left[one.number]["gone_at"] - one.left_at for one in each]
+        for base, each in leavers.items()
+    }
+    own_s = max(took_s.pop(tales.engine.url))
+    for base, gateway in ((tales.madrid.url, tales.madrid), (tales.lisbon.url, tales.lisbon)):
+        print(f"cancelled after {1e3 * max(took_s[base]):.1f} ms at most, {1e3 * own_s:.1f} direct")
+        assert max(took_s[base]) <= CANCEL_S + own_s
+        for one in leavers[base]:
+            line = gateway.usage_called(f"leaves-{one.number}")
+            assert line["outcome"] == "client_gone"
+            used = (line["input_uncached"] + line["input_cached"], line["output"])
+            if one.kind == "streamed":
+                assert (used, line["token_source"]) == ((PROMPT_TOKENS, WAIT_AT - 1), "running")
+                assert left[one.number]["sent"] == WAIT_AT
+            else:
+                assert (used, line["token_source"]) == ((0, 0), "none")
+
+
+def tale_ask(number: int) -> Ask:
+    """Some end by their limit of tokens, some at a stop string, all behind the kill."""
+    body: dict[str, Any] = {
+        "model": MODEL, "stream": True, "temperature": 0, "max_tokens": TOKENS + 5,
+        "messages": [{"role": "user", "content": question(number, WAIT_AT)}],
+    }
+    if number % 7:
+        body["stream_options"] = {"include_usage": True}
+    if number % 3 == 0:
+        body["max_tokens"] = 25
+    if number % 5 == 0:
+        body["stop"] = [f"{number}-20"]
+    return Ask(own_id=f"tale-{number}", path="/chat/completions", body=body)
+
+
+def expected(number: int) -> tuple[str, str, int]:
+    """(text, finish reason, output tokens) of an undisturbed answer."""
+    if number % 5 == 0:
+        return "".join(tale(number)[:20]), "stop", 21
+    if number % 3 == 0:
+        return "".join(tale(number)[:25]), "length", 25
+    return "".join(tale(number)), "stop", TOKENS
+
+
+async def through_a_kill(tales: TaleSites) -> list[Stream]:
+    client = Client()
+    streams = [
+        client.add(tale_ask(number), tales.madrid.url, FREE if number < MANY else PORTUGUESE)
+        for number in range(MANY + MANY_BOUND)
+    ]
+    await client.begin()
+    await until(
+        lambda: all(stream.ended or stream.texts >= WAIT_AT - 1 for stream in streams),
+        "all are in their middle",
+    )
+    assert {stream.texts for stream in streams} == {WAIT_AT - 1}
+    tales.kill_lisbon()
+    await client.finish()
+    return streams
+
+
+def test_two_hundred_streams_outlive_their_site(tales: TaleSites) -> None:
+    streams = asyncio.run(through_a_kill(tales))
+    for number, stream in enumerate(streams):
+        assert stream.headers["x-isochrone-site"] == "lisbon"
+        line = tales.madrid.usage_called(f"tale-{number}")
+        assert line["input_uncached"] + line["input_cached"] == PROMPT_TOKENS, "charged once"
+        if number >= MANY:
+            assert stream.error is not None
+            assert (stream.error["code"], stream.whole) == ("engine_lost", False)
+            assert (line["outcome"], line["output"]) == ("engine_lost", WAIT_AT - 1)
+            continue
+        assert stream.error_free, (stream.status, stream.lost, stream.data[-300:])
+        got, (text, finish, output) = received(stream.data), expected(number)
+        assert (got.text, got.finish) == (text, {0: finish})
+        assert (len(got.ids), len(got.created), got.roles, got.done) == (1, 1, 1, 1)
+        assert len(got.usages) == stream.ask.wants_usage
+        for usage in got.usages:
+            assert (usage["prompt_tokens"], usage["completion_tokens"]) == (PROMPT_TOKENS, output)
+        assert (line["outcome"], line["site"], line["output"]) == ("finished", "ashburn", output)
+        assert line["input_cached"] == CACHED_TOKENS
+    assert len({line["request_id"] for line in tales.madrid.usage()}) == len(tales.madrid.usage())

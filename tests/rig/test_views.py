@@ -13,7 +13,7 @@ from tests.rig.waiting import gone, wait_until
 pytestmark = pytest.mark.rig
 
 SITES = ("sydney", "frankfurt", "ashburn")
-REVOKED_S = 5.0  # 2 s are promised; the machine of a test may be busy
+REVOKED_S = 2.0
 BOOKED_S = 90.0
 
 
@@ -39,8 +39,9 @@ def test_a_revoked_key_is_refused_everywhere_within_seconds(cloud: Cloud) -> Non
     refused_s: dict[str, float] = {}
     while len(refused_s) < len(SITES):
         for site in SITES:
+            asked_s = time.monotonic() - began  # it refuses since then, however long it takes
             if site not in refused_s and status(cloud, site, key["key"]) == 401:
-                refused_s[site] = time.monotonic() - began
+                refused_s[site] = asked_s
         assert time.monotonic() - began < REVOKED_S, f"refused only at {refused_s}"
     print(f"revoked: answered after {answered_s:.3f} s, refused after {refused_s}")
     assert [cloud.chat(site, key=key["key"]).status for site in SITES] == [401] * 3

@@ -1,12 +1,14 @@
 """The twin against recorded runs of the local cloud: fitted to one mix, judged on others."""
 
 from dataclasses import replace
+from statistics import median
 
 import msgspec
 import pytest
 from benchmarks.calibration.record import MOST_FOREIGN
 from benchmarks.calibration.recorded import FOLDER, fitted, mixes_in, read, takes_of
 from benchmarks.calibration.run import FIT_ON
+from benchmarks.gateway.machine import ROOT
 
 from isochrone.core.rng import stream
 from isochrone.twin.calibration.fit import distance, fit
@@ -21,7 +23,7 @@ from isochrone.twin.calibration.recording import (
 from isochrone.twin.calibration.simplex import least
 
 FITTED = fitted(FOLDER)
-MISSED = {("bursts", "ttft_ms_p50"): 0.21}
+TAKES = 3  # of each mix, at least
 KNOWN = Fitted(
     step_s=5e-4, stream_s=1e-4, context_token_s=3e-7, prefill_tok_s=6_000.0,
     prefill_context_s=2e-7, gateway_ms=3.0, hop_ms=1.5,
@@ -37,17 +39,28 @@ def compared() -> dict[str, list[Compared]]:
 
 
 def test_the_twin_keeps_to_what_is_asked_of_it(compared: dict[str, list[Compared]]) -> None:
-    """Of mixes that it was not fitted to, but for what docs/calibration.md says is missed."""
+    """Of mixes that it was not fitted to, beside which stands how far the takes are apart."""
     judged = {mix: found for mix, found in compared.items() if mix != FIT_ON}
-    assert judged
-    missed = set()
+    assert len(judged) >= 2
     for mix, found in judged.items():
         assert {one.measure for one in found} >= set(TARGETS)
         for one in found:
-            if not one.is_met:
-                missed.add((mix, one.measure))
-                assert abs(one.error) <= MISSED.get((mix, one.measure), 0.0), f"{mix}: {one}"
-    assert missed == set(MISSED), "docs/calibration.md says otherwise"
+            assert one.is_met, f"{mix}: {one}"
+            assert len(one.live) >= TAKES
+            assert one.spread > 0.0, "several takes of one mix are never the same"
+
+
+def test_what_the_page_says_of_the_takes_is_so(compared: dict[str, list[Compared]]) -> None:
+    """Each judged line of docs/calibration.md, as the recordings have it."""
+    page = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
+    for mix, found in compared.items():
+        for one in found:
+            if one.measure in TARGETS:
+                line = (
+                    f"| {median(one.twin):,.4g} | {100.0 * one.error:+.1f} % "
+                    f"| {100.0 * one.spread:.1f} % |"
+                )
+                assert line in page, f"{mix} {one.measure}: {line}"
 
 
 def test_an_engine_of_another_speed_is_told_apart() -> None:

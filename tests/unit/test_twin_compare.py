@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from re import findall
 from typing import Any
 
 import pytest
@@ -100,6 +101,10 @@ def test_a_row_for_each_policy_and_load_with_the_bound_below_all(
     printed = capsys.readouterr().out
     assert "at load 0.3" in printed
     assert "p99 / bound" in printed
+    told = findall(r"takes ([0-9.]+) ms in the mean and ([0-9.]+) ms at p99 at the speed", printed)
+    assert len(told) == 2, "once a load"
+    assert 0.0 < float(told[0][0]) < rows[3]["ttft_ms_mean"]
+    assert 0.0 < float(told[0][1]) < rows[3]["ttft_ms_p99"]
     assert list(tmp_path.iterdir()) == [out]
 
 

@@ -14,6 +14,7 @@ from isochrone.cli.app import run
 from isochrone.core.errors import InvalidInput
 from isochrone.core.lifecycle.experiment import ExperimentProgress, ExperimentResults
 from isochrone.twin.baselines.catalogue import EVERY, NAMES, routers
+from isochrone.twin.bound.lower_bound import Least
 from isochrone.twin.experiments.erlang import attainable_utilisation, waiting_probability
 from isochrone.twin.experiments.experiment import Outcome, Point, Results, View
 from isochrone.twin.experiments.findings import findings_of, load_for
@@ -237,6 +238,21 @@ def test_missed_and_met_targets_are_told_against_the_best_baseline() -> None:
     assert "1.30 x" in found[1][0]
     assert "w at 0.8 (mean, llm_d, 1.08 x)" in found[2][0]
     assert "p99" not in found[2][0].split("comparisons of mean and p99:")[1]
+
+
+def test_the_way_alone_is_told_beside_the_bound() -> None:
+    """At the speed of light; it is no target, so nothing is met or missed."""
+    ours, bound = row("ours", mean=130.0, p99=700.0), row("bound", mean=100.0, p99=500.0)
+    told = results("loads", ours, bound)
+    light = Least(mean_ms=26.0, p50_ms=20.0, p90_ms=50.0, p99_ms=140.0)
+    with_light = replace(told, outcomes=[
+        replace(each, light=light if each.row.policy == "bound" else None)
+        for each in told.outcomes
+    ])
+    (text, good), = [each for each in texts(with_light) if each not in texts(told)]
+    assert good is None
+    assert "26.0 ms in the mean and 140 ms at p99" in text
+    assert "ours is 5.00 x and 5.00 x of that" in text
 
 
 def test_fewer_gpus_meet_the_target_as_well_and_never_is_no_number() -> None:

@@ -96,6 +96,9 @@ extensions = mypycify(
     group_name=os.environ["ISOCHRONE_NAME"],
 )
 for extension in extensions:
+    # Nobody but this library calls its functions by name: so the compiler may put small ones into
+    # their callers, and the others are called without a look into the table of what is exported.
+    extension.extra_compile_args += ["-fvisibility=hidden", "-fno-plt"]
     # Python's own flags ask for warnings. Of one file this large they take GCC as long as all the
     # rest, and say nothing of the sources, only of what a generator wrote.
     extension.extra_compile_args.append("-Wno-all")

@@ -120,7 +120,7 @@ def run(
         played = play(game, told)
     if out is not None:
         write_rows([played.row], out)
-    print_rows([played.row])
+    print_rows([played])
     if played.summary is not None:
         print_summary(played.summary)
 
@@ -163,7 +163,7 @@ def compare(
     rows = [each.row for each in played]
     if out is not None:
         write_rows(rows, out)
-    print_rows(rows)
+    print_rows(played)
     if out is not None:
         print(f"written to {out}")
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from isochrone.twin.experiments.experiment import Results
     from isochrone.twin.fast.rows import Row
     from isochrone.twin.fast.summary import Summary
+    from isochrone.wiring.twin_comparison import Played
 
 BYTES_PER_MB = 1_000_000.0
 NOTE_S = 0.25
@@ -64,9 +65,10 @@ def _noted_in(file: Path, what: str, total: int | None) -> Callable[[int], None]
     return note
 
 
-def print_rows(rows: "Sequence[Row]") -> None:
+def print_rows(played: "Sequence[Played]") -> None:
     """A table for each load: times in ms, and how many times those of the bound and the best
     baseline they are."""
+    rows = [each.row for each in played]
     for load in dict.fromkeys(row.load for row in rows):
         same = [row for row in rows if row.load == load]
         sized = any(row.gpus_for_slo for row in same)
@@ -77,6 +79,12 @@ def print_rows(rows: "Sequence[Row]") -> None:
             [(*_cells(row, same), *((row.gpus_for_slo,) if sized else ())) for row in same],
             title=f"{same[0].workload} at load {load:.3g} (times in ms)",
         )
+        for each in played:
+            if each.light is not None and each.row.load == load:
+                print(
+                    f"The way alone takes {each.light.mean_ms:.1f} ms in the mean and "
+                    f"{each.light.p99_ms:.1f} ms at p99 at the speed of light."
+                )
 
 
 def _cells(row: "Row", rows: "Sequence[Row]") -> tuple[object, ...]:

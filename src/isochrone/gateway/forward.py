@@ -41,6 +41,7 @@ class Exchange(GivingWay):
 
     _over = False
     _held_tokens: int | None = None  # claimed from the limits of its key
+    _whole_tokens: Tokens = NO_TOKENS  # of a whole answer whose choices are still being counted
 
     def __init__(
         self,
@@ -167,6 +168,7 @@ class Exchange(GivingWay):
             usage_counts_one_choice=one_choice, prompts=request.prompts,
         )
         if one_choice and request.choices > 1:
+            self._whole_tokens = tokens
             self.context.spawn(self._recount(attempt, body, tokens))
         else:
             self._send_whole(attempt, body, tokens)
@@ -265,8 +267,11 @@ class Exchange(GivingWay):
             # It has the last event of its answer and did not wait for the end of the stream.
             self._end("finished", status=200, reason=None, tokens=self._tokens())
             return
-        status = 200 if self.reply.head_sent else CLIENT_GONE_STATUS
-        self._end("client_gone", status=status, reason=None, tokens=self._tokens())
+        sent = self.reply.head_sent
+        tokens = self._tokens() if sent else self._whole_tokens
+        self._end(
+            "client_gone", status=200 if sent else CLIENT_GONE_STATUS, reason=None, tokens=tokens
+        )
 
     def client_paused(self) -> None:
         if self.attempt is not None:
@@ -332,9 +337,10 @@ class Exchange(GivingWay):
         if self.turn is not None:
             self.leave_queue(tokens, now_ns)
         if self._held_tokens is not None:
-            context.limits.settle(self.key, self._held_tokens, tokens.total, now_ns)
+            counted = self._counted(outcome, tokens)
+            context.limits.settle(self.key, self._held_tokens, counted, now_ns)
         if self.limited is not None:
-            context.shared_limits.settle(self, tokens, now_ns)
+            context.shared_limits.settle(self, tokens, self._counted(outcome, tokens), now_ns)
         if self.claim is not None:
             self.claim.settle(tokens, now_ns)
         # A peer's request that was refused here leaves no trace: nothing was processed, and the
@@ -364,6 +370,16 @@ class Exchange(GivingWay):
         self.attempt = None  # breaks the cycle with it, so that no collection is needed
         if outcome != "client_gone":
             self.reply.close()
+
+    def _counted(self, outcome: Outcome, tokens: Tokens) -> int:
+        """What counts against limits of tokens. What an engine did for a client that left before
+        its answer began nobody has told, so nothing is charged; but it did something, and limits
+        that took it for nothing would be none for whoever always leaves: the prompt as estimated
+        counts, and where the answer was to come whole, all that it might have had."""
+        if outcome != "client_gone" or tokens.source != "none" or self.sent_ns is None:
+            return tokens.total
+        request = self.request
+        return request.prompt_tokens + (0 if request.stream else request.output_tokens)
 
 
 def _ms(duration_us: int) -> str:

@@ -198,7 +198,7 @@ def _hop_value(data: bytes, begin: int, stop: int) -> bytes:
 
 def _path(url: bytes) -> str:
     """The path without its query, of a target in either form (RFC 9112, 3.2)."""
-    if url[:4].lower() == b"http":
+    if url[:8].lower().startswith((b"http://", b"https://")):
         url = b"/" + url.partition(b"://")[2].partition(b"?")[0].partition(b"/")[2]
     return url.partition(b"?")[0].decode("latin-1")
 

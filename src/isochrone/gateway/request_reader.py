@@ -1,7 +1,9 @@
 """Reads requests from the bytes of one client connection, and says what is wrong with them.
 
 httptools parses; what it lets pass and two HTTP readers could still understand differently, what
-is too large, and what is not served here in this form becomes the fault of its request.
+is too large, and what is not served here in this form becomes the fault of its request. The parser
+does not show all that it lets pass (which protocol a start line names, how many spaces it has), so
+the bytes of a head are kept until it is whole, and looked at once more.
 """
 
 import re
@@ -18,6 +20,7 @@ from isochrone.wire import peer
 _HOP: Final = peer.HOP.encode()
 MOST_HEADERS = 128
 MOST_PIPELINED = 64
+MOST_PIECES = 1024  # of one read: empty lines within chunks are cheap to send
 
 # Headers that mean one thing only; given twice, the two readers of a request could differ.
 SINGLE = frozenset(
@@ -29,6 +32,7 @@ SINGLE = frozenset(
 )
 
 _HOST = re.compile(rb"[0-9A-Za-z.\-_~%!$&'()*+,;=:\[\]]*")  # RFC 3986, 3.2: host and port
+_TABBED = re.compile(rb"\ntransfer-encoding:[^\r\n]*\t", re.IGNORECASE)
 
 
 class Uploads:
@@ -45,8 +49,8 @@ class RequestReader:
     a fault nothing is read. `heads` remembers heads of whole requests."""
 
     __slots__ = (
-        "_heads", "_held_bytes", "_now_ns", "_parser", "_queue", "_resuming", "_settings",
-        "_too_many", "_uploads",
+        "_at", "_heads", "_held_bytes", "_now_ns", "_parser", "_queue", "_raw", "_resuming",
+        "_settings", "_too_many", "_uploads",
     )
 
     def __init__(
@@ -62,6 +66,8 @@ class RequestReader:
         self._resuming = False  # the parser is told again what it has forgotten
         self._too_many = False
         self._now_ns = 0
+        self._raw = b""  # the piece that is being read, behind those before it of the same head
+        self._at = 0  # where in it the next head begins, but for empty lines
 
     def read(self, data: bytes, now_ns: int) -> None:
         """Take in what has arrived. At most the last request of the queue is incomplete now."""
@@ -69,8 +75,11 @@ class RequestReader:
         before = queue[-1] if queue else None
         self._feed(data)
         if not queue:
+            self._raw = b""
             return
         last = queue[-1]
+        if last.head.complete:
+            self._raw = b""
         if before is last or (before is None and len(queue) == 1):
             last.read_bytes += len(data)
             if last.framing_bytes > self._settings.max_head_bytes:
@@ -99,23 +108,63 @@ class RequestReader:
     # -- the parser ------------------------------------------------------------------------------
 
     def _feed(self, data: bytes) -> None:
-        """What the parser finds wrong becomes the fault of the request at the end."""
+        """Read in pieces that end where a head or a body ends, so that it is known where the next
+        head begins."""
+        begin, size = 0, len(data)
+        last = self._queue[-1] if self._queue else None
+        if last is None or last.complete:
+            end = data.find(b"\r\n\r\n")
+            if end > 0 and data.find(b"\r", end + 4) < 0:  # one head, and nothing behind chunks
+                self._feed_piece(data)
+                return
+        for _ in range(MOST_PIECES):
+            end = self._end_of_piece(data, begin)
+            if not self._feed_piece(data if end - begin == size else data[begin:end]):
+                return
+            begin = end
+            if begin == size:
+                return
+        self._feed_piece(data[begin:])
+
+    def _end_of_piece(self, data: bytes, begin: int) -> int:
+        """Where the body ends that is being read; else behind the next empty line, with which
+        heads and bodies in chunks end, also where it has begun in what was read before."""
+        last = self._queue[-1] if self._queue else None
+        if last is not None and last.head.complete and not last.complete:
+            length = last.head.headers.get(b"content-length")
+            if length is not None:
+                return min(begin + int(length) - last.body_bytes, len(data))
+            end = begin
+            while data.startswith((b"\r", b"\n"), end):
+                end += 1
+            if end > begin:
+                return end
+        end = data.find(b"\r\n\r\n", begin)
+        return len(data) if end < 0 else end + 4
+
+    def _feed_piece(self, data: bytes) -> bool:
+        """Whether reading can go on. What the parser finds wrong becomes the fault of the request
+        at the end."""
         queue = self._queue
+        if queue and not queue[-1].head.complete:
+            self._raw += data
+        else:
+            self._raw, self._at = data, 0
         while data:
             if self._parser is None:
                 self._parser = httptools.HttpRequestParser(self)
             try:
                 self._parser.feed_data(data)
-                return
+                break
             except httptools.HttpParserCallbackError:
                 if not self._too_many:
                     raise
                 text = f"At most {MOST_PIPELINED} requests may be sent ahead."
                 self._spoil(Fault(status=400, reason="too_many_pipelined", message=text))
-                return
+                return False
             except httptools.HttpParserUpgrade as upgrade:
                 if queue[-1].fault is not None:
-                    return
+                    return False
                 self._parser = self._resumed(queue[-1])
                 data = data[upgrade.args[0] :]
             except httptools.HttpParserError as error:
@@ -123,7 +172,8 @@ class RequestReader:
                 fault = Fault(status=400, reason="bad_http", message=text)
                 preface = self._parser.get_method() == b"PRI"
                 self._spoil(_version("2.0") if preface else fault)
-                return
+                return False
+        return not queue or queue[-1].fault is None
 
     def _resumed(self, incoming: Incoming) -> Any:
         """An upgrade may be ignored (RFC 9110, 7.8), but the parser has stopped behind the head:
@@ -190,6 +240,7 @@ class RequestReader:
         if incoming.fault is None:
             incoming.fault = (
                 _bad_version(version)
+                or self._bad_bytes(head, parser.get_method() + b" " + head.url + b" HTTP/")
                 or self._bad_size(head)
                 or _bad_framing(head)
                 or _bad_target(head)
@@ -201,6 +252,7 @@ class RequestReader:
         if incoming.fault is not None:
             return
         incoming.body_bytes += len(body)
+        self._at += len(body)
         if incoming.body_bytes > self._settings.max_body_bytes:
             incoming.fault = self._body_too_large()
         else:
@@ -209,6 +261,25 @@ class RequestReader:
     def on_message_complete(self) -> None:
         self._queue[-1].complete = True
         self._queue[-1].ended_ns = self._now_ns
+
+    # -- what the parser does not show -----------------------------------------------------------
+
+    def _bad_bytes(self, head: RequestHead, start: bytes) -> Fault | None:
+        """The head has to begin with `start`: the parser also reads start lines of RTSP and ICE,
+        and those with several spaces between their words. And some readers do not take a tab before
+        `chunked` away, and so read another body."""
+        raw, begin = self._raw, self._at
+        if not raw.startswith(start, begin):
+            while raw.startswith((b"\r", b"\n"), begin):
+                begin += 1
+        if not raw.startswith(start, begin):
+            text = "The request does not begin with 'METHOD TARGET HTTP/1.1'."
+            return Fault(status=400, reason="bad_http", message=text)
+        self._at = raw.find(b"\r\n\r\n", begin) + 4
+        if b"transfer-encoding" in head.headers and _TABBED.search(raw, begin, self._at):
+            text = "The header 'transfer-encoding' has a tab in it."
+            return Fault(status=400, reason="bad_framing", message=text)
+        return None
 
     # -- what is too large -----------------------------------------------------------------------
 
@@ -267,6 +338,11 @@ def _bad_target(head: RequestHead) -> Fault | None:
         return Fault(status=400, reason="bad_host", message="The header 'host' is missing.")
     if host is not None and not _HOST.fullmatch(host.rstrip()):
         return Fault(status=400, reason="bad_host", message="The header 'host' names no host.")
+    if not head.url.startswith(b"/") and b"://" in head.url:
+        authority = re.split(rb"[/?#]", head.url.partition(b"://")[2], maxsplit=1)[0]
+        if not authority or not _HOST.fullmatch(authority):
+            text = "The target of the request names no host."
+            return Fault(status=400, reason="bad_target", message=text)
     if b"#" in head.url:
         text = "The target of a request has no fragment."
         return Fault(status=400, reason="bad_target", message=text)

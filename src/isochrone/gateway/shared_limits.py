@@ -139,14 +139,17 @@ class SharedLimits:
             self._waiting[exchange] = mine
         return None
 
-    def settle(self, exchange: "Exchange", tokens: Tokens, now_ns: int) -> None:
-        """The request has ended, in whatever way."""
+    def settle(
+        self, exchange: "Exchange", tokens: Tokens, counted_tokens: int, now_ns: int
+    ) -> None:
+        """The request has ended, in whatever way. `counted_tokens` are those that count against
+        limits of tokens."""
         mine = exchange.limited
         assert mine is not None, "it has limits"
         if mine.waits:
             mine.waits = False
             self._waiting.pop(exchange, None)
-        total, cost = tokens.total, 0
+        total, cost = counted_tokens, 0
         if mine.card is not None and tokens.source != "none":
             cost = self._cost(mine.card, exchange, tokens)
         used: list[int] = []

@@ -11,7 +11,7 @@ from isochrone.adapters.packaged import load_baseline_parameters
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.baselines.campus import best_campus, campus_of
 from isochrone.twin.baselines.catalogue import CAMPUS, NAMES, routers
-from isochrone.twin.bound.lower_bound import lower_bounds
+from isochrone.twin.bound.lower_bound import Least, lower_bounds
 from isochrone.twin.fast.arrivals import Arrivals, chunk_of
 from isochrone.twin.fast.fleet import Fleet
 from isochrone.twin.fast.ours import Ours
@@ -49,10 +49,12 @@ class Game:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """`summary` is None for the bound, which is no run."""
+    """`summary` is None for the bound, which is no run; `light` is told with that: what the way
+    alone takes at the speed of light in fibre."""
 
     row: Row
     summary: Summary | None
+    light: Least | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,7 @@ def _played(
 ) -> Played:
     workload = game.scenario.workload
     if game.policy == BOUND:
-        return Played(row=_bound(ground, workload.name, load), summary=None)
+        return _bound(ground, workload.name, load)
 
     def told() -> Iterator[Arrivals]:
         for chunk in ground.arrivals():
@@ -214,13 +216,13 @@ def _at_s(chunks: Iterator[Arrivals], number: int) -> float:
     return at_s
 
 
-def _bound(ground: Ground, workload: str, load: float) -> Row:
+def _bound(ground: Ground, workload: str, load: float) -> Played:
     fleet = ground.world.fleet
     found = lower_bounds(fleet, Tables(fleet), ground.arrivals(), from_s=ground.warm_s)
     requests, counted_s = found.requests + found.unservable, ground.last_s() - ground.warm_s
     least = found.clairvoyant
     any_ = found.requests > 0
-    return Row(
+    row = Row(
         workload=workload, load=load, policy=BOUND,
         ttft_ms_mean=least.mean_ms if any_ else None, ttft_ms_p50=least.p50_ms if any_ else None,
         ttft_ms_p90=least.p90_ms if any_ else None, ttft_ms_p99=least.p99_ms if any_ else None,
@@ -229,3 +231,4 @@ def _bound(ground: Ground, workload: str, load: float) -> Row:
         hit_rate=1.0 - found.fresh_tokens / found.prompt_tokens if found.prompt_tokens else 0.0,
         cross_border_bytes=None, gpus_for_slo=None,
     )
+    return Played(row=row, summary=None, light=found.light if any_ else None)

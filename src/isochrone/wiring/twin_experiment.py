@@ -237,7 +237,7 @@ def play_experiment(
     outcomes: list[Outcome] = []
     for (setting, _), each in zip(work, played, strict=True):
         names = [tenant.name for tenant in setting.scenario.tenants]
-        outcomes += outcomes_of(setting.point, each.row, each.summary, names)
+        outcomes += outcomes_of(setting.point, each.row, each.summary, names, each.light)
     widest = max(experiment.settings, key=lambda each: each.scenario.fleet.engine_sites)
     places, clients = _map(widest.scenario, requests)
     return Results(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from isochrone.twin.bound.lower_bound import Least
 from isochrone.twin.fast.rows import Row
 from isochrone.twin.fast.summary import Summary
 
@@ -30,7 +31,8 @@ class Point:
 class Outcome:
     """What one policy did at a point. `tenant` is empty for all requests together; of one tenant
     only times, requests, refusals and the share in time are known. `gpus`: that were there. Counts
-    are None for the bound, which is no run."""
+    are None for the bound, which is no run; only with that, `light` is what the way alone takes at
+    the speed of light."""
 
     point: Point
     row: Row
@@ -41,6 +43,7 @@ class Outcome:
     gpus: int | None = None
     busy_share: float | None = None
     by_site: tuple[int, ...] = ()
+    light: Least | None = None
 
     def record(self) -> dict[str, Cell]:
         """A flat row of a table; the same columns for all outcomes of one experiment."""
@@ -91,11 +94,12 @@ class Results:
 
 
 def outcomes_of(
-    point: Point, row: Row, summary: Summary | None, tenants: Sequence[str]
+    point: Point, row: Row, summary: Summary | None, tenants: Sequence[str],
+    light: Least | None = None,
 ) -> list[Outcome]:
     """The one of all requests, and, where there are several tenants, one for each."""
     if summary is None:
-        return [Outcome(point=point, row=row)]
+        return [Outcome(point=point, row=row, light=light)]
     found = [Outcome(
         point=point, row=row, requests=summary.requests, refused=summary.refused,
         broken=summary.broken, gpus=summary.gpus, busy_share=summary.busy_share,

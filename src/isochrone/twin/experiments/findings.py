@@ -99,7 +99,20 @@ def _at_target_load(workload: str, by_policy: Mapping[str, Outcome]) -> list[Fin
             f"policy can beat {_ms(bound)}: {_times(share)} (target {BOUND_TARGET:g} x)",
             good=share is not None and share <= BOUND_TARGET,
         ))
+        found += _beside_light(workload, ours, by_policy[BOUND])
     return found
+
+
+def _beside_light(workload: str, ours: Row, bound: Outcome) -> list[Finding]:
+    light = bound.light
+    if light is None:
+        return []
+    return [Finding(
+        text=f"{workload} at load {TARGET_LOAD:g}: the way alone takes {_ms(light.mean_ms)} in the "
+        f"mean and {_ms(light.p99_ms)} at p99 at the speed of light; ours is "
+        f"{_times(_ratio(ours.ttft_ms_mean, light.mean_ms))} and "
+        f"{_times(_ratio(ours.ttft_ms_p99, light.p99_ms))} of that",
+    )]
 
 
 def _never_worse(outcomes: Sequence[Outcome]) -> list[Finding]:

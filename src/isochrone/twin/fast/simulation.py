@@ -74,7 +74,7 @@ class Simulation:
             for number in range(len(fleet.sites))
         ]
         self.open = 0
-        self._kept: dict[int, Flight] = {}  # at a site, and not at a replica
+        self._kept: dict[int, Flight] = {}  # at a site and not at a replica, longer than an instant
         self._due = Timeline()
         self._allowed: dict[int, int] = {}  # by ingress, tenant and model: sites as bits
         self._tenants, self._models = len(fleet.tenants), len(fleet.models)
@@ -139,7 +139,8 @@ class Simulation:
         elif flight.stage == AT_SITE:
             if not self.sites[flight.site].up:
                 return  # whoever says so is dead
-            del self._kept[flight.ident]
+            if flight.ident in self._kept:
+                del self._kept[flight.ident]
             delay_s = self.ways.between_s(flight.site, site, flight.ident, flight.hops)
             cut = False
         else:
@@ -158,16 +159,17 @@ class Simulation:
         if flight.stage != AT_SITE:
             raise BrokenRule(f"request {flight.ident} is not at a site: stage {flight.stage}")
         running, arrival = self.replicas[replica], flight.arrival
-        site = running.spec.site
+        site = running.site
         if not self.sites[flight.site].up:
             return
-        if site != flight.site or not running.ready or running.spec.model != arrival.model:
+        if site != flight.site or not running.ready or running.model != arrival.model:
             raise BrokenRule(f"request {flight.ident} cannot be served by replica {replica}")
         if not self._may_process(arrival, site):
             raise BrokenRule(f"request {flight.ident} may not be processed at site {site}")
         flight.replica = replica
         flight.stage = AT_REPLICA
-        del self._kept[flight.ident]
+        if flight.ident in self._kept:
+            del self._kept[flight.ident]
         job = Job(
             flight.ident, arrival.prompt_tokens, arrival.output_tokens, arrival.blocks, flight
         )
@@ -243,11 +245,12 @@ class Simulation:
         arrival = flight.arrival
         flight.stage = AT_SITE
         flight.reached_s = now_s
-        self._kept[flight.ident] = flight
         if arrival.prompt_tokens + arrival.output_tokens > self._most_tokens[site][arrival.model]:
             self._send_back(flight, REFUSED, now_s)
             return
         self.router.arrived(flight, site, now_s)
+        if flight.stage == AT_SITE:
+            self._kept[flight.ident] = flight
 
     def _send_back(self, flight: Flight, kind: int, now_s: float) -> None:
         """To the ingress, which hears of it half a round trip later."""
@@ -273,7 +276,7 @@ class Simulation:
     def _progress(self, running: Running, job: Job, now_s: float) -> None:
         flight = job.owner
         assert isinstance(flight, Flight), "each job is a flight's"
-        site = running.spec.site
+        site = running.site
         if flight.first_s < 0.0:
             flight.first_s = now_s
             self.router.first_token(flight, site, now_s)

@@ -19,13 +19,15 @@ class Running:
     `generation` counts its engines; a start that is overtaken has an older `serial`."""
 
     __slots__ = (
-        "arrived", "before_s", "due_s", "failed", "generation", "ident", "load", "meter", "number",
-        "read_s", "ready", "serial", "sim", "spec", "wanted",
+        "arrived", "before_s", "due_s", "failed", "generation", "ident", "load", "meter", "model",
+        "number", "read_s", "ready", "serial", "sim", "site", "spec", "wanted",
     )
 
     def __init__(self, number: int, spec: FleetReplica, ident: str) -> None:
         self.number = number
         self.spec = spec
+        self.site = spec.site
+        self.model = spec.model
         self.ident = ident
         self.sim = SimulatedReplica(spec.physics, cache_tokens=spec.cache_tokens)
         self.meter = Meter(self.sim)

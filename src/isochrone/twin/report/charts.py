@@ -53,7 +53,7 @@ def lines(
                  f"{escape(x_title)}</text>")
     for name, points in series.items():
         parts.append(_line(name, points, at_x, at_y, colour_of(name, names)))
-    return _svg("".join(parts)) + _legend(list(series), names)
+    return _svg("".join(parts), f"{y_title} by {x_title}") + _legend(list(series), names)
 
 
 def bars(
@@ -87,7 +87,7 @@ def bars(
                     f'height="{HEIGHT - BOTTOM - top:.1f}" fill="{colour_of(name, names)}">'
                     f"<title>{escape(f'{group}, {name}: {y:,.4g}')}</title></rect>"
                 )
-    return _svg("".join(parts)) + _legend(shown, names)
+    return _svg("".join(parts), y_title) + _legend(shown, names)
 
 
 def _line(
@@ -129,8 +129,10 @@ def _frame(ticks: Sequence[float], at_y: "Scale", y_title: str) -> str:
     return "".join(parts)
 
 
-def _svg(inner: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{inner}</svg>'
+def _svg(inner: str, label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{inner}</svg>'
+    )
 
 
 def _legend(shown: Sequence[str], names: Sequence[str]) -> str:

@@ -41,7 +41,8 @@ def world_map(
         for each, size in zip(places, sizes, strict=True)
     )
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class=map role="img"><path d="{land}" class=l />'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class=map role="img" '
+        f'aria-label="A map of clients and sites with engines"><path d="{land}" class=l />'
         f"{dots}{sites}</svg>"
     )
 
