@@ -61,7 +61,7 @@ def test_what_was_held_too_much_is_free_again_at_each_level(kind: LimitKind) -> 
     exchange, refusal = home.ask("mine")
     assert refusal is None
     assert home.ask("mine")[1] is not None
-    home.limits.settle(exchange, Tokens(), exchange.started_ns)
+    home.limits.settle(exchange, Tokens(), 0, exchange.started_ns)
     home.pass_s(3)
     assert [part.held for part in parts(home)] == [0, 0, 0]
     assert home.ask("mine")[1] is None
