@@ -13,7 +13,7 @@ from isochrone.control.world import seed_of
 from isochrone.core.errors import Conflict
 from isochrone.core.ids import KeyId, ModelName, OrgId, ProjectId, SiteName
 from isochrone.core.world.tenant import EVERY_TENANT, Organisation, Principal, Project, Scope
-from isochrone.ports.audit import AuditEntry, AuditFilter
+from isochrone.ports.audit import KINDS, AuditEntry, AuditFilter
 from isochrone.ports.estate import SiteToken
 from isochrone.ports.registry import Registry
 from tests.contract.test_registry import a_joining, a_key, a_policy, an_intent
@@ -94,6 +94,15 @@ def test_every_store_call_that_changes_something_is_in_the_log(
         "late_reports", "leases", "limit_sums", "links", "meter_hours", "parked",
         "reconciliations", "request_hours", "sign_in_tries", "usage", "view_serial",
     }
+
+
+def test_entries_are_of_the_kinds_that_can_be_asked_for(pool: Pool) -> None:
+    with pool.transaction() as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT split_part(encode(tgargs, 'escape'), '\\000', 1) FROM pg_trigger"
+            " WHERE tgname = 'audited' AND tgparentid = 0"
+        ).fetchall()
+    assert {row[0] for row in rows} == set(KINDS)
 
 
 def test_the_estate_is_logged_and_only_where_it_changed(registry: Registry) -> None:

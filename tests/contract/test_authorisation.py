@@ -273,6 +273,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
         stage.sheet(whose)[0].replace("prices", "prices/trials"), stage.sheet(whose)[1]
     ),
     "GET /reconciliation": lambda stage, _: ("reconciliation", None),
+    "POST /reconciliation/sums": lambda stage, _: ("reconciliation/sums", {}),
     "GET /reconciliation/reports": lambda stage, _: ("reconciliation/reports", None),
     "GET /principals": lambda stage, _: ("principals?limit=1000", None),
     "POST /principals": lambda stage, whose: (

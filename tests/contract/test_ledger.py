@@ -31,8 +31,8 @@ from isochrone.core.ids import OrgId, ProjectId, uuid7
 from isochrone.core.metering.event import Tokens, UsageEvent
 from isochrone.core.money import PICO
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
-from isochrone.ports.ledger import Due
-from isochrone.ports.prices import StoredSheet
+from isochrone.ports.ledger import Due, Ledger
+from isochrone.ports.prices import Prices, StoredSheet
 from isochrone.ports.tenants import Once
 from tests.unit.build_usage import a_usage_event
 
@@ -82,7 +82,7 @@ def a_sheet(**changes: object) -> PriceSheet:
     return replace(sheet, **changes)  # type: ignore[arg-type]
 
 
-def sell_at(prices: PostgresPrices, sheet: PriceSheet, only_for: OrgId | None = None) -> None:
+def sell_at(prices: Prices, sheet: PriceSheet, only_for: OrgId | None = None) -> None:
     prices.add_sheet(
         EVERY_TENANT, StoredSheet(sheet=sheet, only_for=only_for, created_at=START), once=None
     )
@@ -94,7 +94,7 @@ def a_report(number: int, *, hour: int = 0, output: int = 3) -> UsageEvent:
     return replace(event, received_at=at, finished_at=at + S)
 
 
-def charge_all(ledger: PostgresLedger, before: int) -> int:
+def charge_all(ledger: Ledger, before: int) -> int:
     return sum(
         ledger.charge(each, before=before, now=before)
         for each in ledger.due(before=before, now=before)
@@ -196,6 +196,36 @@ def test_hours_are_charged_when_they_are_over_and_late_usage_corrects_them(
     ]
     assert (kinds.count("charge"), kinds.count("correction")) == (7, 3)
     assert zero_sum(pool)
+
+
+def test_a_charge_names_the_digest_of_all_requests_of_its_hour(
+    ledger: PostgresLedger, book: PostgresBook, prices: PostgresPrices, pool: Pool
+) -> None:
+    sell_at(prices, a_sheet())
+
+    def digests() -> list[str]:
+        rows = ledger.postings(MINE, org_id=None, project_id=None, most=99)
+        charges = [row.posting.about for row in rows if row.posting.kind == "charge"]
+        return [about.rpartition("/")[2] for about in charges if about.startswith("output")]
+
+    def of_rows() -> str:
+        with pool.transaction(EVERY_TENANT) as connection:
+            row = connection.execute(
+                "SELECT bit_xor(usage_mark(request_id, input_uncached, input_cached, output))::text"
+                " FROM usage"
+            ).fetchone()
+        assert row is not None
+        return f"{int(row[0], 2):032x}"
+
+    told = [a_report(number) for number in range(5)]
+    book.book_usage(told, now=1)
+    charge_all(ledger, START + HOUR_NS)
+    first = of_rows()
+    assert digests() == [first]
+    book.book_usage([*told[::-1], a_report(9)], now=2)
+    charge_all(ledger, START + HOUR_NS)
+    assert digests() == [first, of_rows()]
+    assert first != of_rows()
 
 
 def test_a_better_report_takes_back_what_the_worse_one_was_charged(

@@ -95,6 +95,8 @@ def test_bad_input_is_told_and_nothing_is_written(api: Api) -> None:  # noqa: F8
     assert "above zero" in problems(kind="budget", amount="0", **PROJECT)
     assert "plain decimal" in problems(kind="budget", amount="1e3", **PROJECT)
     assert "whole number" in problems(kind="concurrent", amount="2.5", **PROJECT)
+    assert "at most" in problems(kind="concurrent", amount="9" * 30, **PROJECT)
+    assert "of whom" in problems(kind="concurrent", amount="2"), "an operator belongs to none"
     assert "only a budget" in problems(kind="concurrent", amount="2", period="day", **PROJECT)
     assert problems(kind="luck", amount="2")
     of_nobody = {"kind": "concurrent", "amount": "2", "key_id": "no"}
@@ -197,6 +199,32 @@ def test_a_budget_of_a_project_is_leased_in_the_ledger(api: Api) -> None:  # noq
     registry.ledger.expire_holds(now=day + 5 * DAY_NS)
     assert (at("held"), at("credit")) == (0, -spent)
     assert lease_id(limit, day) != lease_id(limit, day + DAY_NS)
+
+
+def test_no_money_is_set_aside_for_a_closed_project(api: Api) -> None:  # noqa: F811
+    api.make("prices", SHEET)
+    ledger, day = api.context.registry.ledger, day_of(api.context.now())
+    for name in ("app", "other"):
+        project = api.make("projects", {"name": name, "org_id": "default"})["id"]
+        put(api, kind="budget", amount="10", period="day", project_id=project)
+
+    def held() -> list[int]:
+        found = ledger.balances(EVERY_TENANT, org_id=OrgId("default"), project_id=None)
+        return sorted(
+            amount // PICO for (account, _), amount in found.items() if account.kind == "held"
+        )
+
+    follow(api, day + HOUR_NS)
+    assert held() == [10, 10]
+    assert api.call("POST", f"projects/{project}/close")[0] == 200
+    follow(api, day + DAY_NS + HOUR_NS)
+    assert held() == [10], "what it held was given back, and no more is set aside"
+    assert api.call("POST", f"projects/{project}/reopen")[0] == 200
+    follow(api, day + DAY_NS + 2 * HOUR_NS)
+    assert held() == [10, 10]
+    assert api.call("POST", "organisations/default/close")[0] == 200
+    follow(api, day + 2 * DAY_NS + HOUR_NS)
+    assert held() == []
 
 
 def test_a_sum_of_a_limit_that_is_gone_is_no_matter(api: Api) -> None:  # noqa: F811

@@ -130,6 +130,35 @@ def test_the_order_of_arrival_does_not_matter(meters: PostgresMeters, pool: Pool
         assert kept(org) == kept("org-0") != []
 
 
+def test_sums_of_hours_are_made_again_to_the_same_bytes(meters: PostgresMeters, pool: Pool) -> None:
+    add(
+        meters, gpus("a", 8, 1800, 3 * 3600), an_event("b"), an_event("c", "peak_streams"),
+        an_event("d", "active_users", subject="x"),
+    )
+
+    def kept() -> list[tuple[object, ...]]:
+        with pool.transaction(EVERY_TENANT) as connection:
+            return connection.execute(
+                "SELECT * FROM meter_hours WHERE amount <> 0 ORDER BY meter, hour_at"
+            ).fetchall()
+
+    right = kept()
+    assert meters.make_hours_again(since=0, until=2**62) == 0
+    with pool.transaction(EVERY_TENANT) as connection:
+        connection.execute("UPDATE meter_hours SET amount = 7 WHERE meter = 'bytes'")
+        connection.execute(
+            "UPDATE meter_hours SET digest = 0::bit(128) WHERE hour_at > %s", (START,)
+        )
+        connection.execute(
+            "INSERT INTO meter_hours SELECT org_id, project_id, hour_at, 'egress', model, class,"
+            " site, bound, kind, 1, digest FROM meter_hours WHERE meter = 'bytes'"
+        )
+    assert meters.make_hours_again(since=START + HOUR_NS, until=START + 2 * HOUR_NS) == 1
+    assert meters.make_hours_again(since=0, until=2**62) == 3
+    assert meters.make_hours_again(since=0, until=2**62) == 0
+    assert kept() == right
+
+
 def test_an_amended_request_is_charged_as_amended(meters: PostgresMeters, pool: Pool) -> None:
     ledger, book = PostgresLedger(pool), PostgresBook(pool)
     sell_at(PostgresPrices(pool), a_sheet())
@@ -168,13 +197,18 @@ def test_events_come_in_over_the_api(api: Api) -> None:  # noqa: F811
     wrong: list[list[dict[str, object]]] = [[], [{**event, "at": "now"}], [{"id": "x"}]]
     for bad in ({"events": events} for events in wrong):
         assert api.call("POST", "meters/events", bad)[0] == 422
+    known, lost = {**event, "id": "y"}, {**event, "id": "z", "project_id": "lost"}
+    items = api.call("POST", "meters/events", {"events": [lost, known]})[1]["items"]
+    assert [each["result"] for each in items] == ["refused", "accepted"]
+    assert items[0]["reason"] == "there is no project 'lost'"
     owner = api.tenant("acme")
     assert api.call("POST", "meters/events", body, key=owner)[0] == 403
     first = api.call("GET", "meters/events?limit=1")[1]
     rest = api.call("GET", f"meters/events?limit=1000&after={first['next']}")[1]
     kept = [each["id"] for each in (*first["items"], *rest["items"])]
     assert kept == sorted(
-        each["id"] for each in said["items"] if each["result"] in ("accepted", "unmetered")
+        each["id"] for each in (*said["items"], *items)
+        if each["result"] in ("accepted", "unmetered")
     )
     assert rest["next"] is None
     assert api.call("GET", "meters/events", key=owner)[1]["items"] == [], "of another organisation"

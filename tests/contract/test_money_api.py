@@ -139,13 +139,31 @@ def test_bad_input_says_all_that_is_wrong_and_writes_nothing(api: Api) -> None: 
         {"amount": "1", "colour": "red"},
     ):
         assert api.call("POST", "ledger/credits", credit, once="x")[0] == 422
+    api.make("prices", SHEET)
+    dollars = api.call("POST", "ledger/credits", {"amount": "1", "currency": "USD"}, once="x")
+    assert dollars[1]["problems"] == [
+        "currency: prices are in EUR, and USD is never exchanged for it"
+    ]
     lost = {"amount": "1", "project_id": "lost"}
     assert api.call("POST", "ledger/credits", lost, once="x")[0] == 404
     assert api.call("GET", "ledger/postings")[1]["items"] == []
     for query in ("spent?month=2026-13", "spent?month=26-1", "postings?after=x"):
         assert api.call("GET", f"ledger/{query}")[0] == 422
+    for path in ("spent", "days", "balances", "postings"):
+        for whose in ("org_id=lost", "project_id=lost", "org_id=default&project_id=lost"):
+            assert api.call("GET", f"ledger/{path}?{whose}")[0] == 404, "not as if it were empty"
+    for day, said in (("yesterday", "like 2026-11-20"), ("2199-01-01", "has not begun")):
+        status, problem = api.call("GET", f"reconciliation?day={day}")
+        assert (status, said in problem["detail"]) == (422, True)
     correction = {"key": "charge/none", "about": "x"}
     assert api.call("POST", "ledger/corrections", correction, once="x")[0] == 404
+
+
+def test_a_credit_is_in_the_currency_of_the_prices(api: Api) -> None:  # noqa: F811
+    api.make("prices", {**SHEET, "currency": "CHF"})
+    made = api.call("POST", "ledger/credits", {"amount": "1"}, once="k")
+    assert (made[0], made[1]["currency"]) == (201, "CHF")
+    assert api.call("POST", "ledger/credits", {"amount": "1", "currency": "CHF"}, once="k") == made
 
 
 def test_a_tenant_sees_its_own_money_and_moves_none(api: Api) -> None:  # noqa: F811

@@ -8,6 +8,7 @@ import pytest
 
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.meters import PostgresMeters
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.adapters.postgres.reconciling import PostgresReconciling
@@ -25,6 +26,7 @@ from isochrone.twin.clock import VirtualClock
 from isochrone.twin.loop import VirtualLoop, run
 from isochrone.wire import fleet
 from tests.contract.test_ledger import START, a_report, a_sheet, charge_all, sell_at
+from tests.contract.test_meters import an_event
 
 REPLICA = ReplicaId("sydney/tiny/0")
 
@@ -81,8 +83,11 @@ def test_a_missing_token_is_found_wherever_it_went(store: PostgresReconciling, p
     book.park([Parked(id="x", subject="usage.x", payload=b"x", reason="bad")], now=START)
     with pool.transaction(EVERY_TENANT) as connection:
         connection.execute("UPDATE request_hours SET output = 0")
+    PostgresMeters(pool).add_events(EVERY_TENANT, [an_event()], now=START)
+    with pool.transaction(EVERY_TENANT) as connection:
+        connection.execute("UPDATE meter_hours SET amount = amount + 1")
     said = " ".join(report_of(store, START).findings)
-    assert "1 sums by hour are not" in said
+    assert "2 sums by hour are not" in said, "one of requests, one of another meter"
     assert "1 messages could not be booked" in said
 
 

@@ -6,21 +6,30 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from random import Random
+from typing import TypeVar
 
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.migrate import migrate
 from isochrone.adapters.postgres.pool import Pool, open_pool
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.core.billing.rate import Quantity, rate
 from isochrone.core.billing.sheet import Facts, Meter
+from isochrone.core.errors import StoreUnavailable
 from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.metering.merge import better
 from isochrone.core.world.tenant import EVERY_TENANT
 from tests.contract.test_ledger import NOVEMBER, a_sheet, sell_at, zero_sum
-from tests.fixtures.settling_worker import charge_all, reports, settle
+from tests.contract.test_postgres_server import Server, server  # noqa: F401 - a fixture
+from tests.fixtures.postgres import wait_until
+from tests.fixtures.settling_worker import BATCH, charge_all, reports, settle
+
+T = TypeVar("T")
 
 EVENTS = int(os.environ.get("ISOCHRONE_EVENTS", "3000"))
 
@@ -99,3 +108,51 @@ def test_kill_9_in_the_middle_of_settling_loses_and_doubles_nothing(database: st
     settle(pool, told)
     check(pool, told)
     pool.close()
+
+
+def test_kill_9_of_postgres_in_the_middle_of_settling_loses_and_doubles_nothing(
+    server: Server,  # noqa: F811
+) -> None:
+    """What was not acknowledged is told again, as the durable stream does, though it may have been
+    committed before the reply was lost."""
+    migrate(server.plan.conninfo)
+    pool = open_pool(server.plan.conninfo)
+    sell_at(PostgresPrices(pool), a_sheet())
+    book, ledger, told = PostgresBook(pool), PostgresLedger(pool), reports(3000, Random(13))
+    batches = [told[first : first + BATCH] for first in range(0, len(told), BATCH)]
+    acknowledged: list[int] = []
+    lost: list[StoreUnavailable] = []
+
+    def insist(call: Callable[[], T]) -> T:
+        while True:
+            try:
+                return call()
+            except StoreUnavailable as error:
+                lost.append(error)
+
+    def run(order: Sequence[list[UsageEvent]]) -> None:
+        for number, batch in enumerate(order):
+            insist(partial(book.book_usage, batch, now=1))
+            acknowledged.append(number)
+            if number % 4 == 0:
+                insist(partial(charge_all, ledger))
+
+    with ThreadPoolExecutor(2) as workers:
+        middle = len(batches) // 2 + 1
+        settling = [workers.submit(run, half) for half in (
+            batches[:middle], batches[: middle - 2 : -1],
+        )]
+        for kills in range(1, 4):
+            wait_until(partial(reached, acknowledged, 7 * kills), "more was acknowledged")
+            server.process.kill()
+            server.process.wait()
+            server.again()
+        for each in settling:
+            each.result(timeout=60)
+    assert len(lost) >= 3, "each time somebody was in the middle of it"
+    check(pool, told)
+    pool.close()
+
+
+def reached(acknowledged: list[int], count: int) -> bool:
+    return len(acknowledged) >= count

@@ -266,11 +266,13 @@ def test_bad_input_lists_everything_wrong_and_writes_nothing(api: Api, pool: Poo
         ("PATCH", "organisations/default", {"retain_days": 3651, "name": ""}, 2),
         ("PATCH", "projects/default", {"name": ""}, 1),
         ("GET", "audit?after=x", None, 1), ("GET", "audit?since=yesterday&limit=0", None, 1),
+        ("GET", "audit?kind=nothing", None, 1),
     ):
         status, problem = api.call(method, path, body)
         assert (status, len(problem["problems"])) == (422, said), problem
     for method, path, body, status in (
         ("PATCH", "organisations/nowhere", {"name": "x"}, 404),
+        ("GET", "audit?org=nowhere", None, 404), ("GET", "projects?org=nowhere", None, 404),
         ("PATCH", "projects/nowhere", {"name": "x"}, 404),
         ("POST", "keys/nowhere/rotate", {}, 404), ("POST", "principals/nowhere/erase", None, 404),
     ):

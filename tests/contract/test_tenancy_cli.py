@@ -1,6 +1,7 @@
 """`isochrone org | project | member | key | audit` against a real Control API on loopback."""
 
 import asyncio
+import io
 import json
 import sys
 import threading
@@ -144,7 +145,9 @@ def test_the_first_name_of_the_key_command_goes_on_working(cli: Cli) -> None:
     assert cli("keys", "revoke", made["id"])[1] == f"revoked {made['id']}\n"
 
 
-def test_bad_input_is_told_whole_and_exits_with_2(cli: Cli, api: Api) -> None:  # noqa: F811
+def test_bad_input_is_told_whole_and_exits_with_2(
+    cli: Cli, api: Api, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
     before = [api.call("GET", path)[1] for path in ("keys", "principals", "audit")]
     for words, said in (
         (("key", "create", "--scopes", "chat,root", "--classes", "gold"), ["scopes", "classes"]),
@@ -154,14 +157,58 @@ def test_bad_input_is_told_whole_and_exits_with_2(cli: Cli, api: Api) -> None:  
         (("org", "change", "default"), ["--name, --retain-days or both"]),
         (("org", "change", "default", "--retain-days", "9999"), ["retain_days"]),
         (("audit", "--since", "soon"), ["since: must be like"]),
+        (("audit", "--kind", "luck"), ["kind: 'luck' is none of account"]),
     ):
         code, output, complaint = cli(*words)
         assert (code, output) == (2, "")
         for part in said:
             assert part in complaint
         assert len(complaint.splitlines()) == len(said)
+    for words in (
+        ("org", "close", "default"), ("org", "erase-person", "x"), ("project", "close", "default"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        code, output, complaint = cli(*words)
+        assert (code, output.strip()) == (2, ""), "nobody is there to say yes"
+        assert "nothing was done; answer y, or give --yes" in complaint
+        monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+        assert cli(*words)[0] == 2
     assert cli("member", "remove", "nobody")[0] == 1
     assert [api.call("GET", path)[1] for path in ("keys", "principals", "audit")] == before
+
+
+def test_bad_input_about_money_is_told_and_writes_nothing(
+    cli: Cli, api: Api, tmp_path: Path  # noqa: F811
+) -> None:
+    paths = ("limits", "prices", "ledger/postings", "meters/events")
+    sheet = tmp_path / "sheet.toml"
+    sheet.write_text('id = "x"\ncurrency = "euro"\nvalid_from = "soon"\nprices = []\n')
+    before = [api.call("GET", path)[1] for path in paths]
+    for words, code, said in (
+        (("limit", "set", "luck", "5", "--project", "default"), 2, "kind: input should be"),
+        (("limit", "set", "concurrent", "5"), 2, "of whom: name a key, a project, or"),
+        (("limit", "set", "concurrent", "2.5", "--project", "default"), 2, "not a whole number"),
+        (("limit", "set", "concurrent", "5", "--of-key", "lost"), 1, "there is no key 'lost'"),
+        (("limit", "show", "lost"), 1, "there is no limit 'lost'"),
+        (("limit", "remove", "lost"), 1, "there is no limit 'lost'"),
+        (("price", "create", str(sheet)), 2, "three capital letters"),
+        (("price", "create", str(tmp_path / "lost")), 2, "cannot be read"),
+        (("price", "show", "lost"), 1, "no such version of a sheet 'lost'"),
+        (("ledger", "spent", "--month", "2026-13"), 2, "month: must be like 2026-11"),
+        (("ledger", "spent", "--org", "lost"), 1, "there is no organisation 'lost'"),
+        (("ledger", "balances", "--project", "lost"), 1, "there is no project 'lost'"),
+        (("ledger", "postings", "--org", "lost"), 1, "there is no organisation 'lost'"),
+        (("ledger", "credit", "ten"), 2, "not a plain decimal"),
+        (("ledger", "credit", "1", "--project", "lost"), 1, "there is no project 'lost'"),
+        (("ledger", "correct", "lost", "--about", "x"), 1, "there is no posting 'lost'"),
+        (("reconcile", "--day", "yesterday"), 2, "day: must be like 2026-11-20"),
+        (("reconcile", "--day", "2199-01-01"), 2, "day: 2199-01-01 has not begun"),
+        (("project", "list", "--org", "lost"), 1, "there is no organisation 'lost'"),
+    ):
+        found, output, complaint = cli(*words)
+        assert (found, output) == (code, ""), words
+        assert said in complaint, words
+    assert [api.call("GET", path)[1] for path in paths] == before
 
 
 @pytest.mark.parametrize("verb", ["org", "project", "member", "key", "audit", "meter"])

@@ -78,10 +78,10 @@ class Home:
             assert letter.to == SITE
             self._deliver(self.limits.hear(SITE, letter.message))
 
-    def ask(self, key: str) -> tuple[Exchange, Refusal | None]:
+    def ask(self, key: str, project: str = "project") -> tuple[Exchange, Refusal | None]:
         exchange = Exchange.__new__(Exchange)
         exchange.key = ApiKey(
-            id=KeyId(key), secret_sha256="", org_id=OrgId("org"), project_id=ProjectId("project"),
+            id=KeyId(key), secret_sha256="", org_id=OrgId("org"), project_id=ProjectId(project),
             policy_id=PolicyId("p"),
         )
         exchange.class_, exchange.limited, exchange.attempt = "on_demand", None, None

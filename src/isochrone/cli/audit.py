@@ -20,8 +20,10 @@ def audit(
     kind: Annotated[
         str | None,
         typer.Option(
-            help="Only of this kind: organisation, project, principal, person, policy, key, "
-            "entitlement, site, site_token, model, deployment, voters, world."
+            help="Only of this kind: organisation, project, principal, person, account, session, "
+            "policy, key, limit, entitlement, price_sheet, posting, meter_event, site, site_token, "
+            "model, deployment, voters, world, experiment, detached_day, detached_evidence, "
+            "attached_day."
         ),
     ] = None,
     actor: Annotated[

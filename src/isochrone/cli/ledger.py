@@ -123,7 +123,9 @@ def postings(
 @app.command(epilog="Example: `isochrone ledger credit 10.00 --project default`")
 def credit(
     amount: Annotated[str, typer.Argument(help="As 10.00, in units of the currency.")],
-    currency: Annotated[str, typer.Option(help="Code of ISO 4217.")] = "EUR",
+    currency: Annotated[
+        str | None, typer.Option(help="Code of ISO 4217. [default: that of the prices]")
+    ] = None,
     about: Annotated[str, typer.Option(help="What it is for.")] = "credit",
     org: Annotated[str, typer.Option(help="Organisation id.")] = "default",
     project: Annotated[str, typer.Option(help="Project id.")] = "default",

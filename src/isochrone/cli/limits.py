@@ -9,10 +9,11 @@ from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, f
 app = typer.Typer(help="Set, list, show and remove limits that hold over all sites.")
 
 ProjectOption = Annotated[
-    str | None, typer.Option(help="Project id. [default: the organisation as a whole]")
+    str | None, typer.Option(help="Project id, for a limit of all its keys together.")
 ]
 OrgOption = Annotated[
-    str | None, typer.Option(help="Organisation id. [default: that of the project or key]")
+    str | None,
+    typer.Option(help="Organisation id; alone, for a limit of the organisation as a whole."),
 ]
 
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from isochrone.cli.asking import YesOption, make_sure
+from isochrone.cli.closing import add_closing
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.core.errors import InvalidInput
 
@@ -104,46 +106,18 @@ def change(
         print(f"{changed['id']}  {changed['name']}  retains {changed['retain_days']} days")
 
 
-@app.command(epilog="Example: `isochrone org close ORG_ID --yes`")
-def close(
-    org_id: OrgArgument,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Close an organisation and all its projects: no key of it works any more, nothing new is made
-    in it, and all that it has stays."""
-    if not yes:
-        typer.confirm(f"Close {org_id}? All its keys stop at once.", abort=True, err=True)
-    _turn(org_id, "close", state, url, key, as_json)
-
-
-@app.command(epilog="Example: `isochrone org reopen ORG_ID`")
-def reopen(
-    org_id: OrgArgument,
-    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Open a closed organisation again (operators); keys that were not revoked work again."""
-    _turn(org_id, "reopen", state, url, key, as_json)
-
-
-def _turn(
-    org_id: str, how: str, state: StateOption, url: UrlOption, key: KeyOption, as_json: bool
-) -> None:
-    from isochrone.cli.show import print_json
-
-    turned = find_cloud(state, url, key).api.post(f"organisations/{part(org_id)}/{how}", None)
-    if as_json:
-        print_json(turned)
-    else:
-        print(f"{turned['id']}  {turned['name']}  {'closed' if turned['closed_at'] else 'open'}")
+add_closing(
+    app, "org", "organisations", stops="All its keys stop at once.",
+    closes="Close an organisation and all its projects: no key of it works any more, nothing new "
+    "is made in it, and all that it has stays.",
+    reopens="Open a closed organisation again (operators); keys that were not revoked work again.",
+)
 
 
 @app.command("erase-person", epilog="Example: `isochrone org erase-person MEMBER_ID --yes`")
 def erase_person(
     member_id: Annotated[str, typer.Argument(help="Id of the member (see `member list`).")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -153,8 +127,7 @@ def erase_person(
     """
     from isochrone.cli.show import print_json
 
-    if not yes:
-        typer.confirm(f"Erase who {member_id} is? This cannot be undone.", abort=True, err=True)
+    make_sure(f"Erase who {member_id} is? This cannot be undone.", is_sure=yes)
     erased = find_cloud(state, url, key).api.post(f"principals/{part(member_id)}/erase", None)
     if as_json:
         print_json(erased)

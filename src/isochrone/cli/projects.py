@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from isochrone.cli.closing import add_closing
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 
 app = typer.Typer(help="Projects of an organisation: list, make, rename, close.")
@@ -91,37 +92,9 @@ def rename(
         print(f"{changed['id']}  {changed['name']}")
 
 
-@app.command(epilog="Example: `isochrone project close PROJECT_ID --yes`")
-def close(
-    project_id: Annotated[str, typer.Argument(help="Its id (see `project list`).")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Close a project: its keys work no more, nothing new is made in it, and all that it has stays.
-    """
-    if not yes:
-        typer.confirm(f"Close {project_id}? Its keys stop at once.", abort=True, err=True)
-    _turn(project_id, "close", state, url, key, as_json)
-
-
-@app.command(epilog="Example: `isochrone project reopen PROJECT_ID`")
-def reopen(
-    project_id: Annotated[str, typer.Argument(help="Its id (see `project list`).")],
-    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Open a closed project again; keys that were not revoked work again."""
-    _turn(project_id, "reopen", state, url, key, as_json)
-
-
-def _turn(
-    project_id: str, how: str, state: StateOption, url: UrlOption, key: KeyOption, as_json: bool
-) -> None:
-    from isochrone.cli.show import print_json
-
-    turned = find_cloud(state, url, key).api.post(f"projects/{part(project_id)}/{how}", None)
-    if as_json:
-        print_json(turned)
-    else:
-        print(f"{turned['id']}  {turned['name']}  {'closed' if turned['closed_at'] else 'open'}")
+add_closing(
+    app, "project", "projects", stops="Its keys stop at once.",
+    closes="Close a project: its keys work no more, nothing new is made in it, and all that it has "
+    "stays.",
+    reopens="Open a closed project again; keys that were not revoked work again.",
+)

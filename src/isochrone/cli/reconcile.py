@@ -18,6 +18,9 @@ def reconcile(
     day: Annotated[
         str | None, typer.Option(help="As 2026-11-20, UTC. [default: today]")
     ] = None,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="First make wrong sums by hour of that day again.")
+    ] = False,
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -27,7 +30,12 @@ def reconcile(
     """
     from isochrone.cli.show import print_json, print_table
 
-    report = find_cloud(state, url, key).api.get("reconciliation", {"day": day})
+    api = find_cloud(state, url, key).api
+    if mend:
+        made = api.post("reconciliation/sums", {"day": day})
+        if not as_json:
+            print(f"{made['wrong']} sums were made again")
+    report = api.get("reconciliation", {"day": day})
     if as_json:
         print_json(report)
     else:

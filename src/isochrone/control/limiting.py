@@ -20,7 +20,7 @@ from isochrone.core.limits.periods import period_begin
 from isochrone.core.world.limit import Limit
 from isochrone.ports.clock import Clock
 from isochrone.ports.ledger import Ledger
-from isochrone.ports.limits import Limits
+from isochrone.ports.limits import DueBudget, Limits
 
 INTERVAL_S = 5.0
 _NS_PER_S = 1_000_000_000
@@ -57,14 +57,15 @@ class Limiting:
         now = self._clock.wall_ns()
         before = hour_of(now - self._wait_ns)
         due = await self._offload(partial(self._limits.unsummed, before=before))
-        for limit in due:
-            await self._offload(partial(self._follow_one, limit, before=before, now=now))
+        for budget in due:
+            await self._offload(partial(self._follow_one, budget, before=before, now=now))
         if due:
             self._changed()
             log.info("budgets_summed", budgets=len(due))
         return len(due)
 
-    def _follow_one(self, limit: Limit, *, before: int, now: int) -> None:
+    def _follow_one(self, budget: DueBudget, *, before: int, now: int) -> None:
+        limit = budget.limit
         assert limit.period is not None, "a budget has a period"
         begin = period_begin(limit.period, before)
         spent = self._limits.spent(limit, since=begin, before=before)
@@ -73,6 +74,8 @@ class Limiting:
         if not is_of_project:
             return
         self._settle(limit, day_of(before) - DAY_NS, now)
+        if not budget.is_open:
+            return
         of_now = spent if period_begin(limit.period, now) == begin else 0
         lease = lease_of(limit, of_now, now)
         if lease is not None:

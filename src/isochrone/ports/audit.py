@@ -10,6 +10,13 @@ from typing import Literal, Protocol
 from isochrone.core.world.tenant import Scope
 
 Change = Literal["made", "changed", "removed"]
+# What entries can be of.
+KINDS = (
+    "account", "attached_day", "deployment", "detached_day", "detached_evidence", "entitlement",
+    "experiment", "key", "limit", "meter_event", "model", "organisation", "person", "policy",
+    "posting", "price_sheet", "principal", "project", "session", "site", "site_token", "voters",
+    "world",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

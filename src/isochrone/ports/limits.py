@@ -5,12 +5,22 @@ the `Scope` does not exist for the caller. All calls raise StoreUnavailable when
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from isochrone.core.ids import LimitId
 from isochrone.core.world.limit import Limit
 from isochrone.core.world.tenant import Scope
 from isochrone.ports.tenants import Page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueBudget:
+    """A budget of which it is not noted what it has spent by now. `is_open`: its project, if it is
+    of one, and its organisation are; for what is closed no money is set aside any more."""
+
+    limit: Limit
+    is_open: bool
 
 
 class Limits(Protocol):
@@ -30,7 +40,7 @@ class Limits(Protocol):
         """The one that there was. Raises NotFound."""
         ...
 
-    def unsummed(self, *, before: int) -> Sequence[Limit]:
+    def unsummed(self, *, before: int) -> Sequence[DueBudget]:
         """Budgets of which it is not noted what they had spent before that instant."""
         ...
 

@@ -52,6 +52,11 @@ class Meters(Protocol):
         """By organisation and id, after those of `after`; those that count no more, too."""
         ...
 
+    def make_hours_again(self, *, since: int, until: int) -> int:
+        """Make the sums of these whole hours again from their events; return how many were wrong.
+        What was charged by those is due again."""
+        ...
+
     def unmetered(self, scope: Scope, *, most: int) -> Sequence[MeterEvent]:
         """Events of no known meter, the latest first."""
         ...

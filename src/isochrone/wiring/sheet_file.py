@@ -3,10 +3,10 @@
 import tomllib
 from datetime import datetime
 
-from isochrone.control.api.instants import instant_of
+from isochrone.control.api.written_sheet import judged
 from isochrone.core.billing.sheet import PriceSheet
 from isochrone.core.errors import InvalidInput
-from isochrone.wire.prices import SheetText, sheet_of, sheet_text_of
+from isochrone.wire.prices import SheetText, sheet_text_of
 
 
 def read_text(text: str, source: str) -> SheetText:
@@ -28,8 +28,6 @@ def read_sheet(text: str, source: str) -> PriceSheet:
     """The sheet as version 1. Raises InvalidInput with all problems."""
     written = read_text(text, source)
     try:
-        valid_from = instant_of("valid_from", str(written.valid_from))
-        assert valid_from is not None, "the field is needed"
-        return sheet_of(written, version=1, valid_from=valid_from)
+        return judged(written)
     except InvalidInput as error:
         raise InvalidInput([f"{source}: {problem}" for problem in error.problems]) from error

@@ -10,7 +10,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.hours import count_wrong
-from isochrone.adapters.postgres.meters import count_wrong_meter_hours
+from isochrone.adapters.postgres.meters import wrong_meter_hours
 from isochrone.wire.backup import BookTotals, LedgerSum
 
 EVER = 1 << 62
@@ -49,7 +49,9 @@ def problems_of_book(connection: _Connection) -> list[str]:
     """What is wrong with the book, one line each; none where all agrees."""
     counts = {what: _number(connection, query) for what, query in _COUNTS.items()}
     counts["sums by hour that are not those of the requests"] = count_wrong(connection, 0, EVER)
-    counts["sums by hour that are not those of the events"] = count_wrong_meter_hours(connection)
+    counts["sums by hour that are not those of the events"] = len(
+        wrong_meter_hours(connection, 0, EVER)
+    )
     return [f"{count} {what}" for what, count in counts.items() if count]
 
 

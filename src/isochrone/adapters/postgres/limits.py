@@ -21,13 +21,15 @@ from isochrone.core.limits.rate_card import card_of
 from isochrone.core.limits.terms import MOST_AMOUNT
 from isochrone.core.world.limit import Limit, OrgLimits
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
+from isochrone.ports.limits import DueBudget
 from isochrone.ports.tenants import Page
 
-_LIMIT = (
+_COLUMNS = (
     "SELECT l.id, l.org_id, l.project_id, l.key_id, l.kind, l.amount, l.period, l.currency,"
     " l.created_at, coalesce(s.before_at, 0), coalesce(s.spent_pico, 0)"
-    " FROM limits l LEFT JOIN limit_sums s ON s.limit_id = l.id"
 )
+_TABLES = " FROM limits l LEFT JOIN limit_sums s ON s.limit_id = l.id"
+_LIMIT = _COLUMNS + _TABLES
 _IN_SCOPE = "(%(org)s::text IS NULL OR l.org_id = %(org)s)"
 _METERS: tuple[Meter, ...] = (
     "requests", "input_uncached_tokens", "input_cached_tokens", "output_tokens",
@@ -78,14 +80,16 @@ class PostgresLimits:
             connection.execute("DELETE FROM limits WHERE id = %s", (limit_id,))
         return removed
 
-    def unsummed(self, *, before: int) -> Sequence[Limit]:
+    def unsummed(self, *, before: int) -> Sequence[DueBudget]:
         with self._pool.transaction(EVERY_TENANT) as connection:
             rows = connection.execute(
-                f"{_LIMIT} WHERE l.kind = 'budget' AND coalesce(s.before_at, 0) < %s"
-                " ORDER BY l.id",
+                f"{_COLUMNS}, o.closed_at IS NULL AND p.closed_at IS NULL{_TABLES}"
+                " JOIN organisations o ON o.id = l.org_id"
+                " LEFT JOIN projects p ON p.id = l.project_id"
+                " WHERE l.kind = 'budget' AND coalesce(s.before_at, 0) < %s ORDER BY l.id",
                 (before,),
             ).fetchall()
-        return [_limit(row) for row in rows]
+        return [DueBudget(limit=_limit(row), is_open=row[-1]) for row in rows]
 
     def spent(self, limit: Limit, *, since: int, before: int) -> int:
         with self._pool.transaction(EVERY_TENANT, one_instant=True) as connection:

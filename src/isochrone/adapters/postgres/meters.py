@@ -24,7 +24,7 @@ from isochrone.core.billing.period import day_name
 from isochrone.core.billing.sheet import HOUR_NS, Facts
 from isochrone.core.ids import is_uuid7
 from isochrone.core.metering.detached import day_of_request
-from isochrone.core.world.tenant import Scope
+from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.meters import EventFilter, StoredEvent
 
 _COLUMNS: LiteralString = (
@@ -107,6 +107,14 @@ class PostgresMeters:
                 {"org": scope.org_id, "most": most},
             ).fetchall()
         return [_event(row) for row in rows]
+
+    def make_hours_again(self, *, since: int, until: int) -> int:
+        with self._pool.transaction(EVERY_TENANT) as connection:
+            connection.execute("LOCK TABLE meter_hours IN SHARE ROW EXCLUSIVE MODE")
+            wrong = wrong_meter_hours(connection, since, until)
+            for place in sorted(set(wrong)):
+                _sum_up(connection, *place)
+        return len(wrong)
 
 
 def _lock(event: MeterEvent) -> str:
@@ -250,37 +258,37 @@ def _made(
     }
 
 
-def count_wrong_meter_hours(connection: _Connection) -> int:
-    """How many sums by hour are not those of the events that count."""
-    places = connection.execute(
-        "SELECT org_id, project_id, meter FROM meter_events WHERE is_metered"
-        " UNION SELECT org_id, project_id, meter FROM meter_hours ORDER BY 1, 2, 3"
-    ).fetchall()
-    wrong = 0
-    for place in places:
-        by_hour: dict[int, list[MeterEvent]] = {}
+def wrong_meter_hours(
+    connection: _Connection, since: int, until: int
+) -> list[tuple[str, str, str, int]]:
+    """Organisation, project, meter and hour of each sum of these hours that is not that of the
+    events that count."""
+    span = {"since": since, "until": until}
+    events = (
+        "is_metered AND from_at < %(until)s AND coalesce(until_at, from_at + 1) > %(since)s"
+    )
+    hours = "hour_at >= %(since)s AND hour_at < %(until)s"
+    right: dict[tuple[object, ...], tuple[int, int]] = {}
+    by_hour: dict[tuple[str, str, str, int], list[MeterEvent]] = {}
+    for row in connection.execute(f"{_EVENT} WHERE {events} AND {_COUNTS}".encode(), span):
+        event = _event(row)
+        for hour_at in hours_of(event):
+            if since <= hour_at < until:
+                place = (event.org_id, event.project_id, event.facts.meter, hour_at)
+                by_hour.setdefault(place, []).append(event)
+    for of, found in by_hour.items():
+        right |= {(*of, *facts): sums for facts, sums in _made(found, of[-1]).items()}
+    kept: dict[tuple[object, ...], tuple[int, int]] = {
+        tuple(row[:9]): (int(row[9]), int(row[10], 2))
         for row in connection.execute(
-            f"{_EVENT} WHERE org_id = %s AND project_id = %s AND meter = %s AND {_COUNTS}", place
-        ):
-            event = _event(row)
-            for hour_at in hours_of(event):
-                by_hour.setdefault(hour_at, []).append(event)
-        right = {
-            (hour_at, *facts): sums
-            for hour_at, events in by_hour.items()
-            for facts, sums in _made(events, hour_at).items()
-        }
-        kept = {
-            tuple(row[:6]): (int(row[6]), int(row[7], 2))
-            for row in connection.execute(
-                "SELECT hour_at, model, class, site, bound, kind, amount, digest FROM meter_hours"
-                " WHERE org_id = %s AND project_id = %s AND meter = %s", place
-            )
-        }
-        wrong += sum(
-            right.get(each, (0, 0)) != kept.get(each, (0, 0)) for each in {*right, *kept}
+            "SELECT org_id, project_id, meter, hour_at, model, class, site, bound, kind, amount,"
+            f" digest FROM meter_hours WHERE {hours}".encode(), span
         )
-    return wrong
+    }
+    return [
+        (str(each[0]), str(each[1]), str(each[2]), int(str(each[3])))
+        for each in {*right, *kept} if right.get(each, (0, 0)) != kept.get(each, (0, 0))
+    ]
 
 
 def _event(row: TupleRow) -> MeterEvent:

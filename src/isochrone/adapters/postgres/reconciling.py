@@ -7,6 +7,7 @@ from psycopg.rows import TupleRow, kwargs_row
 
 from isochrone.adapters.postgres.charges import USED
 from isochrone.adapters.postgres.hours import count_wrong
+from isochrone.adapters.postgres.meters import wrong_meter_hours
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.billing.period import DAY_NS
 from isochrone.core.metering.reconcile import (
@@ -53,7 +54,8 @@ class PostgresReconciling:
             return DaySums(
                 engines=_engines(connection, day_at), usage=_usage(connection, day),
                 meters=_meters(connection, day),
-                wrong_sums=count_wrong(connection, day_at, day_at + DAY_NS),
+                wrong_sums=count_wrong(connection, day_at, day_at + DAY_NS)
+                + len(wrong_meter_hours(connection, day_at, day_at + DAY_NS)),
                 parked=_count(
                     connection, "SELECT count(*) FROM parked WHERE parked_at >= %(since)s"
                     " AND parked_at < %(until)s", day,

@@ -33,6 +33,15 @@ _KEY = """
 _ORGANISATION = "SELECT id, name, created_at, retain_days, closed_at FROM organisations"
 _PROJECT = "SELECT id, org_id, name, created_at, closed_at FROM projects"
 _POLICY = "SELECT id, org_id, residency, transit, caches, logs, name, created_at FROM policies"
+# To `at`, or open where that is null; what is closed keeps its first instant.
+_CLOSE = (
+    " SET closed_at = %(at)s WHERE id = %(id)s"
+    " AND (closed_at IS NULL) = (%(at)s::bigint IS NOT NULL)"
+)
+_CLOSE_ORGANISATION = (
+    f"UPDATE organisations{_CLOSE} AND (%(org)s::text IS NULL OR id = %(org)s)"
+)
+_CLOSE_PROJECT = f"UPDATE projects{_CLOSE} AND {_IN_SCOPE}"
 # Secrets made for an idempotency key are the same each time, and the key is forgotten after a day.
 SECRET_IN_USE = "this idempotency key was used before for the same request; use a new one"
 
@@ -127,22 +136,13 @@ class PostgresTenants:
             return _organisation_in(connection, scope, org_id)
 
     def close_organisation(self, scope: Scope, org_id: OrgId, *, now: int) -> Organisation:
-        return self._set_closed_organisation(scope, org_id, now)
+        with self._pool.transaction(scope) as connection:
+            connection.execute(_CLOSE_ORGANISATION, _closing(scope, org_id, now))
+            return _organisation_in(connection, scope, org_id)
 
     def reopen_organisation(self, scope: Scope, org_id: OrgId) -> Organisation:
-        return self._set_closed_organisation(scope, org_id, None)
-
-    def _set_closed_organisation(
-        self, scope: Scope, org_id: OrgId, closed_at: int | None
-    ) -> Organisation:
         with self._pool.transaction(scope) as connection:
-            # One that is closed keeps its first instant.
-            connection.execute(
-                "UPDATE organisations SET closed_at = %(at)s WHERE id = %(id)s"
-                " AND (closed_at IS NULL) = (%(at)s::bigint IS NOT NULL)"
-                " AND (%(org)s::text IS NULL OR id = %(org)s)",
-                {"at": closed_at, "id": org_id, "org": scope.org_id},
-            )
+            connection.execute(_CLOSE_ORGANISATION, _closing(scope, org_id, None))
             return _organisation_in(connection, scope, org_id)
 
     def projects(
@@ -185,20 +185,13 @@ class PostgresTenants:
             return _project_in(connection, scope, project_id)
 
     def close_project(self, scope: Scope, project_id: ProjectId, *, now: int) -> Project:
-        return self._set_closed_project(scope, project_id, now)
+        with self._pool.transaction(scope) as connection:
+            connection.execute(_CLOSE_PROJECT, _closing(scope, project_id, now))
+            return _project_in(connection, scope, project_id)
 
     def reopen_project(self, scope: Scope, project_id: ProjectId) -> Project:
-        return self._set_closed_project(scope, project_id, None)
-
-    def _set_closed_project(
-        self, scope: Scope, project_id: ProjectId, closed_at: int | None
-    ) -> Project:
         with self._pool.transaction(scope) as connection:
-            connection.execute(
-                "UPDATE projects SET closed_at = %(at)s WHERE id = %(id)s"
-                f" AND (closed_at IS NULL) = (%(at)s::bigint IS NOT NULL) AND {_IN_SCOPE}",
-                {"at": closed_at, "id": project_id, "org": scope.org_id},
-            )
+            connection.execute(_CLOSE_PROJECT, _closing(scope, project_id, None))
             return _project_in(connection, scope, project_id)
 
     def policies(self, scope: Scope, page: Page) -> Sequence[StoredPolicy]:
@@ -274,6 +267,10 @@ class PostgresTenants:
                 {"id": key_id, "now": now, "org": scope.org_id},
             )
             return _key_in(connection, scope, key_id)[0]
+
+
+def _closing(scope: Scope, id_: str, at: int | None) -> dict[str, object]:
+    return {"at": at, "id": id_, "org": scope.org_id}
 
 
 def _arguments(scope: Scope, page: Page) -> dict[str, object]:

@@ -142,7 +142,7 @@ def _day(report: Report) -> None:
     figures([
         ("Replicas compared", count(len(report.replicas)), ""),
         ("Meters compared", count(len(report.meters)), ""),
-        ("Wrong sums", count(report.wrong_sums), "by hour, that are not those of the requests"),
+        ("Wrong sums", count(report.wrong_sums), "by hour, not those of requests and events"),
         ("Parked", count(report.parked), "messages that could not be booked"),
         ("Unmetered", count(report.unmetered), "events of no meter"),
     ])

@@ -9,8 +9,9 @@ from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed, Paging, paging
+from isochrone.control.api.whose import whose
 from isochrone.core.errors import InvalidInput
-from isochrone.ports.audit import AuditEntry, AuditFilter, Change
+from isochrone.ports.audit import KINDS, AuditEntry, AuditFilter, Change
 
 _MOST_SERIAL = (1 << 63) - 1
 
@@ -47,6 +48,9 @@ def routes(context: Context) -> APIRouter:
         order: Literal["oldest", "newest"] = "oldest",
     ) -> Listed[AuditShape]:
         """Changes of records that the caller sees, in this order."""
+        whose(context, caller, org)
+        if kind is not None and kind not in KINDS:
+            raise InvalidInput([f"kind: {kind!r} is none of {', '.join(KINDS)}"])
         chosen = AuditFilter(
             actor=actor, kind=kind, subject=subject, org_id=org,
             since=instant_of("since", since), until=instant_of("until", until),

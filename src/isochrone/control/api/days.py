@@ -7,10 +7,9 @@ from pydantic import BaseModel, Field
 
 from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
-from isochrone.control.api.instants import instant_of
+from isochrone.control.api.instants import day_at
 from isochrone.control.api.paging import Listed
 from isochrone.core.billing.period import day_name
-from isochrone.core.errors import InvalidInput
 from isochrone.core.metering.detached import DAY_NS
 from isochrone.ports.usage_days import DayFile, UsageDay
 
@@ -83,7 +82,7 @@ def routes(context: Context) -> APIRouter:
     @router.post("/{day}/detach")
     def detach(day: str, caller: Annotated[Caller, may("usage.days")]) -> Detached:
         """Write the day's requests to a file of the archive and take them out of the book."""
-        file = store.detach(caller.scope, _day_at(day), now=context.now())
+        file = store.detach(caller.scope, day_at(day), now=context.now())
         return Detached(day=day, file=None if file is None else _file(file))
 
     @router.post("/{day}/attach")
@@ -93,23 +92,16 @@ def routes(context: Context) -> APIRouter:
         """Bring the files of a detached day back into the book, with reports that came late."""
         now = context.now()
         rows = store.attach(
-            caller.scope, _day_at(day), now=now, keep_until=now + body.keep_days * DAY_NS
+            caller.scope, day_at(day), now=now, keep_until=now + body.keep_days * DAY_NS
         )
         return Attached(day=day, rows=rows)
 
     @router.get("/{day}/check")
     def check(day: str, caller: Annotated[Caller, may("usage.days")]) -> Checked:
         """Read the files of a detached day, and compare them with what the book knows of them."""
-        return Checked(day=day, problems=list(store.check(_day_at(day))))
+        return Checked(day=day, problems=list(store.check(day_at(day))))
 
     return router
-
-
-def _day_at(day: str) -> int:
-    at = instant_of("day", f"{day}T00:00:00Z") if len(day) == 10 else None
-    if at is None or at < 0:
-        raise InvalidInput([f"day: must be like 2026-11-20, not {day!r}"])
-    return at
 
 
 def _day(each: UsageDay) -> DayShape:

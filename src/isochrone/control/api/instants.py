@@ -1,4 +1,4 @@
-"""Reads instants that callers give: RFC 3339 text with an offset, or wall nanoseconds UTC."""
+"""Reads instants that callers give: RFC 3339 text with an offset, wall nanoseconds UTC; days."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -26,4 +26,15 @@ def instant_of(name: str, text: str | None) -> int | None:
     at = (moment - _EPOCH) // timedelta(microseconds=1) * 1000
     if not 0 <= at <= _MOST_NS:
         raise InvalidInput([f"{name}: {text!r} is not between the years 1970 and 2262"])
+    return at
+
+
+def day_at(text: str) -> int:
+    """The start of a day of UTC such as 2026-11-20, in wall nanoseconds. Raises InvalidInput."""
+    try:
+        at = instant_of("day", f"{text}T00:00:00Z") if len(text) == 10 else None
+    except InvalidInput:
+        at = None
+    if at is None:
+        raise InvalidInput([f"day: must be like 2026-11-20, not {text!r}"])
     return at

@@ -8,8 +8,10 @@ from pydantic import BaseModel
 
 from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
+from isochrone.control.api.currency import currency_of, currency_problems
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Identifier, Text
+from isochrone.control.api.whose import whose
 from isochrone.control.api.writing import Repeat, repeat
 from isochrone.control.charging import charge_now
 from isochrone.core.billing.ledger import Account, Entry, Posting, unwinding
@@ -17,7 +19,7 @@ from isochrone.core.billing.period import month_named, month_of, name_of
 from isochrone.core.billing.rate import Line, Period, Quantity
 from isochrone.core.errors import Conflict, InvalidInput, NotFound
 from isochrone.core.ids import OrgId, ProjectId
-from isochrone.core.money import is_currency, pico, written
+from isochrone.core.money import pico, written
 from isochrone.ports.ledger import Recorded, Spent, SpentDay
 
 NS_PER_S = 1_000_000_000
@@ -106,12 +108,13 @@ class PostingShape(BaseModel):
 
 
 class NewCredit(Body):
-    """What a project paid or was given: a decimal text such as "10.00", above zero."""
+    """What a project paid or was given: a decimal text such as "10.00", above zero. `currency` is
+    that of the prices, and EUR while there are none."""
 
     org_id: Identifier = "default"
     project_id: Identifier = "default"
     amount: Text
-    currency: Text = "EUR"
+    currency: Text | None = None
     about: Text = "credit"
 
 
@@ -149,9 +152,10 @@ def _add_spending(router: APIRouter, context: Context) -> None:
     ) -> Listed[SpentShape]:
         """What each project has spent in a month (2026-11; by default the present one) so far,
         line by line, the present hour included."""
+        org, project = whose(context, caller, org_id, project_id)
         found = ledger.spent(
-            caller.scope, _period(context, month), now=context.now(), org_id=_org(org_id),
-            project_id=_project(project_id),
+            caller.scope, _period(context, month), now=context.now(), org_id=org,
+            project_id=project,
         )
         return Listed(items=[_spent(each) for each in found], next=None)
 
@@ -162,9 +166,9 @@ def _add_spending(router: APIRouter, context: Context) -> None:
     ) -> Listed[DayShape]:
         """What was charged to each project for each day of a month (by default the present one).
         Hours are charged a few minutes after their end."""
+        org, project = whose(context, caller, org_id, project_id)
         found = ledger.spent_days(
-            caller.scope, _period(context, month), org_id=_org(org_id),
-            project_id=_project(project_id),
+            caller.scope, _period(context, month), org_id=org, project_id=project
         )
         return Listed(items=[_day(each) for each in found], next=None)
 
@@ -180,9 +184,8 @@ def _add_reading(router: APIRouter, context: Context) -> None:
         project_id: Filter = None,
     ) -> Listed[BalanceShape]:
         """Sums over all entries, by account; those at zero left out."""
-        found = ledger.balances(
-            caller.scope, org_id=_org(org_id), project_id=_project(project_id)
-        )
+        org, project = whose(context, caller, org_id, project_id)
+        found = ledger.balances(caller.scope, org_id=org, project_id=project)
         rows = [
             BalanceShape(
                 org_id=account.org_id, project_id=account.project_id, account=account.kind,
@@ -202,10 +205,10 @@ def _add_reading(router: APIRouter, context: Context) -> None:
         after = page.after
         if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
             raise InvalidInput([f"after: {after!r} is not the number of a posting"])
+        org, project = whose(context, caller, org_id, project_id)
         rows = ledger.postings(
-            caller.scope, org_id=_org(org_id), project_id=_project(project_id),
-            most=page.page.most, after=None if after is None else int(after),
-            newest=order == "newest",
+            caller.scope, org_id=org, project_id=project, most=page.page.most,
+            after=None if after is None else int(after), newest=order == "newest",
         )
         return page.listed(rows, _posting, lambda row: str(row.number))
 
@@ -224,7 +227,7 @@ def _add_writing(router: APIRouter, context: Context) -> None:
         project = context.registry.tenants.project(caller.scope, ProjectId(body.project_id))
         if project.org_id != body.org_id:
             raise NotFound(f"the organisation has no project {body.project_id!r}")
-        posting = _credit(body, f"credit/{caller.id}/{_key(again)}", context.now())
+        posting = _credit(context, body, f"credit/{caller.id}/{_key(again)}")
         return _record(context, caller, posting)
 
     @router.post("/corrections", status_code=status.HTTP_201_CREATED)
@@ -254,17 +257,19 @@ def _record(context: Context, caller: Caller, posting: Posting) -> PostingShape:
     said = context.registry.ledger.record(caller.scope, posting, now=context.now())
     found = context.registry.ledger.posting(caller.scope, posting.org_id, posting.key)
     known = found.posting
-    if said == "conflict" and (known.entries, known.about, known.unwinds) != (
-        posting.entries, posting.about, posting.unwinds
-    ):
+    if said == "conflict" and (
+        known.entries, known.currency, known.about, known.unwinds
+    ) != (posting.entries, posting.currency, posting.about, posting.unwinds):
         raise Conflict(
             f"the idempotency key of {posting.key!r} was used before with another request"
         )
     return _posting(found)
 
 
-def _credit(body: NewCredit, key: str, now: int) -> Posting:
-    problems = []
+def _credit(context: Context, body: NewCredit, key: str) -> Posting:
+    org = OrgId(body.org_id)
+    priced = currency_of(context, org)
+    problems = currency_problems(body.currency, priced)
     amount = 0
     try:
         amount = pico(body.amount)
@@ -273,14 +278,12 @@ def _credit(body: NewCredit, key: str, now: int) -> Posting:
     else:
         if amount <= 0:
             problems.append("amount: must be above zero; a credit is taken back by a correction")
-    if not is_currency(body.currency):
-        problems.append(f"currency: {body.currency!r}: want three capital letters")
     if problems:
         raise InvalidInput(problems)
-    org = OrgId(body.org_id)
     own = Account(kind="credit", org_id=org, project_id=ProjectId(body.project_id))
     return Posting(
-        org_id=org, key=key, kind="credit", at=now, currency=body.currency, about=body.about,
+        org_id=org, key=key, kind="credit", at=context.now(),
+        currency=body.currency or priced or "EUR", about=body.about,
         entries=(
             Entry(account=own, amount_pico=amount),
             Entry(account=Account(kind="cash", org_id=org), amount_pico=-amount),
@@ -301,14 +304,6 @@ def _period(context: Context, month: str | None) -> Period:
         return month_named(month)
     except ValueError as error:
         raise InvalidInput([f"month: must be like 2026-11, not {month!r}"]) from error
-
-
-def _org(org_id: str | None) -> OrgId | None:
-    return None if org_id is None else OrgId(org_id)
-
-
-def _project(project_id: str | None) -> ProjectId | None:
-    return None if project_id is None else ProjectId(project_id)
 
 
 def _spent(spent: Spent) -> SpentShape:

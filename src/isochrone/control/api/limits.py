@@ -7,12 +7,13 @@ from pydantic import BaseModel
 
 from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
+from isochrone.control.api.currency import currency_of, currency_problems
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Identifier, Text
 from isochrone.core.errors import Forbidden, InvalidInput
-from isochrone.core.ids import KeyId, LimitId, OrgId, ProjectId, SiteName
+from isochrone.core.ids import KeyId, LimitId, ProjectId, SiteName
 from isochrone.core.limits.terms import MOST_AMOUNT, custodians_of
-from isochrone.core.money import is_currency, pico, written
+from isochrone.core.money import pico, written
 from isochrone.core.world.limit import BudgetPeriod, Limit, LimitKind
 from isochrone.ports.tenants import Page
 
@@ -127,13 +128,16 @@ def _limit(context: Context, caller: Caller, body: NewLimit) -> Limit:
         org = _same("key_id", org, of_key.org_id)
     elif project is not None:
         org = _same("project_id", org, tenants.project(caller.scope, ProjectId(project)).org_id)
-    org_id = caller.organisation("limits.write", org) or OrgId("default")
+    org_id = caller.organisation("limits.write", org)
+    if org_id is None:
+        raise InvalidInput(["of whom: name a key, a project, or an organisation as a whole"])
     _check_whole(caller, project)
     problems: list[str] = []
     amount = _amount(body, problems)
     is_budget = body.kind == "budget"
+    priced = currency_of(context, org_id) if is_budget else None
     if is_budget:
-        problems += _budget_problems(context, org_id, body)
+        problems += _budget_problems(priced, body)
     elif body.period is not None or body.currency is not None:
         problems.append("period, currency: only a budget has them")
     if problems:
@@ -143,7 +147,7 @@ def _limit(context: Context, caller: Caller, body: NewLimit) -> Limit:
         project_id=None if project is None else ProjectId(project),
         key_id=None if key is None else KeyId(key), kind=body.kind, amount=amount,
         created_at=context.now(), period=(body.period or "month") if is_budget else None,
-        currency=_currency(context, org_id, body) if is_budget else None,
+        currency=priced,
     )
 
 
@@ -160,7 +164,7 @@ def _amount(body: NewLimit, problems: list[str]) -> int:
         except ValueError as error:
             problems.append(f"amount: {error}")
             return 0
-    elif body.amount.isascii() and body.amount.isdigit() and len(body.amount) < 19:
+    elif body.amount.isascii() and body.amount.isdigit():
         amount = int(body.amount)
     else:
         problems.append(f"amount: {body.amount!r} is not a whole number")
@@ -172,25 +176,11 @@ def _amount(body: NewLimit, problems: list[str]) -> int:
     return amount
 
 
-def _currency(context: Context, org_id: OrgId, body: NewLimit) -> str | None:
-    """That of the sheets that price the organisation's usage, unless another is named."""
-    if body.currency is not None:
-        return body.currency
-    sheets = context.registry.prices.applying(org_id)
-    return sheets[0].currency if sheets else None
-
-
-def _budget_problems(context: Context, org_id: OrgId, body: NewLimit) -> list[str]:
-    sheets = context.registry.prices.applying(org_id)
-    if not sheets:
+def _budget_problems(priced: str | None, body: NewLimit) -> list[str]:
+    if priced is None:
         return ["budget: no sheet prices what this organisation uses, so nothing would be spent;"
                 " add one first (isochrone price)"]
-    wanted, priced = body.currency, sheets[0].currency
-    if wanted is not None and not is_currency(wanted):
-        return [f"currency: {wanted!r}: want three capital letters"]
-    if wanted is not None and wanted != priced:
-        return [f"currency: prices are in {priced}, so a budget in {wanted} cannot be kept"]
-    return []
+    return currency_problems(body.currency, priced)
 
 
 def _gateways(context: Context) -> list[SiteName]:

@@ -1,5 +1,6 @@
 """Usage that no request tells: events of meters, each with its own result."""
 
+from collections.abc import Sequence
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Query
@@ -10,15 +11,17 @@ from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Identifier
+from isochrone.control.api.whose import whose
 from isochrone.core.billing.meter_event import (
     AGGREGATIONS,
     OF_REQUESTS,
     Aggregation,
     MeterEvent,
+    Outcome,
     Verdict,
 )
 from isochrone.core.billing.sheet import Facts, Meter
-from isochrone.core.errors import InvalidInput
+from isochrone.core.errors import InvalidInput, NotFound
 from isochrone.core.ids import ModelName, OrgId, ProjectId, RequestId, SiteName
 from isochrone.core.world.tenant import Class
 from isochrone.ports.meters import EventFilter, StoredEvent
@@ -112,9 +115,7 @@ def routes(context: Context) -> APIRouter:
         body: NewEvents, caller: Annotated[Caller, may("usage.write")]
     ) -> Listed[ResultShape]:
         """Add events of usage; the results come in the same order."""
-        outcomes = meters.add_events(
-            caller.scope, [_event(each) for each in body.events], now=context.now()
-        )
+        outcomes = _add(context, caller, [_event(each) for each in body.events])
         rows = [
             ResultShape(id=each.id, result=each.verdict, reason=each.reason) for each in outcomes
         ]
@@ -161,6 +162,26 @@ def routes(context: Context) -> APIRouter:
         return Listed(items=rows, next=None)
 
     return router
+
+
+def _add(
+    context: Context, caller: Caller, events: Sequence[MeterEvent]
+) -> Sequence[Outcome]:
+    """One outcome for each event; those of nobody that there is are refused, the rest is added."""
+    lost: dict[tuple[OrgId, ProjectId], str] = {}
+    for of in {(each.org_id, each.project_id) for each in events}:
+        try:
+            whose(context, caller, *of)
+        except NotFound as error:
+            lost[of] = error.message
+    known = [each for each in events if (each.org_id, each.project_id) not in lost]
+    added = iter(context.registry.meters.add_events(caller.scope, known, now=context.now()))
+    return [
+        next(added) if (each.org_id, each.project_id) not in lost else Outcome(
+            id=each.id, verdict="refused", reason=lost[each.org_id, each.project_id]
+        )
+        for each in events
+    ]
 
 
 def _chosen(

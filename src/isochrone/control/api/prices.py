@@ -8,13 +8,12 @@ from pydantic import BaseModel, RootModel
 
 from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
-from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed
 from isochrone.control.api.writing import Repeat, repeat
-from isochrone.core.errors import InvalidInput
+from isochrone.control.api.written_sheet import judged
 from isochrone.core.ids import OrgId
 from isochrone.ports.prices import StoredSheet
-from isochrone.wire.prices import sheet_of, sheet_text_of, text_of
+from isochrone.wire.prices import sheet_text_of, text_of
 
 
 class NewSheet(RootModel[dict[str, Any]]):
@@ -74,20 +73,9 @@ def routes(context: Context) -> APIRouter:
 
 def _wanted(body: NewSheet, org_id: str | None, *, now: int) -> StoredSheet:
     """Raises InvalidInput with all problems."""
-    text, faults = sheet_text_of(body.root), list[str]()
-    valid_from = None
-    try:
-        valid_from = instant_of("valid_from", str(text.valid_from))
-    except InvalidInput as error:
-        faults += error.problems
-    try:
-        sheet = sheet_of(text, version=1, valid_from=valid_from or 0)
-    except InvalidInput as error:
-        raise InvalidInput([*faults, *error.problems]) from error
-    if faults:
-        raise InvalidInput(faults)
     return StoredSheet(
-        sheet=sheet, only_for=None if org_id is None else OrgId(org_id), created_at=now
+        sheet=judged(sheet_text_of(body.root)), created_at=now,
+        only_for=None if org_id is None else OrgId(org_id),
     )
 
 

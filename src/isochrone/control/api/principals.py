@@ -1,10 +1,11 @@
 """Principals, people and service accounts who work with the Control API: list, make one with its
 admin key, change the role, rotate the key, revoke, erase who a person is."""
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, status
-from pydantic import BaseModel, StringConstraints
+from pydantic import AfterValidator, BaseModel, StringConstraints
 
 from isochrone.control.api.accounts import GivenAccount, first_account
 from isochrone.control.api.auth import Caller, access
@@ -20,11 +21,17 @@ from isochrone.core.tenancy.terms import end_of_rotated
 from isochrone.core.world.tenant import MemberKind, Principal, Role
 from isochrone.ports.members import Turnover
 
+_ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+
+
+def _address(text: str) -> str:
+    if _ADDRESS.fullmatch(text) is None:
+        raise ValueError("must be an address such as ada@acme.example")
+    return text
+
+
 Email = Annotated[
-    str,
-    StringConstraints(
-        strip_whitespace=True, max_length=254, pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$"
-    ),
+    str, StringConstraints(strip_whitespace=True, max_length=254), AfterValidator(_address)
 ]
 
 

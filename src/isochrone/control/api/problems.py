@@ -94,6 +94,7 @@ def _fault(location: Sequence[object], message: str, kind: str) -> str:
         return f"{where}: unknown field"
     if kind == "missing":
         return f"{where}: missing"
+    message = message.removeprefix("Value error, ")  # what a validator of ours says
     return f"{where}: {message[:1].lower()}{message[1:]}"
 
 

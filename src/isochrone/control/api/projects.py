@@ -9,9 +9,10 @@ from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Identifier, Name
+from isochrone.control.api.whose import whose
 from isochrone.control.api.writing import Repeat, repeat
 from isochrone.core.errors import InvalidInput
-from isochrone.core.ids import OrgId, ProjectId
+from isochrone.core.ids import ProjectId
 from isochrone.core.world.tenant import Project
 
 
@@ -46,7 +47,7 @@ def routes(context: Context) -> APIRouter:
         org: Annotated[str | None, Query(max_length=100)] = None,
     ) -> Listed[ProjectShape]:
         """Projects that the caller sees, of one organisation or of all."""
-        of = None if org is None else OrgId(org)
+        of, _ = whose(context, caller, org)
         rows = tenants.projects(caller.scope, page.page, org_id=of)
         return page.listed(rows, _shape, lambda row: row.id)
 

@@ -8,8 +8,9 @@ from pydantic import BaseModel
 
 from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
-from isochrone.control.api.instants import instant_of
+from isochrone.control.api.instants import day_at
 from isochrone.control.api.paging import Listed
+from isochrone.control.api.shapes import Body
 from isochrone.control.reconciling import report_of
 from isochrone.core.billing.period import DAY_NS, day_name, day_of
 from isochrone.core.errors import InvalidInput, NotFound
@@ -27,6 +28,18 @@ class ReportShape(BaseModel):
     parked: int
     unmetered: int
     late: int
+
+
+class Mending(Body):
+    """`day`: as 2026-11-20, UTC; by default today."""
+
+    day: str | None = None
+
+
+class Mended(BaseModel):
+    """How many sums were wrong."""
+
+    wrong: int
 
 
 class KeptShape(BaseModel):
@@ -50,12 +63,7 @@ def routes(context: Context) -> APIRouter:
     ) -> ReportShape:
         """Compare what engines counted, what was booked and what was charged on a day (2026-11-20,
         UTC; by default today), as the book is now."""
-        at = context.now()
-        if day is not None:
-            asked = instant_of("day", f"{day}T00:00:00Z")
-            if asked is None or asked < 0:
-                raise InvalidInput([f"day: must be like 2026-11-20, not {day!r}"])
-            at = asked
+        at = _asked(context, day)
         # Requests that ended on the day may have come on the one before.
         away = context.registry.usage_days.detached(
             since=day_of(at) - DAY_NS, until=day_of(at) + DAY_NS
@@ -69,6 +77,16 @@ def routes(context: Context) -> APIRouter:
             )
         report = report_of(store, day_of(at))
         return ReportShape(agrees=report.agrees, **msgspec.to_builtins(report))
+
+    @router.post("/sums")
+    def mend(body: Mending, caller: Annotated[Caller, may("reconcile")]) -> Mended:
+        """Make the sums by hour of a day again, from the requests and events that they are sums of.
+        What was charged by wrong ones is charged anew."""
+        since = day_of(_asked(context, body.day))
+        until = since + DAY_NS
+        wrong = context.book.make_hours_again(since=since, until=until)
+        wrong += context.registry.meters.make_hours_again(since=since, until=until)
+        return Mended(wrong=wrong)
 
     @router.get("/reports")
     def reports(
@@ -86,3 +104,12 @@ def routes(context: Context) -> APIRouter:
         return Listed(items=rows, next=None)
 
     return router
+
+
+def _asked(context: Context, day: str | None) -> int:
+    """An instant of the day that is asked for; now where none is named."""
+    now = context.now()
+    at = now if day is None else day_at(day)
+    if at > now:
+        raise InvalidInput([f"day: {day} has not begun"])
+    return at

@@ -103,9 +103,9 @@ class ReplicaLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciliation:
-    """The report of a day. `wrong_sums`: sums by hour that are not those of the requests;
-    `parked`: messages that could not be booked; `unmetered`: events of no meter; `late`: better
-    reports that came for days which are detached, and wait."""
+    """The report of a day. `wrong_sums`: sums by hour that are not those of the requests and
+    events; `parked`: messages that could not be booked; `unmetered`: events of no meter; `late`:
+    better reports that came for days which are detached, and wait."""
 
     day_at: int
     replicas: tuple[ReplicaLine, ...]
@@ -140,7 +140,7 @@ def reconcile(
     )
     findings = [*_of_lines(lines), *_of_meters(meters)]
     others: Mapping[str, int] = {
-        "sums by hour are not those of the requests": wrong_sums,
+        "sums by hour are not those of what was booked: isochrone reconcile --mend": wrong_sums,
         "messages could not be booked and are parked": parked,
         "events are of no meter": unmetered,
         "better reports are of detached days: attach those to book them": late,
