@@ -84,6 +84,31 @@ def answering(tab: Tab) -> str:
     return tab.page.locator(".chat-fact.is-place b").last.inner_text()
 
 
+def explain_the_answer(newcomer: Tab, site: str) -> None:
+    """The link under an answer leads to why it was served there, and what it cost."""
+    page = newcomer.page
+    with page.expect_popup() as opened:
+        page.click(".chat-facts a:has-text('Why there?')")
+    why = opened.value
+    why.wait_for_selector("text=soonest first")
+    said = why.inner_text("#page")
+    for wanted in (site, "finished", "Price, EUR", "predicted"):
+        assert wanted in said
+    why.close()
+
+
+def kill_it(beside: Tab, site: str) -> None:
+    """The question was opened: it says what follows, holds the keyboard, and kills the site."""
+    fleet = beside.page
+    fleet.wait_for_selector("text=as if the site was lost")
+    beside.dialog_holds_the_keyboard()
+    fleet.click("button:has-text('Kill the site')")
+    fleet.wait_for_selector("text=as if the site was lost")
+    beside.picture("fleet-kill")
+    fleet.click("button:has-text('Kill them')")
+    fleet.wait_for_selector(f"text={site} is stopped")
+
+
 def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
     """With what `isochrone up` printed and the README's steps, and with nothing but the browser:
     sign in, chat, find out where the answer came from and what it cost, kill that site, watch
@@ -114,27 +139,14 @@ def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
         for wanted in ("sydney", "Australia", "to the first token", "tokens in and out", "EUR"):
             assert wanted in facts
         newcomer.picture("newcomer-answer")
-        with page.expect_popup() as opened:
-            page.click(".chat-facts a:has-text('Why there?')")
-        why = opened.value
-        why.wait_for_selector("text=soonest first")
-        said = why.inner_text("#page")
-        for wanted in (site, "finished", "Price, EUR", "predicted"):
-            assert wanted in said
-        why.close()
+        explain_the_answer(newcomer, site)
 
         beside.open("/")
         go("Fleet", beside)
         fleet.click(f".iso-table a:text-is('{site}')")
         beside.ask("button:has-text('Kill the site')")
         clicked.append("Kill the site")
-        fleet.wait_for_selector("text=as if the site was lost")
-        beside.dialog_holds_the_keyboard()
-        fleet.click("button:has-text('Kill the site')")
-        fleet.wait_for_selector("text=as if the site was lost")
-        beside.picture("fleet-kill")
-        fleet.click("button:has-text('Kill them')")
-        fleet.wait_for_selector(f"text={site} is stopped")
+        kill_it(beside, site)
 
         facts = ask_at_sydney("And then?", 1)
         other = answering(newcomer)
