@@ -84,6 +84,15 @@ def answering(tab: Tab) -> str:
     return tab.page.locator(".chat-fact.is-place b").last.inner_text()
 
 
+def printed_by(cloud: Cloud) -> tuple[tuple[str, str, str], str]:
+    """What `isochrone up` said: the console's address with name and password; and the key."""
+    printed = cloud.output.read_text()
+    url, login, password = re.findall(
+        r"console +(\S+) +\(sign in as (\S+), first password (\S+)\)", printed
+    )[0]
+    return (url, login, password), re.findall(r"^ +key +(\S+)$", printed, re.MULTILINE)[0]
+
+
 def explain_the_answer(newcomer: Tab, site: str) -> None:
     """The link under an answer leads to why it was served there, and what it cost."""
     page = newcomer.page
@@ -113,11 +122,7 @@ def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
     """With what `isochrone up` printed and the README's steps, and with nothing but the browser:
     sign in, chat, find out where the answer came from and what it cost, kill that site, watch
     traffic move, and have it back."""
-    printed = cloud.output.read_text()
-    url, login, password = re.findall(
-        r"console +(\S+) +\(sign in as (\S+), first password (\S+)\)", printed
-    )[0]
-    key = re.findall(r"^ +key +(\S+)$", printed, re.MULTILINE)[0]
+    (url, login, password), key = printed_by(cloud)
     clicked: list[str] = []
     with tab(chromium, url) as newcomer, tab_beside(newcomer) as beside:
         page, fleet = newcomer.page, beside.page
@@ -148,17 +153,16 @@ def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
         clicked.append("Kill the site")
         kill_it(beside, site)
 
-        facts = ask_at_sydney("And then?", 1)
-        other = answering(newcomer)
-        assert other != site, "another site answers at once"
+        ask_at_sydney("And then?", 1)
+        assert answering(newcomer) != site, "another site answers at once"
         clicked.append("Playground")
         go("Map", beside)
         fleet.wait_for_function("window.isochroneMap?.frames > 1")
         ask_at_sydney("And then?", 2)
         fleet.wait_for_function("isochroneMap.recent.size > 0")
         assert set(arcs(beside)) == {f"sydney>{answering(newcomer)}"}
-        number = f"isochroneMap.byName.get('{site}')"
-        assert fleet.evaluate(f"isochroneMap.state[{number}][1]") == 0, "nothing is ready there"
+        ready = f"isochroneMap.state[isochroneMap.byName.get('{site}')][1]"
+        assert fleet.evaluate(ready) == 0
         beside.picture("map-killed")
 
         go("Fleet", beside)
@@ -169,8 +173,7 @@ def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
         fleet.wait_for_selector("button:has-text('Kill the site')")
         numbers = count(3)
         wait_until(
-            lambda: bool(ask_at_sydney("Once more.", next(numbers)))
-            and answering(newcomer) == site,
+            lambda: ask_at_sydney("Again.", next(numbers)) != "" and answering(newcomer) == site,
             "the site answers again", deadline_s=20,
         )
         assert newcomer.complaints + beside.complaints == []
