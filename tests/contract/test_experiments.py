@@ -16,6 +16,7 @@ from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.registry import open_registry
 from isochrone.console import api as console
 from isochrone.console.pages import experiments as page
+from isochrone.console.pages.audit import names_of
 from isochrone.console.parts.words import NOTHING
 from isochrone.control import experimenting
 from isochrone.control.experimenting import Experimenting
@@ -399,7 +400,7 @@ def test_the_page_shows_what_the_api_says(api: Api) -> None:
     plays(api)
     (after,) = asks(api, lambda control: control.items("experiments", page.Run))
     assert (after.state, page.took(after) != NOTHING) == ("done", True)
-    names = asks(api, page.names_of)
+    names = asks(api, names_of)
     assert names[after.asked_by] == "operator"
     path = f"experiments/{run.id}"
     assert asks(api, lambda control: control.text(f"{path}/scenario")) == OWN

@@ -145,7 +145,7 @@ def test_what_sites_do_now_is_told_in_the_order_of_their_names(api: Api) -> None
             ReplicaLoad(
                 id="r", model=ModelName("tiny"), generation=1, state="ready", pid=1, running=3,
                 waiting=1, restarts=0, prompt_tokens_total=1, cached_tokens_total=1,
-                output_tokens_total=1, kept_tokens=700,
+                output_tokens_total=1, kept_tokens=700, held_tokens=90,
             ),
         ),
     )
@@ -155,6 +155,6 @@ def test_what_sites_do_now_is_told_in_the_order_of_their_names(api: Api) -> None
     assert [each["name"] for each in sites] == ["ashburn", "frankfurt", "sydney"]
     assert sites[1] == {
         "name": "frankfurt", "health": "down", "ready": 2, "slots": 8, "running": 3, "waiting": 1,
-        "kept_tokens": 700,
+        "kept_tokens": 700, "held_tokens": 90,
     }, "it has not joined, so it is down whatever it says"
-    assert (sites[0]["slots"], sites[0]["kept_tokens"]) == (0, None)
+    assert (sites[0]["slots"], sites[0]["held_tokens"]) == (0, None)

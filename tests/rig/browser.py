@@ -108,6 +108,17 @@ class Tab:
 
 
 @contextmanager
+def tab_beside(first: Tab) -> Iterator[Tab]:
+    """Another tab of the same profile."""
+    found = Tab(page=first.page.context.new_page(), url=first.url)
+    listen(found)
+    try:
+        yield found
+    finally:
+        found.page.close()
+
+
+@contextmanager
 def tab(
     browser: Browser, url: str, *, theme: Theme = "light", size: Size = "laptop"
 ) -> Iterator[Tab]:
@@ -118,7 +129,16 @@ def tab(
     )
     context.set_default_timeout(PATIENCE_MS)
     found = Tab(page=context.new_page(), url=url)
-    own = (url, url.replace("http", "ws", 1), "data:", "blob:")
+    listen(found)
+    try:
+        yield found
+    finally:
+        context.close()
+
+
+def listen(found: Tab) -> None:
+    """Note from now on all that goes wrong in the tab, and what it asks for elsewhere."""
+    own = (found.url, found.url.replace("http", "ws", 1), "data:", "blob:")
 
     def asked(request: Request) -> None:
         if not request.url.startswith(own):
@@ -137,7 +157,3 @@ def tab(
         lambda said: found.complaints.append(f"console: {said.text}")
         if said.type in ("error", "warning") else None,
     )
-    try:
-        yield found
-    finally:
-        context.close()

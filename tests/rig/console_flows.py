@@ -1,14 +1,19 @@
 """What people do in the console from one page to the next, on the live local cloud."""
 
+import re
 from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser
 
 from isochrone.core.errors import NotFound
-from tests.rig.browser import Tab, tab
+from tests.rig.browser import Tab, tab, tab_beside
 from tests.rig.cloud import Cloud, Reply, ask
 from tests.rig.waiting import wait_until
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 def is_booked(cloud: Cloud, request_id: str) -> bool:
@@ -68,44 +73,111 @@ def says(tab: Tab, text: str, number: int) -> str:
     return tab.page.locator(".chat-facts").nth(number).inner_text()
 
 
-def kill_a_site(cloud: Cloud, operator: Tab) -> None:
-    """Chat from the playground, see where the answer came from and what it cost, kill that site,
-    and watch traffic move; all in the browser."""
-    page = operator.page
-    operator.open("/playground")
-    page.fill("[aria-label=Key]", cloud.up["api_key"])
-    page.select_option(".chat-bar select >> nth=1", "sydney")
-    facts = says(operator, "Tell me a story about a dragon.", 0)
-    for wanted in ("sydney", "Australia", "EUR"):
-        assert wanted in facts
-    operator.open("/fleet?site=sydney")
-    operator.ask("button:has-text('Kill the site')")
-    operator.dialog_holds_the_keyboard()
-    page.click("button:has-text('Kill the site')")
-    page.wait_for_selector("text=as if the site was lost")
-    operator.picture("fleet-kill")
-    page.click("button:has-text('Kill them')")
-    page.wait_for_selector("text=sydney is stopped")
-    operator.open("/playground")
-    page.fill("[aria-label=Key]", cloud.up["api_key"])
-    page.select_option(".chat-bar select >> nth=1", "sydney")
-    assert "sydney" not in says(operator, "And then?", 0), "another site answers at once"
-    operator.open("/map")
-    page.wait_for_function("window.isochroneMap?.frames > 1")
-    cloud.chat("sydney")
-    page.wait_for_function("isochroneMap.recent.size > 0")
-    assert arcs(operator)[0].startswith("sydney>")
-    assert page.evaluate("isochroneMap.state[isochroneMap.byName.get('sydney')][1]") == 0
-    operator.picture("map-killed")
-    operator.open("/fleet?site=sydney")
-    page.click("button:has-text('Start the site')")
-    page.click("button:has-text('Start it')")
-    page.wait_for_selector("button:has-text('Kill the site')")
-    wait_until(
-        lambda: cloud.chat("sydney").headers.get("x-isochrone-site") == "sydney",
-        "sydney serves again", deadline_s=20,
-    )
-    assert operator.complaints == []
+def walked(text: str) -> list[str]:
+    """The names in italics of the README's steps through the console, in their order."""
+    steps = text.partition("In the browser:")[2].partition("![")[0]
+    return re.findall(r"\*([^*]+)\*", steps)
+
+
+def answering(tab: Tab) -> str:
+    """The site of the latest answer, as the playground tells it."""
+    return tab.page.locator(".chat-fact.is-place b").last.inner_text()
+
+
+def printed_by(cloud: Cloud) -> tuple[tuple[str, str, str], str]:
+    """What `isochrone up` said: the console's address with name and password; and the key."""
+    printed = cloud.output.read_text()
+    url, login, password = re.findall(
+        r"console +(\S+) +\(sign in as (\S+), first password (\S+)\)", printed
+    )[0]
+    return (url, login, password), re.findall(r"^ +key +(\S+)$", printed, re.MULTILINE)[0]
+
+
+def explain_the_answer(newcomer: Tab, site: str) -> None:
+    """The link under an answer leads to why it was served there, and what it cost."""
+    page = newcomer.page
+    with page.expect_popup() as opened:
+        page.click(".chat-facts a:has-text('Why there?')")
+    why = opened.value
+    why.wait_for_selector("text=soonest first")
+    said = why.inner_text("#page")
+    for wanted in (site, "finished", "Price, EUR", "predicted"):
+        assert wanted in said
+    why.close()
+
+
+def kill_it(beside: Tab, site: str) -> None:
+    """The question was opened: it says what follows, holds the keyboard, and kills the site."""
+    fleet = beside.page
+    fleet.wait_for_selector("text=as if the site was lost")
+    beside.dialog_holds_the_keyboard()
+    fleet.click("button:has-text('Kill the site')")
+    fleet.wait_for_selector("text=as if the site was lost")
+    beside.picture("fleet-kill")
+    fleet.click("button:has-text('Kill them')")
+    fleet.wait_for_selector(f"text={site} is stopped")
+
+
+def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
+    """With what `isochrone up` printed and the README's steps, and with nothing but the browser:
+    sign in, chat, find out where the answer came from and what it cost, kill that site, watch
+    traffic move, and have it back."""
+    (url, login, password), key = printed_by(cloud)
+    clicked: list[str] = []
+    with tab(chromium, url) as newcomer, tab_beside(newcomer) as beside:
+        page, fleet = newcomer.page, beside.page
+
+        def go(name: str, on: Tab = newcomer) -> None:
+            clicked.append(name)
+            on.page.click(f".iso-menu a:has-text('{name}')")
+            on.page.wait_for_selector(f"#page h1:text-is('{name}')")
+
+        def ask_at_sydney(text: str, number: int) -> str:
+            page.select_option(".chat-bar select >> nth=1", "sydney")
+            return says(newcomer, text, number)
+
+        newcomer.sign_in(login, password)
+        go("Playground")
+        page.fill("[aria-label=Key]", key)
+        facts = ask_at_sydney("Tell me a story about a dragon.", 0)
+        site = answering(newcomer)
+        for wanted in ("sydney", "Australia", "to the first token", "tokens in and out", "EUR"):
+            assert wanted in facts
+        newcomer.picture("newcomer-answer")
+        explain_the_answer(newcomer, site)
+
+        beside.open("/")
+        go("Fleet", beside)
+        fleet.click(f".iso-table a:text-is('{site}')")
+        beside.ask("button:has-text('Kill the site')")
+        clicked.append("Kill the site")
+        kill_it(beside, site)
+
+        ask_at_sydney("And then?", 1)
+        assert answering(newcomer) != site, "another site answers at once"
+        clicked.append("Playground")
+        go("Map", beside)
+        fleet.wait_for_function("window.isochroneMap?.frames > 1")
+        ask_at_sydney("And then?", 2)
+        fleet.wait_for_function("isochroneMap.recent.size > 0")
+        assert set(arcs(beside)) == {f"sydney>{answering(newcomer)}"}
+        ready = f"isochroneMap.state[isochroneMap.byName.get('{site}')][1]"
+        assert fleet.evaluate(ready) == 0
+        beside.picture("map-killed")
+
+        go("Fleet", beside)
+        fleet.click(f".iso-table a:text-is('{site}')")
+        fleet.click("button:has-text('Start the site')")
+        clicked.append("Start the site")
+        fleet.click("button:has-text('Start it')")
+        fleet.wait_for_selector("button:has-text('Kill the site')")
+        numbers = count(3)
+        wait_until(
+            lambda: ask_at_sydney("Again.", next(numbers)) != "" and answering(newcomer) == site,
+            "the site answers again", deadline_s=20,
+        )
+        assert newcomer.complaints + beside.complaints == []
+    assert clicked == walked(README.read_text(encoding="utf-8")), "as the README says"
 
 
 def restart_a_replica(cloud: Cloud, operator: Tab) -> None:

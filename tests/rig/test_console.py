@@ -7,7 +7,9 @@ import http.client
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,7 +22,7 @@ from isochrone.core.errors import Unavailable
 from tests.fixtures.fleet_1100 import places
 from tests.rig import console_flows
 from tests.rig.browser import SIZES, Size, Tab, Theme, browser, program, tab
-from tests.rig.cloud import Cloud, ask
+from tests.rig.cloud import COMMAND, Cloud, ask, environment
 from tests.rig.waiting import wait_until
 
 pytestmark = [
@@ -139,6 +141,23 @@ def test_another_sites_page_can_change_nothing_and_open_no_socket(
     assert "/account" in operator.page.url, "the session goes on"
 
 
+@pytest.fixture
+def replayed(cloud: Cloud, tmp_path: Path) -> Iterator[None]:
+    """A recorded trace is being replayed."""
+    replay = subprocess.Popen(
+        [*COMMAND, "replay", "azure-conv-sample", "--state", str(cloud.state), "--limit", "1000",
+         "--speed", "0.3", "--out", str(tmp_path / "result.json")],
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+        assert replay.poll() is None, "traffic ended before the pages were all opened"
+    finally:
+        replay.kill()
+        replay.wait(30)
+
+
+@pytest.mark.usefixtures("replayed")
 @pytest.mark.parametrize(("theme", "size"), [("light", "laptop"), ("dark", "phone")])
 def test_every_page_opens_without_a_complaint(
     cloud: Cloud, chromium: Browser, asked: str, theme: Theme, size: Size
@@ -149,6 +168,8 @@ def test_every_page_opens_without_a_complaint(
             path = f"/explain?id={asked}" if page.path == "/explain" else page.path
             opened.open(path)
             opened.page.wait_for_timeout(350)  # charts and frames come a moment later
+            if page.path == "/map":
+                opened.page.wait_for_function("isochroneMap.flowsSeen > 0")
             assert "iso-banner is-bad" not in opened.page.content(), f"{path}: {opened.text()}"
             width = opened.page.evaluate("document.documentElement.scrollWidth")
             assert width <= SIZES[size][0], f"{path} is wider than the screen"
@@ -203,8 +224,10 @@ def test_a_site_is_drained_and_its_arcs_move(cloud: Cloud, operator: Tab) -> Non
     console_flows.drain_a_site(cloud, operator)
 
 
-def test_a_newcomer_kills_a_site_and_watches_traffic_move(cloud: Cloud, operator: Tab) -> None:
-    console_flows.kill_a_site(cloud, operator)
+def test_a_newcomer_walks_from_the_readme_to_traffic_that_moves(
+    cloud: Cloud, chromium: Browser
+) -> None:
+    console_flows.a_newcomers_walk(cloud, chromium)
 
 
 def test_one_replica_is_restarted(cloud: Cloud, operator: Tab) -> None:
@@ -305,7 +328,7 @@ def test_a_member_chooses_their_own_password(cloud: Cloud, chromium: Browser) ->
     with tab(chromium, cloud.up["console"]) as opened:
         opened.sign_in("eve@acme.example", PASSWORD, "/account")
         page = opened.page
-        assert "Somebody else set your password" in opened.text()
+        assert "a password that you were given" in opened.text()
 
         def change(present: str, wanted: str) -> None:
             page.fill("[autocomplete=current-password]", present)
@@ -322,7 +345,7 @@ def test_a_member_chooses_their_own_password(cloud: Cloud, chromium: Browser) ->
     with tab(chromium, cloud.up["console"]) as opened:
         opened.sign_in("eve@acme.example", OTHER, "/account")
         assert "Your account" in opened.text()
-        assert "Somebody else" not in opened.text()
+        assert "were given" not in opened.text()
 
 
 def test_colours_change_and_stay(operator: Tab) -> None:
@@ -366,6 +389,14 @@ def test_an_experiment_is_played_and_its_report_read(cloud: Cloud, operator: Tab
     report = page.frame_locator("iframe")
     report.locator("h1:has-text('eight-sites')").wait_for()
     assert report.locator("svg").count() > 0
+    ground = "each => getComputedStyle(each).backgroundColor"
+    light = report.locator("body").evaluate(ground)
+    page.click("[aria-label='Light or dark']")
+    wait_until(
+        lambda: report.locator("body").evaluate(ground) != light,
+        "the report is as dark as the page",
+    )
+    page.wait_for_timeout(350)  # colours go over into one another
     assert operator.barriers() == []
     operator.picture("experiment-report")
     run = page.url.partition("run=")[2]
@@ -457,7 +488,7 @@ def test_the_map_draws_1100_sites(operator: Tab, record_property: Callable[..., 
     page.wait_for_function("isochroneMap.comets.length > 100 && isochroneMap.perSecond > 0")
     page.wait_for_timeout(2500)
     record_property("frames_a_second", page.evaluate("isochroneMap.perSecond"))
-    assert page.evaluate("isochroneMap.perSecond") >= 5, "smooth is more; this machine is shared"
+    assert page.evaluate("isochroneMap.perSecond") >= 15, "30 and more when this machine is idle"
     operator.picture("map-1100")
     page.select_option("[aria-label=Country]", "DE")
     page.wait_for_function("isochroneMap.view.k > isochroneMap.home.k * 2")

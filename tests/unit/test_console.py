@@ -9,10 +9,13 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from isochrone.console.estate import Replica, cache_use
 from isochrone.console.guard import Guard
 from isochrone.console.page import Page
+from isochrone.console.pages.audit import Entry, told
 from isochrone.console.pages.catalogue import PAGES
-from isochrone.console.parts.words import count, duration, instant, share
+from isochrone.console.parts.chart import alone
+from isochrone.console.parts.words import ago, count, duration, instant, share, whole
 from isochrone.console.sign_in import Begun, cookie_for, inside
 from isochrone.core.tenancy.authorise import MAY
 
@@ -111,7 +114,52 @@ def test_the_cookie_is_for_one_console_and_secure_where_it_can_be() -> None:
         assert wanted in said
 
 
+def test_a_point_without_neighbours_is_drawn_as_one() -> None:
+    assert alone([None, 1.0, None, 2.0, 3.0, None]) == [False, True, False, False, False, False]
+    assert alone([1.0]) == [True]
+    assert alone([]) == []
+
+
+def a_replica(held: int | None, kept: int | None) -> Replica:
+    return Replica(
+        id="sydney/m/0", model="m", state="ready", health="healthy", why=None, generation=1,
+        pid=None, running=0, waiting=0, restarts=0, kept_tokens=kept, held_tokens=held,
+    )
+
+
+def test_the_use_of_caches_is_told_as_far_as_engines_say() -> None:
+    assert cache_use([]) is None
+    assert cache_use([a_replica(None, None)]) is None
+    assert cache_use([a_replica(None, 5000)]) == "of 5\u202f000 tokens"
+    assert cache_use([a_replica(90, None), a_replica(10, 5000)]) == "100 tokens"
+    assert cache_use([a_replica(90, 5000), a_replica(10, 5000)]) == "100 of 10\u202f000 tokens"
+
+
+def an_entry(
+    before: dict[str, object] | None, after: dict[str, object] | None, subject: str = "k1"
+) -> Entry:
+    return Entry(
+        serial=1, at=0, org_id="acme", actor="principal:operator", kind="key", subject=subject,
+        change="made", before=before, after=after,
+    )
+
+
+def test_the_audit_log_tells_what_its_other_columns_do_not() -> None:
+    at = 1_764_338_400_000_000_000
+    made: dict[str, object] = {
+        "id": "k1", "org_id": "acme", "created_at": at, "secret_sha256": "(hidden)",
+        "name": "shop", "expires_at": at, "policy_id": None,
+    }
+    assert told(an_entry(None, made)) == "name: shop; expires_at: 2025-11-28 14:00:00"
+    assert told(an_entry({**made, "revoked_at": None}, {**made, "revoked_at": at})) == (
+        "revoked_at: – → 2025-11-28 14:00:00"
+    )
+    assert told(an_entry({"secret_sha256": "(hidden)"}, None)) == "nothing more that is shown"
+
+
 def test_values_read_well() -> None:
+    assert (whole(1_000_000_000), whole(3600)) == ("1\u202f000\u202f000\u202f000", "3\u202f600")
+    assert [ago(age) for age in (None, 900.0, 12_000.0)] == ["never", "now", "12.0 s ago"]
     assert [duration(ms) for ms in (None, 0.52, 431.7, 12_345, 90_000, 7_200_000)] == [
         "–", "0.5 ms", "432 ms", "12.3 s", "2 min", "2.0 h",
     ]

@@ -1,10 +1,12 @@
 """What the agent learns from engine counters, and how it reads them from each engine family."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from isochrone.adapters.engines.counters import LoadReader, family_of, read_series
+from isochrone.adapters.engines.llamacpp import with_slots
 from isochrone.core.estimate.engine_rates import (
     arrived,
     learn,
@@ -116,6 +118,33 @@ def test_what_a_cache_holds_is_in_the_labels_of_vllm_and_a_series_of_sglang() ->
     assert LoadReader(family="vllm").read(read_series(silent)).kept_tokens is None
     said = read_series("sglang:max_total_num_tokens 90000.0\n")
     assert LoadReader(family="sglang").read(said).kept_tokens == 90_000
+
+
+def test_what_running_requests_take_of_a_cache() -> None:
+    config = 'vllm:cache_config_info{{engine="{}",block_size="16",num_gpu_blocks="1000"}} 1.0\n'
+    two = config.format(0) + config.format(1) + (
+        'vllm:kv_cache_usage_perc{engine="0"} 0.5\nvllm:kv_cache_usage_perc{engine="1"} 0.1\n'
+    )
+    assert LoadReader(family="vllm").read(read_series(two)).held_tokens == 9_600
+    older = config.format(0) + "vllm:gpu_cache_usage_perc 0.25\n"
+    assert LoadReader(family="vllm").read(read_series(older)).held_tokens == 4_000
+    sizeless = read_series("vllm:kv_cache_usage_perc 0.25\n")
+    assert LoadReader(family="vllm").read(sizeless).held_tokens is None
+    said = read_series("sglang:max_total_num_tokens 90000.0\nsglang:num_used_tokens 1200.0\n")
+    assert LoadReader(family="sglang").read(said).held_tokens == 1_200
+    slots = [
+        {"is_processing": True, "n_prompt_tokens": 300, "n_prompt_tokens_processed": 100,
+         "n_prompt_tokens_cache": 50, "next_token": [{"n_decoded": 0}]},
+        {"is_processing": True, "n_prompt_tokens": 27, "n_prompt_tokens_processed": 20,
+         "n_prompt_tokens_cache": 0, "next_token": [{"n_decoded": 7}]},
+        {"is_processing": False},
+    ]
+    load = with_slots(UNKNOWN_LOAD, json.dumps(slots).encode())
+    assert (load.held_tokens, load.running_prompt_tokens, load.running_output_tokens) == (
+        177, 150, 7,
+    )
+    assert with_slots(UNKNOWN_LOAD, b"[]").held_tokens == 0
+    assert with_slots(UNKNOWN_LOAD, b"away").held_tokens is None
 
 
 def test_missing_series_are_unknown() -> None:

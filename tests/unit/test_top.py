@@ -12,7 +12,7 @@ def a_site(name: str, running: int, **changes: Any) -> dict[str, Any]:
     load = {"running": running, "waiting": 1, "slots": 8}
     return {
         "name": name, "country": "DE", "health": "healthy", "ready": True, "digest_age_ms": 412.0,
-        "loads": [load], "replicas": [{"kept_tokens": 5000}, {"kept_tokens": None}], **changes,
+        "loads": [load], "replicas": [{"held_tokens": 5000}, {"held_tokens": None}], **changes,
     }
 
 

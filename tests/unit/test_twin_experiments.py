@@ -1,6 +1,7 @@
 """Experiments of the twin: what is read, played and concluded, and the page that says so."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -20,7 +21,7 @@ from isochrone.twin.experiments.experiment import Outcome, Point, Results, View
 from isochrone.twin.experiments.findings import findings_of, load_for
 from isochrone.twin.fast.plan import Outage
 from isochrone.twin.fast.rows import Row
-from isochrone.twin.report.page import page_of
+from isochrone.twin.report.page import DARK, LIGHT, page_of
 from isochrone.twin.report.words import markdown_of
 from isochrone.twin.scenario import OutagePlan
 from isochrone.wire.experiments import decoded
@@ -397,6 +398,17 @@ def test_a_document_and_a_page_have_the_same_findings() -> None:
     assert "w at load 0.8: p99 1,000 ms" in page
     assert "Title &lt;b&gt;" in page
     assert json.dumps("| w | 0.80 | ours |")[1:-1] in document
+
+
+def test_every_colour_of_a_page_is_said_for_light_and_for_dark() -> None:
+    found = results("loads", row("ours"), row("nearest", p99=2000.0), row("bound", mean=90.0))
+    page = page_of([found], [[0.0, 0.0, 1.0, 1.0]], ["Map: x."])
+    used = set(re.findall(r"var\((--[a-z]+)\)", page))
+    assert {"--text", "--own", "--bound"} <= used
+    for colours in (LIGHT, DARK):
+        assert used == set(re.findall(r"(--[a-z]+):#", colours))
+    dark = page.count(DARK)
+    assert dark == 2, "by the system, and by whoever shows it"
 
 
 def test_what_is_lost_is_said_of_the_fleet_that_is_played() -> None:

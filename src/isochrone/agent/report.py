@@ -116,6 +116,7 @@ def replica_load(live: Live) -> ReplicaLoad:
         cached_tokens_total=_since(before.cached_tokens_total, load.cached_tokens_total),
         output_tokens_total=_since(before.output_tokens_total, load.output_tokens_total),
         kept_tokens=load.kept_tokens,
+        held_tokens=load.held_tokens,
         silent_s=round(live.silent_s, 1) if status.state == "ready" else 0.0,
     )
 

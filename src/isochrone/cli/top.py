@@ -91,7 +91,7 @@ def screen(seen: Seen, *, most: int, away: str = "") -> "RenderableType":
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name, side in (
         ("site", "left"), ("country", "left"), ("health", "left"), ("slots", "left"),
-        ("running", "right"), ("waiting", "right"), ("KV tokens", "right"),
+        ("running", "right"), ("waiting", "right"), ("KV in use", "right"),
         ("requests/s", "right"), ("heard", "right"),
     ):
         table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
@@ -101,7 +101,7 @@ def screen(seen: Seen, *, most: int, away: str = "") -> "RenderableType":
         health, age_ms = str(site["health"]), site["digest_age_ms"]
         table.add_row(
             str(site["name"]), cell(site["country"]), Text(health, style=_tone(health)),
-            Text(_bar(running, slots)), f"{running}/{slots}", str(waiting), _kept(site),
+            Text(_bar(running, slots)), f"{running}/{slots}", str(waiting), _held(site),
             f"{rates.get(str(site['name']), 0.0):.1f}",
             "never" if age_ms is None else f"{age_ms / 1000:.1f} s",
         )
@@ -164,9 +164,10 @@ def _load(site: Mapping[str, Any]) -> tuple[int, int, int]:
     )
 
 
-def _kept(site: Mapping[str, Any]) -> str:
-    kept = [each["kept_tokens"] for each in site["replicas"] if each["kept_tokens"] is not None]
-    return f"{sum(kept):,}" if kept else "-"
+def _held(site: Mapping[str, Any]) -> str:
+    """Tokens that running requests take of the engines' caches, as far as they say."""
+    held = [each["held_tokens"] for each in site["replicas"] if each["held_tokens"] is not None]
+    return f"{sum(held):,}" if held else "-"
 
 
 def _bar(part: int, whole: int) -> str:

@@ -18,7 +18,7 @@ from isochrone.console import live, relay, reports, sign_in
 from isochrone.console.api import Api, open_client
 from isochrone.console.frame import frame, title
 from isochrone.console.guard import Guard
-from isochrone.console.page import Me, Page, Visit
+from isochrone.console.page import Me, Page, Visit, theme_of
 from isochrone.console.pages.catalogue import PAGES
 from isochrone.console.parts.notices import empty, trouble
 from isochrone.console.settings import ConsoleSettings
@@ -67,7 +67,7 @@ def _opened(
         secret = cookie.of(request)
         if secret is None:
             return to_sign_in(request)
-        api, theme = Api(client, secret), _theme(request)
+        api, theme = Api(client, secret), theme_of(request)
         try:
             me = await api.get("me", Me)
         except Untrusted:
@@ -86,7 +86,3 @@ def _opened(
 
     return opened
 
-
-def _theme(request: Request) -> str | None:
-    said = request.cookies.get("isochrone-theme")
-    return said if said in ("dark", "light") else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from isochrone.console.api import Api
-from isochrone.console.parts.words import duration
+from isochrone.console.parts.words import ago, count
 
 MOST = 100_000
 
@@ -43,6 +43,7 @@ class Replica(msgspec.Struct, frozen=True):
     waiting: int
     restarts: int
     kept_tokens: int | None
+    held_tokens: int | None = None
 
 
 class Power(msgspec.Struct, frozen=True):
@@ -99,7 +100,7 @@ class Site(msgspec.Struct, frozen=True):
     @property
     def heard(self) -> str:
         """When its digest came, in words."""
-        return "never" if self.digest_age_ms is None else f"{duration(self.digest_age_ms)} ago"
+        return ago(self.digest_age_ms)
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -144,6 +145,17 @@ async def load_fleet(api: Api) -> Fleet:
         api.get("status", Status), api.items("deployments", Deployment, most=MOST)
     )
     return Fleet(bus=status.bus, sites=status.sites, deployments=wishes)
+
+
+def cache_use(replicas: Sequence[Replica]) -> str | None:
+    """Tokens that running requests take of the engines' caches, of the room there, as far as the
+    engines say; None where none does."""
+    held = [each.held_tokens for each in replicas if each.held_tokens is not None]
+    room = [each.kept_tokens for each in replicas if each.kept_tokens is not None]
+    if not held:
+        return f"of {count(sum(room))} tokens" if room else None
+    of = f" of {count(sum(room))}" if len(room) == len(held) == len(replicas) else ""
+    return f"{count(sum(held))}{of} tokens"
 
 
 def drawn_power(power: Power | None) -> str | None:

@@ -53,7 +53,7 @@ def frame(page: Page, pages: Sequence[Page], me: Me, theme: Theme) -> Iterator[N
         _menu(page, pages, me)
     with ui.column().classes("iso-page").props('id=page tabindex=-1 role="main"'):
         if me.is_given:
-            with banner("info", "Somebody else set your password."):
+            with banner("info", "You sign in with a password that you were given."):
                 ui.link("Choose your own", "/account")
         yield
 

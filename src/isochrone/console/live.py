@@ -35,7 +35,7 @@ class LiveSite(msgspec.Struct, frozen=True):
     slots: int
     running: int
     waiting: int
-    kept_tokens: int | None
+    held_tokens: int | None = None
 
 
 class Live(msgspec.Struct, frozen=True):
@@ -104,7 +104,7 @@ def frame_of(live: Live, flows: Flows) -> bytes:
         "at": live.at // 1_000_000,
         "v": version_of(list(places)),
         "sites": [
-            (site.health, site.ready, site.slots, site.running, site.waiting, site.kept_tokens)
+            (site.health, site.ready, site.slots, site.running, site.waiting, site.held_tokens)
             for site in live.sites
         ],
         "flows": [

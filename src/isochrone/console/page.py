@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+from starlette.requests import Request
 
 from isochrone.console.api import Api
 from isochrone.core.tenancy.authorise import Action, CallerRole
@@ -51,3 +52,9 @@ class Page:
     roles: tuple[CallerRole, ...]
     needs: tuple[Action, ...]
     build: Callable[[Visit], Awaitable[None]]
+
+
+def theme_of(request: Request) -> str | None:
+    """The colours that its viewer chose, None for what the system says."""
+    said = request.cookies.get("isochrone-theme")
+    return said if said in ("dark", "light") else None

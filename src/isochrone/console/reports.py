@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
 from isochrone.console.api import Api, part
+from isochrone.console.page import theme_of
 from isochrone.console.sign_in import Cookie
 from isochrone.core.errors import Forbidden, IsochroneError, NotFound, Untrusted
 
@@ -29,6 +30,9 @@ def routes(client: httpx.AsyncClient, cookie: Cookie) -> APIRouter:
             page = await api.text(f"experiments/{part(run_id)}/report")
         except IsochroneError as error:
             return PlainTextResponse(error.message + "\n", status_code=_status(error))
+        theme = theme_of(request)
+        if theme is not None:  # else as the system says, which the report sees by itself
+            page = page.replace("<html lang=en>", f"<html lang=en data-theme={theme}>", 1)
         return HTMLResponse(page, headers={"content-security-policy": POLICY})
 
     return router

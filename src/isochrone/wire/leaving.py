@@ -119,13 +119,14 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         fleet=(
             "running waiting prompt_tokens_total cached_tokens_total output_tokens_total "
             "prefill_tok_s decode_tok_s requests_total running_prompt_tokens "
-            "running_output_tokens kept_tokens"
+            "running_output_tokens kept_tokens held_tokens"
         ),
     ),
     "ReplicaLoad": _fields(
         fleet=(
             "id model generation state pid running waiting restarts prompt_tokens_total "
-            "cached_tokens_total output_tokens_total kept_tokens silent_s"
+            "cached_tokens_total output_tokens_total kept_tokens silent_s "
+            "held_tokens"
         ),
     ),
     "ProbedRtt": _fields(fleet="peer rtt_ms"),

@@ -20,7 +20,8 @@ Series = Mapping[str, float]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
     """Series of one engine family, best first; `decode` is (tokens, seconds spent on them),
-    `kept` the tokens that its cache holds."""
+    `kept` the tokens that its cache has room for, `held` those that running requests take of it,
+    or, as `held_share`, what part of it they take."""
 
     traits: EngineTraits
     running: tuple[str, ...]
@@ -33,11 +34,14 @@ class Names:
     prefill_seconds: str
     decode: tuple[str, str]
     kept: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    held_share: tuple[str, ...] = ()
 
 
 # vLLM states the size of its cache in labels; what they make is added as a series of this name.
 CACHE_CONFIG = "vllm:cache_config_info"
 CACHE_TOKENS = "vllm:cache_tokens"
+CACHES = "vllm:caches"  # how many said their size; each says its own share
 _SIZES = re.compile(r'\b(block_size|num_gpu_blocks)="(\d+)"')
 
 
@@ -74,6 +78,7 @@ FAMILIES: Mapping[Family, Names] = {
             "vllm:inter_token_latency_seconds_sum",
         ),
         kept=(CACHE_TOKENS,),
+        held_share=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
     ),
     "sglang": Names(
         traits=EngineTraits(running_counts="usage", endpoints=ALL_ENDPOINTS, cache_salt=True),
@@ -91,6 +96,7 @@ FAMILIES: Mapping[Family, Names] = {
             "sglang:inter_token_latency_seconds_sum",
         ),
         kept=("sglang:max_total_num_tokens",),
+        held=("sglang:num_used_tokens",),
     ),
 }
 
@@ -114,6 +120,7 @@ def read_series(text: str) -> dict[str, float]:
             series[name] = series.get(name, 0.0) + number
             if name == CACHE_CONFIG:
                 series[CACHE_TOKENS] = series.get(CACHE_TOKENS, 0.0) + _cache_tokens(rest)
+                series[CACHES] = series.get(CACHES, 0.0) + 1.0
     return series
 
 
@@ -133,6 +140,18 @@ def family_of(series: Series) -> Family | None:
 
 def _count(series: Series, names: tuple[str, ...]) -> int | None:
     return next((round(series[name]) for name in names if name in series), None)
+
+
+def _held(series: Series, names: Names) -> int | None:
+    """Tokens that running requests take of the cache; None where the engine does not say."""
+    said = _count(series, names.held)
+    if said is not None or not names.held_share:
+        return said
+    room = _count(series, names.kept)
+    share = next((series[name] for name in names.held_share if name in series), None)
+    if not room or share is None:
+        return None
+    return round(room * min(share / max(series.get(CACHES, 1.0), 1.0), 1.0))
 
 
 @dataclass(slots=True)
@@ -162,6 +181,7 @@ class LoadReader:
             ),
             requests_total=_count(series, names.requests),
             kept_tokens=_count(series, names.kept) or None,
+            held_tokens=_held(series, names),
         )
 
     def _rate(self, what: str, tokens: float | None, seconds: float | None) -> float | None:

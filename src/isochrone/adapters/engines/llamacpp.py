@@ -123,20 +123,24 @@ class LlamaCppEngine:
 
 
 def with_slots(load: EngineLoad, slots: bytes) -> EngineLoad:
-    """Add what the running requests have still to prefill and have decoded, from `/slots`."""
-    prompt = decoded = 0
+    """Add what the running requests have still to prefill, have decoded, and hold of the cache,
+    from `/slots`."""
+    prompt = decoded = held = 0
     try:
         for slot in json.loads(slots):
             if not slot["is_processing"]:
                 continue
             written = sum(int(part["n_decoded"]) for part in slot["next_token"])
             decoded += written
+            known = int(slot["n_prompt_tokens_processed"]) + int(slot["n_prompt_tokens_cache"])
+            held += known + written
             if written == 0:  # later, `n_prompt_tokens` grows with the answer
-                known = slot["n_prompt_tokens_processed"] + slot["n_prompt_tokens_cache"]
-                prompt += max(0, int(slot["n_prompt_tokens"]) - int(known))
+                prompt += max(0, int(slot["n_prompt_tokens"]) - known)
     except (ValueError, KeyError, TypeError):
         return load
-    return replace(load, running_prompt_tokens=prompt, running_output_tokens=decoded)
+    return replace(
+        load, running_prompt_tokens=prompt, running_output_tokens=decoded, held_tokens=held
+    )
 
 
 async def end_process(process: asyncio.subprocess.Process, *, deadline_s: float) -> None:

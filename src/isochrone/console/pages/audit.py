@@ -16,6 +16,7 @@ from isochrone.console.parts.words import NOTHING, instant, text
 
 MOST = 500
 LONGEST = 120  # of a field's value, in letters
+BESIDE = ("id", "org_id", "created_at")  # of what was made: the entry says these itself
 FILTERS: Mapping[str, str] = {
     "kind": "Kind of record", "subject": "Record", "actor": "By", "org": "Organisation",
 }
@@ -42,39 +43,64 @@ async def load(api: Api, wanted: Mapping[str, str]) -> tuple[Entry, ...]:
 
 
 def told(entry: Entry) -> str:
-    """The fields that differ, as `name: before → after`."""
+    """The fields that differ, as `name: before → after`. Of a record that was made or removed all
+    but what is hidden, empty, or said by the entry beside."""
     before, after = entry.before or {}, entry.after or {}
     if entry.before is None or entry.after is None:
-        return "; ".join(f"{name}: {_short(value)}" for name, value in (after or before).items()
-                         if value not in (None, ""))
+        return "; ".join(
+            f"{name}: {_short(name, value)}" for name, value in (after or before).items()
+            if name not in BESIDE and value not in (None, "", "(hidden)", entry.subject)
+        ) or "nothing more that is shown"
     return "; ".join(
-        f"{name}: {_short(before.get(name))} → {_short(after.get(name))}"
+        f"{name}: {_short(name, before.get(name))} → {_short(name, after.get(name))}"
         for name in sorted({*before, *after}) if before.get(name) != after.get(name)
     ) or "nothing that is shown"
 
 
-def _short(value: object) -> str:
+def _short(name: str, value: object) -> str:
+    if name.endswith("_at") and isinstance(value, int):
+        return instant(value)
     said = text(msgspec.json.encode(value).decode() if isinstance(value, dict) else value)
     return said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
+
+
+class Organisation(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+
+
+class Person(msgspec.Struct, frozen=True):
+    id: str
+    name: str | None
+
+
+async def names_of(api: Api) -> dict[str, str]:
+    """Who is meant by `principal:ID`. Raises IsochroneError."""
+    people = await api.items("principals", Person, most=5000)
+    return {f"principal:{each.id}": each.name or each.id for each in people}
 
 
 async def build(visit: Visit) -> None:
     title("Audit log", "Who changed what, and how it was before and after")
     _filters(visit)
     rows = await shown(load(visit.api, visit.query))
-    if rows is None:
+    people = await shown(names_of(visit.api))
+    known = await shown(visit.api.items("organisations", Organisation, most=5000))
+    if rows is None or people is None or known is None:
         return
+    orgs = {each.id: each.name for each in known}
     with card():
         table(
             (
-                Column(title="When (UTC)"), Column(title="By", kind="code"), Column(title="What"),
+                Column(title="When (UTC)"), Column(title="By"), Column(title="What"),
                 Column(title="Record", kind="link", link="/audit?subject={}"),
                 Column(title="Organisation"), Column(title="Fields", kind="long"),
             ),
             [
                 (
-                    instant(row.at), row.actor, f"{row.kind} {row.change}", row.subject,
-                    row.org_id or NOTHING, told(row),
+                    instant(row.at), people.get(row.actor, row.actor),
+                    f"{row.kind} {row.change}", row.subject,
+                    orgs.get(row.org_id, row.org_id) if row.org_id else NOTHING, told(row),
                 )
                 for row in rows
             ],

@@ -73,11 +73,11 @@ PAGES = (
     ),
     Page(
         path="/reconciliation", title="Reconciliation", icon="rule", group="Book",
-        roles=OPERATORS, needs=("reconcile",), build=reconciliation.build,
+        roles=OPERATORS, needs=("reconcile", "estate.read"), build=reconciliation.build,
     ),
     Page(
         path="/audit", title="Audit log", icon="history", group="Book", roles=MANAGERS,
-        needs=("audit.read",), build=audit.build,
+        needs=("audit.read", "organisations.read", "members.read"), build=audit.build,
     ),
     Page(
         path="/keys", title="Keys", icon="key", group="Use",

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from nicegui import ui
 
-from isochrone.console.api import Api, part
+from isochrone.console.api import part
 from isochrone.console.frame import title
 from isochrone.console.page import Visit
+from isochrone.console.pages.audit import names_of
 from isochrone.console.parts.confirm import Effect, ask
 from isochrone.console.parts.facts import card, facts
 from isochrone.console.parts.form import Field, form
@@ -26,6 +27,11 @@ OWN = "own"
 TRY, RUN = "/experiments?try={}", "/experiments?run={}"
 TONES = {"done": "good", "failed": "bad", "interrupted": "bad", "running": "good"}
 WORDS_COLUMNS = ("case", "workload", "tenant", "policy")
+# A report is told its colours when it is fetched.
+RECOLOUR = """document.addEventListener("isochrone-theme", () => {
+  const report = document.querySelector(".iso-report");
+  if (report) report.src = report.src;
+});"""
 ABOUT = "What the twin says of a fleet, before money is spent on it"
 
 
@@ -77,17 +83,6 @@ class Results(msgspec.Struct, frozen=True):
     commit: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-class Person(msgspec.Struct, frozen=True):
-    id: str
-    name: str | None
-
-
-async def names_of(api: Api) -> dict[str, str]:
-    """Who is meant by `principal:ID`. Raises IsochroneError."""
-    people = await api.items("principals", Person, most=5000)
-    return {f"principal:{each.id}": each.name or each.id for each in people}
 
 
 def far(run: Run) -> str:
@@ -472,3 +467,4 @@ async def _came_of_it(visit: Visit, run: Run) -> None:
             ui.label(f"made at commit {results.commit}").classes("iso-about")
         frame = ui.element("iframe").classes("iso-report").props('sandbox="" title="Report"')
         frame.props["src"] = address
+        ui.run_javascript(RECOLOUR)

@@ -265,7 +265,7 @@ def _tries(found: Explanation) -> str:
 
 
 def _cost(price: Price | None) -> list[tuple[str, str, str]]:
-    return [] if price is None else [("Price", f"{price.amount} {price.currency}", "by itself")]
+    return [] if price is None else [(f"Price, {price.currency}", price.amount, "by itself")]
 
 
 def _steps(found: Explanation) -> list[Step]:

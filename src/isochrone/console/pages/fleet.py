@@ -1,6 +1,7 @@
 """Fleet: every site and what runs there against what should, and what an operator can do about it.
 
-Each action says what it will lead to, as the API knows the cloud now, before it is done.
+Each action says what it will lead to, as the API knows the cloud now, before it is done. The page
+looks again every few seconds, for as long as it is open.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -10,18 +11,27 @@ from nicegui import ui
 
 from isochrone.console import effects
 from isochrone.console.api import part
-from isochrone.console.estate import Deployment, Fleet, Site, drawn_power, load_fleet
+from isochrone.console.estate import (
+    Deployment,
+    Fleet,
+    Replica,
+    Site,
+    cache_use,
+    drawn_power,
+    load_fleet,
+)
 from isochrone.console.frame import title
 from isochrone.console.page import Visit
 from isochrone.console.parts.confirm import Effect, ask
 from isochrone.console.parts.facts import card, facts, figures
 from isochrone.console.parts.form import Field, form
 from isochrone.console.parts.notices import banner, shown
-from isochrone.console.parts.table import Act, Column, table
+from isochrone.console.parts.table import Act, Column, refill, table
 from isochrone.console.parts.words import count
 from isochrone.core.errors import InvalidInput
 
 ADDRESS = "/fleet?site={}"
+LOOK_AGAIN_S = 5.0
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -34,23 +44,147 @@ class Token(msgspec.Struct, frozen=True):
 
 async def build(visit: Visit) -> None:
     title("Fleet", "What runs where, against what should")
-    fleet = await shown(load_fleet(visit.api))
-    if fleet is None:
-        return
     wanted = visit.query.get("site", "")
-    if not wanted:
-        _all(fleet)
-        return
-    site = fleet.site(wanted)
-    with ui.row():
-        ui.link("All sites", "/fleet")
-    if site is None:
-        with banner("bad", f"There is no site {wanted}."):
+    if wanted:
+        with ui.row():
+            ui.link("All sites", "/fleet")
+    view = OneSite(visit, wanted) if wanted else AllSites(visit)
+    await view.look()
+    ui.timer(LOOK_AGAIN_S, view.look, immediate=False)
+
+
+class AllSites:
+    """Sites and deployments, kept up to date in place."""
+
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
+        self._above = ui.column().classes("iso-said")
+        self._sites = Rows(SITES, "Sites", "There are no sites yet.",
+                           "`isochrone site` and docs/joining.md say how a site joins.")
+        self._wishes = Rows(WISHES, "Deployments", "Nothing is deployed yet.",
+                            "The world file says what runs where: docs/worlds.md.")
+
+    async def look(self) -> None:
+        """Ask control again and show what it says."""
+        self._above.clear()
+        with self._above:
+            fleet = await shown(load_fleet(self._visit.api))
+            if fleet is None:
+                return
+            _sums(fleet)
+        self._sites.show([_site_row(site) for site in fleet.sites])
+        self._wishes.show([_wish_row(fleet, each) for each in fleet.deployments])
+
+
+class OneSite:
+    """A site, what runs there and what can be done. What can be done is built anew only when it is
+    something else, so that nobody loses what they are writing."""
+
+    def __init__(self, visit: Visit, name: str) -> None:
+        self._visit = visit
+        self._name = name
+        self._said = ui.column().classes("iso-said")
+        with ui.element("div").classes("iso-grid") as self._grid:
+            with card(name):
+                self._facts = ui.column().classes("iso-said")
+            self._can: ui.element | None = None
+            if visit.me.may("estate.write"):
+                with card("What you can do"):
+                    self._can = ui.element("div")
+        self._could: tuple[object, ...] | None = None
+        self._wishes = Rows(WISHES_HERE, "Deployments", "Nothing is deployed here: an ingress"
+                            " only.")
+        self._replicas = Rows(
+            REPLICAS, "Replicas", "No replica runs here, or nothing was heard from the site.",
+            act=Act(label="Restart", icon="restart_alt", done=self._restart)
+            if visit.me.may("estate.write") else None,
+        )
+        self._site: Site | None = None
+
+    async def look(self) -> None:
+        """Ask control again and show what it says."""
+        self._said.clear()
+        with self._said:
+            fleet = await shown(load_fleet(self._visit.api))
+            if fleet is None:
+                return
+            site = self._site = fleet.site(self._name)
+            if site is None:
+                self._grid.set_visibility(False)
+                with banner("bad", f"There is no site {self._name}."):
+                    return
+        self._facts.clear()
+        with self._facts:
+            _facts(site)
+        wishes = fleet.wishes(site.name)
+        can = (site.draining, site.stopped, site.joined, tuple(wishes))
+        if self._can is not None and can != self._could:
+            self._could = can
+            self._can.clear()
+            with self._can:
+                _actions(self._visit, site, wishes)
+        self._wishes.show([
+            (row[1], row[2], count(each.context_tokens), *row[3:])
+            for each in wishes for row in (_wish_row(fleet, each),)
+        ])
+        self._replicas.show([_replica_row(each) for each in site.replicas])
+
+    async def _restart(self, row: int) -> None:
+        if self._site is not None and row < len(self._site.replicas):
+            await _restart(self._visit, self._site, self._site.replicas[row])
+
+
+class Rows:
+    """A table in a card; its rows are replaced in place."""
+
+    def __init__(
+        self, columns: Sequence[Column], title: str, empty: str, hint: str = "",
+        act: Act | None = None,
+    ) -> None:
+        self._columns, self._title, self._empty, self._hint = columns, title, empty, hint
+        self._act = act
+        self._table: ui.table | None = None
+        with card():
+            self._place = ui.element("div")
+
+    def show(self, rows: Sequence[Sequence[object]]) -> None:
+        if self._table is not None and rows:
+            refill(self._table, rows)
             return
-    _one(visit, fleet, site)
+        self._place.clear()
+        with self._place:
+            self._table = table(
+                self._columns, rows, title=self._title, empty=self._empty, hint=self._hint,
+                act=self._act,
+            )
 
 
-def _all(fleet: Fleet) -> None:
+SITES = (
+    Column(title="Site", kind="link", link=ADDRESS), Column(title="Country"),
+    Column(title="Health", kind="state"), Column(title="Hardware"),
+    Column(title="Replicas", kind="number"), Column(title="Running", kind="number"),
+    Column(title="Waiting", kind="number"), Column(title="Heard"),
+)
+WISHES_HERE = (
+    Column(title="Model"), Column(title="Engine"), Column(title="Context", kind="number"),
+    Column(title="Wanted", kind="number"), Column(title="Ready", kind="number"),
+    Column(title="State", kind="state"),
+)
+WISHES = (
+    Column(title="Site", kind="link", link=ADDRESS), Column(title="Model"),
+    Column(title="Engine"), Column(title="Wanted", kind="number"),
+    Column(title="Ready", kind="number"), Column(title="State", kind="state"),
+)
+REPLICAS = (
+    Column(title="Replica", kind="code"), Column(title="State", kind="state"),
+    Column(title="Health", kind="state"), Column(title="Why"),
+    Column(title="Running", kind="number"), Column(title="Waiting", kind="number"),
+    Column(title="KV in use", kind="number"), Column(title="Restarts", kind="number"),
+    Column(title="Process", kind="number"),
+)
+
+
+def _sums(fleet: Fleet) -> None:
     if not fleet.bus:
         with banner("warn", "Control hears no sites just now: NATS is away. Gateways go on."):
             pass
@@ -67,29 +201,15 @@ def _all(fleet: Fleet) -> None:
         ("Restarts", count(sum(each.restarts for site in fleet.sites for each in site.replicas)),
          "of engines since their agents began"),
     ])
-    with card():
-        table(
-            (
-                Column(title="Site", kind="link", link=ADDRESS), Column(title="Country"),
-                Column(title="Health", kind="state"), Column(title="Hardware"),
-                Column(title="Replicas", kind="number"), Column(title="Running", kind="number"),
-                Column(title="Waiting", kind="number"), Column(title="Heard"),
-            ),
-            [_site_row(site) for site in fleet.sites],
-            title="Sites", empty="There are no sites yet.",
-            hint="`isochrone site` and docs/joining.md say how a site joins.",
-        )
-    with card():
-        table(
-            (
-                Column(title="Site", kind="link", link=ADDRESS), Column(title="Model"),
-                Column(title="Engine"), Column(title="Wanted", kind="number"),
-                Column(title="Ready", kind="number"), Column(title="State", kind="state"),
-            ),
-            [_wish_row(fleet, each) for each in fleet.deployments],
-            title="Deployments", empty="Nothing is deployed yet.",
-            hint="The world file says what runs where: docs/worlds.md.",
-        )
+
+
+def _facts(site: Site) -> None:
+    facts([
+        ("Health", site.standing), ("Country", site.country), ("Operator", site.operator),
+        ("Owner", site.parent), ("Hardware", site.machines),
+        ("Power of its boards", drawn_power(site.power)),
+        ("Endpoint", site.public_url), ("Joined", site.joined), ("Heard", site.heard),
+    ])
 
 
 def _site_row(site: Site) -> tuple[object, ...]:
@@ -111,36 +231,6 @@ def _wish_row(fleet: Fleet, wish: Deployment) -> tuple[object, ...]:
     return wish.site, wish.model, wish.engine, wish.replicas, ready, state
 
 
-def _one(visit: Visit, fleet: Fleet, site: Site) -> None:
-    wishes = fleet.wishes(site.name)
-    with ui.element("div").classes("iso-grid"):
-        with card(site.name):
-            facts([
-                ("Health", site.standing), ("Country", site.country), ("Operator", site.operator),
-                ("Owner", site.parent), ("Hardware", site.machines),
-                ("Power of its boards", drawn_power(site.power)),
-                ("Endpoint", site.public_url), ("Joined", site.joined), ("Heard", site.heard),
-            ])
-        if visit.me.may("estate.write"):
-            with card("What you can do"):
-                _actions(visit, site, wishes)
-    with card():
-        table(
-            (
-                Column(title="Model"), Column(title="Engine"),
-                Column(title="Context", kind="number"), Column(title="Wanted", kind="number"),
-                Column(title="Ready", kind="number"), Column(title="State", kind="state"),
-            ),
-            [
-                (row[1], row[2], count(each.context_tokens), *row[3:])
-                for each in wishes for row in (_wish_row(fleet, each),)
-            ],
-            title="Deployments", empty="Nothing is deployed here: an ingress only.",
-        )
-    with card():
-        _replicas(visit, site)
-
-
 def _actions(visit: Visit, site: Site, wishes: Sequence[Deployment]) -> None:
     """What an operator may do to a site, each in a part of its own."""
     with ui.element("div").classes("iso-acts"):
@@ -155,29 +245,15 @@ def _actions(visit: Visit, site: Site, wishes: Sequence[Deployment]) -> None:
             _resize(visit, wishes)
 
 
-def _replicas(visit: Visit, site: Site) -> None:
-    table(
-        (
-            Column(title="Replica", kind="code"), Column(title="State", kind="state"),
-            Column(title="Health", kind="state"), Column(title="Why"),
-            Column(title="Running", kind="number"), Column(title="Waiting", kind="number"),
-            Column(title="KV tokens", kind="number"), Column(title="Restarts", kind="number"),
-            Column(title="Process", kind="number"),
-        ),
-        [
-            (each.id, each.state, each.health, each.why, each.running, each.waiting,
-             count(each.kept_tokens), each.restarts, each.pid)
-            for each in site.replicas
-        ],
-        title="Replicas", empty="No replica runs here, or nothing was heard from the site.",
-        act=Act(label="Restart", icon="restart_alt", done=lambda row: _restart(visit, site, row))
-        if visit.me.may("estate.write") else None,
+def _replica_row(each: Replica) -> tuple[object, ...]:
+    return (
+        each.id, each.state, each.health, each.why, each.running, each.waiting,
+        cache_use((each,)), each.restarts, each.pid,
     )
 
 
-async def _restart(visit: Visit, site: Site, row: int) -> None:
+async def _restart(visit: Visit, site: Site, wanted: Replica) -> None:
     """Ask whether one replica is to restart: that process, and none that was started since."""
-    wanted = site.replicas[row]
 
     async def post() -> None:
         body = {"replica": wanted.id, "generation": wanted.generation}

@@ -20,7 +20,7 @@ from isochrone.console.parts.facts import card
 from isochrone.console.parts.form import Field, form
 from isochrone.console.parts.notices import banner, shown
 from isochrone.console.parts.table import Column, table
-from isochrone.console.parts.words import count, instant
+from isochrone.console.parts.words import instant, whole
 from isochrone.core.errors import InvalidInput
 
 ADDRESS = "/prices?sheet={}"
@@ -115,12 +115,12 @@ async def load(api: Api) -> tuple[Sheet, ...]:
 def charged(charge: Charge) -> str:
     """How a price is charged, in words."""
     if not charge.tiers:
-        return f"{charge.price} / {count(charge.size or charge.per)}"
+        return f"{charge.price} / {whole(charge.size or charge.per)}"
     steps = ", ".join(
-        tier.price + (f" to {count(tier.up_to)}" if tier.up_to is not None else "")
+        tier.price + (f" to {whole(tier.up_to)}" if tier.up_to is not None else "")
         for tier in charge.tiers
     )
-    return f"{charge.model}: {steps} / {count(charge.per)}"
+    return f"{charge.model}: {steps} / {whole(charge.per)}"
 
 
 class Organisation(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from isochrone.console.parts.facts import card, figures
 from isochrone.console.parts.notices import banner, shown
 from isochrone.console.parts.table import Column, table
 from isochrone.console.parts.words import count, instant
+from isochrone.core.billing.period import DAY_NS
 
 NS_PER_S = 1_000_000_000
 ADDRESS = "/reconciliation?day={}"
@@ -73,9 +74,21 @@ class Kept(msgspec.Struct, frozen=True):
     findings: tuple[str, ...]
 
 
+class Now(msgspec.Struct, frozen=True):
+    """Of GET /live only control's clock."""
+
+    at: int
+
+
 class Books(msgspec.Struct, frozen=True):
     report: Report
     kept: tuple[Kept, ...]
+    now: int
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the day is: before, engines are still heard of what was booked already."""
+        return self.now >= self.report.day_at + DAY_NS
 
 
 async def load(api: Api, day: str | None) -> Books:
@@ -83,6 +96,7 @@ async def load(api: Api, day: str | None) -> Books:
     return Books(
         report=await api.get("reconciliation", Report, day=day),
         kept=await api.items("reconciliation/reports", Kept, most=365),
+        now=(await api.get("live", Now)).at,
     )
 
 
@@ -96,7 +110,7 @@ async def build(visit: Visit) -> None:
     if books is None:
         return
     report = books.report
-    _day(report)
+    _day(report, is_over=books.is_over)
     if report.findings:
         with card():
             table(
@@ -123,13 +137,18 @@ async def build(visit: Visit) -> None:
         )
 
 
-def _day(report: Report) -> None:
-    day = day_named(report.day_at)
+def _day(report: Report, *, is_over: bool) -> None:
+    day, found = day_named(report.day_at), len(report.findings)
+    findings = f"{found} finding{'' if found == 1 else 's'}"
     if report.agrees:
         with banner("good", f"{day}: engines, usage and charges agree."):
             pass
+    elif is_over:
+        with banner("bad", f"{day}: {findings}."):
+            pass
     else:
-        with banner("bad", f"{day}: {len(report.findings)} findings."):
+        with banner("info", f"{day} goes on: {findings} so far. While requests run, engines are "
+                    "heard a moment after what they did is booked; look again when it is quiet."):
             pass
 
     def go() -> None:

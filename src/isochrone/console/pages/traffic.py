@@ -253,7 +253,9 @@ def _reasons(found: Traffic) -> None:
             (Column(title="Outcome", kind="state"), Column(title="Reason", kind="code"),
              Column(title="Requests", kind="number")),
             [(each.outcome, each.reason, count(each.requests)) for each in found.reasons],
-            title="Not finished, and why", empty="Everything that was asked was finished.",
+            title="Not finished, and why",
+            empty="Everything that was asked was finished." if found.spans
+            else "Nothing was asked in this time.",
         )
 
 
@@ -263,5 +265,7 @@ def _spills(found: Traffic) -> None:
             (Column(title="Entered at"), Column(title="Served at"),
              Column(title="Requests", kind="number")),
             [(each.ingress, each.site, count(each.requests)) for each in found.spills],
-            title="Between sites", empty="Every request was served where it entered.",
+            title="Between sites",
+            empty="Every request was served where it entered." if found.spans
+            else "Nothing was asked in this time.",
         )

@@ -12,7 +12,7 @@ from isochrone.console.frame import title
 from isochrone.console.page import Visit
 from isochrone.console.parts.chart import Series, TimeSeries
 from isochrone.console.parts.facts import card, figures
-from isochrone.console.parts.notices import banner, shown
+from isochrone.console.parts.notices import banner, empty, shown
 from isochrone.console.parts.table import Column, table
 from isochrone.console.parts.words import count, day, share
 from isochrone.core.billing.period import DAY_NS, month_named, month_of, name_of
@@ -153,7 +153,7 @@ def _show(period: Period, used: Used, bill: Bill | None, now: int) -> None:
     finished = sum(each.finished for each in used.models)
     served = [each for each in used.countries if each.name]
     figures([
-        ("Requests", count(requests), f"{share(finished, requests)} finished"),
+        ("Requests", count(requests), f"{share(finished, requests)} finished" if requests else ""),
         ("Tokens in", count(sum(each.input_uncached + each.input_cached for each in used.models)),
          f"{count(sum(each.input_cached for each in used.models))} of them cached"),
         ("Tokens out", count(sum(each.output for each in used.models)), ""),
@@ -169,7 +169,11 @@ def _show(period: Period, used: Used, bill: Bill | None, now: int) -> None:
     at = list(range(period.begin, min(period.end, now + DAY_NS), DAY_NS))
     with ui.element("div").classes("iso-grid"):
         with card("Tokens by day and model"):
-            TimeSeries(form="bars").show(at, token_series(at, used))
+            series = token_series(at, used)
+            if series:
+                TimeSeries(form="bars").show(at, series)
+            else:
+                empty("No tokens in this month.", "Ask for some in the playground.")
         if bill is not None:
             for currency in _currencies(bill):
                 with card(f"{currency} by day"):

@@ -12,7 +12,7 @@ from nicegui import ui
 from nicegui.events import GenericEventArguments
 
 from isochrone.console.api import Api, part
-from isochrone.console.estate import Site, drawn_power
+from isochrone.console.estate import Site, cache_use, drawn_power
 from isochrone.console.frame import title
 from isochrone.console.page import Visit
 from isochrone.console.pages.audit import Entry, told
@@ -174,8 +174,8 @@ def _opened(found: Opened, close: Callable[[], None], *, with_events: bool) -> N
         facts([
             ("Health", site.standing), ("Country", site.country), ("Operator", site.operator),
             ("Hardware", site.machines), ("Power of its boards", drawn_power(site.power)),
-            ("Queue", queue(site)), ("KV in use", kept(site)), ("Endpoint", site.public_url),
-            ("Heard", site.heard),
+            ("Queue", queue(site)), ("KV in use", cache_use(site.replicas)),
+            ("Endpoint", site.public_url), ("Heard", site.heard),
         ])
         if with_events:
             ui.link("Open it in Fleet", f"/fleet?site={part(site.name)}")
@@ -201,12 +201,6 @@ def queue(site: Site) -> str:
     return f"{waiting} wait, {running} of {slots} slots in use"
 
 
-def kept(site: Site) -> str | None:
-    """Tokens of prompts that its engines keep, as far as they say."""
-    known = [each.kept_tokens for each in site.replicas if each.kept_tokens is not None]
-    return f"{count(sum(known))} tokens" if known else None
-
-
 def _loads(site: Site) -> None:
     with card():
         table(
@@ -230,13 +224,13 @@ def _loads(site: Site) -> None:
             table(
                 (
                     Column(title="Replica"), Column(title="Health", kind="state"),
-                    Column(title="KV tokens", kind="number"),
+                    Column(title="KV in use", kind="number"),
                     Column(title="Restarts", kind="number"),
                 ),
                 [
                     (
                         each.id, each.health if each.why is None else
-                        f"{each.health}: {each.why}", count(each.kept_tokens), each.restarts,
+                        f"{each.health}: {each.why}", cache_use((each,)), each.restarts,
                     )
                     for each in site.replicas
                 ],

@@ -85,10 +85,24 @@ def _frame() -> dict[str, Any]:
     }
 
 
+def alone(values: Sequence[float | None]) -> list[bool]:
+    """Which values have a gap on both sides: a line draws nothing of them."""
+    there = [False, *(value is not None for value in values), False]
+    return [
+        here and not before and not after
+        for before, here, after in zip(there, there[1:], there[2:], strict=False)
+    ]
+
+
 def _one(series: Series, at_ms: Sequence[int], form: Form) -> dict[str, Any]:
     shown: dict[str, Any] = {
-        "name": series.name, "type": "line", "showSymbol": len(at_ms) < 3, "symbolSize": 5,
-        "data": [[at, value] for at, value in zip(at_ms, series.values, strict=True)],
+        "name": series.name, "type": "line", "symbol": "none", "symbolSize": 5,
+        "data": [
+            {"value": [at, value], "symbol": "circle"} if is_alone else [at, value]
+            for at, value, is_alone in zip(
+                at_ms, series.values, alone(series.values), strict=True
+            )
+        ],
         "lineStyle": {"width": 2 if form == "lines" else 1}, "emphasis": {"focus": "series"},
     }
     if series.colour is not None:

@@ -7,6 +7,8 @@ from nicegui import ui
 
 from isochrone.console.parts.words import text
 
+LONG = 9  # letters of a figure from which on it is written smaller, so that no number is broken
+
 
 @contextmanager
 def card(title: str = "") -> Iterator[None]:
@@ -33,6 +35,8 @@ def figures(pairs: Sequence[tuple[str, str, str]]) -> None:
         for name, value, about in pairs:
             with ui.element("div").classes("iso-figure"):
                 ui.label(name).classes("iso-figure-name")
-                ui.label(value).classes("iso-figure-value")
+                ui.label(value).classes(
+                    "iso-figure-value" + (" is-long" if len(value) > LONG else "")
+                )
                 if about:
                     ui.label(about).classes("iso-about")

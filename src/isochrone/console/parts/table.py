@@ -45,6 +45,7 @@ CELL = """
      :icon="props.col.icon" :label="props.col.act" :aria-label="props.col.act + ' ' + props.row.c0"
      @click="$parent.$emit('act', props.row.id)" />
   <a v-else-if="props.col.kind === 'link' && props.value !== '–'"
+     :title="props.value"
      :href="props.col.link.replace('{}', encodeURIComponent(props.value))">{{ props.value }}</a>
   <span v-else-if="props.col.kind === 'state'"
      :class="'iso-state is-' + props.col.tones(props.value)">{{ props.value }}</span>
@@ -88,10 +89,7 @@ def table(
             *(_column(number, column) for number, column in enumerate(columns)),
             *([] if act is None else [_act_column(act)]),
         ],
-        rows=[
-            {"id": number, **{f"c{place}": text(value) for place, value in enumerate(row)}}
-            for number, row in enumerate(rows)
-        ],
+        rows=_cells(rows),
         row_key="id", pagination=50 if len(rows) > 50 else 0,
     ).classes("iso-table").props('flat dense :grid="window.innerWidth < 600"')
     if act is not None:
@@ -107,6 +105,20 @@ def table(
             )
             shown.bind_filter_from(field, "value")
     return shown
+
+
+def refill(shown: ui.table, rows: Sequence[Sequence[object]]) -> None:
+    """Show other rows in a table that is there; who searches, sorts or moves in it goes on."""
+    cells = _cells(rows)
+    if cells != shown.rows:
+        shown.rows = cells
+
+
+def _cells(rows: Sequence[Sequence[object]]) -> list[dict[str, object]]:
+    return [
+        {"id": number, **{f"c{place}": text(value) for place, value in enumerate(row)}}
+        for number, row in enumerate(rows)
+    ]
 
 
 def _acting(shown: ui.table, act: Act) -> None:

@@ -42,6 +42,18 @@ def count(number: float | None) -> str:
     return f"{number:,.0f}".replace(",", "\u202f")
 
 
+def whole(number: int) -> str:
+    """A whole number with thin spaces between thousands, however large."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
+def ago(age_ms: float | None) -> str:
+    """When something was heard that comes every second."""
+    if age_ms is None:
+        return "never"
+    return "now" if age_ms < 3_000 else f"{duration(age_ms)} ago"
+
+
 def share(part: float, whole: float) -> str:
     """`part` of `whole` in percent."""
     return NOTHING if whole == 0 else f"{100 * part / whole:.1f} %"

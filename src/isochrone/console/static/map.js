@@ -1,10 +1,12 @@
 // The map of sites: one canvas, drawn from one shared stream of frames. Names from data are only
 // ever written as text.
-import { arcBetween, fitTo, outline, pathOf, project } from "/console/projection.js";
+import { arcBetween, at, fitTo, outline, pathOf, project } from "/console/projection.js";
 
 const LOAD = [["idle", "--load-0"], ["under half", "--load-1"], ["busy", "--load-2"], ["full", "--load-3"], ["no replicas", "--load-none"]];
 const HEALTH = { healthy: "--load-0", recovering: "--load-1", probing: "--load-2", suspect: "--load-2", ejected: "--load-3", draining: "--health-draining", down: "--health-down" };
-const COMET_MS = 1500, MOST_COMETS = 400, OF_A_FLOW = 6, TRAIL = 10, STALE_MS = 3500, RECENT_MS = 8000, MOST_LINKS = 40;
+const COMET_MS = 1500, RING_MS = 900, MOST_COMETS = 400, OF_A_FLOW = 6, TRAIL = 10, STALE_MS = 3500, RECENT_MS = 8000, MOST_LINKS = 40;
+// Of many requests each is drawn more simply: parts of a tail, and shades of what fades.
+const FEW = 60, MANY = 120, TRAIL_OF_MANY = 4, SHADES = 6;
 
 export async function start(root) {
   if (root.dataset.started) return;
@@ -14,6 +16,9 @@ export async function start(root) {
   const [world] = await Promise.all([fetch("/console/world.json").then((r) => r.json()), map.loadSites()]);
   map.setWorld(world);
   map.listen();
+  // The address may name a site: it is there that one wants to look.
+  const wanted = map.byName?.get(new URLSearchParams(location.search).get("site"));
+  if (wanted !== undefined) map.choose(wanted, true);
 }
 
 class Map_ {
@@ -166,6 +171,7 @@ class Map_ {
 
   everySecond() {
     if (!this.root.isConnected) { clearInterval(this.timer); this.source?.close(); return; }
+    if (this.recent.size && performance.now() - this.frameAt > 1500) this.wake(); // they fade also when no frame comes
     if (this.frames && performance.now() - this.frameAt > STALE_MS) {
       this.root.classList.add("is-stale");
       this.say(`no news for ${Math.round((performance.now() - this.frameAt) / 1000)} s`, "bad");
@@ -217,8 +223,9 @@ class Map_ {
 
   choose(number, goThere = false) {
     this.selected = number;
-    this.centred = goThere ? number : -1;
-    if (goThere) this.centre();
+    // Among few sites it is seen where it is, and so are the ends of its links.
+    this.centred = goThere && this.sites.length >= FEW ? number : -1;
+    this.centre();
     this.root.dispatchEvent(new CustomEvent("site", { detail: this.sites[number].name }));
     this.loadLinks(number);
     this.wake();
@@ -326,11 +333,12 @@ class Map_ {
     const site = this.sites[this.hover];
     this.tip.hidden = !site;
     if (!site) return;
-    const [health, ready, slots, running, waiting] = this.state[this.hover] ?? ["unknown", 0, 0, 0, 0];
+    const [health, ready, slots, running, waiting, held] = this.state[this.hover] ?? ["unknown", 0, 0, 0, 0];
     const line = (text) => this.make("div", {}, text);
     const name = this.make("strong", {}, site.name);
     this.tip.replaceChildren(name, line(`${site.country ?? "no country"}${site.operator ? " · " + site.operator : ""}`),
       line(`${health} · ${running} of ${slots} slots in use · ${waiting} waiting`),
+      ...(held == null ? [] : [line(`${held.toLocaleString("en").replaceAll(",", "\u202f")} tokens in KV caches in use`)]),
       line(`${ready} ready replica${ready === 1 ? "" : "s"} · ${site.models.join(", ") || "no models"}`));
     const left = Math.min(x + 16, this.width - this.tip.offsetWidth - 8), top = y + 18 + this.tip.offsetHeight > this.height ? y - this.tip.offsetHeight - 12 : y + 18;
     this.tip.style.transform = `translate(${Math.max(left, 4)}px, ${Math.max(top, 4)}px)`;
@@ -340,7 +348,7 @@ class Map_ {
   onScreen([x, y]) { return [x * this.view.k + this.view.x, y * this.view.k + this.view.y]; }
 
   radius(number) {
-    const slots = this.state[number]?.[2] || this.sites[number].gpus || 0, few = this.sites.length < 60;
+    const slots = this.state[number]?.[2] || this.sites[number].gpus || 0, few = this.sites.length < FEW;
     const zoomed = Math.min(Math.sqrt(this.view.k / this.home.k), 2.2);
     return (Math.min(Math.sqrt(slots) * 1.5, 12) + (few ? 4.5 : 2)) * zoomed;
   }
@@ -355,14 +363,16 @@ class Map_ {
     return load <= 0 ? "--load-0" : load < 0.5 ? "--load-1" : load < 0.9 ? "--load-2" : "--load-3";
   }
 
-  wake() { if (!this.asked && !document.hidden) { this.asked = true; requestAnimationFrame((now) => { this.asked = false; this.draw(now); }); } }
+  // What stands still is drawn anew once something changed; what moves is drawn above it.
+  wake() { this.ground = null; this.next(); }
+  next() { if (!this.asked && !document.hidden) { this.asked = true; requestAnimationFrame((now) => { this.asked = false; this.draw(now); }); } }
 
   drawBase() {
     const base = (this.base = document.createElement("canvas"));
     base.width = this.canvas.width; base.height = this.canvas.height;
-    const c = base.getContext("2d"), { k, x, y } = this.view;
+    const c = base.getContext("2d", { alpha: false }), { k, x, y } = this.view;
+    c.fillStyle = this.colour("--map-sea"); c.fillRect(0, 0, base.width, base.height);
     c.setTransform(this.ratio * k, 0, 0, this.ratio * k, this.ratio * x, this.ratio * y);
-    c.fillStyle = this.colour("--map-sea"); c.fill(this.globe);
     c.lineWidth = 0.7 / k; c.lineJoin = "round"; c.strokeStyle = this.colour("--map-border");
     for (const { iso2, path } of this.land) {
       c.fillStyle = this.colour(this.filter.country && iso2 === this.filter.country ? "--map-chosen" : "--map-land");
@@ -378,52 +388,56 @@ class Map_ {
     return arc;
   }
 
+  // Land, links, sites and where requests went lately: all that stands still for a second.
+  drawGround(now) {
+    const ground = (this.ground = this.groundKept ??= document.createElement("canvas"));
+    if (ground.width !== this.canvas.width) ground.width = this.canvas.width;
+    if (ground.height !== this.canvas.height) ground.height = this.canvas.height;
+    if (!this.base) this.drawBase();
+    const c = ground.getContext("2d", { alpha: false });
+    c.setTransform(1, 0, 0, 1, 0, 0);
+    c.drawImage(this.base, 0, 0);
+    c.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+    this.drawRecent(c, now);
+    this.drawLinks(c);
+    this.drawSites(c);
+  }
+
   draw(now) {
     if (!this.view || !this.land) return;
     this.drawn += 1;
-    if (!this.base) this.drawBase();
-    const c = this.canvas.getContext("2d");
+    if (!this.ground) this.drawGround(now);
+    const c = this.canvas.getContext("2d", { alpha: false });
     c.setTransform(1, 0, 0, 1, 0, 0);
-    c.clearRect(0, 0, this.canvas.width, this.canvas.height);
-    c.drawImage(this.base, 0, 0);
+    c.drawImage(this.ground, 0, 0);
     c.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
-    c.save();
-    this.clipToGlobe(c);
-    this.drawRecent(c, now);
-    this.drawLinks(c);
-    c.restore();
-    this.drawSites(c);
     this.drawRings(c, now);
-    c.save();
-    this.clipToGlobe(c);
     this.drawComets(c, now);
-    c.restore();
-    if (this.comets.length || this.rings.length || this.recent.size) this.wake();
+    if (this.comets.length || this.rings.length) this.next();
   }
 
-  // Lines that cross the antimeridian end at the edge of the map, and begin there again.
-  clipToGlobe(c) {
-    const place = new DOMMatrix([this.view.k, 0, 0, this.view.k, this.view.x, this.view.y]), clip = new Path2D();
-    clip.addPath(this.globe, place);
-    c.clip(clip);
+  trace(c, points) {
+    const { k, x, y } = this.view;
+    c.moveTo(points[0][0] * k + x, points[0][1] * k + y);
+    for (let i = 1; i < points.length; i++) c.lineTo(points[i][0] * k + x, points[i][1] * k + y);
   }
 
-  trace(c, points, begin = 0, end = points.length - 1) {
-    const [x, y] = this.onScreen(points[begin]); c.moveTo(x, y);
-    for (let i = begin + 1; i <= end; i++) { const [px, py] = this.onScreen(points[i]); c.lineTo(px, py); }
-  }
-
+  // Where requests went lately, the fainter the longer ago.
   drawRecent(c, now) {
+    const shades = Array.from({ length: SHADES }, () => []);
+    for (const [key, each] of this.recent) {
+      const left = (each.until - now) / RECENT_MS;
+      if (left <= 0) this.recent.delete(key);
+      else shades[Math.min(Math.floor(left * SHADES), SHADES - 1)].push(each);
+    }
     c.strokeStyle = this.colour("--arc"); c.lineWidth = 1;
     const faint = 0.32 / Math.max(1, Math.sqrt(this.recent.size / 40)); // many together are as dark as one alone
-    for (const [key, each] of this.recent) {
-      const left = each.until - now;
-      if (left <= 0) { this.recent.delete(key); continue; }
-      c.globalAlpha = faint * Math.min(left / RECENT_MS, 1);
+    shades.forEach((shade, i) => {
+      c.globalAlpha = (faint * (i + 1)) / SHADES;
       c.beginPath();
-      for (const points of this.arc(each.ingress, each.site)) this.trace(c, points);
+      for (const each of shade) for (const { shown } of this.arc(each.ingress, each.site)) this.trace(c, shown);
       c.stroke();
-    }
+    });
     c.globalAlpha = 1;
   }
 
@@ -435,7 +449,7 @@ class Map_ {
       const other = this.byName.get(peer);
       if (!this.shown(other)) continue;
       c.beginPath(); c.setLineDash([4, 4]); c.lineWidth = 1.2; c.strokeStyle = this.colour("--link");
-      for (const points of this.arc(number, other)) this.trace(c, points);
+      for (const { shown } of this.arc(number, other)) this.trace(c, shown);
       c.stroke(); c.setLineDash([]);
       const [x, y] = this.onScreen(this.sites[other].at), text = `${rtt < 10 ? rtt.toFixed(1) : Math.round(rtt)} ms`, wide = c.measureText(text).width;
       c.fillStyle = this.colour("--raised"); c.globalAlpha = 0.88; c.fillRect(x - wide / 2 - 4, y - 27, wide + 8, 16); c.globalAlpha = 1;
@@ -444,7 +458,7 @@ class Map_ {
   }
 
   drawSites(c) {
-    const groups = new Map(), few = this.sites.length < 60 || this.view.k > this.home.k * 9;
+    const groups = new Map(), few = this.sites.length < FEW || this.view.k > this.home.k * 9;
     for (let number = 0; number < this.sites.length; number++) {
       const [x, y] = this.onScreen(this.sites[number].at);
       if (x < -30 || y < -30 || x > this.width + 30 || y > this.height + 30) continue;
@@ -473,33 +487,36 @@ class Map_ {
       const taken = [];
       for (const [, group] of groups) for (const [x, y, r, number] of group) {
         if (!this.shown(number)) continue;
-        const box = [x + r, y - 8, x + r + 8 + c.measureText(this.sites[number].name).width, y + 8];
+        const wide = c.measureText(this.sites[number].name).width;
+        const left = x + r + 8 + wide > this.width ? x - r - 5 - wide : x + r + 5;
+        const box = [left - 5, y - 8, left + wide + 3, y + 8];
         if (taken.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3])) continue;
         taken.push(box);
-        c.strokeText(this.sites[number].name, x + r + 5, y); c.fillStyle = this.colour("--text"); c.fillText(this.sites[number].name, x + r + 5, y);
+        c.strokeText(this.sites[number].name, left, y); c.fillStyle = this.colour("--text"); c.fillText(this.sites[number].name, left, y);
       }
     }
   }
 
   drawComets(c, now) {
-    const layers = Array.from({ length: TRAIL }, () => ({ good: [], bad: [] })), heads = { good: [], bad: [] };
+    const trail = this.comets.length > MANY ? TRAIL_OF_MANY : TRAIL;
+    const layers = Array.from({ length: trail }, () => ({ good: [], bad: [] })), heads = { good: [], bad: [] };
     this.comets = this.comets.filter((comet) => {
       const t = (now - comet.from) / COMET_MS;
       if (t > 1.3 || this.still) return false;
       if (t < 0) return true;
       const tone = comet.bad ? "bad" : "good";
-      for (const points of this.arc(comet.ingress, comet.site)) {
-        const last = points.length - 1, head = Math.min(t, 1) * last;
-        for (let i = 0; i < TRAIL; i++) {
-          const from = (t - (0.3 * (i + 1)) / TRAIL) * last, to = Math.min((t - (0.3 * i) / TRAIL) * last, last);
-          if (to > 0 && from < last) layers[i][tone].push([points, Math.max(from, 0), to]);
+      for (const { points, begin, end } of this.arc(comet.ingress, comet.site)) {
+        const last = points.length - 1, head = t * last;
+        for (let i = 0; i < trail; i++) {
+          const from = (t - (0.3 * (i + 1)) / trail) * last, to = Math.min((t - (0.3 * i) / trail) * last, end);
+          if (to > begin && from < end) layers[i][tone].push([points, Math.max(from, begin), to]);
         }
-        if (t < 1) heads[tone].push(at(points, head));
+        if (t < 1 && head >= begin && head <= end) heads[tone].push(at(points, head));
       }
       return true;
     });
-    c.lineCap = "round";
     layers.forEach((layer, i) => {
+      c.globalAlpha = 0.9 * (1 - i / trail); c.lineWidth = 2.4 * (1 - (0.6 * i) / trail);
       for (const tone of ["good", "bad"]) {
         if (!layer[tone].length) continue;
         c.beginPath();
@@ -507,7 +524,6 @@ class Map_ {
           const [ax, ay] = this.onScreen(at(points, from)), [bx, by] = this.onScreen(at(points, to));
           c.moveTo(ax, ay); c.lineTo(bx, by);
         }
-        c.globalAlpha = 0.9 * (1 - i / TRAIL); c.lineWidth = 2.4 * (1 - (0.6 * i) / TRAIL);
         c.strokeStyle = this.colour(tone === "good" ? "--comet" : "--load-3"); c.stroke();
       }
     });
@@ -521,20 +537,24 @@ class Map_ {
 
   // A ring around a site is a request that was served where it entered, or nowhere.
   drawRings(c, now) {
+    const shades = new Map();
     this.rings = this.rings.filter((ring) => {
-      const t = (now - ring.from) / 900;
+      const t = (now - ring.from) / RING_MS;
       if (t > 1) return false;
       if (t < 0) return true;
-      const [x, y] = this.onScreen(ring.at);
-      c.beginPath(); c.arc(x, y, 6 + (this.still ? 6 : 16 * t), 0, 7);
-      c.globalAlpha = 0.7 * (1 - t); c.lineWidth = 2; c.strokeStyle = this.colour(ring.bad ? "--load-3" : "--comet"); c.stroke();
+      const shade = Math.min(Math.floor(t * SHADES), SHADES - 1) * 2 + (ring.bad ? 1 : 0);
+      if (!shades.has(shade)) shades.set(shade, []);
+      shades.get(shade).push([...this.onScreen(ring.at), 6 + (this.still ? 6 : 16 * t)]);
       return true;
     });
+    c.lineWidth = 2;
+    for (const [shade, rings] of shades) {
+      c.globalAlpha = 0.7 * (1 - Math.floor(shade / 2) / SHADES);
+      c.strokeStyle = this.colour(shade % 2 ? "--load-3" : "--comet");
+      c.beginPath();
+      for (const [x, y, r] of rings) { c.moveTo(x + r, y); c.arc(x, y, r, 0, 7); }
+      c.stroke();
+    }
     c.globalAlpha = 1;
   }
-}
-
-function at(points, place) {
-  const i = Math.min(Math.floor(place), points.length - 2), share = place - i, [ax, ay] = points[i], [bx, by] = points[i + 1];
-  return [ax + (bx - ax) * share, ay + (by - ay) * share];
 }

@@ -44,13 +44,53 @@ export function fitTo(width, height) {
   return { k, x: width / 2, y: height / 2 - ((top + bottom) / 2) * k };
 }
 
-// Lines from one place to another, bent northwards: one, or two where the short way crosses the
-// antimeridian, so that it leaves the map on one side and comes back on the other.
+// How far east the shown world reaches at a height of the plane, degree by degree from the north.
+const RIM = Array.from({ length: Math.floor(NORTH_DEG - SOUTH_DEG) + 1 }, (_, i) => project(180, NORTH_DEG - i));
+
+function isShown([x, y]) {
+  const [, top] = RIM[0], [, bottom] = RIM.at(-1);
+  if (y < top || y > bottom) return false;
+  let low = 0, high = RIM.length - 1;
+  while (high - low > 1) { const middle = (low + high) >> 1; if (RIM[middle][1] <= y) low = middle; else high = middle; }
+  const [[ax, ay], [bx, by]] = [RIM[low], RIM[high]];
+  return Math.abs(x) <= ax + ((bx - ax) * (y - ay)) / (by - ay);
+}
+
+// The point at a place along points: 1.5 is halfway from the second to the third.
+export function at(points, place) {
+  const i = Math.min(Math.floor(place), points.length - 2), share = place - i, [ax, ay] = points[i], [bx, by] = points[i + 1];
+  return [ax + (bx - ax) * share, ay + (by - ay) * share];
+}
+
+// A line from one place to another, bent northwards, as its parts that are on the map: where the
+// short way crosses the antimeridian, it leaves on one side and comes back on the other. A part has
+// the points of the whole line, between which places along it the part is, and its own points.
 export function arcBetween(a, b) {
   const turn = b.lon - a.lon > 180 ? -360 : b.lon - a.lon < -180 ? 360 : 0;
   const lines = [bent(project(a.lon, a.lat), project(b.lon + turn, b.lat))];
   if (turn) lines.push(bent(project(a.lon - turn, a.lat), project(b.lon, b.lat)));
-  return lines;
+  return lines.flatMap(shownParts);
+}
+
+function shownParts(points) {
+  const parts = [], last = points.length - 1, inside = points.map(isShown);
+  // Where the edge is crossed after point i, to a thousandth of a step.
+  const crossing = (i) => {
+    let [low, high] = [0, 1];
+    for (let n = 0; n < 10; n++) { const middle = (low + high) / 2; if (isShown(at(points, i + middle)) === inside[i]) low = middle; else high = middle; }
+    return i + (low + high) / 2;
+  };
+  let begin = inside[0] ? 0 : null;
+  const close = (end) => {
+    const between = points.slice(Math.floor(begin) + 1, Math.ceil(end));
+    parts.push({ points, begin, end, shown: [at(points, begin), ...between, at(points, end)] });
+  };
+  for (let i = 0; i < last; i++) {
+    if (inside[i] === inside[i + 1]) continue;
+    if (inside[i]) { close(crossing(i)); begin = null; } else begin = crossing(i);
+  }
+  if (begin !== null) close(last);
+  return parts;
 }
 
 function bent([ax, ay], [bx, by]) {

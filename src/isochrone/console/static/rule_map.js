@@ -18,7 +18,7 @@ export async function start(root) {
 
   root.draw = () => {
     const style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(name).trim();
-    const ratio = devicePixelRatio || 1, width = root.clientWidth, height = root.clientHeight;
+    const ratio = Math.min(devicePixelRatio || 1, 2), width = root.clientWidth, height = root.clientHeight;
     canvas.width = width * ratio; canvas.height = height * ratio;
     const c = canvas.getContext("2d"), view = fitTo(width, height);
     c.setTransform(view.k * ratio, 0, 0, view.k * ratio, view.x * ratio, view.y * ratio);
@@ -31,8 +31,8 @@ export async function start(root) {
       const from = places.get(said.ingress), end = places.get(to);
       if (!from || !end || from === end) return;
       c.strokeStyle = tone; c.lineWidth = 1.6 / view.k; c.setLineDash(dash.map((each) => each / view.k));
-      for (const points of arcBetween(from, end)) {
-        c.beginPath(); points.forEach(([x, y], i) => (i ? c.lineTo(x, y) : c.moveTo(x, y))); c.stroke();
+      for (const { shown } of arcBetween(from, end)) {
+        c.beginPath(); shown.forEach(([x, y], i) => (i ? c.lineTo(x, y) : c.moveTo(x, y))); c.stroke();
       }
       c.setLineDash([]);
     };

@@ -18,7 +18,8 @@ SITES_NS = 5_000_000_000  # how long the list of sites is used; what they do is 
 
 class LiveSite(BaseModel):
     """`ready` replicas have `slots`, in which `running` requests are worked on; `waiting` more
-    wait. `kept_tokens` are in their caches, null where no engine says."""
+    wait. Their caches have room for `kept_tokens`, of which running requests take `held_tokens`;
+    null where no engine says."""
 
     name: str
     health: ShownState
@@ -27,6 +28,7 @@ class LiveSite(BaseModel):
     running: int
     waiting: int
     kept_tokens: int | None
+    held_tokens: int | None
 
 
 class Live(BaseModel):
@@ -72,9 +74,11 @@ def _live(context: Context, site: Site) -> LiveSite:
     loads = heard.digest.loads if heard is not None else ()
     replicas = heard.digest.replicas if heard is not None else ()
     kept = [each.kept_tokens for each in replicas if each.kept_tokens is not None]
+    held = [each.held_tokens for each in replicas if each.held_tokens is not None]
     return LiveSite(
         name=site.name, health=health_of(context, site, heard),
         ready=sum(load.ready for load in loads), slots=sum(load.slots for load in loads),
         running=sum(load.running for load in loads), waiting=sum(load.waiting for load in loads),
         kept_tokens=sum(kept) if kept else None,
+        held_tokens=sum(held) if held else None,
     )

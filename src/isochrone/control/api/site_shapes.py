@@ -26,7 +26,8 @@ class HardwareShape(BaseModel):
 class ReplicaShape(BaseModel):
     """`state` is what its agent says, `health` how far its site's gateway trusts it, and `why` not
     more (see docs/health.md). `pid` is shown to operators only; token totals are the engine's own
-    since its start, `kept_tokens` what its cache holds."""
+    since its start, `kept_tokens` what its cache has room for, `held_tokens` what running requests
+    take of it; both null where it does not say."""
 
     id: str
     model: str
@@ -39,6 +40,7 @@ class ReplicaShape(BaseModel):
     waiting: int
     restarts: int
     kept_tokens: int | None
+    held_tokens: int | None
     prompt_tokens_total: int | None
     cached_tokens_total: int | None
     output_tokens_total: int | None
@@ -248,6 +250,7 @@ def _replica(replica: ReplicaLoad, seen: SeenReplica | None, details: bool) -> R
         waiting=replica.waiting,
         restarts=replica.restarts,
         kept_tokens=replica.kept_tokens,
+        held_tokens=replica.held_tokens,
         prompt_tokens_total=replica.prompt_tokens_total,
         cached_tokens_total=replica.cached_tokens_total,
         output_tokens_total=replica.output_tokens_total,

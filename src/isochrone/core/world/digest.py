@@ -43,8 +43,9 @@ class ReplicaLoad:
     """One replica in a digest: for status pages and reconciliation, not for routing.
 
     The token totals are the engine's own counters since it was ready, `kept_tokens` what its cache
-    holds (None where it does not say). `silent_s`: for how long it has not answered its agent,
-    which asks all the time; 0 while it does.
+    has room for, `held_tokens` what running requests take of it (None where it does not say).
+    `silent_s`: for how long it has not answered its agent, which asks all the time; 0 while it
+    does.
     """
 
     id: str
@@ -60,6 +61,7 @@ class ReplicaLoad:
     output_tokens_total: int | None
     kept_tokens: int | None = None
     silent_s: float = 0.0
+    held_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ class EngineLoad:
     Totals count since the engine's start; `prompt_tokens_total` is without cached tokens. Rates are
     what one stream saw since the last reading, None when there was no work. `running_prompt_tokens`
     are still to be prefilled by the running requests, `running_output_tokens` they have decoded.
-    `kept_tokens`: how many the engine's cache holds.
+    `kept_tokens`: how many the engine's cache has room for. `held_tokens`: how many of these the
+    running requests take.
     """
 
     running: int | None
@@ -24,6 +25,7 @@ class EngineLoad:
     running_prompt_tokens: int | None = None
     running_output_tokens: int | None = None
     kept_tokens: int | None = None
+    held_tokens: int | None = None
 
 
 UNKNOWN_LOAD = EngineLoad(

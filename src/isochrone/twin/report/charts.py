@@ -7,12 +7,13 @@ from typing import Protocol
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 40
-# Apart for those who see no red or green, too (Okabe and Ito), then dark ones.
+# Apart for those who see no red or green, too (Okabe and Ito), then others. All are seen on white
+# and on dark blue; the page says what own colours are, as they differ on dark ground.
 COLOURS = (
-    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a6d00", "#6a3d9a",
-    "#4d4d4d", "#a6761d",
+    "#1f83c1", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#9c7f10", "#8f62c4",
+    "#77808f", "#a6761d",
 )
-OWN = {"ours": "#c8102e", "bound": "#111111", "campus": "#7f7f7f"}
+OWN = {"ours": "var(--own)", "bound": "var(--bound)", "campus": "#8a8f99"}
 DASHED = frozenset({"bound"})
 
 

@@ -9,27 +9,40 @@ from isochrone.twin.report.charts import bars, lines
 from isochrone.twin.report.words import columns_of, rows_of
 from isochrone.twin.report.world_map import Ring, world_map
 
-STYLE = """
-:root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;color:#1b1b1f;margin:0;
-background:#f6f7f9}main{max-width:1080px;margin:auto;padding:24px}h1{font-size:30px;margin:8px 0}
-h2{font-size:23px;margin:44px 0 4px;border-top:2px solid #d5d9e0;padding-top:20px}h3{font-size:16px;
-margin:14px 0 2px}.lead{font-size:18px;color:#40434c;margin:4px 0 14px}.cards{display:grid;
-grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:16px}figure,.box{
-background:#fff;border:1px solid #e1e4ea;border-radius:8px;padding:14px;margin:0}
-svg{width:100%;height:auto}
-svg text{font:11px system-ui,sans-serif;fill:#555a66}.m{text-anchor:middle}.e{text-anchor:end}
-.g{stroke:#e6e8ee}.legend{font-size:12.5px;margin:4px 0 0}.legend span{white-space:nowrap;
+LIGHT = """color-scheme:light;--text:#1b1b1f;--soft:#40434c;--quiet:#5d626d;--ground:#f6f7f9;
+--surface:#fff;--line:#e1e4ea;--rule:#d5d9e0;--code:#eceff3;--land:#dfe4ea;--own:#c8102e;
+--bound:#111;--good:#087443;--bad:#c8102e;--edge:#9aa1ad;--ours:#fff4f5"""
+DARK = """color-scheme:dark;--text:#e8eef9;--soft:#a9b8d2;--quiet:#98a7c4;--ground:#081020;
+--surface:#0e1930;--line:#1d2c4c;--rule:#33476f;--code:#132140;--land:#22355a;--own:#ff6b81;
+--bound:#f2f5fa;--good:#3ddbb8;--bad:#ff8a80;--edge:#5a6c92;--ours:#2a1828"""
+# Dark where its reader's system is, unless whoever shows it says otherwise (`data-theme`).
+STYLE = f"""
+:root{{{LIGHT}}}@media(prefers-color-scheme:dark){{:root:not([data-theme=light]){{{DARK}}}}}
+:root[data-theme=dark]{{{DARK}}}
+""" + """
+body{font:16px/1.5 system-ui,sans-serif;color:var(--text);margin:0;
+background:var(--ground)}main{max-width:1080px;margin:auto;padding:24px}h1{font-size:30px;
+margin:8px 0}h2{font-size:23px;margin:44px 0 4px;border-top:2px solid var(--rule);
+padding-top:20px}h3{font-size:16px;margin:14px 0 2px}.lead{font-size:18px;color:var(--soft);
+margin:4px 0 14px}.cards{display:grid;grid-template-columns:repeat(auto-fit,
+minmax(min(440px,100%),1fr));gap:16px}figure,.box{background:var(--surface);
+border:1px solid var(--line);border-radius:8px;padding:14px;margin:0}svg{width:100%;height:auto}
+svg text{font:11px system-ui,sans-serif;fill:var(--quiet)}.m{text-anchor:middle}.e{text-anchor:end}
+.g{stroke:var(--line)}.legend{font-size:12.5px;margin:4px 0 0}.legend span{white-space:nowrap;
 margin-right:10px}.legend i{display:inline-block;width:11px;height:11px;border-radius:2px;
-margin-right:4px}.map .l{fill:#dfe4ea;stroke:#fff;stroke-width:.5}.map .c{fill:#0072b2;opacity:.35}
-.map .s{fill:#c8102e;opacity:.78;stroke:#fff}ul.findings{list-style:none;padding:0;margin:12px 0}
-ul.findings li{padding:7px 12px;border-left:5px solid #9aa1ad;background:#fff;margin:5px 0;
-border-radius:0 6px 6px 0}li.met{border-color:#087443!important}li.missed{border-color:#c8102e
-!important}b.met{color:#087443}b.missed{color:#c8102e}.wide{overflow-x:auto}table{border-collapse:
-collapse;font-size:13px;background:#fff;width:100%}th,td{padding:4px 9px;text-align:right;
-border-bottom:1px solid #e6e8ee;white-space:nowrap}th:first-child,td:first-child,td.t,th.t{
-text-align:left}tr.ours td{font-weight:600;background:#fff4f5}tr.bound td{color:#666;font-style:
-italic}code{overflow-wrap:anywhere;background:#eceff3;padding:2px 5px;border-radius:4px;
-font-size:13px}.none,footer{color:#666;font-size:13px}details summary{cursor:pointer;margin:10px 0}
+margin-right:4px}.map .l{fill:var(--land);stroke:var(--surface);stroke-width:.5}
+.map .c{fill:#3a9fdc;opacity:.45}.map .s{fill:var(--own);opacity:.78;stroke:var(--surface)}
+ul.findings{list-style:none;padding:0;margin:12px 0}ul.findings li{padding:7px 12px;
+border-left:5px solid var(--edge);background:var(--surface);margin:5px 0;
+border-radius:0 6px 6px 0}li.met{border-color:var(--good)!important}
+li.missed{border-color:var(--bad)!important}b.met{color:var(--good)}b.missed{color:var(--bad)}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;background:var(--surface);
+width:100%}th,td{padding:4px 9px;text-align:right;border-bottom:1px solid var(--line);
+white-space:nowrap}th:first-child,td:first-child,td.t,th.t{text-align:left}
+tr.ours td{font-weight:600;background:var(--ours)}tr.bound td{color:var(--quiet);font-style:italic}
+code{background:var(--code);padding:2px 5px;border-radius:4px;font-size:13px;
+overflow-wrap:anywhere}.none,footer{color:var(--quiet);font-size:13px}
+details summary{cursor:pointer;margin:10px 0}
 """
 MOST_LISTED = 12
 
