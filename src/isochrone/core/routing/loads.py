@@ -434,6 +434,7 @@ def _take_in(at: SiteLoad, said: list[Said], now_ns: int) -> None:
         for known in listed:
             if known.ready is None:
                 known.servers, known.ahead, known.arrived, known.spare = None, Work(), None, None
+                known.usual_ms = UNKNOWN_MS
     if at.dispatches:
         on_way: set[Dispatch] = set()
         for one in at.dispatches:
