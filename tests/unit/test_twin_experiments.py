@@ -127,8 +127,10 @@ def test_a_target_that_is_missed_says_why() -> None:
         "; what no policy can beat is 0.45 x, the best that any reached 0.91 x"
     )
     assert "neither the bound nor the yardstick was played" in why(None, None)
-    missed = texts(results("loads", row("ours", mean=200.0), row("nearest"), row("bound", mean=100.0),
-                           row("all_seeing", mean=150.0)))
+    missed = texts(results(
+        "loads", row("ours", mean=200.0), row("nearest"), row("bound", mean=100.0),
+        row("all_seeing", mean=150.0),
+    ))
     assert any("not even who sees every engine" in text and "mean" in text for text, _ in missed)
     met = texts(results("loads", row("ours", p99=500.0), row("nearest"), row("bound", p99=400.0)))
     assert met[0] == (

@@ -10,6 +10,7 @@ from isochrone.twin.experiments.experiment import Outcome, Results
 from isochrone.twin.fast.rows import Row
 
 OURS, BOUND, CAMPUS, ALL_SEEING = "ours", "bound", "campus", "all_seeing"
+NO_BASELINES = (OURS, BOUND, CAMPUS, ALL_SEEING)  # on the same fleet
 TARGET_LOAD = 0.8
 P99_TARGET = 0.8      # of the best baseline's
 GPUS_TARGET = 0.8     # of the best baseline's
@@ -202,7 +203,7 @@ def _best(
     """The baseline on the same fleet with the least of it."""
     values = [
         (value, policy) for policy, each in by_policy.items()
-        if policy not in (OURS, BOUND, CAMPUS, ALL_SEEING) and (value := measure(each.row)) is not None
+        if policy not in NO_BASELINES and (value := measure(each.row)) is not None
     ]
     if not values:
         return None
