@@ -211,7 +211,7 @@ def test_every_quantile_of_a_busy_run_lies_above_the_bound(seed: int) -> None:
     bounds = lower_bounds(fleet, Tables(fleet), chunks).clairvoyant
     means: dict[str, float] = {}
     for name in ("llm_d", "skywalker", "gorgo", "all_seeing"):
-        router = AllSeeing() if name == "all_seeing" else routers()[name]
+        router: Router = AllSeeing() if name == "all_seeing" else routers()[name]
         run = Simulation(fleet, router, Plan()).run(chunks)
         assert run.answered == run.requests
         found = (run.ttft_ms_mean, run.ttft_ms_p50, run.ttft_ms_p90, run.ttft_ms_p99)
