@@ -141,7 +141,7 @@ def _why(
     if seeing is not None and ours is not None and ours > seeing:
         return (
             f"; who sees every engine at every instant has {_times(seeing)}: the difference to "
-            f"ours is what digests of a second cannot tell"
+            f"ours is for want of news, or of a better use of it"
         )
     best = _best(by_policy, measure)
     if best is not None and bound is not None and ours is not None:
