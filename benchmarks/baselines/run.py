@@ -46,26 +46,36 @@ def main() -> None:
         for each in EVERY if given.only in (None, each.name)
     ]
     found = _kept(natures)
+    played = {nature: _played_at(given.requests) for nature, *_ in work}
     with ProcessPoolExecutor(given.jobs) as pool:
         for nature, name, result in pool.map(_tuned, work):
             print(nature, name, result["best"], result["ttft_ms_p99"], flush=True)
             found[nature][name] = result
             if given.write:
-                _write(natures, found, given.requests)
+                _write(natures, found, played)
 
 
-def _write(
-    natures: dict[str, list[Path]], found: dict[str, dict[str, Any]], requests: int
-) -> None:
+def _played_at(requests: int) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
     ).stdout.strip()
+    return {"commit": commit, "at": datetime.now(UTC).date().isoformat(), "requests": requests}
+
+
+def _write(
+    natures: dict[str, list[Path]], found: dict[str, dict[str, Any]],
+    played: dict[str, dict[str, Any]],
+) -> None:
+    """`played`: when and how those natures were that are not kept from before."""
+    before = json.loads(RECORD.read_text(encoding="utf-8"))["found"]
+    kept = {
+        each["nature"]: {key: each[key] for key in ("commit", "at", "requests")} for each in before
+    }
     record = {
-        "commit": commit, "at": datetime.now(UTC).date().isoformat(), "requests": requests,
         "cost": "geometric mean of the p99 of the time to the first token over the windows",
         "found": [
-            {"nature": nature, "windows": [path.name for path in natures[nature]],
-             "baselines": baselines}
+            {"nature": nature, **(played.get(nature) or kept[nature]),
+             "windows": [path.name for path in natures[nature]], "baselines": baselines}
             for nature, baselines in found.items()
         ],
     }
@@ -76,8 +86,11 @@ def _write(
 def _document(record: dict[str, Any]) -> None:
     """The table of docs/baselines.md."""
     lines = [
-        f"Tuned at commit {record['commit']}, {record['requests']:,} requests of each window.", "",
-        "| traffic | baseline | best parameters | p99 ms | default's | tried |",
+        *[
+            f"- {each['nature']}: tuned at commit {each['commit']}, {each['requests']:,} requests "
+            "of each window" for each in record["found"]
+        ],
+        "", "| traffic | baseline | best parameters | p99 ms | default's | tried |",
         "|---|---|---|---|---|---|",
     ]
     for each in record["found"]:

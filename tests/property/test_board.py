@@ -66,6 +66,7 @@ class Naive:
     sequence: int = 0
     said: dict[SiteName, DeploymentLoad | None] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
+    told_ms: dict[SiteName, list[float]] = field(default_factory=dict)
 
     def hear(self, site: SiteName, load: DeploymentLoad | None) -> None:
         self.sequence += 1
@@ -73,6 +74,13 @@ class Naive:
         digest = a_digest(site, *(loads or (a_load_of_another_model(),)), sequence=self.sequence)
         assert self.loads.heard(digest, self.now_ns)
         self.said[site] = load
+        if load is None or not load.ready:
+            self.told_ms[site] = []
+        else:
+            self.told_ms.setdefault(site, []).append(queue_ms(servers_of(load), Work(
+                requests=load.running + load.waiting, prompt_tokens=load.pending_prompt_tokens,
+                output_tokens=load.pending_output_tokens,
+            )))
         for each in self.sent:
             each.counted = each.counted or (
                 each.site == site and each.arrives_ns <= self.now_ns
@@ -112,11 +120,20 @@ class Naive:
             prompt_tokens=load.pending_prompt_tokens + sum(one.prompt_tokens for one in own),
             output_tokens=load.pending_output_tokens + sum(one.output_tokens for one in own),
         )
-        rates = Rates(prefill_tok_s=load.prefill_tok_s, decode_tok_s=load.decode_tok_s)
-        servers = Servers(ready=load.ready, slots=max(load.slots, load.ready), rates=rates)
-        cost_ms = rtt_ms + queue_ms(servers, ahead)
+        told_ms = self.told_ms[site]
+        usual_ms = told_ms[0]
+        for later_ms in told_ms[1:]:
+            usual_ms = 0.8 * usual_ms + 0.2 * later_ms
+        belief = 300.0 / (300.0 + usual_ms + told_ms[-1])
+        lean_ms = belief * (usual_ms - told_ms[-1])
+        cost_ms = rtt_ms + max(queue_ms(servers_of(load), ahead) + lean_ms, 0.0)
         cost_ms += 1000.0 * PROMPT_TOKENS / load.prefill_tok_s
         return cost_ms + (1000.0 * OUTPUT_TOKENS / load.decode_tok_s if class_ == "batch" else 0)
+
+
+def servers_of(load: DeploymentLoad) -> Servers:
+    rates = Rates(prefill_tok_s=load.prefill_tok_s, decode_tok_s=load.decode_tok_s)
+    return Servers(ready=load.ready, slots=max(load.slots, load.ready), rates=rates)
 
 
 def a_load_of_another_model() -> DeploymentLoad:

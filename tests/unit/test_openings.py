@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import pytest
+
 from isochrone.core.estimate.engine_rates import seeded
 from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import SiteName
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.site_load import Reading, load_of
+from isochrone.core.world.digest import DeploymentLoad
 from isochrone.core.world.engine_load import UNKNOWN_LOAD
-from tests.builders import MODEL, a_choice, a_digest, a_load, a_site, a_table, a_view
+from tests.builders import MODEL, SECOND_NS, a_choice, a_digest, a_load, a_site, a_table, a_view
 
 
 def test_a_digest_says_who_would_begin_at_once() -> None:
@@ -42,3 +45,27 @@ def test_one_long_prompt_keeps_nobody_waiting_where_another_replica_is_free() ->
     assert (choice.site, choice.queue_ms) == ("near", 0.0)
     loads.dispatched(SiteName("near"), MODEL, 4000, 10, 0)  # which takes it
     assert a_choice(a_table(view), loads, target_ms=0.0).site == "far"
+
+
+def test_a_queue_that_is_unlike_the_usual_one_is_believed_in_part() -> None:
+    """It will be more like it when a request gets there; what was sent since counts in full."""
+    view = a_view([a_site("own"), a_site("near")], own_site="own", rtt_ms={"near": 20.0},
+                  serving=["near"])
+    table, loads = a_table(view), Loads()
+    busy, idle = a_load(running=1, prompt_tokens=400), a_load()
+
+    def said(load: DeploymentLoad, sequence: int) -> float:
+        loads.heard(a_digest("near", load, sequence=sequence), sequence * SECOND_NS)
+        choice = a_choice(table, loads, target_ms=0.0, now_ns=sequence * SECOND_NS)
+        return choice.queue_ms
+
+    assert said(busy, 1) == pytest.approx(400.0)  # nothing else is known
+    assert said(busy, 2) == pytest.approx(400.0)
+    usual_ms = 400.0 - 0.2 * 400.0
+    idle_ms = usual_ms * 300.0 / (300.0 + usual_ms)
+    assert said(idle, 3) == pytest.approx(idle_ms, rel=1e-4)
+    loads.dispatched(SiteName("near"), MODEL, 100, 10, 3 * SECOND_NS)
+    choice = a_choice(table, loads, target_ms=0.0, now_ns=3 * SECOND_NS)
+    assert choice.queue_ms == pytest.approx(idle_ms + 100.0, rel=1e-4)
+    loads.heard(a_digest("near", a_load(ready=0), sequence=4), 4 * SECOND_NS)
+    assert said(idle, 5) == 0.0  # it was away: what was usual is forgotten

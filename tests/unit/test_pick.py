@@ -1,6 +1,9 @@
 """Which replica: the shortest wait, then the least share of slots, and who is left out."""
 
 from collections import Counter
+from dataclasses import replace
+
+import pytest
 
 from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
@@ -153,3 +156,24 @@ def test_with_a_slot_free_whoever_has_most_of_the_prompt_goes_first() -> None:
     assert picked(*standings, cached={}) == "idle"
     assert picked(*standings, cached={"most": 700.0, "gone": 900.0}) == "idle"
     assert picked(*standings, cached={"some": 256.0}, tried=("some",)) == "idle"
+
+
+def test_a_replica_whose_memory_is_full_has_no_slot_free_whatever_it_says() -> None:
+    """Two of eight slots are taken, and its engine lets a third request wait: for memory."""
+    full, busier = a_standing("full", slots=8), a_standing("busier", slots=8)
+    for each in (full, busier):
+        each.rate(Rates(prefill_tok_s=2_000.0, decode_tok_s=50.0))
+    full.count(3, 0, 3_000)
+    busier.count(5, 100, 5_000)
+    assert picked(full, busier) == "full"
+    full.crowd(2, 1)
+    assert full.wait_ms == pytest.approx(20_000.0 + 3 / 8)  # two of three end: 3,000 / (2 * 50) s
+    assert picked(full, busier) == "busier"
+    full.rate(Rates(prefill_tok_s=2_000.0, decode_tok_s=100.0))
+    assert full.wait_ms == pytest.approx(10_000.0 + 3 / 8)
+    full.crowd(3, 0)
+    assert full.wait_ms == pytest.approx(3 / 8)
+    full.crowd(0, 1)  # a prompt that does not fit at all
+    assert full.room == 1
+    full.take(replace(full.replica, generation=2))
+    assert full.room == 8

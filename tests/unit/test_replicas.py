@@ -283,3 +283,22 @@ def test_what_an_end_says_of_the_replica(
     outcome: Outcome, status: int, reason: str | None, expected: bool | None
 ) -> None:
     assert verdict(outcome, status, reason) is expected
+
+
+def test_a_replica_that_lets_requests_wait_is_left_to_those_it_has() -> None:
+    replicas = some_replicas(a_replica("full"), a_replica("free"))
+    replicas.started(ReplicaId("full"), 10, 1_000)
+    replicas.started(ReplicaId("full"), 10, 1_000)
+    for _ in range(3):
+        replicas.started(ReplicaId("free"), 1_000, 1_000)
+    assert picked(replicas) == "full"
+    said = [
+        ReplicaLoad(
+            id=name, model=MODEL, generation=generation, state="ready", pid=None, running=1,
+            waiting=1, restarts=0, prompt_tokens_total=None, cached_tokens_total=None,
+            output_tokens_total=None,
+        )
+        for name, generation in (("full", 1), ("free", 7), ("nobody", 1))
+    ]
+    replicas.heard(replace(a_digest(SITE), replicas=tuple(said)), 0, RNG)
+    assert picked(replicas) == "free"  # what is said of another generation does not count

@@ -25,7 +25,7 @@ from isochrone.twin.report.page import DARK, LIGHT, page_of
 from isochrone.twin.report.words import markdown_of
 from isochrone.twin.scenario import OutagePlan
 from isochrone.wire.experiments import decoded
-from isochrone.wiring.twin_comparison import POLICIES, Game, games, ground_of, play
+from isochrone.wiring.twin_comparison import ALL_SEEING, POLICIES, Game, games, ground_of, play
 from isochrone.wiring.twin_experiment import (
     Experiment,
     content_of,
@@ -103,10 +103,51 @@ def test_every_packaged_experiment_can_be_read_and_names_known_policies() -> Non
         assert read.settings
         assert read.question
         for setting in read.settings:
-            assert set(setting.policies) <= set(POLICIES)
+            assert set(setting.policies) <= {*POLICIES, ALL_SEEING}
             # Baselines were tuned on what lies before 45 % of each recording.
             files = "".join(setting.scenario.workload.files)
             assert setting.scenario.workload.part[0] >= 0.5 or not files
+
+
+def test_a_target_that_is_missed_says_why() -> None:
+    """By what was played: the bound, and who sees everything, each beside the best baseline."""
+
+    def why(bound: float | None, seeing: float | None) -> str:
+        rows = [row("ours", p99=1000.0), row("nearest", p99=1100.0)]
+        rows += [] if bound is None else [row("bound", p99=bound)]
+        rows += [] if seeing is None else [row("all_seeing", p99=seeing)]
+        text, good = texts(results("loads", *rows))[0]
+        assert not good
+        return text.partition("(target 0.8 x)")[2]
+
+    assert why(900.0, 950.0) == "; nobody can reach it: what no policy can beat is 0.82 x"
+    assert why(500.0, 950.0).startswith("; not even who sees every engine at every instant")
+    assert "(0.86 x)" in why(500.0, 950.0)
+    assert why(500.0, 800.0).startswith("; who sees every engine at every instant has 0.73 x")
+    assert why(500.0, None) == (
+        "; what no policy can beat is 0.45 x, the best that any reached 0.91 x"
+    )
+    assert "neither the bound nor the yardstick was played" in why(None, None)
+    missed = texts(results(
+        "loads", row("ours", mean=200.0), row("nearest"), row("bound", mean=100.0),
+        row("all_seeing", mean=150.0),
+    ))
+    assert any("not even who sees every engine" in text and "mean" in text for text, _ in missed)
+    met = texts(results("loads", row("ours", p99=500.0), row("nearest"), row("bound", p99=400.0)))
+    assert met[0] == (
+        "w at load 0.8: p99 500 ms, the best baseline (nearest) 1,000 ms: 0.50 x (target 0.8 x)",
+        True,
+    )
+
+
+def test_a_p99_of_few_requests_is_said_to_be_one() -> None:
+    few = results("loads", row("ours", p99=1100.0), row("nearest"))
+    few = replace(few, outcomes=[replace(each, requests=375) for each in few.outcomes])
+    text = texts(few)[-1][0]
+    assert "of 375 requests 3 are later" in text
+    assert "mean" not in text.partition("comparisons of mean and p99:")[2]
+    many = replace(few, outcomes=[replace(each, requests=5_000) for each in few.outcomes])
+    assert "are later" not in texts(many)[-1][0]
 
 
 def test_development_windows_end_before_test_windows_begin() -> None:
@@ -120,7 +161,7 @@ def test_development_windows_end_before_test_windows_begin() -> None:
 
 def test_the_parameters_of_record_are_those_of_the_policies_and_are_played() -> None:
     found = load_baseline_parameters()
-    assert {"conversations", "calls"} <= set(found)
+    assert set(found) == {"conversations", "coding", "calls"}
     for of_nature in found.values():
         assert set(of_nature) <= set(NAMES)
         routers(of_nature)  # every parameter is known to its policy

@@ -248,7 +248,7 @@ class Replicas:
         return True
 
     def heard(self, digest: SiteDigest, now_ns: int, rng: Random) -> None:
-        """How fast the replicas of a site are, and whether they answer, by its agent."""
+        """How fast the replicas of a site are, how full, and whether they answer, by its agent."""
         self._digests[digest.site] = digest
         for said in digest.loads:
             standings = self._by_model.get((digest.site, said.model))
@@ -260,10 +260,14 @@ class Replicas:
         for each in digest.replicas:
             if each.silent_s > 0.0:
                 self._silent(digest.site, each, now_ns, rng)
-            else:
-                known = self._by_id.get(ReplicaId(each.id))
-                if known is not None and known.health.silent:
-                    known.health.spoke(now_ns)
+                continue
+            known = self._by_id.get(ReplicaId(each.id))
+            if known is None or known.replica.site != digest.site:
+                continue
+            if known.health.silent:
+                known.health.spoke(now_ns)
+            if each.generation == known.generation:
+                known.crowd(each.running, each.waiting)
 
     def _rates_of(self, replica: Replica) -> Rates | None:
         """What the site has said of its speed before it was spoken of."""

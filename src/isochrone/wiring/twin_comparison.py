@@ -11,6 +11,7 @@ from isochrone.adapters.packaged import load_baseline_parameters
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.baselines.campus import best_campus, campus_of
 from isochrone.twin.baselines.catalogue import CAMPUS, NAMES, routers
+from isochrone.twin.bound.all_seeing import AllSeeing
 from isochrone.twin.bound.lower_bound import Least, lower_bounds
 from isochrone.twin.fast.arrivals import Arrivals, chunk_of
 from isochrone.twin.fast.fleet import Fleet
@@ -29,6 +30,7 @@ from isochrone.wiring.twin_world import TwinWorld, twin_world
 
 OURS = "ours"
 BOUND = "bound"
+ALL_SEEING = AllSeeing.name  # a yardstick, played where it is asked for by name
 BASELINES = NAMES
 POLICIES = (OURS, *BASELINES, BOUND)
 MOST_KEPT = 20_000  # requests that are not made anew for each policy
@@ -81,8 +83,8 @@ def games(
     that no policy has, or the problems of the scenario's files: nothing begins before they are
     good."""
     problems = [
-        f"there is no policy {name}; known: {', '.join(POLICIES)}"
-        for name in policies if name not in POLICIES
+        f"there is no policy {name}; known: {', '.join((*POLICIES, ALL_SEEING))}"
+        for name in policies if name not in POLICIES and name != ALL_SEEING
     ]
     problems += [
         f"policy {name} is named twice" for name in sorted(set(policies))
@@ -132,6 +134,8 @@ def _played(
     fleet = fleet_for(game.policy, ground)
     if game.policy == OURS:
         router: Router = Ours()
+    elif game.policy == ALL_SEEING:
+        router = AllSeeing()
     else:
         router = routers(load_baseline_parameters().get(ground.world.nature, {}))[game.policy]
     plan = Plan(

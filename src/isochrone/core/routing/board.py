@@ -239,6 +239,9 @@ class Board:
                 servers, ahead, load.openings, load.soonest_ms,
                 ahead.requests - load.said_requests, ahead.prompt_tokens - load.said_tokens,
             )
+        wait_ms += load.lean_ms
+        if wait_ms < 0.0:
+            wait_ms = 0.0
         self.queues_ms[index] = wait_ms
         self.fixed_ms[index] = site.rtt_ms + wait_ms
         if load.spare is not None or cell.is_credited:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from isochrone.core.estimate.learned import LearnedRates
-from isochrone.core.estimate.service import Rates, Servers, Work
+from isochrone.core.estimate.service import Rates, Servers, Work, opening_ms, queue_ms
+from isochrone.core.estimate.usual_wait import UNKNOWN_MS, lean_ms, usual_ms
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.routing.credits import AWAY_NS, BACK_KEPT, KEPT, kept, said_requests
 from isochrone.core.routing.site_health import SiteHealth
@@ -40,7 +41,9 @@ class ModelLoad:
     `renewed_ns`; and the part that it is to `keep` of those nearest there. `ready_before`: as the
     digest before the last one said. `openings`, `soonest_ms`: `free`, `due_ms` of the digest; of
     what is `ahead`, `said_requests` and `said_tokens` of prompts are the digest's, the rest was
-    sent since. `is_listed`: False once it is empty and forgotten.
+    sent since. `usual_ms`: the wait that digests said lately; by `lean_ms` a newcomer will wait
+    longer than the last one said, see `usual_wait`. `is_listed`: False once it is empty and
+    forgotten.
     """
 
     model: ModelName
@@ -62,6 +65,8 @@ class ModelLoad:
     soonest_ms: int = 0
     said_requests: int = 0
     said_tokens: int = 0
+    usual_ms: float = UNKNOWN_MS
+    lean_ms: float = 0.0
     is_listed: bool = True
 
 
@@ -89,12 +94,13 @@ class SiteLoad:
 
 class Said:
     """What a digest says of one model, checked: as `ModelLoad` keeps it. `requests` and the tokens
-    are all that is queued or running there."""
+    are all that is queued or running there; `wait_ms` is how long that keeps a newcomer, where
+    there are `servers`."""
 
     __slots__ = (
         "arrived", "decode_tok_s", "model", "openings", "output_tokens", "prefill_tok_s",
         "prompt_tokens", "pushed", "ready", "requests", "servers", "slots", "soonest_ms",
-        "spare",
+        "spare", "wait_ms",
     )
 
     def __init__(self, said: DeploymentLoad) -> None:
@@ -114,9 +120,20 @@ class Said:
         self.openings = None if said.free is None else max(said.free, 0)
         self.soonest_ms: int = max(said.due_ms, 0)
         self.servers: Servers | None = None
+        self.wait_ms = 0.0
         if self.ready >= 1 and self.prefill_tok_s > 0.0 and self.decode_tok_s > 0.0:
             rates = Rates(prefill_tok_s=self.prefill_tok_s, decode_tok_s=self.decode_tok_s)
-            self.servers = Servers(ready=self.ready, slots=self.slots, rates=rates)
+            servers = self.servers = Servers(ready=self.ready, slots=self.slots, rates=rates)
+            self.wait_ms = self._wait_ms(servers)
+
+    def _wait_ms(self, servers: Servers) -> float:
+        ahead = Work(
+            requests=self.requests, prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+        )
+        if self.openings is None:
+            return queue_ms(servers, ahead)
+        return opening_ms(servers, ahead, self.openings, self.soonest_ms, 0, 0)
 
 
 class Report:
@@ -417,6 +434,7 @@ def _take_in(at: SiteLoad, said: list[Said], now_ns: int) -> None:
         for known in listed:
             if known.ready is None:
                 known.servers, known.ahead, known.arrived, known.spare = None, Work(), None, None
+                known.usual_ms = UNKNOWN_MS
     if at.dispatches:
         on_way: set[Dispatch] = set()
         for one in at.dispatches:
@@ -447,6 +465,11 @@ def _take(load: ModelLoad, said: Said) -> None:
     load.openings = said.openings
     load.soonest_ms = said.soonest_ms
     load.said_requests, load.said_tokens = said.requests, said.prompt_tokens
+    if said.servers is None:
+        load.usual_ms, load.lean_ms = UNKNOWN_MS, 0.0
+    else:
+        load.usual_ms = usual_ms(load.usual_ms, said.wait_ms)
+        load.lean_ms = lean_ms(load.usual_ms, said.wait_ms)
 
 
 def _renew(load: ModelLoad, now_ns: int) -> None:

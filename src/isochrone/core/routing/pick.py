@@ -23,18 +23,20 @@ USUAL: Final = Rates(prefill_tok_s=1000.0, decode_tok_s=50.0)
 
 class Standing:
     """One replica as its gateway sees it now. `running` may exceed its slots: the rest queues;
+    `room` is how many of the slots it can use, since its memory may be full before they are.
     `ahead` is what they have to compute still. `wait_ms` is how long that keeps a newcomer, and the
     share of slots taken besides, by less than any wait: it has to be kept so. `health` is what its
     requests say of it; `listed` False once nobody speaks of it; `rated` True once its speed is
     known."""
 
     __slots__ = (
-        "ahead", "health", "listed", "rated", "ready", "replica", "running", "servers", "slots",
-        "wait_ms",
+        "ahead", "generation", "health", "listed", "rated", "ready", "replica", "room", "running",
+        "servers", "slots", "wait_ms",
     )
 
     def __init__(self, replica: Replica) -> None:
         self.running = 0
+        self.slots = self.room = self.generation = 0
         self.ahead = Work()
         self.wait_ms = 0.0
         self.health = Health()
@@ -47,16 +49,26 @@ class Standing:
         """What is said of the replica now."""
         self.replica = replica
         self.ready = replica.state == "ready"
-        self.slots = max(replica.slots, 1)
-        if self.servers.slots != self.slots:
-            self.servers = Servers(ready=1, slots=self.slots, rates=self.servers.rates)
+        slots = max(replica.slots, 1)
+        if slots != self.slots or replica.generation != self.generation:
+            self.generation, self.slots, self.room = replica.generation, slots, slots
+            self.servers = Servers(ready=1, slots=slots, rates=self.servers.rates)
         self.weigh()
 
     def rate(self, rates: Rates) -> None:
         """What is known of its speed."""
         self.rated = True
         if rates != self.servers.rates:
-            self.servers = Servers(ready=1, slots=self.slots, rates=rates)
+            self.servers = Servers(ready=1, slots=self.room, rates=rates)
+            self.weigh()
+
+    def crowd(self, running: int, waiting: int) -> None:
+        """What its engine said of itself: while it lets some wait, its memory is full, and it has
+        as many slots as it runs, whatever it says."""
+        room = min(max(running, 1), self.slots) if waiting > 0 else self.slots
+        if room != self.room:
+            self.room = room
+            self.servers = Servers(ready=1, slots=room, rates=self.servers.rates)
             self.weigh()
 
     def count(self, change: int, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
@@ -123,7 +135,7 @@ def pick(
             and _has_sound(standings)
         ):
             wait_ms += HELD_BACK_MS
-        if cached is not None and each.running < each.slots:
+        if cached is not None and each.running < each.room:
             tokens = cached.get(each.replica.id, 0.0)
             wait_ms -= 1000.0 * tokens / each.servers.rates.prefill_tok_s
         if wait_ms > least or not each.ready:

@@ -325,12 +325,16 @@ class Ours:
     def told(self, site: int, digest: SiteDigest, now_s: float) -> None:
         """Its own gateway hears it at once."""
         self._site_gateway(site).listen(self.news, now_s)
+        said_of = {ReplicaId(each.id): each for each in digest.replicas}
         for model, place in enumerate(self.places[site]):
             if place is None:
                 continue
             for standing in place.standings:
                 if standing.health.ailing:
                     standing.health.ease(int(now_s * 1e9), RULES)
+                own = said_of.get(standing.replica.id)
+                if own is not None and own.generation == standing.generation:
+                    standing.crowd(own.running, own.waiting)
             for said in digest.loads:
                 if said.model == self.models[model] and said.ready:
                     place.rates = Rates(

@@ -168,6 +168,39 @@ class SimulatedReplica:
         self._pass(now_s)
         self._plan()
 
+    # -- for who may know everything -------------------------------------------------------------
+
+    def begins_in_s(self, kv_tokens: int, ahead: Sequence[Job], now_s: float) -> float:
+        """For how long a request of so many tokens that comes now would wait behind all that is
+        here and `ahead`, at the rates of now: for the prompts before it, and for a slot and memory
+        from what ends soonest. A guess of 5 s stands for what not even that would free."""
+        physics, running = self.physics, self._running
+        step_s = physics.mixed_step_s(len(running), self._context)
+        spent_s = max(now_s - self._now_s, 0.0)
+        read = spent_s * self._prefill_rate if self._reading else 0.0
+        unread = max(sum([max(job.left_tokens, 0.0) for job in self._reading]) - read, 0.0)
+        queued = [*self._waiting, *ahead]
+        unread += sum([job.prompt_tokens for job in queued])
+        wait_s = unread * step_s / physics.chunk_tokens
+        jobs = self.open_jobs + len(ahead) + 1 - physics.slots
+        memory = self._kv_used + sum([job.kv_tokens for job in queued]) + kv_tokens
+        memory -= physics.kv_tokens
+        free_s = 0.0
+        for job, end in zip(reversed(running), reversed(self._ends), strict=True):
+            if jobs <= 0 and memory <= 0:
+                break
+            jobs, memory = jobs - 1, memory - job.kv_tokens
+            free_s = (-end - self._done) * step_s - spent_s
+        if jobs > 0 or memory > 0:
+            free_s += 5.0
+        return max(wait_s, free_s)
+
+    def reading_takes_s(self, prompt_tokens: int, blocks: Sequence[int]) -> float:
+        """How long the prompt would take beside the streams of now, less what is held of it."""
+        cached = min(self.cache.leading(blocks) * BLOCK_TOKENS, prompt_tokens - 1) if blocks else 0
+        step_s = self.physics.mixed_step_s(len(self._running), self._context)
+        return self.physics.read_tokens(prompt_tokens, cached) * step_s / self.physics.chunk_tokens
+
     def fail(self) -> list[Job]:
         """The replica dies: what was open, in the order of arrival. Its cache is gone."""
         lost = [*self._running, *self._reading, *self._waiting]
