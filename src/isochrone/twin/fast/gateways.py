@@ -204,7 +204,21 @@ class Place:
         return held
 
 
-def a_place(fleet: Fleet) -> Place:
-    """An empty one, as a gateway opens it."""
+def places_of(fleet: Fleet) -> list[list[Place | None]]:
+    """By site and model: empty ones, as a gateway opens them, where there are replicas."""
     slot_ns = 1e9 / (fleet.admission.output_weight * SLOW.decode_tok_s)
-    return Place(SiteQueue(fleet.admission, 0, slot_ns, guessed=True))
+    return [
+        [
+            Place(SiteQueue(fleet.admission, 0, slot_ns, guessed=True)) if numbers else None
+            for numbers in models
+        ]
+        for models in fleet.at
+    ]
+
+
+def replica_ids(fleet: Fleet) -> list[ReplicaId]:
+    """By the number of the replica."""
+    return [
+        ReplicaId(f"{fleet.sites[spec.site].name}-{number}")
+        for number, spec in enumerate(fleet.replicas)
+    ]

@@ -33,8 +33,9 @@ from isochrone.twin.fast.gateways import (
     Place,
     Sent,
     Served,
-    a_place,
     gateway_blocks,
+    places_of,
+    replica_ids,
     replica_of,
 )
 from isochrone.twin.fast.news import Digests
@@ -77,14 +78,9 @@ class Ours:
         self.context_tokens = [model.context_tokens for model in fleet.models]
         self.policies: list[PolicyId] = [tenant.policy.id for tenant in fleet.tenants]
         self.tenants = [tenant.name for tenant in fleet.tenants]
-        self.replica_ids = [
-            ReplicaId(f"{fleet.sites[spec.site].name}-{number}")
-            for number, spec in enumerate(fleet.replicas)
-        ]
+        self.replica_ids = replica_ids(fleet)
         self.generations = [0] * len(fleet.replicas)
-        self.places = [
-            [a_place(fleet) if numbers else None for numbers in models] for models in fleet.at
-        ]
+        self.places = places_of(fleet)
         self.watched_ns = [NEVER_NS] * len(fleet.sites)
         self.claims = Claims(fleet)
 
