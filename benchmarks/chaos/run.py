@@ -81,7 +81,10 @@ BREAKAGES = (
     ),
     Breakage(
         "a request that its client left is not over", "gateway/forward.py",
-        "        self._end(\"client_gone\", status=status, reason=None, tokens=self._tokens())\n",
+        "        self._end(\n"
+        "            \"client_gone\", status=200 if sent else CLIENT_GONE_STATUS, reason=None, "
+        "tokens=tokens\n"
+        "        )\n",
         "        self.context.log.flush()\n",
     ),
     Breakage(

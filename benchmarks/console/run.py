@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.gateway.machine import ROOT, commit, cpu_s, facts, tree
 from playwright.sync_api import Browser, Page
 
+from isochrone.console.pages.catalogue import PAGES as LISTED
 from isochrone.core.errors import Unavailable
 from isochrone.wiring.control_api import ControlApi
 from tests.rig.browser import Tab, browser, tab
@@ -106,8 +107,15 @@ def table_answers(page: Page) -> None:
     page.wait_for_selector(f".iso-table a:text-is('{LOOKED_FOR}')")
 
 
+def page_answers(page: Page) -> None:
+    """What the page is made of stands, and its connection carries what is pressed."""
+    page.wait_for_selector("#page h1")
+    page.wait_for_function("window.socket?.connected", polling="raf")
+
+
+ANSWERS = {"/map": map_answers, "/fleet": table_answers}
 PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
-    "map": ("/map", map_answers), "fleet": ("/fleet", table_answers),
+    each.title.lower(): (each.path, ANSWERS.get(each.path, page_answers)) for each in LISTED
 }
 
 
@@ -153,7 +161,7 @@ def measure(runs: int) -> dict[str, Any]:
                 "median_ms": round(median(taken_ms)), "worst_ms": round(max(taken_ms)),
                 "runs_ms": [round(each) for each in taken_ms],
             }
-            print(f"{name:<6}", *(f"{key} {value}" for key, value in result[name].items()))
+            print(f"{name:<16}", *(f"{key} {value}" for key, value in result[name].items()))
         with tab(chromium, url) as opened:
             opened.sign_in("operator", PASSWORD, "/account")
             result["watching"] = watching(opened, console, control)

@@ -3,6 +3,7 @@
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.promise import Promise
 from isochrone.core.admission.queue_commands import Refused
 from isochrone.core.admission.reading import AHEAD_S, LEAST_TOKENS, Reading
@@ -140,3 +141,15 @@ def test_nothing_is_promised_before_anybody_says_so() -> None:
     queue.promise.ask(100)
     assert not queue.promise.goes_first(10**9)
     assert not Reading().is_full()
+
+
+def test_a_request_that_is_tried_again_where_no_speed_is_known_counts_for_nothing() -> None:
+    reading = Reading()
+    reading.set_engines(["a", "b"], 1_000.0)
+    ticket = Ticket(1, "acme", 700, False, False, 0, 600, True)
+    reading.begin(ticket, 0)
+    reading.place(ticket, 600, "a", 0)
+    assert reading.tokens == 600
+    reading.set_engines(["b"], 0.0)  # its engine is lost, of the other one nobody says a speed
+    reading.place(ticket, 600, "b", 1)
+    assert (reading.tokens, ticket.unread, reading.is_full()) == (0, 0, False)

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from isochrone.core.admission.class_line import NEVER_NS
 from isochrone.core.admission.fair_order import Ticket
 
-AHEAD_S = 0.25       # of prompts, that each engine is sent before it has read those it has
+AHEAD_S = 0.5        # of prompts, that each engine is sent before it has read those it has
 LEAST_TOKENS = 512   # and at least so much: engines read that in one step
 STUCK_NS = 2_000_000_000  # a stream so late keeps nobody behind it any more
 GROWTH = 1.25        # so much faster: else a speed that was guessed too low would stay so
@@ -141,8 +141,8 @@ class Reading:
             return
         self.end(ticket)
         row = self._rows.get(engine)
-        if row is None or tokens <= 0:
-            return
+        if row is None or tokens <= 0 or self.tok_s <= 0.0:
+            return  # it is tried again, and nobody knows any more how fast who is left reads
         if not row.tokens:
             self._pass(row, now_ns)
             if not self._is_reading():
