@@ -15,7 +15,7 @@ import pytest
 
 from isochrone.adapters.alone.bus import AloneBus, NoStore
 from isochrone.adapters.alone.stored_usage import StoredUsage
-from isochrone.adapters.alone.usage_file import LINES_AT_ONCE, UsageFile
+from isochrone.adapters.alone.usage_file import LINES_AT_ONCE, SLOW_NS, UsageFile
 from isochrone.adapters.clock import SystemClock
 from isochrone.core.errors import BusUnavailable
 from isochrone.core.ids import RequestId
@@ -162,24 +162,41 @@ def test_each_request_is_a_line_that_people_can_read(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_long_batch_holds_nobody_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batches", [1, 16])
+def test_long_batches_hold_nobody_up(tmp_path: Path, batches: int) -> None:
     path = tmp_path / "usage.jsonl"
 
     async def main() -> None:
         usage, most, before = UsageFile(path, SystemClock()), 0, 0
-        storing = asyncio.ensure_future(
-            store(usage, "here-1-u", events(*(str(i) for i in range(100))))
-        )
+        storing = asyncio.gather(*(
+            store(usage, f"here-{batch}-u", events(*(f"{batch}-{i}" for i in range(100))))
+            for batch in range(batches)
+        ))
         while not storing.done():
             await asyncio.sleep(0)
-            for waiting in usage._on_way.values():
-                most, before = max(most, len(waiting.lines) - before), len(waiting.lines)
+            lines = sum(len(waiting.lines) for waiting in usage._on_way.values())
+            most, before = max(most, lines - before), lines
         await storing
         await usage.close()
         assert 0 < most <= LINES_AT_ONCE, "made between two turns of others"
 
     go(main)
-    assert requests(path) == [str(i) for i in range(100)]
+    assert requests(path) == [f"{batch}-{i}" for batch in range(batches) for i in range(100)]
+
+
+def test_writing_keeps_pace_where_others_take_their_time(tmp_path: Path) -> None:
+    """Lines that took longer than batches are gathered are made in larger pieces from then on."""
+
+    async def main() -> None:
+        usage = UsageFile(tmp_path / "usage.jsonl", SystemClock())
+        paces = []
+        for took_ns in (SLOW_NS + 1, SLOW_NS + 1, SLOW_NS // 2, 0, 0, 0):
+            usage._pace(took_ns)
+            paces.append(usage._at_once // LINES_AT_ONCE)
+        assert paces == [2, 4, 4, 2, 1, 1]
+        await usage.close()
+
+    go(main)
 
 
 def test_a_record_that_makes_no_sense_refuses_its_batch_only(tmp_path: Path) -> None:

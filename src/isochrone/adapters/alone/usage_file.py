@@ -27,10 +27,11 @@ RECENT_BATCHES = 4096
 TAIL_BYTES = 64 * 1024 * 1024  # an earlier run's last batches are looked for in this much
 
 LONGEST_LINE_BYTES = 256 * 1024
-# Made without a pause: no request waits longer than these take. With more batches on their way than
-# a shipper that keeps up sends at once, as many more, so that writing keeps pace with what comes.
+# Lines made without a pause: no request waits longer than these take. Twice as many as last time
+# where all lines together took longer than batches are gathered, so that writing keeps pace.
 LINES_AT_ONCE = 12
-FEW_BATCHES = 5
+MOST_AT_ONCE = 192
+SLOW_NS = 200_000_000
 
 _BATCH = re.compile(rb'"batch":"([^"\n]{1,200})"\}\n')
 
@@ -72,6 +73,8 @@ class UsageFile:
         self._lines_of = UsageLines()
         self._on_way: dict[str, _Waiting] = {}
         self._queue: list[_Waiting] = []
+        self._clock = clock
+        self._at_once = LINES_AT_ONCE
         self._writing: asyncio.Task[None] | None = None
         self._stored: dict[str, None] = {}  # the last batches of this run
         self._earlier: Counter[str] | None = None  # lines by batch of earlier runs, once needed
@@ -123,7 +126,9 @@ class UsageFile:
         loop = asyncio.get_running_loop()
         while self._queue:
             taken, self._queue = self._queue, []
+            began_ns = self._clock.monotonic_ns()
             batches = [each for each in taken if await self._has_lines(each)]
+            self._pace(self._clock.monotonic_ns() - began_ns)
             try:
                 await loop.run_in_executor(self._thread, self._append, self._fd, batches)
             except OSError as error:
@@ -132,13 +137,18 @@ class UsageFile:
                 self._settle(batches, None)
         self._writing = None
 
+    def _pace(self, took_ns: int) -> None:
+        """All lines that waited were made in this time, with what came in between."""
+        if took_ns > SLOW_NS:
+            self._at_once = min(self._at_once * 2, MOST_AT_ONCE)
+        elif took_ns < SLOW_NS // 4:
+            self._at_once = max(self._at_once // 2, LINES_AT_ONCE)
+
     async def _has_lines(self, waiting: _Waiting) -> bool:
         """Make the lines of a batch; False when it makes no sense."""
-        records = waiting.records
-        at_once = LINES_AT_ONCE * max(1, len(self._on_way) - FEW_BATCHES)
+        records, at_once = waiting.records, self._at_once
         for begin in range(0, len(records), at_once):
-            if begin:
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
             try:
                 lines, earliest_ns = self._lines_of.of(
                     records[begin : begin + at_once], waiting.batch
