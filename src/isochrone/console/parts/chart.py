@@ -103,11 +103,12 @@ def _one(series: Series, at_ms: Sequence[int], form: Form) -> dict[str, Any]:
                 at_ms, series.values, alone(series.values), strict=True
             )
         ],
-        "lineStyle": {"width": 2 if form == "lines" else 1}, "emphasis": {"focus": "series"},
+        "lineStyle": {"width": 2 if form == "lines" else 0}, "emphasis": {"focus": "series"},
     }
     if series.colour is not None:
         shown["color"] = PALETTE[series.colour]
     if form == "areas":
+        # Without lines: one that is 0 would lie in its colour on what is below it.
         shown |= {"stack": "all", "areaStyle": {"opacity": 0.65}}
     elif form == "bars":
         shown |= {"type": "bar", "stack": "all", "barMaxWidth": 26}
