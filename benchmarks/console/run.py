@@ -43,10 +43,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(*command: str, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process that ends with the block."""
+def started(
+    *command: str, cwd: Path, stdout: int = subprocess.DEVNULL
+) -> Iterator["subprocess.Popen[str]"]:
+    """A process that ends with the block. One whose output nobody reads would wait at last."""
     process = subprocess.Popen(
-        [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=stdout, text=True,
         cwd=cwd, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     try:
@@ -60,7 +62,9 @@ def started(*command: str, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
 def a_console(folder: Path) -> Iterator[tuple[str, int, int]]:
     """The console of a cloud with 1,100 sites: its address, its process and that of control."""
     control, own = free_port(), free_port()
-    with started("-m", "benchmarks.console.world", "--port", str(control), cwd=ROOT) as world:
+    with started(
+        "-m", "benchmarks.console.world", "--port", str(control), cwd=ROOT, stdout=subprocess.PIPE
+    ) as world:
         assert world.stdout is not None
         admin = json.loads(world.stdout.readline())["admin"]
         api = ControlApi(f"http://127.0.0.1:{control}", admin)
