@@ -123,6 +123,27 @@ def test_what_was_not_sold_is_not_reserved() -> None:
     run(main)
 
 
+def test_nothing_is_in_force_before_its_window_or_behind_it() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        (site,) = await a_cloud(cloud, "frankfurt")
+        now, hour = site.clock.wall_ns(), 3_600_000_000_000
+        windows = {"to come": (now + hour, 1 << 61), "over": (0, now), "open": (0, now + hour)}
+        for name, (starts_at, ends_at) in windows.items():
+            await sell(
+                cloud, {"frankfurt": 10}, id=EntitlementId(name), starts_at=starts_at,
+                ends_at=ends_at,
+            )
+        entitled, home = site.running.context.entitled, SiteName("frankfurt")
+        await until(lambda: left(site, EntitlementId("open")) > 0)
+        for _ in range(3):  # rounds of what sites tell one another
+            site.clock.ahead_ns += 10**9  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+            assert entitled.in_force(home, site.clock.monotonic_ns()) == {MODEL: 10}
+        assert [left(site, EntitlementId(name)) for name in ("to come", "over")] == [0, 0]
+
+    run(main)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_it_is_reserved_as_long_as_the_allowance_pays_and_settled_as_used(stream: bool) -> None:
     async def main(cloud: GatewayCloud) -> None:
