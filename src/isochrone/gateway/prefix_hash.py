@@ -21,6 +21,11 @@ _ASSISTANT: Final = b'"assistant"'  # in a text its quotation marks would be esc
 _ENDS: Final = b"], \t\r\n"
 _NEAR_BYTES: Final = 4096  # most first answers begin within these
 
+# Where each block ends, and what of the prompt it is.
+_CUTS: Final[list[tuple[int, slice]]] = [
+    (end, slice(begin, end)) for begin, end in zip((0, *BLOCK_ENDS), BLOCK_ENDS, strict=False)
+]
+
 # What names the session: the same words in another place name another.
 _HEADER: Final = b"header\0"
 _KEY: Final = b"key\0"
@@ -32,13 +37,12 @@ def prompt_blocks(request: InferenceRequest, salt: int) -> list[int]:
     content = memoryview(request.prompt)
     blocks = []
     block = salt if request.tools is ABSENT else xxh3_64_intdigest(request.tools, salt)
-    size, begin = len(content), 0
-    for end in BLOCK_ENDS:
+    size = len(content)
+    for end, cut in _CUTS:
         if end > size:
             break
-        block = xxh3_64_intdigest(content[begin:end], block)
+        block = xxh3_64_intdigest(content[cut], block)
         blocks.append(block)
-        begin = end
     return blocks
 
 
@@ -56,9 +60,11 @@ def session_of(
         return NO_SESSION
     content = memoryview(request.prompt)
     prompt = bytes(content[:_NEAR_BYTES])
-    if len(content) > _NEAR_BYTES and _ASSISTANT not in prompt:
+    answer = prompt.find(_ASSISTANT)
+    if answer < 0 and len(content) > _NEAR_BYTES:
         prompt = bytes(content[:MOST_BYTES])
-    end = _end_of_beginning(prompt)
+        answer = prompt.find(_ASSISTANT, _NEAR_BYTES - len(_ASSISTANT))
+    end = _end_of_beginning(prompt, answer)
     whole, begin = bisect_right(BLOCK_ENDS, end), 0
     if whole:
         salt ^= blocks[whole - 1]
@@ -66,14 +72,12 @@ def session_of(
     return xxh3_64_intdigest(prompt[begin:end], salt)
 
 
-def _end_of_beginning(prompt: bytes) -> int:
+def _end_of_beginning(prompt: bytes, answer: int) -> int:
     """Where the messages before the first answer of the model end, which all turns of a
     conversation have in common, as the client wrote them. At most `MOST_BYTES` of it are looked at,
-    and no more than that where the answer stands in them."""
-    end = len(prompt)
-    at = prompt.find(_ASSISTANT)
-    if at >= 0:
-        end = max(prompt.rfind(b"{", 0, at), 0)
+    and no more than that where the answer stands in them: at `answer`, negative where it does not.
+    """
+    end = len(prompt) if answer < 0 else max(prompt.rfind(b"{", 0, answer), 0)
     while end > 0 and prompt[end - 1] in _ENDS:
         end -= 1
     return end

@@ -93,6 +93,7 @@ class Board:
         self.queues_ms = np.zeros(count, dtype="<f4")
         self.byte_ms = np.array([byte_ms(site.rtt_ms) for site in sites], dtype="<f4")
         self.credits = np.zeros(count, dtype="<f4")
+        self.given = [0.0] * count  # the same, for who goes through them one by one
         self._factor = np.zeros((), dtype="<f4")
         self.wanting = 0.0
         self.credited = 0
@@ -276,7 +277,7 @@ class Board:
             arrived = load.arrived or 0.0
             given = credit(load.pushed, arrived, spare)
             wants = wanting(load.pushed, arrived, spare)
-        self.credits[index] = given
+        self.credits[index] = self.given[index] = given
         self.wanting += wants - cell.wanting
         cell.wanting = wants
 

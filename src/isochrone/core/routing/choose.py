@@ -183,7 +183,7 @@ def _best(
     nearest = part.nearest(luck)
     nearest_ms = costs.item(nearest)
     if given is not None and rng.random() >= part.stays(nearest, nearest_ms - near_ms):
-        found = _pushed(part, costs, given, nearest, rng.random())
+        found = _pushed(part, costs, nearest, rng.random())
         if found >= 0:
             choice.because, choice.pushed = "cheapest", True
             return found
@@ -196,21 +196,23 @@ def _best(
     return nearest
 
 
-def _pushed(
-    part: Part, costs: Milliseconds, given: Milliseconds, nearest: int, luck: float
-) -> int:
+def _pushed(part: Part, costs: Milliseconds, nearest: int, luck: float) -> int:
     """Where a request goes that should leave its nearest site: one of those that want to, drawn by
     `luck`; the first of them have the cheapest site, as many as have credit there, the next ones
     the second cheapest. -1 for nowhere: then it is kept, since it would only queue elsewhere."""
-    order = costs.argsort()
-    at = order if part.places is None else part.places.take(order)
-    drawn = luck * part.board.wanting
-    place = int(given.take(at).cumsum().searchsorted(drawn, "right"))
-    if place >= len(order):
+    board = part.board
+    order: list[int] = costs.argsort().tolist()
+    given, places = board.given, part.places
+    left = luck * board.wanting
+    for index in order:
+        left -= given[index if places is None else places.item(index)]
+        if left < 0.0:
+            break
+    else:
         return -1
-    found, nearest_ms = int(order.item(place)), costs.item(nearest)
-    most_ms = PUSHED_MS + (nearest_ms if nearest_ms < inf else costs.item(int(order.item(0))))
-    return found if found != nearest and costs.item(found) <= most_ms else -1
+    nearest_ms = costs.item(nearest)
+    most_ms = PUSHED_MS + (nearest_ms if nearest_ms < inf else costs.item(order[0]))
+    return index if index != nearest and costs.item(index) <= most_ms else -1
 
 
 def _explored(
