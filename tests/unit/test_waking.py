@@ -2,7 +2,7 @@
 
 import asyncio
 
-from isochrone.gateway.waking import MOST_ROUNDS, SHORT_IN_A_ROW, Waking
+from isochrone.gateway.waking import MOST_IN_A_ROW, MOST_ROUNDS, SHORT_IN_A_ROW, Waking
 
 AWAKE_US = 100.0
 ROUND_US = 10
@@ -69,6 +69,14 @@ def test_it_sleeps_where_waits_are_long_or_nobody_wants_it_awake() -> None:
     assert go(AWAKE_US, *short, 5_000.0) == 0
     assert go(AWAKE_US, 5_000.0, *short) > 0
     assert go(0.0, *short) == 0
+
+
+def test_one_late_answer_among_many_does_not_send_it_to_sleep_but_several_do() -> None:
+    many = [60.0] * 100
+    late = [5_000.0] * (MOST_IN_A_ROW // SHORT_IN_A_ROW)
+    assert go(AWAKE_US, *many, late[0]) > 0
+    assert go(AWAKE_US, *many, *late) == 0
+    assert go(AWAKE_US, *many, *late, *many[: SHORT_IN_A_ROW - 1]) == 0
 
 
 def test_a_clock_that_stands_still_does_not_keep_it_awake() -> None:

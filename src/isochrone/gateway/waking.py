@@ -3,7 +3,9 @@
 A core that sleeps takes tens of microseconds to wake and comes back with cold caches; between two
 messages of one quick exchange that is most of the time it takes. So where requests come one by one
 and the last few waits were all short, the loop asks for news without sleeping, for no longer than
-such a wait. Where engines take their time, as models do, waits are long and nothing is spent.
+such a wait. Where engines take their time, as models do, waits are long and nothing is spent. After
+many short waits one long one changes nothing: something else had the core for a moment, and whoever
+slept at once would make the next few requests late as well.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ from typing import Final
 from isochrone.ports.clock import Clock
 
 SHORT_IN_A_ROW: Final = 4
+MOST_IN_A_ROW: Final = 12  # that count: a long wait takes SHORT_IN_A_ROW of them
 MOST_ROUNDS: Final = 1000  # of the loop, whatever the clock says
 
 
@@ -25,7 +28,7 @@ class Waking:
         self._awake_ns = int(awake_us * 1000)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sent_ns = 0    # when something was sent last, until there is news; else 0
-        self._short = 0      # short waits in a row
+        self._short = 0      # short waits in a row, 0 to MOST_IN_A_ROW
         self._rounds = 0
         self._scheduled = False
 
@@ -45,7 +48,10 @@ class Waking:
         """There is news."""
         if self._sent_ns:
             waited_ns = self._clock.monotonic_ns() - self._sent_ns
-            self._short = self._short + 1 if waited_ns < self._awake_ns else 0
+            if waited_ns < self._awake_ns:
+                self._short = min(self._short + 1, MOST_IN_A_ROW)
+            else:
+                self._short = max(self._short - SHORT_IN_A_ROW, 0)
             self._sent_ns = 0
 
     def _look(self) -> None:
