@@ -133,8 +133,6 @@ class Prefixes:
     def cached(self, blocks: Sequence[int], now_ns: int) -> dict[SiteName, Belief]:
         """What each site is expected to have of the prompt; sites without any are not named."""
         found: dict[SiteName, Belief] = {}
-        if not self.knows(blocks):
-            return found
         for places, tokens in self._runs(blocks):
             for seen in places:
                 belief = _belief(seen, tokens, now_ns)
@@ -149,8 +147,6 @@ class Prefixes:
     ) -> dict[ReplicaId, Belief]:
         """The same for each replica of a site that is known to have got the prompt's beginning."""
         found: dict[ReplicaId, Belief] = {}
-        if not self.knows(blocks):
-            return found
         for places, tokens in self._runs(blocks):
             for seen in places:
                 replica = seen.replica
@@ -185,11 +181,11 @@ class Prefixes:
             known = young.get(block)
             if known is None:
                 known = old.get(block, _NOWHERE)
+                if not known:
+                    break  # whoever got a block got all before it: nobody got the rest
             if known is not places:
                 if places:
                     runs.append((places, tokens))
-                if not known:
-                    return runs  # whoever got a block got all before it: nobody got the rest
                 places = known
             tokens = _TOKENS[index]
         if places:
