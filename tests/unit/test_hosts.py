@@ -92,7 +92,7 @@ def test_a_host_is_described_in_a_line() -> None:
     )
     large, other = Gpu(kind="NVIDIA H200", memory_bytes=140 * GIB), Gpu("Odd", None)
     assert a_host("s", "a", None, large, other, large).machinery == (
-        "1 core, 24 GiB, 2 × NVIDIA H200 140 GiB, 1 × Odd"
+        "1 core, 24 GiB, 2 × NVIDIA H200 (140 GiB), 1 × Odd"
     )
     assert [memory(size) for size in (None, GIB // 2, 9 * GIB)] == ["–", "0.5 GiB", "9.0 GiB"]
 

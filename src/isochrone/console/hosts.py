@@ -10,7 +10,7 @@ from isochrone.console.estate import MOST, Fleet, Replica
 from isochrone.console.parts.words import NOTHING, ago
 
 GIB = 1024**3
-UNKNOWN = "Upstreams at addresses that may be any machine's."
+UNKNOWN = "The addresses of their upstreams say nothing about machines."
 
 
 class Gpu(msgspec.Struct, frozen=True):
@@ -39,7 +39,7 @@ class Host(msgspec.Struct, frozen=True):
         """Its GPUs in words, those of a kind together."""
         return [
             f"{count} × {gpu.kind}" + (
-                "" if gpu.memory_bytes is None else f" {memory(gpu.memory_bytes)}"
+                "" if gpu.memory_bytes is None else f" ({memory(gpu.memory_bytes)})"
             )
             for gpu, count in Counter(self.gpus).items()
         ]
@@ -84,10 +84,11 @@ def grouped(
 
 
 def row(fleet: Fleet, host: Host) -> tuple[object, ...]:
-    """Site, host, cores, memory, GPUs, replicas ready of wanted, running, health, heard."""
+    """Site, host, health, GPUs, cores, memory, replicas ready of wanted, running, heard."""
     return (
-        host.site, host.name, host.cores, memory(host.memory_bytes), host.accelerators,
-        f"{host.ready} / {host.replicas_wanted}", host.running, standing(fleet, host), host.heard,
+        host.site, host.name, standing(fleet, host), host.accelerators, host.cores,
+        memory(host.memory_bytes), f"{host.ready} / {host.replicas_wanted}", host.running,
+        host.heard,
     )
 
 

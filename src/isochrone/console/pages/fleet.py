@@ -174,7 +174,7 @@ class ReplicasByHost:
             if self._restart is not None and row < len(group):
                 await self._restart(group[row])
 
-        here = "Replicas" if alone else f"Replicas on {name or 'other hosts'}"
+        here = "Replicas" if alone else f"Replicas on {name or 'hosts that are not known'}"
         return Rows(
             REPLICAS, here, "No replica runs here, or nothing was heard from the site.",
             act=None if self._restart is None
@@ -217,9 +217,9 @@ SITES = (
 )
 HOSTS = (
     Column(title="Site", kind="link", link=ADDRESS), Column(title="Host", kind="code"),
+    Column(title="Health", kind="state"), Column(title="GPUs"),
     Column(title="Cores", kind="number"), Column(title="Memory", kind="number"),
-    Column(title="GPUs"), Column(title="Replicas", kind="number"),
-    Column(title="Running", kind="number"), Column(title="Health", kind="state"),
+    Column(title="Replicas", kind="number"), Column(title="Running", kind="number"),
     Column(title="Heard"),
 )
 WISHES_HERE = (
@@ -263,7 +263,7 @@ def _sums(fleet: Fleet) -> None:
 def _facts(site: Site) -> None:
     facts([
         ("Health", site.standing), ("Country", site.country), ("Operator", site.operator),
-        ("Owner", site.parent), ("Hardware", site.machines),
+        ("Owner", site.parent), ("Stated hardware", site.machines),
         ("Power of its boards", drawn_power(site.power)),
         ("Endpoint", site.public_url), ("Joined", site.joined), ("Heard", site.heard),
     ])
