@@ -143,6 +143,33 @@ def test_hosts_say_what_runs_there_of_what_should(api: Api) -> None:
     assert api.call("GET", "hosts")[1]["items"][0]["health"] == "draining"
 
 
+class MovedClock:
+    """A clock whose monotonic time the test moves."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def wall_ns(self) -> int:
+        return NOW
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+
+def test_a_host_whose_agent_is_silent_is_down_with_what_it_said_last(pool: Pool) -> None:
+    clock = MovedClock()
+    with an_api(pool, clock) as api:
+        token = api.make("sites/sydney/token", None)["token"]
+        api.call("POST", "sites/join", {"token": token, **JOIN}, key=None)
+        says(api, "sydney", (a_load("a"),), (a_replica(0, "a"),))
+        found = []
+        for seconds in (4, 6):
+            clock.now_ns = seconds * 1_000_000_000
+            (host,) = api.call("GET", "hosts")[1]["items"]
+            found.append((host["health"], host["ready"], host["digest_age_ms"]))
+        assert found == [("healthy", 1, 4000.0), ("down", 1, 6000.0)]
+
+
 def test_hosts_come_in_pages_and_by_site(api: Api) -> None:
     says(api, "sydney", (a_load("z"), a_load("b")))
     says(api, "ashburn", (a_load("b"),))

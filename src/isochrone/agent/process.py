@@ -93,6 +93,9 @@ class Agent:
 
     async def run(self) -> None:
         """Work until cancelled; on the way out engines are stopped and their records removed."""
+        host = self._plan.host
+        log.info("agent_starts", site=self._plan.site, host=host.name, cores=host.cores,
+                 memory_bytes=host.memory_bytes, gpus=[each.kind for each in host.gpus])
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow(self._bucket, "", self._on_own), name="own bucket")
