@@ -124,21 +124,24 @@ def test_hosts_say_what_runs_there_of_what_should(api: Api) -> None:
     assert api.call("GET", "hosts")[1] == {"items": [], "next": None}
     says(
         api, "sydney", (a_load("b", 3), a_load("a")),
-        (a_replica(0, None), a_replica(1, "b"), a_replica(2, "b"), a_replica(3, "b", "failed")),
+        (
+            a_replica(0, None), a_replica(1, "b"), a_replica(2, "b"), a_replica(3, "b", "failed"),
+            a_replica(4, "a", "failed"),
+        ),
     )
-    idle, busy = api.call("GET", "hosts")[1]["items"]
+    broken, busy = api.call("GET", "hosts")[1]["items"]
     assert 0 <= busy.pop("digest_age_ms") < 5000
     assert busy == {
         "site": "sydney", "name": "b", "cores": 8, "memory_bytes": 64 * MIB,
         "gpus": [{"kind": "NVIDIA H200", "memory_bytes": 143771 * MIB}], "machine": "ab" * 8,
         "health": "healthy", "replicas_wanted": 3, "ready": 2, "running": 6, "waiting": 3,
     }
-    assert (idle["name"], idle["ready"], idle["health"]) == ("a", 0, "healthy")
+    assert (broken["name"], broken["ready"], broken["health"]) == ("a", 0, "down")
     shown = api.call("GET", "sites/sydney")[1]["replicas"]
-    assert [each["host"] for each in shown] == [None, "b", "b", "b"]
-    says(api, "sydney", (a_load("b"),), (a_replica(3, "b", "failed"),), sequence=2)
-    (failed,) = api.call("GET", "hosts")[1]["items"]
-    assert (failed["health"], failed["ready"]) == ("down", 0), "and a is told no more"
+    assert [each["host"] for each in shown] == [None, "b", "b", "b", "a"]
+    says(api, "sydney", (a_load("b", 0),), sequence=2)
+    (idle,) = api.call("GET", "hosts")[1]["items"]
+    assert (idle["health"], idle["replicas_wanted"]) == ("healthy", 0), "and a is told no more"
     api.call("PUT", "sites/sydney/draining", {"draining": True})
     assert api.call("GET", "hosts")[1]["items"][0]["health"] == "draining"
 
