@@ -25,8 +25,9 @@ from isochrone.control.api.context import Context
 from isochrone.control.fleet_state import FleetState
 from isochrone.control.joining import Hub, hash_of
 from isochrone.control.world import seed_of
-from isochrone.core.ids import ModelName, OrgId, ProjectId, SiteName, uuid7
-from isochrone.core.world.digest import DeploymentLoad, ReplicaLoad, SiteDigest
+from isochrone.core.ids import HostName, ModelName, OrgId, ProjectId, SiteName, uuid7
+from isochrone.core.world.digest import DeploymentLoad, HostLoad, ReplicaLoad, SiteDigest
+from isochrone.core.world.host import Gpu, Host
 from isochrone.core.world.model import Deployment, EngineSpec, Model
 from isochrone.core.world.site import Hardware, Link, Site, SiteLinks
 from isochrone.core.world.tenant import EVERY_TENANT
@@ -38,6 +39,10 @@ from tests.unit.build_usage import a_usage_event
 GPU_SITES, MODELS, REPLICAS = 55, 20, 2
 REQUESTS_S = 200
 KIND = "H100-SXM5-80GB"
+HOST = Host(
+    name=HostName("rack1-gpu01"), cores=192, memory_bytes=2 << 40,
+    gpus=(Gpu(kind="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30),) * 8,
+)
 PLACES = places()
 NAMES = [SiteName(each.name) for each in PLACES]
 SERVING = NAMES[::len(NAMES) // GPU_SITES][:GPU_SITES]
@@ -98,10 +103,11 @@ def digest(site: SiteName, sequence: int, now: int, rng: Random) -> SiteDigest:
             ReplicaLoad(
                 id=f"{site}/{model}/{index}", model=model, generation=1, state="ready", pid=1,
                 running=busy[model] // REPLICAS, waiting=0, restarts=0, prompt_tokens_total=1,
-                cached_tokens_total=1, output_tokens_total=1, kept_tokens=90_000,
+                cached_tokens_total=1, output_tokens_total=1, kept_tokens=90_000, host=HOST.name,
             )
             for model in models for index in range(REPLICAS)
         ),
+        hosts=(HostLoad(host=HOST, replicas_wanted=REPLICAS * len(models)),) if models else (),
     )
 
 

@@ -27,6 +27,7 @@ from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.ports.reconciling import KeptReport
 from isochrone.twin.fakes.player import FakePlayer
 from tests.contract.test_control_api import ADMIN, JOIN, Api, a_booked, an_api
+from tests.contract.test_hosts import a_load, says
 from tests.fixtures.postgres import new_database
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tenancy.md"
@@ -93,6 +94,7 @@ class Stage:
             self.use(booked[whose])
         assert api.call("POST", "ledger/charges")[0] == 200
         self.experiment()
+        says(api, "frankfurt", (a_load("rack1"),))
         report = KeptReport(day_at=0, agrees=True, report='{"findings": []}', made_at=1)
         api.context.registry.reconciling.keep_report(report)
 
@@ -315,6 +317,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     ),
     "POST /sessions": lambda stage, _: ("sessions", {"login": "nobody", "password": "x"}),
     "DELETE /sessions/current": lambda stage, _: ("sessions/current", None),
+    "GET /hosts": lambda stage, _: ("hosts", None),
     "GET /sites": lambda stage, _: ("sites", None),
     "GET /sites/{name}": lambda stage, _: ("sites/sydney", None),
     "PUT /sites/{name}/draining": lambda stage, _: ("sites/ashburn/draining", {"draining": True}),

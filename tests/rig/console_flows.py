@@ -1,13 +1,15 @@
 """What people do in the console from one page to the next, on the live local cloud."""
 
+import os
 import re
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Locator
 
+from isochrone.adapters.host import named
 from isochrone.core.errors import NotFound
 from tests.rig.browser import Tab, tab, tab_beside
 from tests.rig.cloud import Cloud, Reply, ask
@@ -178,6 +180,33 @@ def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
         )
         assert newcomer.complaints + beside.complaints == []
     assert clicked == walked(README.read_text(encoding="utf-8")), "as the README says"
+
+
+def see_the_hosts(cloud: Cloud, operator: Tab) -> None:
+    """All are listed, as one machine, and a site's replicas stand under theirs."""
+    hosts = list(cloud.api.items("hosts"))
+    assert [each["site"] for each in hosts] == ["ashburn", "frankfurt", "sydney"]
+    (name,) = {each["name"] for each in hosts}
+    assert name == named(os.uname().nodename), "one machine plays all sites"
+
+    def card(title: str) -> Locator:
+        heading = operator.page.get_by_role("heading", name=title, exact=True)
+        return operator.page.locator(".iso-card", has=heading)
+
+    operator.open("/fleet")
+    rows = [row.split() for row in card("Hosts").locator("tbody tr").all_inner_texts()]
+    assert [row[:2] for row in rows] == [[each["site"], name] for each in hosts]
+    for row, host in zip(rows, hosts, strict=True):
+        assert str(host["cores"]) in row
+        assert "1 / 1" in " ".join(row)
+    assert f"{name} at ashburn, frankfurt and sydney is one machine" in operator.text()
+    operator.open("/fleet?site=frankfurt")
+    operator.page.wait_for_selector(f"text=Replicas on {name}")
+    said = card(f"Replicas on {name}").inner_text()
+    for wanted in (f"{hosts[1]['cores']} core", "1 of 1 wanted", "frankfurt/tiny-fable/0"):
+        assert wanted in said
+    operator.picture("fleet-site")
+    assert operator.complaints == []
 
 
 def restart_a_replica(cloud: Cloud, operator: Tab) -> None:

@@ -86,6 +86,12 @@ def test_lists_of_the_estate(cloud: Cloud) -> None:
     assert "tiny-fable" in _told(cloud, "models")
     assert len(_json(cloud, "status")["sites"]) == 3
     assert "ready" in _told(cloud, "status")
+    hosts = _json(cloud, "hosts")
+    assert [row["site"] for row in hosts] == ["ashburn", "frankfurt", "sydney"]
+    assert len({(row["name"], row["machine"]) for row in hosts}) == 1, "one machine plays all"
+    assert [row["site"] for row in _json(cloud, "hosts", "sydney")] == ["sydney"]
+    for command in ("hosts", "status"):
+        assert hosts[0]["name"] in _told(cloud, command).split()
     policy = _json(cloud, "policies", "create", "--residency", "EU", "--transit", "EEA")
     assert policy["id"] in _told(cloud, "policies")
     for group in ("key", "model", "site", "class", "day"):

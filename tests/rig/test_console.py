@@ -188,9 +188,7 @@ def test_a_request_is_explained(operator: Tab, asked: str) -> None:
     assert operator.complaints == []
 
 
-def test_the_map_is_live_and_a_site_opens_with_the_keyboard(
-    cloud: Cloud, operator: Tab
-) -> None:
+def test_the_map_is_live_and_a_site_opens_with_the_keyboard(cloud: Cloud, operator: Tab) -> None:
     page = operator.page
     operator.open("/map")
     page.wait_for_function("window.isochroneMap?.frames > 1")
@@ -218,6 +216,10 @@ def test_traffic_follows_what_is_chosen(operator: Tab, asked: str) -> None:
     page.wait_for_selector("text=in 15 min")
     assert "tiny-fable" in operator.text()
     assert operator.complaints == []
+
+
+def test_the_fleet_shows_its_hosts(cloud: Cloud, operator: Tab) -> None:
+    console_flows.see_the_hosts(cloud, operator)
 
 
 def test_a_site_is_drained_and_its_arcs_move(cloud: Cloud, operator: Tab) -> None:

@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from isochrone.agent.process import Agent, AgentPlan, AgentPorts
 from isochrone.core.estimate.service import Rates
-from isochrone.core.ids import ModelName, ReplicaId, SiteName
-from isochrone.core.world.digest import SiteDigest
+from isochrone.core.ids import HostName, ModelName, ReplicaId, SiteName
+from isochrone.core.world.digest import HostLoad, SiteDigest
+from isochrone.core.world.host import Host
 from isochrone.core.world.model import Deployment, Desired, EngineSpec, Replica
 from isochrone.ports.network import Address
 from isochrone.twin.clock import VirtualClock
@@ -26,6 +27,7 @@ SITE, TINY = SiteName("sydney"), ModelName("tiny")
 BUCKET = subjects.site_bucket(SITE)
 FIRST = ReplicaId("sydney/tiny/0")
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(32))
+HOST = Host(name=HostName("rack3-gpu07"), cores=8, memory_bytes=None, machine="ab" * 8)
 STRANGER = Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\x01")
 HARDWARE = {"cpu": Rates(prefill_tok_s=500.0, decode_tok_s=50.0)}
 
@@ -57,13 +59,19 @@ class Stage:
     async def want(
         self, replicas: int, *, serial: int = 1, slots: int = 4,
         signer: Ed25519PrivateKey = SIGNER, restart_up_to: int = 0, at_once: bool = False,
+        upstream: str | None = None,
     ) -> None:
+        """So many replicas of the model, and one of another model at the URL `upstream`."""
         spec = EngineSpec(kind="llamacpp", source="tiny.gguf", slots=slots)
         deployment = Deployment(
             site=SITE, model=TINY, replicas=replicas, engine=spec, context_tokens=2048,
             restart_up_to=(restart_up_to,), at_once=at_once,
         )
-        desired = Desired(site=SITE, serial=serial, deployments=(deployment,))
+        deployments = (deployment,) if upstream is None else (deployment, Deployment(
+            site=SITE, model=ModelName("far"), replicas=1, context_tokens=2048,
+            engine=EngineSpec(kind="openai", source=upstream),
+        ))
+        desired = Desired(site=SITE, serial=serial, deployments=deployments)
         key = subjects.DESIRED_KEY
         await self.control.put(
             BUCKET, key,
@@ -105,7 +113,9 @@ class Stage:
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator["asyncio.Task[None]"]:
-        plan = AgentPlan(site=SITE, control_key=SIGNER.public_key(), hardware=HARDWARE)
+        plan = AgentPlan(
+            site=SITE, host=HOST, control_key=SIGNER.public_key(), hardware=HARDWARE
+        )
         drivers = {"llamacpp": self.driver, "openai": self.driver}
         self.agent_bus = self.hub.bus()
         ports = AgentPorts(
@@ -154,6 +164,28 @@ def test_desired_replicas_become_ready_and_are_reported() -> None:
             assert load.arrived == 0
             assert load.spare is not None
             assert load.spare > 1  # idle
+
+    on_stage(body)
+
+
+def test_the_host_is_told_with_what_should_run_there_and_does() -> None:
+    async def body(stage: Stage) -> None:
+        async with stage.agent():
+            await stage.until(lambda: stage.digest is not None)
+            assert stage.digest is not None
+            assert stage.digest.hosts == (HostLoad(host=HOST, replicas_wanted=0),)
+            await stage.want(2, upstream="http://10.0.0.7:8000/v1")
+            await stage.until(lambda: stage.ready() == 3)
+            hosts = {each.id: each.host for each in stage.digest.replicas}
+            assert hosts == {
+                "sydney/tiny/0": HOST.name, "sydney/tiny/1": HOST.name, "sydney/far/0": None,
+            }
+            assert stage.digest.hosts == (HostLoad(host=HOST, replicas_wanted=2),)
+            stage.driver.failing_starts = 5
+            await stage.driver.crash(FIRST)
+            await stage.until(lambda: stage.ready() == 2)
+            assert {each.id: each.host for each in stage.digest.replicas} == hosts
+            assert stage.digest.hosts[0].replicas_wanted == 2, "one of them fails"
 
     on_stage(body)
 

@@ -20,6 +20,7 @@ from isochrone.core.errors import BusUnavailable, Untrusted
 from isochrone.core.estimate.hardware import HardwareTable, seed_rates
 from isochrone.core.estimate.service import Rates
 from isochrone.core.ids import SiteName
+from isochrone.core.world.host import Host
 from isochrone.core.world.model import Desired, EngineKind, Replica
 from isochrone.core.world.site import Hardware, Site
 from isochrone.ports.bus import Bus, Entry
@@ -39,9 +40,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentPlan:
-    """Who this agent is, whom it believes, and its intervals in seconds."""
+    """Who this agent is and on which host, whom it believes, and its intervals in seconds."""
 
     site: SiteName
+    host: Host
     control_key: Ed25519PublicKey
     hardware: HardwareTable
     digest_interval_s: float = 1.0
@@ -86,11 +88,14 @@ class Agent:
         self._digests = Digests(
             plan.site, ports.bus, ports.clock, supervisor=self._supervisor,
             probes=self._prober.round_trips, interval_s=plan.digest_interval_s,
-            queued=self._queued,
+            queued=self._queued, host=plan.host,
         )
 
     async def run(self) -> None:
         """Work until cancelled; on the way out engines are stopped and their records removed."""
+        host = self._plan.host
+        log.info("agent_starts", site=self._plan.site, host=host.name, cores=host.cores,
+                 memory_bytes=host.memory_bytes, gpus=[each.kind for each in host.gpus])
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow(self._bucket, "", self._on_own), name="own bucket")

@@ -10,13 +10,21 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 
+from isochrone.agent.hosting import host_of
 from isochrone.agent.queued import Queued
 from isochrone.agent.supervise import Live, Supervisor
 from isochrone.core.errors import BusUnavailable
 from isochrone.core.estimate.engine_rates import Learned
-from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.ids import HostName, ModelName, SiteName
 from isochrone.core.routing.site_load import Reading, load_of
-from isochrone.core.world.digest import DeploymentLoad, ProbedRtt, ReplicaLoad, SiteDigest
+from isochrone.core.world.digest import (
+    DeploymentLoad,
+    HostLoad,
+    ProbedRtt,
+    ReplicaLoad,
+    SiteDigest,
+)
+from isochrone.core.world.host import Host
 from isochrone.core.world.model import ALL_ENDPOINTS, COMMON_ENDPOINTS, Replica
 from isochrone.ports.bus import Bus, Entry
 from isochrone.ports.clock import Clock
@@ -101,7 +109,7 @@ class Records:
             self._stored.pop(key, None)
 
 
-def replica_load(live: Live) -> ReplicaLoad:
+def replica_load(live: Live, own_host: HostName) -> ReplicaLoad:
     status, load, before = live.status, live.load, live.at_ready
     return ReplicaLoad(
         id=status.goal.id,
@@ -118,6 +126,7 @@ def replica_load(live: Live) -> ReplicaLoad:
         kept_tokens=load.kept_tokens,
         held_tokens=load.held_tokens,
         silent_s=round(live.silent_s, 1) if status.state == "ready" else 0.0,
+        host=host_of(status.goal.engine, own_host),
     )
 
 
@@ -147,13 +156,15 @@ def deployment_load(
 
 
 class Digests:
-    """Publishes the site's digest every `interval_s` and soon after a replica changed."""
+    """Publishes the digest of `site`, whose replicas run on `host`, every `interval_s` and soon
+    after a replica changed."""
 
     def __init__(
         self, site: SiteName, bus: Bus, clock: Clock, *, supervisor: Supervisor,
-        probes: Mapping[SiteName, float], interval_s: float, queued: Queued,
+        probes: Mapping[SiteName, float], interval_s: float, queued: Queued, host: Host,
     ) -> None:
         self._site = site
+        self._host = host
         self._queued = queued
         self._bus = bus
         self._clock = clock
@@ -183,11 +194,18 @@ class Digests:
                 deployment_load(model, group, self._supervisor.learned(model), self._queued)
                 for model, group in groups.items()
             ),
-            replicas=tuple(replica_load(live) for live in self._supervisor.replicas.values()),
+            replicas=tuple(
+                replica_load(live, self._host.name) for live in self._supervisor.replicas.values()
+            ),
             probes=tuple(
                 ProbedRtt(peer=peer, rtt_ms=rtt_ms) for peer, rtt_ms in self._probes.items()
             ),
+            hosts=(HostLoad(host=self._host, replicas_wanted=self._wanted_here()),),
         )
+
+    def _wanted_here(self) -> int:
+        own = self._host.name
+        return sum(host_of(goal.engine, own) == own for goal in self._supervisor.wanted)
 
     async def publish(self) -> None:
         digest = fleet.encode(self.digest())

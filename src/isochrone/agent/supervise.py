@@ -5,7 +5,7 @@ happened goes back to the core as events; the core's plan is applied after every
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,10 @@ class Supervisor:
     def start_generations_above(self, seen: int) -> None:
         """An earlier agent used generations up to `seen`, whatever our wall clock says."""
         self._generation = max(self._generation, seen)
+
+    @property
+    def wanted(self) -> Sequence[life.Goal]:
+        return self._wanted
 
     @property
     def replicas(self) -> Mapping[ReplicaId, Live]:

@@ -14,6 +14,7 @@ from isochrone.cli import (
     days,
     entitlements,
     explain,
+    hosts,
     keys,
     ledger,
     limits,
@@ -49,8 +50,8 @@ app = typer.Typer(
 )
 
 for group in (
-    up, status, top, sites, chat, models, usage, explain, audit, replay, reconcile, backup, check,
-    processes,
+    up, status, top, sites, hosts, chat, models, usage, explain, audit, replay, reconcile, backup,
+    check, processes,
 ):
     group.register(app)
 app.add_typer(replicas.app, name="replica")

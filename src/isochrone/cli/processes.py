@@ -20,7 +20,10 @@ def register(app: typer.Typer) -> None:
         epilog="Alone: `isochrone key hash` · `isochrone check gateway.toml` · "
         "`isochrone gateway --config gateway.toml`; start from examples/standalone.toml."
     )(gateway)
-    app.command(epilog="Example: `isochrone agent --config agent.toml`")(agent)
+    app.command(
+        epilog="Examples: `isochrone agent --config agent.toml` · `isochrone agent --config "
+        "agent.toml --host rack3-gpu07`"
+    )(agent)
     app.command(
         epilog="Example: `isochrone check dns.toml` · `isochrone dns --config dns.toml` · "
         "`dig @127.0.0.1 -p 5353 de.api.example.net +subnet=198.51.100.0/24`, with TXT to be told "
@@ -105,11 +108,21 @@ def _run_gateway(config: Path, workers: int) -> None:
         run_alone(config)
 
 
-def agent(config: ConfigOption) -> None:
-    """Run an agent: keeps a site's engines as desired and reports their load."""
+def agent(
+    config: ConfigOption,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How this machine is called in the fleet. [default: `host` of the file, else its "
+            "node name]",
+        ),
+    ] = None,
+) -> None:
+    """Run an agent: keeps a site's engines as desired, reports their load and its host."""
     from isochrone.wiring.agent import run
 
-    run(config)
+    run(config, host=host)
 
 
 def dns(config: ConfigOption) -> None:

@@ -32,14 +32,15 @@ def status(
         (
             site["name"], site["country"], "ready" if site["ready"] else "not ready",
             site["health"], replica.get("model"), _is(replica), replica.get("running"),
-            replica.get("waiting"), replica.get("restarts"), replica.get("id"),
+            replica.get("waiting"), replica.get("restarts"), replica.get("host"),
+            replica.get("id"),
         )
         for site in found["sites"]
         for replica in site.get("replicas") or [{}]
     ]
     print_table(
         ("site", "country", "site is", "health", "model", "replica is", "running", "waiting",
-         "restarts", "replica"),
+         "restarts", "host", "replica"),
         rows,
         empty="no sites yet; start with `isochrone up`, or name one in the world of control: "
         "`isochrone site token NAME` then makes the token with which it joins",

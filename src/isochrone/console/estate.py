@@ -30,7 +30,7 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Replica(msgspec.Struct, frozen=True):
-    """`pid` is None for all but operators."""
+    """`pid` and `host` are None for all but operators; `host` also where nobody knows it."""
 
     id: str
     model: str
@@ -44,6 +44,7 @@ class Replica(msgspec.Struct, frozen=True):
     restarts: int
     kept_tokens: int | None
     held_tokens: int | None = None
+    host: str | None = None
 
 
 class Power(msgspec.Struct, frozen=True):

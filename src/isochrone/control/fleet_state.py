@@ -17,6 +17,7 @@ from isochrone.core.ids import SiteName
 from isochrone.core.lifecycle.health import worse
 from isochrone.core.world.digest import SiteDigest
 from isochrone.core.world.health import HealthReport, SeenReplica, SeenSite
+from isochrone.core.world.host import is_host_name
 from isochrone.core.world.site import Link, SiteLinks
 from isochrone.ports.bus import Bus, Subscription
 from isochrone.ports.clock import Clock
@@ -124,6 +125,10 @@ class FleetState:
         if subject != subjects.digest_subject(digest.site):
             log.warning("digest_refused", subject=subject, reason=f"it speaks for {digest.site}")
             return
+        wrong = _wrong_hosts(digest)
+        if wrong is not None:
+            log.warning("digest_refused", subject=subject, reason=wrong)
+            return
         last = self._heard.get(digest.site)
         if (
             last is not None
@@ -132,6 +137,16 @@ class FleetState:
         ):
             return
         self._heard[digest.site] = Heard(digest=digest, at_ns=self._clock.monotonic_ns())
+
+
+def _wrong_hosts(digest: SiteDigest) -> str | None:
+    """What is wrong with the hosts of a digest, which people will be shown."""
+    names = [each.host.name for each in digest.hosts]
+    if len(set(names)) < len(names) or not all(map(is_host_name, names)):
+        return "its hosts have no names, or one name twice"
+    if not {each.host for each in digest.replicas} <= {None, *names}:
+        return "a replica runs on a host that it does not tell"
+    return None
 
 
 async def listen(state: FleetState, bus: Bus) -> Sequence[Subscription]:

@@ -15,6 +15,7 @@ PolicyId = NewType("PolicyId", str)
 SiteName = NewType("SiteName", str)
 ModelName = NewType("ModelName", str)
 ReplicaId = NewType("ReplicaId", str)
+HostName = NewType("HostName", str)
 EntitlementId = NewType("EntitlementId", str)
 LimitId = NewType("LimitId", str)
 

@@ -126,11 +126,15 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         fleet=(
             "id model generation state pid running waiting restarts prompt_tokens_total "
             "cached_tokens_total output_tokens_total kept_tokens silent_s "
-            "held_tokens"
+            "held_tokens host"
         ),
     ),
     "ProbedRtt": _fields(fleet="peer rtt_ms"),
-    "SiteDigest": _fields(fleet="site epoch sequence at loads replicas probes"),
+    "HostLoad": _fields(fleet="host replicas_wanted"),
+    "SiteDigest": _fields(fleet="site epoch sequence at loads replicas probes hosts"),
+    # core/world/host.py
+    "Gpu": _fields(fleet="kind memory_bytes"),
+    "Host": _fields(fleet="name cores memory_bytes gpus machine"),
     # core/world/queued.py: within the site
     "QueuedWork": _fields(fleet="model requests prompt_tokens output_tokens pushed"),
     "QueueReport": _fields(fleet="site worker queues"),

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from isochrone.adapters.clock import SystemClock
 from isochrone.adapters.engines.llamacpp import LlamaCppDriver
 from isochrone.adapters.engines.openai import OpenAiDriver
+from isochrone.adapters.host import find_host
 from isochrone.adapters.nats.bus import open_bus
 from isochrone.adapters.nats.identity import Credentials
 from isochrone.adapters.network.sockets import SocketNetwork
@@ -20,6 +22,7 @@ from isochrone.agent.settings import AgentSettings
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import SiteName
 from isochrone.core.rng import stream
+from isochrone.core.world.host import HOST_NAME_IN_WORDS, Host, is_host_name
 from isochrone.wire.identity import SiteIdentity
 from isochrone.wiring.joining import load_identity
 from isochrone.wiring.log import configure_log
@@ -29,19 +32,26 @@ from isochrone.wiring.world_file import BUNDLED
 BUS_WAIT_S = 0.5  # engines run while the bus is still away
 
 
-def run(config: Path) -> None:
-    """Run the agent of `config` until SIGTERM or SIGINT. Raises InvalidInput."""
+def run(config: Path, *, host: str | None = None) -> None:
+    """Run the agent of `config`, on a host that is called `host` if that is given, until SIGTERM or
+    SIGINT. Raises InvalidInput."""
     settings = load(config, AgentSettings)
+    if host is not None:
+        if not is_host_name(host):
+            raise InvalidInput([f"--host {host!r}: expected {HOST_NAME_IN_WORDS}"])
+        settings = replace(settings, host=host)
     identity = load_identity(settings.identity)
     configure_log("agent", settings.log_level)
+    found = find_host(settings.host)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run_agent(settings, identity))
+        runner.run(run_agent(settings, identity, found))
 
 
-async def run_agent(settings: AgentSettings, identity: SiteIdentity) -> None:
+async def run_agent(settings: AgentSettings, identity: SiteIdentity, host: Host) -> None:
     """Work until a signal asks to stop, then stop the engines."""
     plan = AgentPlan(
         site=SiteName(identity.site),
+        host=host,
         control_key=_control_key(settings, identity),
         hardware=load_hardware(),
         digest_interval_s=settings.digest_interval_s,

@@ -3,7 +3,8 @@
 All problems of a file are found before anything is refused: unknown keys, missing keys, wrong
 types, numbers out of range. Fields may be str, int, float, bool, Path, tuple[str, ...], a Literal
 of strings, or any of these or None. Units in names give the bounds: `port` and `*_port` hold
-0..65535, `*_s`, `*_ms` and `*_bytes` are above zero; a field's metadata may say `min` and `max`.
+0..65535, `*_s`, `*_ms` and `*_bytes` are above zero; a field's metadata may say `min` and `max`,
+or the `pattern` of a string and, in words, what it `expected`.
 Relative paths are relative to the folder of the TOML file. Metadata `secret` marks a value that
 must not be shown.
 """
@@ -115,6 +116,7 @@ def values_of(
         if name in document:
             problem, value = _value(document[name], hints[name], folder)
             problem = problem or _out_of_range(name, value, field.metadata)
+            problem = problem or _unlike_pattern(value, field.metadata)
             if problem is not None:
                 problems.append(f"{name}: {problem}, not {_shown(field, document[name])}")
             values[name] = value
@@ -166,6 +168,13 @@ def _out_of_range(name: str, value: object, metadata: Mapping[str, Any]) -> str 
     if most is not None and value > most:
         return f"must be at most {most}"
     return None
+
+
+def _unlike_pattern(value: object, metadata: Mapping[str, Any]) -> str | None:
+    pattern = metadata.get("pattern")
+    if pattern is None or not isinstance(value, str) or re.fullmatch(pattern, value):
+        return None
+    return f"must be {metadata['expected']}"
 
 
 def _type_name(hint: Any) -> str:

@@ -29,6 +29,7 @@ from isochrone.control.world import Weights, intent_of, seed_of
 from isochrone.core.admission.entitlement import choose_voters
 from isochrone.core.ids import (
     EntitlementId,
+    HostName,
     KeyId,
     ModelName,
     OrgId,
@@ -38,6 +39,7 @@ from isochrone.core.ids import (
 )
 from isochrone.core.rng import stream
 from isochrone.core.world.entitlement import Entitlement, Slice, Voters
+from isochrone.core.world.host import Host
 from isochrone.core.world.tenant import (
     EVERY_TENANT,
     ApiKey,
@@ -225,7 +227,8 @@ class WholeSystem:
         if site in self.engines:
             self._former += [(site, engine) for engine in self.engines[site].all]
         plan = AgentPlan(
-            site=site, control_key=self._signer.public_key(), hardware=load_hardware()
+            site=site, host=Host(name=HostName(f"{site}-1"), cores=1, memory_bytes=None),
+            control_key=self._signer.public_key(), hardware=load_hardware(),
         )
         driver = FakeEngineDriver(self.wire.process(name))
         self.engines[site] = driver

@@ -4,13 +4,14 @@ Each action says what it will lead to, as the API knows the cloud now, before it
 looks again every few seconds, for as long as it is open.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 from nicegui import ui
 
-from isochrone.console import effects
-from isochrone.console.api import part
+from isochrone.console import effects, hosts
+from isochrone.console.api import Api, part
 from isochrone.console.estate import (
     Deployment,
     Fleet,
@@ -21,6 +22,7 @@ from isochrone.console.estate import (
     load_fleet,
 )
 from isochrone.console.frame import title
+from isochrone.console.hosts import Host, load_hosts
 from isochrone.console.page import Visit
 from isochrone.console.parts.confirm import Effect, ask
 from isochrone.console.parts.facts import card, facts, figures
@@ -54,13 +56,15 @@ async def build(visit: Visit) -> None:
 
 
 class AllSites:
-    """Sites and deployments, kept up to date in place."""
+    """Sites, hosts and deployments, kept up to date in place."""
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
         self._above = ui.column().classes("iso-said")
         self._sites = Rows(SITES, "Sites", "There are no sites yet.",
                            "`isochrone site` and docs/joining.md say how a site joins.")
+        self._hosts = Rows(HOSTS, "Hosts", "No agent has told its host yet.",
+                           "Each site's agent does within a second of its start: docs/hosts.md.")
         self._wishes = Rows(WISHES, "Deployments", "Nothing is deployed yet.",
                             "The world file says what runs where: docs/worlds.md.")
 
@@ -68,12 +72,19 @@ class AllSites:
         """Ask control again and show what it says."""
         self._above.clear()
         with self._above:
-            fleet = await shown(load_fleet(self._visit.api))
-            if fleet is None:
+            found = await shown(_load_all(self._visit.api))
+            if found is None:
                 return
+            fleet, machines = found
             _sums(fleet)
         self._sites.show([_site_row(site) for site in fleet.sites])
+        self._hosts.show([hosts.row(fleet, each) for each in machines],
+                         about=" ".join(hosts.shared(machines)))
         self._wishes.show([_wish_row(fleet, each) for each in fleet.deployments])
+
+
+async def _load_all(api: Api) -> tuple[Fleet, Sequence[Host]]:
+    return await asyncio.gather(load_fleet(api), load_hosts(api))
 
 
 class OneSite:
@@ -94,10 +105,8 @@ class OneSite:
         self._could: tuple[object, ...] | None = None
         self._wishes = Rows(WISHES_HERE, "Deployments", "Nothing is deployed here: an ingress"
                             " only.")
-        self._replicas = Rows(
-            REPLICAS, "Replicas", "No replica runs here, or nothing was heard from the site.",
-            act=Act(label="Restart", icon="restart_alt", done=self._restart)
-            if visit.me.may("estate.write") else None,
+        self._replicas = ReplicasByHost(
+            self._restart if visit.me.may("estate.write") else None
         )
         self._site: Site | None = None
 
@@ -113,6 +122,9 @@ class OneSite:
                 self._grid.set_visibility(False)
                 with banner("bad", f"There is no site {self._name}."):
                     return
+            machines = await shown(load_hosts(self._visit.api, site=site.name))
+            if machines is None:
+                return
         self._facts.clear()
         with self._facts:
             _facts(site)
@@ -127,35 +139,73 @@ class OneSite:
             (row[1], row[2], count(each.context_tokens), *row[3:])
             for each in wishes for row in (_wish_row(fleet, each),)
         ])
-        self._replicas.show([_replica_row(each) for each in site.replicas])
+        self._replicas.show(site.replicas, machines)
 
-    async def _restart(self, row: int) -> None:
-        if self._site is not None and row < len(self._site.replicas):
-            await _restart(self._visit, self._site, self._site.replicas[row])
+    async def _restart(self, wanted: Replica) -> None:
+        if self._site is not None:
+            await _restart(self._visit, self._site, wanted)
+
+
+class ReplicasByHost:
+    """What runs at a site: a card for each host, and one for what runs nobody knows where."""
+
+    def __init__(self, restart: Callable[[Replica], Awaitable[None]] | None) -> None:
+        self._restart = restart
+        self._place = ui.column().classes("iso-said")
+        self._cards: dict[str | None, Rows] = {}
+        self._groups: Mapping[str | None, Sequence[Replica]] = {}
+
+    def show(self, replicas: Sequence[Replica], machines: Sequence[Host]) -> None:
+        groups = self._groups = hosts.grouped(replicas, machines)
+        if list(groups) != list(self._cards):
+            self._place.clear()
+            with self._place:
+                self._cards = {name: self._card(name, alone=not machines) for name in groups}
+        about: dict[str | None, str] = {each.name: each.about for each in machines}
+        for name, group in groups.items():
+            self._cards[name].show(
+                [_replica_row(each) for each in group],
+                about=about.get(name, hosts.UNKNOWN if machines else ""),
+            )
+
+    def _card(self, name: str | None, *, alone: bool) -> "Rows":
+        async def restart(row: int) -> None:
+            group = self._groups.get(name, ())
+            if self._restart is not None and row < len(group):
+                await self._restart(group[row])
+
+        here = "Replicas" if alone else f"Replicas on {name or 'hosts that are not known'}"
+        return Rows(
+            REPLICAS, here, "No replica runs here, or nothing was heard from the site.",
+            act=None if self._restart is None
+            else Act(label="Restart", icon="restart_alt", done=restart),
+        )
 
 
 class Rows:
-    """A table in a card; its rows are replaced in place."""
+    """A table in a card, under a line about it; its rows are replaced in place."""
 
     def __init__(
         self, columns: Sequence[Column], title: str, empty: str, hint: str = "",
         act: Act | None = None,
     ) -> None:
-        self._columns, self._title, self._empty, self._hint = columns, title, empty, hint
+        self._columns, self._empty, self._hint = columns, empty, hint
         self._act = act
         self._table: ui.table | None = None
-        with card():
+        with card(title):
+            self._about = ui.label().classes("iso-about")
             self._place = ui.element("div")
 
-    def show(self, rows: Sequence[Sequence[object]]) -> None:
+    def show(self, rows: Sequence[Sequence[object]], *, about: str = "") -> None:
+        self._about.set_text(about)
+        self._about.set_visibility(bool(about))
         if self._table is not None and rows:
             refill(self._table, rows)
             return
         self._place.clear()
         with self._place:
             self._table = table(
-                self._columns, rows, title=self._title, empty=self._empty, hint=self._hint,
-                act=self._act,
+                self._columns, rows, empty=self._empty, hint=self._hint, act=self._act,
             )
 
 
@@ -164,6 +214,13 @@ SITES = (
     Column(title="Health", kind="state"), Column(title="Hardware"),
     Column(title="Replicas", kind="number"), Column(title="Running", kind="number"),
     Column(title="Waiting", kind="number"), Column(title="Heard"),
+)
+HOSTS = (
+    Column(title="Site", kind="link", link=ADDRESS), Column(title="Host", kind="code"),
+    Column(title="Health", kind="state"), Column(title="GPUs"),
+    Column(title="Cores", kind="number"), Column(title="Memory", kind="number"),
+    Column(title="Replicas", kind="number"), Column(title="Running", kind="number"),
+    Column(title="Heard"),
 )
 WISHES_HERE = (
     Column(title="Model"), Column(title="Engine"), Column(title="Context", kind="number"),
@@ -206,7 +263,7 @@ def _sums(fleet: Fleet) -> None:
 def _facts(site: Site) -> None:
     facts([
         ("Health", site.standing), ("Country", site.country), ("Operator", site.operator),
-        ("Owner", site.parent), ("Hardware", site.machines),
+        ("Owner", site.parent), ("Stated hardware", site.machines),
         ("Power of its boards", drawn_power(site.power)),
         ("Endpoint", site.public_url), ("Joined", site.joined), ("Heard", site.heard),
     ])

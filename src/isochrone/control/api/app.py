@@ -11,6 +11,7 @@ from isochrone.control.api import (
     docs,
     entitlements,
     experiments,
+    hosts,
     keys,
     ledger,
     limits,
@@ -42,7 +43,7 @@ PREFIX = "/api/v1"
 RESOURCES = (
     status, sessions, organisations, projects, accounts, principals, policies, trials, keys,
     entitlements, limits, voters, audit,
-    models, sites, deployments, replicas, live, usage, traffic, requests,
+    models, sites, hosts, deployments, replicas, live, usage, traffic, requests,
     prices, ledger, meters, days, reconciliation, experiments,
 )
 

@@ -25,9 +25,10 @@ class HardwareShape(BaseModel):
 
 class ReplicaShape(BaseModel):
     """`state` is what its agent says, `health` how far its site's gateway trusts it, and `why` not
-    more (see docs/health.md). `pid` is shown to operators only; token totals are the engine's own
-    since its start, `kept_tokens` what its cache has room for, `held_tokens` what running requests
-    take of it; both null where it does not say."""
+    more (see docs/health.md). `pid` and `host` are shown to operators only, `host` null where its
+    agent does not know it; token totals are the engine's own since its start, `kept_tokens` what
+    its cache has room for, `held_tokens` what running requests take of it; both null where it does
+    not say."""
 
     id: str
     model: str
@@ -35,6 +36,7 @@ class ReplicaShape(BaseModel):
     health: ShownState
     why: str | None
     generation: int
+    host: str | None
     pid: int | None
     running: int
     waiting: int
@@ -190,13 +192,21 @@ def _ready(
 
 def health_of(context: Context, site: Site, heard: Heard | None) -> ShownState:
     """How the site stands."""
+    return best_of(context, site, heard, () if heard is None else heard.digest.replicas)
+
+
+def best_of(
+    context: Context, site: Site, heard: Heard | None, replicas: Sequence[ReplicaLoad]
+) -> ShownState:
+    """How these replicas of a site stand together: draining or down with the site, else as the one
+    that is trusted most."""
     if site.draining:
         return "draining"
     if site.peer_key is None or heard is None or context.fleet.age_ms(heard) > STALE_MS:
         return "down"
     trust = context.fleet.replicas_seen(site.name)
-    best: ShownState = "healthy" if not heard.digest.replicas else "down"
-    for each in heard.digest.replicas:
+    best: ShownState = "healthy" if not replicas else "down"
+    for each in replicas:
         state = _trusted(each, trust.get(each.id))
         if worse(best, state):
             best = state
@@ -245,6 +255,7 @@ def _replica(replica: ReplicaLoad, seen: SeenReplica | None, details: bool) -> R
         health=health,
         why=seen.why or None if seen is not None and health not in ("healthy", "down") else None,
         generation=replica.generation,
+        host=replica.host if details else None,
         pid=replica.pid if details else None,
         running=replica.running,
         waiting=replica.waiting,

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.ids import HostName, ModelName, SiteName
+from isochrone.core.world.host import Host
 from isochrone.core.world.model import COMMON_ENDPOINTS, Endpoint
 
 
@@ -45,7 +46,7 @@ class ReplicaLoad:
     The token totals are the engine's own counters since it was ready, `kept_tokens` what its cache
     has room for, `held_tokens` what running requests take of it (None where it does not say).
     `silent_s`: for how long it has not answered its agent, which asks all the time; 0 while it
-    does.
+    does. `host` is one of the digest's; None where its agent does not know which.
     """
 
     id: str
@@ -62,6 +63,16 @@ class ReplicaLoad:
     kept_tokens: int | None = None
     silent_s: float = 0.0
     held_tokens: int | None = None
+    host: HostName | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostLoad:
+    """A host in a digest: for status pages, not for routing. `replicas_wanted`: how many replicas
+    its agent means to run there, as it last heard what is desired."""
+
+    host: Host
+    replicas_wanted: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +88,8 @@ class SiteDigest:
     """The digest of one site; a higher `sequence` of the same `epoch` replaces a lower one.
 
     `epoch` is drawn at the agent's start; `at` is its wall clock, for display only: receivers
-    judge age by their own clock at arrival.
+    judge age by their own clock at arrival. `hosts` are those whose replicas the agent keeps, no
+    name twice; agents of earlier releases tell none.
     """
 
     site: SiteName
@@ -87,3 +99,4 @@ class SiteDigest:
     loads: tuple[DeploymentLoad, ...]
     replicas: tuple[ReplicaLoad, ...] = ()
     probes: tuple[ProbedRtt, ...] = ()
+    hosts: tuple[HostLoad, ...] = ()
