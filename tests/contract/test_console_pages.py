@@ -27,7 +27,6 @@ from isochrone.console.pages import (
     world_map,
 )
 from isochrone.console.pages import reconciliation as books
-from isochrone.control.api.app import build_app
 from isochrone.core.errors import Forbidden, InvalidInput, Untrusted
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
@@ -57,7 +56,7 @@ def asks(api: Api, work: Callable[[console.Api], Awaitable[T]], key: str | None 
     """What a page gets whose visitor has this secret."""
 
     async def run() -> T:
-        transport = httpx.ASGITransport(app=build_app(api.context))
+        transport = httpx.ASGITransport(app=api.client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://control") as client:
             return await work(console.Api(client, key))
 

@@ -3,24 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from random import Random
 from struct import pack
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from isochrone.adapters.clock import SystemClock
-from isochrone.adapters.packaged import load_blocs, load_power
-from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.pool import Pool
-from isochrone.adapters.postgres.registry import open_registry
 from isochrone.control.api.app import build_app
-from isochrone.control.api.context import Context, Playing
-from isochrone.control.fleet_state import FleetState
-from isochrone.control.joining import Hub, hash_of
+from isochrone.control.api.context import Context
+from isochrone.control.joining import hash_of
 from isochrone.control.world import seed_of
 from isochrone.core.ids import (
     KeyId,
@@ -42,6 +38,7 @@ from isochrone.ports.clock import Clock
 from isochrone.ports.estate import Intent
 from isochrone.ports.experiments import Player
 from isochrone.wire import fleet, subjects
+from tests.fixtures.standing_app import STANDING, a_context
 from tests.unit.build_usage import a_usage_event
 
 ADMIN = "isoadm_" + "a" * 43
@@ -92,19 +89,20 @@ def an_api(
     pool: Pool, clock: Clock | None = None, archive: Path | None = None,
     player: Player | None = None,
 ) -> Iterator[Api]:
-    registry = open_registry(pool, archive)
-    registry.tenants.seed(seed_of(hash_of(ADMIN), now=NOW), now=NOW)
-    registry.estate.reconcile(an_intent(), now=NOW)
-    clock, wake = clock or SystemClock(), partial((changes := list[bool]()).append, True)
-    context = Context(
-        registry=registry, book=PostgresBook(pool), fleet=FleetState(clock), blocs=load_blocs(),
-        clock=clock, entropy=Random(7).randbytes, changed=wake, bus_connected=lambda: True,
-        hub=Hub(nats_urls=("nats://x",), control_key="cd" * 32, control_url="http://c"),
-        site_credentials=lambda site, key: f"jwt of {site} for {key}", secret_root=b"root",
-        power=load_power(),
-        experiments=None if player is None else Playing(player=player, wake=wake),
-    )
-    with TestClient(build_app(context)) as client:
+    """The app that stands for all tests; one of its own where it keeps files or plays."""
+    clock = clock or SystemClock()
+    if archive is None and player is None:
+        with STANDING.over(pool, clock) as (app, context, changes):
+            yield from _served(app, context, changes)
+    else:
+        context = a_context(pool, clock, Random(7), changes := [], archive, player)
+        yield from _served(build_app(context), context, changes)
+
+
+def _served(app: FastAPI, context: Context, changes: list[bool]) -> Iterator[Api]:
+    context.registry.tenants.seed(seed_of(hash_of(ADMIN), now=NOW), now=NOW)
+    context.registry.estate.reconcile(an_intent(), now=NOW)
+    with TestClient(app) as client:
         yield Api(client=client, context=context, changes=changes)
 
 

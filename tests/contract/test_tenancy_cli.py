@@ -14,7 +14,6 @@ import pytest
 from isochrone.adapters.network.web import UvicornServer, listen
 from isochrone.cli.app import run
 from isochrone.cli.terms import duration_s
-from isochrone.control.api.app import build_app
 from isochrone.core.errors import InvalidInput
 from tests.contract.test_control_api import ADMIN, Api, api  # noqa: F401
 
@@ -25,7 +24,7 @@ Cli = Callable[..., tuple[int, str, str]]
 def url(api: Api) -> Iterator[str]:  # noqa: F811
     """Where the API listens."""
     listener = listen("the API", "127.0.0.1", 0)
-    server = UvicornServer(build_app(api.context), listener)
+    server = UvicornServer(api.client.app, listener)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     yield "http://{}:{}".format(*server.address)

@@ -208,9 +208,11 @@ def wait_until_served(rig: Rig) -> None:
 
 
 def _served(rig: Rig, key: str) -> bool:
-    """Whether both gateways have a request of the key served by Lisbon."""
+    """Whether both gateways have a request of the key served by Lisbon. Lisbon is asked first:
+    Madrid would hold a site that is not there yet out for longer with each try, and be answered by
+    the far one meanwhile."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    for endpoint in (rig.cloud.endpoint(INGRESS), rig.serving.endpoint):
+    for endpoint in (rig.serving.endpoint, rig.cloud.endpoint(INGRESS)):
         try:
             reply = ask(endpoint, "/chat/completions", key, body)
         except OSError:
