@@ -4,6 +4,7 @@ Real gateways on real sockets. Their clock is moved on where a term would have t
 """
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from tests.fixtures.gateways import (
     run,
     until,
 )
+from tests.fixtures.signed_hops import signed_by
 
 ID = EntitlementId("gold")
 CLASSES = ("reserved", "on_demand", "batch")
@@ -200,44 +202,104 @@ def test_a_project_uses_its_own_and_nobody_elses() -> None:
     run(main)
 
 
+async def sydney_and_frankfurt(cloud: GatewayCloud) -> tuple[RunningSite, RunningSite]:
+    """Two of which one is in Germany, and the key `german`, whose requests are served there."""
+    clock = MovedClock()
+    sydney = await cloud.add_site("sydney", "AU", clock=clock)
+    frankfurt = await cloud.add_site("frankfurt", "DE", clock=clock)
+    await cloud.key("secret", classes=CLASSES)
+    await cloud.key("german", classes=("reserved",), residency=("DE",))
+    await cloud.link("sydney", "frankfurt", 20)
+    await cloud.ready()
+    await a_term_passes(clock, [sydney, frankfurt])
+    return sydney, frankfurt
+
+
+def german(**fields: Any) -> bytes:
+    return post(chat_body(service_tier="priority", max_tokens=2, **fields), key="german")
+
+
 def test_only_what_is_served_within_its_residency_counts() -> None:
     """Wherever it comes in: Sydney may spend what was sold for Germany, and serve none of it."""
 
     async def main(cloud: GatewayCloud) -> None:
-        clock = MovedClock()
-        sydney = await cloud.add_site("sydney", "AU", clock=clock)
-        frankfurt = await cloud.add_site("frankfurt", "DE", clock=clock)
-        await cloud.key("secret", classes=CLASSES)
-        await cloud.key("german", classes=("reserved",), residency=("DE",))
-        await cloud.link("sydney", "frankfurt", 20)
-        await cloud.ready()
-        await a_term_passes(clock, [sydney, frankfurt])
-        await sell(cloud, {"frankfurt": 1000}, residency=("DE",))
-        await until(lambda: left(frankfurt) >= 100)
-        german = post(chat_body(service_tier="priority", max_tokens=2), key="german")
-        answer = await ask(frankfurt, german)
-        assert answer.headers[CLASS] == "reserved"
+        sydney, frankfurt = await sydney_and_frankfurt(cloud)
+        await sell(cloud, {"sydney": 500, "frankfurt": 500}, residency=("DE",))
+        await until(lambda: left(frankfurt) >= 100 and left(sydney) >= 100)
+        assert (await ask(frankfurt, german())).headers[CLASS] == "reserved"
 
-        answer = await ask(sydney, german)  # nothing is lent to Sydney yet
+        before = left(frankfurt)
+        answer = await ask(sydney, german())
         assert (answer.status, answer.headers["x-isochrone-site"]) == (200, "frankfurt")
-        assert answer.headers[CLASS] == "on_demand"
+        assert answer.headers[CLASS] == "reserved"
+        assert left(frankfurt) >= before, "whoever has something pays for what comes in there"
+        (sold,) = sydney.running.context.entitled.sold()
+        assert (sold.honoured, sold.used_tokens) == (1, USED)
 
-        async def lent() -> bool:
-            answer = await ask(sydney, german)
-            assert answer.headers["x-isochrone-site"] == "frankfurt"
-            return answer.headers[CLASS] == "reserved"
-
-        async with asyncio.timeout(20):
-            while not await lent():
-                await asyncio.sleep(0.05)
-        assert frankfurt.engines[0].asked
-        await until(lambda: left(sydney) >= 60)
-        before = left(sydney)
         answer = await ask(sydney, wanting())
         assert (answer.headers["x-isochrone-site"], answer.headers[CLASS]) == (
             "sydney", "on_demand"
         )
-        assert left(sydney) >= before, "and nothing was spent for it"
+        assert (sold.honoured, sold.used_tokens) == (1, USED), "and nothing was spent for it"
+
+    run(main)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_an_ingress_cannot_pay_for_the_site_that_serves_it_pays(stream: bool) -> None:
+    """Once, for its first request as for any: nothing has to be lent for that."""
+
+    async def main(cloud: GatewayCloud) -> None:
+        sydney, frankfurt = await sydney_and_frankfurt(cloud)
+        await sell(cloud, {"frankfurt": 10}, residency=("DE",))
+        await until(lambda: left(frankfurt) >= 10 and bool(sydney.running.context.entitled.sold()))
+        sydney.clock.ahead_ns += 10**10  # type: ignore[attr-defined]
+        assert (left(frankfurt), left(sydney)) == (50, 0)
+        answers = [await ask(sydney, german(stream=stream))]
+        at_frankfurt, at_sydney = (
+            site.running.context.entitled.sold()[0] for site in (frankfurt, sydney)
+        )
+        assert answers[0].headers[CLASS] == "reserved"
+        used = 16 if stream else USED
+        assert 50 - used <= left(frankfurt) < 50
+        assert (at_frankfurt.honoured, at_frankfurt.used_tokens) == (1, used)
+        answers += [await ask(sydney, german(stream=stream)) for _ in range(8)]
+        classes = [each.headers[CLASS] for each in answers]
+        assert set(classes) == {"reserved", "on_demand"}
+        assert at_frankfurt.honoured == classes.count("reserved")
+        assert at_frankfurt.refused == classes.count("on_demand")
+        assert (at_sydney.honoured, at_sydney.refused, at_sydney.used_tokens) == (0, 0, 0)
+        at_sydney.allowance.measure(sydney.clock.monotonic_ns())
+        assert at_sydney.allowance.demand_tok_s == 0, "so nothing is borrowed in vain"
+        for answer in answers:
+            assert answer.headers["x-isochrone-site"] == "frankfurt"
+            events = await cloud.events(answer.request_id, 2)
+            assert {event.class_ for event in events} == {answer.headers[CLASS]}
+
+    run(main)
+
+
+def test_a_peer_that_has_paid_is_not_paid_for_and_nobody_can_say_otherwise_unsigned() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney, frankfurt = await sydney_and_frankfurt(cloud)
+        await sell(cloud, {"frankfurt": 1000}, residency=("DE",))
+        await until(lambda: left(frankfurt) >= 100)
+
+        def hop(unpaid: bool) -> bytes:
+            body = chat_body(max_tokens=2)
+            return signed_by(sydney, frankfurt, body=body, class_="reserved", unpaid=unpaid)
+
+        answer = await ask(frankfurt, hop(unpaid=False))
+        assert (answer.status, len(answer.headers[peer.HOP].split(" "))) == (200, 3)
+        (sold,) = frankfurt.running.context.entitled.sold()
+        assert sold.honoured == 0
+        said = re.compile(rb"(x-isochrone-hop: \S+ \d+)(u?) ")
+        for raw in (said.sub(rb"\1u ", hop(unpaid=False)), said.sub(rb"\1 ", hop(unpaid=True))):
+            assert (await ask(frankfurt, raw)).status == 401
+        assert sold.honoured == 0
+        answer = await ask(frankfurt, hop(unpaid=True))
+        assert answer.headers[peer.HOP].split(" ")[2:-1] == ["reserved"]
+        assert sold.honoured == 1
 
     run(main)
 
@@ -291,7 +353,7 @@ def test_a_dead_home_is_looked_after_by_others() -> None:
         cloud.kill_site("oslo")
 
         async with asyncio.timeout(40):
-            while usable(rome) < 100:
+            while usable(paris) + usable(rome) < 100:  # some of it is served, and paid, at Paris
                 await asyncio.gather(*[ask(rome, wanting()) for _ in range(12)])
                 assert usable(paris) + usable(rome) <= 100
                 rome.clock.ahead_ns += 10**9  # type: ignore[attr-defined]

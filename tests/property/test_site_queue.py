@@ -18,6 +18,7 @@ from isochrone.core.admission.classes import (
 )
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.queue_commands import Refused
+from isochrone.core.admission.site_queue import OTHERS_PART
 from isochrone.core.rng import stream
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class
@@ -45,23 +46,35 @@ policies = st.builds(
 
 
 class AnySite(RuleBasedStateMachine):
-    """Requests of all classes come, leave and end; the slots grow and shrink."""
+    """Requests of all classes come, leave and end; the slots grow and shrink. Where `reads`,
+    engines take their time to read prompts, and come and go; where `sold`, something is promised,
+    which changes. Where `whole`, of some answers nobody tells when their prompt was read."""
 
-    @initialize(policy=policies, slots=st.integers(1, 9))
-    def open(self, policy: SitePolicy, slots: int) -> None:
+    @initialize(
+        policy=policies, slots=st.integers(1, 9), reads=st.booleans(), sold=st.booleans(),
+        whole=st.booleans(),
+    )
+    def open(
+        self, policy: SitePolicy, slots: int, reads: bool, sold: bool, whole: bool
+    ) -> None:
         assert check_policy(policy) == []
         self.site = BusySite(policy, slots)
         self.shrunk_ns = -1
+        self.reads, self.sold, self.whole = reads, sold, whole
+        self.largest = 0
+        self.floors = policy.on_demand.floor + policy.batch.floor > 0  # they go first, too
 
     @rule(
         class_=classes, tenant=st.sampled_from("abc"), tokens=st.integers(1, 400),
         error_percent=st.sampled_from((10, 100, 150)), wait_ms=st.sampled_from((0, 0, 50)),
         count=st.sampled_from((1, 1, 4)), resumable=st.booleans(), stuck=st.booleans(),
+        prompt_percent=st.sampled_from((0, 50, 100)), tells=st.booleans(),
     )
     def offer(
         self, class_: Class, tenant: str, tokens: int, error_percent: int, wait_ms: int, count: int,
-        resumable: bool, stuck: bool,
+        resumable: bool, stuck: bool, prompt_percent: int, tells: bool,
     ) -> None:
+        self.largest = max(self.largest, tokens)
         for _ in range(count):
             uses = max(tokens * error_percent // 100, 1)
             answer = self.site.offer(
@@ -69,6 +82,7 @@ class AnySite(RuleBasedStateMachine):
                 resumable=resumable,
                 # A long one of which that turns out late gives nothing back in time.
                 stuck=stuck and max(uses, tokens) <= RECLAIM_MS - STOP_NS / MS,
+                prompt_tokens=tokens * prompt_percent // 100, tells=tells or not self.whole,
             )
             if isinstance(answer, Refused) and answer.reason not in ("no_capacity", "class_closed"):
                 assert answer.retry_after_ns is not None
@@ -96,6 +110,26 @@ class AnySite(RuleBasedStateMachine):
         self.site.resize(self.site.slots - 1)
         self.shrunk_ns = self.site.now_ns
 
+    @precondition(lambda self: self.reads)
+    @rule(engines=st.integers(1, 3), tok_s=st.sampled_from((0.0, 300.0, 1_500.0)))
+    def engines_come_and_go(self, engines: int, tok_s: float) -> None:
+        self.site.set_engines([f"e{number}" for number in range(engines)], tok_s)
+
+    @precondition(lambda self: self.sold)
+    @rule(tok_s=st.sampled_from((0.0, 200.0, 5_000.0)))
+    def promise(self, tok_s: float) -> None:
+        self.site.promise(tok_s)
+
+    @precondition(lambda self: self.sold)
+    @rule(tokens=st.integers(50, 250), ms=st.sampled_from((0, 100, 400)))
+    def crowd(self, tokens: int, ms: int) -> None:
+        """All classes have something waiting for a while."""
+        self.largest = max(self.largest, tokens)
+        for _ in range(6):
+            for class_ in reversed(CLASSES):
+                self.site.offer(class_, "a", tokens, prompt_tokens=tokens // 2)
+        self.site.pass_ms(ms)
+
     @invariant()
     def counts_are_what_runs_and_waits(self) -> None:
         if not hasattr(self, "site"):
@@ -109,6 +143,8 @@ class AnySite(RuleBasedStateMachine):
             assert line.order.queued == states[class_, "queued"]
             assert line.tokens == sum(ticket.tokens for ticket in line.tickets)
             assert line.order.queued <= line.queue_most + line_stops(self.site, class_)
+        unread = sum(ticket.unread for ticket in self.site.runs if ticket.engine)
+        assert queue.reading.tokens == unread
         assert queue.running == sum(queue.line(class_).running for class_ in CLASSES)
         assert queue.queued == sum(queue.line(class_).order.queued for class_ in CLASSES)
 
@@ -123,15 +159,29 @@ class AnySite(RuleBasedStateMachine):
 
     @invariant()
     def floors_are_back_in_time(self) -> None:
-        if hasattr(self, "site") and self.shrunk_ns < 0:
+        """Where slots are all that it takes, and floors stay what they are."""
+        if hasattr(self, "site") and self.shrunk_ns < 0 and not (self.reads or self.sold):
             assert self.site.longest_lack_ns <= RECLAIM_MS * MS
+
+    @invariant()
+    def no_engine_is_sent_more_than_it_has_room_for(self) -> None:
+        if hasattr(self, "site") and not self.whole:
+            assert self.site.longest_row == 0
+
+    @invariant()
+    def what_is_promised_goes_first(self) -> None:
+        """But for one token of twenty, which is for the others."""
+        if hasattr(self, "site") and self.site.passed:
+            first = [each for _, each in self.site.begun if each.rank == 0 or self.floors]
+            owed = sum(ticket.tokens // OTHERS_PART + 1 for ticket in first)
+            assert sum(self.site.passed) <= owed + self.largest
 
     @invariant()
     def no_slot_is_idle_while_somebody_may_start(self) -> None:
         if not hasattr(self, "site"):
             return
         queue = self.site.queue
-        if queue.running >= queue.slots:
+        if queue.running >= queue.slots or queue.reading.is_full():
             return
         firm = Counter(CLASSES[each.rank] for each in on(self.site) if each.firm)
         committed = sum(max(queue.line(each).floor, firm[each]) for each in CLASSES)
@@ -176,6 +226,9 @@ class AnySite(RuleBasedStateMachine):
             for class_ in CLASSES:
                 line = self.site.queue.line(class_)
                 assert (line.firm, line.stopping, line.tokens, line.order.tokens) == (0, 0, 0, 0)
+            assert self.site.queue.reading.tokens == 0
+            self.site.queue.reading.set_engines(["e"], 1.0)
+            assert not self.site.queue.reading.is_full()
 
 
 def on(site: BusySite) -> list[Ticket]:
@@ -189,7 +242,7 @@ def line_stops(site: BusySite, class_: Class) -> int:
 
 
 TestAnySite = AnySite.TestCase
-TestAnySite.settings = settings(max_examples=400, stateful_step_count=50)
+TestAnySite.settings = settings(max_examples=300, stateful_step_count=50)
 
 
 @given(policies, st.integers(0, 300), st.integers(0, 300))

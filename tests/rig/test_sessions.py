@@ -9,13 +9,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import mean
 
 import pytest
 
+from isochrone.core.errors import NotFound
+from isochrone.core.routing.choose import BACK_SHARE
+from isochrone.core.routing.words import BECAUSE
 from isochrone.wiring.control_api import connection
-from tests.rig.cloud import Cloud, isochrone
+from tests.rig.cloud import Cloud, Reply, isochrone
 from tests.rig.waiting import wait_until
 
 pytestmark = pytest.mark.rig
@@ -69,6 +73,7 @@ rtt_ms = 2.0
 PROMPTS = 8
 LEAST_RATIO = 3.0
 STREAMS = 36
+TARGET_MS = 200.0  # within it a request stays at its own site
 SENTENCES = (
     "Once there was a brave fox named {name} who lived near the river and loved honey.",
     "One day the fog was thick, and {name} heard someone calling for help near the park.",
@@ -288,3 +293,57 @@ def test_a_session_stays_and_moves_once_under_load(near: Cloud, bound: dict[str,
     at = sites.index(next(site for site in sites if site != home))
     assert len(set(sites[at:])) == 1, "and does not come back"
     assert turns[-1].cached_tokens > 500
+
+
+def test_requests_spill_while_their_own_site_is_late_and_come_home(
+    near: Cloud, bound: dict[str, str]
+) -> None:
+    """By cost, with the reason on record; Newcastle has one engine, Sydney is 2 ms away."""
+    numbers = count()
+
+    def asked() -> Reply:
+        reply = near.chat("newcastle", f"Say hello to {next(numbers)} foxes.")
+        assert reply.status == 200, reply.body
+        return reply
+
+    def served_at(site: str, times: int = 1) -> bool:
+        return all(asked().headers["x-isochrone-site"] == site for _ in range(times))
+
+    wait_until(lambda: served_at("newcastle", 3), "its own site serves")
+    crowd = Crowd(near, "newcastle", bound["newcastle"])
+    try:
+        wait_until(lambda: served_at("sydney"), "one spills")
+        replies = [asked() for _ in range(6)]
+    finally:
+        crowd.leave()
+    spilled = [each for each in replies if each.headers["x-isochrone-site"] == "sydney"]
+    assert len(spilled) >= 4
+    by_cost = 0
+    for reply in spilled:
+        request = reply.headers["x-isochrone-request"]
+        wait_until(partial(_is_booked, near, request), "it is booked")
+        told = near.api.get(f"requests/{request}")
+        decision = told["decision"]
+        assert (told["ingress"]["site"], told["serving"]["site"]) == ("newcastle", "sydney")
+        print(f"spilled: {decision['because']}, {decision['candidates'][0]['cost_ms']:.0f} ms, "
+              f"else {decision['runner_up']}, tried {decision['tried']}")
+        if decision["because"] in ("cheapest", "nearest"):  # near equals count as one
+            by_cost += 1
+            assert decision["runner_up"]["site"] == "newcastle"
+            assert decision["candidates"][0]["cost_ms"] < decision["runner_up"]["cost_ms"]
+            assert decision["runner_up"]["cost_ms"] > BACK_SHARE * TARGET_MS
+            explained = isochrone("explain", request, "--state", near.state).stdout
+            assert BECAUSE[decision["because"]] in explained
+        else:  # sent back by its own site, or one of a hundred that look about
+            assert decision["because"] == "explored" or [
+                (each["site"], each["rule"]) for each in decision["tried"]
+            ] == [("newcastle", "saturated")]
+    assert by_cost
+    wait_until(lambda: served_at("newcastle", 3), "they come home")
+
+
+def _is_booked(cloud: Cloud, request: str) -> bool:
+    try:
+        return bool(cloud.api.get(f"requests/{request}"))
+    except NotFound:
+        return False

@@ -11,11 +11,12 @@ from isochrone.core.continuation.kin import Kin, kin_of
 from isochrone.core.ids import ReplicaId
 from isochrone.core.metering.event import Tokens
 from isochrone.core.world.model import COMMON_ENDPOINTS
+from isochrone.core.world.tenant import Class
 from isochrone.gateway.continuation.hop import kin_lines, parse_kin
 from isochrone.gateway.continuation.seam import Seam
 from isochrone.gateway.message_meter import MessageMeter, meter_for
 from isochrone.gateway.meter import StreamMeter
-from isochrone.gateway.peer_hop import parse_tokens
+from isochrone.gateway.peer_hop import CLASSES, parse_tokens
 from isochrone.gateway.replies import EVENTS
 from isochrone.gateway.request import engine_body
 from isochrone.gateway.target import Target
@@ -47,6 +48,7 @@ class Attempt:
     last_ns = 0  # when the request was last sent
     _headers: Mapping[bytes, bytes]  # of a peer's answer
     _connection: UpstreamConnection | None = None
+    _class_said: Class | None = None  # of a request for which the peer was to pay
     _over = False
     _size = 0
     _pieces: list[bytes] | None = None
@@ -140,10 +142,13 @@ class Attempt:
         assert self.target.peer_key is not None
         body, path = exchange.asking or exchange.body, exchange.head.path
         narrowing, client_id = exchange.narrowing, exchange.head.client_request_id
-        tried = exchange.tried_now
+        tried, claim, class_ = exchange.tried_now, exchange.claim, exchange.class_
+        unpaid = claim is not None and claim.unpaid
+        if claim is not None and unpaid:
+            class_ = claim.asked
         start, covered = self.target.hop_start(
             context.site,
-            (path, exchange.key.id, exchange.class_,
+            (path, exchange.key.id, class_,
              "" if narrowing is None else narrowing.hop_text, exchange.head.forwarded),
         )
         lines = "" if client_id is None else f"x-request-id: {client_id}\r\n"
@@ -153,7 +158,7 @@ class Attempt:
             lines += peer.tried_line([each.site for each in tried])
         proof = peer.proof(
             self.target.peer_key, covered, exchange.request_id, context.clock.wall_ns(), body,
-            pushed=is_pushed(exchange), patience_ms=may_wait_ms(exchange),
+            pushed=is_pushed(exchange), patience_ms=may_wait_ms(exchange), unpaid=unpaid,
         )
         return b"%b%b%b: %b\r\ncontent-length: %d\r\n\r\n%b" % (
             start, lines.encode("latin-1"), _HOP, proof.encode("latin-1"), len(body), body,
@@ -182,6 +187,8 @@ class Attempt:
                     int(after) if after.isdigit() and len(after) < 10 else None,
                 )
                 return
+            if self._class_said is not None:
+                self._is_served_in(self._class_said)
         elif b"content-encoding" in headers and not _is_plain(headers):
             self._give_up("the engine answered in a coding nobody asked for", unreachable=False)
             return
@@ -198,6 +205,13 @@ class Attempt:
         request = self._exchange.request
         if status == 200 and request.stream and self.has_events:
             self._begin_stream()
+
+    def _is_served_in(self, class_: Class) -> None:
+        """The peer that was to pay for the request has said whether it did."""
+        exchange, claim = self._exchange, self._exchange.claim
+        if claim is not None and claim.unpaid:
+            exchange.class_ = claim.answered(class_)
+            exchange.reply.extra = claim.lines
 
     @property
     def has_events(self) -> bool:
@@ -220,6 +234,8 @@ class Attempt:
         if not peer.same_code(code, right):
             return False
         counts, _, replica = said.partition(" ")
+        replica, _, class_ = replica.partition(" ")
+        self._class_said = CLASSES.get(class_)
         self.replica_id = None if replica == peer.NOTHING else ReplicaId(replica)
         self.stated_tokens = parse_tokens(counts)
         self._headers = headers

@@ -1,8 +1,9 @@
 """Which requests are `reserved`: those that what was sold to their organisation pays for.
 
 The ingress spends, from its allowance, what a request is expected to use, and settles it at the
-end; where nothing is left, or the chosen site is outside the entitlement's residency, the request
-is served as `on_demand`. See docs/entitlements.md.
+end. What it cannot pay for and sends to another site, that site pays for in the same way, if it
+can. Else, or where the chosen site is outside the entitlement's residency, the request is served as
+`on_demand`. See docs/entitlements.md.
 """
 
 from typing import Final
@@ -95,17 +96,19 @@ _NOTHING_SOLD: Final[tuple[Sold, ...]] = ()
 
 
 class Claim:
-    """What one request takes of what was sold. `asked`: the class that it is for."""
+    """What one request takes of what was sold. `asked`: the class that it is for. `unpaid`: the
+    gateway that it is sent to is to pay for it, as nothing here can."""
 
     __slots__ = (
         "_class", "_empty", "_lines", "_options", "_output", "_prompt", "_spent", "_tokens",
-        "asked",
+        "asked", "unpaid",
     )
 
     def __init__(
         self, options: tuple[Sold, ...], asked: Class, request: InferenceRequest, lines: str
     ) -> None:
         self.asked: Class = asked
+        self.unpaid = False
         self._class: Class = asked
         self._options = options
         self._prompt = request.prompt_tokens
@@ -115,25 +118,33 @@ class Claim:
         self._tokens = 0
         self._empty: Sold | None = None  # what could not pay for it
 
-    def at(self, site: SiteName, now_ns: int) -> Class:
+    def at(self, site: SiteName, now_ns: int, another: bool) -> Class:
         """The class in which the request is served at a site; spends what that takes, or gives
-        back what was spent for a site where it does not count."""
+        back what was spent for a site where it does not count. `another`: a gateway stands there
+        that may pay for it."""
         spent = self._spent
         if spent is not None:
             if spent.served.admits(site):
                 return self._class
             spent.allowance.settle(self._tokens, 0, now_ns)
             self._spent = None
+        another = another and self.asked == "reserved"
         self._class, self._empty = "on_demand", None
         for sold in self._options:
             if sold.served.admits(site):
                 tokens = sold.expected_tokens(self._prompt, self._output)
-                if sold.allowance.spend(tokens, now_ns):
+                if sold.allowance.spend(tokens, now_ns, another_may=another):
                     self._spent, self._tokens, self._class = sold, tokens, self.asked
                     self._empty = None
                     break
                 self._empty = sold
+        self.unpaid = another and self._empty is not None
         return self._class
+
+    def answered(self, class_: Class) -> Class:
+        """The gateway that was to pay for it serves it in this class, and counts it."""
+        self._class, self._empty, self.unpaid = class_, None, False
+        return class_
 
     @property
     def lines(self) -> str:

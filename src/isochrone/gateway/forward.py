@@ -27,7 +27,7 @@ from isochrone.gateway.recount import recount
 from isochrone.gateway.replicas import verdict
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.reply import Reply
-from isochrone.gateway.request import BadRequest, parse_request
+from isochrone.gateway.request import BadRequest, InferenceRequest, parse_request
 from isochrone.gateway.server import ClientConnection
 from isochrone.gateway.surface import engine_error_body_for, error_event_for
 
@@ -121,7 +121,17 @@ class Exchange(GivingWay):
             if refusal is not None:
                 self.refuse(refusal)
             else:
+                if hop.unpaid:
+                    self._pay(parsed)
                 self.serve_at(context.site, 0.0, self.started_ns)
+
+    def _pay(self, parsed: InferenceRequest) -> None:
+        """For what a peer sends and cannot pay for."""
+        context = self.context
+        claim = self.claim = context.entitled.claim(self.key, parsed, self.class_, "")
+        if claim is not None:
+            self.class_ = claim.at(context.site, self.started_ns, False)
+            self.reply.class_said = self.class_
 
     def limits_decided(self, refusal: Refusal | None, now_ns: int) -> None:
         """No limit keeps the request from being served, or one does."""

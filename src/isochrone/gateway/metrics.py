@@ -139,7 +139,7 @@ ENTITLED_RATE = Metric(
 ENTITLED_WANTED = Metric(
     name=_P + "entitled_wanted_tokens_per_second", kind="gauge", unit="tokens_per_second",
     labels=("model",),
-    help="What requests of this gateway ask of what was sold, given or not; over about 5 s.",
+    help="What is asked of what was sold where this gateway pays, given or not; over about 5 s.",
 )
 ALLOWANCE = Metric(
     name=_P + "allowance_tokens", kind="gauge", unit="tokens", labels=("model",),

@@ -21,7 +21,7 @@ from isochrone.wire.peer import HopHead
 
 MAX_AGE_NS: Final = int(peer.MAX_AGE_S * 1e9)
 KEEP_ALIVE_S: Final = 60
-_CLASSES: Final[dict[str, Class]] = {c: c for c in ("reserved", "on_demand", "batch")}
+CLASSES: Final[dict[str, Class]] = {c: c for c in ("reserved", "on_demand", "batch")}
 
 
 class HopEntrant:
@@ -41,19 +41,20 @@ class HopEntrant:
 class Hop:
     """A peer request whose code is right: who sent it, its id and instant of sending, and whether
     it was `pushed` past a nearer site. Where it would wait for longer than `patience_ms`, it wants
-    to be refused at once."""
+    to be refused at once. `unpaid`: its ingress could not pay for its class."""
 
-    __slots__ = ("entrant", "patience_ms", "pushed", "request_id", "sent_at")
+    __slots__ = ("entrant", "patience_ms", "pushed", "request_id", "sent_at", "unpaid")
 
     def __init__(
         self, entrant: HopEntrant, request_id: RequestId, sent_at: int, pushed: bool,
-        patience_ms: float,
+        patience_ms: float, unpaid: bool,
     ) -> None:
         self.entrant = entrant
         self.request_id = request_id
         self.sent_at = sent_at
         self.pushed = pushed
         self.patience_ms = patience_ms
+        self.unpaid = unpaid
 
 
 def claims_hop(incoming: Incoming) -> bool:
@@ -97,7 +98,7 @@ class PeerHops:
         key = self.key_for(ingress)
         if key is None:
             raise Untrusted(f"{ingress.name} has not joined")
-        class_ = _CLASSES.get(claimed.header(peer.CLASS) or "")
+        class_ = CLASSES.get(claimed.header(peer.CLASS) or "")
         if class_ is None:
             raise Untrusted("an unknown class")
         head = HopHead(
@@ -118,6 +119,9 @@ class PeerHops:
         pushed = sent.endswith(peer.PUSHED)
         if pushed:
             sent = sent[:-1]
+        unpaid = sent.endswith(peer.UNPAID)
+        if unpaid:
+            sent = sent[:-1]
         if not sent.isdigit() or len(sent) > 20:
             raise Untrusted("no id, instant of sending and code")
         if not peer.same_code(code, peer.request_code(entrant.key, entrant.covered, said, body)):
@@ -129,7 +133,7 @@ class PeerHops:
             raise Untrusted(f"sent {age_s:.1f} s ago by the clocks, at most {peer.MAX_AGE_S:g} s")
         self._once(code)
         patience_ms = float(patience) if bounded else inf
-        return Hop(entrant, RequestId(request_id), sent_at, pushed, patience_ms)
+        return Hop(entrant, RequestId(request_id), sent_at, pushed, patience_ms, unpaid)
 
     def _once(self, code: str) -> None:
         """Raise Untrusted for a code used before; codes are kept for as long as they are valid."""

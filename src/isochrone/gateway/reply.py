@@ -28,14 +28,16 @@ _KEEP_ALIVE: Final = f"keep-alive: timeout={KEEP_ALIVE_S}\r\n"
 
 class Reply:
     """The client's side of one exchange. `head_sent` once a stream has begun; `extra` are lines
-    that every head of this request gets.
+    that every head of this request gets; `class_said` is what a peer is told that has to know in
+    which class it is served.
 
     Each way to the end comes in two steps, so that the usage event is written in between: first the
     bytes (`whole`, `refuse`, `end_stream`), then `close`, which lets the next request begin.
     """
 
     __slots__ = (
-        "_close", "_connection", "_cut", "_incoming", "extra", "head_sent", "hop", "request_id",
+        "_close", "_connection", "_cut", "_incoming", "class_said", "extra", "head_sent", "hop",
+        "request_id",
     )
 
     def __init__(
@@ -50,6 +52,7 @@ class Reply:
         self.request_id = request_id
         self.hop = hop
         self.extra = ""
+        self.class_said = ""
 
     def whole(
         self, status: int, *, where: str, timing: str, content_type: str, body: bytes,
@@ -152,5 +155,5 @@ class Reply:
         key, serving = hop.entrant.key, hop.entrant.head.serving
         return peer.answer(
             key, self.request_id, serving, status, tokens=counts,
-            replica=peer.NOTHING if replica is None else replica,
+            replica=peer.NOTHING if replica is None else replica, class_=self.class_said,
         )

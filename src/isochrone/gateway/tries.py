@@ -179,14 +179,15 @@ class Tries(Waiter):
             detail = "requests of this organisation failed there while others were served"
             self._refused(Refused(site=site, rule="ejected", detail=detail))
             return
+        near = site == context.site or context.view.replicas.reaches(site)
         if self.claim is not None:
-            self.class_ = self.claim.at(site, now_ns)
+            self.class_ = self.claim.at(site, now_ns, not near)
             self.reply.extra = self.claim.lines
         if affinity is not None:
             affinity.chosen(context, choice, now_ns)
         if self.chosen_ns is None:
             self.chosen_ns = now_ns
-        if site == context.site or context.view.replicas.reaches(site):
+        if near:
             self.serve_at(site, choice.rtt_ms, now_ns)
             return
         noun = context.view.site(site)
@@ -405,21 +406,18 @@ class Tries(Waiter):
         if self.affinity is not None:
             self.affinity.failed()
         self.release(attempt, None, now_ns)
-        saturated = None
+        saturated, site = None, attempt.target.site
         if rule in QUEUE_REASONS:
-            saturated = admission.saturated_elsewhere(
-                attempt.target.site, self.request.model, rule, retry_after_s
-            )
+            saturated = admission.saturated_elsewhere(site, self.request.model, rule, retry_after_s)
         if rule != BUSY and not self._may_retry(now_ns, saturated):
             return  # one that is busy refuses as it was asked to, and without work
         self._tries_began_ns = now_ns
         if self.continuation is not None:
             self._tries_before += 1  # said at once and without work: it costs no try
         if saturated is not None:
-            self._saturated_at(attempt.target.site, saturated)
+            self._saturated_at(site, saturated)
             return
-        refused = Refused(site=attempt.target.site, rule="tried_before", detail=f"refused: {rule}")
-        self._refused(refused)
+        self._refused(Refused(site=site, rule="tried_before", detail=f"refused: {rule}"))
 
     def was_closing(self, attempt: Attempt) -> bool:
         """Whether an idle connection that was lost had been closing when the request was sent on

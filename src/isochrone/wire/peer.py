@@ -38,6 +38,7 @@ REFUSED = "x-isochrone-refused"        # on a typed refusal by the destination: 
 QUEUED = "x-isochrone-queued"          # on an answer: whole ms that it waited there for its turn
 TRIED = "x-isochrone-tried"            # on a hop: the sites that refused or lost the request before
 PUSHED = "p"                           # behind the instant in `HOP`: past the nearest site
+UNPAID = "u"                           # before both: its ingress cannot pay for `reserved`
 PATIENCE = "w"                         # behind that: the whole ms that it may wait there
 CODE_BYTES = 24
 NOTHING = "-"                          # in the place of an answer's tokens or replica
@@ -80,12 +81,12 @@ def shared_key(own_secret_hex: str, peer_public_hex: str, one: str, other: str) 
 
 def proof(
     key: bytes, covered: bytes, request_id: str, sent_at: int, body: bytes, *, pushed: bool = False,
-    patience_ms: float = inf,
+    patience_ms: float = inf, unpaid: bool = False,
 ) -> str:
     """The value of a request's `HOP`; `covered` is what its HopHead says. `pushed`: another site is
     nearer, and has a long queue. `patience_ms`: where it would wait for longer, it wants to be
-    refused at once."""
-    said = f"{request_id} {sent_at}{PUSHED if pushed else ''}"
+    refused at once. `unpaid`: it is of its class only if the serving site pays for it."""
+    said = f"{request_id} {sent_at}{UNPAID if unpaid else ''}{PUSHED if pushed else ''}"
     if patience_ms < inf:
         said += f"{PATIENCE}{int(patience_ms)}"
     return f"{said} {request_code(key, covered, said, body)}"
@@ -99,11 +100,12 @@ def request_code(key: bytes, covered: bytes, said: str, body: bytes) -> str:
 
 
 def answer(
-    key: bytes, request_id: str, serving: str, status: int, *, tokens: str, replica: str
+    key: bytes, request_id: str, serving: str, status: int, *, tokens: str, replica: str,
+    class_: str = "",
 ) -> str:
-    """The value of an answer's `HOP`: token counts and replica that served it, or `NOTHING`, and
-    the code."""
-    said = f"{tokens} {replica}"
+    """The value of an answer's `HOP`: token counts and replica that served it, or `NOTHING`; the
+    class in which it was, where the request was `UNPAID`; and the code."""
+    said = f"{tokens} {replica} {class_}" if class_ else f"{tokens} {replica}"
     return f"{said} {answer_code(key, request_id, serving, status, said)}"
 
 

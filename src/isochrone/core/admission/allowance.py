@@ -40,13 +40,16 @@ class Allowance:
         """At what rate it fills now."""
         return self.tok_s if now_ns < self._until_ns else 0
 
-    def spend(self, tokens: int, now_ns: int) -> bool:
-        """Take what a request is expected to use; False when it is not there."""
-        self._asked += tokens
+    def spend(self, tokens: int, now_ns: int, *, another_may: bool = False) -> bool:
+        """Take what a request is expected to use; False when it is not there. Then it is demand
+        here all the same, unless `another_may` pay for it, where it is demand instead."""
         self._fill(now_ns)
         if now_ns >= self._until_ns or self._level < tokens * _SECOND_NS:
-            self.refused += 1
+            if not another_may:
+                self._asked += tokens
+                self.refused += 1
             return False
+        self._asked += tokens
         self._level -= tokens * _SECOND_NS
         return True
 
