@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Locator
 from isochrone.adapters.host import named
 from isochrone.core.errors import NotFound
 from tests.rig.browser import Tab, tab, tab_beside
-from tests.rig.cloud import Cloud, Reply, ask
+from tests.rig.cloud import Cloud, Reply, ask, isochrone
 from tests.rig.waiting import wait_until
 
 README = Path(__file__).parents[2] / "README.md"
@@ -166,8 +166,12 @@ def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
         ready = f"isochroneMap.state[isochroneMap.byName.get('{site}')][1]"
         assert fleet.evaluate(ready) == 0
         beside.picture("map-killed")
+        for command in ("hosts", "status"):
+            told = isochrone(command, "--state", cloud.state).stdout.splitlines()
+            assert any(row.split()[:1] == [site] and "stopped" in row.split() for row in told)
 
         go("Fleet", beside)
+        fleet.wait_for_selector(".iso-figure:has-text('Sites ready') >> text=2 of 3")
         fleet.click(f".iso-table a:text-is('{site}')")
         fleet.click("button:has-text('Start the site')")
         clicked.append("Start the site")
@@ -202,11 +206,22 @@ def see_the_hosts(cloud: Cloud, operator: Tab) -> None:
     assert f"{name} at ashburn, frankfurt and sydney is one machine" in operator.text()
     operator.open("/fleet?site=frankfurt")
     operator.page.wait_for_selector(f"text=Replicas on {name}")
+    focus_stays(operator, "[aria-label='Restart frankfurt/tiny-fable/0']")
     said = card(f"Replicas on {name}").inner_text()
     for wanted in (f"{hosts[1]['cores']} core", "1 of 1 wanted", "frankfurt/tiny-fable/0"):
         assert wanted in said
     operator.picture("fleet-site")
     assert operator.complaints == []
+
+
+def focus_stays(operator: Tab, button: str) -> None:
+    """Where it is, although the list is drawn anew every few seconds."""
+    operator.page.focus(button)
+    operator.page.evaluate("document.activeElement.isDrawnBefore = true")
+    operator.page.wait_for_function(
+        "button => { const at = document.activeElement;"
+        " return at.matches(button) && !at.isDrawnBefore }", arg=button, timeout=20_000,
+    )
 
 
 def restart_a_replica(cloud: Cloud, operator: Tab) -> None:
@@ -220,8 +235,10 @@ def restart_a_replica(cloud: Cloud, operator: Tab) -> None:
     button = "[aria-label='Restart frankfurt/tiny-fable/0']"
     operator.ask(button)
     operator.dialog_holds_the_keyboard()
-    operator.page.click(button)
+    operator.page.dblclick(button)
     operator.page.wait_for_selector("text=begin anew")
+    operator.page.wait_for_timeout(300)  # for what a second click might open
+    assert operator.page.locator(".iso-dialog").count() == 1
     operator.picture("fleet-restart")
     operator.page.click("button:has-text('Restart it')")
     wait_until(

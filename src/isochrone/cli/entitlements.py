@@ -13,7 +13,7 @@ app = typer.Typer(help="List, sell and revoke entitlements.")
 
 @app.callback(
     invoke_without_command=True,
-    epilog="Examples: `isochrone entitlement` · `isochrone entitlement create --model tiny "
+    epilog="Examples: `isochrone entitlement` · `isochrone entitlement create --model tiny-fable "
     "--tok-s 500 --residency EU --until 2027-12-31T00:00:00Z`",
 )
 def entitlements(
@@ -54,7 +54,7 @@ def list_entitlements(
 
 
 @app.command(
-    epilog="Example: `isochrone entitlement create --model tiny --tok-s 500 --residency EU "
+    epilog="Example: `isochrone entitlement create --model tiny-fable --tok-s 500 --residency EU "
     "--until 2027-12-31T00:00:00Z`"
 )
 def create(

@@ -28,16 +28,19 @@ def hosts(
     """
     from isochrone.cli.show import print_json, print_table
 
-    found = list(find_cloud(state, url, key).api.items("hosts", {"site": site} if site else None))
+    api = find_cloud(state, url, key).api
+    found = list(api.items("hosts", {"site": site} if site else None))
     if as_json:
         print_json(found)
         return
+    stopped = {each["name"] for each in api.items("sites") if each["stopped"]}
     print_table(
         ("site", "host", "health", "ready", "wanted", "running", "waiting", "cores", "memory GiB",
          "GPUs", "machine", "heard s ago"),
         [
             (
-                row["site"], row["name"], row["health"], row["ready"], row["replicas_wanted"],
+                row["site"], row["name"], "stopped" if row["site"] in stopped else row["health"],
+                row["ready"], row["replicas_wanted"],
                 row["running"], row["waiting"], row["cores"], _gib(row["memory_bytes"]),
                 _gpus(row["gpus"]), row["machine"], row["digest_age_ms"] / 1000,
             )

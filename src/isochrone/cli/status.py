@@ -30,10 +30,9 @@ def status(
     print(f"control  {cloud.control}")
     rows = [
         (
-            site["name"], site["country"], "ready" if site["ready"] else "not ready",
-            site["health"], replica.get("model"), _is(replica), replica.get("running"),
-            replica.get("waiting"), replica.get("restarts"), replica.get("host"),
-            replica.get("id"),
+            site["name"], site["country"], _stands(site), site["health"], replica.get("model"),
+            _is(replica), replica.get("running"), replica.get("waiting"), replica.get("restarts"),
+            replica.get("host"), replica.get("id"),
         )
         for site in found["sites"]
         for replica in site.get("replicas") or [{}]
@@ -47,6 +46,12 @@ def status(
     )
     for line in _doubts(found["sites"]):
         print(line)
+
+
+def _stands(site: Mapping[str, Any]) -> str:
+    if site.get("stopped"):
+        return "stopped"
+    return "ready" if site["ready"] else "not ready"
 
 
 def _is(replica: Mapping[str, Any]) -> str | None:

@@ -6,7 +6,7 @@ The page that is opened first when a customer calls: all that `isochrone explain
 import msgspec
 from nicegui import ui
 
-from isochrone.console.api import part
+from isochrone.console.api import Api, part
 from isochrone.console.frame import title
 from isochrone.console.page import Visit
 from isochrone.console.parts.bars import Step, stacked, timeline
@@ -14,6 +14,7 @@ from isochrone.console.parts.facts import card, facts, figures
 from isochrone.console.parts.notices import banner, empty, shown
 from isochrone.console.parts.table import Column, table
 from isochrone.console.parts.words import count, duration, instant
+from isochrone.core.errors import NotFound
 from isochrone.core.metering.event import Outcome, Reporter, TokenSource
 from isochrone.core.metering.words import OUTCOMES, REPORTERS, SOURCES
 from isochrone.core.routing.bond import HomeVerdict
@@ -166,11 +167,18 @@ async def build(visit: Visit) -> None:
     title("Explain", "Why a request ran where it ran, what it used, and what it cost")
     _ask(wanted)
     if wanted:
-        found = await shown(visit.api.get(f"requests/{part(wanted)}", Explanation))
+        found = await shown(_load(visit.api, wanted))
         if found is not None:
             _explain(found)
     else:
         await _recent(visit)
+
+
+async def _load(api: Api, wanted: str) -> Explanation:
+    """Raises NotFound, also for what is part of a path and can be no id."""
+    if "/" in wanted:
+        raise NotFound(f"no request {wanted!r} is booked: ids have no '/'")
+    return await api.get(f"requests/{part(wanted)}", Explanation)
 
 
 def _ask(wanted: str) -> None:

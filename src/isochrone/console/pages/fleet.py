@@ -245,11 +245,14 @@ def _sums(fleet: Fleet) -> None:
     if not fleet.bus:
         with banner("warn", "Control hears no sites just now: NATS is away. Gateways go on."):
             pass
-    ready = sum(load.ready for site in fleet.sites for load in site.loads)
+    ready = sum(
+        load.ready for site in fleet.sites for load in site.loads if site.health != "down"
+    )
+    open_sites = sum(site.ready and not site.stopped for site in fleet.sites)
     wanted = sum(each.replicas for each in fleet.deployments)
     away = sum(site.digest_age_ms is None or not site.joined for site in fleet.sites)
     figures([
-        ("Sites ready", f"{sum(site.ready for site in fleet.sites)} of {len(fleet.sites)}",
+        ("Sites ready", f"{open_sites} of {len(fleet.sites)}",
          f"{away} never heard" if away else ""),
         ("Replicas ready", f"{ready} of {wanted}", "wanted over all deployments"),
         ("Draining, stopped",

@@ -243,7 +243,7 @@ def _models(used: Used, bill: Bill | None) -> None:
             of_it[spent.currency or ""] = known + line.amount
     columns = [
         Column(title="Model"), Column(title="Requests", kind="number"),
-        Column(title="Finished", kind="number"), Column(title="In", kind="number"),
+        Column(title="Finished", kind="number"), Column(title="In, not cached", kind="number"),
         Column(title="In, cached", kind="number"), Column(title="Out", kind="number"),
     ]
     rows: list[list[object]] = [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nicegui import ui
 
-from isochrone.console.parts.dialog import dialog
+from isochrone.console.parts.dialog import dialog, is_open
 from isochrone.console.parts.notices import trouble
 from isochrone.core.errors import IsochroneError
 
@@ -22,6 +22,8 @@ def ask(
     question: str, effects: Sequence[Effect], verb: str, done: Callable[[], Awaitable[None]]
 ) -> None:
     """Open the question; `verb` is the button that does it. What `done` raises is shown there."""
+    if is_open(question):
+        return
     with dialog(question, is_question=True) as opened:
         with ui.element("ul").classes("iso-effects"):
             for each in effects:

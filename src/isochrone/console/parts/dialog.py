@@ -7,6 +7,14 @@ from contextlib import contextmanager
 from nicegui import ui
 
 
+def is_open(heading: str) -> bool:
+    """Whether the page shows this dialog: of a double click the second half asks for it again."""
+    return any(
+        isinstance(each, ui.dialog) and each.value and each.props.get("aria-label") == heading
+        for each in ui.context.client.elements.values()
+    )
+
+
 @contextmanager
 def dialog(heading: str, *, is_question: bool = False) -> Iterator[ui.dialog]:
     """Open a dialog; what is put into it stands below the heading. `is_question`: something will
