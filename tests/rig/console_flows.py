@@ -120,6 +120,14 @@ def kill_it(beside: Tab, site: str) -> None:
     fleet.wait_for_selector(f"text={site} is stopped")
 
 
+def it_is_told_as_stopped(cloud: Cloud, beside: Tab, site: str) -> None:
+    """And not as ready, by the tile of Fleet and on the command line."""
+    beside.page.wait_for_selector(".iso-figure:has-text('Sites ready') >> text=2 of 3")
+    for command in ("hosts", "status"):
+        told = isochrone(command, "--state", cloud.state).stdout.splitlines()
+        assert any(row.split()[:1] == [site] and "stopped" in row.split() for row in told)
+
+
 def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
     """With what `isochrone up` printed and the README's steps, and with nothing but the browser:
     sign in, chat, find out where the answer came from and what it cost, kill that site, watch
@@ -166,12 +174,8 @@ def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
         ready = f"isochroneMap.state[isochroneMap.byName.get('{site}')][1]"
         assert fleet.evaluate(ready) == 0
         beside.picture("map-killed")
-        for command in ("hosts", "status"):
-            told = isochrone(command, "--state", cloud.state).stdout.splitlines()
-            assert any(row.split()[:1] == [site] and "stopped" in row.split() for row in told)
-
         go("Fleet", beside)
-        fleet.wait_for_selector(".iso-figure:has-text('Sites ready') >> text=2 of 3")
+        it_is_told_as_stopped(cloud, beside, site)
         fleet.click(f".iso-table a:text-is('{site}')")
         fleet.click("button:has-text('Start the site')")
         clicked.append("Start the site")
