@@ -41,7 +41,7 @@ BOOKED_S = 90.0
 LEAST_TEXTS = 5  # a stream has received before the kill
 RUN_S, HALT_S = 0.01, 0.03  # of engines whose streams have to be in their middle together
 EASED = 10       # requests in a row that say that a site has all its work again
-SPARE = 2.0      # more prompts than streams, since some answers end early and some nearly tie
+SPARE = 8.0      # more prompts than streams: some answers end early, and most nearly tie somewhere
 STOP_EVERY, SILENT_EVERY, PLAIN_EVERY = 10, 7, 9
 
 WHO = (
