@@ -2,6 +2,7 @@
 // where it is when a list is drawn anew.
 (() => {
   const CONTROLS = "a[href], button, input, select, textarea, [tabindex]";
+  const NAMED = "a[href], button, input, select, textarea"; // a larger part would hold a page of text
   const DIALOG = ".q-dialog[role]";
   let opener = null; // what had focus last outside of any dialog or menu
   let name = "", nth = 0; // how it is called, and which one of this name it is
@@ -14,8 +15,8 @@
     // A button that was clicked hands its focus to a part of itself.
     if (event.target.closest(".q-dialog, .q-menu")) return;
     opener = event.target.closest("button") ?? event.target;
-    name = nameOf(opener);
-    nth = alike().indexOf(opener);
+    name = opener.matches(NAMED) ? nameOf(opener) : "";
+    nth = name ? alike().indexOf(opener) : 0;
     left = false;
   });
 
