@@ -94,7 +94,7 @@ class Session:
         """All rounds; within a round the routers take turns at each workload."""
         for number in range(1, self.options.rounds + 1):
             for workload in self.workloads:
-                for name in self.routers_of(workload):
+                for name in self.routers_of(workload) * workload.turns:
                     if name in self.routers:
                         self._measure_one(number, workload, self.routers[name])
 

@@ -47,13 +47,15 @@ class Step:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """Steps that a freshly started router goes through. `held`: numbers of streams to hold open
-    while memory is read. `routers`: None is all that `--routers` and the defaults name."""
+    while memory is read. `routers`: None is all that `--routers` and the defaults name. `turns`:
+    how often they take turns in a round, for what is a small difference of two measurements."""
 
     name: str
     what: str
     steps: tuple[Step, ...] = ()
     held: tuple[int, ...] = ()
     routers: tuple[str, ...] | None = None
+    turns: int = 1
 
 
 def workloads(*, quick: bool, seconds: float | None) -> tuple[Workload, ...]:
@@ -92,6 +94,7 @@ def workloads(*, quick: bool, seconds: float | None) -> tuple[Workload, ...]:
             name="W7", what="TLS towards the client, W1's requests",
             steps=(Step(name="W7-c32", bodies="short", connections=32, seconds=loop_s),),
             routers=("nginx", "nginx-tls", "isochrone", "isochrone-tls"),
+            turns=1 if quick else 5,
         ),
         Workload(name="M", what="memory", held=held),
     )

@@ -276,7 +276,9 @@ def test_open_requests_do_not_hold_old_segments() -> None:
     run(main())
 
 
-def test_a_long_outage_keeps_batches_on_the_disk_only() -> None:
+def test_a_long_outage_keeps_batches_on_the_disk_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "CACHED_BATCHES", 64)
+
     async def main() -> None:
         disk = MemoryDisk()
         journal = a_journal(disk)

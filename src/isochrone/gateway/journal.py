@@ -22,7 +22,7 @@ from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Tokens
 from isochrone.core.routing.choice import Ground
 from isochrone.gateway import records
-from isochrone.gateway.journal_notes import Progress, Shipped
+from isochrone.gateway.journal_notes import Counted, Progress, Shipped
 from isochrone.gateway.journal_reading import ASIDE, load_contents, read_segment
 from isochrone.gateway.journal_recovery import BATCH_EVENTS, Reader
 from isochrone.gateway.journal_state import (
@@ -48,7 +48,7 @@ BATCH_BYTES: Final = 256 * 1024
 RECORD_BYTES: Final = 192 * 1024  # larger with its ground, a record is kept without its decision
 CLOSING_EXTRA_BYTES: Final = 512  # a closing may be this much longer than the opening
 FEW_BATCHES: Final = 4  # with more than this waiting, batches are filled before they are cut
-CACHED_BATCHES = 64
+CACHED_BATCHES = 256  # 15 MB; at 25,000 requests/s less waits for the next send
 HELD_MOST: Final = 10_000
 FLUSHES: Final = 3  # tries to hand over what one round recorded
 _PREFIX = "segment-"
@@ -183,7 +183,7 @@ class Journal:
             return
         if opened.progress is not None and 0 <= at - opened.progress.at < PROGRESS_S * 1e9:
             return
-        opened.progress = Progress(request_id, at, tokens)
+        opened.progress = Progress(request_id, at, Counted(*tokens))
         self._append(records.PROGRESS, _encode(opened.progress))
 
     def closed(self, record: UsageRecord, ground: Ground | None = None) -> None:

@@ -3,7 +3,16 @@
 import msgspec
 
 from isochrone.core.ids import RequestId
-from isochrone.core.metering.event import Tokens
+from isochrone.core.metering.event import TokenSource
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """`Tokens` as the journal keeps them."""
+
+    input_uncached: int = 0
+    input_cached: int = 0
+    output: int = 0
+    source: TokenSource = "none"
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True):
@@ -11,7 +20,7 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
 
     request_id: RequestId
     at: int
-    tokens: Tokens
+    tokens: Counted
 
 
 class Shipped(msgspec.Struct, array_like=True, frozen=True):
