@@ -52,6 +52,7 @@ evidence: compile  ## measure the local cloud and the gateway (most of an hour),
 	$(BIN)/python -m pytest -q tests/contract
 	$(BIN)/isochrone twin chaos --seeds 3000
 	$(BIN)/python -m benchmarks.chaos.run
+	$(BIN)/python -m tools.calibrate.judge tests/unit/excerpts
 	$(BIN)/python -m benchmarks.calibration.run all --folder benchmarks/calibration/out
 
 bench-gateway: compile  ## measure the gateway beside its peers (options: ARGS=--help)

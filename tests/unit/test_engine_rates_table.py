@@ -7,7 +7,13 @@ from statistics import median
 import pytest
 
 from isochrone.adapters.packaged import load_engine_rates
-from isochrone.core.estimate.engine_rates_table import EngineRates, decode_s, prefill_s
+from isochrone.core.estimate.engine_rates_table import (
+    EngineRates,
+    decode_s,
+    described,
+    prefill_s,
+    row_of,
+)
 
 EXCERPT = Path(__file__).parent / "excerpts" / "engine_measurements.csv"
 TABLE = load_engine_rates()
@@ -23,7 +29,7 @@ def points() -> dict[tuple[str, str, str, int], list[dict[str, str]]]:
     return found
 
 
-def row_of(key: tuple[str, str, str, int]) -> EngineRates:
+def judged(key: tuple[str, str, str, int]) -> EngineRates:
     return next(
         each for each in TABLE
         if (each.table, each.hardware, each.model, each.gpus) == key and each.engine == "vllm"
@@ -46,7 +52,7 @@ def errors(fit: EngineRates, rows: list[dict[str, str]], what: str) -> list[floa
 def test_the_fit_meets_the_measurements_as_closely_as_it_says(
     key: tuple[str, str, str, int]
 ) -> None:
-    fit, rows = row_of(key), points()[key]
+    fit, rows = judged(key), points()[key]
     assert fit.decode_error is not None
     writing = errors(fit, rows, "decode") or errors(fit, rows, "whole")
     assert len(writing) >= 4
@@ -81,3 +87,31 @@ def test_a_newer_chip_is_faster_and_more_of_them_too() -> None:
     physics = eight.physics(slots=64)
     assert physics.kv_tokens == eight.kv_tokens > four.kv_tokens
     assert physics.decode_step_s(1, 0) == pytest.approx(1 / eight.stated.decode_tok_s)
+
+
+def test_a_row_says_how_well_it_is_known() -> None:
+    def told(hardware: str, precision: str) -> str:
+        row = row_of(TABLE, hardware, "llama3-8b", 1, precision)
+        assert row is not None
+        return described(row)
+
+    assert told("H100-SXM5-80GB", "bf16") == (
+        "vllm with llama3-8b on 1 x H100-SXM5-80GB in bf16: by llm-inference-bench, "
+        "fitted within 1.3%"
+    )
+    assert told("H100-SXM5-80GB", "fp8").endswith(
+        "by mlperf, fitted within 0.0%, predicted without it within 16.4%"
+    )
+    assert "nobody measured it" in told("H200-SXM-141GB", "bf16")
+
+
+def test_a_prompt_takes_longer_the_more_of_it_was_read() -> None:
+    row = row_of(TABLE, "B200-SXM-180GB", "llama3-70b", 1, "fp4")
+    assert row is not None
+    one, two = prefill_s(row, 16_384, 1), prefill_s(row, 32_768, 1)
+    assert one == pytest.approx(
+        16_384 / row.prefill_tok_s + row.prefill_context_us / 1e6 * 16_384**2 / 2
+    )
+    assert two > 2.2 * one
+    physics = row.physics(slots=8)
+    assert physics.read_tokens(32_768, 0) / physics.prefill_tok_s == pytest.approx(two)

@@ -62,3 +62,15 @@ def test_known_engines_are_named_for_one_that_is_not() -> None:
     told = problems_of('[fleet]\nmodel = "llama3-8b"\ngpus = 3\n[workload]\n')
     assert len(told) == 1
     assert "llama3-8b on 1 x H100-SXM5-80GB" in told[0]
+
+
+def test_a_precision_is_chosen_and_where_it_is_not_known_the_known_ones_are_told() -> None:
+    scenario = parse_scenario(
+        '[fleet]\nhardware = "B200-SXM-180GB"\nmodel = "llama3-70b"\nprecision = "fp4"\n'
+        "[workload]\n", source="s.toml",
+    )
+    assert scenario.fleet.precision == "fp4"
+    told = problems_of('[fleet]\nprecision = "fp4"\n[workload]\n')[0]
+    assert "nothing is known of llama3-8b on 1 x H100-SXM5-80GB in fp4" in told
+    assert "llama3-8b on 1 x H100-SXM5-80GB in bf16 or fp8" in told
+    assert "one of bf16, fp8, fp4" in problems_of('[fleet]\nprecision = "int8"\n[workload]\n')[0]

@@ -168,10 +168,13 @@ def _engine_rates(row: dict[str, str]) -> EngineRates:
 
     return EngineRates(
         table=row["table"], hardware=row["hardware"], engine=row["engine"], model=row["model"],
-        gpus=int(row["gpus"]), prefill_tok_s=float(row["prefill_tok_s"]),
+        gpus=int(row["gpus"]), precision=row["precision"],
+        prefill_tok_s=float(row["prefill_tok_s"]),
+        prefill_context_us=float(row["prefill_context_us"]),
         step_ms=float(row["step_ms"]), stream_ms=float(row["stream_ms"]),
         context_token_us=float(row["context_token_us"]), kv_tokens=int(row["kv_tokens"]),
         prefill_error=error("prefill_error"), decode_error=error("decode_error"),
+        left_out_error=error("left_out_error"),
     )
 
 

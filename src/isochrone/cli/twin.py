@@ -12,7 +12,13 @@ from isochrone.cli.chaos import EPILOG, chaos
 from isochrone.cli.twin_asked import Asked, PackagedOption, ProgressOption, read
 from isochrone.cli.twin_plan import EPILOG as PLAN_EPILOG
 from isochrone.cli.twin_plan import plan
-from isochrone.cli.twin_shown import print_results, print_rows, print_summary, progress
+from isochrone.cli.twin_shown import (
+    print_engine,
+    print_results,
+    print_rows,
+    print_summary,
+    progress,
+)
 from isochrone.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -123,6 +129,7 @@ def run(
     print_rows([played])
     if played.summary is not None:
         print_summary(played.summary)
+    print_engine(chosen.fleet)
 
 
 @app.command(
@@ -164,6 +171,7 @@ def compare(
     if out is not None:
         write_rows(rows, out)
     print_rows(played)
+    print_engine(chosen.fleet)
     if out is not None:
         print(f"written to {out}")
 

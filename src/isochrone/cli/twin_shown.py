@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from isochrone.twin.experiments.experiment import Results
     from isochrone.twin.fast.rows import Row
     from isochrone.twin.fast.summary import Summary
+    from isochrone.twin.scenario import FleetOrder
     from isochrone.wiring.twin_comparison import Played
 
 BYTES_PER_MB = 1_000_000.0
@@ -138,3 +139,11 @@ def print_summary(summary: "Summary") -> None:
         f"{summary.gpus} GPUs, busy {_percent(summary.busy_share)} of {summary.simulated_s:.1f} s; "
         f"trace {summary.trace}"
     )
+
+
+def print_engine(order: "FleetOrder") -> None:
+    """What the fleet's engines are, and how well that is known."""
+    from isochrone.core.estimate.engine_rates_table import described
+    from isochrone.wiring.twin_world import engine_of
+
+    print(f"Engines: {described(engine_of(order))}")

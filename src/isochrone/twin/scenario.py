@@ -51,11 +51,13 @@ class OutagePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetOrder:
-    """`hardware`, `model`, `gpus` and `table` name one row of the packaged table of engines."""
+    """`hardware`, `model`, `gpus` and `precision` name one row of the packaged table of engines;
+    without `precision`, the widest that is known."""
 
     hardware: str
     model: str
     gpus: int
+    precision: str | None
     engine_sites: int
     replicas: int
     sharing: Sharing

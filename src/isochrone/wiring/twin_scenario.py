@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from isochrone.adapters.packaged import load_blocs, load_engine_rates
 from isochrone.core.admission.classes import CLASSES, RANK
 from isochrone.core.errors import InvalidInput
+from isochrone.core.estimate.engine_rates_table import PRECISIONS, EngineRates, row_of
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.residency.terms import check_axis, parse_term
 from isochrone.twin.scenario import (
@@ -89,6 +90,7 @@ def _fleet(table: TomlTable, problems: Problems) -> FleetOrder:
         hardware=table.text("hardware") or "H100-SXM5-80GB",
         model=table.text("model") or "llama3-8b",
         gpus=table.integer("gpus", 1, 64, default=1),
+        precision=table.choice("precision", PRECISIONS) if table.has("precision") else None,
         engine_sites=table.integer("engine_sites", 1, 10_000, default=60),
         replicas=table.integer("replicas", 1, 1_000_000, default=240),
         sharing="even" if table.choice(
@@ -104,17 +106,27 @@ def _fleet(table: TomlTable, problems: Problems) -> FleetOrder:
             f"replicas is {order.replicas} for {order.engine_sites} engine_sites; expected at "
             "least one a site"
         )
-    known = {(each.hardware, each.model, each.gpus) for each in engines}
-    if (order.hardware, order.model, order.gpus) not in known:
-        same = sorted({
-            f"{model} on {gpus} x {hardware}" for hardware, model, gpus in known
-            if hardware == order.hardware or model == order.model
-        })
-        table.problem(
-            f"nothing is known of {order.model} on {order.gpus} x {order.hardware}; known are: "
-            + (", ".join(same) or ", ".join(sorted({each[0] for each in known})))
-        )
+    if row_of(engines, order.hardware, order.model, order.gpus, order.precision) is None:
+        table.problem(_nothing_known(order, engines))
     return order
+
+
+def _nothing_known(order: FleetOrder, engines: Sequence[EngineRates]) -> str:
+    """With what is known of the same hardware or the same model, else all hardware."""
+    same: dict[str, set[str]] = {}
+    for each in engines:
+        if each.hardware == order.hardware or each.model == order.model:
+            what = f"{each.model} on {each.gpus} x {each.hardware}"
+            same.setdefault(what, set()).add(each.precision)
+    told = [
+        f"{what} in {' or '.join(sorted(same[what], key=PRECISIONS.index))}"
+        for what in sorted(same)
+    ] or sorted({each.hardware for each in engines})
+    precision = f" in {order.precision}" if order.precision else ""
+    return (
+        f"nothing is known of {order.model} on {order.gpus} x {order.hardware}{precision}; "
+        f"known are: {', '.join(told)}"
+    )
 
 
 def _workload(table: TomlTable) -> Workload:

@@ -9,6 +9,7 @@ import numpy as np
 
 from isochrone.adapters.packaged import load_blocs, load_engine_rates, load_hardware
 from isochrone.core.errors import InvalidInput
+from isochrone.core.estimate.engine_rates_table import EngineRates, row_of
 from isochrone.twin.fast.arrivals import Arrivals
 from isochrone.twin.fast.fleet import Fleet
 from isochrone.twin.scenario import FleetOrder, Scenario
@@ -138,15 +139,20 @@ def _read(read: Callable[[], T], problems: list[str]) -> T | None:
         return None
 
 
+def engine_of(order: FleetOrder) -> EngineRates:
+    """The row of the packaged table that it names."""
+    engine = row_of(
+        load_engine_rates(), order.hardware, order.model, order.gpus, order.precision
+    )
+    if engine is None:
+        raise ValueError("a scenario is checked for this when it is read")
+    return engine
+
+
 def _plan(order: FleetOrder) -> FleetPlan:
     """With the row of the table that was measured, where there is one."""
-    rows = [
-        each for each in load_engine_rates()
-        if (each.hardware, each.model, each.gpus) == (order.hardware, order.model, order.gpus)
-    ]
-    engine = min(rows, key=lambda each: (each.table == "derived", each.engine != "vllm"))
     return FleetPlan(
-        engine=engine, engine_sites=order.engine_sites, replicas=order.replicas,
+        engine=engine_of(order), engine_sites=order.engine_sites, replicas=order.replicas,
         sharing=order.sharing, apart_km=order.apart_km, slots=order.slots,
         chunk_tokens=order.chunk_tokens,
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from isochrone.core.estimate.engine_rates_table import EngineRates
 from isochrone.core.estimate.hardware import HardwareTable
+from isochrone.core.estimate.saturation import saturated_rps
 from isochrone.core.ids import ModelName, OrgId, PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.world.model import Model
@@ -98,17 +99,10 @@ def plan_fleet(
 
 def capacity_rps(fleet: Fleet, prompt_tokens: float, output_tokens: float) -> float:
     """Requests/s of this mean length that all replicas together do with nothing cached: what a
-    load is a fraction of. A replica reads prompts at its rate, and writes with as many streams as
-    its slots and memory let in."""
+    load is a fraction of."""
     total = 0.0
     for replica in fleet.replicas:
-        physics = replica.physics
-        fit = physics.kv_tokens / max(prompt_tokens + output_tokens, 1.0)
-        streams = max(min(float(physics.slots), fit), 1.0)
-        context = streams * (prompt_tokens + output_tokens / 2)
-        step_s = physics.step_s + physics.stream_s * streams + physics.context_token_s * context
-        spent_s = prompt_tokens / physics.prefill_tok_s + output_tokens * step_s / streams
-        total += 1.0 / spent_s
+        total += saturated_rps(replica.physics, prompt_tokens, output_tokens)
     return total
 
 
