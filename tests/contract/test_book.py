@@ -244,7 +244,7 @@ def test_a_tenant_sees_only_its_own(book: PostgresBook) -> None:
 
 def test_totals_add_up_in_every_grouping(book: PostgresBook) -> None:
     served = [replace(a_report(number), key_id=KeyId(f"k{number % 2}")) for number in range(4)]
-    served[3] = replace(served[3], tokens=served[3].tokens._replace(source="counted"))
+    served[3] = replace(served[3], tokens=replace(served[3].tokens, source="counted"))
     refused = replace(
         a_report(5), received_at=20_778 * DAY, serving_site=None, serving_country=None,
         outcome="refused",

@@ -44,14 +44,11 @@ NOT_STORED = {"State", "_Waiting", "_Lent", "_Cast"}  # what processes remember 
 
 
 def fields_of(kind: type) -> tuple[str, ...] | None:
-    """Fields of a dataclass, Struct or named tuple; None for any other class."""
+    """Fields of a dataclass or Struct; None for any other class."""
     if dataclasses.is_dataclass(kind):
         return tuple(field.name for field in dataclasses.fields(kind))
     if issubclass(kind, msgspec.Struct):
         return kind.__struct_fields__
-    if issubclass(kind, tuple):
-        fields: tuple[str, ...] | None = getattr(kind, "_fields", None)
-        return fields
     return None
 
 

@@ -76,7 +76,7 @@ def test_a_missing_token_is_found_wherever_it_went(store: PostgresReconciling, p
     store.note_counts([a_reading(5, 4)], day_at=START, now=1)
     (line,) = report_of(store, START).replicas
     assert (line.verdict, line.difference) == ("differs", Counts(output=1))
-    cut_off = replace(served(2, output=1), tokens=served(2).tokens._replace(source="running"))
+    cut_off = replace(served(2, output=1), tokens=replace(served(2).tokens, source="running"))
     book.book_usage([cut_off], now=1)
     (line,) = report_of(store, START).replicas
     assert (line.verdict, line.others, line.requests) == ("estimated", 1, 2)

@@ -49,7 +49,9 @@ def _stated(body: bytes) -> Tokens | None:
     cached = (details.cached_tokens if details is not None else 0) or 0
     if not (0 <= cached <= prompt <= LARGEST_COUNT and 0 <= output <= LARGEST_COUNT):
         return None
-    return Tokens(prompt - cached, cached, output, "engine")
+    return Tokens(
+        input_uncached=prompt - cached, input_cached=cached, output=output, source="engine"
+    )
 
 
 def tokens_of_answer(

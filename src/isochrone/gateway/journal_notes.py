@@ -3,16 +3,7 @@
 import msgspec
 
 from isochrone.core.ids import RequestId
-from isochrone.core.metering.event import TokenSource
-
-
-class Counted(msgspec.Struct, frozen=True):
-    """`Tokens` as the journal keeps them."""
-
-    input_uncached: int = 0
-    input_cached: int = 0
-    output: int = 0
-    source: TokenSource = "none"
+from isochrone.core.metering.event import Tokens
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True):
@@ -20,7 +11,7 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
 
     request_id: RequestId
     at: int
-    tokens: Counted
+    tokens: Tokens
 
 
 class Shipped(msgspec.Struct, array_like=True, frozen=True):

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from msgspec.structs import astuple
-
 from isochrone.core.errors import Untrusted
 from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Tokens
@@ -160,7 +158,7 @@ class Reader:
         """What to say of a request that was open when the process died."""
         at, tokens = opening.received_at, Tokens()
         if progress is not None:
-            at, tokens = max(progress.at, at), Tokens(*astuple(progress.tokens))
+            at, tokens = max(progress.at, at), progress.tokens
         own = opening.ingress_site == self._own_site
         return opening.closing(
             finished_at=at, tokens=tokens, reporter="recovered" if own else "evidence"

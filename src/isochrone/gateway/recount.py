@@ -5,6 +5,7 @@ Texts are counted by the engine's own tokenizer, prompts as its completions endp
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -102,10 +103,10 @@ async def recount(
     except (OSError, TimeoutError, ValueError, msgspec.MsgspecError):
         pass  # what was counted until now is still better than the estimate
     if output is not None:
-        estimate = estimate._replace(output=output, source="counted")
+        estimate = replace(estimate, output=output, source="counted")
     if whole is not None:
         uncached = max(whole - estimate.input_cached, 0)
-        estimate = estimate._replace(input_uncached=uncached, source="counted")
+        estimate = replace(estimate, input_uncached=uncached, source="counted")
     return estimate
 
 

@@ -272,8 +272,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
             "body_bytes chosen_queue_ms eligible runner_up runner_up_ms"
         ),
     ),
-    # gateway/journal_notes.py, gateway/records.py
-    "Counted": _fields(account="input_uncached input_cached output source"),
+    # gateway/records.py
     "Progress": _fields(account="request_id at tokens"),
     "Shipped": _fields(account="segment offset"),
     "Record": _fields(account="offset kind body"),

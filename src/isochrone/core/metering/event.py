@@ -6,7 +6,7 @@ engine sent, `counted` from events and bytes by the gateway, `none` when nothing
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from isochrone.core.ids import KeyId, ModelName, OrgId, ProjectId, ReplicaId, RequestId, SiteName
 from isochrone.core.routing.choice import Decision
@@ -26,9 +26,9 @@ Outcome = Literal[
 Reporter = Literal["recovered", "evidence", "ingress"]
 
 
-class Tokens(NamedTuple):
-    """Disjoint token counts and how they were obtained. All counts are >= 0. Made for every
-    request: a tuple is made in a third of the time of a frozen data class."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Disjoint token counts and how they were obtained. All counts are >= 0."""
 
     input_uncached: int = 0
     input_cached: int = 0
