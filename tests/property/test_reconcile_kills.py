@@ -47,7 +47,9 @@ class World:
     def up(self, replica: ReplicaId, second: float) -> bool:
         return not any(at <= second < at + RESTART_S for at in self.deaths[replica])
 
-    def work(self, replica: ReplicaId, begun_s: float, prompt: int, output: int) -> tuple[int, float]:
+    def work(
+        self, replica: ReplicaId, begun_s: float, prompt: int, output: int
+    ) -> tuple[int, float]:
         """An engine works on a request from `begun_s`: how much it wrote, and when it ended. It
         counts when it has ended, as llama.cpp does, and may be killed before it is heard."""
         ended_s = begun_s + prompt / PROMPT_TOK_S + output / TOK_S

@@ -4,6 +4,7 @@ Which were cut off, which went from one engine to another, and which were at wor
 once for every replica that may have worked on it; `core/metering/loose.py` says what that means.
 """
 
+from collections.abc import Sequence
 from typing import LiteralString
 
 import psycopg
@@ -97,7 +98,7 @@ def loose_requests(connection: _Connection, day_at: int) -> list[Loose]:
     ]
 
 
-def _columns(gaps: list[Gap]) -> dict[str, list[str] | list[int]]:
+def _columns(gaps: list[Gap]) -> dict[str, Sequence[str] | Sequence[int]]:
     return {
         "replicas": [gap.replica for gap in gaps], "kinds": [gap.kind for gap in gaps],
         "begin": [gap.since for gap in gaps], "end": [gap.until for gap in gaps],

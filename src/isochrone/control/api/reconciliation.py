@@ -17,8 +17,8 @@ from isochrone.core.errors import InvalidInput, NotFound
 
 
 class ReportShape(BaseModel):
-    """`findings` is empty where all agrees, `explained` where that is to the token; docs/metering.md
-    says what the fields mean."""
+    """`findings` is empty where all agrees, `explained` where that is to the token. The fields are
+    those of docs/metering.md."""
 
     day_at: int
     agrees: bool

@@ -177,7 +177,8 @@ def _line(
         verdict = "within" if allowed.holds(difference) else "differs"
     return ReplicaLine(
         replica=name, site=known.site, model=known.model, engine=counted, exact=exact, other=other,
-        requests=0 if usage is None else usage.requests, others=0 if usage is None else usage.others,
+        requests=0 if usage is None else usage.requests,
+        others=0 if usage is None else usage.others,
         lives=0 if engine is None else engine.lives, difference=difference, allowed=allowed,
         reasons=reasons_of(loose), verdict=verdict,
     )
