@@ -40,7 +40,8 @@ def reconcile(
         print_json(report)
     else:
         print_table(
-            ("replica", "requests", "cut off", "tokens", "engine", "booked", "beyond", "verdict"),
+            ("replica", "requests", "cut off", "tokens", "engine", "booked", "beyond", "explained",
+             "verdict"),
             [row for line in report["replicas"] for row in _rows(line)],
             title="engines and usage", empty="nothing was served on that day",
         )
@@ -52,10 +53,12 @@ def reconcile(
             ],
             title="usage and charges", empty="nothing was used on that day",
         )
+        for reason in report["explained"]:
+            print(reason)
         for finding in report["findings"]:
             print(f"differs: {finding}")
         if report["agrees"]:
-            print("all agrees")
+            print("all agrees, within what is explained" if report["explained"] else "all agrees")
     if not report["agrees"]:
         raise typer.Exit(1)
 
@@ -67,7 +70,14 @@ def _rows(line: Mapping[str, Any]) -> list[tuple[object, ...]]:
         (
             *(first if name == "input_uncached" else ("", None, None)), name,
             line["engine"][name], line["exact"][name] + line["other"][name],
-            line["difference"][name], line["verdict"] if name == "input_uncached" else "",
+            line["difference"][name], _range(line["allowed"], name),
+            line["verdict"] if name == "input_uncached" else "",
         )
         for name in ("input_uncached", "input_cached", "output")
     ]
+
+
+def _range(allowed: Mapping[str, Any], name: str) -> str:
+    """By how much a class of tokens may differ."""
+    least, most = allowed["least"][name], allowed["most"][name]
+    return f"{least:+d} to {most:+d}" if least or most else ""

@@ -4,6 +4,7 @@ Kept in memory only: a digest is replaced a second later, and `status` shows its
 """
 
 import asyncio
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -68,8 +69,11 @@ class FleetState:
         """Milliseconds since the digest arrived."""
         return (self._clock.monotonic_ns() - heard.at_ns) / 1e6
 
-    def digests(self) -> Sequence[SiteDigest]:
-        return [heard.digest for heard in self._heard.values()]
+    def digests(self, *, within_ms: float = math.inf) -> Sequence[SiteDigest]:
+        """The latest of each site, as far as they arrived within so many milliseconds."""
+        return [
+            heard.digest for heard in self._heard.values() if self.age_ms(heard) <= within_ms
+        ]
 
     def replicas_seen(self, site: SiteName) -> dict[str, SeenReplica]:
         """What the workers of a site's gateway say of its replicas; of each the worst."""

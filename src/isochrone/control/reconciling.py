@@ -17,19 +17,24 @@ from isochrone.control.offload import Offload
 from isochrone.core.billing.period import DAY_NS, day_of
 from isochrone.core.errors import Unavailable
 from isochrone.core.ids import ReplicaId
-from isochrone.core.metering.reconcile import Counts, Reading, Reconciliation, reconcile
+from isochrone.core.metering.loose import Counts
+from isochrone.core.metering.reconcile import Life, Reading, Reconciliation, reconcile
 from isochrone.core.world.digest import SiteDigest
 from isochrone.ports.clock import Clock
 from isochrone.ports.reconciling import KeptReport, Reconciling
 
 INTERVAL_S = 2.0
+FRESH_MS = 4_000.0  # older digests say nothing of now
+MOST_SILENT_S = 3.0
+AGAIN_NS = 30_000_000_000  # how often an engine that counts nothing new is noted to be heard
 REPORT_AFTER_NS = 3_600_000_000_000
 
 log = structlog.get_logger()
 
 
 def readings_of(digests: Sequence[SiteDigest]) -> list[Reading]:
-    """What the engines of these sites have counted; those that do not count are left out."""
+    """What the engines of these sites have counted. Left out are those that do not count, and those
+    that do not answer their agents, which tell what they last heard of them for a while."""
     return [
         Reading(
             replica=ReplicaId(each.id), generation=each.generation, site=digest.site,
@@ -42,6 +47,7 @@ def readings_of(digests: Sequence[SiteDigest]) -> list[Reading]:
         )
         for digest in digests for each in digest.replicas
         if each.prompt_tokens_total is not None
+        and each.state in ("ready", "draining") and each.silent_s <= MOST_SILENT_S
     ]
 
 
@@ -51,6 +57,7 @@ def report_of(store: Reconciling, day_at: int) -> Reconciliation:
     return reconcile(
         day_at, sums.engines, sums.usage, sums.meters, wrong_sums=sums.wrong_sums,
         parked=sums.parked, unmetered=sums.unmetered, late=sums.late,
+        loose=sums.loose,
     )
 
 
@@ -64,7 +71,8 @@ class Reconciler:
         self._fleet = fleet
         self._clock = clock
         self._offload = offload
-        self._noted: dict[tuple[ReplicaId, int], tuple[int, Reading]] = {}
+        self._noted: dict[Life, tuple[int, Reading]] = {}
+        self._again_at = 0
         self._reported_at = 0
 
     async def run(self) -> None:
@@ -83,7 +91,7 @@ class Reconciler:
         day_at = day_of(now)
         found = {
             (each.replica, each.generation): (day_at, each)
-            for each in readings_of(self._fleet.digests())
+            for each in readings_of(self._fleet.digests(within_ms=FRESH_MS))
         }
         news = [
             each for place, (day, each) in found.items() if self._noted.get(place) != (day, each)
@@ -92,7 +100,13 @@ class Reconciler:
             await self._offload(
                 partial(self._store.note_counts, news, day_at=day_at, now=now)
             )
-        self._noted = found
+        self._noted |= found
+        if now >= self._again_at:
+            await self._offload(
+                partial(self._store.still_heard, list(found), day_at=day_at, now=now)
+            )
+            self._again_at = now + AGAIN_NS
+            self._noted = found
         return len(news)
 
     async def report(self) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from isochrone.core.metering.reconcile import EngineDay, MeterDay, Reading, UsageDay
+from isochrone.core.metering.loose import Loose
+from isochrone.core.metering.reconcile import EngineDay, Life, MeterDay, Reading, UsageDay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class DaySums:
     parked: int
     unmetered: int
     late: int
+    loose: Sequence[Loose]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +38,13 @@ class KeptReport:
 
 class Reconciling(Protocol):
     def note_counts(self, readings: Sequence[Reading], *, day_at: int, now: int) -> None:
-        """Keep the latest readings of a day. An older one, and one again, changes nothing; counts
-        below the known ones of the same life began anew."""
+        """Keep the latest readings of a day, heard at `now`. The counts of an older one, and of one
+        again, change nothing; counts below the known ones of the same life began anew."""
+        ...
+
+    def still_heard(self, lives: Sequence[Life], *, day_at: int, now: int) -> None:
+        """Note that these lives were heard again at `now` with the counts that are kept of them on
+        the day. Those of which none are kept are left out."""
         ...
 
     def day_sums(self, day_at: int) -> DaySums:

@@ -393,7 +393,7 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
         ),
     ),
     "engine_counts": _fields(
-        fleet="replica generation run day_at site model prompt cached output heard_at",
+        fleet="replica generation run day_at site model prompt cached output heard_at begun_at",
     ),
     "experiment_runs": _fields(
         fleet=(

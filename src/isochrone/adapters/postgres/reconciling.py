@@ -7,12 +7,14 @@ from psycopg.rows import TupleRow, kwargs_row
 
 from isochrone.adapters.postgres.charges import USED
 from isochrone.adapters.postgres.hours import count_wrong
+from isochrone.adapters.postgres.loose import loose_requests
 from isochrone.adapters.postgres.meters import wrong_meter_hours
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.billing.period import DAY_NS
+from isochrone.core.metering.loose import Counts
 from isochrone.core.metering.reconcile import (
-    Counts,
     EngineDay,
+    Life,
     MeterDay,
     Reading,
     UsageDay,
@@ -36,24 +38,46 @@ class PostgresReconciling:
                 run = _run(connection, reading)
                 connection.execute(
                     "INSERT INTO engine_counts AS known (replica, generation, run, day_at, site,"
-                    " model, prompt, cached, output, heard_at)"
-                    " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+                    " model, prompt, cached, output, heard_at, begun_at)"
+                    " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
                     " ON CONFLICT (replica, generation, run, day_at) DO UPDATE SET"
                     " prompt = greatest(known.prompt, excluded.prompt),"
                     " cached = greatest(known.cached, excluded.cached),"
                     " output = greatest(known.output, excluded.output),"
-                    " heard_at = excluded.heard_at",
+                    " heard_at = greatest(known.heard_at, excluded.heard_at)",
                     (reading.replica, reading.generation, run, day_at, reading.site, reading.model,
                      reading.counts.input_uncached, reading.counts.input_cached,
-                     reading.counts.output, now),
+                     reading.counts.output, now, now),
                 )
+
+    def still_heard(self, lives: Sequence[Life], *, day_at: int, now: int) -> None:
+        with self._pool.transaction(EVERY_TENANT) as connection:
+            connection.execute(
+                "UPDATE engine_counts AS known SET heard_at = %(now)s"
+                # Locked in one order, so that two copies of control cannot wait for each other.
+                " FROM (SELECT replica, generation, run, day_at FROM engine_counts"
+                "  JOIN (SELECT replica, generation, max(run) AS run FROM engine_counts"
+                "   JOIN unnest(%(replicas)s::text[], %(generations)s::bigint[])"
+                "    AS life (replica, generation) USING (replica, generation)"
+                "   WHERE day_at = %(day)s GROUP BY replica, generation"
+                "  ) AS last USING (replica, generation, run)"
+                "  WHERE day_at = %(day)s ORDER BY replica, generation FOR UPDATE OF engine_counts"
+                " ) AS heard WHERE (known.replica, known.generation, known.run, known.day_at)"
+                "  = (heard.replica, heard.generation, heard.run, heard.day_at)"
+                "  AND known.heard_at < %(now)s",
+                {
+                    "replicas": [replica for replica, _ in lives],
+                    "generations": [generation for _, generation in lives],
+                    "day": day_at, "now": now,
+                },
+            )
 
     def day_sums(self, day_at: int) -> DaySums:
         with self._pool.transaction(EVERY_TENANT, one_instant=True) as connection:
             day = {"since": day_at, "until": day_at + DAY_NS}
             return DaySums(
                 engines=_engines(connection, day_at), usage=_usage(connection, day),
-                meters=_meters(connection, day),
+                meters=_meters(connection, day), loose=loose_requests(connection, day_at),
                 wrong_sums=count_wrong(connection, day_at, day_at + DAY_NS)
                 + len(wrong_meter_hours(connection, day_at, day_at + DAY_NS)),
                 parked=_count(
@@ -132,7 +156,10 @@ def _usage(connection: _Connection, day: dict[str, int]) -> list[UsageDay]:
         " sum(input_uncached) FILTER (WHERE exact), sum(input_cached) FILTER (WHERE exact),"
         " sum(output) FILTER (WHERE exact), sum(input_uncached) FILTER (WHERE NOT exact),"
         " sum(input_cached) FILTER (WHERE NOT exact), sum(output) FILTER (WHERE NOT exact),"
-        " count(*), count(*) FILTER (WHERE NOT exact)"
+        " count(*), count(*) FILTER (WHERE NOT exact),"
+        # From a few tokens on and a while, so that no clock's grain makes a speed of its own.
+        " max(output * 1000 / (total_ms - sent_ms)) FILTER (WHERE exact AND attempts = 1"
+        "  AND output >= 16 AND total_ms - sent_ms >= 5)"
         " FROM (SELECT *, token_source = 'engine' AS exact FROM usage) AS booked"
         " WHERE replica IS NOT NULL AND serving_site IS NOT NULL"
         " AND finished_at >= %(since)s AND finished_at < %(until)s"
@@ -143,7 +170,7 @@ def _usage(connection: _Connection, day: dict[str, int]) -> list[UsageDay]:
     return [
         UsageDay(
             replica=row[0], site=row[1], model=row[2], exact=_counts(row[3:6]),
-            other=_counts(row[6:9]), requests=row[9], others=row[10],
+            other=_counts(row[6:9]), requests=row[9], others=row[10], fastest_tok_s=row[11],
         )
         for row in rows
     ]

@@ -29,9 +29,15 @@ class Counts(msgspec.Struct, frozen=True):
         return self.input_uncached + self.input_cached + self.output
 
 
+class Range(msgspec.Struct, frozen=True):
+    least: Counts
+    most: Counts
+
+
 class Replica(msgspec.Struct, frozen=True):
     """What its engines counted against what was booked: `exact` from the engine's own final
-    counts, `other` from others; `difference` is what the engine counted beyond."""
+    counts, `other` from others; `difference` is what the engine counted beyond, `allowed` what of
+    it is explained."""
 
     replica: str
     model: str
@@ -41,6 +47,7 @@ class Replica(msgspec.Struct, frozen=True):
     requests: int
     others: int
     difference: Counts
+    allowed: Range
     verdict: str
 
 
@@ -58,6 +65,7 @@ class Report(msgspec.Struct, frozen=True):
     day_at: int
     agrees: bool
     findings: tuple[str, ...]
+    explained: tuple[str, ...]
     replicas: tuple[Replica, ...]
     meters: tuple[Meter, ...]
     wrong_sums: int
@@ -117,6 +125,12 @@ async def build(visit: Visit) -> None:
                 (Column(title="Finding"),), [(each,) for each in report.findings],
                 title="Findings", empty="",
             )
+    if report.explained:
+        with card():
+            table(
+                (Column(title="Engines that agree within what is explained"),),
+                [(each,) for each in report.explained], title="Explained", empty="",
+            )
     _replicas(report.replicas)
     _meters(report.meters)
     with card():
@@ -141,7 +155,8 @@ def _day(report: Report, *, is_over: bool) -> None:
     day, found = day_named(report.day_at), len(report.findings)
     findings = f"{found} finding{'' if found == 1 else 's'}"
     if report.agrees:
-        with banner("good", f"{day}: engines, usage and charges agree."):
+        within = " within what is explained below" if report.explained else ""
+        with banner("good", f"{day}: engines, usage and charges agree{within}."):
             pass
     elif is_over:
         with banner("bad", f"{day}: {findings}."):
@@ -177,14 +192,22 @@ def _replicas(rows: Sequence[Replica]) -> None:
                 Column(title="Booked exactly", kind="number"),
                 Column(title="Booked otherwise", kind="number"),
                 Column(title="Difference", kind="number"),
+                Column(title="Explained", kind="number"),
             ),
             [
                 (each.replica, each.model, each.verdict, each.requests, count(each.engine.whole),
-                 count(each.exact.whole), count(each.other.whole), count(each.difference.whole))
+                 count(each.exact.whole), count(each.other.whole), count(each.difference.whole),
+                 explained(each.allowed))
                 for each in rows
             ],
             title="Engines against usage", empty="No engine counted anything on this day.",
         )
+
+
+def explained(allowed: Range) -> str | None:
+    """By how many tokens, over all classes, engine and book may differ; None where by none."""
+    least, most = allowed.least.whole, allowed.most.whole
+    return f"{count(least)} to +{count(most)}" if least or most else None
 
 
 def _meters(rows: Sequence[Meter]) -> None:

@@ -15,7 +15,8 @@ from isochrone.console.parts.words import text
 
 Kind = Literal["text", "long", "number", "code", "state", "link"]
 # Which words of states are shown how.
-GOOD = ("healthy", "ready", "finished", "yes", "active", "running", "equal")
+GOOD = ("healthy", "ready", "finished", "yes", "active", "running", "equal",
+        "within")
 BAD = ("down", "stopped", "failed", "refused", "engine_lost", "timed_out", "engine_error",
        "revoked", "differs")
 

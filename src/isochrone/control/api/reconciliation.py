@@ -17,11 +17,13 @@ from isochrone.core.errors import InvalidInput, NotFound
 
 
 class ReportShape(BaseModel):
-    """`findings` is empty where all agrees; docs/metering.md says what the fields mean."""
+    """`findings` is empty where all agrees, `explained` where that is to the token. The fields are
+    those of docs/metering.md."""
 
     day_at: int
     agrees: bool
     findings: list[str]
+    explained: list[str]
     replicas: list[dict[str, Any]]
     meters: list[dict[str, Any]]
     wrong_sums: int

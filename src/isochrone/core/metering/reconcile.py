@@ -1,34 +1,29 @@
 """Compares what engines counted with what was booked, and what was booked with what was charged.
 
 Pure: sums of one day in, a report with its verdicts out. Engines count what they computed, by
-replica; usage counts what was delivered; charges count what was priced. Where every request of a
-replica was booked from the engine's own final count, the first two are equal to the token.
+replica; usage counts what was delivered; charges count what was priced. The first two are equal to
+the token but for requests that are loose (see `loose`): these open a range, and outside it
+something is wrong.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
+from isochrone.core.metering.loose import (
+    NO_TOKENS,
+    Counts,
+    Loose,
+    Range,
+    Reason,
+    range_of,
+    reasons_of,
+    said,
+)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """Tokens in disjoint classes."""
-
-    input_uncached: int = 0
-    input_cached: int = 0
-    output: int = 0
-
-    def less(self, other: "Counts") -> "Counts":
-        return Counts(
-            input_uncached=self.input_uncached - other.input_uncached,
-            input_cached=self.input_cached - other.input_cached,
-            output=self.output - other.output,
-        )
-
-
-NO_TOKENS = Counts()
+Life = tuple[ReplicaId, int]  # a replica and its generation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +51,9 @@ class EngineDay:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageDay:
     """What was booked for a replica in a day: `exact` from the engine's own final counts, `other`
-    from running or counted ones. `others` are the requests that were not booked exactly: of these
-    the engine may have computed more than was delivered."""
+    from running or counted ones, that is of `others` of the requests. `fastest_tok_s`: output
+    tokens a second of the fastest exact one that one engine alone worked on, from when it was sent
+    until it ended; None where there is none of some length."""
 
     replica: ReplicaId
     site: SiteName
@@ -66,6 +62,7 @@ class UsageDay:
     other: Counts
     requests: int
     others: int
+    fastest_tok_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +77,14 @@ class MeterDay:
     unpriced: int
 
 
-Verdict = Literal["equal", "estimated", "differs", "unheard"]
+Verdict = Literal["equal", "within", "differs", "unheard"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLine:
-    """`difference` is what the engine counted beyond what was booked. `estimated`: requests that
-    were cut off may be the reason; `unheard`: no counts of its engine came."""
+    """`difference` is what the engine counted beyond what was booked. Loose requests let it lie
+    from `allowed.least` to `allowed.most` in each class, for `reasons`; `within`: it does.
+    `unheard`: no counts of its engine came."""
 
     replica: ReplicaId
     site: SiteName
@@ -98,6 +96,8 @@ class ReplicaLine:
     others: int
     lives: int
     difference: Counts
+    allowed: Range
+    reasons: tuple[Reason, ...]
     verdict: Verdict
 
 
@@ -105,7 +105,8 @@ class ReplicaLine:
 class Reconciliation:
     """The report of a day. `wrong_sums`: sums by hour that are not those of the requests and
     events; `parked`: messages that could not be booked; `unmetered`: events of no meter; `late`:
-    better reports that came for days which are detached, and wait."""
+    better reports that came for days which are detached, and wait. `explained`: where engines and
+    book differ by no more than is explained, by how much they may, and why."""
 
     day_at: int
     replicas: tuple[ReplicaLine, ...]
@@ -115,6 +116,7 @@ class Reconciliation:
     unmetered: int
     late: int
     findings: tuple[str, ...]
+    explained: tuple[str, ...]
 
     @property
     def agrees(self) -> bool:
@@ -131,12 +133,17 @@ def reconcile(
     parked: int,
     unmetered: int,
     late: int,
+    loose: Sequence[Loose] = (),
 ) -> Reconciliation:
     """The report of the day that begins at `day_at` (wall ns)."""
+    open_ = defaultdict[ReplicaId, list[Loose]](list)
+    for each in loose:
+        open_[each.replica].append(each)
     counted = {each.replica: each for each in engines}
     booked = {each.replica: each for each in usage}
     lines = tuple(
-        _line(name, counted.get(name), booked.get(name)) for name in sorted({*counted, *booked})
+        _line(name, counted.get(name), booked.get(name), open_.get(name, []))
+        for name in sorted({*counted, *booked})
     )
     findings = [*_of_lines(lines), *_of_meters(meters)]
     others: Mapping[str, int] = {
@@ -149,42 +156,65 @@ def reconcile(
     return Reconciliation(
         day_at=day_at, replicas=lines, meters=tuple(meters), wrong_sums=wrong_sums, parked=parked,
         unmetered=unmetered, late=late, findings=tuple(findings),
+        explained=tuple(_explained(line) for line in lines if line.verdict == "within"),
     )
 
 
-def _line(name: ReplicaId, engine: EngineDay | None, usage: UsageDay | None) -> ReplicaLine:
+def _line(
+    name: ReplicaId, engine: EngineDay | None, usage: UsageDay | None, loose: Sequence[Loose]
+) -> ReplicaLine:
     known = engine or usage
     assert known is not None, "a line is of something"
     counted = NO_TOKENS if engine is None else engine.counts
     exact = NO_TOKENS if usage is None else usage.exact
     other = NO_TOKENS if usage is None else usage.other
     difference = counted.less(exact).less(other)
-    others = 0 if usage is None else usage.others
+    allowed = range_of(loose, None if usage is None else usage.fastest_tok_s)
     verdict: Verdict = "equal"
-    if difference != NO_TOKENS:
-        verdict = "estimated" if others else "differs"
     if engine is None:
         verdict = "unheard"
+    elif difference != NO_TOKENS:
+        verdict = "within" if allowed.holds(difference) else "differs"
     return ReplicaLine(
         replica=name, site=known.site, model=known.model, engine=counted, exact=exact, other=other,
-        requests=0 if usage is None else usage.requests, others=others,
-        lives=0 if engine is None else engine.lives, difference=difference, verdict=verdict,
+        requests=0 if usage is None else usage.requests,
+        others=0 if usage is None else usage.others,
+        lives=0 if engine is None else engine.lives, difference=difference, allowed=allowed,
+        reasons=reasons_of(loose), verdict=verdict,
     )
 
 
 def _of_lines(lines: Sequence[ReplicaLine]) -> list[str]:
     found = []
     for line in lines:
-        beyond = line.difference
         if line.verdict == "unheard":
             found.append(f"{line.replica}: no counts of its engine were heard")
         elif line.verdict == "differs":
+            explained = ""
+            if line.reasons:
+                explained = (
+                    f"; explained is from {_words(line.allowed.least)} to"
+                    f" {_words(line.allowed.most)}, {said(line.reasons)}"
+                )
             found.append(
-                f"{line.replica}: its engine counted {beyond.input_uncached:+d} uncached,"
-                f" {beyond.input_cached:+d} cached and {beyond.output:+d} output tokens beyond"
-                " what was booked"
+                f"{line.replica}: its engine counted {_words(line.difference)} tokens beyond what"
+                f" was booked{explained}"
             )
     return found
+
+
+def _explained(line: ReplicaLine) -> str:
+    return (
+        f"{line.replica}: agrees within {line.allowed.width} tokens, {said(line.reasons)};"
+        f" its engine counted {_words(line.difference)} beyond what was booked"
+    )
+
+
+def _words(counts: Counts) -> str:
+    return (
+        f"{counts.input_uncached:+d} uncached, {counts.input_cached:+d} cached and"
+        f" {counts.output:+d} output"
+    )
 
 
 def _of_meters(meters: Sequence[MeterDay]) -> list[str]:
