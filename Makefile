@@ -9,7 +9,7 @@ UP ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install compile up test rig lint types check evidence bench-gateway lock clean
+.PHONY: help install compile up test rig lint types check evidence bench-gateway ray lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +53,14 @@ evidence: compile  ## measure the local cloud and the gateway (most of an hour),
 	$(BIN)/isochrone twin chaos --seeds 3000
 	$(BIN)/python -m benchmarks.chaos.run
 	$(BIN)/python -m tools.calibrate.judge tests/unit/excerpts
+	$(MAKE) ray
 	$(BIN)/python -m benchmarks.calibration.run all --folder benchmarks/calibration/out
+
+ray: $(VENV)/installed-dev  ## the tests that need the extra isochrone[ray], in an environment of their own
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install -r requirements-dev.lock -c requirements-dev.lock 'ray>=2.40'
+	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .
+	.venv-ray/bin/python -m pytest -q tests/contract/test_twin_cluster.py
 
 bench-gateway: compile  ## measure the gateway beside its peers (options: ARGS=--help)
 	@$(BIN)/python -m benchmarks.gateway.run $(ARGS)
@@ -63,7 +70,7 @@ lock: $(VENV)/installed-dev  ## make the lock files from pyproject.toml
 	$(COMPILE) pyproject.toml --group build --group dev -o requirements-dev.lock
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) src/isochrone/_compiled .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-ray src/isochrone/_compiled .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isochrone needs Python 3.11 or newer, this is %s; name another with make PYTHON=..." % sys.version.split()[0])'

@@ -4,11 +4,11 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
-from typing import Any
 
 from isochrone.adapters.large_pages import from_the_start
-from isochrone.core.errors import InvalidInput, Unavailable
+from isochrone.core.errors import Unavailable
 from isochrone.wiring.compiled import begin_compiled
+from isochrone.wiring.twin_cluster import play_on_cluster
 from isochrone.wiring.twin_comparison import Game, Played, play
 
 
@@ -17,11 +17,10 @@ def play_all(
     cluster: str | None = None,
 ) -> list[Played]:
     """What came of each, in the order of `work`, each in a process of its own where `jobs` is more
-    than 1. `cluster`: the address of a Ray cluster, which has the package, `auto` for the one at
-    hand. Raises Unavailable when a process was killed, as happens where memory runs out, and
-    InvalidInput where Ray is not installed or its cluster not there."""
+    than 1. `cluster`: on a Ray cluster instead; see `play_on_cluster`. Raises Unavailable when a
+    process was killed, as happens where memory runs out."""
     if cluster is not None:
-        return _on_ray(work, cluster, on_played)
+        return play_on_cluster(work, cluster, on_played)
     if min(jobs, len(work)) < 2:
         found = []
         for game in work:
@@ -54,36 +53,3 @@ def _in_processes(
             for process in multiprocessing.active_children():
                 process.terminate()
     return [found[place] for place in range(len(work))]
-
-
-def _on_ray(
-    work: Sequence[Game], cluster: str, on_played: Callable[[Played], None]
-) -> list[Played]:
-    ray = _ray()
-    try:
-        ray.init(address=cluster, log_to_driver=False, ignore_reinit_error=True)
-    except (ConnectionError, ValueError) as error:
-        raise InvalidInput([f"--cluster {cluster}: no Ray cluster is there ({error})"]) from error
-    try:
-        remote = ray.remote(play)
-        place_of = {remote.remote(game): place for place, game in enumerate(work)}
-        found: dict[int, Played] = {}
-        waiting = list(place_of)
-        while waiting:
-            ready, waiting = ray.wait(waiting)
-            for each in ready:
-                played = found[place_of[each]] = ray.get(each)
-                on_played(played)
-    finally:
-        ray.shutdown()
-    return [found[place] for place in range(len(work))]
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise InvalidInput([
-            "--cluster needs Ray, which is not installed; install the extra: isochrone[ray]"
-        ]) from error
-    return ray
