@@ -77,3 +77,16 @@ def test_other_sources_another_python_or_a_broken_manifest_are_not_taken(
 
 def test_without_a_manifest_the_sources_run(tmp_path: Path) -> None:
     assert compiled_files(tmp_path) == {}
+
+
+def test_what_games_came_to_is_read_in_the_process_that_asked(tmp_path: Path) -> None:
+    """In processes of their own, as people play them: nobody else mixes pickles and compiled."""
+    files = [tmp_path / "here", tmp_path / "there"]
+    for jobs, file in enumerate(files, start=1):
+        subprocess.run(
+            [sys.executable, "-m", "isochrone", "twin", "compare", "eight-sites", "--policies",
+             "ours,nearest", "--loads", "0.5", "--requests", "60", "--jobs", str(jobs), "--json",
+             file],
+            capture_output=True, check=True, timeout=120,
+        )
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -1,11 +1,12 @@
 """What comes out of a run: counts and quantiles that take the same memory however long it is."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import exp, inf, log
 from struct import Struct
 from typing import Final
+
+from isochrone.twin.fast.summed import ClassSummary as ClassSummary
+from isochrone.twin.fast.summed import Summary as Summary
 
 LEAST_MS: Final = 0.01
 WIDTH: Final = 0.005   # of a bucket, as a share of its value
@@ -63,55 +64,6 @@ class Quantiles:
                 return exp(_LOG_LEAST + (bucket + inside) * _LOG_WIDTH)
             seen += count
         return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """One run. Of requests that began after the warm-up: `requests` = `answered` + `refused` +
-    `broken` + `open`. A refused or broken one counts as never answered in the quantiles and for the
-    objective; None for a quantile that lies among those. `ttft_ms_mean` is of those that began to
-    be answered. Times are the client's at its ingress. `goodput_rps`: answered within the
-    objective, by simulated second after the warm-up. `hit_rate`: prompt tokens that were cached.
-    `cross_border_bytes`: sent between countries, both ways. `trace` is the hash of every request's
-    way and instants. `by_tenant`: of each, empty where there is one."""
-
-    policy: str
-    seed: int
-    requests: int
-    answered: int
-    refused: int
-    broken: int
-    open: int
-    retried: int
-    ttft_ms_mean: float | None
-    ttft_ms_p50: float | None
-    ttft_ms_p90: float | None
-    ttft_ms_p99: float | None
-    total_ms_mean: float | None
-    slo_attainment: float
-    goodput_rps: float
-    hit_rate: float
-    cross_border_bytes: int
-    gpus: int
-    simulated_s: float
-    busy_share: float
-    output_tokens: int
-    by_class: Mapping[int, "ClassSummary"] = field(default_factory=dict)
-    by_site: tuple[int, ...] = ()
-    by_tenant: tuple["ClassSummary", ...] = ()
-    trace: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassSummary:
-    """The same of one class of requests, or of one tenant's."""
-
-    requests: int
-    refused: int
-    ttft_ms_mean: float | None
-    ttft_ms_p50: float | None
-    ttft_ms_p99: float | None
-    slo_attainment: float
 
 
 class ClassTally:
