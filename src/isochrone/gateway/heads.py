@@ -21,6 +21,7 @@ CLIENT_ID_CHARS: Final = 200
 MOST_REMEMBERED: Final = 2048
 MOST_REMEMBERED_BYTES: Final = 2048  # of one head
 MOST_DIGITS: Final = 9
+_ZERO: Final = 48  # b"0"[0]
 
 # Heads with these differ from request to request, so remembering them would only fill the memory.
 _VARYING: Final = frozenset(
@@ -116,22 +117,26 @@ class HeadMemory(Generic[T]):
         if not data.startswith(before):
             return self._look_up(data)
         begin, hop = len(before), b""
-        stop = data.find(b"\r\n", begin)
         if self._is_hop:
+            stop = data.find(b"\r\n", begin)
             hop = _hop_value(data, begin, stop)
             if hop == b"":
                 return None
             begin = stop + len(_LENGTH)
-            stop = data.find(b"\r\n", begin)
+        end, stop, size_bytes = min(len(data), begin + MOST_DIGITS), begin, 0
+        while stop < end:
+            digit = data[stop] - _ZERO
+            if digit < 0 or digit > 9:
+                break
+            size_bytes = size_bytes * 10 + digit
+            stop += 1
         known = self._last
         if known is None or not data.startswith(after, stop):
-            return self._look_up(data)  # another head, alike up to its length
-        digits = data[begin:stop]
-        begin = stop + len(after)
-        if digits.isdigit() and len(digits) <= MOST_DIGITS:
-            size_bytes = int(digits)
-            if size_bytes == len(data) - begin and size_bytes <= self._max_body_bytes:
-                return known, data[begin:], hop
+            # Another head, alike up to its length; or it has no plain length.
+            return self._look_up(data) if data.startswith(b"\r\n", stop) else None
+        whole = stop + len(after) + size_bytes == len(data) and stop > begin
+        if whole and size_bytes <= self._max_body_bytes:
+            return known, data[stop + len(after):], hop
         return None
 
     def _look_up(self, data: bytes) -> tuple[T, bytes, bytes] | None:

@@ -5,7 +5,7 @@ the path of every request, so they are arrays without field names, built and pac
 sender may add fields with defaults at the end; an older reader skips them. `event` gives the noun.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -175,16 +175,20 @@ class RawBatch(msgspec.Struct, array_like=True, frozen=True):
 
     version: int
     batch_id: str
-    grounds: tuple[msgspec.Raw, ...]
-    events: tuple[msgspec.Raw, ...]
+    grounds: msgspec.Raw
+    events: msgspec.Raw
 
 
-def encode_batch(batch_id: str, grounds: Iterable[bytes], events: Iterable[bytes]) -> bytes:
+def encode_batch(batch_id: str, grounds: Sequence[bytes], events: Sequence[bytes]) -> bytes:
     """A `UsageBatch` of encoded grounds and records, none of which is looked at."""
-    raw = RawBatch(
-        VERSION, batch_id, tuple(map(msgspec.Raw, grounds)), tuple(map(msgspec.Raw, events))
+    return msgspec.msgpack.encode(
+        RawBatch(VERSION, batch_id, _encoded_array(grounds), _encoded_array(events))
     )
-    return msgspec.msgpack.encode(raw)
+
+
+def _encoded_array(items: Sequence[bytes]) -> msgspec.Raw:
+    """MessagePack's array 32 of what is encoded already."""
+    return msgspec.Raw(b"\xdd" + len(items).to_bytes(4, "big") + b"".join(items))
 
 
 def decode_batch(payload: bytes) -> tuple[Sequence[Ground], Sequence[UsageEvent]]:

@@ -156,7 +156,7 @@ class UsageFile:
             except Untrusted as error:
                 self._settle([waiting], error)
                 return False
-            waiting.lines += lines
+            waiting.lines.append(lines)
             if earliest_ns < self._started_at:
                 waiting.maybe_written = True
         return True
@@ -198,7 +198,8 @@ class UsageFile:
             return waiting.lines
         if self._earlier is None:
             self._earlier = _lines_by_batch(fd)
-        return waiting.lines[self._earlier[waiting.batch] :]
+        lines = b"".join(waiting.lines).splitlines(keepends=True)
+        return lines[self._earlier[waiting.batch] :]
 
 
 def _open(path: Path) -> int:

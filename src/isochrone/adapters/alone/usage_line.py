@@ -51,14 +51,14 @@ class UsageLines:
     """Makes them; remembers how it wrote the last second, since most instants are of the same."""
 
     def __init__(self) -> None:
-        self._encode = msgspec.json.Encoder().encode
+        self._encode_lines = msgspec.json.Encoder().encode_lines
         self._second = -1
         self._written = ""
 
-    def of(self, records: Sequence[msgspec.Raw], batch: str) -> tuple[list[bytes], int]:
-        """One line for each encoded record, and the earliest instant at which one was received, in
-        nanoseconds. Raises Untrusted."""
-        lines: list[bytes] = []
+    def of(self, records: Sequence[msgspec.Raw], batch: str) -> tuple[bytes, int]:
+        """One line for each encoded record, each with its end, and the earliest instant at which
+        one was received, in nanoseconds. Raises Untrusted."""
+        lines: list[UsageLine] = []
         earliest_ns = 0
         try:
             for raw in records:
@@ -67,19 +67,18 @@ class UsageLines:
                  revision, ingress, ingress_country, site, country, replica, received_at,
                  finished_at, chosen_ms, sent_ms, first_byte_ms, total_ms, uncached, cached, output,
                  source, outcome, status, reason, reporter, attempts) = astuple(decode_stored(raw))
-                line = UsageLine(
+                lines.append(UsageLine(
                     request_id, self._instant(received_at), self._instant(finished_at), org,
                     project, key, client_request_id, endpoint, stream, class_, model, revision,
                     ingress, ingress_country, site, country, replica, uncached, cached, output,
                     source, outcome, status, reason, attempts, chosen_ms, sent_ms, first_byte_ms,
                     total_ms, reporter, batch,
-                )
-                lines.append(self._encode(line) + b"\n")
+                ))
                 if not earliest_ns or received_at < earliest_ns:
                     earliest_ns = received_at
         except msgspec.MsgspecError as error:
             raise Untrusted(f"not a valid record of usage: {error}") from error
-        return lines, earliest_ns
+        return self._encode_lines(lines), earliest_ns
 
     def _instant(self, wall_ns: int) -> str:
         """UTC, to the microsecond (RFC 3339)."""
