@@ -18,10 +18,10 @@ from isochrone.core.ids import KeyId, ReplicaId, SiteName
 from isochrone.core.metering.event import Outcome, Tokens, UsageEvent
 from isochrone.core.residency.rule import DenialRule
 from isochrone.core.routing.bond import HomeVerdict
-from isochrone.core.routing.choice import Decision, Ground, Rule
+from isochrone.core.routing.choice import Decision, Ground, Rule, UnpaidBecause
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Loads
-from isochrone.core.routing.words import RULES
+from isochrone.core.routing.words import RULES, UNPAID
 from isochrone.gateway import timeouts
 from isochrone.ports.book import Booked
 from tests.builders import a_choice, a_digest, a_load, a_policy, a_site, a_table, a_view
@@ -134,6 +134,12 @@ def test_every_rule_is_listed_and_has_a_meaning() -> None:
     rules = set(get_args(Rule))
     assert rules == listed("Rules that refuse a site")
     assert rules == set(RULES)
+
+
+def test_every_reason_for_another_class_is_listed_and_has_a_meaning() -> None:
+    reasons = set(get_args(UnpaidBecause))
+    assert reasons == listed("Served in another class")
+    assert reasons == set(UNPAID)
 
 
 def test_every_reason_of_a_refusal_is_listed() -> None:

@@ -7,7 +7,7 @@ import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.core.metering.words import REPORTERS, SOURCES
-from isochrone.core.routing.words import BECAUSE, HOMES
+from isochrone.core.routing.words import BECAUSE, HOMES, UNPAID
 
 BAR_WIDTH = 48
 
@@ -79,6 +79,7 @@ def summary(found: Mapping[str, Any]) -> list[str]:
          f"{ingress['plaintext']}"),
         ("served", served),
     ]
+    lines += [("class", said) for said in class_lines(found.get("classes"))]
     if found["revision"]:
         lines.append(("weights", found["revision"]))
     if decision is not None:
@@ -93,6 +94,21 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         price = found["price"]
         lines.append(("price", f"{price['amount']} {price['currency']} by itself"))
     return [f"{name:<10}{text}" for name, text in lines]
+
+
+def class_lines(classes: Mapping[str, Any] | None) -> list[str]:
+    """How a request came to be served in another class than the one that it asked for."""
+    if classes is None:
+        return []
+    wanted, allowed, because = classes["wanted"], classes["allowed"], classes["because"]
+    lines = []
+    if allowed != wanted:
+        lines.append(f"{wanted} was asked for, which the key does not have; it has {allowed}")
+    if because is not None:
+        known: Mapping[str, str] = {str(name): said for name, said in UNPAID.items()}
+        why = known.get(because, because)
+        lines.append(f"{classes['served']} instead of {allowed}: {why}")
+    return lines
 
 
 def ground_lines(decision: Mapping[str, Any]) -> list[tuple[str, str]]:

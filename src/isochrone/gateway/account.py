@@ -3,6 +3,7 @@
 import re
 from typing import TYPE_CHECKING, Final
 
+from isochrone.core.admission.classes import wanted_class
 from isochrone.core.ids import ModelName
 from isochrone.core.metering.event import Outcome, Tokens
 from isochrone.wire.usage import DecisionRecord, Opening, UsageRecord
@@ -151,6 +152,8 @@ def _decision(exchange: "Exchange", outcome: Outcome) -> DecisionRecord | None:
         return None
     is_full = exchange.context.detail.is_kept(exchange, outcome)
     other = -1 if is_full else choice.runner_up()
+    wanted, claim = wanted_class(exchange.request.service_tier), exchange.claim
+    allowed = exchange.class_ if claim is None else claim.asked
     return DecisionRecord(
         choice.ground.id,
         choice.index,
@@ -172,4 +175,7 @@ def _decision(exchange: "Exchange", outcome: Outcome) -> DecisionRecord | None:
         choice.eligible,
         other,
         0.0 if other < 0 else choice.costs.item(other),
+        wanted,
+        None if allowed == wanted else allowed,
+        None if claim is None else claim.unpaid_because,
     )

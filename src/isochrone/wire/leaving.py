@@ -83,7 +83,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
             "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms because "
-            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms"
+            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms wanted_class key_class "
+            "unpaid_because"
         ),
     ),
     "UsageRecord": _fields(
@@ -269,7 +270,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
             "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms because "
-            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms"
+            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms wanted_class key_class "
+            "unpaid_because"
         ),
     ),
     # gateway/records.py

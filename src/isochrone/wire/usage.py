@@ -20,7 +20,7 @@ from isochrone.core.metering.event import (
     UsageEvent,
 )
 from isochrone.core.routing.bond import Bond, HomeVerdict
-from isochrone.core.routing.choice import Because, Decision, Ground, Refused
+from isochrone.core.routing.choice import Because, Decision, Ground, Refused, UnpaidBecause
 from isochrone.core.world.tenant import Class
 
 VERSION = 2
@@ -62,6 +62,9 @@ class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     eligible: int = 0
     runner_up: int = -1
     runner_up_ms: float = 0.0
+    wanted_class: Class | None = None
+    key_class: Class | None = None
+    unpaid_because: UnpaidBecause | None = None
 
     def decision(self) -> Decision:
         fields = {name: getattr(self, name) for name in self.__struct_fields__}

@@ -19,7 +19,7 @@ from isochrone.core.metering.event import Outcome, Reporter, TokenSource
 from isochrone.core.metering.words import OUTCOMES, REPORTERS, SOURCES
 from isochrone.core.routing.bond import HomeVerdict
 from isochrone.core.routing.choice import Because
-from isochrone.core.routing.words import BECAUSE, HOMES, RULES
+from isochrone.core.routing.words import BECAUSE, HOMES, RULES, UNPAID
 
 RECENT = 50
 TERMS = ("round trip", "transfer", "queue", "prefill", "decode")
@@ -104,6 +104,15 @@ class Decision(msgspec.Struct, frozen=True):
     because: Because | None
 
 
+class Classes(msgspec.Struct, frozen=True):
+    """`because` is text: a gateway of a later release may have more reasons."""
+
+    wanted: str
+    allowed: str
+    served: str
+    because: str | None
+
+
 class PriceLine(msgspec.Struct, frozen=True):
     name: str
     quantity: int
@@ -129,6 +138,7 @@ class Explanation(msgspec.Struct, frozen=True):
     endpoint: str
     stream: bool
     class_: str = msgspec.field(name="class")
+    classes: Classes | None
     model: str
     revision: str | None
     received_at: int
@@ -352,6 +362,7 @@ def _record(found: Explanation) -> None:
         ("Request", found.id), ("Received", f"{instant(found.received_at)} UTC"),
         ("Asked", f"{found.endpoint} of {found.model or 'an unknown model'}, "
          f"{'streamed' if found.stream else 'not streamed'}, class {found.class_}"),
+        *_classes(found.classes),
         ("Entered", f"{found.ingress.site}: {found.ingress.plaintext}"),
         ("Replica", found.serving.replica), ("Weights", found.revision),
     ]
@@ -371,6 +382,21 @@ def _record(found: Explanation) -> None:
     ]
     with card("Record"):
         facts(pairs)
+
+
+def _classes(classes: Classes | None) -> list[tuple[str, object]]:
+    """How it came to be served in another class than the one that it asked for."""
+    if classes is None:
+        return []
+    said: list[tuple[str, object]] = []
+    if classes.allowed != classes.wanted:
+        said.append(("Class asked for", f"{classes.wanted}, which the key does not have; it has "
+                     f"{classes.allowed}"))
+    if classes.because is not None:
+        known = {str(name): why for name, why in UNPAID.items()}
+        why = known.get(classes.because, classes.because)
+        said.append((f"Not {classes.allowed}", why))
+    return said
 
 
 def _bond(bond: Bond | None) -> list[tuple[str, object]]:

@@ -17,7 +17,15 @@ from isochrone.core.metering.detached import DAY_NS, day_of_request
 from isochrone.core.metering.event import Endpoint, Outcome, Reporter, TokenSource, UsageEvent
 from isochrone.core.money import written
 from isochrone.core.routing.bond import Bond, HomeVerdict
-from isochrone.core.routing.choice import Because, Candidate, Decision, Ground, Refused, Rule
+from isochrone.core.routing.choice import (
+    Because,
+    Candidate,
+    Decision,
+    Ground,
+    Refused,
+    Rule,
+    UnpaidBecause,
+)
 from isochrone.core.routing.explain import DIGITS
 from isochrone.core.routing.explain import explain as explanation_of
 from isochrone.core.world.site import RttSource
@@ -137,6 +145,16 @@ class DecisionShape(BaseModel):
     because: Because | None
 
 
+class ClassShape(BaseModel):
+    """The class that the request asked for, what its key `allowed` of that, and, where it was
+    `served` in another one, why nothing that was sold paid for it."""
+
+    wanted: Class
+    allowed: Class
+    served: Class
+    because: UnpaidBecause | None
+
+
 class PriceLine(BaseModel):
     """`amount` is a decimal text in units of the currency."""
 
@@ -159,6 +177,7 @@ class PriceShape(BaseModel):
 class Explanation(BaseModel):
     """Everything that is kept of one request; instants are wall ns UTC of the ingress. `decision`
     is null when no site was considered, or when what the decision rests on was not reported;
+    `classes` when no site was considered, or a gateway of an earlier release took the request in;
     `price` where the caller may not see prices, or there is none."""
 
     id: str
@@ -169,6 +188,7 @@ class Explanation(BaseModel):
     endpoint: Endpoint
     stream: bool
     class_: Class = Field(serialization_alias="class")
+    classes: ClassShape | None
     model: str
     revision: str | None
     received_at: int
@@ -252,6 +272,7 @@ def _explanation(booked: Booked, price: PriceShape | None = None) -> Explanation
         endpoint=event.endpoint,
         stream=event.stream,
         class_=event.class_,
+        classes=_classes(event),
         model=event.model,
         revision=event.revision,
         received_at=event.received_at,
@@ -276,6 +297,16 @@ def _explanation(booked: Booked, price: PriceShape | None = None) -> Explanation
         booked_at=booked.booked_at,
         decision=_decision(ground, event.decision),
         price=price,
+    )
+
+
+def _classes(event: UsageEvent) -> ClassShape | None:
+    decision = event.decision
+    if decision is None or decision.wanted_class is None:
+        return None
+    return ClassShape(
+        wanted=decision.wanted_class, allowed=decision.key_class or decision.wanted_class,
+        served=event.class_, because=decision.unpaid_because,
     )
 
 
