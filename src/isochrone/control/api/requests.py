@@ -21,6 +21,7 @@ from isochrone.core.routing.choice import (
     Because,
     Candidate,
     Decision,
+    Foretold,
     Ground,
     Refused,
     Rule,
@@ -111,6 +112,16 @@ class RunnerUpShape(BaseModel):
     cost_ms: float
 
 
+class ForetoldShape(BaseModel):
+    """A site where the stream began, or went on, before it was lost there: its first token as
+    expected and as it came, from `since_ms` after the request was received."""
+
+    site: str
+    since_ms: float
+    predicted_ttft_ms: float
+    actual_ttft_ms: float
+
+
 class DecisionShape(BaseModel):
     """Candidates cheapest first (the first was chosen, and `because` says what decided); `refused`
     are the other sites that serve the model, `elsewhere` counts those that do not. `tried` lists
@@ -119,7 +130,9 @@ class DecisionShape(BaseModel):
     false, only the chosen one of them was recorded as a candidate: the header
     `x-isochrone-explain: full` has all of them recorded. `ground` is a digest of policy, sites and
     round trips that were chosen from. The axes are the policy's; `narrowed` and `narrowed_transit`
-    are what the request's own headers allowed beyond it, `any` where they said nothing. `bond` is
+    are what the request's own headers allowed beyond it, `any` where they said nothing. Predicted
+    and actual time to the first token are the chosen site's, from `since_ms` after the request was
+    received; `foretold` has those of the sites where a stream was before it was lost. `bond` is
     null for a short request of no session, and where the ingress may remember nothing."""
 
     policy_id: str
@@ -139,6 +152,8 @@ class DecisionShape(BaseModel):
     elsewhere: int
     predicted_ttft_ms: float | None
     actual_ttft_ms: float | None
+    since_ms: float
+    foretold: list[ForetoldShape]
     tried: list[RefusedShape]
     bond: BondShape | None
     queued_ms: float
@@ -361,10 +376,20 @@ def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape
         elsewhere=explained.elsewhere,
         predicted_ttft_ms=decision.predicted_ttft_ms,
         actual_ttft_ms=decision.actual_ttft_ms,
+        since_ms=round(decision.since_ms, DIGITS),
+        foretold=[_foretold(each) for each in decision.foretold],
         tried=[_refused(each) for each in decision.tried],
         because=decision.because,
         bond=None if decision.bond is None else _bond(decision.bond),
         queued_ms=decision.queued_ms,
+    )
+
+
+def _foretold(each: Foretold) -> ForetoldShape:
+    return ForetoldShape(
+        site=each.site, since_ms=round(each.since_ms, DIGITS),
+        predicted_ttft_ms=round(each.predicted_ttft_ms, DIGITS),
+        actual_ttft_ms=round(each.actual_ttft_ms, DIGITS),
     )
 
 

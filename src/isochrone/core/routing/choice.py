@@ -142,6 +142,18 @@ class Ground:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Foretold:
+    """An earlier choice of the same request, whose site began to answer and then lost the stream:
+    its first token as it was expected and as it came, both counted from when it was chosen,
+    `since_ms` after the request was received; 0 of the first choice."""
+
+    site: SiteName
+    since_ms: float
+    predicted_ttft_ms: float
+    actual_ttft_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What is kept of a choice, small because it is kept for every request.
 
@@ -162,6 +174,10 @@ class Decision:
     `wanted_class` is what the request asked for, None where that was not noted; `key_class` what
     its key has instead, None where it has that. `unpaid_because`: why it was not served in that
     class, None where it was.
+
+    `predicted_ttft_ms` and `actual_ttft_ms` are of the chosen site and count from `since_ms` after
+    the request was received: 0 of a first choice, of any other when it was made. `foretold` has the
+    same of the choices before it that began to answer, in order.
     """
 
     ground: str
@@ -187,6 +203,8 @@ class Decision:
     wanted_class: Class | None = None
     key_class: Class | None = None
     unpaid_because: UnpaidBecause | None = None
+    since_ms: float = 0.0
+    foretold: tuple[Foretold, ...] = ()
 
     @property
     def is_brief(self) -> bool:
