@@ -13,6 +13,7 @@ from isochrone.adapters.clock import SystemClock
 from isochrone.core.admission.loans import Ask
 from isochrone.core.admission.stewards import TERM_NS, Stand
 from isochrone.core.ids import EntitlementId, OrgId, ProjectId, SiteName
+from isochrone.core.metering.event import UsageEvent
 from isochrone.core.world.entitlement import Entitlement, Slice, Voters
 from isochrone.gateway.entitled_gauges import entitled_families
 from isochrone.gateway.letters import PATH
@@ -407,5 +408,66 @@ def test_letters_are_taken_from_proven_peers_only_and_once() -> None:
         answer = await ask(oslo, signed(asking("paris", 9)))
         assert (answer.status, answer.headers["x-isochrone-reason"]) == (503, "gateway_stopping")
         assert oslo.running.letters.heard == before + 2, "whoever takes over keeps the books"
+
+    run(main)
+
+
+async def told(cloud: GatewayCloud, request_id: str) -> UsageEvent:
+    """What the ingress says of it, which has the decision."""
+    def said() -> list[UsageEvent]:
+        return [
+            each for each in cloud.all_events()
+            if (each.request_id, each.reporter) == (request_id, "ingress")
+        ]
+
+    await until(lambda: bool(said()))
+    return said()[0]
+
+
+def test_the_class_that_was_asked_for_is_told_and_why_it_was_served_in_another() -> None:
+    """Wanted, what the key has instead, served, and why nothing that was sold paid."""
+
+    async def main(cloud: GatewayCloud) -> None:
+        sydney, frankfurt = await sydney_and_frankfurt(cloud)
+        await cloud.key("plain")
+        await cloud.key("firm", classes=("reserved",))
+
+        async def classes_of(site: RunningSite, raw: bytes) -> tuple[str | None, ...]:
+            event = await told(cloud, (await ask(site, raw)).request_id)
+            decision = event.decision
+            assert decision is not None
+            return (
+                decision.wanted_class, decision.key_class, event.class_, decision.unpaid_because
+            )
+
+        def asking(key: str, tier: str | None) -> bytes:
+            return post(chat_body(service_tier=tier, max_tokens=2), key=key)
+
+        assert await classes_of(sydney, asking("secret", None)) == (
+            "on_demand", None, "on_demand", None
+        )
+        assert await classes_of(sydney, asking("plain", "priority")) == (
+            "reserved", "on_demand", "on_demand", None
+        )
+        assert await classes_of(sydney, asking("secret", "flex")) == ("batch", None, "batch", None)
+        assert await classes_of(sydney, asking("secret", "priority")) == (
+            "reserved", None, "on_demand", "nothing_sold"
+        )
+        assert await classes_of(sydney, asking("firm", None)) == (
+            "on_demand", "reserved", "on_demand", "nothing_sold"
+        )
+        await sell(cloud, {"frankfurt": 1}, residency=("DE",))
+        await until(lambda: left(frankfurt) >= 1 and bool(sydney.running.context.entitled.sold()))
+        assert await classes_of(sydney, asking("secret", "priority")) == (
+            "reserved", None, "on_demand", "residency"
+        )
+        sydney.clock.ahead_ns += 10**10  # type: ignore[attr-defined]
+        assert await classes_of(sydney, german()) == ("reserved", None, "reserved", None)
+        while left(frankfurt) > 0:
+            await ask(frankfurt, german())
+        assert await classes_of(sydney, german()) == (
+            "reserved", None, "on_demand", "spent_there"
+        )
+        assert await classes_of(frankfurt, german()) == ("reserved", None, "on_demand", "spent")
 
     run(main)

@@ -10,6 +10,7 @@ from isochrone.cli.explain import (
     off,
     others,
     policy_line,
+    predictions,
     summary,
     timings,
     undecided,
@@ -190,3 +191,24 @@ def test_each_rule_that_was_applied_is_said_in_words_once() -> None:
         ("of_tomorrow", "see docs/explain.md of the gateway's release"),
         ("residency", "the key's policy, or the request's own headers, do not allow it there"),
     ]
+
+
+def test_each_site_of_a_stream_is_held_to_its_own_prediction() -> None:
+    first = {
+        "site": "sydney", "since_ms": 0.0, "predicted_ttft_ms": 20.0, "actual_ttft_ms": 22.0
+    }
+    went_on = DECISION | {
+        "candidates": [{"site": "frankfurt"}], "since_ms": 1200.0, "foretold": [first]
+    }
+    assert predictions(went_on) == [
+        "first token at sydney expected after 20.0, was 22.0 (10% later)",
+        "first token at frankfurt, chosen at 1200.0, expected after 300.0 more, was 310.0 "
+        "(3% later)",
+    ]
+    again = went_on | {"foretold": [], "actual_ttft_ms": None}
+    assert predictions(again) == [
+        "first token at frankfurt, chosen at 1200.0, expected after 300.0 more, was not reached"
+    ]
+    nowhere = went_on | {"predicted_ttft_ms": None, "candidates": []}
+    assert predictions(nowhere) == predictions(went_on)[:1]
+    assert predictions(DECISION) == ["first token expected after 300.0, was 310.0 (3% later)"]

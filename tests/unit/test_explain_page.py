@@ -18,10 +18,17 @@ from isochrone.core.ids import KeyId, ReplicaId, SiteName
 from isochrone.core.metering.event import Outcome, Tokens, UsageEvent
 from isochrone.core.residency.rule import DenialRule
 from isochrone.core.routing.bond import HomeVerdict
-from isochrone.core.routing.choice import Decision, Ground, Rule
+from isochrone.core.routing.choice import (
+    Decision,
+    Foretold,
+    Ground,
+    Refused,
+    Rule,
+    UnpaidBecause,
+)
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Loads
-from isochrone.core.routing.words import RULES
+from isochrone.core.routing.words import RULES, UNPAID
 from isochrone.gateway import timeouts
 from isochrone.ports.book import Booked
 from tests.builders import a_choice, a_digest, a_load, a_policy, a_site, a_table, a_view
@@ -32,7 +39,7 @@ PAGE = (ROOT / "docs/explain.md").read_text()
 MS = 1_000_000
 
 
-def worked_example() -> Choice:
+def worked_example(*tried: Refused) -> Choice:
     """The one of docs/routing.md, with a policy that leaves Paris out, and Oslo silent."""
     sites = [
         a_site("sydney", "AU"), a_site("frankfurt", "DE"), a_site("ashburn", "US"),
@@ -49,7 +56,7 @@ def worked_example() -> Choice:
     loads.heard(a_digest("frankfurt", a_load(ready=2, slots=8)), 9_700 * MS)
     loads.heard(a_digest("oslo"), 1_000 * MS)
     loads.heard(a_digest("paris"), 9_700 * MS)
-    return a_choice(a_table(view), loads, policy_id="p-lab", now_ns=10_000 * MS)
+    return a_choice(a_table(view), loads, policy_id="p-lab", now_ns=10_000 * MS, tried=tried)
 
 
 def an_event(ground: Ground, decision: Decision) -> UsageEvent:
@@ -88,6 +95,25 @@ def test_the_worked_example_in_brief(capsys: pytest.CaptureFixture[str]) -> None
     start = text.index("The chosen site")
     end = text.index("Sites refused")
     assert text[start:end].strip() == examples()[1]
+
+
+def test_the_worked_example_of_a_stream_that_went_on_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ashburn = SiteName("ashburn")
+    lost = Refused(site=ashburn, rule="tried_before", detail="lost during the answer")
+    choice = worked_example(lost)
+    assert choice.site == "frankfurt"
+    decision = replace(
+        choice.decision(actual_ttft_ms=402.0, tried=[lost]), since_ms=1100.0,
+        foretold=(Foretold(
+            site=ashburn, since_ms=0.0, predicted_ttft_ms=366.0, actual_ttft_ms=384.3
+        ),),
+    )
+    text = shown(choice, decision, capsys)
+    assert text[text.index("first token at") :].replace("\n  ", "\n") == examples()[2].replace(
+        "\n  ", "\n"
+    )
 
 
 def test_the_api_tells_a_brief_choice_from_a_whole_one() -> None:
@@ -134,6 +160,12 @@ def test_every_rule_is_listed_and_has_a_meaning() -> None:
     rules = set(get_args(Rule))
     assert rules == listed("Rules that refuse a site")
     assert rules == set(RULES)
+
+
+def test_every_reason_for_another_class_is_listed_and_has_a_meaning() -> None:
+    reasons = set(get_args(UnpaidBecause))
+    assert reasons == listed("Served in another class")
+    assert reasons == set(UNPAID)
 
 
 def test_every_reason_of_a_refusal_is_listed() -> None:

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain_fam
 from isochrone.adapters.telemetry.process import process_use
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.routing.bond import Bond
-from isochrone.core.routing.choice import Refused
+from isochrone.core.routing.choice import Foretold, Refused
 from isochrone.gateway import metrics
 from isochrone.gateway.carry_on import Continued
 from isochrone.gateway.exposition import OPENMETRICS_END, accepts_openmetrics, text_of
@@ -137,6 +137,23 @@ def test_only_streams_of_one_attempt_judge_the_prediction() -> None:
     families = list(counts.families())
     assert values(families, metrics.PREDICTION_RATIO) == {}
     assert values(families, metrics.FIRST_BYTE) == {SHAPE: 1}
+
+
+def test_a_stream_that_went_on_elsewhere_judges_each_sites_prediction() -> None:
+    first = Foretold(
+        site=SiteName("paris"), since_ms=0.0, predicted_ttft_ms=100.0, actual_ttft_ms=50.0
+    )
+    decision = replace(
+        a_decision(a_ground()), actual_ttft_ms=48.0, since_ms=70.0, foretold=(first,)
+    )
+    record = a_record(replace(a_usage_event(), decision=decision, first_byte_ms=50.0))
+    counts = measured()
+    counts.ended(msgspec.structs.replace(record, attempts=2))
+    counts.ended(msgspec.structs.replace(record, attempts=3))
+    families = list(counts.families())
+    ratio = spread(families, metrics.PREDICTION_RATIO)
+    assert sum(ratio.counts) == 2
+    assert ratio.sum == pytest.approx(0.5 + 4.0)
 
 
 @pytest.mark.parametrize(

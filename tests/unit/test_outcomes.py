@@ -3,11 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from isochrone.core.estimate.learned import LearnedRates
 from isochrone.core.estimate.service import Rates
-from isochrone.core.ids import ModelName
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.routing.choice import Foretold
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.table import RoutingTable, compile_table
 from isochrone.core.world.site import Hardware
@@ -102,6 +104,28 @@ def test_how_far_predictions_were_off_is_told_by_model() -> None:
     assert list(outcomes.calibrations) == [MODEL]
     assert outcomes.calibrations[MODEL].error == pytest.approx(1.0)
     assert outcomes.calibrations[MODEL].bias == pytest.approx(1.0)
+
+
+def test_a_stream_that_went_on_elsewhere_judges_each_sites_prediction_by_its_own_first_token(
+) -> None:
+    first = Foretold(
+        site=SiteName("far"), since_ms=0.0, predicted_ttft_ms=151.0, actual_ttft_ms=151.0
+    )
+    went_on = msgspec.structs.replace(
+        a_decision(predicted_ms=50.0), actual_ttft_ms=100.0, since_ms=900.0, foretold=(first,)
+    )
+    rates, outcomes = learned_from(a_record(attempts=2, decision=went_on))
+    calibration = outcomes.calibrations[MODEL]
+    assert calibration.count == 2
+    assert calibration.bias == pytest.approx(2**0.5 - 1)  # exactly right, and twice as late
+    assert rates == SEED, "no rate follows from it"
+    # Of a third try, that failed before its first token, nobody can say what was predicted.
+    assert not learned_from(a_record(attempts=3, decision=went_on))[1].calibrations[MODEL].count
+    nobody = msgspec.structs.replace(
+        went_on, chosen=-1, predicted_ttft_ms=None, actual_ttft_ms=None
+    )
+    lost = a_record(attempts=1, decision=nobody, outcome="engine_lost")
+    assert learned_from(lost)[1].calibrations[MODEL].count == 1
 
 
 def test_what_was_learned_counts_where_a_digest_has_no_rates() -> None:

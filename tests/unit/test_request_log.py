@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from isochrone.core.ids import ModelName
+from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.routing.bond import Bond
+from isochrone.core.routing.choice import Foretold
 from isochrone.gateway.request_log import MOST_KEPT, RequestLog
 from tests.unit.build_usage import a_decision, a_ground, a_record, a_usage_event, a_usage_record
 
@@ -101,3 +102,17 @@ def test_a_path_is_shown_if_it_looks_like_one(path: str, shown: str) -> None:
     log.other("b", at=7, status=404, path=path, reason="unknown_path")
     log.flush()
     assert json.loads(written[0])["path"] == shown
+
+
+def test_of_a_stream_that_went_on_elsewhere_the_first_prediction_stands_beside_the_first_byte(
+) -> None:
+    first = Foretold(
+        site=SiteName("paris"), since_ms=0.0, predicted_ttft_ms=9.0, actual_ttft_ms=10.0
+    )
+    decision = replace(a_decision(a_ground()), since_ms=700.0, foretold=(first,))
+    written: list[bytes] = []
+    log = RequestLog(written.append)
+    log.request(a_record(replace(a_usage_event(), decision=decision)), 1)
+    log.flush()
+    line = json.loads(written[0])
+    assert (line["first_byte_ms"], line["predicted_ms"]) == (10.0, 9.0)

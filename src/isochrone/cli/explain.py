@@ -7,7 +7,7 @@ import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.core.metering.words import REPORTERS, SOURCES
-from isochrone.core.routing.words import BECAUSE, HOMES
+from isochrone.core.routing.words import BECAUSE, HOMES, UNPAID
 
 BAR_WIDTH = 48
 
@@ -79,6 +79,7 @@ def summary(found: Mapping[str, Any]) -> list[str]:
          f"{ingress['plaintext']}"),
         ("served", served),
     ]
+    lines += [("class", said) for said in class_lines(found.get("classes"))]
     if found["revision"]:
         lines.append(("weights", found["revision"]))
     if decision is not None:
@@ -93,6 +94,21 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         price = found["price"]
         lines.append(("price", f"{price['amount']} {price['currency']} by itself"))
     return [f"{name:<10}{text}" for name, text in lines]
+
+
+def class_lines(classes: Mapping[str, Any] | None) -> list[str]:
+    """How a request came to be served in another class than the one that it asked for."""
+    if classes is None:
+        return []
+    wanted, allowed, because = classes["wanted"], classes["allowed"], classes["because"]
+    lines = []
+    if allowed != wanted:
+        lines.append(f"{wanted} was asked for, which the key does not have; it has {allowed}")
+    if because is not None:
+        known: Mapping[str, str] = {str(name): said for name, said in UNPAID.items()}
+        why = known.get(because, because)
+        lines.append(f"{classes['served']} instead of {allowed}: {why}")
+    return lines
 
 
 def ground_lines(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -177,14 +193,30 @@ def timings(times: Mapping[str, Any], decision: Mapping[str, Any] | None) -> lis
         bar = (" " * min(start, BAR_WIDTH - 1) + "█" * length)[:BAR_WIDTH]
         lines.append(f"{name:<11}{at:>10.1f}  {bar:<{BAR_WIDTH}}  +{max(at - before, 0):.1f}")
         before = at
-    if decision is not None and decision["predicted_ttft_ms"] is not None:
-        actual = decision["actual_ttft_ms"]
-        expected = decision["predicted_ttft_ms"]
-        seen = "not reached" if actual is None else f"{actual:.1f}{off(expected, actual)}"
-        lines.append(f"first token expected after {expected:.1f}, was {seen}")
+    if decision is not None:
+        lines += predictions(decision)
     if decision is not None and decision.get("queued_ms"):
         lines.append(f"of this {decision['queued_ms']:.1f} waiting for its turn at an engine")
     return lines
+
+
+def predictions(decision: Mapping[str, Any]) -> list[str]:
+    """First tokens as expected and as they came, at each site where a stream was; each counts from
+    when its site was chosen."""
+    lines = [_prediction(each, f" at {each['site']}") for each in decision.get("foretold", ())]
+    if decision["predicted_ttft_ms"] is not None:
+        where = f" at {decision['candidates'][0]['site']}" if decision.get("since_ms") else ""
+        lines.append(_prediction(decision, where))
+    return lines
+
+
+def _prediction(told: Mapping[str, Any], where: str) -> str:
+    since_ms = told.get("since_ms", 0.0)
+    chosen = f", chosen at {since_ms:.1f}," if since_ms else ""
+    later = " more" if since_ms else ""
+    expected, actual = told["predicted_ttft_ms"], told["actual_ttft_ms"]
+    seen = "not reached" if actual is None else f"{actual:.1f}{off(expected, actual)}"
+    return f"first token{where}{chosen} expected after {expected:.1f}{later}, was {seen}"
 
 
 def off(expected_ms: float, actual_ms: float) -> str:

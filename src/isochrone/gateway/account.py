@@ -3,8 +3,10 @@
 import re
 from typing import TYPE_CHECKING, Final
 
+from isochrone.core.admission.classes import wanted_class
 from isochrone.core.ids import ModelName
 from isochrone.core.metering.event import Outcome, Tokens
+from isochrone.gateway.foretold import NOTHING_FORETOLD, foretold_of
 from isochrone.wire.usage import DecisionRecord, Opening, UsageRecord
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,95}")
@@ -149,8 +151,13 @@ def _decision(exchange: "Exchange", outcome: Outcome) -> DecisionRecord | None:
     choice, first_ns = exchange.choice, exchange.first_ns
     if choice is None:
         return None
+    since_ns, foretold = exchange.choice_since_ns, NOTHING_FORETOLD
+    if exchange.began:
+        first_ns, foretold = foretold_of(exchange, choice)
     is_full = exchange.context.detail.is_kept(exchange, outcome)
     other = -1 if is_full else choice.runner_up()
+    wanted, claim = wanted_class(exchange.request.service_tier), exchange.claim
+    allowed = exchange.class_ if claim is None else claim.asked
     return DecisionRecord(
         choice.ground.id,
         choice.index,
@@ -160,7 +167,7 @@ def _decision(exchange: "Exchange", outcome: Outcome) -> DecisionRecord | None:
         choice.decode_ms,
         choice.digest_age_ms,
         choice.predicted_ttft_ms,
-        None if first_ns is None else (first_ns - exchange.received_ns) / 1e6,
+        None if first_ns is None else (first_ns - since_ns) / 1e6,
         choice.refused,
         tuple(exchange.tried),
         choice.decodes_ms() if is_full else b"",
@@ -172,4 +179,9 @@ def _decision(exchange: "Exchange", outcome: Outcome) -> DecisionRecord | None:
         choice.eligible,
         other,
         0.0 if other < 0 else choice.costs.item(other),
+        wanted,
+        None if allowed == wanted else allowed,
+        None if claim is None else claim.unpaid_because,
+        (since_ns - exchange.received_ns) / 1e6,
+        foretold,
     )

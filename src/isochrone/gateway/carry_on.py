@@ -21,6 +21,7 @@ from isochrone.core.continuation.plan import (
 from isochrone.core.ids import SiteName
 from isochrone.core.metering.event import Endpoint, Outcome, Tokens
 from isochrone.core.routing.choice import Refused
+from isochrone.core.routing.chosen import Choice
 from isochrone.gateway.attempt import Attempt
 from isochrone.gateway.continuation.coordinator import (
     Continuation,
@@ -50,11 +51,22 @@ class Continued:
     gap_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Began:
+    """A choice whose site began to answer: the instants of the choice and of its first bytes."""
+
+    choice: Choice
+    since_ns: int
+    first_ns: int
+
+
 class CarryingOn(Tries):
-    """The part of an exchange that has a stream to lose. `lost_why` once it was given up."""
+    """The part of an exchange that has a stream to lose. `lost_why` once it was given up. `began`:
+    once it was lost, every choice whose site began to answer, in order."""
 
     first_ns: int | None = None
     continued: tuple[Continued, ...] = ()
+    began: tuple[Began, ...] = ()
     lost_why: Lost | None = None
     _silent = True
     _last_progress: Tokens | None = None
@@ -113,6 +125,13 @@ class CarryingOn(Tries):
             self.stream(attempt, before)
         self.stream_broken(attempt, "the engine sent an error")
         return True
+
+    @property
+    def choice_since_ns(self) -> int:
+        """From when the prediction of the last choice counts: of the first one, which was made for
+        a request as it came in, since then."""
+        is_first = self.chosen_ns is None or self.choice_ns == self.chosen_ns
+        return self.received_ns if is_first else self.choice_ns
 
     @property
     def _may_continue(self) -> bool:
@@ -202,6 +221,8 @@ class CarryingOn(Tries):
             since_ns = self.first_ns or now_ns
             last_ns = now_ns if not self._silent else self._last_ns or since_ns
             self._usual_gap_ms = (last_ns - since_ns) / 1e6 / max(metered.output - 1, 1)
+            if self.choice is not None and self.first_ns is not None:
+                self.began = (Began(self.choice, self.choice_since_ns, self.first_ns),)
             self._tried_before, self._tried_replicas = len(self.tried), set()
         return self.continuation
 
@@ -247,6 +268,13 @@ class CarryingOn(Tries):
                 method=self._method, nth=self.continuation.continuations, gap_ms=gap_ns / 1e6
             ),
         )
+
+    def began_again(self) -> None:
+        """The first bytes of a continuation have come, be they such as the client has already."""
+        choice = self.choice
+        if self.began and choice is not None and self.began[-1].choice is not choice:
+            now_ns = self.context.clock.monotonic_ns()
+            self.began += (Began(choice, self.choice_since_ns, now_ns),)
 
     def wait_audibly(self, now_ns: int) -> None:
         """Now and then tell a client that waits for a continuation that it is not forgotten."""

@@ -13,6 +13,7 @@ from isochrone.core.admission.entitlement import OUTPUT_WEIGHT, in_force
 from isochrone.core.ids import EntitlementId, ModelName, OrgId, SiteName
 from isochrone.core.metering.event import Tokens
 from isochrone.core.residency.rule import Admitted, admits
+from isochrone.core.routing.choice import UnpaidBecause
 from isochrone.core.routing.table import RoutingTable
 from isochrone.core.world.entitlement import Entitlement
 from isochrone.core.world.tenant import ApiKey, Class
@@ -101,7 +102,7 @@ class Claim:
 
     __slots__ = (
         "_class", "_empty", "_lines", "_options", "_output", "_prompt", "_spent", "_tokens",
-        "asked", "unpaid",
+        "_told", "asked", "unpaid",
     )
 
     def __init__(
@@ -117,6 +118,7 @@ class Claim:
         self._spent: Sold | None = None
         self._tokens = 0
         self._empty: Sold | None = None  # what could not pay for it
+        self._told = False  # the gateway that was to pay said in which class it serves it
 
     def at(self, site: SiteName, now_ns: int, another: bool) -> Class:
         """The class in which the request is served at a site; spends what that takes, or gives
@@ -129,7 +131,7 @@ class Claim:
             spent.allowance.settle(self._tokens, 0, now_ns)
             self._spent = None
         another = another and self.asked == "reserved"
-        self._class, self._empty = "on_demand", None
+        self._class, self._empty, self._told = "on_demand", None, False
         for sold in self._options:
             if sold.served.admits(site):
                 tokens = sold.expected_tokens(self._prompt, self._output)
@@ -144,7 +146,20 @@ class Claim:
     def answered(self, class_: Class) -> Class:
         """The gateway that was to pay for it serves it in this class, and counts it."""
         self._class, self._empty, self.unpaid = class_, None, False
+        self._told = True
         return class_
+
+    @property
+    def unpaid_because(self) -> UnpaidBecause | None:
+        """Why it is not served in the class that it is for; None where it is, or nobody has been
+        asked to serve it."""
+        if self._class == self.asked:
+            return None
+        if self._told:
+            return "spent_there"
+        if self._empty is not None:
+            return "spent"
+        return "residency" if self._options else "nothing_sold"
 
     @property
     def lines(self) -> str:

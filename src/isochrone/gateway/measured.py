@@ -11,6 +11,7 @@ from operator import add
 from typing import TYPE_CHECKING
 
 from isochrone.gateway import metrics
+from isochrone.gateway.foretold import times_of_a_lost_stream
 from isochrone.ports.telemetry import Distribution, Family, Metric, Sample
 from isochrone.wire.usage import BondRecord, UsageRecord
 
@@ -245,11 +246,18 @@ def _count_first(row: _Row, record: UsageRecord, first_ms: float) -> None:
     row.firsts[bisect_left(_LATENCY_MS, first_ms)] += 1
     row.firsts_ms += first_ms
     decision = record.decision
-    if decision is None or record.attempts != 1:
+    if decision is None:
         return
-    predicted_ms = decision.predicted_ttft_ms
+    if decision.foretold:
+        for predicted_ms, actual_ms in times_of_a_lost_stream(decision, record.attempts):
+            _count_ratio(row, predicted_ms, actual_ms)
+    elif record.attempts == 1 and decision.predicted_ttft_ms is not None:
+        _count_ratio(row, decision.predicted_ttft_ms, first_ms)
+
+
+def _count_ratio(row: _Row, predicted_ms: float, actual_ms: float) -> None:
     if predicted_ms:
-        ratio = first_ms / predicted_ms
+        ratio = actual_ms / predicted_ms
         row.ratio[bisect_left(_RATIO, ratio)] += 1
         row.ratio_sum += ratio
 

@@ -73,7 +73,8 @@ RECEIVING = Metric(
 PREDICTION_RATIO = Metric(
     name=_P + "time_to_first_token_prediction_ratio", kind="histogram", unit="ratio",
     labels=("model",), buckets=RATIO,
-    help="Streams of one attempt: actual over predicted time to first token; 1 is right.",
+    help="Streams, at each site that answered at its first try: actual over predicted time to first"
+    " token; 1 is right.",
 )
 CALIBRATION_ERROR = Metric(
     name=_P + "calibration_error_ratio", kind="gauge", unit="ratio", labels=("model",),

@@ -1,7 +1,8 @@
 """Learns from requests that ended: how fast hardware is, and how far predictions were off.
 
 Off the path of requests: what ended is kept until the next sweep. Only a stream of one try says
-when its prompt was read; only one that found no queue says how long that took.
+when its prompt was read; only one that found no queue says how long that took. One that went on at
+another site says of each site how far its prediction was off.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from isochrone.core.estimate.transfer import transfer_ms
 from isochrone.core.ids import ModelName
 from isochrone.core.routing.board import OpenSite
 from isochrone.core.routing.table import RoutingTable
+from isochrone.gateway.foretold import times_of_a_lost_stream
 from isochrone.wire.usage import UsageRecord
 
 MOST_KEPT = 1024         # between two sweeps; more say nothing new
@@ -44,7 +46,10 @@ class Outcomes:
 
     def ended(self, record: UsageRecord) -> None:
         """A request of this ingress came to its end."""
-        tells = record.stream and record.first_byte_ms is not None and record.attempts == 1
+        decision = record.decision
+        tells = record.stream and record.first_byte_ms is not None and (
+            record.attempts == 1 or (decision is not None and len(decision.foretold) > 0)
+        )
         if tells and len(self._waiting) < MOST_KEPT:
             self._waiting.append(record)
 
@@ -54,21 +59,26 @@ class Outcomes:
         self._learned.fade(now_ns)
         for record in waiting:
             self._calibrate(record)
-            if record.outcome == "finished" and record.serving_site is not None:
+            is_plain = record.attempts == 1 and record.outcome == "finished"
+            if is_plain and record.serving_site is not None:
                 site = self._view.table.open_site(record.serving_site)
                 if site is not None:
                     self._learn(record, site)
 
     def _calibrate(self, record: UsageRecord) -> None:
         decision, model = record.decision, record.model
-        if decision is None or decision.predicted_ttft_ms is None:
+        if decision is None or (decision.predicted_ttft_ms is None and not decision.foretold):
             return
         if not self._view.table.is_served(model):
             return
         calibration = self._calibrations.get(model)
         if calibration is None:
             calibration = self._calibrations[model] = Calibration()
-        calibration.saw(decision.predicted_ttft_ms, record.first_byte_ms or 0.0)
+        if decision.foretold:
+            for predicted_ms, actual_ms in times_of_a_lost_stream(decision, record.attempts):
+                calibration.saw(predicted_ms, actual_ms)
+        else:
+            calibration.saw(decision.predicted_ttft_ms or 0.0, record.first_byte_ms or 0.0)
 
     def _learn(self, record: UsageRecord, site: OpenSite) -> None:
         first_ms, sent_ms, decision = record.first_byte_ms, record.sent_ms, record.decision

@@ -123,7 +123,11 @@ def _line(
      site, country, replica, _, finished_at, chosen_ms, sent_ms, first_byte_ms, total_ms, uncached,
      cached, output, source, outcome, status, reason, reporter, attempts,
      decision) = astuple(record)
-    bond = None if decision is None else decision.bond
+    bond = predicted_ms = None
+    if decision is not None:  # of a stream that went on elsewhere, what its first byte is held to
+        bond, predicted_ms = decision.bond, decision.predicted_ttft_ms
+        if decision.foretold:
+            predicted_ms = decision.foretold[0].predicted_ttft_ms
     return _Line(
         finished_at,
         "request" if reporter == "ingress" else "peer_request",
@@ -151,7 +155,7 @@ def _line(
         chosen_ms,
         sent_ms,
         first_byte_ms,
-        None if decision is None else decision.predicted_ttft_ms,
+        predicted_ms,
         None if bond is None else bond.cached_tokens,
         None if bond is None or bond.verdict == "none" else bond.verdict,
         total_ms,

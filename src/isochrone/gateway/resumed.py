@@ -18,6 +18,7 @@ class Resumed(Attempt):
     def __init__(self, exchange: "Tries", target: Target, seam: Seam) -> None:
         super().__init__(exchange, target)
         self.meter = self._seam = seam
+        self.began = False
         self.gave = False  # anything for the client
 
     def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
@@ -36,6 +37,9 @@ class Resumed(Attempt):
     def received(self, data: bytes) -> None:
         seam, exchange = self._seam, self._exchange
         out = seam.feed(data)
+        if not self.began and seam.outcome != "error":
+            self.began = True
+            exchange.began_again()
         if out:
             if not self.gave:
                 self.gave = True

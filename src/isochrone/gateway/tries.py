@@ -79,6 +79,7 @@ class Tries(Waiter):
     attempts = 0
     opened = False
     chosen_ns: int | None = None
+    choice_ns = 0  # when the last choice was made
     sent_ns: int | None = None
     retained: Retained | None = None
     continuation: Continuation | None = None
@@ -132,6 +133,9 @@ class Tries(Waiter):
     @abstractmethod
     def went_on(self, attempt: Attempt) -> None: ...
 
+    @abstractmethod
+    def began_again(self) -> None: ...
+
     @property
     def tried_now(self) -> list[Refused]:
         """The sites that may not be asked again: those that refused or lost it, since its stream
@@ -169,7 +173,7 @@ class Tries(Waiter):
             body_bytes=len(self.asking or self.body),
             target_ms=context.settings.ttft_target_ms,
         )
-        site = choice.site
+        self.choice_ns, site = now_ns, choice.site
         if site is None:
             self._refuse_nobody()
             return
@@ -461,9 +465,7 @@ class Tries(Waiter):
     def _refuse_nobody(self) -> None:
         choice, model = self.choice, self.request.model
         if choice is not None and not choice.allowed_exists and not self.attempts:
-            self.refuse(
-                admission.no_site_allowed(self.context, self.key, model, self.narrowing)
-            )
+            self.refuse(admission.no_site_allowed(self.context, self.key, model, self.narrowing))
         else:
             self.refuse(self.saturated or admission.no_site_healthy(model))
 

@@ -83,7 +83,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
             "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms because "
-            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms"
+            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms wanted_class key_class "
+            "unpaid_because since_ms foretold"
         ),
     ),
     "UsageRecord": _fields(
@@ -255,6 +256,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     ),
     "Refused": _fields(account="site rule detail"),
     "RunnerUp": _fields(account="site cost_ms"),
+    "Foretold": _fields(account="site since_ms predicted_ttft_ms actual_ttft_ms"),
     "Explanation": _fields(
         account="candidates refused allowed_exists elsewhere is_full eligible runner_up",
     ),
@@ -269,7 +271,8 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         account=(
             "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
             "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms because "
-            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms"
+            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms wanted_class key_class "
+            "unpaid_because since_ms foretold"
         ),
     ),
     # gateway/records.py

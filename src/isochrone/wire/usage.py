@@ -20,7 +20,14 @@ from isochrone.core.metering.event import (
     UsageEvent,
 )
 from isochrone.core.routing.bond import Bond, HomeVerdict
-from isochrone.core.routing.choice import Because, Decision, Ground, Refused
+from isochrone.core.routing.choice import (
+    Because,
+    Decision,
+    Foretold,
+    Ground,
+    Refused,
+    UnpaidBecause,
+)
 from isochrone.core.world.tenant import Class
 
 VERSION = 2
@@ -62,6 +69,11 @@ class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     eligible: int = 0
     runner_up: int = -1
     runner_up_ms: float = 0.0
+    wanted_class: Class | None = None
+    key_class: Class | None = None
+    unpaid_because: UnpaidBecause | None = None
+    since_ms: float = 0.0
+    foretold: tuple[Foretold, ...] = ()
 
     def decision(self) -> Decision:
         fields = {name: getattr(self, name) for name in self.__struct_fields__}

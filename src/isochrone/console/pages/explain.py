@@ -19,7 +19,7 @@ from isochrone.core.metering.event import Outcome, Reporter, TokenSource
 from isochrone.core.metering.words import OUTCOMES, REPORTERS, SOURCES
 from isochrone.core.routing.bond import HomeVerdict
 from isochrone.core.routing.choice import Because
-from isochrone.core.routing.words import BECAUSE, HOMES, RULES
+from isochrone.core.routing.words import BECAUSE, HOMES, RULES, UNPAID
 
 RECENT = 50
 TERMS = ("round trip", "transfer", "queue", "prefill", "decode")
@@ -83,6 +83,15 @@ class Bond(msgspec.Struct, frozen=True):
     limit_ms: float
 
 
+class Foretold(msgspec.Struct, frozen=True):
+    """A first token as expected and as it came, from when its site was chosen."""
+
+    site: str
+    since_ms: float
+    predicted_ttft_ms: float
+    actual_ttft_ms: float
+
+
 class Decision(msgspec.Struct, frozen=True):
     policy_id: str
     ground: str
@@ -99,9 +108,20 @@ class Decision(msgspec.Struct, frozen=True):
     elsewhere: int
     predicted_ttft_ms: float | None
     actual_ttft_ms: float | None
+    since_ms: float
+    foretold: tuple[Foretold, ...]
     bond: Bond | None
     queued_ms: float
     because: Because | None
+
+
+class Classes(msgspec.Struct, frozen=True):
+    """`because` is text: a gateway of a later release may have more reasons."""
+
+    wanted: str
+    allowed: str
+    served: str
+    because: str | None
 
 
 class PriceLine(msgspec.Struct, frozen=True):
@@ -129,6 +149,7 @@ class Explanation(msgspec.Struct, frozen=True):
     endpoint: str
     stream: bool
     class_: str = msgspec.field(name="class")
+    classes: Classes | None
     model: str
     revision: str | None
     received_at: int
@@ -240,6 +261,8 @@ def _explain(found: Explanation) -> None:
     ])
     with card("Time"):
         timeline(_steps(found))
+        for line in () if decision is None else _went_on(decision):
+            ui.label(line).classes("iso-about")
         if decision is not None and decision.queued_ms:
             ui.label(
                 f"Of this {duration(decision.queued_ms)} waiting for its turn at an engine."
@@ -258,14 +281,42 @@ def _explain(found: Explanation) -> None:
 
 
 def _predicted(decision: Decision | None) -> str:
-    """How right the prediction was."""
+    """How right the prediction was that the first token was held to."""
+    if decision is not None and decision.foretold:
+        first = decision.foretold[0]
+        return f"at {first.site} {_held_to(first.predicted_ttft_ms, first.actual_ttft_ms)}"
     if decision is None or decision.predicted_ttft_ms is None:
         return "nothing was predicted"
-    said = f"predicted {duration(decision.predicted_ttft_ms)}"
-    if decision.actual_ttft_ms is None or decision.predicted_ttft_ms <= 0:
+    said = _held_to(decision.predicted_ttft_ms, decision.actual_ttft_ms)
+    if not decision.since_ms:
         return said
-    off = (decision.actual_ttft_ms - decision.predicted_ttft_ms) / decision.predicted_ttft_ms
+    return f"chosen after {duration(decision.since_ms)}, then {said}"
+
+
+def _held_to(predicted_ms: float, actual_ms: float | None) -> str:
+    said = f"predicted {duration(predicted_ms)}"
+    if actual_ms is None or predicted_ms <= 0:
+        return said
+    off = (actual_ms - predicted_ms) / predicted_ms
     return f"{said}; {abs(off):.0%} {'later' if off > 0 else 'sooner'}"
+
+
+def _went_on(decision: Decision) -> list[str]:
+    """Of a stream that was lost, how right the predictions were of the sites that went on."""
+    last = decision.foretold[1:]
+    said = [
+        (each.site, each.since_ms, each.predicted_ttft_ms, each.actual_ttft_ms) for each in last
+    ]
+    ends = decision.candidates[:1] if decision.foretold else ()
+    if ends and decision.predicted_ttft_ms is not None and decision.actual_ttft_ms is not None:
+        said.append(
+            (ends[0].site, decision.since_ms, decision.predicted_ttft_ms, decision.actual_ttft_ms)
+        )
+    return [
+        f"It went on at {site}, chosen after {duration(since_ms)}: its first token came after "
+        f"{duration(actual_ms)} more, {_held_to(predicted_ms, actual_ms)}."
+        for site, since_ms, predicted_ms, actual_ms in said
+    ]
 
 
 def _tries(found: Explanation) -> str:
@@ -352,6 +403,7 @@ def _record(found: Explanation) -> None:
         ("Request", found.id), ("Received", f"{instant(found.received_at)} UTC"),
         ("Asked", f"{found.endpoint} of {found.model or 'an unknown model'}, "
          f"{'streamed' if found.stream else 'not streamed'}, class {found.class_}"),
+        *_classes(found.classes),
         ("Entered", f"{found.ingress.site}: {found.ingress.plaintext}"),
         ("Replica", found.serving.replica), ("Weights", found.revision),
     ]
@@ -371,6 +423,21 @@ def _record(found: Explanation) -> None:
     ]
     with card("Record"):
         facts(pairs)
+
+
+def _classes(classes: Classes | None) -> list[tuple[str, object]]:
+    """How it came to be served in another class than the one that it asked for."""
+    if classes is None:
+        return []
+    said: list[tuple[str, object]] = []
+    if classes.allowed != classes.wanted:
+        said.append(("Class asked for", f"{classes.wanted}, which the key does not have; it has "
+                     f"{classes.allowed}"))
+    if classes.because is not None:
+        known = {str(name): why for name, why in UNPAID.items()}
+        why = known.get(classes.because, classes.because)
+        said.append((f"Not {classes.allowed}", why))
+    return said
 
 
 def _bond(bond: Bond | None) -> list[tuple[str, object]]:

@@ -17,7 +17,16 @@ from isochrone.core.metering.detached import DAY_NS, day_of_request
 from isochrone.core.metering.event import Endpoint, Outcome, Reporter, TokenSource, UsageEvent
 from isochrone.core.money import written
 from isochrone.core.routing.bond import Bond, HomeVerdict
-from isochrone.core.routing.choice import Because, Candidate, Decision, Ground, Refused, Rule
+from isochrone.core.routing.choice import (
+    Because,
+    Candidate,
+    Decision,
+    Foretold,
+    Ground,
+    Refused,
+    Rule,
+    UnpaidBecause,
+)
 from isochrone.core.routing.explain import DIGITS
 from isochrone.core.routing.explain import explain as explanation_of
 from isochrone.core.world.site import RttSource
@@ -103,6 +112,16 @@ class RunnerUpShape(BaseModel):
     cost_ms: float
 
 
+class ForetoldShape(BaseModel):
+    """A site where the stream began, or went on, before it was lost there: its first token as
+    expected and as it came, from `since_ms` after the request was received."""
+
+    site: str
+    since_ms: float
+    predicted_ttft_ms: float
+    actual_ttft_ms: float
+
+
 class DecisionShape(BaseModel):
     """Candidates cheapest first (the first was chosen, and `because` says what decided); `refused`
     are the other sites that serve the model, `elsewhere` counts those that do not. `tried` lists
@@ -111,7 +130,9 @@ class DecisionShape(BaseModel):
     false, only the chosen one of them was recorded as a candidate: the header
     `x-isochrone-explain: full` has all of them recorded. `ground` is a digest of policy, sites and
     round trips that were chosen from. The axes are the policy's; `narrowed` and `narrowed_transit`
-    are what the request's own headers allowed beyond it, `any` where they said nothing. `bond` is
+    are what the request's own headers allowed beyond it, `any` where they said nothing. Predicted
+    and actual time to the first token are the chosen site's, from `since_ms` after the request was
+    received; `foretold` has those of the sites where a stream was before it was lost. `bond` is
     null for a short request of no session, and where the ingress may remember nothing."""
 
     policy_id: str
@@ -131,10 +152,22 @@ class DecisionShape(BaseModel):
     elsewhere: int
     predicted_ttft_ms: float | None
     actual_ttft_ms: float | None
+    since_ms: float
+    foretold: list[ForetoldShape]
     tried: list[RefusedShape]
     bond: BondShape | None
     queued_ms: float
     because: Because | None
+
+
+class ClassShape(BaseModel):
+    """The class that the request asked for, what its key `allowed` of that, and, where it was
+    `served` in another one, why nothing that was sold paid for it."""
+
+    wanted: Class
+    allowed: Class
+    served: Class
+    because: UnpaidBecause | None
 
 
 class PriceLine(BaseModel):
@@ -159,6 +192,7 @@ class PriceShape(BaseModel):
 class Explanation(BaseModel):
     """Everything that is kept of one request; instants are wall ns UTC of the ingress. `decision`
     is null when no site was considered, or when what the decision rests on was not reported;
+    `classes` when no site was considered, or a gateway of an earlier release took the request in;
     `price` where the caller may not see prices, or there is none."""
 
     id: str
@@ -169,6 +203,7 @@ class Explanation(BaseModel):
     endpoint: Endpoint
     stream: bool
     class_: Class = Field(serialization_alias="class")
+    classes: ClassShape | None
     model: str
     revision: str | None
     received_at: int
@@ -252,6 +287,7 @@ def _explanation(booked: Booked, price: PriceShape | None = None) -> Explanation
         endpoint=event.endpoint,
         stream=event.stream,
         class_=event.class_,
+        classes=_classes(event),
         model=event.model,
         revision=event.revision,
         received_at=event.received_at,
@@ -276,6 +312,16 @@ def _explanation(booked: Booked, price: PriceShape | None = None) -> Explanation
         booked_at=booked.booked_at,
         decision=_decision(ground, event.decision),
         price=price,
+    )
+
+
+def _classes(event: UsageEvent) -> ClassShape | None:
+    decision = event.decision
+    if decision is None or decision.wanted_class is None:
+        return None
+    return ClassShape(
+        wanted=decision.wanted_class, allowed=decision.key_class or decision.wanted_class,
+        served=event.class_, because=decision.unpaid_because,
     )
 
 
@@ -330,10 +376,20 @@ def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape
         elsewhere=explained.elsewhere,
         predicted_ttft_ms=decision.predicted_ttft_ms,
         actual_ttft_ms=decision.actual_ttft_ms,
+        since_ms=round(decision.since_ms, DIGITS),
+        foretold=[_foretold(each) for each in decision.foretold],
         tried=[_refused(each) for each in decision.tried],
         because=decision.because,
         bond=None if decision.bond is None else _bond(decision.bond),
         queued_ms=decision.queued_ms,
+    )
+
+
+def _foretold(each: Foretold) -> ForetoldShape:
+    return ForetoldShape(
+        site=each.site, since_ms=round(each.since_ms, DIGITS),
+        predicted_ttft_ms=round(each.predicted_ttft_ms, DIGITS),
+        actual_ttft_ms=round(each.actual_ttft_ms, DIGITS),
     )
 
 

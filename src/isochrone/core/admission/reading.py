@@ -123,6 +123,20 @@ class Reading:
         """How long all engines together read so many."""
         return int(tokens / (self.tok_s * max(self.engines, 1)) * 1e9) if self.tok_s > 0.0 else 0
 
+    def done_ns(self, tokens: int) -> int:
+        """When the engine that is soonest done will have read all that it gets, where so many
+        tokens more are sent to whichever has least to read. For known speeds."""
+        rows = sorted([float(row.tokens) for row in self._rows.values() if row.is_listed])
+        level, left = 0.0, float(tokens)
+        for reading, row_tokens in enumerate(rows):
+            more = (row_tokens - level) * reading
+            if more >= left and reading:
+                break
+            level, left = row_tokens, left - more
+        else:
+            reading = len(rows)
+        return int((level + left / max(reading, 1)) / self.tok_s * 1e9)
+
     def begin(self, ticket: Ticket, now_ns: int) -> None:
         """A request is started; to be followed by `place`."""
         if ticket.prompt_tokens <= 0 or self.tok_s <= 0.0:

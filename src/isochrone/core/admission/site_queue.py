@@ -25,11 +25,11 @@ from isochrone.core.admission.queue_commands import (
     TurnAway,
 )
 from isochrone.core.admission.reading import Reading
+from isochrone.core.admission.told import back_ns, read_times_ns, shares_beside
 from isochrone.core.estimate.service import Work
 from isochrone.core.world.site_policy import SitePolicy
 from isochrone.core.world.tenant import Class
 
-MOST_PROMISED_NS = 30_000_000_000  # so far apart are refused requests told to come back, at most
 _LEAST_MEASURED = 50     # of the last requests say how long a token takes; of all slots where those
 _MOST_MEASURED = 1_000   # are more, up to so many
 OTHERS_PART = 20  # where what was promised takes all, one token in so many is for the others
@@ -234,15 +234,10 @@ class SiteQueue:
 
     def slots_for(self, line: ClassLine) -> float:
         """The slots that a class can count on while those that wait now go on waiting."""
-        shares = line.share
-        for other in self._lines:
-            if other is not line and other.order.queued:
-                shares += other.share
         slots = self.slots
         if self.queued and self.running and self.reading.is_full():
             slots = min(slots, self.running)  # no more can be used for reading's sake
-        part = max(slots * line.share / shares, line.floor, 1.0)
-        return min(part, float(line.ceiling))
+        return self._part(line, slots)
 
     def expected_wait_ns(self, class_: Class, tenant: str, tokens: int) -> int:
         """How long a request would wait that came now and could not start at once.
@@ -272,6 +267,10 @@ class SiteQueue:
         return work
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _part(self, line: ClassLine, slots: int) -> float:
+        part = slots * line.share / shares_beside(self._lines, line)
+        return min(max(part, line.floor, 1.0), float(line.ceiling))
 
     def _wait_of(self, line: ClassLine, tenant: str, tokens: int) -> int:
         order = line.order
@@ -307,13 +306,17 @@ class SiteQueue:
     ) -> Refused:
         """With the instant at which all that runs or waits before it will have begun; behind that
         of whoever was told one before, so that they do not all come back at once."""
-        pace_ns = self.slot_ns / self.slots_for(line)
-        free_ns = now_ns + int((line.tokens + line.order.tokens) * pace_ns)
-        latest_ns = free_ns + MOST_PROMISED_NS
-        line.promised_ns = min(
-            max(line.promised_ns, free_ns) + int(ticket.tokens * pace_ns), latest_ns
-        )
-        return Refused(reason, max(line.promised_ns - now_ns, 1))
+        free_ns, own_ns = now_ns, 0
+        reading = self.reading
+        if reading.is_full():
+            prompt_tokens, promised = ticket.prompt_tokens, self.promise.tok_s > 0.0
+            ahead_ns, own_ns = read_times_ns(self._lines, line, prompt_tokens, reading, promised)
+            free_ns += ahead_ns
+        if not reading.is_full() or self.running + self.queued >= self.slots:
+            pace_ns = self.slot_ns / self._part(line, self.slots)
+            free_ns = max(free_ns, now_ns + int((line.tokens + line.order.tokens) * pace_ns))
+            own_ns = max(own_ns, int(ticket.tokens * pace_ns))
+        return Refused(reason, back_ns(line, free_ns, own_ns, now_ns))
 
     def _turn_away(self, ticket: Ticket, reason: RefusalReason, now_ns: int) -> None:
         self._unqueue(ticket)

@@ -14,6 +14,7 @@ from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.rule import UNBOUND
 from isochrone.core.routing.bond import Bond
 from isochrone.core.world.site import RttSource
+from isochrone.core.world.tenant import Class
 
 Milliseconds = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # one a site
 
@@ -40,6 +41,15 @@ Because = Literal[
     "local",      # the own site, which answers within the target
     "nearest",    # nearest without queues, and no other is worth leaving it
     "cheapest",   # the queue is long there: the cheapest that takes pushes, near equals by chance
+]
+
+
+# Why nothing that was sold paid for a request, which was then served as `on_demand`.
+UnpaidBecause = Literal[
+    "nothing_sold",  # nothing of the model was sold in the class to its organisation or project
+    "residency",     # what was sold counts at other sites only
+    "spent",         # what was sold had too little left where the request came in
+    "spent_there",   # so it had, and the site that served it did not pay for it either
 ]
 
 
@@ -132,6 +142,18 @@ class Ground:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Foretold:
+    """An earlier choice of the same request, whose site began to answer and then lost the stream:
+    its first token as it was expected and as it came, both counted from when it was chosen,
+    `since_ms` after the request was received; 0 of the first choice."""
+
+    site: SiteName
+    since_ms: float
+    predicted_ttft_ms: float
+    actual_ttft_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What is kept of a choice, small because it is kept for every request.
 
@@ -148,6 +170,14 @@ class Decision:
     In brief, the three arrays are empty. `chosen_queue_ms` is the chosen site's, `eligible` how
     many sites could take the request, `runner_up` the index of the cheapest beside the chosen one
     (-1: none) and `runner_up_ms` its cost. Of a whole decision the arrays say these things.
+
+    `wanted_class` is what the request asked for, None where that was not noted; `key_class` what
+    its key has instead, None where it has that. `unpaid_because`: why it was not served in that
+    class, None where it was.
+
+    `predicted_ttft_ms` and `actual_ttft_ms` are of the chosen site and count from `since_ms` after
+    the request was received: 0 of a first choice, of any other when it was made. `foretold` has the
+    same of the choices before it that began to answer, in order.
     """
 
     ground: str
@@ -170,6 +200,11 @@ class Decision:
     eligible: int = 0
     runner_up: int = -1
     runner_up_ms: float = 0.0
+    wanted_class: Class | None = None
+    key_class: Class | None = None
+    unpaid_because: UnpaidBecause | None = None
+    since_ms: float = 0.0
+    foretold: tuple[Foretold, ...] = ()
 
     @property
     def is_brief(self) -> bool:

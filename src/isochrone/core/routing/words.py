@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from isochrone.core.routing.bond import HomeVerdict
-from isochrone.core.routing.choice import Because, Rule
+from isochrone.core.routing.choice import Because, Rule, UnpaidBecause
 
 RULES: Final[Mapping[Rule, str]] = {
     "model_not_served": "the site has no deployment of the model",
@@ -27,6 +27,14 @@ BECAUSE: Final[Mapping[Because, str]] = {
     "local": "it is the ingress itself, and soon enough",
     "nearest": "it is nearest without queues, and nobody else was cheaper by enough",
     "cheapest": "the nearest is late, and this is the cheapest of those that took more",
+}
+
+UNPAID: Final[Mapping[UnpaidBecause, str]] = {
+    "nothing_sold": "nothing of the model was sold in it to the organisation, or to the project",
+    "residency": "what was sold in it does not count at the site that served the request",
+    "spent": "too little was left of what was sold in it",
+    "spent_there": "too little was left of what was sold in it where the request came in, and the "
+    "site that served it did not pay for it either",
 }
 
 # {home} and {limit} stand for the home and for how much dearer it may be.
