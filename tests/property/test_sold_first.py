@@ -3,16 +3,18 @@
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from isochrone.core.admission.classes import RANK
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.promise import Promise
 from isochrone.core.admission.queue_commands import Refused
 from isochrone.core.admission.reading import AHEAD_S, LEAST_TOKENS, Reading
-from isochrone.core.admission.site_queue import OTHERS_PART, SiteQueue
+from isochrone.core.admission.site_queue import SiteQueue
 from isochrone.core.rng import stream
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class
 from tests.fixtures.reading_site import SECOND_NS, ReadingSite
 
+OTHERS_PART = 20  # docs/admission.md: of twenty tokens that begin one is for the others
 RATE = 10_000.0
 STEP_NS = SECOND_NS // 50
 PATIENT = SitePolicy(  # by shares alone, what was sold would get a seventh
@@ -92,6 +94,39 @@ def test_the_others_get_their_part_where_what_was_sold_would_take_all(
     assert read >= 0.9 * 10 * RATE
     assert site.read[1] >= read / OTHERS_PART * 0.8 - most
     assert site.read[0] >= read * (1 - 1 / OTHERS_PART) * 0.8
+
+
+@given(
+    firsts=st.lists(st.integers(100, 2_000), min_size=1, max_size=4),
+    others=st.lists(st.integers(50, 2_000), min_size=1, max_size=4),
+    by=st.sampled_from(("on_demand", "batch")), floor=st.sampled_from((0.0, 0.9)),
+    share=st.sampled_from((1.0, 6.0)), engines=st.integers(1, 3),
+)
+@settings(max_examples=30, phases=[Phase.generate])
+def test_of_twenty_tokens_that_begin_one_is_for_the_others_no_less_and_no_more(
+    firsts: list[int], others: list[int], by: Class, floor: float, share: float, engines: int
+) -> None:
+    """Both have always something waiting: what begins is apart from that by no more than a request
+    of each, and what rounding up to a whole token makes."""
+    rule = ClassRule(floor=floor, share=share, queue_most=10_000, wait_ms=1e7)
+    policy = SitePolicy(reserved=rule, on_demand=PATIENT.on_demand, batch=PATIENT.batch)
+    site = ReadingSite(policy, 4_000, RATE, RATE, engines=engines)
+    site.queue.promises(0.0 if floor else 100 * RATE, 0)
+    waiting: tuple[tuple[Class, list[int], int], ...] = (
+        ("reserved", firsts, 80_000), (by, others, 40_000)
+    )
+    for class_, sizes, most in waiting:
+        while site.queue.line(class_).order.tokens < most:
+            for tokens in sizes:
+                site.offer(class_, tokens)
+    before = dict(site.began_tokens)
+    site.until(5 * SECOND_NS)
+    assert site.queue.line("reserved").order.queued
+    assert site.queue.line(by).order.queued
+    first, other = (site.began_tokens[rank] - before[rank] for rank in (0, RANK[by]))
+    part, requests = first / OTHERS_PART, first // min(firsts) + 1
+    assert first + other > 0.9 * 5 * RATE - max(firsts) - max(others)
+    assert part - max(firsts) / OTHERS_PART - 1 <= other <= part + requests + max(others)
 
 
 @given(

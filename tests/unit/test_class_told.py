@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from isochrone.adapters.postgres.book_rows import COLUMNS, event_of, values_of
-from isochrone.cli.explain import class_lines
+from isochrone.cli.explain import class_lines, summary
 from isochrone.control.api.requests import _explanation
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.routing.choice import UnpaidBecause
@@ -40,7 +40,7 @@ def test_a_class_that_the_key_lacks_and_one_that_nothing_paid_for_are_told_apart
         "reserved was asked for, which the key does not have; it has on_demand"
     ]
     assert told(an_event(wanted_class="reserved", unpaid_because="spent")) == [
-        "on_demand instead of reserved: too little was left of what was sold in it"
+        "on_demand instead of reserved: too little was left of what was sold"
     ]
     both = an_event(wanted_class="batch", key_class="reserved", unpaid_because="nothing_sold")
     first, second = told(both)
@@ -78,6 +78,15 @@ def test_records_of_earlier_releases_are_read_and_say_nothing_of_it() -> None:
     assert told(event) == []
     assert told(a_usage_event(ID)) == []
     assert class_lines(None) == []
+
+
+def test_what_was_asked_is_not_what_was_served() -> None:
+    event = an_event(wanted_class="reserved", unpaid_because="spent")
+    shape = _explanation(Booked(event=event, booked_at=1)).model_dump(by_alias=True)
+    assert (shape["class"], shape["classes"]["wanted"]) == ("on_demand", "reserved")
+    assert any(line.endswith("streamed, class reserved") for line in summary(shape))
+    older = _explanation(Booked(event=an_event(), booked_at=1)).model_dump(by_alias=True)
+    assert any(line.endswith("streamed, class on_demand") for line in summary(older))
 
 
 def test_a_reason_of_a_later_release_is_shown_as_it_is() -> None:

@@ -165,7 +165,9 @@ def _asked(found: Mapping[str, Any]) -> str:
     if not found["model"]:
         return f"{found['endpoint']}; {BODIES[found['ingress']['body']]}"
     stream = "streamed" if found["stream"] else "not streamed"
-    return f"{found['endpoint']} of {found['model']}, {stream}, class {found['class']}"
+    classes = found.get("classes")
+    wanted = found["class"] if classes is None else classes["wanted"]
+    return f"{found['endpoint']} of {found['model']}, {stream}, class {wanted}"
 
 
 def _outcome(found: Mapping[str, Any]) -> str:

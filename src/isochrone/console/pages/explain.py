@@ -402,7 +402,8 @@ def _record(found: Explanation) -> None:
     pairs: list[tuple[str, object]] = [
         ("Request", found.id), ("Received", f"{instant(found.received_at)} UTC"),
         ("Asked", f"{found.endpoint} of {found.model or 'an unknown model'}, "
-         f"{'streamed' if found.stream else 'not streamed'}, class {found.class_}"),
+         f"{'streamed' if found.stream else 'not streamed'}, class "
+         f"{found.class_ if found.classes is None else found.classes.wanted}"),
         *_classes(found.classes),
         ("Entered", f"{found.ingress.site}: {found.ingress.plaintext}"),
         ("Replica", found.serving.replica), ("Weights", found.revision),

@@ -30,11 +30,11 @@ BECAUSE: Final[Mapping[Because, str]] = {
 }
 
 UNPAID: Final[Mapping[UnpaidBecause, str]] = {
-    "nothing_sold": "nothing of the model was sold in it to the organisation, or to the project",
-    "residency": "what was sold in it does not count at the site that served the request",
-    "spent": "too little was left of what was sold in it",
-    "spent_there": "too little was left of what was sold in it where the request came in, and the "
-    "site that served it did not pay for it either",
+    "nothing_sold": "nothing of the model was sold to the organisation, or to the project, as that",
+    "residency": "what was sold does not count at the site that served the request",
+    "spent": "too little was left of what was sold",
+    "spent_there": "too little was left of what was sold where the request came in, and the site "
+    "that served it did not pay for it either",
 }
 
 # {home} and {limit} stand for the home and for how much dearer it may be.
