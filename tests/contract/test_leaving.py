@@ -41,7 +41,8 @@ IN_MEMORY = {
     "isochrone.gateway.request_fields", "isochrone.replay.exchange", "isochrone.replay.trace",
     "isochrone.replay.verify", "isochrone.twin.workloads.coding_sessions",
 }
-NOT_STORED = {"State", "_Waiting", "_Lent", "_Cast", "_Kept"}  # what processes remember of what is listed
+# What processes remember of what is listed.
+NOT_STORED = {"State", "_Waiting", "_Lent", "_Cast", "_Kept"}
 
 
 def fields_of(kind: type) -> tuple[str, ...] | None:

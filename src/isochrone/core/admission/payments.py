@@ -98,7 +98,9 @@ class Purse:
     """One entitlement as requests at this site pay with it: from the allowance of the site, or by
     its cashier. `owed`: what requests that were paid for used beyond that."""
 
-    def __init__(self, entitlement: Entitlement, allowance: Allowance, payments: "Payments") -> None:
+    def __init__(
+        self, entitlement: Entitlement, allowance: Allowance, payments: "Payments"
+    ) -> None:
         self.id: EntitlementId = entitlement.id
         self.allowance = allowance
         self.owed = 0
@@ -130,7 +132,17 @@ class Purse:
         self.owed -= owed
         return self._payments.ask(self, cashier, tokens, owed, counts, now_ns)
 
+    def settle(self, payment: Payment, used_tokens: int) -> None:
+        """The request that it has paid for is over."""
+        self._payments.settle(payment, used_tokens)
+
+    def give_up(self, payment: Payment, now_ns: int, *, late: bool) -> None:
+        """The request is not paid for by it: it is over or served elsewhere, or its answer has
+        begun before the payment was there (`late`)."""
+        self._payments.give_up(payment, now_ns, late=late)
+
     def refused(self, tokens: int, now_ns: int) -> None:
+        """The cashier has refused so many."""
         self._broke_until_ns, self._broke_tokens = now_ns + BROKE_NS, tokens
 
     def _cashier(self, now_ns: int) -> SiteName | None:
@@ -191,7 +203,7 @@ class Payments:
             self.decided.append(payment)
 
     def settle(self, payment: Payment, used_tokens: int) -> None:
-        """The request that it has paid for is over."""
+        """As `Purse.settle`."""
         assert payment.state == "paid", f"a {payment.state} payment pays for nothing"
         payment.state = "over"
         self.cashiers.in_time(payment.cashier)
@@ -202,8 +214,7 @@ class Payments:
             self._send_back(payment, unused, honoured=True)
 
     def give_up(self, payment: Payment, now_ns: int, *, late: bool) -> None:
-        """The request is not paid for by it: it is over or served elsewhere, or its answer has
-        begun before the payment was there (`late`)."""
+        """As `Purse.give_up`; of one that is decided otherwise, nothing."""
         if late:
             self.cashiers.late(payment.cashier, now_ns)
         if payment.state == "paid":
