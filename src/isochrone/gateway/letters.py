@@ -127,6 +127,11 @@ class Letters:
         clock = self._context.clock
         return self._commitments.standing(entitlement_id, clock.monotonic_ns(), clock.wall_ns())
 
+    @property
+    def payment_outcomes(self) -> Mapping[str, int]:
+        """How many payments cashiers were asked for, and what became of them."""
+        return self._context.paying.outcomes
+
     def send_of_limits(self, letters: Sequence[LimitLetter]) -> None:
         """Those to the own site are heard at once, others go out together."""
         if self._stopped:

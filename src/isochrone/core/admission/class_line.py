@@ -38,36 +38,6 @@ class ClassLine:
         self.queue_most = rule.queue_most
         self.wait_ns = int(rule.wait_ms * 1e6)
 
-    def begin(self, ticket: Ticket) -> None:
-        """One of its requests runs."""
-        self.running += 1
-        self.tokens += ticket.tokens
-        self.tickets[ticket] = None
-
-    def over(self, ticket: Ticket) -> None:
-        """It does no more, or not in this class."""
-        del self.tickets[ticket]
-        self.running -= 1
-        self.tokens -= ticket.tokens
-
-
-def victims_of(lines: list[ClassLine], stopping: int) -> list[Ticket]:
-    """As many running requests as floors lack slots, besides those that are `stopping` already, of
-    less firm classes that have more than their own floor; they are stopping from now on."""
-    victims: list[Ticket] = []
-    lacking = 0
-    for rank, line in enumerate(lines):
-        if line.running < line.floor:
-            lacking += min(line.floor - line.running, line.order.queued)
-            while stopping + len(victims) < lacking:
-                victim = victim_of(lines, rank)
-                if victim is None:
-                    break
-                victim.state = "stopping"
-                lines[victim.rank].stopping += 1
-                victims.append(victim)
-    return victims
-
 
 def victim_of(lines: list[ClassLine], above: int) -> Ticket | None:
     """Of the classes behind `above`, the running request that loses least: of `batch` first; one

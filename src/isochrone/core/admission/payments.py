@@ -16,7 +16,9 @@ from isochrone.core.world.entitlement import Entitlement
 PAY_NS: Final = 1_000_000_000  # a payment that comes later than this is given back
 BROKE_NS: Final = 500_000_000  # what a cashier has refused it is not asked for again before this
 MOST_ASKED: Final = 64  # payments of one entitlement that are not answered
-PASSED_BY_NS: Final = 10_000_000_000  # a silent one is asked again after this, then twice as long
+PASSED_BY_NS: Final = 60_000_000_000  # a silent one is asked again after this, then twice as long
+POOR_NS: Final = 60_000_000_000  # one that has nothing for so long, as after an election, is silent
+KEPT_NS: Final = 10_000_000_000  # what is answered later than this is lost
 MOST_DOUBLED: Final = 5
 TOO_FAR_NS: Final = 300_000_000_000  # one whose answers come too late
 MOST_LATE: Final = 3  # of them in a row
@@ -64,7 +66,7 @@ class Cashiers:
         """It stands. One that has nothing to pay with for long is as good as silent: it may be cut
         off from those who would lend it something."""
         if not has_some:
-            if now_ns - self._poor_since_ns.setdefault(site, now_ns) > PASSED_BY_NS:
+            if now_ns - self._poor_since_ns.setdefault(site, now_ns) > POOR_NS:
                 del self._poor_since_ns[site]
                 self.silent(site, now_ns)
             return
@@ -233,7 +235,7 @@ class Payments:
             if payment.state == "asked":
                 self.cashiers.silent(payment.cashier, now_ns)
                 self._close(payment, "silent")
-            if age_ns > PASSED_BY_NS:
+            if age_ns > KEPT_NS:
                 del self._asked[number]
         backs, self._backs = self._backs, []
         return backs

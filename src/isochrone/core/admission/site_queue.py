@@ -12,7 +12,7 @@ an argument; what the driver has to do is put into `outbox`. See docs/admission.
 from collections.abc import Collection
 from heapq import heapify, heappop, heappush
 
-from isochrone.core.admission.class_line import NEVER_NS, ClassLine, victims_of
+from isochrone.core.admission.class_line import NEVER_NS, ClassLine, victim_of
 from isochrone.core.admission.classes import BATCH, RANK, RESERVED, divide, sold_slots
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.promise import Promise
@@ -131,24 +131,18 @@ class SiteQueue:
         self.reading.place(ticket, tokens, engine, now_ns)
 
     def paid(self, ticket: Ticket, now_ns: int) -> None:
-        """A request that has come on demand is `reserved`, as it is paid for now: it waits there,
-        or it runs on."""
-        line, reserved = self._lines[ticket.rank], self._lines[RESERVED]
-        if line is reserved or ticket.state in ("stopping", "over"):
-            return
-        self.promise.ask(ticket.tokens)
-        if ticket.state == "queued":
+        """A request that has come on demand is `reserved`, as it is paid for now: it waits there if
+        it waits, or keeps its slot."""
+        reserved = self._lines[RESERVED]
+        if ticket.state == "running":
+            ticket.begun = True
+        elif ticket.state == "queued" and reserved.order.queued < reserved.queue_most:
+            self.promise.ask(ticket.tokens)
             self._unqueue(ticket)
             ticket.rank = RESERVED
             left_ns = max(reserved.wait_ns - (now_ns - ticket.offered_ns), 1)
             self._enqueue(reserved, ticket, left_ns, now_ns, first=False)
             self._dispatch(now_ns)
-            return
-        self._count_out(line, ticket)
-        self._charge(line, ticket, -ticket.charged)
-        ticket.rank, ticket.charged = RESERVED, 0
-        self._count_in(reserved, ticket)
-        self.promise.begin(ticket.tokens, now_ns)
 
     def unstoppable(self, ticket: Ticket) -> None:
         """A request that had to stop cannot, after all: it goes on to its end, and another one may
@@ -261,7 +255,8 @@ class SiteQueue:
         Ahead of it are all that wait in its class, or, if that is less, as much as its tenant
         has for each of the tenants; and one request that runs.
         """
-        return self._wait_of(self.line(class_), tenant, tokens)
+        line = self.line(class_)
+        return self._wait_of(line, tenant, tokens)
 
     def waiting(self) -> Work:
         """All that waits here, and that no engine knows of."""
@@ -364,34 +359,28 @@ class SiteQueue:
         ticket.state = "over"
 
     def _begin(self, line: ClassLine, ticket: Ticket, now_ns: int) -> None:
-        self._count_in(line, ticket)
+        if ticket.firm:
+            self._count_firm(line)
+        self.running += 1
+        line.running += 1
+        line.tokens += ticket.tokens
+        line.tickets[ticket] = None
         ticket.started_ns = now_ns
         ticket.state = "running"
         self.reading.begin(ticket, now_ns)
         if ticket.rank == RESERVED:
             self.promise.begin(ticket.tokens, now_ns)
 
-    def _count_in(self, line: ClassLine, ticket: Ticket) -> None:
-        if ticket.firm:
-            self._count_firm(line)
-        self.running += 1
-        line.begin(ticket)
-
-    def _count_out(self, line: ClassLine, ticket: Ticket) -> None:
+    def _release(self, line: ClassLine, ticket: Ticket, tokens: int, now_ns: int) -> None:
+        """The slot is free; charge what was used, and learn how long a token takes."""
+        del line.tickets[ticket]
         self.running -= 1
-        line.over(ticket)
+        line.running -= 1
+        line.tokens -= ticket.tokens
         if ticket.firm:
             line.firm -= 1
             if line.firm >= line.floor:
                 self._committed -= 1
-
-    def _charge(self, line: ClassLine, ticket: Ticket, tokens: int) -> None:
-        line.virtual += tokens * line.per_token
-        line.order.charge(ticket.tenant, tokens)
-
-    def _release(self, line: ClassLine, ticket: Ticket, tokens: int, now_ns: int) -> None:
-        """The slot is free; charge what was used, and learn how long a token takes."""
-        self._count_out(line, ticket)
         self.reading.over(ticket, now_ns, served=tokens > 0)
         if ticket.rank == RESERVED:
             self.promise.settle(ticket.tokens, tokens)
@@ -399,7 +388,9 @@ class SiteQueue:
             line.stopping -= 1
             self._stopping -= 1
         if ticket.charged:
-            self._charge(line, ticket, tokens - ticket.charged)
+            over = tokens - ticket.charged
+            line.virtual += over * line.per_token
+            line.order.charge(ticket.tenant, over)
         if tokens > 0:
             # A guess is of nobody's engines: the first request that ends says more.
             last = min(max(self.slots, _LEAST_MEASURED), _MOST_MEASURED)
@@ -488,6 +479,15 @@ class SiteQueue:
     def _reclaim(self) -> None:
         """No slot is free: have as many requests stopped as floors lack slots, of less firm
         classes that have more than their own floor."""
-        for victim in victims_of(self._lines, self._stopping):
-            self._stopping += 1
-            self.outbox.append(Stop(victim))
+        lacking = 0
+        for rank, line in enumerate(self._lines):
+            if line.running < line.floor:
+                lacking += min(line.floor - line.running, line.order.queued)
+                while self._stopping < lacking:
+                    victim = victim_of(self._lines, rank)
+                    if victim is None:
+                        break
+                    victim.state = "stopping"
+                    self._lines[victim.rank].stopping += 1
+                    self._stopping += 1
+                    self.outbox.append(Stop(victim))
