@@ -10,7 +10,7 @@ _SECOND_NS = 1_000_000_000
 _DEMAND_S = 5.0  # demand is an average over about so long
 _IDLE_TOK_S = 0.5
 _THIN_S = 20.0
-_DENSE_PER_S = 1.0
+_DENSE_PER_S = 2.0
 
 
 class Allowance:
@@ -168,8 +168,8 @@ class Coming:
 
     def is_thin(self, tokens: int, now_ns: int) -> bool:
         """A request has come, of so many tokens; whether so few come that a bucket of this site's
-        own, filled at the rate of what comes, would rarely hold what one of them needs: less than
-        about one of its size a second."""
+        own, filled at the rate of what comes, would often lack what one of them needs: less than
+        about two of its size a second."""
         left = 1.0 - (now_ns - self._at_ns) / 1e9 / _THIN_S  # forgotten linearly, close enough
         self._at_ns = now_ns
         before = self.tok_s * left if left > 0.0 else 0.0

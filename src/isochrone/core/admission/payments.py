@@ -48,30 +48,44 @@ class Cashiers:
 
     def __init__(self, site: SiteName) -> None:
         self.site = site
-        self._until_ns: dict[SiteName, int] = {}  # passed by before this
+        self._until_ns: dict[SiteName, int] = {}  # who is passed by, until this at least
         self._times: dict[SiteName, int] = {}  # how often in a row
         self._late: dict[SiteName, int] = {}
         self._poor_since_ns: dict[SiteName, int] = {}
+        self._probed: set[SiteName] = set()
 
     def first(self, ranked: tuple[SiteName, ...], now_ns: int) -> SiteName | None:
         """Who is to be asked; None where that is this site, or nobody."""
         for each in ranked:
             if each == self.site:
                 return None
-            if now_ns >= self._until_ns.get(each, 0):
+            until_ns = self._until_ns.get(each)
+            if until_ns is None or (now_ns >= until_ns and self._is_far(each)):
+                return each
+        return None
+
+    def to_probe(self, ranked: tuple[SiteName, ...], now_ns: int) -> SiteName | None:
+        """One that was silent, and may be back: no request is to find out."""
+        for each in ranked if self._until_ns else ():
+            until_ns = self._until_ns.get(each)
+            if each == self.site or until_ns is None:
+                return None
+            if now_ns >= until_ns and each not in self._probed and not self._is_far(each):
+                self._probed.add(each)
                 return each
         return None
 
     def answers(self, site: SiteName, has_some: bool, now_ns: int) -> None:
         """It stands. One that has nothing to pay with for long is as good as silent: it may be cut
         off from those who would lend it something."""
-        if not has_some:
-            if now_ns - self._poor_since_ns.setdefault(site, now_ns) > POOR_NS:
-                del self._poor_since_ns[site]
-                self.silent(site, now_ns)
+        self._probed.discard(site)
+        if has_some:
+            self._poor_since_ns.pop(site, None)
+        elif now_ns - self._poor_since_ns.setdefault(site, now_ns) > POOR_NS:
+            del self._poor_since_ns[site]
+            self.silent(site, now_ns)
             return
-        self._poor_since_ns.pop(site, None)
-        if not self._late.get(site):
+        if not self._is_far(site):
             self._until_ns.pop(site, None)
             self._times.pop(site, None)
 
@@ -80,13 +94,18 @@ class Cashiers:
         self._late.pop(site, None)
 
     def silent(self, site: SiteName, now_ns: int) -> None:
+        """It has not answered."""
+        self._probed.discard(site)
         self._pass_by(site, PASSED_BY_NS, now_ns)
 
     def late(self, site: SiteName, now_ns: int) -> None:
         """An answer of this site's engines was sooner."""
-        times = self._late[site] = self._late.get(site, 0) + 1
-        if times >= MOST_LATE:
+        self._late[site] = self._late.get(site, 0) + 1
+        if self._is_far(site):
             self._pass_by(site, TOO_FAR_NS, now_ns)
+
+    def _is_far(self, site: SiteName) -> bool:
+        return self._late.get(site, 0) >= MOST_LATE
 
     def _pass_by(self, site: SiteName, for_ns: int, now_ns: int) -> None:
         if now_ns < self._until_ns.get(site, 0):
@@ -126,6 +145,7 @@ class Purse:
         """Have the cashier pay, as the allowance cannot; None where it is not asked. `counts`: it
         is demand of this site, as said before."""
         cashier = self._cashier(now_ns)
+        self._payments.probe(self, now_ns)
         if cashier is None or self.asked >= MOST_ASKED:
             return None
         if now_ns < self._broke_until_ns and tokens >= self._broke_tokens:
@@ -181,6 +201,12 @@ class Payments:
         )))
         return payment
 
+    def probe(self, purse: Purse, now_ns: int) -> None:
+        """Ask a cashier that was silent to pay nothing."""
+        site = self.cashiers.to_probe(purse.ranked or (), now_ns)
+        if site is not None:
+            self.ask(purse, site, 0, 0, True, now_ns)
+
     def hear(self, sender: SiteName, paid: Paid, now_ns: int) -> None:
         """A cashier has answered. One answer counts, and only in time."""
         payment = self._asked.get(paid.number)
@@ -194,7 +220,8 @@ class Payments:
             if paid.paid:
                 self._give_back(payment)
         elif not paid.paid:
-            payment.purse.refused(payment.tokens, now_ns)
+            if payment.tokens:
+                payment.purse.refused(payment.tokens, now_ns)
             self._close(payment, "refused")
         elif not in_time:
             self._close(payment, "silent")
