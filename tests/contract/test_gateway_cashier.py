@@ -33,7 +33,7 @@ from tests.contract.test_gateway_entitlements import (
     wanting,
 )
 from tests.fixtures.few_slots import admit_by, queue_of
-from tests.fixtures.gateways import MODEL, Answer, GatewayCloud, RunningSite, ask, post, run, until
+from tests.fixtures.gateways import Answer, GatewayCloud, RunningSite, ask, post, run, until
 
 
 def hold(site: RunningSite) -> None:
@@ -226,7 +226,7 @@ def test_without_its_cashier_a_request_is_on_demand_and_soon_a_successor_pays() 
 
 def test_a_request_that_waits_is_moved_before_those_on_demand() -> None:
     async def main(cloud: GatewayCloud) -> None:
-        paris, rome = await paris_pays(cloud, replica={"slots": 1})
+        _, rome = await paris_pays(cloud, replica={"slots": 1})
         hold(rome)
         first = asyncio.create_task(ask(rome, wanting("default")))
         await until(lambda: queue_of(rome).running == 1)
@@ -249,7 +249,7 @@ def test_a_request_that_waits_is_moved_before_those_on_demand() -> None:
 @pytest.mark.parametrize("dead", [False, True])
 def test_one_that_would_be_turned_away_on_demand_waits_for_its_payment(dead: bool) -> None:
     async def main(cloud: GatewayCloud) -> None:
-        paris, rome = await paris_pays(cloud)
+        _, rome = await paris_pays(cloud)
         await admit_by(cloud, "rome", SitePolicy(on_demand=ClassRule(ceiling=0.0)))
         await admit_by(cloud, "paris", SitePolicy(on_demand=ClassRule(ceiling=0.0)))
         if dead:

@@ -68,15 +68,17 @@ def test_thin_demand_needs_peers_that_pay() -> None:
 
 def honoured_of_asked(
     tok_s: dict[str, int], seed: int, *, cashier: bool = True, dead: SiteName | None = None,
-    gap_s: float = GAP_S, answers_ms: int = 300, warm_s: int = 30, last_s: int = 60,
+    gap_s: float = GAP_S, answers_ms: int = 300, letter_ms: int = 50, warm_s: int = 30,
+    last_s: int = 60,
 ) -> float:
     """What is honoured, of what is asked for, when nine tenths of what was sold are, in requests
-    of which each of 40 sites serves one in six seconds that came in anywhere. Letters take up to
-    50 ms, so a payment up to a tenth of a second."""
+    of which each of 40 sites serves one in six seconds that came in anywhere. The heads of answers
+    go out after `answers_ms`; letters take up to `letter_ms`, so a payment twice that."""
     cloud = SoldCloud(
         an_entitlement(tok_s), tuple(sorted(tok_s)[:3]), seed,
         extra=tuple(name for name in MANY if name not in tok_s),
     )
+    cloud.delay_ms = letter_ms
     cloud.pass_ms(20_000)
     if dead is not None:
         cloud.crash(dead)
@@ -113,6 +115,12 @@ def test_what_was_sold_is_reached_by_demand_that_is_thin_wherever_it_is_served(
 @pytest.mark.parametrize("tok_s", [AT_FOUR, EVERYWHERE], ids=["four homes", "forty homes"])
 def test_thin_demand_needs_a_cashier(tok_s: dict[str, int]) -> None:
     assert honoured_of_asked(tok_s, 7, cashier=False, last_s=30) < 0.35
+
+
+def test_payments_are_soon_enough_for_engines_as_they_are() -> None:
+    assert honoured_of_asked(EVERYWHERE, 7, answers_ms=200, letter_ms=50) >= 0.95
+    assert honoured_of_asked(EVERYWHERE, 7, answers_ms=200, letter_ms=100) >= 0.9
+    assert honoured_of_asked(EVERYWHERE, 7, answers_ms=40, letter_ms=100) < 0.5
 
 
 def test_a_cashier_that_is_dead_has_a_successor() -> None:

@@ -65,11 +65,11 @@ def test_an_answer_counts_once_in_time_from_whom_it_was_asked_of() -> None:
     )
     payer.payments.hear(BERN, good, PAY_NS)
     payer.payments.hear(OSLO, replace(good, life=6), PAY_NS)
-    assert payment.state == "asked"
+    assert payer.payments.decided == []
     payer.payments.hear(OSLO, good, PAY_NS)
     payer.payments.hear(OSLO, good, PAY_NS)
-    assert payment.state == "paid"
     assert payer.payments.decided == [payment]
+    assert payment.state == "paid"
     assert payer.backs(2 * PAY_NS) == []
     payer.purse.settle(payment, 30)
     assert payer.backs(2 * PAY_NS) == [], "it has used what it was paid for"
