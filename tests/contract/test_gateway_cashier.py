@@ -259,6 +259,7 @@ def test_one_that_would_be_turned_away_on_demand_waits_for_its_payment(dead: boo
             assert (answer.status, answer.headers["x-isochrone-reason"]) == (429, "class_closed")
         else:
             assert (answer.status, answer.headers[CLASS]) == (200, "reserved")
+            assert answer.headers["x-isochrone-site"] == "rome", "it did not go elsewhere for it"
 
     run(main)
 
