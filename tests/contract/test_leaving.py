@@ -20,7 +20,8 @@ from isochrone.wire.leaving import MESSAGES, TABLES, references_of
 # What crosses a process or is written to a disk: all of `wire` and of the nouns, which are its
 # payload, and these.
 ALSO = (
-    "isochrone.core.admission.loans", "isochrone.core.admission.stewards",
+    "isochrone.core.admission.cashier", "isochrone.core.admission.loans",
+    "isochrone.core.admission.stewards",
     "isochrone.core.lifecycle.experiment",
     "isochrone.core.limits.messages",
     "isochrone.core.metering.event", "isochrone.core.routing.bond", "isochrone.core.routing.choice",
@@ -40,7 +41,8 @@ IN_MEMORY = {
     "isochrone.gateway.request_fields", "isochrone.replay.exchange", "isochrone.replay.trace",
     "isochrone.replay.verify", "isochrone.twin.workloads.coding_sessions",
 }
-NOT_STORED = {"State", "_Waiting", "_Lent", "_Cast"}  # what processes remember of what is listed
+# What processes remember of what is listed.
+NOT_STORED = {"State", "_Waiting", "_Lent", "_Cast", "_Kept"}
 
 
 def fields_of(kind: type) -> tuple[str, ...] | None:

@@ -98,6 +98,12 @@ class AnySite(RuleBasedStateMachine):
         if waiting:
             self.site.withdraw(waiting[which % len(waiting)])
 
+    @rule(which=st.integers(0, 50))
+    def pay(self, which: int) -> None:
+        """Of what has come on demand, waiting or not."""
+        if there := [each for each in self.site.runs if CLASSES[each.rank] == "on_demand"]:
+            self.site.pay(there[which % len(there)])
+
     @precondition(lambda self: self.site.queue.slots < 12)
     @rule(more=st.integers(1, 3))
     def grow(self, more: int) -> None:

@@ -224,3 +224,18 @@ def test_another_policy_holds_from_when_it_is_adopted() -> None:
 def test_what_was_sold_needs_so_many_slots() -> None:
     # A slot that takes 10 ms for a token makes a hundred a second.
     assert [sold_slots(tok_s, 10.0 * MS) for tok_s in (0, 1, 100, 101, 450)] == [0, 1, 1, 2, 5]
+
+
+def test_what_is_paid_for_keeps_its_slot_or_waits_with_the_reserved() -> None:
+    queue = SiteQueue(POLICY, 3, 10.0 * MS)
+    running = [offered(queue, "on_demand", "a", 100, 0) for _ in range(3)]
+    queue.paid(running[2], 0)
+    queue.paid(running[1], 0)
+    waiting = [offered(queue, "on_demand", tenant, 100, 0) for tenant in "ab"]
+    queue.paid(waiting[1], 5 * MS)
+    assert drained(queue) == [Stop(running[0])], "the last that began would have been stopped"
+    assert queue.line("reserved").order.queued == queue.line("on_demand").order.queued == 1
+    queue.finished(running[1], 100, 10 * MS)
+    assert [each.ticket for each in drained(queue)] == [waiting[1]]
+    queue.paid(waiting[1], 10 * MS)
+    assert (waiting[1].state, CLASSES[waiting[1].rank]) == ("running", "reserved")

@@ -20,6 +20,7 @@ from isochrone.gateway.measured import Measured
 from isochrone.gateway.narrowing import Narrowings
 from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.outcomes import Outcomes
+from isochrone.gateway.paying import Paying
 from isochrone.gateway.peer_hop import PeerHops
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.salts import Salts
@@ -74,6 +75,7 @@ class Context:
     sessions: Sessions = field(default_factory=Sessions)
     narrowings: Narrowings = field(default_factory=Narrowings)
     entitled: Entitled = field(default_factory=Entitled)
+    paying: Paying = field(default_factory=Paying)
     waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready
     queues: SiteQueues = field(init=False)
     shared_limits: SharedLimits = field(init=False)

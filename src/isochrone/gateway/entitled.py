@@ -2,14 +2,15 @@
 
 The ingress spends, from its allowance, what a request is expected to use, and settles it at the
 end. What it cannot pay for and sends to another site, that site pays for in the same way, if it
-can. Else, or where the chosen site is outside the entitlement's residency, the request is served as
-`on_demand`. See docs/entitlements.md.
+can, or has the entitlement's cashier pay (`paying.py`). Else, or where the chosen site is outside
+the entitlement's residency, the request is served as `on_demand`. See docs/entitlements.md.
 """
 
 from typing import Final
 
 from isochrone.core.admission.allowance import BURST_S, Allowance
 from isochrone.core.admission.entitlement import OUTPUT_WEIGHT, in_force
+from isochrone.core.admission.payments import Payment, Purse
 from isochrone.core.ids import EntitlementId, ModelName, OrgId, SiteName
 from isochrone.core.metering.event import Tokens
 from isochrone.core.residency.rule import Admitted, admits
@@ -55,15 +56,19 @@ class Served:
 
 class Sold:
     """One entitlement as requests spend it here. `honoured` and `refused` count requests,
-    `used_tokens` what the former used, weighted."""
+    `used_tokens` what the former used, weighted. `purse`: where it may be paid elsewhere, too."""
 
     __slots__ = (
-        "allowance", "entitlement", "honoured", "mean_output", "most_tokens", "refused", "served",
-        "used_tokens",
+        "allowance", "entitlement", "honoured", "mean_output", "most_tokens", "purse", "refused",
+        "served", "used_tokens",
     )
 
-    def __init__(self, entitlement: Entitlement, allowance: Allowance, served: Served) -> None:
+    def __init__(
+        self, entitlement: Entitlement, allowance: Allowance, served: Served,
+        purse: Purse | None = None,
+    ) -> None:
         self.entitlement = entitlement
+        self.purse = purse
         self.allowance = allowance
         self.served = served
         self.most_tokens: int = entitlement.tok_s * BURST_S
@@ -81,16 +86,16 @@ class Sold:
         tokens = prompt + OUTPUT_WEIGHT * output
         return tokens if tokens < self.most_tokens else self.most_tokens
 
-    def settle(self, expected_tokens: int, tokens: Tokens, now_ns: int) -> None:
-        """A request that spent from it has ended."""
+    def count(self, tokens: Tokens) -> int:
+        """A request that it has paid for has ended; what it used, weighted."""
         output = tokens.output
         used = tokens.input_uncached + tokens.input_cached + OUTPUT_WEIGHT * output
-        self.allowance.settle(expected_tokens, used, now_ns)
         self.honoured += used > 0
         self.used_tokens += used
         if output:
             mean = self.mean_output
             self.mean_output = mean + (output - mean) / MEAN_OVER if mean else float(output)
+        return used
 
 
 _NOTHING_SOLD: Final[tuple[Sold, ...]] = ()
@@ -98,11 +103,12 @@ _NOTHING_SOLD: Final[tuple[Sold, ...]] = ()
 
 class Claim:
     """What one request takes of what was sold. `asked`: the class that it is for. `unpaid`: the
-    gateway that it is sent to is to pay for it, as nothing here can."""
+    gateway that it is sent to is to pay for it, as nothing here can. `payment`: what the cashier
+    was asked for, or has paid."""
 
     __slots__ = (
-        "_class", "_empty", "_lines", "_options", "_output", "_prompt", "_spent", "_tokens",
-        "_told", "asked", "unpaid",
+        "_class", "_counts", "_empty", "_lines", "_options", "_output", "_prompt", "_spent",
+        "_tokens", "_told", "asked", "payment", "unpaid",
     )
 
     def __init__(
@@ -110,6 +116,7 @@ class Claim:
     ) -> None:
         self.asked: Class = asked
         self.unpaid = False
+        self.payment: Payment | None = None
         self._class: Class = asked
         self._options = options
         self._prompt = request.prompt_tokens
@@ -117,6 +124,7 @@ class Claim:
         self._lines = lines
         self._spent: Sold | None = None
         self._tokens = 0
+        self._counts = True  # as demand of this site
         self._empty: Sold | None = None  # what could not pay for it
         self._told = False  # the gateway that was to pay said in which class it serves it
 
@@ -128,15 +136,25 @@ class Claim:
         if spent is not None:
             if spent.served.admits(site):
                 return self._class
-            spent.allowance.settle(self._tokens, 0, now_ns)
+            if self.payment is not None:
+                self.give_up(now_ns)
+            else:
+                spent.allowance.settle(self._tokens, 0, now_ns, counts=self._counts)
             self._spent = None
-        another = another and self.asked == "reserved"
+        elif self.payment is not None:
+            if not another and self._empty is not None and self._empty.served.admits(site):
+                return self._class  # it may come yet
+            self.give_up(now_ns)
+        reserved = self.asked == "reserved"
+        another = another and reserved
         self._class, self._empty, self._told = "on_demand", None, False
         for sold in self._options:
             if sold.served.admits(site):
-                tokens = sold.expected_tokens(self._prompt, self._output)
-                if sold.allowance.spend(tokens, now_ns, another_may=another):
-                    self._spent, self._tokens, self._class = sold, tokens, self.asked
+                tokens, purse = sold.expected_tokens(self._prompt, self._output), sold.purse
+                counts = not reserved or purse is None or purse.counts(tokens, now_ns)
+                self._tokens, self._counts = tokens, counts
+                if sold.allowance.spend(tokens, now_ns, another_may=another, counts=counts):
+                    self._spent, self._class = sold, self.asked
                     self._empty = None
                     break
                 self._empty = sold
@@ -169,10 +187,41 @@ class Claim:
 
     def settle(self, tokens: Tokens, now_ns: int) -> None:
         """The request has ended, in whatever way; call it once."""
-        if self._spent is not None:
-            self._spent.settle(self._tokens, tokens, now_ns)
-        elif self._empty is not None:
+        spent, payment = self._spent, self.payment
+        if spent is not None:
+            used = spent.count(tokens)
+            if payment is not None and spent.purse is not None:
+                spent.purse.settle(payment, used)
+            else:
+                spent.allowance.settle(self._tokens, used, now_ns, counts=self._counts)
+            return
+        if self._empty is not None:
             self._empty.refused += 1
+        if payment is not None:
+            self.give_up(now_ns, late=tokens.output > 0)
+
+    # What nothing here can pay for, the cashier may.
+
+    def ask(self, now_ns: int) -> Payment | None:
+        """Ask it, where that is of use; what was asked for."""
+        empty = self._empty
+        if empty is not None and self.payment is None and not self.unpaid:
+            purse = empty.purse
+            if purse is not None and self.asked == "reserved":
+                self.payment = purse.ask(self._tokens, self._counts, now_ns)
+                return self.payment
+        return None
+
+    def paid(self) -> Class:
+        """It has paid in time."""
+        self._spent, self._empty, self._class = self._empty, None, self.asked
+        return self._class
+
+    def give_up(self, now_ns: int, *, late: bool = False) -> None:
+        """Nothing is wanted of the cashier. `late`: it was slower than the answer."""
+        payment, self.payment = self.payment, None
+        if payment is not None:
+            payment.purse.give_up(payment, now_ns, late=late)
 
 
 class Entitled:

@@ -34,6 +34,8 @@ def entitled_families(entitled: Entitled, letters: Letters, now_ns: int) -> Iter
     yield _family(metrics.ALLOWANCE, left)
     yield _family(metrics.ENTITLED_TOKENS, used)
     yield _family(metrics.CLAIMS, claims)
+    outcomes = letters.payment_outcomes.items()
+    yield Family(metrics.PAYMENTS, [Sample((name,), count) for name, count in outcomes])
     counts = {"sent": letters.sent, "lost": letters.lost, "heard": letters.heard}
     yield Family(metrics.LETTERS, [Sample((name,), count) for name, count in counts.items()])
 

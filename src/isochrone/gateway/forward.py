@@ -128,10 +128,9 @@ class Exchange(GivingWay):
     def _pay(self, parsed: InferenceRequest) -> None:
         """For what a peer sends and cannot pay for."""
         context = self.context
-        claim = self.claim = context.entitled.claim(self.key, parsed, self.class_, "")
-        if claim is not None:
-            self.class_ = claim.at(context.site, self.started_ns, False)
-            self.reply.class_said = self.class_
+        self.claim = context.entitled.claim(self.key, parsed, self.class_, "")
+        if self.claim is not None:
+            context.paying.claim(self, context.site, self.started_ns, another=False)
 
     def limits_decided(self, refusal: Refusal | None, now_ns: int) -> None:
         """No limit keeps the request from being served, or one does."""

@@ -3,8 +3,8 @@ one another what limits allow.
 
 Keeps this site's part of every entitlement (`core/admission/commitments.py`): tells it the view and
 the time, sends its letters to the gateways of other sites over the peer hop, and tells it what they
-wrote. A letter that does not arrive is nothing to worry about: core asks again. No request waits
-for any of this.
+wrote. A letter that does not arrive is nothing to worry about: core asks again. What requests have
+to do with it is sent at once, everything else with what is due twice a second.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from isochrone.core.admission.cashier import Paid
 from isochrone.core.admission.commitments import Commitments, Letter, Message, Standing
 from isochrone.core.admission.stewards import TERM_NS
 from isochrone.core.errors import Untrusted
 from isochrone.core.ids import EntitlementId, RequestId, SiteName
 from isochrone.core.limits.messages import LimitLetter
-from isochrone.core.limits.messages import Message as LimitMessage
 from isochrone.gateway.entitled import Served, Sold
 from isochrone.gateway.incoming import Incoming
 from isochrone.gateway.peer_hop import claimed_ingress
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 PATH = "/v1/commitments"
 TICK_S = 0.5
 POST_S = 3.0  # how long a letter may be on its way
-MOST_DUE = 20_000  # messages of limits that wait to be sent to a site
+MOST_DUE = 20_000  # messages that requests have to do with, and that wait to be sent to a site
 MOST_POSTS = 8  # to one site at a time; further ones are not sent
+MOST_AT_ONCE = 6  # of them, of what is sent at once: the rest of it waits, and goes together
 _CONTENT_TYPE = b"content-type: application/msgpack\r\n"
 _HOP = peer.HOP.encode()
 
@@ -63,9 +64,10 @@ class Letters:
         self._posts: dict[_Post, None] = {}
         self._version = 0
         self._stopped = False
-        self._due: dict[SiteName, list[LimitMessage]] = {}  # of limits, not yet sent
+        self._due: dict[SiteName, list[AnyMessage]] = {}  # to be sent at once
         self._is_flushing = False
         context.shared_limits.send = self.send_of_limits
+        context.paying.commitments, context.paying.send = self._commitments, self._send_due
 
     async def run(self) -> None:
         """Keep the books for ever."""
@@ -80,11 +82,14 @@ class Letters:
         for post in [each for each in self._posts if now_ns - each.began_ns > POST_S * 1e9]:
             post.cancel()
         if self._stopped:
+            self._commitments.payments.tick(now_ns)
+            context.paying.sweep(now_ns)
             return
         if context.view.sold_version != self._version:
             self._take_view(now_ns)
         if context.entitled.sold() or context.view.voters is not None:
             self._send(self._commitments.tick(now_ns, now, context.rng))
+            context.paying.sweep(now_ns)
 
     def stop(self) -> None:
         """Another process takes over the site: this one lends, votes and asks no more."""
@@ -112,13 +117,20 @@ class Letters:
                 self.send_of_limits(context.shared_limits.hear(sender, message))
             else:
                 answers.extend(self._commitments.hear(sender, message, now_ns, now))
-        self._send(answers)
+        self._send([each for each in answers if not isinstance(each.message, Paid)])
+        self._send_at_once([each for each in answers if isinstance(each.message, Paid)])
+        context.paying.decide(now_ns)
         return None
 
     def standing(self, entitlement_id: EntitlementId) -> Standing:
         """How an entitlement stands at this site now."""
         clock = self._context.clock
         return self._commitments.standing(entitlement_id, clock.monotonic_ns(), clock.wall_ns())
+
+    @property
+    def payment_outcomes(self) -> Mapping[str, int]:
+        """How many payments cashiers were asked for, and what became of them."""
+        return self._context.paying.outcomes
 
     def send_of_limits(self, letters: Sequence[LimitLetter]) -> None:
         """Those to the own site are heard at once, others go out together."""
@@ -131,9 +143,25 @@ class Letters:
             if letter.to == site:
                 waiting.extend(shared.hear(site, letter.message))
             else:
-                due = self._due.setdefault(letter.to, [])
-                if len(due) < MOST_DUE:
-                    due.append(letter.message)
+                self._put(letter.to, letter.message)
+        self._flush_soon()
+
+    def _send_due(self) -> None:
+        """What requests here ask of cashiers."""
+        self._send_at_once(self._commitments.take_due())
+
+    def _send_at_once(self, letters: Sequence[Letter]) -> None:
+        if not self._stopped:
+            for letter in letters:
+                self._put(letter.to, letter.message)
+            self._flush_soon()
+
+    def _put(self, to: SiteName, message: AnyMessage) -> None:
+        due = self._due.setdefault(to, [])
+        if len(due) < MOST_DUE:
+            due.append(message)
+
+    def _flush_soon(self) -> None:
         if self._due and not self._is_flushing:
             self._is_flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -141,7 +169,7 @@ class Letters:
     def _flush(self) -> None:
         self._is_flushing = False
         for to in list(self._due):
-            if sum(post.site == to for post in self._posts) < MOST_POSTS:
+            if sum(post.site == to for post in self._posts) < MOST_AT_ONCE:
                 self._post(to, self._due.pop(to))
 
     # -- the view --------------------------------------------------------------------------------
@@ -159,12 +187,12 @@ class Letters:
             sold = known.pop(noun.id, None)
             if sold is None or sold.entitlement != noun:
                 commitments.take(noun, now_ns)
-                allowance = commitments.allowance(noun.id)
-                assert allowance is not None, "it was just taken"
+                purse = commitments.purse(noun.id)
+                assert purse is not None, "it was just taken"
                 axis = noun.residency
                 if axis not in served:
                     served[axis] = Served(axis, view)
-                sold = Sold(noun, allowance, served[axis])
+                sold = Sold(noun, purse.allowance, served[axis], purse)
             found.append(sold)
         for id_ in known:
             commitments.drop(id_, now_ns)

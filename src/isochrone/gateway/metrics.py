@@ -155,6 +155,11 @@ CLAIMS = Metric(
     labels=("model", "outcome"),
     help="Requests for which something is sold: honoured, or refused it and served on demand.",
 )
+PAYMENTS = Metric(
+    name=_P + "entitled_payments_total", kind="counter", unit="payments", labels=("outcome",),
+    help="Payments that cashiers were asked for: asked, and of these paid, refused, late, silent,"
+    " given_up.",
+)
 LETTERS = Metric(
     name=_P + "commitment_payloads_total", kind="counter", unit="payloads", labels=("outcome",),
     help="Letters to and from the gateways of other sites, by payload: sent, lost, heard.",
@@ -382,7 +387,7 @@ METRICS: tuple[Metric, ...] = (
     SESSION_REQUESTS,
     ATTEMPTS, FAILED_ATTEMPTS, RETRIES, RETRY_BUDGET,
     CONTINUATIONS, CONTINUATION_GAP, ABANDONED,
-    ENTITLED_RATE, ENTITLED_WANTED, ALLOWANCE, ENTITLED_TOKENS, CLAIMS, LETTERS,
+    ENTITLED_RATE, ENTITLED_WANTED, ALLOWANCE, ENTITLED_TOKENS, CLAIMS, PAYMENTS, LETTERS,
     LIMITS, LIMITED_REQUESTS, LIMITED_TOKENS, LIMITED_STREAMS, LIMITED_MONEY, LIMIT_GRANTS,
     LIMIT_REFUSALS, KEPT_LIMITS,
     QUEUE_RUNNING, QUEUE_WAITING, QUEUE_SLOTS, QUEUE_FLOOR, QUEUE_REFUSALS, QUEUE_STOPS,

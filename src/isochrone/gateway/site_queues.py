@@ -99,6 +99,12 @@ class Turn:
             if self.place.queue.queued:
                 self.place.settle_soon()
 
+    def paid(self, now_ns: int) -> None:
+        """It has come on demand, and is `reserved` from now on."""
+        place = self.place
+        place.queue.paid(self.ticket, now_ns)
+        place.settle_soon()
+
     def stopped(self, tokens: Tokens, now_ns: int) -> None:
         """It has given its slot back, and waits for another. `tokens`: of all its runs."""
         used = self._used_since(tokens)

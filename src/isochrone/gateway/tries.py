@@ -185,8 +185,7 @@ class Tries(Waiter):
             return
         near = site == context.site or context.view.replicas.reaches(site)
         if self.claim is not None:
-            self.class_ = self.claim.at(site, now_ns, not near)
-            self.reply.extra = self.claim.lines
+            context.paying.claim(self, site, now_ns, another=not near)
         if affinity is not None:
             affinity.chosen(context, choice, now_ns)
         if self.chosen_ns is None:
@@ -217,7 +216,8 @@ class Tries(Waiter):
         """Serve it at a site that this gateway reaches itself: now, or when it is its turn."""
         turn = self.context.queues.enter(self, site, rtt_ms, now_ns)
         if isinstance(turn, Refusal):
-            self._saturated_at(site, turn)
+            if not self.context.paying.keeps(self, site, rtt_ms, turn):
+                self.saturated_at(site, turn)
             return
         self.turn = turn
         if turn is not None and turn.waits:
@@ -238,7 +238,7 @@ class Tries(Waiter):
         assert turn is not None, "it has waited for its turn"
         self._waits_no_more()
         self._count_wait(turn, self.context.clock.monotonic_ns())
-        self._saturated_at(turn.place.site, refusal)
+        self.saturated_at(turn.place.site, refusal)
 
     def leave_queue(self, tokens: Tokens, now_ns: int) -> None:
         """Give back its slot, or its place in the queue, if it has one."""
@@ -262,7 +262,7 @@ class Tries(Waiter):
         if self.reply.hop is not None:
             self.reply.extra = f"{peer.QUEUED}: {self.queued_ns // 1_000_000}\r\n"
 
-    def _saturated_at(self, site: SiteName, refusal: Refusal) -> None:
+    def saturated_at(self, site: SiteName, refusal: Refusal) -> None:
         """The queue of a site has refused it: keep the refusal that it may come back to soonest."""
         known, after_s = self.saturated, refusal.retry_after_s
         if known is None or known.retry_after_s is None or (
@@ -419,7 +419,7 @@ class Tries(Waiter):
         if self.continuation is not None:
             self._tries_before += 1  # said at once and without work: it costs no try
         if saturated is not None:
-            self._saturated_at(site, saturated)
+            self.saturated_at(site, saturated)
             return
         self._refused(Refused(site=site, rule="tried_before", detail=f"refused: {rule}"))
 

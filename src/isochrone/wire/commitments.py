@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from isochrone.core.admission.cashier import Back, Paid, Pay
 from isochrone.core.admission.commitments import Message
 from isochrone.core.admission.loans import Ask, Loan
 from isochrone.core.admission.stewards import HandBack, Stand, StandDown, Vote
@@ -32,8 +33,8 @@ LIMIT_MESSAGES = (AskGrant, Grant, Led, Lead, Follow, Copy, Copied, Behind)
 
 _KINDS: dict[str, type[AnyMessage]] = {
     "stand": Stand, "vote": Vote, "stand_down": StandDown, "hand_back": HandBack, "ask": Ask,
-    "loan": Loan, "ask_grant": AskGrant, "grant": Grant, "led": Led, "lead": Lead,
-    "follow": Follow, "copy": Copy, "copied": Copied, "behind": Behind,
+    "loan": Loan, "pay": Pay, "paid": Paid, "back": Back, "ask_grant": AskGrant, "grant": Grant,
+    "led": Led, "lead": Lead, "follow": Follow, "copy": Copy, "copied": Copied, "behind": Behind,
 }
 _NAMES: dict[type[AnyMessage], str] = {kind: name for name, kind in _KINDS.items()}
 

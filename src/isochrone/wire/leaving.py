@@ -73,6 +73,9 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "Loan": _fields(
         account="entitlement home borrower life number tok_s for_ns spare_tok_s steward",
     ),
+    "Pay": _fields(account="entitlement payer life number tokens counts"),
+    "Paid": _fields(account="entitlement payer life number paid has_tok_s"),
+    "Back": _fields(account="entitlement payer life number tokens honoured"),
     "Stand": _fields(fleet="home site life number epoch"),
     "Vote": _fields(fleet="home voter site life number steward"),
     "StandDown": _fields(fleet="home site life number"),

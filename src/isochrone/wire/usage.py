@@ -5,7 +5,7 @@ the path of every request, so they are arrays without field names, built and pac
 sender may add fields with defaults at the end; an older reader skips them. `event` gives the noun.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -191,15 +191,16 @@ class RawBatch(msgspec.Struct, array_like=True, frozen=True):
     events: msgspec.Raw
 
 
-def encode_batch(batch_id: str, grounds: Sequence[bytes], events: Sequence[bytes]) -> bytes:
+def encode_batch(batch_id: str, grounds: Iterable[bytes], events: Iterable[bytes]) -> bytes:
     """A `UsageBatch` of encoded grounds and records, none of which is looked at."""
     return msgspec.msgpack.encode(
         RawBatch(VERSION, batch_id, _encoded_array(grounds), _encoded_array(events))
     )
 
 
-def _encoded_array(items: Sequence[bytes]) -> msgspec.Raw:
+def _encoded_array(encoded: Iterable[bytes]) -> msgspec.Raw:
     """MessagePack's array 32 of what is encoded already."""
+    items = list(encoded)
     return msgspec.Raw(b"\xdd" + len(items).to_bytes(4, "big") + b"".join(items))
 
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from isochrone.core.admission.allowance import Allowance
+from isochrone.core.admission.cashier import Back, Paid, Pay, Till
 from isochrone.core.admission.entitlement import is_open
 from isochrone.core.admission.loans import LOAN_NS, Ask, BorrowedSlice, LentSlice, Loan
+from isochrone.core.admission.payments import Payments, Purse
 from isochrone.core.admission.stewards import (
     RENEW_NS,
     TERM_NS,
@@ -34,7 +36,7 @@ SPLIT_NS = 2_000_000_000  # votes that come at all have come by then
 IDLE_TICKS = 8  # an entitlement that nobody here asks for is looked at so seldom
 NOBODY = Voters(sites=())
 
-Message = Stand | Vote | StandDown | HandBack | Ask | Loan
+Message = Stand | Vote | StandDown | HandBack | Ask | Loan | Pay | Paid | Back
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,14 @@ class Standing:
 
 class _Held:
     """One entitlement as this site sees it. `slices`: home -> tokens/s; `mine`: those that it can
-    look after; `borrowed`: those that it has asked for."""
+    look after; `borrowed`: those that it has asked for. `purse`: what requests here pay with;
+    `till`: what was paid for those of other sites."""
 
-    def __init__(self, entitlement: Entitlement, now_ns: int) -> None:
+    def __init__(self, entitlement: Entitlement, payments: Payments, now_ns: int) -> None:
         self.entitlement = entitlement
         self.allowance = Allowance(now_ns)
+        self.purse = Purse(entitlement, self.allowance, payments)
+        self.till = Till()
         self.slices = {each.site: each.tok_s for each in entitlement.slices}
         self.mine: dict[SiteName, LentSlice] = {}
         self.borrowed: dict[SiteName, BorrowedSlice] = {}
@@ -78,6 +83,7 @@ class Commitments:
 
     def __init__(self, site: SiteName, life: int, now_ns: int) -> None:
         self.site = site
+        self.payments = Payments(site, life)
         self._life = life
         self._voter = Voter(site, now_ns)
         self._voters = NOBODY
@@ -98,7 +104,7 @@ class Commitments:
         if held is None:
             _, held = self._dropped.pop(entitlement.id, (0, None))
         if held is None:
-            held = _Held(entitlement, now_ns)
+            held = _Held(entitlement, self.payments, now_ns)
         self._held[entitlement.id] = held
         held.entitlement = entitlement
 
@@ -112,8 +118,11 @@ class Commitments:
 
     def set_voters(self, voters: Voters) -> None:
         """Those of an earlier epoch than the known ones change nothing."""
-        if voters.epoch >= self._voters.epoch:
+        if voters.epoch >= self._voters.epoch and voters != self._voters:
             self._voters = voters
+            self.payments.voters = self._electorate()
+            for held in self._held.values():
+                held.purse.ranked = None
 
     def entitlements(self) -> Iterator[Entitlement]:
         for held in self._held.values():
@@ -123,6 +132,11 @@ class Commitments:
         """The bucket to spend from; None for an entitlement that is not known."""
         held = self._held.get(entitlement_id)
         return None if held is None else held.allowance
+
+    def purse(self, entitlement_id: EntitlementId) -> Purse | None:
+        """What requests pay with; None for an entitlement that is not known."""
+        held = self._held.get(entitlement_id)
+        return None if held is None else held.purse
 
     def usable_tok_s(self, entitlement_id: EntitlementId, now_ns: int, now: int) -> int:
         """What this site may honour of it now, in tokens/s."""
@@ -150,7 +164,7 @@ class Commitments:
 
     def tick(self, now_ns: int, now: int, rng: Random) -> list[Letter]:
         """About every half second: renew terms, ask for what is lacking, follow the time."""
-        letters: list[Letter] = []
+        letters = [Letter(cashier, back) for cashier, back in self.payments.tick(now_ns)]
         if any(self.site in held.slices for held in self._held.values()):
             self._stand(self.site)
         for home in list(self._stands):
@@ -188,9 +202,18 @@ class Commitments:
                 self._leaving.add(sender)
         elif isinstance(message, Ask):
             return self._lend(sender, message, now_ns, now)
-        else:
+        elif isinstance(message, Loan):
             self._take_loan(sender, message, now_ns, now)
+        elif isinstance(message, Paid):
+            self.payments.hear(sender, message, now_ns)
+        elif message.payer == sender:
+            return self._pay(sender, message, now_ns)
         return []
+
+    def take_due(self) -> list[Letter]:
+        """What is asked of cashiers, to be sent at once: requests are under way."""
+        due, self.payments.due = self.payments.due, []
+        return [Letter(cashier, pay) for cashier, pay in due]
 
     # -- stewards --------------------------------------------------------------------------------
 
@@ -334,6 +357,20 @@ class Commitments:
             return 0, -held.slices[home], home
         spare = held.slices[home] if slice_.spare_tok_s is None else slice_.spare_tok_s
         return -slice_.tok_s(now_ns), -spare, home
+
+    def _pay(self, sender: SiteName, message: Pay | Back, now_ns: int) -> list[Letter]:
+        """As the cashier of a request that is served at another site."""
+        held = self._held.get(message.entitlement)
+        if isinstance(message, Back):
+            if held is not None:
+                held.till.take_back(message, held.allowance, now_ns)
+            return []
+        if held is not None:
+            return [Letter(sender, held.till.hear(message, held.allowance, now_ns))]
+        return [Letter(sender, Paid(
+            entitlement=message.entitlement, payer=sender, life=message.life,
+            number=message.number, paid=False, has_tok_s=0,
+        ))]
 
     # -- inside ----------------------------------------------------------------------------------
 

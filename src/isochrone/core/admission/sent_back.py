@@ -3,6 +3,7 @@
 How long it may wait is its ingress's to say, see `core/routing/patience.py`.
 """
 
+from isochrone.core.admission.classes import CLASSES, RANK
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.site_queue import SiteQueue
 from isochrone.core.world.tenant import Class
@@ -16,7 +17,7 @@ def begins_in_ms(
     when the engine that is soonest done has done that (`engines_ms`). `tokens`: weighted, as
     expected."""
     if queue.running < queue.slots and queue.reading.is_full():
-        return queue.read_in_ns(class_) / 1e6
+        return _read_in_ns(queue, class_) / 1e6
     if (queue.queued or queue.running >= queue.slots) and not queue.guessed:
         return queue.expected_wait_ns(class_, tenant, tokens) / 1e6
     return engines_ms
@@ -28,3 +29,12 @@ def leave(queue: SiteQueue, ticket: Ticket, now_ns: int) -> None:
         queue.withdrawn(ticket, now_ns)
     else:
         queue.finished(ticket, 0, now_ns)
+
+
+def _read_in_ns(queue: SiteQueue, class_: Class) -> int:
+    """Once engines have read what they were sent, and what waits in its class and in firmer ones.
+    """
+    tokens = 0
+    for each in CLASSES[: RANK[class_] + 1]:
+        tokens += queue.line(each).order.prompt_tokens
+    return queue.reading.ahead_ns() + queue.reading.takes_ns(tokens)

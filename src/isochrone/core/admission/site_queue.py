@@ -75,17 +75,8 @@ class SiteQueue:
     # -- events ----------------------------------------------------------------------------------
 
     def offer(
-        self,
-        class_: Class,
-        tenant: str,
-        tokens: int,
-        *,
-        most_tokens: int,
-        now_ns: int,
-        prompt_tokens: int = 0,
-        wait_ns: int = 0,
-        resumable: bool = True,
-        tells: bool = True,
+        self, class_: Class, tenant: str, tokens: int, *, most_tokens: int, now_ns: int,
+        prompt_tokens: int = 0, wait_ns: int = 0, resumable: bool = True, tells: bool = True,
     ) -> Ticket | Refused:
         """A request has come. The ticket says whether it is running or queued.
 
@@ -138,6 +129,20 @@ class SiteQueue:
         """A request that has begun is sent to this engine, which has so many tokens of its prompt
         to read: the rest is in its cache. To be followed by `tick` if anybody waits."""
         self.reading.place(ticket, tokens, engine, now_ns)
+
+    def paid(self, ticket: Ticket, now_ns: int) -> None:
+        """A request that has come on demand is `reserved`, as it is paid for now: it waits there if
+        it waits, or keeps its slot."""
+        reserved = self._lines[RESERVED]
+        if ticket.state == "running":
+            ticket.begun = True
+        elif ticket.state == "queued" and reserved.order.queued < reserved.queue_most:
+            self.promise.ask(ticket.tokens)
+            self._unqueue(ticket)
+            ticket.rank = RESERVED
+            left_ns = max(reserved.wait_ns - (now_ns - ticket.offered_ns), 1)
+            self._enqueue(reserved, ticket, left_ns, now_ns, first=False)
+            self._dispatch(now_ns)
 
     def unstoppable(self, ticket: Ticket) -> None:
         """A request that had to stop cannot, after all: it goes on to its end, and another one may
@@ -247,14 +252,6 @@ class SiteQueue:
         """
         line = self.line(class_)
         return self._wait_of(line, tenant, tokens)
-
-    def read_in_ns(self, class_: Class) -> int:
-        """The same where slots are free and engines have enough to read: once they have read what
-        they were sent, and what waits in its class and in firmer ones."""
-        tokens = 0
-        for line in self._lines[: RANK[class_] + 1]:
-            tokens += line.order.prompt_tokens
-        return self.reading.ahead_ns() + self.reading.takes_ns(tokens)
 
     def waiting(self) -> Work:
         """All that waits here, and that no engine knows of."""

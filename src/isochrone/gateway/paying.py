@@ -1,0 +1,108 @@
+"""Requests that their site cannot pay for, while the cashier of what was sold is asked to.
+
+They go on meanwhile, on demand. A payment that comes before the head of the answer has gone out
+makes one `reserved`: in the queue, in its answer, in what is metered. One that the queue would have
+turned away as on demand waits for it, for a second at most. What is asked, and of whom, is decided
+in `core/admission/payments.py`.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from isochrone.core.admission.commitments import Commitments
+from isochrone.core.admission.payments import Payment
+from isochrone.core.ids import SiteName
+from isochrone.gateway.replies import Refusal
+
+if TYPE_CHECKING:
+    from isochrone.gateway.tries import Tries
+
+# Refusals of a queue that might not be one of the class `reserved`.
+_OF_THE_CLASS: Final = frozenset(("would_expire", "queue_full", "class_closed", "busy"))
+
+
+class Paying:
+    """Mutable, owned by the event loop. `outcomes` counts payments: asked for, and what became of
+    them. `send` sends what is due; it is set, with `commitments`, by whoever keeps the letters."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.commitments: Commitments | None = None
+        self.send: Callable[[], None] = lambda: None
+        self._waiting: dict[Payment, Tries] = {}
+        self._turned_away: dict[Payment, tuple[SiteName, float, Refusal]] = {}
+
+    def claim(self, exchange: "Tries", site: SiteName, now_ns: int, *, another: bool) -> None:
+        """Settle in which class a request is served at a site, or begins to be. `another`: a
+        gateway stands there that may pay for it."""
+        claim = exchange.claim
+        assert claim is not None, "somebody has made one"
+        exchange.class_ = claim.at(site, now_ns, another)
+        self._say_class(exchange)
+        if self.commitments is None or exchange.head_sent:
+            return
+        payment = claim.ask(now_ns)
+        if payment is not None:
+            self.outcomes["asked"] += 1
+            self._waiting[payment] = exchange
+            self.send()
+
+    def keeps(self, exchange: "Tries", site: SiteName, rtt_ms: float, refusal: Refusal) -> bool:
+        """Whether a request that a queue has refused is kept until it is known if it is paid for.
+        """
+        payment = None if exchange.claim is None else exchange.claim.payment
+        if payment is None or payment.state != "asked" or refusal.reason not in _OF_THE_CLASS:
+            return False
+        self._turned_away[payment] = (site, rtt_ms, refusal)
+        return True
+
+    def decide(self, now_ns: int) -> None:
+        """Whatever has become known of payments."""
+        if self.commitments is None:
+            return
+        payments = self.commitments.payments
+        while payments.decided:
+            payment = payments.decided.pop()
+            exchange = self._waiting.pop(payment, None)
+            kept = self._turned_away.pop(payment, None)
+            if exchange is not None:
+                self._decide(exchange, payment, now_ns)
+                if kept is not None:
+                    site, rtt_ms, refusal = kept
+                    if exchange.class_ == "reserved":
+                        exchange.serve_at(site, rtt_ms, now_ns)
+                    else:
+                        exchange.saturated_at(site, refusal)
+
+    def sweep(self, now_ns: int) -> None:
+        """A few times a second: forget requests that ask for nothing any more."""
+        self.decide(now_ns)
+        for payment in [each for each in self._waiting if each.state == "over"]:
+            del self._waiting[payment]
+            self._turned_away.pop(payment, None)
+            self.outcomes["given_up"] += 1
+
+    def _decide(self, exchange: "Tries", payment: Payment, now_ns: int) -> None:
+        claim = exchange.claim
+        assert claim is not None, "it has asked"
+        if payment.state != "paid":
+            claim.give_up(now_ns)
+            self.outcomes[payment.state] += 1
+        elif exchange.head_sent:
+            claim.give_up(now_ns, late=True)
+            self.outcomes["late"] += 1
+        else:
+            self.outcomes["paid"] += 1
+            exchange.class_ = claim.paid()
+            self._say_class(exchange)
+            if exchange.turn is not None:
+                exchange.turn.paid(now_ns)
+
+    def _say_class(self, exchange: "Tries") -> None:
+        """In the head of the answer, to whoever asks."""
+        reply, claim = exchange.reply, exchange.claim
+        if reply.hop is not None:
+            reply.class_said = exchange.class_
+        elif claim is not None:
+            reply.extra = claim.lines
