@@ -12,6 +12,7 @@ from isochrone.core.admission.site_queue import SiteQueue
 from isochrone.core.rng import stream
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class
+from tests.fixtures.busy_site import BusySite
 from tests.fixtures.reading_site import SECOND_NS, ReadingSite
 
 OTHERS_PART = 20  # docs/admission.md: of twenty tokens that begin one is for the others
@@ -188,3 +189,23 @@ def test_a_request_that_is_tried_again_where_no_speed_is_known_counts_for_nothin
     reading.set_engines(["b"], 0.0)  # its engine is lost, of the other one nobody says a speed
     reading.place(ticket, 600, "b", 1)
     assert (reading.tokens, ticket.unread, reading.is_full()) == (0, 0, False)
+
+
+def test_others_that_are_not_there_for_a_while_are_not_owed_more_when_they_come_again() -> None:
+    """One slot. What comes in the promised class between two of the others works off what they had
+    ahead of their part, and no more than that."""
+    site = BusySite(PATIENT, 1)
+    site.promise(5_000.0)
+    for _ in range(60):
+        for class_ in ("reserved", "reserved", "reserved", "on_demand"):
+            site.offer(class_, "a", 50)
+        site.pass_ms(140)
+        for ticket in [each for each in site.runs if each.rank == RANK["on_demand"]]:
+            if ticket.state == "queued":
+                site.withdraw(ticket)  # so that for a while there is nobody else
+        site.pass_ms(60)
+    began = [ticket for _, ticket in site.begun]
+    first = sum(each.tokens + OTHERS_PART for each in began if each.rank == RANK["reserved"])
+    other = sum(each.tokens for each in began if each.rank == RANK["on_demand"])
+    assert first > 50 * 60
+    assert other <= first / OTHERS_PART + 50

@@ -453,7 +453,8 @@ class SiteQueue:
             ticket = line.order.take(lacks or self._committed < self.slots)
             if ticket is None:
                 continue
-            self._owed = self._owed + ticket.tokens // OTHERS_PART + 1 if bound else 0
+            owed = self._owed + ticket.tokens // OTHERS_PART + 1
+            self._owed = owed if bound else min(owed, 0)  # what they had ahead is not forgotten
             return ticket
         return None
 
