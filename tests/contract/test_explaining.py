@@ -54,6 +54,9 @@ def test_of_an_ordinary_request_the_outcome_is_kept_in_brief() -> None:
         assert found.runner_up.site == "frankfurt"
         assert found.runner_up.cost_ms > 20.0
         assert event.decision.predicted_ttft_ms is not None
+        assert event.decision.actual_ttft_ms is None, "a whole answer shows its last token only"
+        event = await told(cloud, await ask(sydney, post(chat_body(stream=True))))
+        assert event.decision is not None
         assert event.decision.actual_ttft_ms is not None
 
     run(main)

@@ -150,6 +150,10 @@ def test_bars_are_to_scale_and_skip_steps_that_were_not_reached() -> None:
     assert timings(times, {**DECISION, "queued_ms": 120.4})[5] == (
         "of this 120.4 waiting for its turn at an engine"
     )
+    whole = timings(times, DECISION, stream=False)
+    assert whole[4] == (
+        "first token expected after 300.0; an answer that comes whole does not show it"
+    )
     none = {"chosen_ms": None, "sent_ms": None, "first_byte_ms": None, "total_ms": 0.0}
     assert len(timings(none, None)) == 1
 

@@ -51,7 +51,7 @@ def show(found: Mapping[str, Any]) -> None:
     else:
         _print_decision(decision)
     print("\nTime (ms since the request was received)")
-    for line in timings(found["timings"], decision):
+    for line in timings(found["timings"], decision, stream=found["stream"]):
         print(f"  {line}")
 
 
@@ -177,7 +177,9 @@ def _outcome(found: Mapping[str, Any]) -> str:
     return f"{found['outcome']}, status {found['status']}{reason}"
 
 
-def timings(times: Mapping[str, Any], decision: Mapping[str, Any] | None) -> list[str]:
+def timings(
+    times: Mapping[str, Any], decision: Mapping[str, Any] | None, *, stream: bool = True
+) -> list[str]:
     """A bar per step, to scale; steps that were not reached are left out."""
     total = max(times["total_ms"], 0.001)
     steps = [
@@ -196,7 +198,7 @@ def timings(times: Mapping[str, Any], decision: Mapping[str, Any] | None) -> lis
         lines.append(f"{name:<11}{at:>10.1f}  {bar:<{BAR_WIDTH}}  +{max(at - before, 0):.1f}")
         before = at
     if decision is not None:
-        lines += predictions(decision)
+        lines += predictions(decision) if stream else _whole(decision)
     if decision is not None and decision.get("queued_ms"):
         lines.append(f"of this {decision['queued_ms']:.1f} waiting for its turn at an engine")
     return lines
@@ -210,6 +212,13 @@ def predictions(decision: Mapping[str, Any]) -> list[str]:
         where = f" at {decision['candidates'][0]['site']}" if decision.get("since_ms") else ""
         lines.append(_prediction(decision, where))
     return lines
+
+
+def _whole(decision: Mapping[str, Any]) -> list[str]:
+    expected_ms = decision["predicted_ttft_ms"]
+    return [] if expected_ms is None else [
+        f"first token expected after {expected_ms:.1f}; an answer that comes whole does not show it"
+    ]
 
 
 def _prediction(told: Mapping[str, Any], where: str) -> str:

@@ -167,7 +167,8 @@ def _decision(exchange: "Exchange", outcome: Outcome) -> DecisionRecord | None:
         choice.decode_ms,
         choice.digest_age_ms,
         choice.predicted_ttft_ms,
-        None if first_ns is None else (first_ns - since_ns) / 1e6,
+        # An answer that comes whole does not show when its first token was there.
+        (first_ns - since_ns) / 1e6 if first_ns is not None and exchange.request.stream else None,
         choice.refused,
         tuple(exchange.tried),
         choice.decodes_ms() if is_full else b"",

@@ -252,7 +252,8 @@ def _explain(found: Explanation) -> None:
          f"{found.reason or OUTCOMES[found.outcome]}"),
         ("Served at", served.site or "nowhere", f"{served.country or 'no country'}, entered at "
          f"{found.ingress.site} ({found.ingress.country or 'no country'})"),
-        ("First token", duration(first_ms), _predicted(decision)),
+        ("First token" if found.stream else "First byte", duration(first_ms),
+         _predicted(decision, found.stream)),
         ("Whole answer", duration(found.timings.total_ms), _tries(found)),
         ("Tokens", f"{count(found.tokens.input_uncached + found.tokens.input_cached)} + "
          f"{count(found.tokens.output)}", f"in and out, of the input "
@@ -280,13 +281,15 @@ def _explain(found: Explanation) -> None:
             _price(found.price)
 
 
-def _predicted(decision: Decision | None) -> str:
+def _predicted(decision: Decision | None, stream: bool) -> str:
     """How right the prediction was that the first token was held to."""
     if decision is not None and decision.foretold:
         first = decision.foretold[0]
         return f"at {first.site} {_held_to(first.predicted_ttft_ms, first.actual_ttft_ms)}"
     if decision is None or decision.predicted_ttft_ms is None:
         return "nothing was predicted"
+    if not stream:
+        return f"first token predicted {duration(decision.predicted_ttft_ms)}, not seen"
     said = _held_to(decision.predicted_ttft_ms, decision.actual_ttft_ms)
     if not decision.since_ms:
         return said

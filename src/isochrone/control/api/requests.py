@@ -310,7 +310,7 @@ def _explanation(booked: Booked, price: PriceShape | None = None) -> Explanation
         reporter=event.reporter,
         attempts=event.attempts,
         booked_at=booked.booked_at,
-        decision=_decision(ground, event.decision),
+        decision=_decision(ground, event.decision, event.stream),
         price=price,
     )
 
@@ -349,7 +349,9 @@ def _body_read(event: UsageEvent) -> BodyRead:
     return "unread" if event.outcome == "refused" and is_from_head else "in_part"
 
 
-def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape | None:
+def _decision(
+    ground: Ground | None, decision: Decision | None, stream: bool
+) -> DecisionShape | None:
     explained = None
     if ground is not None and decision is not None:
         explained = explanation_of(ground, decision)
@@ -375,7 +377,7 @@ def _decision(ground: Ground | None, decision: Decision | None) -> DecisionShape
         allowed_exists=explained.allowed_exists,
         elsewhere=explained.elsewhere,
         predicted_ttft_ms=decision.predicted_ttft_ms,
-        actual_ttft_ms=decision.actual_ttft_ms,
+        actual_ttft_ms=decision.actual_ttft_ms if stream else None,
         since_ms=round(decision.since_ms, DIGITS),
         foretold=[_foretold(each) for each in decision.foretold],
         tried=[_refused(each) for each in decision.tried],
