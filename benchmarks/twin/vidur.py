@@ -137,7 +137,6 @@ def _arguments(vidur: Path, kept: Path, replicas: int) -> list[str]:
         "replica_config_device": "a100",
         "replica_config_model_name": MODEL,
         "cluster_config_num_replicas": str(replicas),
-        "global_scheduler_config_type": "lor",
         "replica_scheduler_config_type": "sarathi",
         "request_generator_config_type": "synthetic",
         "length_generator_config_type": "trace",
