@@ -258,7 +258,7 @@ class Replicas:
             rates = Rates(prefill_tok_s=said.prefill_tok_s, decode_tok_s=said.decode_tok_s)
             for standing in standings:
                 standing.rate(rates)
-        usual = usual_by_model(digest.replicas)
+        usual: dict[ModelName, float] | None = None  # few of the sites are reached without a hop
         resized: dict[ModelName, Replica] = {}
         for each in digest.replicas:
             if each.silent_s > 0.0:
@@ -271,6 +271,8 @@ class Replicas:
                 known.health.spoke(now_ns)
             if each.generation == known.generation:
                 before = known.holds
+                if usual is None:
+                    usual = usual_by_model(digest.replicas)
                 holds = room(known.slots, each, usual[each.model])
                 known.crowd(each.running, each.waiting, holds)
                 if known.holds != before:
