@@ -33,14 +33,16 @@ def test_worked_example() -> None:
     choice = chosen(output_tokens=80)
     assert (choice.site, choice.cost_ms, choice.prefill_ms) == ("here", 150.0, 100.0)
     # Near it would be read 20 ms from now; a tenth more, and what being sent back costs.
-    assert patience_ms(choice, "on_demand") == pytest.approx(20.0 * 1.1 + 60.0)
+    assert patience_ms(choice, "on_demand", 1) == pytest.approx(20.0 * 1.1 + 60.0)
+    # Sent back once more, it would be kept wherever it comes.
+    assert patience_ms(choice, "on_demand", 2) == pytest.approx(20.0 * 1.5 + 60.0)
     assert choice.costs.tolist() == [150.0, 120.0]  # as they were
 
 
 def test_batch_and_a_request_with_nowhere_else_to_go_wait_as_long_as_it_takes() -> None:
-    assert patience_ms(chosen(), "batch") == inf
+    assert patience_ms(chosen(), "batch", 1) == inf
     left = Refused(site=SiteName("near"), rule="saturated", detail="busy")
-    assert patience_ms(chosen(tried=(left,)), "on_demand") == inf
+    assert patience_ms(chosen(tried=(left,)), "on_demand", 2) == inf
 
 
 def test_a_site_knows_when_a_request_would_begin() -> None:

@@ -166,14 +166,21 @@ def test_a_replica_whose_memory_is_full_has_no_slot_free_whatever_it_says() -> N
     full.count(3, 0, 3_000)
     busier.count(5, 100, 5_000)
     assert picked(full, busier) == "full"
-    full.crowd(2, 1)
+    full.crowd(2, 1, 8)
     assert full.wait_ms == pytest.approx(20_000.0 + 3 / 8)  # two of three end: 3,000 / (2 * 50) s
     assert picked(full, busier) == "busier"
     full.rate(Rates(prefill_tok_s=2_000.0, decode_tok_s=100.0))
     assert full.wait_ms == pytest.approx(10_000.0 + 3 / 8)
-    full.crowd(3, 0)
+    full.crowd(3, 0, 8)
     assert full.wait_ms == pytest.approx(3 / 8)
-    full.crowd(0, 1)  # a prompt that does not fit at all
+    full.crowd(0, 1, 8)  # a prompt that does not fit at all
     assert full.room == 1
     full.take(replace(full.replica, generation=2))
     assert full.room == 8
+    full.crowd(3, 0, 3)  # three long ones fill it, although it lets nobody wait yet
+    assert (full.holds, full.room) == (3, 3)
+    assert full.wait_ms == pytest.approx(10_000.0 / 3 + 3 / 8)  # one of three: 3,000 / 300 s
+    full.crowd(3, 2, 12)
+    assert (full.holds, full.room) == (8, 3)
+    full.take(replace(full.replica, generation=3))
+    assert (full.holds, full.room) == (8, 8)

@@ -302,3 +302,28 @@ def test_a_replica_that_lets_requests_wait_is_left_to_those_it_has() -> None:
     ]
     replicas.heard(replace(a_digest(SITE), replicas=tuple(said)), 0, RNG)
     assert picked(replicas) == "free"  # what is said of another generation does not count
+
+
+def test_slots_that_memory_does_not_hold_are_not_given_out() -> None:
+    """Each of four slots; what runs takes 1,000 tokens each, in the mean of both."""
+    replicas, heard = some_replicas(a_replica("long"), a_replica("short")), []
+    replicas.on_change = lambda site, model: heard.append((site, model))
+
+    def hear(held: int | None, kept: int | None = 4_000) -> int:
+        said = [
+            ReplicaLoad(
+                id=name, model=MODEL, generation=1, state="ready", pid=None, running=running,
+                waiting=0, restarts=0, prompt_tokens_total=None, cached_tokens_total=None,
+                output_tokens_total=None, kept_tokens=kept, held_tokens=tokens,
+            )
+            for name, running, tokens in (("long", 2, held), ("short", 2, 500))
+        ]
+        replicas.heard(replace(a_digest(SITE), replicas=tuple(said)), 0, RNG)
+        return replicas.slots(SITE, MODEL)
+
+    assert hear(3_500) == 2 + 4
+    assert heard == [(SITE, MODEL)]
+    assert hear(3_500) == 6
+    assert heard == [(SITE, MODEL)]  # nothing new
+    assert hear(None) == 8
+    assert hear(3_500, None) == 8

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from isochrone.core.admission.classes import UNBOUNDED_SLOTS
+from isochrone.core.estimate.room import room, usual_by_model
 from isochrone.core.estimate.service import Rates
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.lifecycle.health import (
@@ -106,7 +107,7 @@ class Replicas:
         slots = 0
         for standing in self._by_model.get((site, model), ()):
             if standing.ready and not (standing.health.ailing and standing.health.is_out):
-                slots += standing.slots if standing.replica.slots_stated else UNBOUNDED_SLOTS
+                slots += standing.holds if standing.replica.slots_stated else UNBOUNDED_SLOTS
         return min(slots, UNBOUNDED_SLOTS)
 
     def read(self, site: SiteName, model: ModelName) -> tuple[list[str], float]:
@@ -257,6 +258,8 @@ class Replicas:
             rates = Rates(prefill_tok_s=said.prefill_tok_s, decode_tok_s=said.decode_tok_s)
             for standing in standings:
                 standing.rate(rates)
+        usual: dict[ModelName, float] | None = None  # few of the sites are reached without a hop
+        resized: dict[ModelName, Replica] = {}
         for each in digest.replicas:
             if each.silent_s > 0.0:
                 self._silent(digest.site, each, now_ns, rng)
@@ -267,7 +270,15 @@ class Replicas:
             if known.health.silent:
                 known.health.spoke(now_ns)
             if each.generation == known.generation:
-                known.crowd(each.running, each.waiting)
+                before = known.holds
+                if usual is None:
+                    usual = usual_by_model(digest.replicas)
+                holds = room(known.slots, each, usual[each.model])
+                known.crowd(each.running, each.waiting, holds)
+                if known.holds != before:
+                    resized[known.replica.model] = known.replica
+        for replica in resized.values():
+            self._changed(replica)
 
     def _rates_of(self, replica: Replica) -> Rates | None:
         """What the site has said of its speed before it was spoken of."""

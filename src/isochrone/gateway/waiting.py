@@ -51,7 +51,7 @@ def may_wait_ms(exchange: "Tries") -> float:
         return hop.patience_ms
     if choice is None or exchange.continuation is not None or exchange.attempts >= LAST_TRY:
         return inf
-    return patience_ms(choice, exchange.class_)
+    return patience_ms(choice, exchange.class_, exchange.attempts)
 
 
 class QueueReports:

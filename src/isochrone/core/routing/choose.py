@@ -18,7 +18,7 @@ from isochrone.core.rng import Random
 from isochrone.core.routing.board import TIE_MS, TIE_SHARE, Board, Part
 from isochrone.core.routing.choice import Milliseconds, Refused
 from isochrone.core.routing.chosen import Choice
-from isochrone.core.routing.credits import PUSHED_MS
+from isochrone.core.routing.credits import PUSHED_MS, stays_rather
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Belief, Prefixes
 from isochrone.core.routing.sessions import Home, judge, limit_ms
@@ -182,9 +182,10 @@ def _best(
     near_ms = cheapest_ms + _tie_ms(cheapest_ms)
     nearest = part.nearest(luck)
     nearest_ms = costs.item(nearest)
-    if given is not None and rng.random() >= part.stays(nearest, nearest_ms - near_ms):
-        found = _pushed(part, costs, nearest, rng.random())
-        if found >= 0:
+    if given is not None:
+        drawn, stay = rng.random(), part.stays(nearest, nearest_ms - near_ms)
+        found = _pushed(part, costs, nearest, rng.random()) if drawn >= stay else -1
+        if found >= 0 and drawn >= stays_rather(stay, costs.item(found) - nearest_ms):
             choice.because, choice.pushed = "cheapest", True
             return found
     if nearest_ms == inf or (given is None and nearest_ms > near_ms):

@@ -33,6 +33,7 @@ LEAST_KEPT: Final = 0.05    # of its own requests that a site is always left
 BACK_KEPT: Final = 0.25     # of them that a site is sent first when it comes back
 AWAY_NS: Final = 3_000_000_000  # a site that said nothing of credits for so long was away
 LEAVING_MS: Final = 2000.0  # a queue that is longer by this is left by everybody
+RATHER_MS: Final = 20.0     # of what leaving costs, at which the chance to stay is a square root
 PUSHED_MS: Final = 1000.0   # nobody is pushed to where it costs him more than this
 MOST_SAID: Final = 1e9      # requests; more cannot have been measured
 
@@ -95,6 +96,15 @@ def stays(keep: float, share: float, late_ms: float, arrived: float) -> float:
         return keep
     leave = min(max(late_ms / LEAVING_MS, 1.0 / max(arrived, 1.0)), 1.0)
     return keep * (1.0 - share - (1.0 - share) * leave)
+
+
+def stays_rather(stay: float, dearer_ms: float) -> float:
+    """The same chance, `stay`, where the place that it would go to answers `dearer_ms` later.
+
+    So many have to leave a site that is nearest to too many; best those who lose least by it. If
+    too few of them do, the site says so, and `stay` falls for all until enough leave.
+    """
+    return stay ** (RATHER_MS / (RATHER_MS + dearer_ms)) if dearer_ms > 0.0 else stay
 
 
 def said_requests(requests: float | None) -> float | None:

@@ -14,16 +14,19 @@ from isochrone.core.world.tenant import Class
 
 MARGIN_MS: Final = 60.0  # what a bounce costs both gateways, and the way back and on
 MARGIN: Final = 1.1      # the next best is believed, this one is known
+LAST_MARGIN: Final = 1.5  # who is sent back once more is kept wherever he comes, however late
 MOST_MS: Final = 1e6     # what a hop says at most; longer is as good as no bound
 
 
-def patience_ms(choice: Choice, class_: Class) -> float:
+def patience_ms(choice: Choice, class_: Class, tries: int) -> float:
     """The longest wait at the chosen site with which the request is still answered sooner there
     than at the next best, which it would reach from its ingress; infinite where there is no other,
-    and for batch, which minds no wait."""
+    and for batch, which minds no wait. `tries`: which one this is, from 1; the last one has no
+    bound, so the one before it is worth more than what is believed of the last."""
     if class_ == "batch" or choice.eligible < 2:
         return inf
     other = choice.runner_up()
     spared_ms = choice.costs.item(other) - choice.prefill_ms
-    most_ms = (spared_ms if spared_ms > 0.0 else 0.0) * MARGIN + MARGIN_MS
+    margin = MARGIN if tries < 2 else LAST_MARGIN
+    most_ms = (spared_ms if spared_ms > 0.0 else 0.0) * margin + MARGIN_MS
     return most_ms if most_ms < MOST_MS else inf

@@ -23,20 +23,20 @@ USUAL: Final = Rates(prefill_tok_s=1000.0, decode_tok_s=50.0)
 
 class Standing:
     """One replica as its gateway sees it now. `running` may exceed its slots: the rest queues;
-    `room` is how many of the slots it can use, since its memory may be full before they are.
+    of these its memory `holds` so many, and it has `room` for fewer while it lets some wait.
     `ahead` is what they have to compute still. `wait_ms` is how long that keeps a newcomer, and the
     share of slots taken besides, by less than any wait: it has to be kept so. `health` is what its
     requests say of it; `listed` False once nobody speaks of it; `rated` True once its speed is
     known."""
 
     __slots__ = (
-        "ahead", "generation", "health", "listed", "rated", "ready", "replica", "room", "running",
-        "servers", "slots", "wait_ms",
+        "ahead", "generation", "health", "holds", "listed", "rated", "ready", "replica", "room",
+        "running", "servers", "slots", "wait_ms",
     )
 
     def __init__(self, replica: Replica) -> None:
         self.running = 0
-        self.slots = self.room = self.generation = 0
+        self.slots = self.holds = self.room = self.generation = 0
         self.ahead = Work()
         self.wait_ms = 0.0
         self.health = Health()
@@ -51,7 +51,8 @@ class Standing:
         self.ready = replica.state == "ready"
         slots = max(replica.slots, 1)
         if slots != self.slots or replica.generation != self.generation:
-            self.generation, self.slots, self.room = replica.generation, slots, slots
+            self.generation, self.slots = replica.generation, slots
+            self.holds = self.room = slots
             self.servers = Servers(ready=1, slots=slots, rates=self.servers.rates)
         self.weigh()
 
@@ -62,10 +63,11 @@ class Standing:
             self.servers = Servers(ready=1, slots=self.room, rates=rates)
             self.weigh()
 
-    def crowd(self, running: int, waiting: int) -> None:
-        """What its engine said of itself: while it lets some wait, its memory is full, and it has
-        as many slots as it runs, whatever it says."""
-        room = min(max(running, 1), self.slots) if waiting > 0 else self.slots
+    def crowd(self, running: int, waiting: int, holds: int) -> None:
+        """What its engine said of itself: how many requests its memory `holds`; and while it lets
+        some wait, it takes no more than it runs, whatever else it says."""
+        self.holds = min(max(holds, 1), self.slots)
+        room = min(max(running, 1), self.holds) if waiting > 0 else self.holds
         if room != self.room:
             self.room = room
             self.servers = Servers(ready=1, slots=room, rates=self.servers.rates)

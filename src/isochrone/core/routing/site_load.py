@@ -9,6 +9,7 @@ from isochrone.core.estimate.engine_rates import (
     pending_output_tokens,
     pending_prompt_tokens,
 )
+from isochrone.core.estimate.room import room, usual_tokens
 from isochrone.core.estimate.service import Servers, Work, prefill_ms
 from isochrone.core.ids import ModelName
 from isochrone.core.routing.credits import spare_requests
@@ -45,9 +46,11 @@ def load_of(
     output_tokens = queued.output_tokens + round(
         sum([pending_output_tokens(known, each.load) for each in ready])
     )
-    slots = sum([_slots(each) for each in ready])
+    usual = usual_tokens([each.load for each in ready], known.prompt_tokens + known.output_tokens)
+    rooms = [_room(each, usual) for each in ready]
+    slots = sum(rooms)
     rates = known.rates
-    openings, soonest_tokens = _openings(ready, known)
+    openings, soonest_tokens = _openings(ready, rooms, known)
     if queued.requests:
         openings = 0
         soonest_tokens = max(soonest_tokens, queued.prompt_tokens // max(len(ready), 1))
@@ -81,23 +84,24 @@ def load_of(
     )
 
 
-def _openings(ready: Sequence[Reading], known: Learned) -> tuple[int, int]:
-    """How many replicas have a slot free and next to nothing to read, and what the one has to read
-    that has least."""
+def _openings(
+    ready: Sequence[Reading], rooms: Sequence[int], known: Learned
+) -> tuple[int, int]:
+    """How many replicas have room and next to nothing to read, and what the one has to read that
+    has least."""
     openings, soonest_tokens = 0, inf
-    for each in ready:
+    for each, most in zip(ready, rooms, strict=True):
         unread = pending_prompt_tokens(known, each.load)
-        is_full = each.load.waiting or (each.load.running or 0) >= each.slots
+        is_full = each.load.waiting or (each.load.running or 0) >= most
         if not is_full and unread < LITTLE * known.prompt_tokens:
             openings += 1
         soonest_tokens = min(soonest_tokens, unread)
     return openings, round(soonest_tokens) if ready else 0
 
 
-def _slots(reading: Reading) -> int:
+def _room(reading: Reading, usual: float) -> int:
     """How many requests a replica takes at once: while it lets some wait, as many as it runs,
     whatever it says, for its memory is full."""
     load = reading.load
-    if load.running and load.waiting:
-        return min(load.running, reading.slots)
-    return reading.slots
+    most = room(reading.slots, load, usual)
+    return min(load.running, most) if load.running and load.waiting else most

@@ -1,7 +1,7 @@
 """What each gateway of our own policy knows in the simulation, and what it keeps of a request."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Final
 
@@ -11,8 +11,9 @@ from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.admission.sent_back import begins_in_ms
 from isochrone.core.admission.site_queue import SiteQueue
 from isochrone.core.estimate.hardware import SLOW
+from isochrone.core.estimate.room import room
 from isochrone.core.estimate.service import Rates
-from isochrone.core.ids import ReplicaId, SiteName
+from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.rng import Random
 from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.loads import Dispatch, Loads
@@ -28,6 +29,7 @@ from isochrone.core.routing.prefix import (
 )
 from isochrone.core.routing.sessions import Sessions
 from isochrone.core.routing.table import RoutingTable
+from isochrone.core.world.digest import ReplicaLoad
 from isochrone.core.world.model import Replica
 from isochrone.core.world.tenant import Class
 from isochrone.twin.fast.fleet import Fleet
@@ -191,6 +193,15 @@ class Place:
         """Tell the queue how fast they do, as far as that is known."""
         names: list[str] = [each.replica.id for each in self.standings]
         self.queue.engines_read(names, 0.0 if self.rates is None else self.rates.prefill_tok_s)
+
+    def crowd(self, replicas: Sequence[ReplicaLoad], usual: Mapping[ModelName, float]) -> None:
+        """What engines said of how full they are."""
+        said_of = {each.id: each for each in replicas}
+        for standing in self.standings:
+            own = said_of.get(standing.replica.id)
+            if own is not None and own.generation == standing.generation:
+                holds = room(standing.slots, own, usual[own.model])
+                standing.crowd(own.running, own.waiting, holds)
 
     def held(self, beliefs: dict[ReplicaId, Belief], generations: list[int]) -> dict[
         ReplicaId, float

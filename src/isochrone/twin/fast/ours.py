@@ -13,6 +13,7 @@ from isochrone.core.admission.classes import CLASSES, weighted_tokens
 from isochrone.core.admission.queue_commands import Refused as TurnedAway
 from isochrone.core.admission.queue_commands import Start, Stop, TurnAway
 from isochrone.core.admission.sent_back import leave
+from isochrone.core.estimate.room import usual_by_model
 from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import ModelName, PolicyId, ReplicaId
 from isochrone.core.lifecycle.health import HealthRules
@@ -186,9 +187,9 @@ class Ours:
         if session != NO_SESSION:
             verdict = "new" if home is None else choice.verdict
             gateway.sessions.went(session, name, verdict, now_ns)
-        sent.tries += 1
+        tries = sent.tries = sent.tries + 1
         sent.pushed = choice.pushed
-        sent.patience_ms = inf if sent.tries >= MOST_TRIES else patience_ms(choice, class_)
+        sent.patience_ms = inf if tries >= MOST_TRIES else patience_ms(choice, class_, tries)
         belief = sent.belief = choice.belief
         site = self.site_number[name]
         if site == gateway.site:  # it is served here: counted when its turn has come
@@ -321,16 +322,14 @@ class Ours:
     def told(self, site: int, digest: SiteDigest, now_s: float) -> None:
         """Its own gateway hears it at once."""
         self._site_gateway(site).listen(self.news, now_s)
-        said_of = {ReplicaId(each.id): each for each in digest.replicas}
+        usual = usual_by_model(digest.replicas)
         for model, place in enumerate(self.places[site]):
             if place is None:
                 continue
             for standing in place.standings:
                 if standing.health.ailing:
                     standing.health.ease(int(now_s * 1e9), RULES)
-                own = said_of.get(standing.replica.id)
-                if own is not None and own.generation == standing.generation:
-                    standing.crowd(own.running, own.waiting)
+            place.crowd(digest.replicas, usual)
             for said in digest.loads:
                 if said.model == self.models[model] and said.ready:
                     place.rates = Rates(
@@ -339,7 +338,7 @@ class Ours:
                     for standing in place.standings:
                         standing.rate(place.rates)
                     place.engines_read()
-            self.claims.promise(place, site, int(now_s * 1e9))
+            self._resize(place, site, now_s)
             self._obey(place, site, now_s)
 
     def woken(self, place: int, now_s: float) -> None:
@@ -461,7 +460,7 @@ class Ours:
 
     def _resize(self, place: Place, site: int, now_s: float) -> None:
         self.claims.promise(place, site, int(now_s * 1e9))
-        slots = sum([each.slots for each in place.standings])
+        slots = sum([each.holds for each in place.standings])
         place.engines_read()
         place.queue.resize(slots, int(now_s * 1e9))
         if place.queue.outbox:

@@ -37,4 +37,5 @@ class Meter:
             requests_total=replica.ended,
             running_prompt_tokens=int(replica.unread_tokens),
             kept_tokens=replica.cache.most_blocks * BLOCK_TOKENS,
+            held_tokens=replica.kv_used,
         )

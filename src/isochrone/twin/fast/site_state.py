@@ -149,4 +149,5 @@ class SiteState:
             cached_tokens_total=load.cached_tokens_total,
             output_tokens_total=load.output_tokens_total,
             kept_tokens=load.kept_tokens,
+            held_tokens=load.held_tokens,
         )
