@@ -440,7 +440,7 @@ def _classes(classes: Classes | None) -> list[tuple[str, object]]:
     if classes.because is not None:
         known = {str(name): why for name, why in UNPAID.items()}
         why = known.get(classes.because, classes.because)
-        said.append((f"Not {classes.allowed}", why))
+        said.append(("Class", f"{classes.served} instead of {classes.allowed}: {why}"))
     return said
 
 
