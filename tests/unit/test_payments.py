@@ -116,9 +116,47 @@ def test_what_is_used_beyond_a_payment_is_paid_for_with_the_next() -> None:
     payer.backs(2 * PAY_NS)
     assert lost.state == "silent"
     assert payer.purse.owed == 45, "it was not paid"
-    payer.ask(2 * PAY_NS, 480)
-    assert [pay.tokens for _, pay in payer.due()] == [500], "never more than all may have saved up"
-    assert payer.purse.owed == 25
+    payer.ask(2 * PAY_NS, 455)
+    assert [pay.tokens for _, pay in payer.due()] == [500], "all that may have been saved up"
+    assert payer.purse.owed == 0
+
+
+def test_what_is_owed_beyond_what_can_be_paid_with_a_request_is_paid_before_any() -> None:
+    """Else requests larger than all that sites may have saved up would never be paid in full."""
+    payer = Payer()
+    payment = payer.ask(0, 480)
+    payer.answer(payment, True, 1)
+    payer.purse.settle(payment, 1_120)
+    payer.due()
+    owed = []
+    for number in range(2):
+        assert payer.purse.ask(480, False, 2 + number) is None
+        ((_, pay),) = payer.due()
+        owed.append((pay.tokens, payer.purse.owed))
+        payer.payments.hear(OSLO, Paid(
+            entitlement=pay.entitlement, payer=ROME, life=7, number=pay.number, paid=True,
+            has_tok_s=100,
+        ), 2 + number)
+    assert owed == [(480, 160), (160, 0)]
+    assert payer.ask(4, 480).tokens == 480
+    assert payer.backs(5) == []
+
+
+def test_what_is_owed_and_refused_is_still_owed_and_not_asked_for_at_once() -> None:
+    payer = Payer()
+    payment = payer.ask(0, 480)
+    payer.answer(payment, True, 1)
+    payer.purse.settle(payment, 1_120)
+    payer.due()
+    assert payer.purse.ask(480, False, 2) is None
+    ((_, pay),) = payer.due()
+    payer.payments.hear(OSLO, Paid(
+        entitlement=pay.entitlement, payer=ROME, life=7, number=pay.number, paid=False,
+        has_tok_s=100,
+    ), 3)
+    assert (payer.purse.owed, payer.purse.asked) == (640, 0)
+    assert payer.purse.ask(480, False, 4) is None
+    assert payer.due() == []
 
 
 def test_what_is_not_used_comes_back() -> None:

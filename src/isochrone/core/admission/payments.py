@@ -150,8 +150,13 @@ class Purse:
             return None
         if now_ns < self._broke_until_ns and tokens >= self._broke_tokens:
             return None
-        owed = max(min(self.owed, self._most_tokens - tokens), 0)
-        self.owed -= owed
+        most_owed, owed = self._most_tokens - tokens, self.owed
+        if owed > most_owed:  # first of all, in parts that are as soon there as what it asks for
+            owed = min(owed, max(tokens, 1))
+            self.owed -= owed
+            self._payments.ask(self, cashier, 0, owed, counts, now_ns)
+            return None
+        self.owed = 0
         return self._payments.ask(self, cashier, tokens, owed, counts, now_ns)
 
     def settle(self, payment: Payment, used_tokens: int) -> None:
@@ -220,8 +225,8 @@ class Payments:
             if paid.paid:
                 self._give_back(payment)
         elif not paid.paid:
-            if payment.tokens:
-                payment.purse.refused(payment.tokens, now_ns)
+            if payment.tokens or payment.owed:
+                payment.purse.refused(payment.tokens or payment.owed, now_ns)
             self._close(payment, "refused")
         elif not in_time:
             self._close(payment, "silent")
