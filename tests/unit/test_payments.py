@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 
 from isochrone.core.admission.allowance import Allowance
-from isochrone.core.admission.cashier import Back, Paid, Pay, Till
+from isochrone.core.admission.cashier import (
+    KEPT_NS,
+    MOST_KEPT,
+    REFUSED_NS,
+    Back,
+    Paid,
+    Pay,
+    Till,
+)
 from isochrone.core.admission.payments import (
     BROKE_NS,
     MOST_ASKED,
@@ -294,3 +302,33 @@ def test_what_counts_elsewhere_is_no_demand_of_the_cashier() -> None:
     assert allowance.is_idle
     assert not till.hear(a_pay(3, 400), allowance, SECOND_NS).paid
     assert not allowance.is_idle
+
+
+def test_payments_that_are_refused_do_not_make_a_till_forget_those_that_it_has_made() -> None:
+    """Where more is asked for than was sold, many more are refused than paid."""
+    till, allowance = Till(), Allowance(0)
+    allowance.set_slice(100, 1 << 62, 0)
+    now_ns = 5 * SECOND_NS
+    assert till.hear(a_pay(0, 500), allowance, now_ns).paid
+    for number in range(1, 2 * MOST_KEPT):
+        assert not till.hear(a_pay(number, 500), allowance, now_ns).paid
+    till.take_back(a_back(0, 400, honoured=True), allowance, now_ns)
+    assert allowance.left(now_ns) == 400
+    assert till.hear(a_pay(0, 300), allowance, now_ns).paid, "as it was"
+    assert allowance.left(now_ns) == 400
+
+
+def test_a_till_is_bounded_and_forgets_refusals_soon() -> None:
+    till, allowance = Till(), Allowance(0)
+    allowance.set_slice(100, 1 << 62, 0)
+    now_ns = 5 * SECOND_NS
+    assert not till.hear(a_pay(0, 900), allowance, now_ns).paid
+    assert not till.hear(a_pay(0, 5), allowance, now_ns + REFUSED_NS).paid, "as it was"
+    for number in range(1, 3 * MOST_KEPT):
+        till.hear(a_pay(number, 900), allowance, now_ns)
+        till.hear(a_pay(-number, 1), allowance, now_ns)
+        now_ns += SECOND_NS // 100
+    assert len(till) <= 2 * MOST_KEPT
+    now_ns += KEPT_NS + 1
+    till.hear(a_pay(10**6, 900), allowance, now_ns)
+    assert len(till) == 1
