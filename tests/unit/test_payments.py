@@ -246,6 +246,32 @@ def test_a_cashier_that_answers_later_than_the_engines_is_passed_by_for_long() -
     assert payer.ask(TOO_FAR_NS + 2).cashier == OSLO
 
 
+def test_one_that_was_too_far_and_is_in_time_again_is_asked_as_before() -> None:
+    payer = Payer()
+    for _ in range(MOST_LATE):
+        payment = payer.ask(0)
+        payer.answer(payment, True, 1)
+        payer.purse.give_up(payment, 2, late=True)
+    now_ns = TOO_FAR_NS + 2
+    payment = payer.ask(now_ns)
+    assert payment.cashier == OSLO
+    payer.answer(payment, True, now_ns + 1)
+    payer.purse.settle(payment, 30)
+    payer.due()
+    assert payer.ask(now_ns + 2).cashier == OSLO
+    assert [to for to, _ in payer.due()] == [OSLO], "and nobody else is"
+
+
+def test_a_dead_cashier_is_passed_by_though_what_it_paid_for_ends_well() -> None:
+    payer = Payer()
+    payment = payer.ask(0)
+    payer.answer(payment, True, 1)
+    payer.ask(2)
+    payer.backs(2 * PAY_NS)
+    payer.purse.settle(payment, 30)
+    assert payer.ask(2 * PAY_NS).cashier == BERN
+
+
 def test_what_comes_often_is_demand_of_the_site_and_what_is_large_is_not() -> None:
     payer = Payer()
     counted = [payer.purse.counts(30, number * SECOND_NS // 5) for number in range(100)]

@@ -91,6 +91,9 @@ class Cashiers:
 
     def in_time(self, site: SiteName) -> None:
         """Its answer was of use."""
+        if self._is_far(site):
+            self._until_ns.pop(site, None)
+            self._times.pop(site, None)
         self._late.pop(site, None)
 
     def silent(self, site: SiteName, now_ns: int) -> None:
