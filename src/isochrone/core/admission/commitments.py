@@ -171,6 +171,7 @@ class Commitments:
             self._renew(home, now_ns, rng, letters)
         self._ticks += 1
         for number, held in enumerate(self._held.values(), self._ticks):
+            held.purse.is_open = is_open(held.entitlement, now)
             if number % IDLE_TICKS and held.allowance.is_idle:
                 continue
             held.allowance.measure(now_ns)

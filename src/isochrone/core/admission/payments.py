@@ -120,7 +120,8 @@ class Cashiers:
 
 class Purse:
     """One entitlement as requests at this site pay with it: from the allowance of the site, or by
-    its cashier. `owed`: what requests that were paid for used beyond that."""
+    its cashier. `owed`: what requests that were paid for used beyond that. `is_open`: it is in its
+    window."""
 
     def __init__(
         self, entitlement: Entitlement, allowance: Allowance, payments: "Payments"
@@ -129,6 +130,7 @@ class Purse:
         self.allowance = allowance
         self.owed = 0
         self.asked = 0
+        self.is_open = True
         self.ranked: tuple[SiteName, ...] | None = None  # worked out when it is asked for
         self._homes = tuple([each.site for each in entitlement.slices])
         self._most_tokens = entitlement.tok_s * BURST_S
