@@ -130,17 +130,21 @@ class SiteQueue:
         to read: the rest is in its cache. To be followed by `tick` if anybody waits."""
         self.reading.place(ticket, tokens, engine, now_ns)
 
-    def paid(self, ticket: Ticket, now_ns: int) -> None:
+    def paid(self, ticket: Ticket, now_ns: int, wait_ns: int = NEVER_NS) -> None:
         """A request that has come on demand is `reserved`, as it is paid for now: it waits there if
-        it waits, or keeps its slot."""
+        it waits, for `wait_ns` at most, or keeps its slot."""
         reserved = self._lines[RESERVED]
         if ticket.state == "running":
             ticket.begun = True
-        elif ticket.state == "queued" and reserved.order.queued < reserved.queue_most:
+        elif ticket.state == "stopping":
+            self.unstoppable(ticket)
+        elif ticket.state == "queued" and reserved.ceiling and (
+            reserved.order.queued < reserved.queue_most
+        ):
             self.promise.ask(ticket.tokens)
             self._unqueue(ticket)
             ticket.rank = RESERVED
-            left_ns = max(reserved.wait_ns - (now_ns - ticket.offered_ns), 1)
+            left_ns = max(min(reserved.wait_ns - now_ns + ticket.offered_ns, wait_ns), 1)
             self._enqueue(reserved, ticket, left_ns, now_ns, first=False)
             self._dispatch(now_ns)
 
