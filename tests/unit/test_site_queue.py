@@ -265,3 +265,18 @@ def test_what_is_paid_for_waits_no_longer_than_it_may_and_where_it_is_served_at_
     queue.paid(waiting, 5 * MS)
     queue.finished(running, 100, 10 * MS)
     assert waiting.state == "running", "on demand, as nothing is taken in the other class"
+
+
+def test_a_class_that_is_closed_while_some_of_it_wait_is_refused_and_breaks_nothing() -> None:
+    queue = SiteQueue(POLICY, 1, 10.0 * MS)
+    offered(queue, "on_demand", "a", 100, 0)
+    waiting = offered(queue, "on_demand", "a", 100, 0)
+    queue.adopt(SitePolicy(on_demand=ClassRule(ceiling=0.0, wait_ms=60_000)))
+    queue.resize(1, MS)
+    assert queue.expected_wait_ns("on_demand", "a", 100) > 0
+    again = queue.offer("on_demand", "a", 100, most_tokens=100, now_ns=MS)
+    assert again == Refused("class_closed", None)
+    queue.tick(60 * SECOND_NS)
+    (command,) = drained(queue)
+    assert isinstance(command, TurnAway)
+    assert (command.ticket, command.refused.reason) == (waiting, "class_closed")

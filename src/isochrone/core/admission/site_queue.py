@@ -138,9 +138,9 @@ class SiteQueue:
             ticket.begun = True
         elif ticket.state == "stopping":
             self.unstoppable(ticket)
-        elif ticket.state == "queued" and reserved.ceiling and (
-            reserved.order.queued < reserved.queue_most
-        ):
+        elif ticket.state == "queued" and reserved.order.queued < reserved.queue_most:
+            if reserved.ceiling == 0:
+                return
             self.promise.ask(ticket.tokens)
             self._unqueue(ticket)
             ticket.rank = RESERVED
@@ -254,8 +254,7 @@ class SiteQueue:
         Ahead of it are all that wait in its class, or, if that is less, as much as its tenant
         has for each of the tenants; and one request that runs.
         """
-        line = self.line(class_)
-        return self._wait_of(line, tenant, tokens)
+        return self._wait_of(self.line(class_), tenant, tokens)
 
     def waiting(self) -> Work:
         """All that waits here, and that no engine knows of."""
@@ -271,7 +270,7 @@ class SiteQueue:
 
     def _part(self, line: ClassLine, slots: int) -> float:
         part = slots * line.share / shares_beside(self._lines, line)
-        return min(max(part, line.floor, 1.0), float(line.ceiling))
+        return min(max(part, line.floor, 1.0), float(line.ceiling or 1))
 
     def _wait_of(self, line: ClassLine, tenant: str, tokens: int) -> int:
         order = line.order
@@ -307,8 +306,9 @@ class SiteQueue:
     ) -> Refused:
         """With the instant at which all that runs or waits before it will have begun; behind that
         of whoever was told one before, so that they do not all come back at once."""
-        free_ns, own_ns = now_ns, 0
-        reading = self.reading
+        if line.ceiling == 0:
+            reason = "class_closed"  # while it waited
+        free_ns, own_ns, reading = now_ns, 0, self.reading
         if reading.is_full():
             prompt_tokens, promised = ticket.prompt_tokens, self.promise.tok_s > 0.0
             ahead_ns, own_ns = read_times_ns(self._lines, line, prompt_tokens, reading, promised)
