@@ -270,6 +270,7 @@ def test_one_that_would_be_turned_away_on_demand_waits_for_its_payment(dead: boo
         else:
             assert (answer.status, answer.headers[CLASS]) == (200, "reserved")
             assert answer.headers["x-isochrone-site"] == "rome", "it did not go elsewhere for it"
+            assert ", queue;dur=" in answer.headers["server-timing"], "and says that it has waited"
 
     run(main)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from isochrone.core.admission.cashier import Paid
+from isochrone.core.admission.cashier import Paid, Pay
 from isochrone.core.admission.commitments import Commitments
 from isochrone.core.admission.payments import PAY_NS, Payment
 from isochrone.core.ids import EntitlementId, OrgId, SiteName
@@ -108,3 +108,30 @@ def test_why_nothing_paid_is_of_the_last_site() -> None:
     claim.give_up(4)
     claim.at(SiteName("bern"), 5, another=False)
     assert claim.unpaid_because == "spent"
+
+
+def test_a_stream_whose_client_was_told_on_demand_stays_so_where_it_goes_on() -> None:
+    rome = Rome(sold=NOW)
+    claim = rome.claim()
+    (sold,) = rome.options
+    sold.allowance.set_slice(100, 1 << 62, 0)
+    assert sold.allowance.left(10**10) == 500
+    assert claim.at(SiteName("bern"), 10**10, another=True, begun=True) == "on_demand"
+    assert not claim.unpaid
+    assert sold.allowance.left(10**10) == 500
+    assert claim.at(SiteName("bern"), 10**10, another=True) == "reserved", "of one that is retried"
+
+
+def test_a_cashier_is_asked_for_no_more_than_all_may_have_saved_up() -> None:
+    cashier = Commitments(OSLO, 7, 0)
+    noun = an_entitlement({"oslo": 100})
+    cashier.take(noun, 0)
+    for number, tokens in enumerate((501, 1 << 63)):
+        (letter,) = cashier.hear(ROME, Pay(
+            entitlement=noun.id, payer=ROME, life=1, number=number, tokens=tokens, counts=True,
+        ), 1, WALL)
+        assert isinstance(letter.message, Paid)
+        assert not letter.message.paid
+    allowance = cashier.allowance(noun.id)
+    assert allowance is not None
+    assert allowance.is_idle, "nothing is borrowed for it"

@@ -135,11 +135,15 @@ class Claim:
         self._not_paid: UnpaidBecause = "spent"  # of what could not
         self._told = False  # the gateway that was to pay said in which class it serves it
 
-    def at(self, site: SiteName, now_ns: int, another: bool) -> Class:
+    def at(self, site: SiteName, now_ns: int, another: bool, *, begun: bool = False) -> Class:
         """The class in which the request is served at a site; spends what that takes, or gives
         back what was spent for a site where it does not count. `another`: a gateway stands there
-        that may pay for it."""
+        that may pay for it. `begun`: its client has been told the class, and part of the answer: it
+        may lose what that says, and gains nothing."""
         spent = self._spent
+        if begun and self._class != self.asked:
+            self.unpaid = False
+            return self._class
         if spent is not None:
             if spent.served.admits(site):
                 return self._class

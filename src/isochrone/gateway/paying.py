@@ -14,6 +14,7 @@ from isochrone.core.admission.commitments import Commitments
 from isochrone.core.admission.payments import Payment
 from isochrone.core.ids import SiteName
 from isochrone.gateway.replies import Refusal
+from isochrone.wire import peer
 
 if TYPE_CHECKING:
     from isochrone.gateway.tries import Tries
@@ -40,7 +41,7 @@ class Paying:
         gateway stands there that may pay for it."""
         claim = exchange.claim
         assert claim is not None, "somebody has made one"
-        exchange.class_ = claim.at(site, now_ns, another)
+        exchange.class_ = claim.at(site, now_ns, another, begun=exchange.head_sent)
         self._say_class(exchange)
         if self.commitments is None or self.stopped or exchange.head_sent:
             return
@@ -71,6 +72,7 @@ class Paying:
             if exchange is not None:
                 self._decide(exchange, payment, now_ns)
                 if kept is not None:
+                    exchange.queued_ns += now_ns - payment.asked_ns
                     self._go_on(exchange, *kept, now_ns)
 
     def sweep(self, now_ns: int) -> None:
@@ -102,6 +104,8 @@ class Paying:
     ) -> None:
         """One that was kept: where it was turned away, if that may still serve it."""
         table, policy_id = exchange.context.view.table, exchange.key.policy_id
+        if exchange.reply.hop is not None:
+            exchange.reply.extra = f"{peer.QUEUED}: {exchange.queued_ns // 1_000_000}\r\n"
         may_still = table.may_process(site, policy_id, exchange.narrowing)
         if may_still and exchange.class_ == "reserved":
             exchange.serve_at(site, rtt_ms, now_ns)

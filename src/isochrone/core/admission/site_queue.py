@@ -307,7 +307,7 @@ class SiteQueue:
         """With the instant at which all that runs or waits before it will have begun; behind that
         of whoever was told one before, so that they do not all come back at once."""
         if line.ceiling == 0:
-            reason = "class_closed"  # while it waited
+            return Refused("class_closed", None)  # while it waited
         free_ns, own_ns, reading = now_ns, 0, self.reading
         if reading.is_full():
             prompt_tokens, promised = ticket.prompt_tokens, self.promise.tok_s > 0.0
