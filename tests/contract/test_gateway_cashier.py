@@ -62,6 +62,18 @@ def outcomes(site: RunningSite) -> dict[str, int]:
     return dict(site.running.context.paying.outcomes)
 
 
+def decided_later(site: RunningSite) -> Callable[[int], None]:
+    """What is known of payments reaches no request until the test says so, by what is returned."""
+    paying = site.running.context.paying
+    decide = paying.decide
+
+    def nothing(now_ns: int) -> None:
+        pass
+
+    paying.decide = nothing  # type: ignore[method-assign]
+    return decide
+
+
 def at(site: RunningSite) -> Sold:
     (sold,) = site.running.context.entitled.sold()
     return sold
@@ -284,14 +296,14 @@ def test_requests_that_are_paid_for_together_wait_in_the_order_in_which_they_cam
         await until(lambda: queue_of(rome).running == 1)
         context = rome.running.context
         assert context.paying.commitments is not None
-        heard, context.paying.decide = context.paying.decide, lambda _: None  # type: ignore[method-assign]
+        decide = decided_later(rome)
         asked = []
         for _ in range(2):
             asked.append(asyncio.create_task(ask(rome, wanting())))
             await until(lambda: queue_of(rome).queued == len(asked))
         payments = context.paying.commitments.payments
         await until(lambda: len(payments.decided) == 2)
-        heard(rome.clock.monotonic_ns())
+        decide(rome.clock.monotonic_ns())
         waiting = list(context.queues.places[rome.site.name, MODEL].waiters)[1:]
         queue = queue_of(rome)
         order = [queue.line("reserved").order.take(True) for _ in waiting]
@@ -308,7 +320,7 @@ def test_one_that_waits_for_its_payment_is_not_served_where_it_may_no_longer_be(
         await admit_by(cloud, "rome", SitePolicy(on_demand=ClassRule(ceiling=0.0)))
         await admit_by(cloud, "paris", SitePolicy(on_demand=ClassRule(ceiling=0.0)))
         context, before = rome.running.context, len(rome.engines[0].asked)
-        decide, context.paying.decide = context.paying.decide, lambda _: None  # type: ignore[method-assign]
+        decide = decided_later(rome)
         asked = asyncio.create_task(ask(rome, wanting()))
         assert context.paying.commitments is not None
         payments = context.paying.commitments.payments
@@ -317,7 +329,6 @@ def test_one_that_waits_for_its_payment_is_not_served_where_it_may_no_longer_be(
         await until(lambda: not context.view.table.may_process(
             SiteName("rome"), next(iter(context.exchanges)).key.policy_id
         ))
-        context.paying.decide = decide  # type: ignore[method-assign]
         decide(rome.clock.monotonic_ns())
         answer = await asked
         assert answer.status != 200

@@ -11,7 +11,7 @@ from isochrone.core.ids import EntitlementId, OrgId, SiteName
 from isochrone.core.metering.event import Tokens
 from isochrone.core.rng import stream
 from isochrone.core.world.entitlement import Voters
-from isochrone.gateway.entitled import Claim, Sold
+from isochrone.gateway.entitled import Claim, Served, Sold
 from isochrone.gateway.request import parse_request
 from tests.fixtures.sold_cloud import WALL, an_entitlement
 
@@ -23,8 +23,11 @@ REQUEST = parse_request(
 DAY_NS = 86_400 * 10**9
 
 
-class Everywhere:
+class Everywhere(Served):
     """It counts at every site."""
+
+    def __init__(self) -> None:
+        pass
 
     def admits(self, site: SiteName) -> bool:
         return True
@@ -45,7 +48,7 @@ class Rome:
             self.commitments.take(noun, 0)
             purse = self.commitments.purse(noun.id)
             assert purse is not None
-            self.options.append(Sold(noun, purse.allowance, Everywhere(), purse))  # type: ignore[arg-type]
+            self.options.append(Sold(noun, purse.allowance, Everywhere(), purse))
         self.commitments.tick(1, WALL, stream(1, "claims"))
 
     def claim(self) -> Claim:
