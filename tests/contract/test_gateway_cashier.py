@@ -33,7 +33,17 @@ from tests.contract.test_gateway_entitlements import (
     wanting,
 )
 from tests.fixtures.few_slots import admit_by, queue_of
-from tests.fixtures.gateways import Answer, GatewayCloud, RunningSite, ask, post, run, until
+from tests.fixtures.gateways import (
+    MODEL,
+    Answer,
+    GatewayCloud,
+    RunningSite,
+    ask,
+    chat_body,
+    post,
+    run,
+    until,
+)
 
 
 def hold(site: RunningSite) -> None:
@@ -50,6 +60,18 @@ def let_go(site: RunningSite) -> None:
 
 def outcomes(site: RunningSite) -> dict[str, int]:
     return dict(site.running.context.paying.outcomes)
+
+
+def decided_later(site: RunningSite) -> Callable[[int], None]:
+    """What is known of payments reaches no request until the test says so, by what is returned."""
+    paying = site.running.context.paying
+    decide = paying.decide
+
+    def nothing(now_ns: int) -> None:
+        pass
+
+    paying.decide = nothing  # type: ignore[method-assign]
+    return decide
 
 
 def at(site: RunningSite) -> Sold:
@@ -260,6 +282,75 @@ def test_one_that_would_be_turned_away_on_demand_waits_for_its_payment(dead: boo
         else:
             assert (answer.status, answer.headers[CLASS]) == (200, "reserved")
             assert answer.headers["x-isochrone-site"] == "rome", "it did not go elsewhere for it"
+            assert ", queue;dur=" in answer.headers["server-timing"], "and says that it has waited"
 
     run(main)
 
+
+
+def test_requests_that_are_paid_for_together_wait_in_the_order_in_which_they_came() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        _, rome = await paris_pays(cloud, replica={"slots": 1})
+        hold(rome)
+        first = asyncio.create_task(ask(rome, wanting("default")))
+        await until(lambda: queue_of(rome).running == 1)
+        context = rome.running.context
+        assert context.paying.commitments is not None
+        decide = decided_later(rome)
+        asked = []
+        for _ in range(2):
+            asked.append(asyncio.create_task(ask(rome, wanting())))
+            await until(lambda: queue_of(rome).queued == len(asked))
+        payments = context.paying.commitments.payments
+        await until(lambda: len(payments.decided) == 2)
+        decide(rome.clock.monotonic_ns())
+        waiting = list(context.queues.places[rome.site.name, MODEL].waiters)[1:]
+        queue = queue_of(rome)
+        order = [queue.line("reserved").order.take(True) for _ in waiting]
+        assert order == waiting
+        for each in (first, *asked):
+            each.cancel()
+
+    run(main)
+
+
+def test_one_that_waits_for_its_payment_is_not_served_where_it_may_no_longer_be() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        _, rome = await paris_pays(cloud)
+        await admit_by(cloud, "rome", SitePolicy(on_demand=ClassRule(ceiling=0.0)))
+        await admit_by(cloud, "paris", SitePolicy(on_demand=ClassRule(ceiling=0.0)))
+        context, before = rome.running.context, len(rome.engines[0].asked)
+        decide = decided_later(rome)
+        asked = asyncio.create_task(ask(rome, wanting()))
+        assert context.paying.commitments is not None
+        payments = context.paying.commitments.payments
+        await until(lambda: len(payments.decided) == 1)
+        await cloud.key("secret", classes=("reserved", "on_demand", "batch"), residency=("FR",))
+        await until(lambda: not context.view.table.may_process(
+            SiteName("rome"), next(iter(context.exchanges)).key.policy_id
+        ))
+        decide(rome.clock.monotonic_ns())
+        answer = await asked
+        assert answer.status != 200
+        assert len(rome.engines[0].asked) == before
+
+    run(main)
+
+
+def test_a_gateway_that_drains_asks_no_cashier_and_gives_back_what_is_left() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        paris, rome = await paris_pays(cloud)
+        hold(rome)
+        large = post(chat_body(service_tier="priority", max_tokens=20))
+        asked = asyncio.create_task(ask(rome, large))
+        await until(lambda: outcomes(rome).get("paid") == 1)
+        rome.running.letters.stop()
+        before = paris.running.letters.heard
+        let_go(rome)
+        assert (await asked).headers[CLASS] == "reserved"
+        await until(lambda: paris.running.letters.heard == before + 1)
+        answer = await ask(rome, wanting())
+        assert (answer.status, answer.headers[CLASS]) == (200, "on_demand")
+        assert outcomes(rome)["asked"] == 1
+
+    run(main)

@@ -81,6 +81,28 @@ def test_letters_that_are_lost_doubled_and_late_let_nothing_in_that_was_not_sold
 
 
 @given(
+    seed=st.integers(0, 10_000), percent=st.sampled_from((20, 90, 100)),
+    times=st.sampled_from((3, 10)), gap_ms=st.sampled_from((300, 2_000)),
+)
+@settings(max_examples=10)
+def test_requests_that_use_more_than_was_paid_for_are_paid_in_the_end(
+    seed: int, percent: int, times: int, gap_ms: int
+) -> None:
+    """Also those that all saved up could not pay for: they leave debts, which come first."""
+    cloud = SoldCloud(an_entitlement({CASHIER: SOLD}), (CASHIER,), seed, extra=SERVING)
+    cloud.pass_ms(20_000)
+    began_ns, tokens = cloud.now_ns, BUCKET * percent // 100
+    requests = []
+    for _ in range(300_000 // gap_ms):
+        requests.append(cloud.come_in("rome", "rome", tokens, used=times * tokens))
+        cloud.pass_ms(gap_ms)
+    used = sum(each.used for each in requests if each.reserved)
+    passed_s = (cloud.now_ns - began_ns) / SECOND_NS
+    begun = 5 * times * tokens  # before it was known that they use more
+    assert 0 < used <= SOLD * (passed_s + BURST_S) + begun
+
+
+@given(
     tok_s=st.integers(1, 200),
     events=st.lists(
         st.tuples(

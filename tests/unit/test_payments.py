@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 
 from isochrone.core.admission.allowance import Allowance
-from isochrone.core.admission.cashier import Back, Paid, Pay, Till
+from isochrone.core.admission.cashier import (
+    KEPT_NS,
+    MOST_KEPT,
+    REFUSED_NS,
+    Back,
+    Paid,
+    Pay,
+    Till,
+)
 from isochrone.core.admission.payments import (
     BROKE_NS,
     MOST_ASKED,
@@ -116,9 +124,47 @@ def test_what_is_used_beyond_a_payment_is_paid_for_with_the_next() -> None:
     payer.backs(2 * PAY_NS)
     assert lost.state == "silent"
     assert payer.purse.owed == 45, "it was not paid"
-    payer.ask(2 * PAY_NS, 480)
-    assert [pay.tokens for _, pay in payer.due()] == [500], "never more than all may have saved up"
-    assert payer.purse.owed == 25
+    payer.ask(2 * PAY_NS, 455)
+    assert [pay.tokens for _, pay in payer.due()] == [500], "all that may have been saved up"
+    assert payer.purse.owed == 0
+
+
+def test_what_is_owed_beyond_what_can_be_paid_with_a_request_is_paid_before_any() -> None:
+    """Else requests larger than all that sites may have saved up would never be paid in full."""
+    payer = Payer()
+    payment = payer.ask(0, 480)
+    payer.answer(payment, True, 1)
+    payer.purse.settle(payment, 1_120)
+    payer.due()
+    owed = []
+    for number in range(2):
+        assert payer.purse.ask(480, False, 2 + number) is None
+        ((_, pay),) = payer.due()
+        owed.append((pay.tokens, payer.purse.owed))
+        payer.payments.hear(OSLO, Paid(
+            entitlement=pay.entitlement, payer=ROME, life=7, number=pay.number, paid=True,
+            has_tok_s=100,
+        ), 2 + number)
+    assert owed == [(480, 160), (160, 0)]
+    assert payer.ask(4, 480).tokens == 480
+    assert payer.backs(5) == []
+
+
+def test_what_is_owed_and_refused_is_still_owed_and_not_asked_for_at_once() -> None:
+    payer = Payer()
+    payment = payer.ask(0, 480)
+    payer.answer(payment, True, 1)
+    payer.purse.settle(payment, 1_120)
+    payer.due()
+    assert payer.purse.ask(480, False, 2) is None
+    ((_, pay),) = payer.due()
+    payer.payments.hear(OSLO, Paid(
+        entitlement=pay.entitlement, payer=ROME, life=7, number=pay.number, paid=False,
+        has_tok_s=100,
+    ), 3)
+    assert (payer.purse.owed, payer.purse.asked) == (640, 0)
+    assert payer.purse.ask(480, False, 4) is None
+    assert payer.due() == []
 
 
 def test_what_is_not_used_comes_back() -> None:
@@ -200,6 +246,32 @@ def test_a_cashier_that_answers_later_than_the_engines_is_passed_by_for_long() -
     assert payer.ask(TOO_FAR_NS + 2).cashier == OSLO
 
 
+def test_one_that_was_too_far_and_is_in_time_again_is_asked_as_before() -> None:
+    payer = Payer()
+    for _ in range(MOST_LATE):
+        payment = payer.ask(0)
+        payer.answer(payment, True, 1)
+        payer.purse.give_up(payment, 2, late=True)
+    now_ns = TOO_FAR_NS + 2
+    payment = payer.ask(now_ns)
+    assert payment.cashier == OSLO
+    payer.answer(payment, True, now_ns + 1)
+    payer.purse.settle(payment, 30)
+    payer.due()
+    assert payer.ask(now_ns + 2).cashier == OSLO
+    assert [to for to, _ in payer.due()] == [OSLO], "and nobody else is"
+
+
+def test_a_dead_cashier_is_passed_by_though_what_it_paid_for_ends_well() -> None:
+    payer = Payer()
+    payment = payer.ask(0)
+    payer.answer(payment, True, 1)
+    payer.ask(2)
+    payer.backs(2 * PAY_NS)
+    payer.purse.settle(payment, 30)
+    assert payer.ask(2 * PAY_NS).cashier == BERN
+
+
 def test_what_comes_often_is_demand_of_the_site_and_what_is_large_is_not() -> None:
     payer = Payer()
     counted = [payer.purse.counts(30, number * SECOND_NS // 5) for number in range(100)]
@@ -256,3 +328,33 @@ def test_what_counts_elsewhere_is_no_demand_of_the_cashier() -> None:
     assert allowance.is_idle
     assert not till.hear(a_pay(3, 400), allowance, SECOND_NS).paid
     assert not allowance.is_idle
+
+
+def test_payments_that_are_refused_do_not_make_a_till_forget_those_that_it_has_made() -> None:
+    """Where more is asked for than was sold, many more are refused than paid."""
+    till, allowance = Till(), Allowance(0)
+    allowance.set_slice(100, 1 << 62, 0)
+    now_ns = 5 * SECOND_NS
+    assert till.hear(a_pay(0, 500), allowance, now_ns).paid
+    for number in range(1, 2 * MOST_KEPT):
+        assert not till.hear(a_pay(number, 500), allowance, now_ns).paid
+    till.take_back(a_back(0, 400, honoured=True), allowance, now_ns)
+    assert allowance.left(now_ns) == 400
+    assert till.hear(a_pay(0, 300), allowance, now_ns).paid, "as it was"
+    assert allowance.left(now_ns) == 400
+
+
+def test_a_till_is_bounded_and_forgets_refusals_soon() -> None:
+    till, allowance = Till(), Allowance(0)
+    allowance.set_slice(100, 1 << 62, 0)
+    now_ns = 5 * SECOND_NS
+    assert not till.hear(a_pay(0, 900), allowance, now_ns).paid
+    assert not till.hear(a_pay(0, 5), allowance, now_ns + REFUSED_NS).paid, "as it was"
+    for number in range(1, 3 * MOST_KEPT):
+        till.hear(a_pay(number, 900), allowance, now_ns)
+        till.hear(a_pay(-number, 1), allowance, now_ns)
+        now_ns += SECOND_NS // 100
+    assert len(till) <= 2 * MOST_KEPT
+    now_ns += KEPT_NS + 1
+    till.hear(a_pay(10**6, 900), allowance, now_ns)
+    assert len(till) == 1

@@ -239,3 +239,42 @@ def test_what_is_paid_for_keeps_its_slot_or_waits_with_the_reserved() -> None:
     assert [each.ticket for each in drained(queue)] == [waiting[1]]
     queue.paid(waiting[1], 10 * MS)
     assert (waiting[1].state, CLASSES[waiting[1].rank]) == ("running", "reserved")
+
+
+def test_what_is_paid_for_and_was_to_stop_goes_on() -> None:
+    queue = SiteQueue(POLICY, 3, 10.0 * MS)
+    running = [offered(queue, "on_demand", "a", 100, 0) for _ in range(3)]
+    offered(queue, "reserved", "r", 100, 0)
+    assert drained(queue) == [Stop(running[2])]
+    queue.paid(running[2], MS)
+    assert running[2].state == "running"
+    assert drained(queue) == [Stop(running[1])], "another one has to"
+
+
+def test_what_is_paid_for_waits_no_longer_than_it_may_and_where_it_is_served_at_all() -> None:
+    queue = SiteQueue(POLICY, 1, 10.0 * MS)
+    offered(queue, "on_demand", "a", 100, 0)
+    waiting = offered(queue, "on_demand", "b", 100, 0)
+    queue.paid(waiting, 5 * MS, wait_ns=40 * MS)
+    queue.tick(45 * MS)
+    assert [type(each) for each in drained(queue)] == [TurnAway]
+    closed = SitePolicy(reserved=ClassRule(ceiling=0.0))
+    queue = SiteQueue(closed, 1, 10.0 * MS)
+    running = offered(queue, "on_demand", "a", 100, 0)
+    waiting = offered(queue, "on_demand", "b", 100, 0)
+    queue.paid(waiting, 5 * MS)
+    queue.finished(running, 100, 10 * MS)
+    assert waiting.state == "running", "on demand, as nothing is taken in the other class"
+
+
+def test_a_class_that_is_closed_while_some_of_it_wait_is_refused_and_breaks_nothing() -> None:
+    queue = SiteQueue(POLICY, 1, 10.0 * MS)
+    offered(queue, "on_demand", "a", 100, 0)
+    waiting = offered(queue, "on_demand", "a", 100, 0)
+    queue.adopt(SitePolicy(on_demand=ClassRule(ceiling=0.0, wait_ms=60_000)))
+    queue.resize(1, MS)
+    assert queue.expected_wait_ns("on_demand", "a", 100) > 0
+    again = queue.offer("on_demand", "a", 100, most_tokens=100, now_ns=MS)
+    assert again == Refused("class_closed", None)
+    queue.tick(60 * SECOND_NS)
+    assert drained(queue) == [TurnAway(waiting, Refused("class_closed", None))]

@@ -77,6 +77,12 @@ class Sold:
         self.refused = 0
         self.used_tokens = 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is in its window, as far as is known here."""
+        purse = self.purse
+        return purse is None or purse.is_open
+
     def expected_tokens(self, prompt: int, most_output: int) -> int:
         """What a request will use, weighted: its prompt, and output as of late or as it limits.
         Whatever is more than all sites may ever have saved up is a debt in the end."""
@@ -107,8 +113,8 @@ class Claim:
     was asked for, or has paid."""
 
     __slots__ = (
-        "_class", "_counts", "_empty", "_lines", "_options", "_output", "_prompt", "_spent",
-        "_tokens", "_told", "asked", "payment", "unpaid",
+        "_class", "_counts", "_empty", "_lines", "_not_paid", "_options", "_output", "_prompt",
+        "_spent", "_tokens", "_told", "asked", "payment", "unpaid",
     )
 
     def __init__(
@@ -126,13 +132,18 @@ class Claim:
         self._tokens = 0
         self._counts = True  # as demand of this site
         self._empty: Sold | None = None  # what could not pay for it
+        self._not_paid: UnpaidBecause = "spent"  # of what could not
         self._told = False  # the gateway that was to pay said in which class it serves it
 
-    def at(self, site: SiteName, now_ns: int, another: bool) -> Class:
+    def at(self, site: SiteName, now_ns: int, another: bool, *, begun: bool = False) -> Class:
         """The class in which the request is served at a site; spends what that takes, or gives
         back what was spent for a site where it does not count. `another`: a gateway stands there
-        that may pay for it."""
+        that may pay for it. `begun`: its client has been told the class, and part of the answer: it
+        may lose what that says, and gains nothing."""
         spent = self._spent
+        if begun and self._class != self.asked:
+            self.unpaid = False
+            return self._class
         if spent is not None:
             if spent.served.admits(site):
                 return self._class
@@ -148,8 +159,9 @@ class Claim:
         reserved = self.asked == "reserved"
         another = another and reserved
         self._class, self._empty, self._told = "on_demand", None, False
+        self._not_paid = "spent"
         for sold in self._options:
-            if sold.served.admits(site):
+            if sold.is_open and sold.served.admits(site):
                 tokens, purse = sold.expected_tokens(self._prompt, self._output), sold.purse
                 counts = not reserved or purse is None or purse.counts(tokens, now_ns)
                 self._tokens, self._counts = tokens, counts
@@ -176,8 +188,8 @@ class Claim:
         if self._told:
             return "spent_there"
         if self._empty is not None:
-            return "spent"
-        return "residency" if self._options else "nothing_sold"
+            return self._not_paid
+        return "residency" if any(each.is_open for each in self._options) else "nothing_sold"
 
     @property
     def lines(self) -> str:
@@ -221,6 +233,8 @@ class Claim:
         """Nothing is wanted of the cashier. `late`: it was slower than the answer."""
         payment, self.payment = self.payment, None
         if payment is not None:
+            refused = payment.state == "refused"
+            self._not_paid = "spent_at_cashier" if refused else "cashier_late"
             payment.purse.give_up(payment, now_ns, late=late)
 
 

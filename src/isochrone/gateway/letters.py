@@ -82,7 +82,8 @@ class Letters:
         for post in [each for each in self._posts if now_ns - each.began_ns > POST_S * 1e9]:
             post.cancel()
         if self._stopped:
-            self._commitments.payments.tick(now_ns)
+            backs = self._commitments.payments.tick(now_ns)
+            self._send([Letter(cashier, back) for cashier, back in backs])
             context.paying.sweep(now_ns)
             return
         if context.view.sold_version != self._version:
@@ -92,8 +93,9 @@ class Letters:
             context.paying.sweep(now_ns)
 
     def stop(self) -> None:
-        """Another process takes over the site: this one lends, votes and asks no more."""
-        self._stopped = True
+        """Another process takes over the site: this one lends, votes and asks no more. What comes
+        back of payments only it knows."""
+        self._stopped = self._context.paying.stopped = True
 
     def hear(self, incoming: Incoming) -> Refusal | None:
         """What the gateway of another site wrote; why it is not taken, or None."""

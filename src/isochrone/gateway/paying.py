@@ -14,6 +14,7 @@ from isochrone.core.admission.commitments import Commitments
 from isochrone.core.admission.payments import Payment
 from isochrone.core.ids import SiteName
 from isochrone.gateway.replies import Refusal
+from isochrone.wire import peer
 
 if TYPE_CHECKING:
     from isochrone.gateway.tries import Tries
@@ -24,12 +25,14 @@ _OF_THE_CLASS: Final = frozenset(("would_expire", "queue_full", "class_closed", 
 
 class Paying:
     """Mutable, owned by the event loop. `outcomes` counts payments: asked for, and what became of
-    them. `send` sends what is due; it is set, with `commitments`, by whoever keeps the letters."""
+    them. `send` sends what is due; it is set, with `commitments`, by whoever keeps the letters.
+    `stopped`: another process takes over, and answers would come to that."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
         self.commitments: Commitments | None = None
         self.send: Callable[[], None] = lambda: None
+        self.stopped = False
         self._waiting: dict[Payment, Tries] = {}
         self._turned_away: dict[Payment, tuple[SiteName, float, Refusal]] = {}
 
@@ -38,9 +41,9 @@ class Paying:
         gateway stands there that may pay for it."""
         claim = exchange.claim
         assert claim is not None, "somebody has made one"
-        exchange.class_ = claim.at(site, now_ns, another)
+        exchange.class_ = claim.at(site, now_ns, another, begun=exchange.head_sent)
         self._say_class(exchange)
-        if self.commitments is None or exchange.head_sent:
+        if self.commitments is None or self.stopped or exchange.head_sent:
             return
         payment = claim.ask(now_ns)
         if payment is not None:
@@ -62,18 +65,15 @@ class Paying:
         if self.commitments is None:
             return
         payments = self.commitments.payments
-        while payments.decided:
-            payment = payments.decided.pop()
+        decided, payments.decided = payments.decided, []
+        for payment in decided:
             exchange = self._waiting.pop(payment, None)
             kept = self._turned_away.pop(payment, None)
             if exchange is not None:
                 self._decide(exchange, payment, now_ns)
                 if kept is not None:
-                    site, rtt_ms, refusal = kept
-                    if exchange.class_ == "reserved":
-                        exchange.serve_at(site, rtt_ms, now_ns)
-                    else:
-                        exchange.saturated_at(site, refusal)
+                    exchange.queued_ns += now_ns - payment.asked_ns
+                    self._go_on(exchange, *kept, now_ns)
 
     def sweep(self, now_ns: int) -> None:
         """A few times a second: forget requests that ask for nothing any more."""
@@ -97,7 +97,20 @@ class Paying:
             exchange.class_ = claim.paid()
             self._say_class(exchange)
             if exchange.turn is not None:
-                exchange.turn.paid(now_ns)
+                exchange.turn.paid(now_ns, exchange.patience_ns(now_ns))
+
+    def _go_on(
+        self, exchange: "Tries", site: SiteName, rtt_ms: float, refusal: Refusal, now_ns: int
+    ) -> None:
+        """One that was kept: where it was turned away, if that may still serve it."""
+        table, policy_id = exchange.context.view.table, exchange.key.policy_id
+        if exchange.reply.hop is not None:
+            exchange.reply.extra = f"{peer.QUEUED}: {exchange.queued_ns // 1_000_000}\r\n"
+        may_still = table.may_process(site, policy_id, exchange.narrowing)
+        if may_still and exchange.class_ == "reserved":
+            exchange.serve_at(site, rtt_ms, now_ns)
+        else:
+            exchange.saturated_at(site, refusal)
 
     def _say_class(self, exchange: "Tries") -> None:
         """In the head of the answer, to whoever asks."""

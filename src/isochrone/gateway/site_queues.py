@@ -99,10 +99,11 @@ class Turn:
             if self.place.queue.queued:
                 self.place.settle_soon()
 
-    def paid(self, now_ns: int) -> None:
-        """It has come on demand, and is `reserved` from now on."""
+    def paid(self, now_ns: int, wait_ns: int) -> None:
+        """It has come on demand, and is `reserved` from now on. `wait_ns`: as long as it may wait.
+        """
         place = self.place
-        place.queue.paid(self.ticket, now_ns)
+        place.queue.paid(self.ticket, now_ns, wait_ns)
         place.settle_soon()
 
     def stopped(self, tokens: Tokens, now_ns: int) -> None:

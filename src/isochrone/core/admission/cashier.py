@@ -17,7 +17,8 @@ from isochrone.core.ids import EntitlementId, SiteName
 
 HOMES = 3  # so many of its homes are asked before the voters, of whom most stand if anything does
 KEPT_NS = 600_000_000_000  # as long as a request may run, and be settled
-MOST_KEPT = 10_000  # payments, of one entitlement
+MOST_KEPT = 10_000  # payments, of one entitlement; and as many that were refused
+REFUSED_NS = 10_000_000_000  # as long as one that was refused may come twice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,38 +78,43 @@ def _ranked(entitlement_id: EntitlementId, sites: Iterable[SiteName]) -> list[Si
 
 @dataclass(slots=True)
 class _Kept:
-    """`tokens`: spent for it, 0 where it was refused or is settled."""
+    """`tokens`: spent for it, 0 where it is settled."""
 
     own_number: int
     tokens: int
     counts: bool
-    paid: bool
     at_ns: int
 
 
 class Till:
-    """The payments for other sites out of one entitlement's allowance here."""
+    """The payments for other sites out of one entitlement's allowance here. Those that were refused
+    are kept apart, and not for long: where more is asked for than was sold they are the most."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[SiteName, int, int], _Kept] = {}
+        self._refused: dict[tuple[SiteName, int, int], int] = {}  # when
         self._numbers = 0
+
+    def __len__(self) -> int:
+        return len(self._kept) + len(self._refused)
 
     def hear(self, pay: Pay, allowance: Allowance, now_ns: int) -> Paid:
         """Spend it, the first time that it is heard; the answer is always the same."""
         key = (pay.payer, pay.life, pay.number)
-        kept = self._kept.get(key)
-        if kept is None:
+        paid = key in self._kept
+        if not paid and key not in self._refused:
             self._prune(now_ns)
             self._numbers += 1
             paid = pay.tokens > 0 and allowance.spend_for_another(
                 self._numbers, pay.tokens, now_ns, counts=pay.counts
             )
-            kept = self._kept[key] = _Kept(
-                self._numbers, pay.tokens if paid else 0, pay.counts, paid, now_ns
-            )
+            if paid:
+                self._kept[key] = _Kept(self._numbers, pay.tokens, pay.counts, now_ns)
+            else:
+                self._refused[key] = now_ns
         return Paid(
             entitlement=pay.entitlement, payer=pay.payer, life=pay.life, number=pay.number,
-            paid=kept.paid, has_tok_s=allowance.rate_tok_s(now_ns),
+            paid=paid, has_tok_s=allowance.rate_tok_s(now_ns),
         )
 
     def take_back(self, back: Back, allowance: Allowance, now_ns: int) -> None:
@@ -127,5 +133,10 @@ class Till:
         while self._kept:
             key = next(iter(self._kept))
             if len(self._kept) < MOST_KEPT and now_ns - self._kept[key].at_ns <= KEPT_NS:
-                return
+                break
             del self._kept[key]
+        while self._refused:
+            key = next(iter(self._refused))
+            if len(self._refused) < MOST_KEPT and now_ns - self._refused[key] <= REFUSED_NS:
+                break
+            del self._refused[key]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from isochrone.core.admission.allowance import Allowance
+from isochrone.core.admission.allowance import BURST_S, Allowance
 from isochrone.core.admission.cashier import Back, Paid, Pay, Till
 from isochrone.core.admission.entitlement import is_open
 from isochrone.core.admission.loans import LOAN_NS, Ask, BorrowedSlice, LentSlice, Loan
@@ -171,6 +171,7 @@ class Commitments:
             self._renew(home, now_ns, rng, letters)
         self._ticks += 1
         for number, held in enumerate(self._held.values(), self._ticks):
+            held.purse.is_open = is_open(held.entitlement, now)
             if number % IDLE_TICKS and held.allowance.is_idle:
                 continue
             held.allowance.measure(now_ns)
@@ -359,13 +360,14 @@ class Commitments:
         return -slice_.tok_s(now_ns), -spare, home
 
     def _pay(self, sender: SiteName, message: Pay | Back, now_ns: int) -> list[Letter]:
-        """As the cashier of a request that is served at another site."""
+        """As the cashier of a request that is served at another site. None asks for more than all
+        may have saved up: that would be demand without end."""
         held = self._held.get(message.entitlement)
         if isinstance(message, Back):
             if held is not None:
                 held.till.take_back(message, held.allowance, now_ns)
             return []
-        if held is not None:
+        if held is not None and message.tokens <= held.entitlement.tok_s * BURST_S:
             return [Letter(sender, held.till.hear(message, held.allowance, now_ns))]
         return [Letter(sender, Paid(
             entitlement=message.entitlement, payer=sender, life=message.life,

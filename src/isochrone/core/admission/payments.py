@@ -91,6 +91,9 @@ class Cashiers:
 
     def in_time(self, site: SiteName) -> None:
         """Its answer was of use."""
+        if self._is_far(site):
+            self._until_ns.pop(site, None)
+            self._times.pop(site, None)
         self._late.pop(site, None)
 
     def silent(self, site: SiteName, now_ns: int) -> None:
@@ -117,7 +120,8 @@ class Cashiers:
 
 class Purse:
     """One entitlement as requests at this site pay with it: from the allowance of the site, or by
-    its cashier. `owed`: what requests that were paid for used beyond that."""
+    its cashier. `owed`: what requests that were paid for used beyond that. `is_open`: it is in its
+    window."""
 
     def __init__(
         self, entitlement: Entitlement, allowance: Allowance, payments: "Payments"
@@ -126,6 +130,7 @@ class Purse:
         self.allowance = allowance
         self.owed = 0
         self.asked = 0
+        self.is_open = True
         self.ranked: tuple[SiteName, ...] | None = None  # worked out when it is asked for
         self._homes = tuple([each.site for each in entitlement.slices])
         self._most_tokens = entitlement.tok_s * BURST_S
@@ -150,8 +155,13 @@ class Purse:
             return None
         if now_ns < self._broke_until_ns and tokens >= self._broke_tokens:
             return None
-        owed = max(min(self.owed, self._most_tokens - tokens), 0)
-        self.owed -= owed
+        most_owed, owed = self._most_tokens - tokens, self.owed
+        if owed > most_owed:  # first of all, in parts that are as soon there as what it asks for
+            owed = min(owed, max(tokens, 1))
+            self.owed -= owed
+            self._payments.ask(self, cashier, 0, owed, counts, now_ns)
+            return None
+        self.owed = 0
         return self._payments.ask(self, cashier, tokens, owed, counts, now_ns)
 
     def settle(self, payment: Payment, used_tokens: int) -> None:
@@ -220,8 +230,8 @@ class Payments:
             if paid.paid:
                 self._give_back(payment)
         elif not paid.paid:
-            if payment.tokens:
-                payment.purse.refused(payment.tokens, now_ns)
+            if payment.tokens or payment.owed:
+                payment.purse.refused(payment.tokens or payment.owed, now_ns)
             self._close(payment, "refused")
         elif not in_time:
             self._close(payment, "silent")

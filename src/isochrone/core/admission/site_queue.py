@@ -130,17 +130,21 @@ class SiteQueue:
         to read: the rest is in its cache. To be followed by `tick` if anybody waits."""
         self.reading.place(ticket, tokens, engine, now_ns)
 
-    def paid(self, ticket: Ticket, now_ns: int) -> None:
+    def paid(self, ticket: Ticket, now_ns: int, wait_ns: int = NEVER_NS) -> None:
         """A request that has come on demand is `reserved`, as it is paid for now: it waits there if
-        it waits, or keeps its slot."""
+        it waits, for `wait_ns` at most, or keeps its slot."""
         reserved = self._lines[RESERVED]
         if ticket.state == "running":
             ticket.begun = True
+        elif ticket.state == "stopping":
+            self.unstoppable(ticket)
         elif ticket.state == "queued" and reserved.order.queued < reserved.queue_most:
+            if reserved.ceiling == 0:
+                return
             self.promise.ask(ticket.tokens)
             self._unqueue(ticket)
             ticket.rank = RESERVED
-            left_ns = max(reserved.wait_ns - (now_ns - ticket.offered_ns), 1)
+            left_ns = max(min(reserved.wait_ns - now_ns + ticket.offered_ns, wait_ns), 1)
             self._enqueue(reserved, ticket, left_ns, now_ns, first=False)
             self._dispatch(now_ns)
 
@@ -250,8 +254,7 @@ class SiteQueue:
         Ahead of it are all that wait in its class, or, if that is less, as much as its tenant
         has for each of the tenants; and one request that runs.
         """
-        line = self.line(class_)
-        return self._wait_of(line, tenant, tokens)
+        return self._wait_of(self.line(class_), tenant, tokens)
 
     def waiting(self) -> Work:
         """All that waits here, and that no engine knows of."""
@@ -267,7 +270,7 @@ class SiteQueue:
 
     def _part(self, line: ClassLine, slots: int) -> float:
         part = slots * line.share / shares_beside(self._lines, line)
-        return min(max(part, line.floor, 1.0), float(line.ceiling))
+        return min(max(part, line.floor, 1.0), float(line.ceiling or 1))
 
     def _wait_of(self, line: ClassLine, tenant: str, tokens: int) -> int:
         order = line.order
@@ -303,8 +306,9 @@ class SiteQueue:
     ) -> Refused:
         """With the instant at which all that runs or waits before it will have begun; behind that
         of whoever was told one before, so that they do not all come back at once."""
-        free_ns, own_ns = now_ns, 0
-        reading = self.reading
+        if line.ceiling == 0:
+            return Refused("class_closed", None)  # while it waited
+        free_ns, own_ns, reading = now_ns, 0, self.reading
         if reading.is_full():
             prompt_tokens, promised = ticket.prompt_tokens, self.promise.tok_s > 0.0
             ahead_ns, own_ns = read_times_ns(self._lines, line, prompt_tokens, reading, promised)

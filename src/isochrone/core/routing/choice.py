@@ -49,6 +49,8 @@ UnpaidBecause = Literal[
     "nothing_sold",  # nothing of the model was sold in the class to its organisation or project
     "residency",     # what was sold counts at other sites only
     "spent",         # what was sold had too little left where the request came in
+    "spent_at_cashier",  # so it had, and its cashier, who was asked to pay, had too little, too
+    "cashier_late",  # so it had, and its cashier said nothing before the answer began
     "spent_there",   # so it had, and the site that served it did not pay for it either
 ]
 

@@ -33,6 +33,10 @@ UNPAID: Final[Mapping[UnpaidBecause, str]] = {
     "nothing_sold": "nothing of the model was sold to the organisation, or to the project, as that",
     "residency": "what was sold does not count at the site that served the request",
     "spent": "too little was left of what was sold",
+    "spent_at_cashier": "too little was left of what was sold where the request came in, and at "
+    "the site that pays for others",
+    "cashier_late": "too little was left of what was sold where the request came in, and the site "
+    "that pays for others, which was asked, had not answered when the answer began or ended",
     "spent_there": "too little was left of what was sold where the request came in, and the site "
     "that served it did not pay for it either",
 }
