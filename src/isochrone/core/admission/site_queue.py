@@ -134,13 +134,12 @@ class SiteQueue:
         """A request that has come on demand is `reserved`, as it is paid for now: it waits there if
         it waits, for `wait_ns` at most, or keeps its slot."""
         reserved = self._lines[RESERVED]
+        takes = reserved.ceiling > 0 and reserved.order.queued < reserved.queue_most
         if ticket.state == "running":
             ticket.begun = True
         elif ticket.state == "stopping":
             self.unstoppable(ticket)
-        elif ticket.state == "queued" and reserved.order.queued < reserved.queue_most:
-            if reserved.ceiling == 0:
-                return
+        elif ticket.state == "queued" and takes:
             self.promise.ask(ticket.tokens)
             self._unqueue(ticket)
             ticket.rank = RESERVED
@@ -457,8 +456,8 @@ class SiteQueue:
             ticket = line.order.take(lacks or self._committed < self.slots)
             if ticket is None:
                 continue
-            owed = self._owed + ticket.tokens // OTHERS_PART + 1
-            self._owed = owed if bound else min(owed, 0)  # what they had ahead is not forgotten
+            self._owed += ticket.tokens // OTHERS_PART + 1
+            self._owed = self._owed if bound else min(self._owed, 0)  # what they had ahead stays
             return ticket
         return None
 
