@@ -218,9 +218,9 @@ class AnySite(RuleBasedStateMachine):
     @invariant()
     def only_batch_stops_once_its_answer_has_begun(self) -> None:
         if hasattr(self, "site"):
-            for ticket in self.site.stops:
-                assert CLASSES[ticket.rank] != "reserved"
-                assert CLASSES[ticket.rank] == "batch" or ticket.stops <= 1
+            for class_, ticket in self.site.stops:
+                assert class_ != "reserved"
+                assert class_ == "batch" or ticket.stops <= 1
 
     def teardown(self) -> None:
         """Everything ends: nothing is lost and nothing is left."""
