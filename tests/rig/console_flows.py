@@ -239,10 +239,14 @@ def restart_a_replica(cloud: Cloud, operator: Tab) -> None:
     button = "[aria-label='Restart frankfurt/tiny-fable/0']"
     operator.ask(button)
     operator.dialog_holds_the_keyboard()
-    operator.page.dblclick(button)
-    operator.page.wait_for_selector("text=begin anew")
-    operator.page.wait_for_timeout(300)  # for what a second click might open
-    assert operator.page.locator(".iso-dialog").count() == 1
+    for apart_ms in (100, 0):
+        operator.page.dblclick(button, delay=apart_ms)
+        operator.page.wait_for_selector("text=begin anew")
+        operator.page.wait_for_timeout(300)  # for what a second click might open, or close
+        assert operator.page.locator(".iso-dialog").count() == 1, apart_ms
+        if apart_ms:
+            operator.page.keyboard.press("Escape")
+            operator.page.wait_for_selector(".iso-dialog", state="detached")
     operator.picture("fleet-restart")
     operator.page.click("button:has-text('Restart it')")
     wait_until(

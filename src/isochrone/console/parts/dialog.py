@@ -19,7 +19,8 @@ def is_open(heading: str) -> bool:
 def dialog(heading: str, *, is_question: bool = False) -> Iterator[ui.dialog]:
     """Open a dialog; what is put into it stands below the heading. `is_question`: something will
     be done, or not."""
-    opened = ui.dialog()
+    # The second half of a slow double click falls beside it, and would close it at once.
+    opened = ui.dialog().props("no-backdrop-dismiss")
     opened.props["aria-label"] = heading
     if is_question:
         opened.props("role=alertdialog")

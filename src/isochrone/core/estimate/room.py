@@ -41,4 +41,3 @@ def room(slots: int, load: EngineLoad | ReplicaLoad, usual: float) -> int:
         return slots
     free_tokens = max(load.kept_tokens - load.held_tokens, 0)
     return max(min((load.running or 0) + int(free_tokens / usual), slots), 1)
-
