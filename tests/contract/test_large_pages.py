@@ -53,7 +53,7 @@ def test_a_process_that_starts_keeps_what_its_environment_says() -> None:
     assert from_the_start({"PYTHONMALLOC": "debug"}) == {}
     asked = from_the_start({"GLIBC_TUNABLES": "glibc.malloc.check=1"})
     if asked:
-        assert asked["GLIBC_TUNABLES"] == "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
+        assert asked["GLIBC_TUNABLES"].endswith(":glibc.malloc.check=1")
         found = subprocess.run(
             [sys.executable, "-c", "import os; print(os.environ['PYTHONMALLOC'])"],
             env={**os.environ, **asked}, check=True, capture_output=True, text=True,

@@ -62,16 +62,17 @@ class Row:
 class Reading:
     """An engine with `room_tokens` to read is sent nothing more; with all of them so, nobody is. As
     long as nobody says how fast engines read, that is unbounded. `tok_s` of each engine: what is
-    said, or what answers have shown, if that is more: what is said may be a guess. Mutable, owned
-    by its queue."""
+    said, or what answers have shown, if that is more: what is said may be a guess. `tokens` is what
+    all of them were sent and have not read. Mutable, owned by its queue."""
 
     __slots__ = (
         "_openings", "_rows", "_stated_tok_s", "_streams", "_unplaced", "_whole", "_whole_running",
-        "engines", "room_tokens", "tok_s",
+        "engines", "room_tokens", "tok_s", "tokens",
     )
 
     def __init__(self) -> None:
         self.tok_s = 0.0
+        self.tokens = 0
         self.engines = 0
         self.room_tokens = 0
         self._stated_tok_s = 0.0
@@ -103,11 +104,6 @@ class Reading:
     def is_full(self) -> bool:
         """Whether all engines have enough to read."""
         return self.tok_s > 0.0 and self._openings <= self._unplaced
-
-    @property
-    def tokens(self) -> int:
-        """What all engines were sent and have not read."""
-        return sum([row.tokens for row in self._rows.values()])
 
     def ahead_ns(self) -> int:
         """For how long the one that is soonest done reads what it was sent."""
@@ -159,7 +155,7 @@ class Reading:
             return  # it is tried again, and nobody knows any more how fast who is left reads
         if not row.tokens:
             self._pass(row, now_ns)
-            if not self._is_reading():
+            if not self.tokens:
                 self._streams.since_ns = now_ns
         ticket.unread, ticket.engine = tokens, engine
         self._count(row, tokens)
@@ -236,11 +232,9 @@ class Reading:
     def _count(self, row: Row, tokens: int) -> None:
         was_open = row.tokens < self.room_tokens
         row.tokens += tokens
+        self.tokens += tokens
         if row.is_listed:
             self._openings += (row.tokens < self.room_tokens) - was_open
-
-    def _is_reading(self) -> bool:
-        return self.tokens > 0
 
     def _judge(self) -> None:
         """How fast engines are, and so how much room and how many openings there are."""

@@ -51,10 +51,12 @@ class OpenSite:
 class Cell:
     """One site of a board: what is known there (`known`, and `load` of the model, if it was found
     lately), and what its cost was worked out from. `seeded`: the last servers with a rate of the
-    seed. `size`: output tokens/s of all slots. `wanting`: see `credits.wanting`."""
+    seed. `size`: output tokens/s of all slots; `pace_ms`: to read a token; both as they were ranked
+    by. `given`: its credits; `wanting`: see `credits.wanting`."""
 
     __slots__ = (
-        "is_credited", "known", "load", "name", "seeded", "servers", "site", "size", "wanting",
+        "given", "is_credited", "known", "load", "name", "pace_ms", "seeded", "servers", "site",
+        "size", "wanting",
     )
 
     def __init__(self, site: OpenSite) -> None:
@@ -65,6 +67,8 @@ class Cell:
         self.servers: Servers | None = None
         self.seeded: Servers | None = None
         self.size = 0.0
+        self.pace_ms = 0.0
+        self.given = 0.0
         self.wanting = 0.0
         self.is_credited = False
 
@@ -79,7 +83,8 @@ class Board:
 
     `credits` are the requests that all gateways together may push to a site in an interval, where
     digests tell, which `credited` of them do; `wanting` is about how many want to leave the site
-    that is nearest to them. `version` counts the changes of refusals and of sizes.
+    that is nearest to them. `version` counts the changes of refusals and of what it takes to read a
+    prompt, `resized` those of sizes.
     `recovering` are those that get only a part of their usual work yet, see `held_back_ms`.
     """
 
@@ -93,7 +98,6 @@ class Board:
         self.queues_ms = np.zeros(count, dtype="<f4")
         self.byte_ms = np.array([byte_ms(site.rtt_ms) for site in sites], dtype="<f4")
         self.credits = np.zeros(count, dtype="<f4")
-        self.given = [0.0] * count  # the same, for who goes through them one by one
         self._factor = np.zeros((), dtype="<f4")
         self.wanting = 0.0
         self.credited = 0
@@ -102,6 +106,7 @@ class Board:
         self.refusals: dict[SiteName, Refused] = {}
         self.recovering: dict[int, Health] = {}
         self.version = 0
+        self.resized = 0
         self.changes: set[int] = {EVERY_SITE}
         self.next_change_ns = NEVER_NS
         self.model = model
@@ -226,12 +231,16 @@ class Board:
             servers = cell.seeded = _seeded(load, load.ready, seed, cell.seeded)
         if servers is not cell.servers:
             cell.servers = servers
-            self.prompt_ms[index] = prefill_ms(1, servers.rates)
+            pace_ms = prefill_ms(1, servers.rates)
+            self.prompt_ms[index] = pace_ms
             self.output_ms[index] = decode_ms(1, servers.rates)
+            if abs(pace_ms - cell.pace_ms) > RESIZED * cell.pace_ms:
+                cell.pace_ms = pace_ms
+                self.version += 1
             size = servers.slots * servers.rates.decode_tok_s
             if abs(size - cell.size) > RESIZED * cell.size:
                 cell.size = size
-                self.version += 1
+                self.resized += 1
         ahead = load.ahead
         if load.openings is None:
             wait_ms = queue_ms(servers, ahead)
@@ -277,7 +286,7 @@ class Board:
             arrived = load.arrived or 0.0
             given = credit(load.pushed, arrived, spare)
             wants = wanting(load.pushed, arrived, spare)
-        self.credits[index] = self.given[index] = given
+        self.credits[index] = cell.given = given
         self.wanting += wants - cell.wanting
         cell.wanting = wants
 
@@ -285,7 +294,7 @@ class Board:
         self.refusals[refused.site] = refused
         self.version += 1
         cell = self.cells[index]
-        cell.servers, cell.size = None, 0.0
+        cell.servers, cell.size, cell.pace_ms = None, 0.0, 0.0
         self.fixed_ms[index] = np.inf
         self.prompt_ms[index] = self.output_ms[index] = self.queues_ms[index] = 0.0
 
@@ -307,12 +316,15 @@ class Part:
         self.own = -1 if own_site is None else self.index_of.get(own_site, -1)
         self.refused: tuple[Refused, ...] = ()
         self.eligible = 0
-        self.version = -1
+        self.version = self.resized = -1
         self._nearest: list[int] = []
         self._sizes: list[float] = []  # of the nearest, each with those before it
 
     def catch_up(self) -> None:
-        """Count anew. Due when `version` differs from the board's."""
+        """Count anew. Due when `version` or `resized` differs from the board's."""
+        if self.version == self.board.version:
+            self._size_up()
+            return
         refusals = self.board.refusals
         self.version = self.board.version
         self.refused = ()
@@ -346,7 +358,7 @@ class Part:
 
     def _rank(self) -> None:
         board, at = self.board, self.places
-        self._nearest, self._sizes = [], []
+        self._nearest = []
         if not self.eligible:
             return
         costs = board.times(board.prompt_ms, USUAL_PROMPT_TOKENS)
@@ -355,12 +367,20 @@ class Part:
             costs = costs.take(at)
         cheapest_ms = costs.item(int(costs.argmin()))
         near = (costs <= cheapest_ms + max(TIE_MS, TIE_SHARE * cheapest_ms)).tobytes()
-        total, index = 0.0, near.find(1)
+        index = near.find(1)
         while index >= 0:
-            total += board.cells[index if at is None else at.item(index)].size
             self._nearest.append(index)
-            self._sizes.append(total)
             index = near.find(1, index + 1)
+        self._size_up()
+
+    def _size_up(self) -> None:
+        """How large the nearest are."""
+        cells, at, total = self.board.cells, self.places, 0.0
+        self.resized = self.board.resized
+        sizes = self._sizes = []
+        for index in self._nearest:
+            total += cells[index if at is None else at.item(index)].size
+            sizes.append(total)
 
 
 def _seeded(load: ModelLoad, ready: int, seed: Rates, before: Servers | None) -> Servers:

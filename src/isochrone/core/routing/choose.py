@@ -109,7 +109,7 @@ def _up_to_date(
     board = part.board
     if board.changes or now_ns >= board.next_change_ns:
         board.catch_up(now_ns)
-    if part.version != board.version:
+    if part.version != board.version or part.resized != board.resized:
         part.catch_up()
     return part
 
@@ -203,10 +203,10 @@ def _pushed(part: Part, costs: Milliseconds, nearest: int, luck: float) -> int:
     the second cheapest. -1 for nowhere: then it is kept, since it would only queue elsewhere."""
     board = part.board
     order: list[int] = costs.argsort().tolist()
-    given, places = board.given, part.places
+    cells, places = board.cells, part.places
     left = luck * board.wanting
     for index in order:
-        left -= given[index if places is None else places.item(index)]
+        left -= cells[index if places is None else places.item(index)].given
         if left < 0.0:
             break
     else:
