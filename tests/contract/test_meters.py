@@ -194,9 +194,15 @@ def test_events_come_in_over_the_api(api: Api) -> None:  # noqa: F811
     assert status == 200
     assert [each["result"] for each in said["items"]] == ["accepted", "duplicate", "unmetered"]
     assert [each["id"] for each in api.call("GET", "meters/unmetered")[1]["items"]] == ["x"]
-    wrong: list[list[dict[str, object]]] = [[], [{**event, "at": "now"}], [{"id": "x"}]]
+    wrong: list[list[dict[str, object]]] = [
+        [], [{**event, "at": "now"}], [{**event, "at": "9" * 5_000}], [{"id": "x"}],
+    ]
     for bad in ({"events": events} for events in wrong):
         assert api.call("POST", "meters/events", bad)[0] == 422
+    vague = {**event, "id": "v", "model": "", "kind": "", "site": ""}
+    for result in ("accepted", "duplicate"):
+        items = api.call("POST", "meters/events", {"events": [vague]})[1]["items"]
+        assert [each["result"] for each in items] == [result], "what is empty was left out"
     known, lost = {**event, "id": "y"}, {**event, "id": "z", "project_id": "lost"}
     items = api.call("POST", "meters/events", {"events": [lost, known]})[1]["items"]
     assert [each["result"] for each in items] == ["refused", "accepted"]
@@ -207,7 +213,7 @@ def test_events_come_in_over_the_api(api: Api) -> None:  # noqa: F811
     rest = api.call("GET", f"meters/events?limit=1000&after={first['next']}")[1]
     kept = [each["id"] for each in (*first["items"], *rest["items"])]
     assert kept == sorted(
-        each["id"] for each in (*said["items"], *items)
+        each["id"] for each in (*said["items"], *items, {"id": "v", "result": "accepted"})
         if each["result"] in ("accepted", "unmetered")
     )
     assert rest["next"] is None

@@ -12,7 +12,7 @@ PICO: Final = 10**12
 DECIMALS: Final = 12
 LARGEST: Final = 10**38 - 1  # what NUMERIC(38, 0) holds
 
-_DECIMAL: Final = re.compile(r"(-?)(\d{1,26})(?:\.(\d{1,12}))?")
+_DECIMAL: Final = re.compile(r"(-?)([0-9]{1,26})(?:\.([0-9]{1,12}))?")
 _CURRENCY: Final = re.compile(r"[A-Z]{3}")
 
 

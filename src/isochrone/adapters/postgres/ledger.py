@@ -36,7 +36,7 @@ from isochrone.core.billing.ledger import (
 from isochrone.core.billing.period import part_over
 from isochrone.core.billing.rate import Period, rate
 from isochrone.core.billing.sheet import HOUR_NS
-from isochrone.core.errors import InvalidInput, NotFound
+from isochrone.core.errors import Conflict, InvalidInput, NotFound
 from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.ledger import Due, Recorded, Spent, SpentDay
@@ -67,7 +67,11 @@ class PostgresLedger:
 
     def record(self, scope: Scope, posting: Posting, *, now: int) -> Verdict:
         with self._pool.transaction(scope) as connection:
-            return _record(connection, posting, now)
+            try:
+                return _record(connection, posting, now)
+            except psycopg.errors.UniqueViolation as error:
+                # Its own key is no violation, so it is what it unwinds.
+                raise Conflict(f"{posting.unwinds!r} was unwound before") from error
 
     def posting(self, scope: Scope, org_id: OrgId, key: str) -> Recorded:
         with self._pool.transaction(scope) as connection:

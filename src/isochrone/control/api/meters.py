@@ -216,6 +216,7 @@ def _event_shape(row: StoredEvent) -> EventShape:
 
 
 def _event(body: NewEvent) -> MeterEvent:
+    """What is empty fits nothing in particular, as what is left out. Raises InvalidInput."""
     from_at = instant_of("at", body.at)
     assert from_at is not None, "the field is needed"
     if abs(body.amount) >= 1 << 63:
@@ -228,7 +229,7 @@ def _event(body: NewEvent) -> MeterEvent:
         facts=Facts(
             # Any text: what is no meter is kept and reported.
             meter=cast("Meter", body.meter),
-            model=None if body.model is None else ModelName(body.model), class_=body.class_,
-            site=None if body.site is None else SiteName(body.site), kind=body.kind,
+            model=ModelName(body.model) if body.model else None, class_=body.class_,
+            site=SiteName(body.site) if body.site else None, kind=body.kind or None,
         ),
     )
