@@ -1,5 +1,6 @@
 """Events of meters on a real PostgreSQL: each judged by itself, for ever, never dropped."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
@@ -184,6 +185,32 @@ def test_an_amended_request_is_charged_as_amended(meters: PostgresMeters, pool: 
     assert spent.rated.total_pico == spent.charged_pico == before
 
 
+def test_an_id_that_two_tell_at_once_is_judged_for_each(
+    meters: PostgresMeters, pool: Pool
+) -> None:
+    """Of different meters, so that no lock parts them."""
+    with ThreadPoolExecutor(1) as threads, pool.transaction(EVERY_TENANT) as connection:
+        connection.execute(
+            "INSERT INTO meter_events (org_id, id, project_id, meter, amount, from_at, subject,"
+            " model, class, site, bound, kind, was, is_metered, arrived_at)"
+            " VALUES ('org', 'e1', 'project', 'luck', 1, 1, '', '', '', '', false, '', 0, false, 1)"
+        )
+        told = threads.submit(add, meters, an_event("e1"), an_event("e2"))
+        while not _waits(pool):
+            pass
+        connection.commit()
+        assert told.result() == ["conflicting", "accepted"]
+
+
+def _waits(pool: Pool) -> bool:
+    """Whether somebody waits for another's transaction."""
+    with pool.transaction() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
+        ).fetchone()
+    return row is not None and row[0] > 0
+
+
 def test_events_come_in_over_the_api(api: Api) -> None:  # noqa: F811
     event = {
         "id": "g", "meter": "gpu_seconds", "amount": 2, "kind": "H100",
@@ -218,4 +245,6 @@ def test_events_come_in_over_the_api(api: Api) -> None:  # noqa: F811
     )
     assert rest["next"] is None
     assert api.call("GET", "meters/events", key=owner)[1]["items"] == [], "of another organisation"
+    for named, by in (("org_id=lost", None), ("project_id=lost", None), ("org_id=default", owner)):
+        assert api.call("GET", f"meters/events?{named}", **({"key": by} if by else {}))[0] == 404
     assert api.call("GET", "meters/unmetered", key=owner)[1]["items"] == []

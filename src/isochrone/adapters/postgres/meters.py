@@ -22,6 +22,7 @@ from isochrone.core.billing.meter_event import (
 )
 from isochrone.core.billing.period import day_name
 from isochrone.core.billing.sheet import HOUR_NS, Facts
+from isochrone.core.errors import Conflict
 from isochrone.core.ids import is_uuid7
 from isochrone.core.metering.detached import day_of_request
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
@@ -58,6 +59,16 @@ class PostgresMeters:
 
     def add_events(
         self, scope: Scope, events: Sequence[MeterEvent], *, now: int
+    ) -> Sequence[Outcome]:
+        try:
+            return self._add_events(scope, events, now)
+        except Conflict:
+            # Somebody told an id of these at the same time, of another meter or project. What they
+            # said is there now, so each is judged by it.
+            return self._add_events(scope, events, now)
+
+    def _add_events(
+        self, scope: Scope, events: Sequence[MeterEvent], now: int
     ) -> Sequence[Outcome]:
         told = []
         with self._pool.transaction(scope) as connection:

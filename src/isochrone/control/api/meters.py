@@ -139,6 +139,7 @@ def routes(context: Context) -> APIRouter:
         chosen: Annotated[EventFilter, Depends(_chosen)],
     ) -> Listed[EventShape]:
         """Events by organisation and id, those that count no more, too."""
+        whose(context, caller, chosen.org_id, chosen.project_id)
         rows = meters.events(
             caller.scope, chosen, most=page.page.most, after=_after(page.after)
         )
