@@ -4,7 +4,8 @@ Postings and entries are inserted and never touched again, so there is no row th
 want at once; what has to be done one after the other takes an advisory lock on its project.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +37,7 @@ from isochrone.core.billing.ledger import (
 from isochrone.core.billing.period import part_over
 from isochrone.core.billing.rate import Period, rate
 from isochrone.core.billing.sheet import HOUR_NS
-from isochrone.core.errors import Conflict, InvalidInput, NotFound
+from isochrone.core.errors import Conflict, InvalidInput, NotFound, TooMuchMoney
 from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.ledger import Due, Recorded, Spent, SpentDay
@@ -139,7 +140,8 @@ class PostgresLedger:
             earlier, hours = load_hours(
                 connection, payer, period, sheets, since=begin, until=until
             )
-            right = charges_of(payer, earlier, hours, sheets, period, is_over=is_over)
+            with _told_of(payer):
+                right = charges_of(payer, earlier, hours, sheets, period, is_over=is_over)
             found = changes(standing, right)
             for change in found:
                 for posting in change.postings():
@@ -164,9 +166,11 @@ class PostgresLedger:
                 )
                 so_far = replace(period, covered=part_over(period, now))
                 charged = load_standing(connection, payer, period, since=period.begin)
+                with _told_of(payer):
+                    rated = rate(usage, sheets, so_far)
                 found.append(
                     Spent(
-                        payer=payer, period=so_far, rated=rate(usage, sheets, so_far),
+                        payer=payer, period=so_far, rated=rated,
                         charged_pico=sum(each.amount_pico for each in charged.values()),
                     )
                 )
@@ -209,6 +213,18 @@ class PostgresLedger:
             for row in rows:
                 _step(connection, _hold(row), "expire", now)
         return len(rows)
+
+
+@contextmanager
+def _told_of(payer: Payer) -> Iterator[None]:
+    """Says whose usage it is that comes to too much, and what mends it."""
+    try:
+        yield
+    except TooMuchMoney as error:
+        raise TooMuchMoney(
+            f"project {payer.project_id!r} of {payer.org_id!r}: {error.message}; replace the event"
+            " or the price sheet that is too large"
+        ) from error
 
 
 def _one_at_a_time(connection: _Connection, payer: Payer) -> None:
