@@ -171,8 +171,8 @@ def _twice(names: Sequence[str]) -> set[str]:
 
 def in_force(sheets: Sequence[PriceSheet], at: int) -> PriceSheet | None:
     """The sheet that prices the hour of an instant: of those that are valid by then the one that
-    became so last; of two for the same instant the higher version."""
-    begun = [sheet for sheet in sheets if sheet.valid_from <= at]
+    became so last; of two for the same instant the higher version, or else the later in order."""
+    begun = [sheet for sheet in reversed(sheets) if sheet.valid_from <= at]
     return max(begun, key=lambda sheet: (sheet.valid_from, sheet.version), default=None)
 
 
