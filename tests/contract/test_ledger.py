@@ -267,6 +267,34 @@ def test_what_is_once_a_period_is_charged_when_it_is_over(
     assert at(ledger, REVENUE) == spent.rated.total_pico == spent.charged_pico
 
 
+def test_charging_now_in_the_last_hour_ends_no_period(
+    ledger: PostgresLedger, book: PostgresBook, prices: PostgresPrices
+) -> None:
+    """What is once a period was charged at once, unwound when late usage came, and never again."""
+    sell_at(prices, a_sheet(recurring=(Recurring(name="support", amount_pico=300 * PICO),)))
+    book.book_usage([a_report(1)], now=1)
+    charge_now(ledger, now=NOVEMBER.end - HOUR_NS // 2)
+    assert 0 < at(ledger, REVENUE) < PICO
+    book.book_usage([a_report(2)], now=1)
+    charge_all(ledger, NOVEMBER.end - HOUR_NS)
+    assert 0 < at(ledger, REVENUE) < PICO
+    charge_all(ledger, NOVEMBER.end)
+    assert at(ledger, REVENUE) > 300 * PICO
+
+
+def test_a_copy_whose_clock_is_behind_opens_the_period_again(
+    ledger: PostgresLedger, book: PostgresBook, prices: PostgresPrices
+) -> None:
+    sell_at(prices, a_sheet(recurring=(Recurring(name="support", amount_pico=300 * PICO),)))
+    book.book_usage([a_report(1)], now=1)
+    charge_all(ledger, NOVEMBER.end)
+    book.book_usage([a_report(2)], now=1)
+    charge_all(ledger, NOVEMBER.end - HOUR_NS)
+    charge_all(ledger, NOVEMBER.end)
+    assert at(ledger, REVENUE) > 300 * PICO
+    assert charge_all(ledger, NOVEMBER.end) == 0
+
+
 def test_unpriced_usage_is_told_and_charged_once_it_has_a_price(
     ledger: PostgresLedger, book: PostgresBook, prices: PostgresPrices
 ) -> None:

@@ -128,7 +128,8 @@ class PostgresLedger:
         with self._pool.transaction(EVERY_TENANT) as connection:
             _one_at_a_time(connection, payer)
             first = take_due(connection, payer, period, before=before)
-            is_over = before >= period.end
+            # The present hour may be charged, too; the period that it ends is not over for that.
+            is_over = min(before, now) >= period.end
             if first is None and not is_over:
                 return 0
             sheets = sheets_for(connection.execute(SHEETS).fetchall(), payer.org_id)
