@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from isochrone.core.billing.charge import ChargeModel, Graduated, Package, Volume
-from isochrone.core.billing.sheet import PriceSheet
+from isochrone.core.billing.sheet import PriceSheet, names_of
 from isochrone.core.money import PICO
 
 MOST_UNITS_OF_CURRENCY: Final = 10**9
@@ -23,8 +23,7 @@ def problems_of_new(sheet: PriceSheet) -> list[str]:
 
 
 def _names(sheet: PriceSheet) -> Iterator[str]:
-    entries = (*sheet.prices, *sheet.adjustments, *sheet.recurring, *sheet.fees)
-    for name in (sheet.id, *(each.name for each in entries)):
+    for name in (sheet.id, *names_of(sheet)):
         if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
             shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
             yield f"{shown!r}: want a name of 1 to {LONGEST_NAME} printable characters"
@@ -59,6 +58,8 @@ def _quantities(sheet: PriceSheet) -> Iterator[str]:
 
 
 def _changes(sheet: PriceSheet) -> Iterator[str]:
-    for each in (*sheet.adjustments, *sheet.fees):
-        if each.basis_points > MOST_BASIS_POINTS:
-            yield f"{each.name!r}: more than a hundredfold"
+    changes = [(each.name, each.basis_points) for each in sheet.adjustments]
+    changes += [(each.name, each.basis_points) for each in sheet.fees]
+    for name, basis_points in changes:
+        if basis_points > MOST_BASIS_POINTS:
+            yield f"{name!r}: more than a hundredfold"
