@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import permutations
-from typing import Any
+from typing import Any, LiteralString
 
 import pytest
 
@@ -200,6 +200,44 @@ def test_an_id_that_two_tell_at_once_is_judged_for_each(
             pass
         connection.commit()
         assert told.result() == ["conflicting", "accepted"]
+
+
+def test_requests_and_hours_are_locked_in_one_order(meters: PostgresMeters, pool: Pool) -> None:
+    """So that batches that name them in other orders, and charging, cannot wait in a circle."""
+    first, last = a_report(1), a_report(2)
+    PostgresBook(pool).book_usage([first, last], now=1)
+    amended = [
+        an_event(f"a{number}", "output_tokens", request_id=each.request_id)
+        for number, each in enumerate((last, first))
+    ]
+    rows = "SELECT 1 FROM usage WHERE request_id = %s FOR UPDATE"
+    assert _is_locked_meanwhile(
+        meters, pool, amended, rows, (last.request_id,), (first.request_id,)
+    )
+    late, peak = an_event("b", from_at=START + HOUR_NS), an_event("p", "peak_streams")
+    add(meters, late, peak)
+    rows = "SELECT 1 FROM meter_hours WHERE meter = %s AND hour_at = %s FOR UPDATE"
+    assert not _is_locked_meanwhile(
+        meters, pool, [replace(late, id="c"), replace(peak, id="q")], rows,
+        ("peak_streams", START), ("bytes", START + HOUR_NS),
+    )
+
+
+def _is_locked_meanwhile(
+    meters: PostgresMeters, pool: Pool, events: list[MeterEvent], rows: LiteralString,
+    held: tuple[object, ...], asked: tuple[object, ...],
+) -> bool:
+    """Whether adding the events has locked the row `asked` while it waits for the row `held`."""
+    with ThreadPoolExecutor(1) as threads, pool.transaction(EVERY_TENANT) as connection:
+        assert connection.execute(rows, held).fetchone() is not None
+        told = threads.submit(add, meters, *events)
+        while not _waits(pool):
+            pass
+        with pool.transaction(EVERY_TENANT) as other:
+            free = other.execute(f"{rows} SKIP LOCKED", asked).fetchone()
+        connection.commit()
+        assert told.result() == ["accepted", "accepted"]
+    return free is None
 
 
 def _waits(pool: Pool) -> bool:

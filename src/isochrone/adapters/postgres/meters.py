@@ -77,14 +77,20 @@ class PostgresMeters:
                 connection.execute(
                     "SELECT pg_advisory_xact_lock(746131, hashtext(%s))", (lock,)
                 )
-            changed: dict[tuple[str, str, str, int], None] = {}
+            _lock_requests(connection, events)
+            # In the order in which charging locks them, for the same reason.
+            changed: dict[tuple[str, str, int, str], None] = {}
             for event in events:
                 outcome, touched = _add(connection, scope, event, now)
                 told.append(outcome)
                 for each in touched:
-                    place = (each.org_id, each.project_id, each.facts.meter)
-                    changed.update(dict.fromkeys((*place, hour_at) for hour_at in hours_of(each)))
-            for org, project, meter, hour_at in sorted(changed):
+                    changed.update(
+                        dict.fromkeys(
+                            (each.org_id, each.project_id, hour_at, each.facts.meter)
+                            for hour_at in hours_of(each)
+                        )
+                    )
+            for org, project, hour_at, meter in sorted(changed):
                 _sum_up(connection, org, project, meter, hour_at)
         return told
 
@@ -130,6 +136,18 @@ class PostgresMeters:
 
 def _lock(event: MeterEvent) -> str:
     return f"{event.org_id}/{event.project_id}/{event.facts.meter}"
+
+
+def _lock_requests(connection: _Connection, events: Sequence[MeterEvent]) -> None:
+    """Those that are said anew, in one order: batches of different meters share no other lock."""
+    named = {each.request_id for each in events if each.request_id is not None}
+    requests = sorted(each for each in named if is_uuid7(each))
+    if requests:
+        connection.execute(
+            "SELECT 1 FROM usage WHERE request_id = ANY(%s::uuid[]) ORDER BY request_id"
+            " FOR UPDATE",
+            (requests,),
+        )
 
 
 def _add(
