@@ -1,7 +1,10 @@
 """The ledger on a real PostgreSQL: zero-sum for ever, charged once, right after late usage."""
 
+import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 import psycopg
 import pytest
@@ -10,6 +13,7 @@ from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.pool import Pool, open_pool
 from isochrone.adapters.postgres.prices import PostgresPrices
+from isochrone.control.charging import Charging, charge_now
 from isochrone.core.billing.charge import Graduated, PerUnit, Tier
 from isochrone.core.billing.charging import Payer
 from isochrone.core.billing.hold import Hold, Settle
@@ -26,10 +30,10 @@ from isochrone.core.billing.sheet import (
     Recurring,
     When,
 )
-from isochrone.core.errors import Conflict, InvalidInput, NotFound
+from isochrone.core.errors import Conflict, InvalidInput, NotFound, TooMuchMoney
 from isochrone.core.ids import OrgId, ProjectId, uuid7
 from isochrone.core.metering.event import Tokens, UsageEvent
-from isochrone.core.money import PICO
+from isochrone.core.money import LARGEST, PICO
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.ledger import Due, Ledger
 from isochrone.ports.prices import Prices, StoredSheet
@@ -37,6 +41,7 @@ from isochrone.ports.tenants import Once
 from tests.unit.build_usage import a_usage_event
 
 S = 1_000_000_000
+T = TypeVar("T")
 DAY = 86_400 * S
 NOVEMBER = month_of(20_777 * DAY)
 START = 20_777 * DAY  # 2026-11-20
@@ -262,6 +267,34 @@ def test_what_is_once_a_period_is_charged_when_it_is_over(
     assert at(ledger, REVENUE) == spent.rated.total_pico == spent.charged_pico
 
 
+def test_charging_now_in_the_last_hour_ends_no_period(
+    ledger: PostgresLedger, book: PostgresBook, prices: PostgresPrices
+) -> None:
+    """What is once a period was charged at once, unwound when late usage came, and never again."""
+    sell_at(prices, a_sheet(recurring=(Recurring(name="support", amount_pico=300 * PICO),)))
+    book.book_usage([a_report(1)], now=1)
+    charge_now(ledger, now=NOVEMBER.end - HOUR_NS // 2)
+    assert 0 < at(ledger, REVENUE) < PICO
+    book.book_usage([a_report(2)], now=1)
+    charge_all(ledger, NOVEMBER.end - HOUR_NS)
+    assert 0 < at(ledger, REVENUE) < PICO
+    charge_all(ledger, NOVEMBER.end)
+    assert at(ledger, REVENUE) > 300 * PICO
+
+
+def test_a_copy_whose_clock_is_behind_opens_the_period_again(
+    ledger: PostgresLedger, book: PostgresBook, prices: PostgresPrices
+) -> None:
+    sell_at(prices, a_sheet(recurring=(Recurring(name="support", amount_pico=300 * PICO),)))
+    book.book_usage([a_report(1)], now=1)
+    charge_all(ledger, NOVEMBER.end)
+    book.book_usage([a_report(2)], now=1)
+    charge_all(ledger, NOVEMBER.end - HOUR_NS)
+    charge_all(ledger, NOVEMBER.end)
+    assert at(ledger, REVENUE) > 300 * PICO
+    assert charge_all(ledger, NOVEMBER.end) == 0
+
+
 def test_unpriced_usage_is_told_and_charged_once_it_has_a_price(
     ledger: PostgresLedger, book: PostgresBook, prices: PostgresPrices
 ) -> None:
@@ -407,3 +440,45 @@ def test_a_period_without_usage_owes_nothing(ledger: PostgresLedger) -> None:
         payer=Payer(org_id=ORG, project_id=PROJECT), period=Period(begin=0, end=24 * HOUR_NS)
     )
     assert ledger.charge(due, before=HOUR_NS, now=1) == 0
+
+
+def owed(project: str) -> Account:
+    return Account(kind="owed", org_id=ORG, project_id=ProjectId(project))
+
+
+class At:
+    """A clock that stands."""
+
+    def wall_ns(self) -> int:
+        return START + 3 * HOUR_NS
+
+    def monotonic_ns(self) -> int:
+        return self.wall_ns()
+
+
+async def directly(call: Callable[[], T]) -> T:
+    return call()
+
+
+def test_a_project_that_comes_to_too_much_keeps_nobody_else_from_being_charged(
+    ledger: PostgresLedger, book: PostgresBook, prices: PostgresPrices
+) -> None:
+    """A slip in a sheet of an earlier release, which took any amount."""
+    dear = Price(
+        name="output", when=When(meters=frozenset[Meter](("output_tokens",))),
+        charge=PerUnit(price_pico=LARGEST // 4),
+    )
+    sell_at(prices, a_sheet(prices=(dear,)))
+    for number, (project, output) in enumerate((("p", 5), ("q", 1), ("r", 5))):
+        report = replace(a_report(number, output=output), project_id=ProjectId(project))
+        book.book_usage([report], now=START)
+    charging = Charging(ledger, clock=At(), offload=directly)
+    assert asyncio.run(charging.charge_due()) == 1
+    with pytest.raises(TooMuchMoney, match=r"project '[pr]' of 'org'"):
+        charge_now(ledger, now=START)
+    with pytest.raises(TooMuchMoney, match="project 'p' of 'org'"):
+        spent_pico(ledger)
+    sell_at(prices, a_sheet(id="mended", valid_from=NOVEMBER.begin))
+    assert asyncio.run(charging.charge_due()) == 6, "input and output of each"
+    assert at(ledger, owed("p")) == at(ledger, owed("r")) < at(ledger, owed("q")) < 0
+    assert at(ledger, REVENUE) == spent_pico(ledger)

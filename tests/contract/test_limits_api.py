@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from isochrone.control.limiting import Limiting
+from isochrone.core.billing.charge import PerUnit
 from isochrone.core.billing.ledger import Account
-from isochrone.core.billing.period import DAY_NS, day_of, hour_of
+from isochrone.core.billing.period import DAY_NS, day_of, hour_of, month_of
 from isochrone.core.billing.sheet import HOUR_NS
 from isochrone.core.ids import KeyId, LimitId, OrgId, ProjectId, SiteName, uuid7
 from isochrone.core.limits.lease import lease_id
 from isochrone.core.metering.event import Tokens
-from isochrone.core.money import PICO
+from isochrone.core.money import LARGEST, PICO
 from isochrone.core.world.limit import Limit
 from isochrone.core.world.limit_use import LimitReport, LimitUse, SiteUse
 from isochrone.core.world.tenant import EVERY_TENANT
@@ -235,3 +236,27 @@ def test_a_sum_of_a_limit_that_is_gone_is_no_matter(api: Api) -> None:  # noqa: 
     registry = api.context.registry
     registry.limits.note_spent(gone, before=hour_of(5), spent_pico=1, now=5)
     assert registry.limits.unsummed(before=1 << 60) == []
+
+
+def test_a_budget_that_cannot_be_summed_keeps_no_other_from_it(api: Api) -> None:  # noqa: F811
+    api.make("prices", SHEET)
+    registry, day = api.context.registry, day_of(api.context.now())
+    other = api.make("projects", {"name": "other", "org_id": "default"})["id"]
+    of_all, of_other = (
+        put(api, kind="budget", amount="10", **whose)
+        for whose in (PROJECT, {"project_id": other})
+    )
+    use(api, 1, day, output=10)
+    (kept,) = registry.prices.sheets(EVERY_TENANT)
+    dear = replace(kept.sheet.prices[0], charge=PerUnit(price_pico=LARGEST))
+    registry.prices.add_sheet(
+        EVERY_TENANT, replace(kept, sheet=replace(
+            kept.sheet, prices=(dear,), valid_from=month_of(api.context.now()).begin,
+        )), once=None,
+    )
+    follow(api, day + HOUR_NS + 600_000_000_000)
+    before = [
+        registry.limits.limit(EVERY_TENANT, LimitId(each["id"])).spent_before
+        for each in (of_all, of_other)
+    ]
+    assert before == [0, day + HOUR_NS]

@@ -1,8 +1,9 @@
 """Events of meters on a real PostgreSQL: each judged by itself, for ever, never dropped."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import permutations
-from typing import Any
+from typing import Any, LiteralString
 
 import pytest
 
@@ -184,6 +185,70 @@ def test_an_amended_request_is_charged_as_amended(meters: PostgresMeters, pool: 
     assert spent.rated.total_pico == spent.charged_pico == before
 
 
+def test_an_id_that_two_tell_at_once_is_judged_for_each(
+    meters: PostgresMeters, pool: Pool
+) -> None:
+    """Of different meters, so that no lock parts them."""
+    with ThreadPoolExecutor(1) as threads, pool.transaction(EVERY_TENANT) as connection:
+        connection.execute(
+            "INSERT INTO meter_events (org_id, id, project_id, meter, amount, from_at, subject,"
+            " model, class, site, bound, kind, was, is_metered, arrived_at)"
+            " VALUES ('org', 'e1', 'project', 'luck', 1, 1, '', '', '', '', false, '', 0, false, 1)"
+        )
+        told = threads.submit(add, meters, an_event("e1"), an_event("e2"))
+        while not _waits(pool):
+            pass
+        connection.commit()
+        assert told.result() == ["conflicting", "accepted"]
+
+
+def test_requests_and_hours_are_locked_in_one_order(meters: PostgresMeters, pool: Pool) -> None:
+    """So that batches that name them in other orders, and charging, cannot wait in a circle."""
+    first, last = a_report(1), a_report(2)
+    PostgresBook(pool).book_usage([first, last], now=1)
+    amended = [
+        an_event(f"a{number}", "output_tokens", request_id=each.request_id)
+        for number, each in enumerate((last, first))
+    ]
+    rows = "SELECT 1 FROM usage WHERE request_id = %s FOR UPDATE"
+    assert _is_locked_meanwhile(
+        meters, pool, amended, rows, (last.request_id,), (first.request_id,)
+    )
+    late, peak = an_event("b", from_at=START + HOUR_NS), an_event("p", "peak_streams")
+    add(meters, late, peak)
+    rows = "SELECT 1 FROM meter_hours WHERE meter = %s AND hour_at = %s FOR UPDATE"
+    assert not _is_locked_meanwhile(
+        meters, pool, [replace(late, id="c"), replace(peak, id="q")], rows,
+        ("peak_streams", START), ("bytes", START + HOUR_NS),
+    )
+
+
+def _is_locked_meanwhile(
+    meters: PostgresMeters, pool: Pool, events: list[MeterEvent], rows: LiteralString,
+    held: tuple[object, ...], asked: tuple[object, ...],
+) -> bool:
+    """Whether adding the events has locked the row `asked` while it waits for the row `held`."""
+    with ThreadPoolExecutor(1) as threads, pool.transaction(EVERY_TENANT) as connection:
+        assert connection.execute(rows, held).fetchone() is not None
+        told = threads.submit(add, meters, *events)
+        while not _waits(pool):
+            pass
+        with pool.transaction(EVERY_TENANT) as other:
+            free = other.execute(f"{rows} SKIP LOCKED", asked).fetchone()
+        connection.commit()
+        assert told.result() == ["accepted", "accepted"]
+    return free is None
+
+
+def _waits(pool: Pool) -> bool:
+    """Whether somebody waits for another's transaction."""
+    with pool.transaction() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
+        ).fetchone()
+    return row is not None and row[0] > 0
+
+
 def test_events_come_in_over_the_api(api: Api) -> None:  # noqa: F811
     event = {
         "id": "g", "meter": "gpu_seconds", "amount": 2, "kind": "H100",
@@ -194,9 +259,15 @@ def test_events_come_in_over_the_api(api: Api) -> None:  # noqa: F811
     assert status == 200
     assert [each["result"] for each in said["items"]] == ["accepted", "duplicate", "unmetered"]
     assert [each["id"] for each in api.call("GET", "meters/unmetered")[1]["items"]] == ["x"]
-    wrong: list[list[dict[str, object]]] = [[], [{**event, "at": "now"}], [{"id": "x"}]]
+    wrong: list[list[dict[str, object]]] = [
+        [], [{**event, "at": "now"}], [{**event, "at": "9" * 5_000}], [{"id": "x"}],
+    ]
     for bad in ({"events": events} for events in wrong):
         assert api.call("POST", "meters/events", bad)[0] == 422
+    vague = {**event, "id": "v", "model": "", "kind": "", "site": ""}
+    for result in ("accepted", "duplicate"):
+        items = api.call("POST", "meters/events", {"events": [vague]})[1]["items"]
+        assert [each["result"] for each in items] == [result], "what is empty was left out"
     known, lost = {**event, "id": "y"}, {**event, "id": "z", "project_id": "lost"}
     items = api.call("POST", "meters/events", {"events": [lost, known]})[1]["items"]
     assert [each["result"] for each in items] == ["refused", "accepted"]
@@ -207,9 +278,11 @@ def test_events_come_in_over_the_api(api: Api) -> None:  # noqa: F811
     rest = api.call("GET", f"meters/events?limit=1000&after={first['next']}")[1]
     kept = [each["id"] for each in (*first["items"], *rest["items"])]
     assert kept == sorted(
-        each["id"] for each in (*said["items"], *items)
+        each["id"] for each in (*said["items"], *items, {"id": "v", "result": "accepted"})
         if each["result"] in ("accepted", "unmetered")
     )
     assert rest["next"] is None
     assert api.call("GET", "meters/events", key=owner)[1]["items"] == [], "of another organisation"
+    for named, by in (("org_id=lost", None), ("project_id=lost", None), ("org_id=default", owner)):
+        assert api.call("GET", f"meters/events?{named}", **({"key": by} if by else {}))[0] == 404
     assert api.call("GET", "meters/unmetered", key=owner)[1]["items"] == []

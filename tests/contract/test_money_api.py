@@ -24,6 +24,30 @@ SHEET: dict[str, Any] = {
 }
 
 
+def a_price(charge: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"prices": [{"name": "x", "meters": ["bytes"], "charge": charge, **changes}]}
+
+
+EACH: dict[str, Any] = {"model": "per_unit", "price": "1"}
+# What looks like a sheet, and no price is meant by.
+BEYOND: tuple[tuple[dict[str, Any], str], ...] = (
+    (a_price({**EACH, "price": "1000000000.01"}), "an amount beyond"),
+    (a_price(EACH, least="9" * 26), "an amount beyond"),
+    (a_price(EACH, most="-1"), "below zero"),
+    (a_price({**EACH, "per": 10**18 + 1}), "a quantity beyond"),
+    (a_price({**EACH, "size": 1_000}), "charge.size: not of per_unit"),
+    (a_price({"model": "package", "price": "1", "size": 0}), "less than one unit"),
+    (a_price({"model": "package", "price": "1", "size": 9, "per": 1_000}), "charge.per: not of"),
+    (a_price({**EACH, "tiers": [{"price": "2"}]}), "charge.tiers: not of per_unit"),
+    (a_price({"model": "volume", "price": "1", "tiers": [{"price": "2"}]}), "charge.price: not"),
+    (a_price(EACH, name=" "), "want a name"),
+    (a_price(EACH, name="a\u0000"), "want a name"),
+    ({"recurring": [{"name": "r", "amount": "1000000001"}]}, "an amount beyond"),
+    ({"adjustments": [{"name": "a", "basis_points": 10**6 + 1}]}, "a hundredfold"),
+    ({"fees": [{"name": "f", "basis_points": 10**30}]}, "a hundredfold"),
+)
+
+
 def test_a_sheet_is_tried_before_it_is_added(api: Api) -> None:  # noqa: F811
     status, tried = api.call("POST", "prices/trials", SHEET)
     assert (status, tried["version"]) == (200, 1)
@@ -99,7 +123,8 @@ def test_money_moves_once_under_a_key(api: Api) -> None:  # noqa: F811
     undo = {"key": first[1]["key"], "about": "paid to another"}
     assert api.call("POST", "ledger/corrections", undo, once="u")[0] == 201
     assert api.call("POST", "ledger/corrections", undo, once="u")[0] == 201
-    assert api.call("POST", "ledger/corrections", undo, once="v")[0] == 409
+    again = api.call("POST", "ledger/corrections", undo, once="v")
+    assert (again[0], again[1]["detail"]) == (409, f"{first[1]['key']!r} was unwound before")
     assert api.call("GET", "ledger/balances")[1]["items"] == []
     assert len(api.call("GET", "ledger/postings")[1]["items"]) == 2
 
@@ -109,6 +134,7 @@ def test_bad_input_says_all_that_is_wrong_and_writes_nothing(api: Api) -> None: 
         ({**SHEET, "currency": "euro"}, "three capital letters"),
         ({**SHEET, "valid_from": "2026-11-20T10:30:00Z"}, "start of an hour"),
         ({**SHEET, "valid_from": "soon"}, "valid_from"),
+        ({**SHEET, "valid_from": "9" * 5_000}, "valid_from"),
         ({**SHEET, "valid_from": "2999-01-01T00:00:00Z"}, "between the years 1970 and 2262"),
         ({**SHEET, "price": []}, "price"),
         ({**SHEET, "prices": [{"name": "x", "charge": {"model": "free"}}]}, "want per_unit"),
@@ -118,6 +144,7 @@ def test_bad_input_says_all_that_is_wrong_and_writes_nothing(api: Api) -> None: 
         ),
         ({**SHEET, "prices": [{"name": "x", "meters": ["tokens"], "charge": {"model": "x"}}]},
          "meters"),
+        *(({**SHEET, **changes}, problem) for changes, problem in BEYOND),
     ):
         status, said = api.call("POST", "prices", body)
         assert status == 422, body
@@ -135,7 +162,8 @@ def test_bad_input_says_all_that_is_wrong_and_writes_nothing(api: Api) -> None: 
         assert len(api.call("POST", path, bad)[1]["problems"]) == 2
     assert api.call("GET", "prices")[1]["items"] == []
     for credit in (
-        {"amount": "-1"}, {"amount": "ten"}, {"amount": "1", "currency": "eur"},
+        {"amount": "-1"}, {"amount": "ten"}, {"amount": "\u0663"},
+        {"amount": "1", "currency": "eur"},
         {"amount": "1", "colour": "red"},
     ):
         assert api.call("POST", "ledger/credits", credit, once="x")[0] == 422

@@ -280,6 +280,21 @@ def test_bad_input_lists_everything_wrong_and_writes_nothing(api: Api, pool: Poo
     assert everything_in(pool) == before
 
 
+def test_names_have_no_control_characters(api: Api) -> None:
+    """They are printed on the terminals of others."""
+    for name in ("a\x1b[31m", "a\nb", "a\x00b", "\x9b2J"):
+        for path in ("organisations", "projects", "keys", "principals"):
+            body = {"name": name} | ({} if path in ("organisations", "keys") else
+                                     {"org_id": "default"})
+            body |= {"role": "developer"} if path == "principals" else {}
+            status, said = api.call("POST", path, body)
+            assert (status, said["problems"]) == (
+                422, ["name: must not have control characters, such as line breaks"],
+            )
+    joined = {"name": "\U0001f469\u200d\U0001f4bb é", "org_id": "default"}
+    assert api.call("POST", "projects", joined)[0] == 201
+
+
 def test_names_are_changed_and_taken_once(api: Api) -> None:
     owner = api.tenant("two")
     (org,) = api.call("GET", "organisations", key=owner)[1]["items"]

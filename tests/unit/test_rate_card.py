@@ -1,6 +1,9 @@
 """What a request costs at a gateway is what the book makes of it, and never less where it depends
 on the quantity of the period."""
 
+from dataclasses import replace
+from fractions import Fraction
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,7 +11,15 @@ from isochrone.core.billing.charge import Graduated, PerUnit, Tier
 from isochrone.core.billing.rate import Period, Quantity, rate
 from isochrone.core.billing.sheet import Adjustment, Facts, Fee, Meter, Price, PriceSheet, When
 from isochrone.core.ids import ModelName, SiteName
-from isochrone.core.limits.rate_card import card_in_force, card_of, dearest_rates, rates_of
+from isochrone.core.limits.rate_card import (
+    MOST_TOLD,
+    card_in_force,
+    card_of,
+    cards_of,
+    dearest_rates,
+    rates_of,
+)
+from isochrone.core.limits.terms import MOST_AMOUNT
 from isochrone.core.metering.event import Tokens
 from isochrone.core.world.tenant import Class
 
@@ -84,3 +95,31 @@ def test_the_card_in_force_is_that_of_the_hour() -> None:
     assert card_in_force(cards, -1) is None
     assert card_in_force(cards, 5) is cards[0]
     assert rates_of(cards[0], "other", "on_demand", "", False).of(Tokens(output=10)) == 90
+
+
+def _flat(price_pico: int, per: int = 1, *, version: int = 1) -> PriceSheet:
+    price = Price(
+        name="all", when=When(meters=frozenset(("output_tokens",))),
+        charge=PerUnit(price_pico=price_pico, per=per),
+    )
+    return replace(SHEET, version=version, prices=(price,), adjustments=(), fees=())
+
+
+def test_a_version_that_another_replaced_at_its_instant_has_no_card() -> None:
+    later = replace(_flat(7), valid_from=10)
+    for sheets in ([_flat(3), _flat(5, version=2), later], [_flat(5, version=2), _flat(3), later]):
+        cards = cards_of(sheets)
+        assert [(each.valid_from, each.prices[0].price_pico) for each in cards] == [(0, 5), (10, 7)]
+
+
+@given(price_pico=st.integers(0, 10**38), per=st.integers(1, 10**30))
+def test_rates_fit_into_messages_and_are_never_too_cheap(price_pico: int, per: int) -> None:
+    (price,) = card_of(_flat(price_pico, per)).prices
+    assert 0 <= price.price_pico <= MOST_TOLD
+    assert 1 <= price.per <= MOST_TOLD
+    exact = Fraction(price_pico, per)
+    told = Fraction(price.price_pico, price.per)
+    if exact < MOST_AMOUNT:
+        assert exact <= told <= exact * (1 + Fraction(1, 10**9)) + Fraction(1, 10**15)
+    else:
+        assert told >= MOST_AMOUNT

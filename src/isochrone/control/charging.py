@@ -12,7 +12,7 @@ import structlog
 from isochrone.control.offload import Offload
 from isochrone.core.billing.period import hour_of
 from isochrone.core.billing.sheet import HOUR_NS
-from isochrone.core.errors import Unavailable
+from isochrone.core.errors import TooMuchMoney, Unavailable
 from isochrone.ports.clock import Clock
 from isochrone.ports.ledger import Due, Ledger
 
@@ -53,7 +53,11 @@ class Charging:
         made = 0
         for each in due:
             charge = partial(self._ledger.charge, each, before=before, now=now)
-            made += await self._offload(charge)
+            try:
+                made += await self._offload(charge)
+            except TooMuchMoney as error:
+                # The others are charged, and so is this one once its usage or prices are mended.
+                log.error("project_not_charged", reason=error.message)
         if made:
             log.info("usage_charged", charges=made, projects=len(due))
         return made
@@ -75,7 +79,17 @@ class Charging:
 
 
 def charge_now(ledger: Ledger, *, now: int) -> int:
-    """Charge all usage so far, of the present hour too; return how many charges were made."""
+    """Charge all usage so far, of the present hour too; return how many charges were made. Raises
+    TooMuchMoney for a project that cannot be charged, after the others were."""
     before = hour_of(now) + HOUR_NS
     due: list[Due] = list(ledger.due(before=before, now=now))
-    return sum(ledger.charge(each, before=before, now=now) for each in due)
+    made = 0
+    beyond: TooMuchMoney | None = None
+    for each in due:
+        try:
+            made += ledger.charge(each, before=before, now=now)
+        except TooMuchMoney as error:
+            beyond = error
+    if beyond is not None:
+        raise beyond
+    return made

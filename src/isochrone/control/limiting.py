@@ -14,7 +14,7 @@ import structlog
 from isochrone.control.offload import Offload
 from isochrone.core.billing.hold import Settle
 from isochrone.core.billing.period import DAY_NS, day_of, hour_of
-from isochrone.core.errors import NotFound, Unavailable
+from isochrone.core.errors import NotFound, TooMuchMoney, Unavailable
 from isochrone.core.limits.lease import lease_id, lease_of
 from isochrone.core.limits.periods import period_begin
 from isochrone.core.world.limit import Limit
@@ -58,7 +58,11 @@ class Limiting:
         before = hour_of(now - self._wait_ns)
         due = await self._offload(partial(self._limits.unsummed, before=before))
         for budget in due:
-            await self._offload(partial(self._follow_one, budget, before=before, now=now))
+            try:
+                await self._offload(partial(self._follow_one, budget, before=before, now=now))
+            except TooMuchMoney as error:
+                # Its sum stays as it was, the others' are made.
+                log.error("budget_not_summed", limit_id=budget.limit.id, reason=error.message)
         if due:
             self._changed()
             log.info("budgets_summed", budgets=len(due))

@@ -8,6 +8,7 @@ IsochroneError                 code, message; base of all that follow
 |  `- EngineUnavailable        an engine did not start or does not answer
 |- NotFound                    the named thing does not exist (for this tenant)
 |- Conflict                    the same idempotency key with another body, a name already taken
+|  |- TooMuchMoney             what was used and its prices come to more than the book holds
 |  |- Closed                   the project or organisation was closed: nothing new is made in it
 |  `- LastOwner                an organisation that is open keeps an owner
 |- Forbidden                   the caller may not do this
@@ -72,6 +73,12 @@ class Conflict(IsochroneError):
     """A name is taken, or an idempotency key was used before with another body."""
 
     code = "conflict"
+
+
+class TooMuchMoney(Conflict):
+    """Usage and prices that are both on record come to more money than the book holds."""
+
+    code = "too_much_money"
 
 
 class Closed(Conflict):

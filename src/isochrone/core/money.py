@@ -12,7 +12,7 @@ PICO: Final = 10**12
 DECIMALS: Final = 12
 LARGEST: Final = 10**38 - 1  # what NUMERIC(38, 0) holds
 
-_DECIMAL: Final = re.compile(r"(-?)(\d{1,26})(?:\.(\d{1,12}))?")
+_DECIMAL: Final = re.compile(r"(-?)([0-9]{1,26})(?:\.([0-9]{1,12}))?")
 _CURRENCY: Final = re.compile(r"[A-Z]{3}")
 
 
@@ -36,10 +36,14 @@ def written(amount_pico: int) -> str:
 
 def rounded(exact_pico: Fraction) -> int:
     """To a whole number of pico, half to even. Raises OverflowError beyond what a book holds."""
-    amount = round(exact_pico)
-    if abs(amount) > LARGEST:
+    return bookable(round(exact_pico))
+
+
+def bookable(amount_pico: int) -> int:
+    """The same. Raises OverflowError beyond what a book holds."""
+    if abs(amount_pico) > LARGEST:
         raise OverflowError("an amount of money is beyond 38 digits")
-    return amount
+    return amount_pico
 
 
 def is_currency(text: str) -> bool:

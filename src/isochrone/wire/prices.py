@@ -112,6 +112,10 @@ def sheet_text_of(value: object) -> SheetText:
         raise InvalidInput(found if first in found else [first, *found]) from error
 
 
+_USED: Mapping[str, tuple[str, ...]] = {
+    "per_unit": ("price", "per"), "graduated": ("tiers", "per"), "volume": ("tiers", "per"),
+    "package": ("price", "size"),
+}
 _ENTRIES: Mapping[str, type[msgspec.Struct]] = {
     "prices": PriceText, "adjustments": AdjustmentText, "recurring": RecurringText,
     "fees": FeeText,
@@ -203,6 +207,7 @@ def _price(text: PriceText, faults: list[str]) -> Price:
 
 def _charge(text: PriceText, faults: list[str]) -> ChargeModel:
     charge, name = text.charge, text.name
+    faults += [f"price {name!r}: charge.{each}: not of {charge.model}" for each in _idle(charge)]
     tiers = tuple(
         Tier(up_to=each.up_to, price_pico=_pico(each.price, name, faults)) for each in charge.tiers
     )
@@ -216,13 +221,24 @@ def _charge(text: PriceText, faults: list[str]) -> ChargeModel:
     if charge.model == "package":
         if charge.size is None:
             faults.append(f"price {name!r}: charge.size is missing")
-        return Package(price_pico=price_pico, size=charge.size or 1)
+        return Package(price_pico=price_pico, size=1 if charge.size is None else charge.size)
     if charge.model != "per_unit":
         faults.append(
             f"price {name!r}: charge.model {charge.model!r}: want per_unit, graduated, volume or"
             " package"
         )
     return PerUnit(price_pico=price_pico, per=charge.per)
+
+
+def _idle(charge: ChargeText) -> list[str]:
+    """Fields that were written and that the model does not look at: it is another, or they are."""
+    used = _USED.get(charge.model)
+    said = {
+        "price": charge.price is not None, "per": charge.per != 1,
+        "size": charge.size is not None, "tiers": bool(charge.tiers),
+    }
+    return [] if used is None else [each for each, is_said in said.items()
+                                    if is_said and each not in used]
 
 
 def _charge_text(charge: ChargeModel) -> ChargeText:

@@ -62,12 +62,13 @@ def due_projects(connection: _Connection, *, before: int) -> list[Due]:
 def note_period(
     connection: _Connection, payer: Payer, period: Period, *, closed_at: int | None
 ) -> None:
-    """The period was charged, and, unless None, all of it at `closed_at`."""
+    """The period was charged, and, unless None, all of it at `closed_at`. One that was closed by a
+    clock that is ahead is opened again: what is once a period was just taken back."""
     connection.execute(
         "INSERT INTO charged_periods AS known (org_id, project_id, begin_at, closed_at)"
         " VALUES (%s, %s, %s, %s) ON CONFLICT (org_id, project_id, begin_at)"
         " DO UPDATE SET closed_at = excluded.closed_at"
-        " WHERE known.closed_at IS NULL AND excluded.closed_at IS NOT NULL",
+        " WHERE (known.closed_at IS NULL) <> (excluded.closed_at IS NULL)",
         (payer.org_id, payer.project_id, period.begin, closed_at),
     )
 

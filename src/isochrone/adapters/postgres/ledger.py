@@ -4,7 +4,8 @@ Postings and entries are inserted and never touched again, so there is no row th
 want at once; what has to be done one after the other takes an advisory lock on its project.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +37,7 @@ from isochrone.core.billing.ledger import (
 from isochrone.core.billing.period import part_over
 from isochrone.core.billing.rate import Period, rate
 from isochrone.core.billing.sheet import HOUR_NS
-from isochrone.core.errors import InvalidInput, NotFound
+from isochrone.core.errors import Conflict, InvalidInput, NotFound, TooMuchMoney
 from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.ledger import Due, Recorded, Spent, SpentDay
@@ -67,7 +68,11 @@ class PostgresLedger:
 
     def record(self, scope: Scope, posting: Posting, *, now: int) -> Verdict:
         with self._pool.transaction(scope) as connection:
-            return _record(connection, posting, now)
+            try:
+                return _record(connection, posting, now)
+            except psycopg.errors.UniqueViolation as error:
+                # Its own key is no violation, so it is what it unwinds.
+                raise Conflict(f"{posting.unwinds!r} was unwound before") from error
 
     def posting(self, scope: Scope, org_id: OrgId, key: str) -> Recorded:
         with self._pool.transaction(scope) as connection:
@@ -123,7 +128,8 @@ class PostgresLedger:
         with self._pool.transaction(EVERY_TENANT) as connection:
             _one_at_a_time(connection, payer)
             first = take_due(connection, payer, period, before=before)
-            is_over = before >= period.end
+            # The present hour may be charged, too; the period that it ends is not over for that.
+            is_over = min(before, now) >= period.end
             if first is None and not is_over:
                 return 0
             sheets = sheets_for(connection.execute(SHEETS).fetchall(), payer.org_id)
@@ -135,7 +141,8 @@ class PostgresLedger:
             earlier, hours = load_hours(
                 connection, payer, period, sheets, since=begin, until=until
             )
-            right = charges_of(payer, earlier, hours, sheets, period, is_over=is_over)
+            with _told_of(payer):
+                right = charges_of(payer, earlier, hours, sheets, period, is_over=is_over)
             found = changes(standing, right)
             for change in found:
                 for posting in change.postings():
@@ -160,9 +167,11 @@ class PostgresLedger:
                 )
                 so_far = replace(period, covered=part_over(period, now))
                 charged = load_standing(connection, payer, period, since=period.begin)
+                with _told_of(payer):
+                    rated = rate(usage, sheets, so_far)
                 found.append(
                     Spent(
-                        payer=payer, period=so_far, rated=rate(usage, sheets, so_far),
+                        payer=payer, period=so_far, rated=rated,
                         charged_pico=sum(each.amount_pico for each in charged.values()),
                     )
                 )
@@ -205,6 +214,18 @@ class PostgresLedger:
             for row in rows:
                 _step(connection, _hold(row), "expire", now)
         return len(rows)
+
+
+@contextmanager
+def _told_of(payer: Payer) -> Iterator[None]:
+    """Says whose usage it is that comes to too much, and what mends it."""
+    try:
+        yield
+    except TooMuchMoney as error:
+        raise TooMuchMoney(
+            f"project {payer.project_id!r} of {payer.org_id!r}: {error.message}; replace the event"
+            " or the price sheet that is too large"
+        ) from error
 
 
 def _one_at_a_time(connection: _Connection, payer: Payer) -> None:

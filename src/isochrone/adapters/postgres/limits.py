@@ -17,7 +17,7 @@ from isochrone.core.billing.rate import Period, Quantity, rate
 from isochrone.core.billing.sheet import Facts, Meter, PriceSheet
 from isochrone.core.errors import NotFound
 from isochrone.core.ids import LimitId, OrgId
-from isochrone.core.limits.rate_card import card_of
+from isochrone.core.limits.rate_card import cards_of
 from isochrone.core.limits.terms import MOST_AMOUNT
 from isochrone.core.world.limit import Limit, OrgLimits
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
@@ -129,7 +129,7 @@ def org_limits(connection: _Connection) -> tuple[OrgLimits, ...]:
     return tuple(
         OrgLimits(
             org_id=org, limits=tuple(limits),
-            cards=tuple(card_of(sheet) for sheet in sheets_for(rows, org))
+            cards=cards_of(sheets_for(rows, org))
             if any(each.kind == "budget" for each in limits) else (),
         )
         for org, limits in by_org.items()

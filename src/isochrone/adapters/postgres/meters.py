@@ -22,6 +22,7 @@ from isochrone.core.billing.meter_event import (
 )
 from isochrone.core.billing.period import day_name
 from isochrone.core.billing.sheet import HOUR_NS, Facts
+from isochrone.core.errors import Conflict
 from isochrone.core.ids import is_uuid7
 from isochrone.core.metering.detached import day_of_request
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
@@ -59,6 +60,16 @@ class PostgresMeters:
     def add_events(
         self, scope: Scope, events: Sequence[MeterEvent], *, now: int
     ) -> Sequence[Outcome]:
+        try:
+            return self._add_events(scope, events, now)
+        except Conflict:
+            # Somebody told an id of these at the same time, of another meter or project. What they
+            # said is there now, so each is judged by it.
+            return self._add_events(scope, events, now)
+
+    def _add_events(
+        self, scope: Scope, events: Sequence[MeterEvent], now: int
+    ) -> Sequence[Outcome]:
         told = []
         with self._pool.transaction(scope) as connection:
             # In one order, so that two writers cannot wait for each other.
@@ -66,14 +77,20 @@ class PostgresMeters:
                 connection.execute(
                     "SELECT pg_advisory_xact_lock(746131, hashtext(%s))", (lock,)
                 )
-            changed: dict[tuple[str, str, str, int], None] = {}
+            _lock_requests(connection, events)
+            # In the order in which charging locks them, for the same reason.
+            changed: dict[tuple[str, str, int, str], None] = {}
             for event in events:
                 outcome, touched = _add(connection, scope, event, now)
                 told.append(outcome)
                 for each in touched:
-                    place = (each.org_id, each.project_id, each.facts.meter)
-                    changed.update(dict.fromkeys((*place, hour_at) for hour_at in hours_of(each)))
-            for org, project, meter, hour_at in sorted(changed):
+                    changed.update(
+                        dict.fromkeys(
+                            (each.org_id, each.project_id, hour_at, each.facts.meter)
+                            for hour_at in hours_of(each)
+                        )
+                    )
+            for org, project, hour_at, meter in sorted(changed):
                 _sum_up(connection, org, project, meter, hour_at)
         return told
 
@@ -119,6 +136,18 @@ class PostgresMeters:
 
 def _lock(event: MeterEvent) -> str:
     return f"{event.org_id}/{event.project_id}/{event.facts.meter}"
+
+
+def _lock_requests(connection: _Connection, events: Sequence[MeterEvent]) -> None:
+    """Those that are said anew, in one order: batches of different meters share no other lock."""
+    named = {each.request_id for each in events if each.request_id is not None}
+    requests = sorted(each for each in named if is_uuid7(each))
+    if requests:
+        connection.execute(
+            "SELECT 1 FROM usage WHERE request_id = ANY(%s::uuid[]) ORDER BY request_id"
+            " FOR UPDATE",
+            (requests,),
+        )
 
 
 def _add(

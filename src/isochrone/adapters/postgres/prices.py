@@ -74,10 +74,10 @@ class PostgresPrices:
 
     def applying(self, org_id: OrgId) -> Sequence[PriceSheet]:
         with self._pool.transaction(EVERY_TENANT) as connection:
-            return sheets_for(connection.execute(_SHEET).fetchall(), org_id)
+            return sheets_for(connection.execute(SHEETS).fetchall(), org_id)
 
 
-SHEETS = _SHEET
+SHEETS = f"{_SHEET} ORDER BY created_at, id, version"  # as they were added
 
 
 def sheets_for(rows: Sequence[TupleRow], org_id: OrgId) -> list[PriceSheet]:

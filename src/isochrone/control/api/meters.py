@@ -139,6 +139,7 @@ def routes(context: Context) -> APIRouter:
         chosen: Annotated[EventFilter, Depends(_chosen)],
     ) -> Listed[EventShape]:
         """Events by organisation and id, those that count no more, too."""
+        whose(context, caller, chosen.org_id, chosen.project_id)
         rows = meters.events(
             caller.scope, chosen, most=page.page.most, after=_after(page.after)
         )
@@ -216,6 +217,7 @@ def _event_shape(row: StoredEvent) -> EventShape:
 
 
 def _event(body: NewEvent) -> MeterEvent:
+    """What is empty fits nothing in particular, as what is left out. Raises InvalidInput."""
     from_at = instant_of("at", body.at)
     assert from_at is not None, "the field is needed"
     if abs(body.amount) >= 1 << 63:
@@ -228,7 +230,7 @@ def _event(body: NewEvent) -> MeterEvent:
         facts=Facts(
             # Any text: what is no meter is kept and reported.
             meter=cast("Meter", body.meter),
-            model=None if body.model is None else ModelName(body.model), class_=body.class_,
-            site=None if body.site is None else SiteName(body.site), kind=body.kind,
+            model=ModelName(body.model) if body.model else None, class_=body.class_,
+            site=SiteName(body.site) if body.site else None, kind=body.kind or None,
         ),
     )

@@ -1,12 +1,25 @@
 """The bodies that the Control API takes. Unknown fields are refused; instants are wall ns UTC."""
 
 from typing import Annotated
+from unicodedata import category
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=400)]
-Identifier = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+
+def _plain(text: str) -> str:
+    """Names are printed on terminals, where an escape sequence would be obeyed, and the book cannot
+    hold a NUL."""
+    if any(category(each) == "Cc" for each in text):
+        raise ValueError("must not have control characters, such as line breaks")
+    return text
+
+
+_Plain = AfterValidator(_plain)
+Name = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), _Plain
+]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=400), _Plain]
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=100), _Plain]
 
 
 class Body(BaseModel):

@@ -8,7 +8,7 @@ from isochrone.core.billing.rate import Period
 from isochrone.core.billing.sheet import HOUR_NS
 
 DAY_NS: Final = 24 * HOUR_NS
-_NAME: Final = re.compile(r"(\d{4})-(\d{2})")
+_NAME: Final = re.compile(r"([0-9]{4})-([0-9]{2})")
 _DAYS_TO_EPOCH: Final = 719_468  # from 1 March of the year 0 to 1 January 1970
 _ERA_DAYS, _ERA_YEARS = 146_097, 400  # after which the calendar repeats itself
 

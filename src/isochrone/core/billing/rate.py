@@ -19,7 +19,8 @@ from isochrone.core.billing.sheet import (
     PriceSheet,
     in_force,
 )
-from isochrone.core.money import rounded
+from isochrone.core.errors import TooMuchMoney
+from isochrone.core.money import bookable, rounded
 
 WHOLE_BP = 10_000
 LineKind = Literal["usage", "minimum", "maximum", "recurring", "fee"]
@@ -76,7 +77,7 @@ def rate(usage: Iterable[Quantity], sheets: Sequence[PriceSheet], period: Period
 
     Sheets of one series replace each other at their instants; each has its own tiers, bounds and
     recurring amounts, those in proportion to its part of the period. Raises ValueError for sheets
-    of two currencies.
+    of two currencies, TooMuchMoney for what comes to more than a book holds.
     """
     currencies = {sheet.currency for sheet in sheets}
     if len(currencies) > 1:
@@ -93,10 +94,14 @@ def rate(usage: Iterable[Quantity], sheets: Sequence[PriceSheet], period: Period
         else:
             sums[by_version[id(sheet)]][each.facts] += each.amount
     lines: list[Line] = []
-    for number, sheet in enumerate(sheets):
-        part = _part(sheet, sheets, period)
-        if part or sums[number]:
-            lines += _lines(sheet, sums[number], part * period.covered)
+    try:
+        for number, sheet in enumerate(sheets):
+            part = _part(sheet, sheets, period)
+            if part or sums[number]:
+                lines += _lines(sheet, sums[number], part * period.covered)
+        bookable(sum(abs(line.amount_pico) for line in lines))  # so are sums of any of them
+    except OverflowError as error:
+        raise TooMuchMoney(str(error)) from error
     unpriced = [
         Quantity(facts=facts, hour_at=hour_at, amount=amount)
         for (facts, hour_at), amount in missing.items()

@@ -129,11 +129,7 @@ def problems_of(sheet: PriceSheet) -> list[str]:
         found.append(f"version {sheet.version}: want 1 or more")
     if sheet.valid_from % HOUR_NS:
         found.append("valid_from: want the start of an hour, since usage is booked by the hour")
-    names = [
-        *(each.name for each in sheet.prices), *(each.name for each in sheet.adjustments),
-        *(each.name for each in sheet.recurring), *(each.name for each in sheet.fees),
-    ]
-    found += [f"{name!r}: is there twice" for name in sorted(_twice(names))]
+    found += [f"{name!r}: is there twice" for name in sorted(_twice(names_of(sheet)))]
     for price in sheet.prices:
         found += [f"price {price.name!r}: {why}" for why in _price_problems(price)]
     changes = {each.name: each.basis_points for each in sheet.adjustments}
@@ -148,6 +144,14 @@ def problems_of(sheet: PriceSheet) -> list[str]:
         for fee in sheet.fees for name in sorted(fee.of - known)
     ]
     return found
+
+
+def names_of(sheet: PriceSheet) -> list[str]:
+    """Of all entries of a sheet."""
+    return [
+        *(each.name for each in sheet.prices), *(each.name for each in sheet.adjustments),
+        *(each.name for each in sheet.recurring), *(each.name for each in sheet.fees),
+    ]
 
 
 def _price_problems(price: Price) -> Iterable[str]:
@@ -171,8 +175,8 @@ def _twice(names: Sequence[str]) -> set[str]:
 
 def in_force(sheets: Sequence[PriceSheet], at: int) -> PriceSheet | None:
     """The sheet that prices the hour of an instant: of those that are valid by then the one that
-    became so last; of two for the same instant the higher version."""
-    begun = [sheet for sheet in sheets if sheet.valid_from <= at]
+    became so last; of two for the same instant the higher version, or else the later in order."""
+    begun = [sheet for sheet in reversed(sheets) if sheet.valid_from <= at]
     return max(begun, key=lambda sheet: (sheet.valid_from, sheet.version), default=None)
 
 

@@ -12,12 +12,21 @@ from math import lcm
 
 from isochrone.core.billing.charge import Graduated, Package, Volume
 from isochrone.core.billing.rate import WHOLE_BP
-from isochrone.core.billing.sheet import Fee, Price, PriceSheet, When
+from isochrone.core.billing.sheet import Fee, Price, PriceSheet, When, in_force
 from isochrone.core.metering.event import Tokens
 from isochrone.core.world.limit import CardChange, CardPrice, CardRule, RateCard
 
 _METERS = ("input_uncached_tokens", "input_cached_tokens", "output_tokens", "requests")
 OTHER_SITE = ""
+MOST_TOLD = 1 << 62  # above `limits.terms.MOST_AMOUNT`, below what messages hold
+
+
+def cards_of(sheets: Sequence[PriceSheet]) -> tuple[RateCard, ...]:
+    """Of the sheets of one payer; those that another replaced at their own instant have none, as a
+    card has no version to tell them apart."""
+    return tuple(
+        card_of(sheet) for sheet in sheets if in_force(sheets, sheet.valid_from) is sheet
+    )
 
 
 def card_of(sheet: PriceSheet) -> RateCard:
@@ -28,7 +37,9 @@ def card_of(sheet: PriceSheet) -> RateCard:
             _price(price, sheet.fees) for price in sheet.prices if _is_of_requests(price.when)
         ),
         changes=tuple(
-            CardChange(rule=_rule(each.when), basis_points=each.basis_points)
+            CardChange(
+                rule=_rule(each.when), basis_points=min(each.basis_points, MOST_TOLD)
+            )
             for each in sheet.adjustments if _is_of_requests(each.when)
         ),
     )
@@ -126,9 +137,17 @@ def _price(price: Price, fees: Sequence[Fee]) -> CardPrice:
         dearest, per = charge.price_pico, charge.size
     else:
         dearest, per = charge.price_pico, charge.per
-    return CardPrice(
-        rule=_rule(price.when), price_pico=dearest * (WHOLE_BP + points), per=per * WHOLE_BP
-    )
+    told, over = _told(Fraction(dearest * (WHOLE_BP + points), per * WHOLE_BP))
+    return CardPrice(rule=_rule(price.when), price_pico=told, per=over)
+
+
+def _told(rate: Fraction) -> tuple[int, int]:
+    """A rate in numbers that messages hold: in lowest terms, and rounded up where those are longer.
+    What a single unit of is beyond every budget stays beyond it."""
+    over = min(rate.denominator, MOST_TOLD)
+    if rate.numerator > MOST_TOLD:
+        over = max(min(over, MOST_TOLD * rate.denominator // rate.numerator), 1)
+    return min(-(-rate.numerator * over // rate.denominator), MOST_TOLD), over
 
 
 def _rule(when: When) -> CardRule:
