@@ -38,16 +38,25 @@ class LineFile:
         self._path = path
         self._fd = _open(path)
         self._failed = False
+        self._torn = False
 
     def write(self, lines: bytes) -> None:
+        begun = b"\n" + lines if self._torn else lines  # half a line must not spoil the next one
         try:
-            os.write(self._fd, lines)
+            written_bytes = os.write(self._fd, begun)
         except OSError as error:
-            if not self._failed:
-                log.error("request_log_not_written", path=str(self._path), why=str(error))
-            self._failed = True
+            self._failing(str(error))
+            return
+        self._torn = written_bytes < len(begun)
+        if self._torn:
+            self._failing("the disk took only a part")
         else:
             self._failed = False
+
+    def _failing(self, why: str) -> None:
+        if not self._failed:
+            log.error("request_log_not_written", path=str(self._path), why=why)
+        self._failed = True
 
     def reopen(self) -> None:
         """Go on in a new file if the old one was moved away. Raises OSError."""
