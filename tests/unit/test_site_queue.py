@@ -162,6 +162,7 @@ def test_where_answers_are_shorter_than_expected_so_are_waits() -> None:
     refused = queue.offer("on_demand", "a", 520, most_tokens=520, now_ns=now_ns)
     assert isinstance(refused, Refused)
     assert refused.reason == "would_expire"
+    assert refused.retry_after_ns == pytest.approx(12 * SECOND_NS)  # eleven, and a turn of its own
 
 
 def test_what_a_stopped_request_had_left_is_not_what_it_used() -> None:
