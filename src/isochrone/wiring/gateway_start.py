@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 from pathlib import Path
 
 import structlog
@@ -19,15 +18,6 @@ def freeze_start(port: int) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-
-
-def write_output(lines: bytes) -> None:
-    """Standard output, in order with the other events; a full pipe must not stop the gateway."""
-    sys.stdout.flush()
-    try:
-        os.write(sys.stdout.fileno(), lines)
-    except BlockingIOError:
-        return
 
 
 class LineFile:
