@@ -386,7 +386,7 @@ def test_when_all_refuse_the_client_is_told_the_nearest_time(slow: int) -> None:
         firsts = [await hold(paris, "only-paris"), await hold(berlin, "only-berlin")]
         # One is slower: whoever is refused there is told to come later.
         slower = (lisbon, paris, berlin)[slow]
-        queue_of(slower).slot_ns *= 20
+        queue_of(slower).asked_ns *= 20
         answer = await ask(lisbon, post(chat_body()))
         assert (answer.status, answer.headers["x-isochrone-reason"]) == (429, "queue_full")
         alone = await ask(lisbon, post(chat_body(), key=f"only-{slower.site.name}"))

@@ -19,12 +19,12 @@ def test_a_busy_site_sends_back_what_may_not_wait_so_long_and_queues_the_rest() 
         engine.hold.clear()
         first = asyncio.create_task(ask(frankfurt, signed_by(sydney, frankfurt)))
         await until(lambda: len(engine.asked) == 2)
-        queue_of(frankfurt).slot_ns = 5e6  # some 500 tokens run: seconds
+        queue_of(frankfurt).asked_ns = 5e6  # some 500 tokens run: seconds
         busy = await ask(frankfurt, signed_by(sydney, frankfurt, patience_ms=500.0))
         assert (busy.status, busy.headers["x-isochrone-refused"]) == (429, "busy")
         raw = signed_by(sydney, frankfurt, patience_ms=500.0)
         assert (await ask(frankfurt, raw.replace(b"w500 ", b"w900000 ", 1))).status == 401
-        queue_of(frankfurt).slot_ns = 1e6
+        queue_of(frankfurt).asked_ns = 1e6
         patient = asyncio.create_task(
             ask(frankfurt, signed_by(sydney, frankfurt, patience_ms=900_000.0))
         )
@@ -51,7 +51,7 @@ def test_a_request_that_a_busy_site_sends_back_takes_nothing_of_the_retry_budget
         await until(lambda: len(engine.asked) == 2)
         context = lisbon.running.context
         await until(lambda: context.view.table.view.links)
-        queue_of(paris).slot_ns = 5e6
+        queue_of(paris).asked_ns = 5e6
         context.retries = RetryBudget(0.0, 0.0)
         answer = await ask(lisbon, post(chat_body()))
         assert (answer.status, answer.headers["x-isochrone-site"]) == (200, "berlin")

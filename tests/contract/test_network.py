@@ -200,6 +200,20 @@ def test_nobody_listens_is_refused(run: Callable[[Main], None]) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("host", ["a..example", "a" * 64 + ".example"])
+def test_a_name_that_no_host_can_have_is_nobody(host: str, run: Callable[[Main], None]) -> None:
+    async def main(network: Network) -> None:
+        with pytest.raises(OSError):
+            await network.connect(Recorder, Address(host=host, port=80), timeout_s=5)
+
+    run(main)
+
+
+def test_nothing_listens_under_a_name_that_no_host_can_have() -> None:
+    with pytest.raises(OSError, match="cannot be a host's name"):
+        asyncio.run(SocketNetwork().listen(Recorder, "a..example", 0))
+
+
 def test_a_port_is_taken_once(run: Callable[[Main], None]) -> None:
     async def main(network: Network) -> None:
         first = await network.listen(Recorder, "127.0.0.1", 0)

@@ -308,6 +308,7 @@ def test_a_problem_says_where_and_what(text: str, said: str) -> None:
         (SMALL, True),
         ("[gateway]\nport = ", True),  # damaged, and still this kind of file
         ("  [ gateway ]\n", True),
+        ('[[model]]\nname = "m"\n[[site]]\nname = "x"\n[[site.upstream]]\n', True),  # no key yet
         ('identity = "x"\nport = 1\njournal = "[gateway]"\n', False),
         ('[[site]]\nname = "x"\n', False),
     ],

@@ -100,3 +100,21 @@ _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 )
 def test_rendered_settings_parse_back(settings: Sample) -> None:
     assert parse(render(settings), Sample, source="rendered", folder=Path("/")) == settings
+
+
+@pytest.mark.parametrize("given", ["1" + "0" * 400, "inf", "nan", "-inf"])
+def test_a_number_that_is_none_for_us_is_a_problem(given: str) -> None:
+    with pytest.raises(InvalidInput, match="timeout_s: must be a number"):
+        parse(f'port = 1\ndatabase = "d"\njournal = "j"\ntimeout_s = {given}', Sample,
+              source="f", folder=Path("/"))
+
+
+def test_what_cannot_be_read_at_all_is_a_problem() -> None:
+    with pytest.raises(InvalidInput, match="not valid TOML"):
+        parse("port = 1" + "0" * 5000, Sample, source="f", folder=Path("/"))
+
+
+def test_no_path_holds_a_nul() -> None:
+    with pytest.raises(InvalidInput, match="journal: must be a path"):
+        parse('port = 1\ndatabase = "d"\njournal = "j\\u0000"', Sample,
+              source="f", folder=Path("/"))

@@ -147,6 +147,33 @@ def test_nobody_is_refused_by_a_speed_that_was_only_guessed() -> None:
     assert refused.reason == "would_expire"
 
 
+def test_where_answers_are_shorter_than_expected_so_are_waits() -> None:
+    queue = SiteQueue(SitePolicy(), 1, 1.0 * MS, guessed=True)
+    now_ns = 0
+    for _ in range(60):
+        ticket = offered(queue, "on_demand", "a", 520, now_ns)  # no limit was stated
+        now_ns += 1_000 * MS
+        queue.finished(ticket, 20, now_ns)
+    assert queue.slot_ns == pytest.approx(50.0 * MS)  # what is sold goes by what is used
+    offered(queue, "on_demand", "a", 520, now_ns)
+    for ahead in range(1, 11):  # one second each, and ten are what a request may wait
+        assert queue.expected_wait_ns("on_demand", "a", 520) == pytest.approx(ahead * SECOND_NS)
+        offered(queue, "on_demand", "a", 520, now_ns)
+    refused = queue.offer("on_demand", "a", 520, most_tokens=520, now_ns=now_ns)
+    assert isinstance(refused, Refused)
+    assert refused.reason == "would_expire"
+    assert refused.retry_after_ns == pytest.approx(12 * SECOND_NS)  # eleven, and a turn of its own
+
+
+def test_what_a_stopped_request_had_left_is_not_what_it_used() -> None:
+    queue = SiteQueue(POLICY, 10, 10.0 * MS)
+    batch = [offered(queue, "batch", "c", 9_000, 0) for _ in range(10)]
+    offered(queue, "reserved", "a", 100, 0)
+    (stopping,) = (ticket for ticket in batch if ticket.state == "stopping")
+    queue.stopped(stopping, 100, 1_000 * MS)
+    assert queue.asked_ns == pytest.approx(10.0 * MS)
+
+
 def test_the_first_request_that_ends_says_more_than_the_guess() -> None:
     queue = SiteQueue(SitePolicy(), 1, 1_000.0 * MS, guessed=True)
     first = offered(queue, "on_demand", "a", 100, 0)

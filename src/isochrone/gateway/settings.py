@@ -63,7 +63,7 @@ class GatewaySettings:
     workers: int = 1
     between_events_timeout_s: float = 60.0
     retry_ratio: float = field(default=0.1, metadata={"min": 0, "max": 1})
-    retry_min_per_s: float = 10.0
+    retry_min_per_s: float = field(default=10.0, metadata={"min": 0, "max": 1_000_000})
     breaker_failures: int = field(default=5, metadata={"min": 1, "max": 20})
     breaker_failure_rate: float = field(default=0.5, metadata={"min": 0.05, "max": 1})
     breaker_first_hold_s: float = 1.0
@@ -75,7 +75,7 @@ class GatewaySettings:
     otlp_endpoint: str | None = None
     otlp_sample_ratio: float = field(default=1.0, metadata={"min": 0, "max": 1})
     max_uploading_bytes: int = 536_870_912
-    max_connections: int = 20_000
+    max_connections: int = field(default=20_000, metadata={"min": 1})
     explain_sample: float = field(default=0.0625, metadata={"min": 0, "max": 1})
     awake_us: float = field(default=100.0, metadata={"min": 0, "max": 1000})
     ttft_target_ms: float = field(default=200.0, metadata={"min": 0})

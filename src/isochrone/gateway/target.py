@@ -161,12 +161,17 @@ def where_lines(site: SiteName, country: str | None) -> str:
 def place_of(base_url: str) -> tuple[Address, str, str]:
     """(address, host header, base path) of an engine's base URL; raises ValueError."""
     parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError(f"{base_url} is not an http(s) URL")
+    if not parts.path.isascii():
+        raise ValueError(f"the path of {base_url} is to be percent-encoded")
     tls = parts.scheme == "https"
     port = parts.port or (443 if tls else 80)
-    address = Address(host=parts.hostname, port=port, tls=tls)
-    return address, parts.netloc.rpartition("@")[2], parts.path.rstrip("/")
+    name = parts.hostname.encode("idna").decode("ascii")
+    said = parts.netloc.rpartition("@")[2]
+    if not said.isascii():
+        said = name if parts.port is None else f"{name}:{port}"
+    return Address(host=name, port=port, tls=tls), said, parts.path.rstrip("/")
 
 
 def forwarded_lines(headers: dict[bytes, bytes]) -> bytes:

@@ -39,8 +39,8 @@ from isochrone.wiring.alone_entries import Teller, told_by
 from isochrone.wiring.alone_file import STANDARD_OUTPUT, AloneFile, load_alone
 from isochrone.wiring.alone_leftover import folders_left_over, ship_left_over, worker_folder
 from isochrone.wiring.alone_reload import Reloader
-from isochrone.wiring.gateway_start import LineFile, freeze_start, write_output
-from isochrone.wiring.log import configure_log
+from isochrone.wiring.gateway_start import LineFile, freeze_start
+from isochrone.wiring.log import configure_log, write_output
 from isochrone.wiring.peer_secret import kept_peer_secret, peer_public, read_peer_secret
 from isochrone.wiring.telemetry import spans_of
 

@@ -40,7 +40,10 @@ from isochrone.wiring.world_file import (
 )
 
 # Tables that only the file of a gateway alone has; a world file has sites and models, too.
-_TABLE = re.compile(rb"(?m)^[ \t]*(\[[ \t]*gateway[ \t]*\]|\[\[[ \t]*(key|policy)[ \t]*\]\])")
+_TABLE = re.compile(
+    rb"(?m)^[ \t]*(\[[ \t]*gateway[ \t]*\]"
+    rb"|\[\[[ \t]*(key|policy|site[ \t]*\.[ \t]*upstream)[ \t]*\]\])"
+)
 
 KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,63}"
 HASH = r"[0-9a-f]{64}"
@@ -102,7 +105,7 @@ def parse_alone(text: str, *, source: str, path: Path) -> AloneFile:
     """Parse the text of a file; relative paths are relative to the folder of `path`."""
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number may be too long for Python
         raise InvalidInput([f"{source}: not a TOML file: {error}"]) from error
     problems = Problems(source)
     process = content.pop("gateway", {})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from isochrone.core.errors import InvalidInput, IsochroneError
+from isochrone.core.errors import InvalidInput
 from isochrone.wiring.alone_entries import Teller, Told
 from isochrone.wiring.alone_file import AloneFile, load_alone
 
@@ -55,8 +55,8 @@ class Reloader:
             self._taken = seen = _stamp(self._config)
             try:
                 await self.reload()
-            except (IsochroneError, OSError) as error:
-                log.error("reload_failed", why=str(error))  # the next change is looked for
+            except Exception as error:  # supervisor: else revoked keys go on for ever
+                log.error("reload_failed", why=str(error), kind=type(error).__name__)
 
     async def reload(self) -> None:
         """Take the file; one with problems changes nothing."""

@@ -20,11 +20,11 @@ from isochrone.wiring.world_file import (
     LONGEST_RTT_MS,
     MOST_SLOTS,
     SITE_NAME,
-    UPSTREAM_URL,
     check_hardware,
     countries_passed,
     country_of,
     credential_of,
+    upstream_url,
 )
 
 OPENAI = "openai"
@@ -190,9 +190,9 @@ def _upstream(table: TomlTable, known: Known) -> Upstream:
     else:
         table.text("model")
         model = next(iter(known.models))
-    url = table.need_text(
-        "url", pattern=UPSTREAM_URL, expected='a URL that ends in /v1, as "https://host/v1"'
-    )
+    url = upstream_url(table) or ""
+    if not table.has("url"):
+        table.problem('url is missing; expected a URL that ends in /v1, as "https://host/v1"')
     engine = table.choice("engine", ENGINES, default=OPENAI) or OPENAI
     traits = _traits(engine)
     counts = table.choice(

@@ -23,9 +23,9 @@ from isochrone.gateway.process import Gateway, Ports
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.gateway.view_cache import Data
 from isochrone.wiring.gateway_settings import load_gateway
-from isochrone.wiring.gateway_start import freeze_start, write_output
+from isochrone.wiring.gateway_start import freeze_start
 from isochrone.wiring.joining import load_identity
-from isochrone.wiring.log import configure_log
+from isochrone.wiring.log import configure_log, write_output
 from isochrone.wiring.telemetry import spans_of
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 from pathlib import Path
 
 import structlog
@@ -21,15 +20,6 @@ def freeze_start(port: int) -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-def write_output(lines: bytes) -> None:
-    """Standard output, in order with the other events; a full pipe must not stop the gateway."""
-    sys.stdout.flush()
-    try:
-        os.write(sys.stdout.fileno(), lines)
-    except BlockingIOError:
-        return
-
-
 class LineFile:
     """Whole lines appended to a file that others may append to as well. What it cannot take is
     dropped and said once: a log must not stop the gateway. Raises OSError when made."""
@@ -38,16 +28,25 @@ class LineFile:
         self._path = path
         self._fd = _open(path)
         self._failed = False
+        self._torn = False
 
     def write(self, lines: bytes) -> None:
+        begun = b"\n" + lines if self._torn else lines  # half a line must not spoil the next one
         try:
-            os.write(self._fd, lines)
+            written_bytes = os.write(self._fd, begun)
         except OSError as error:
-            if not self._failed:
-                log.error("request_log_not_written", path=str(self._path), why=str(error))
-            self._failed = True
+            self._failing(str(error))
+            return
+        self._torn = written_bytes < len(begun)
+        if self._torn:
+            self._failing("the disk took only a part")
         else:
             self._failed = False
+
+    def _failing(self, why: str) -> None:
+        if not self._failed:
+            log.error("request_log_not_written", path=str(self._path), why=why)
+        self._failed = True
 
     def reopen(self) -> None:
         """Go on in a new file if the old one was moved away. Raises OSError."""

@@ -11,13 +11,13 @@ must not be shown.
 
 import dataclasses
 import json
-import math
 import re
+import sys
 import tomllib
 import types
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from isochrone.core.errors import InvalidInput
 
@@ -42,7 +42,7 @@ def parse(text: str, kind: type[S], *, source: str, folder: Path) -> S:
     """Parse settings from TOML text; `source` names it in messages."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number may be too long for Python
         raise InvalidInput([f"{source}: not valid TOML: {error}"]) from error
     problems: list[str] = []
     values = values_of(document, kind, folder.absolute(), problems)
@@ -146,13 +146,18 @@ def _value(given: object, hint: Any, folder: Path) -> tuple[str | None, object]:
         return wrong
     if hint is float:
         if isinstance(given, int | float) and not isinstance(given, bool):
-            return (None, float(given)) if math.isfinite(given) else wrong
+            # Whole numbers are of any size here, and floats are not.
+            return (None, float(given)) if abs(given) <= sys.float_info.max else wrong
         return wrong
     if hint is Path:
-        return (None, folder / given) if isinstance(given, str) and given else wrong
+        return (None, folder / given) if _is_path(given) else wrong
     if type(given) is hint:
         return None, given
     return wrong
+
+
+def _is_path(given: object) -> TypeGuard[str]:
+    return isinstance(given, str) and bool(given) and "\0" not in given
 
 
 def _out_of_range(name: str, value: object, metadata: Mapping[str, Any]) -> str | None:

@@ -54,7 +54,7 @@ class TomlTable:
         value = self._take(key)
         if value is None:
             return None
-        if isinstance(value, str) and value.strip() and re.fullmatch(pattern or r"[^\n]*", value):
+        if isinstance(value, str) and value.strip() and re.fullmatch(pattern or r"[^\n\0]*", value):
             return value
         self._wrong(key, expected, value)
         return None

@@ -37,15 +37,31 @@ def run_workers(config: Path, workers: int) -> None:
     reserved, port = None, settings.port
     if port == 0:
         # Bound and not listening, so that all workers get the port that the kernel chose.
-        reserved = socket.socket()
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reserved.bind((settings.host, 0))
+        reserved = _reserve(settings.host)
         port = reserved.getsockname()[1]
     try:
         asyncio.run(_Workers(config, workers, port).run())
     finally:
         if reserved is not None:
             reserved.close()
+
+
+def _reserve(host: str) -> socket.socket:
+    """A socket that is bound to a port of this host, as workers are. Raises Unavailable."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        reserved = socket.socket(family, kind, protocol)
+        try:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(place)
+        except OSError:
+            reserved.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        raise Unavailable(f"the gateway cannot listen on {host}: {error}") from error
+    return reserved
 
 
 class _Workers:

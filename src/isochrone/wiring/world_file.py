@@ -10,6 +10,7 @@ from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from isochrone.adapters.packaged import bundled_model, load_blocs, load_hardware
 from isochrone.core.errors import InvalidInput, NotFound
@@ -17,6 +18,7 @@ from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.model import Deployment, EngineSpec, ModelKind
 from isochrone.core.world.site import Hardware
 from isochrone.core.world.world import World, WorldLink, WorldModel, WorldSite
+from isochrone.gateway.target import place_of
 from isochrone.wiring.admission_table import read_admission
 from isochrone.wiring.toml_table import Problems, TomlTable
 
@@ -59,7 +61,7 @@ def parse_world(text: str, *, source: str, folder: Path | None = None) -> World:
     """
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number may be too long for Python
         raise InvalidInput([f"{source}: not a TOML file: {error}"]) from error
     problems = Problems(source)
     top = TomlTable("", content, problems)
@@ -200,6 +202,24 @@ def _deployment(table: TomlTable, site: SiteName, known: _Known) -> Deployment:
     )
 
 
+def upstream_url(table: TomlTable) -> str | None:
+    """The `url` of an upstream, None when it is absent or nobody could ask there."""
+    url = table.text(
+        "url", pattern=UPSTREAM_URL, expected='a URL that ends in /v1, as "https://host/v1"'
+    )
+    if url is None:
+        return None
+    try:
+        place_of(url)
+    except ValueError as error:
+        table.problem(f'url is "{url}", where nothing can be asked: {error}')
+        return None
+    if "@" in urlsplit(url).netloc:
+        table.problem("url names a user, which is not sent; state key_env or key_file")
+        return None
+    return url
+
+
 def _engine(table: TomlTable, model: WorldModel | None, folder: Path | None) -> EngineSpec:
     kind = table.choice("engine", tuple(KEYS_OF_ENGINE))
     for other, keys in KEYS_OF_ENGINE.items():
@@ -208,9 +228,7 @@ def _engine(table: TomlTable, model: WorldModel | None, folder: Path | None) -> 
                 table.problem(f"{key} belongs to engine {other}, not to {kind}; remove it")
     slots = table.integer("slots", 1, MOST_SLOTS, default=4)
     threads = table.integer("threads", 1, MOST_THREADS, default=1)
-    url = table.text(
-        "url", pattern=UPSTREAM_URL, expected='a URL that ends in /v1, as "https://host/v1"'
-    )
+    url = upstream_url(table)
     upstream_model = table.text("upstream_model")
     credential = credential_of(table, folder)
     embeddings = model is not None and model.kind == "embedding"

@@ -7,7 +7,7 @@ the peer's delayed acknowledgement.
 import asyncio
 import contextlib
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -69,9 +69,10 @@ class SocketNetwork:
         _allow_open_files()
         secured = None if tls is None else ServerTls(tls)
         made = factory if secured is None else _secured_by(secured, factory)
-        server = await asyncio.get_running_loop().create_server(
-            _made_by(made), host, port, backlog=BACKLOG, reuse_port=self._reuse_port or None
-        )
+        with _names_judged(host):
+            server = await asyncio.get_running_loop().create_server(
+                _made_by(made), host, port, backlog=BACKLOG, reuse_port=self._reuse_port or None
+            )
         return SocketListener(server, secured)
 
     async def connect(
@@ -89,15 +90,27 @@ class SocketNetwork:
 
     async def _dial(self, factory: Callable[[], P], address: Address) -> P:
         loop = asyncio.get_running_loop()
-        if not address.tls:
-            made = await loop.create_connection(_made_by(factory), address.host, address.port)
-            return cast(P, made[1])
-        self._tls = self._tls or client_context(None)
-        _, protocol = await loop.create_connection(
-            _made_by(factory), address.host, address.port, ssl=self._tls,
-            server_hostname=address.tls_name or address.host, ssl_shutdown_timeout=TLS_SHUTDOWN_S,
-        )
-        return cast(P, protocol)
+        with _names_judged(address.host):
+            if not address.tls:
+                made = await loop.create_connection(_made_by(factory), address.host, address.port)
+                return cast(P, made[1])
+            self._tls = self._tls or client_context(None)
+            _, protocol = await loop.create_connection(
+                _made_by(factory), address.host, address.port, ssl=self._tls,
+                server_hostname=address.tls_name or address.host,
+                ssl_shutdown_timeout=TLS_SHUTDOWN_S,
+            )
+            return cast(P, protocol)
+
+
+@contextlib.contextmanager
+def _names_judged(host: str) -> Iterator[None]:
+    """A name that cannot be one in the DNS (an empty label, one of more than 63 bytes) is a place
+    where nobody listens, not a fault of this process."""
+    try:
+        yield
+    except UnicodeError as error:
+        raise OSError(f"{host} cannot be a host's name: {error}") from error
 
 
 def _made_by(factory: Callable[[], Party]) -> Callable[[], asyncio.Protocol]:

@@ -39,8 +39,8 @@ _SPARE_DEADLINES = 64
 
 class SiteQueue:
     """`slots`: how many requests its engines, or its part of them, take at once. `slot_ns`: how
-    long a slot is busy for one weighted token, until that is measured. `guessed`: nobody is refused
-    for a wait that is expected by it until then."""
+    long a slot is busy for one weighted token, until that is measured; `asked_ns`: for one that was
+    expected, used or not. `guessed`: nobody is refused for a wait by them until then."""
 
     def __init__(
         self, policy: SitePolicy, slots: int, slot_ns: float, *, guessed: bool = False
@@ -50,14 +50,14 @@ class SiteQueue:
         self.slots = 0
         self.running = 0
         self.queued = 0
-        self.slot_ns = slot_ns
+        self.slot_ns = self.asked_ns = slot_ns
         self.reading = Reading()
         self.promise = Promise()  # to `reserved`
         self.outbox: list[Command] = []
         self._lines = [ClassLine(rule) for rule in policy.rules()]
         self._reclaim_ns = policy.reclaim_ms * 1e6
         self._measured_ns = slot_ns * _SEED_TOKENS
-        self._measured_tokens = _SEED_TOKENS
+        self._measured_tokens = self._measured_asked = _SEED_TOKENS
         self._loose_tokens = int(self._reclaim_ns / slot_ns)
         self._committed = 0  # sum over the classes of floor, or firm requests where those are more
         self._stopping = 0
@@ -80,11 +80,10 @@ class SiteQueue:
     ) -> Ticket | Refused:
         """A request has come. The ticket says whether it is running or queued.
 
-        `tokens`: weighted, as expected; `most_tokens`: what it may reach; `prompt_tokens`: of
-        `tokens`, those of the prompt that must be read. `wait_ns`: the longest
-        that it may wait; 0, or more than its class allows: as long as that. `resumable`: when it is
-        of the class `batch`, it can be stopped in its answer and go on later. `tells`: the first
-        byte of its answer says that its prompt was read; that of a whole answer comes later.
+        `tokens`: weighted, as expected; `most_tokens`: what it may reach; `prompt_tokens`: of those
+        expected. `wait_ns`: the longest that it may wait; 0, or more than its class allows: as long
+        as that. `resumable`: of the class `batch`, it can be stopped in its answer and go on later.
+        `tells`: the first byte of its answer says that its prompt was read.
         """
         rank = RANK[class_]
         line = self._lines[rank]
@@ -220,8 +219,7 @@ class SiteQueue:
             self.resize(self.slots, now_ns)
 
     def resize(self, slots: int, now_ns: int) -> None:
-        """Engines came or went; see `classes.divide`. With the last engine gone, all that wait are
-        turned away: others may serve them."""
+        """Engines came or went; with the last of them all that wait are turned away, to others."""
         self.slots = slots
         committed, parts = 0, divide(self.policy, slots, self._sold_slots)
         for line, part in zip(self._lines, parts, strict=True):
@@ -234,8 +232,7 @@ class SiteQueue:
             self._dispatch(now_ns)
 
     def engines_read(self, names: Collection[str], tok_s: float) -> None:
-        """Which engines are ready, and how fast each reads prompts; 0 while nobody knows. To be
-        followed by `tick` if anybody waits."""
+        """Which engines are ready, and how fast each reads; 0 while unknown. Then comes `tick`."""
         self.reading.set_engines(names, tok_s)
 
     # -- what is said of waiting -----------------------------------------------------------------
@@ -278,7 +275,7 @@ class SiteQueue:
         ahead = min(order.tokens, (own_tokens + tokens) * tenants)
         if line.running:
             ahead += line.tokens // line.running
-        return int(ahead * self.slot_ns / self.slots_for(line))
+        return int(ahead * self.asked_ns / self.slots_for(line))
 
     def _refusal(
         self, line: ClassLine, ticket: Ticket, wait_ns: int, now_ns: int
@@ -313,7 +310,7 @@ class SiteQueue:
             ahead_ns, own_ns = read_times_ns(self._lines, line, prompt_tokens, reading, promised)
             free_ns += ahead_ns
         if not reading.is_full() or self.running + self.queued >= self.slots:
-            pace_ns = self.slot_ns / self._part(line, self.slots)
+            pace_ns = self.asked_ns / self._part(line, self.slots)
             free_ns = max(free_ns, now_ns + int((line.tokens + line.order.tokens) * pace_ns))
             own_ns = max(own_ns, int(ticket.tokens * pace_ns))
         return Refused(reason, back_ns(line, free_ns, own_ns, now_ns))
@@ -399,12 +396,15 @@ class SiteQueue:
             line.order.charge(ticket.tenant, over)
         if tokens > 0:
             # A guess is of nobody's engines: the first request that ends says more.
-            last = min(max(self.slots, _LEAST_MEASURED), _MOST_MEASURED)
-            kept = 0.0 if self.guessed else 1.0 - 1.0 / last
+            last = 1.0 if self.guessed else min(max(self.slots, _LEAST_MEASURED), _MOST_MEASURED)
+            kept = 1.0 - 1.0 / last
             self._measured_ns = self._measured_ns * kept + (now_ns - ticket.started_ns)
             self._measured_tokens = self._measured_tokens * kept + tokens
+            asked = tokens if ticket.state == "stopping" else ticket.tokens
+            self._measured_asked = self._measured_asked * kept + asked
             self.guessed = False
             if self._measured_ns > 0:
+                self.asked_ns = self._measured_ns / self._measured_asked
                 self.slot_ns = self._measured_ns / self._measured_tokens
                 self._loose_tokens = int(self._reclaim_ns / self.slot_ns)
 
