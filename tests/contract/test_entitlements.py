@@ -93,6 +93,8 @@ def test_what_cannot_be_honoured_is_not_sold(api: Api) -> None:  # noqa: F811
     assert status == 422
     for part in ("tok_s: 0", "'XX'", "ends_at: ", "model: no site"):
         assert part in problem["detail"] or any(part in each for each in problem["problems"])
+    status, problem = api.call("POST", "entitlements", a_body(ends_at="9" * 5_000))
+    assert (status, problem["problems"][0][:22]) == (422, "ends_at: must be like "), "no number"
     for wrong in (a_body(residency=["FR"]), a_body(**{"class": "batch"}), a_body(project_id="no")):
         assert api.call("POST", "entitlements", wrong)[0] in (404, 422)
     assert published(api) == {}

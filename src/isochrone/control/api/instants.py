@@ -6,13 +6,14 @@ from isochrone.core.errors import InvalidInput
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MOST_NS = (1 << 63) - 1
+_MOST_DIGITS = len(str(_MOST_NS))  # Python refuses to read numbers of thousands of them
 
 
 def instant_of(name: str, text: str | None) -> int | None:
     """Wall nanoseconds UTC. Raises InvalidInput, naming the parameter."""
     if text is None:
         return None
-    if text.isascii() and text.isdigit() and int(text) <= _MOST_NS:
+    if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text) <= _MOST_NS:
         return int(text)
     try:
         moment = datetime.fromisoformat(text)
