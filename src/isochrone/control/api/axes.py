@@ -12,7 +12,7 @@ from isochrone.core.residency.terms import Axis, check_axis, parse_axis
 from isochrone.core.world.tenant import ANY, Policy
 
 MOST_TERMS = 300
-MOST_LETTERS = 200  # of a term
+MOST_LETTERS = 100  # of a term
 
 
 class PolicyAxes(Body):
