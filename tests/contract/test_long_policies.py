@@ -6,7 +6,8 @@ from tests.contract.test_control_api import Api, api  # noqa: F401 - a fixture
 
 
 def test_as_many_terms_as_are_possible_are_kept_and_found_again(api: Api) -> None:  # noqa: F811
-    names = [f"operator:{blake2b(bytes([n % 256, n // 256]), digest_size=40).hexdigest()}" for n in range(300)]
+    digests = [blake2b(str(number).encode(), digest_size=40) for number in range(300)]
+    names = [f"operator:{each.hexdigest()}" for each in digests]
     wish: dict[str, list[str]] = {
         "residency": names, "transit": ["any", *(f"-{name}" for name in names[1:])],
         "caches": names[::-1], "logs": names[:299],

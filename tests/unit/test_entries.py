@@ -112,7 +112,7 @@ def test_a_deployment_without_replicas_is_not_in_the_view_but_its_agent_hears() 
     assert own.deployments[0].replicas == 0
 
 
-def test_a_stopped_deployment_stays_in_the_view_so_that_nobody_is_told_that_it_is_not_there() -> None:
+def test_a_stopped_deployment_stays_in_the_view() -> None:
     stopped = replace(a_deployment(0), stopped_replicas=2, at_once=True)
     wanted = wanted_entries(replace(a_snapshot(), deployments=(stopped,)))
     public = wanted[view(subjects.deployment_key("sydney", "tiny"))]
