@@ -50,6 +50,33 @@ def test_what_is_sold_is_divided_and_published(api: Api) -> None:  # noqa: F811
     assert api.changes
 
 
+def test_slices_are_in_proportion_to_slots(api: Api) -> None:  # noqa: F811
+    intent = an_intent()
+    slots = {"ashburn": (1, 2), "frankfurt": (1, 16), "sydney": (2, 4)}
+    deployments = tuple(
+        replace(
+            each, replicas=slots[each.site][0],
+            engine=replace(each.engine, slots=slots[each.site][1]),
+        )
+        for each in intent.deployments
+    )
+    api.context.registry.estate.reconcile(
+        replace(intent, fingerprint="2", deployments=deployments), now=api.context.now()
+    )
+    made = api.make("entitlements", a_body(tok_s=260))
+    assert [(each["site"], each["tok_s"]) for each in made["slices"]] == [
+        ("ashburn", 20), ("frankfurt", 160), ("sydney", 80),
+    ]
+
+
+def test_a_start_at_the_epoch_is_not_taken_for_none(api: Api) -> None:  # noqa: F811
+    for long_ago in ("0", "1970-01-01T00:00:00Z"):
+        status, problem = api.call("POST", "entitlements", a_body(starts_at=long_ago))
+        assert (status, problem["problems"]) == (
+            422, ["ends_at: the window is longer than ten years"],
+        )
+
+
 def test_a_repeated_sale_sells_once(api: Api) -> None:  # noqa: F811
     first = api.call("POST", "entitlements", a_body(), once="k")
     assert first[0] == 201
@@ -66,6 +93,8 @@ def test_what_cannot_be_honoured_is_not_sold(api: Api) -> None:  # noqa: F811
     assert status == 422
     for part in ("tok_s: 0", "'XX'", "ends_at: ", "model: no site"):
         assert part in problem["detail"] or any(part in each for each in problem["problems"])
+    status, problem = api.call("POST", "entitlements", a_body(ends_at="9" * 5_000))
+    assert (status, problem["problems"][0][:22]) == (422, "ends_at: must be like "), "no number"
     for wrong in (a_body(residency=["FR"]), a_body(**{"class": "batch"}), a_body(project_id="no")):
         assert api.call("POST", "entitlements", wrong)[0] in (404, 422)
     assert published(api) == {}

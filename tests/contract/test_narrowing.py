@@ -82,6 +82,10 @@ def test_a_header_never_widens_what_the_policy_allows() -> None:
             answer = await narrowed(sydney, wish, key="european")
             assert (answer.status, answer.headers["x-isochrone-reason"]) == (403, "residency")
         assert "narrowed by this request to -DE, DE" in answer.json["error"]["message"]
+        await cloud.key("forgetful", caches=("JP",))
+        answer = await ask(sydney, post(chat_body(), key="forgetful"))
+        assert (answer.status, answer.headers["x-isochrone-reason"]) == (403, "residency")
+        assert "(any, caches JP)" in answer.json["error"]["message"], "what bound it is said"
 
     run(main)
 

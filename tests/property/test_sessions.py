@@ -114,7 +114,7 @@ class SessionsMachine(RuleBasedStateMachine):
         if choice.verdict == "kept":
             assert choice.site == home
             assert dearer_ms <= max(MOST_LIMIT_MS, 1.05 * tie_ms) + tie_ms + 1e-2
-            assert held or dearer_ms <= choice.limit_ms + tie_ms + 1e-2
+            assert dearer_ms <= choice.limit_ms + tie_ms + 1e-2
         elif choice.verdict == "gone":
             assert home_ms == float("inf")
         else:

@@ -112,6 +112,17 @@ def test_a_deployment_without_replicas_is_not_in_the_view_but_its_agent_hears() 
     assert own.deployments[0].replicas == 0
 
 
+def test_a_stopped_deployment_stays_in_the_view() -> None:
+    stopped = replace(a_deployment(0), stopped_replicas=2, at_once=True)
+    wanted = wanted_entries(replace(a_snapshot(), deployments=(stopped,)))
+    public = wanted[view(subjects.deployment_key("sydney", "tiny"))]
+    assert isinstance(public, Deployment)
+    assert (public.replicas, public.stopped_replicas, public.at_once) == (0, None, False)
+    never_ran = replace(a_deployment(0), stopped_replicas=0)
+    wanted = wanted_entries(replace(a_snapshot(), deployments=(never_ran,)))
+    assert view(subjects.deployment_key("sydney", "tiny")) not in wanted
+
+
 def test_nothing_differs_from_what_was_published_under_any_serial() -> None:
     wanted = wanted_entries(a_snapshot())
     held = {place: content(with_serial(noun, 7)) for place, noun in wanted.items()}

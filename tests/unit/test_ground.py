@@ -3,10 +3,14 @@
 from dataclasses import replace
 
 from isochrone.core.ids import PolicyId
+from isochrone.core.residency.blocs import Blocs
 from isochrone.core.routing.choice import Candidate, Ground, GroundSite, Refused
 from isochrone.core.routing.explain import explain
 from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.table import compile_table
 from isochrone.core.world.view import View
+from isochrone.gateway.journal import RECORD_BYTES
+from isochrone.gateway.journal_state import Grounds
 from tests.builders import (
     MODEL,
     a_choice,
@@ -118,3 +122,15 @@ def test_a_decision_is_not_explained_by_another_ground() -> None:
     assert explain(ground_of(view, "anywhere"), decision) is None
     assert explain(choice.ground, replace(decision, costs_ms=decision.costs_ms[:4])) is None
     assert explain(choice.ground, replace(decision, decodes_ms=b"123")) is None
+
+
+def test_what_refuses_a_whole_fleet_fits_into_a_record() -> None:
+    """Beyond `RECORD_BYTES` the journal keeps a record without its decision."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    codes = sorted(first + second for first in letters for second in letters)
+    blocs = Blocs(countries=frozenset(codes), members={})
+    sites = [a_site(f"data-centre-{number:04}", codes[number % 400]) for number in range(1_100)]
+    policy = a_policy("long", tuple(codes[400:]))
+    ground = compile_table(a_view(sites, policies=[policy]), blocs).ground(MODEL, policy.id)
+    assert (len(ground.refused), len(ground.residency)) == (1_100, 276)
+    assert len(Grounds().encoded(ground.id, ground)) < RECORD_BYTES

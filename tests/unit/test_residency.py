@@ -13,7 +13,7 @@ from isochrone.core.residency.rule import (
     parse_axis,
     render_axis,
 )
-from isochrone.core.residency.terms import name_key
+from isochrone.core.residency.terms import brief_axis, name_key
 from isochrone.core.world.site import Site
 from tests.builders import a_site, some_blocs
 
@@ -61,6 +61,16 @@ def test_a_denial_names_country_and_policy() -> None:
     assert verdict == Denied(
         rule="residency", detail="the site is in AU, the policy allows DE,EEA"
     )
+
+
+def test_a_denial_by_a_long_list_says_the_beginning_of_it() -> None:
+    fits = ("AA", *(f"B{letter}" for letter in "ABCDEFGHIJKLMNOPQRS"))
+    assert brief_axis(fits) == ",".join(fits)
+    assert brief_axis((*fits, "ZZ")) == ",".join(fits) + ",... (21 in all)"
+    assert brief_axis(("operator:" + "x" * 60, "DE")) == "... (2 in all)"
+    verdict = admits((*fits, "ZZ"), a_site("s", "AU"), some_blocs())
+    assert isinstance(verdict, Denied)
+    assert verdict.detail == f"the site is in AU, the policy allows {brief_axis((*fits, 'ZZ'))}"
 
 
 @pytest.mark.parametrize(

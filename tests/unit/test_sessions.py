@@ -43,11 +43,13 @@ INF = float("inf")
     ("saved_ms", "limit"), [(0, 3), (2, 3), (400, 400), (9_000, MOST_LIMIT_MS)]
 )
 def test_a_home_may_cost_what_a_move_throws_away(saved_ms: float, limit: float) -> None:
-    assert limit_ms(3, saved_ms) == limit
+    assert limit_ms(3, saved_ms, is_held=False) == limit
+    assert limit_ms(3, saved_ms, is_held=True) == MOST_LIMIT_MS
 
 
 def test_what_counts_as_equal_is_never_a_reason_to_move() -> None:
-    assert limit_ms(5_000, 0) == 5_000
+    for is_held in (False, True):
+        assert limit_ms(5_000, 0, is_held=is_held) == 5_000
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,8 @@ def test_what_counts_as_equal_is_never_a_reason_to_move() -> None:
 def test_the_verdict(home_ms: float, moved_s_ago: int, verdict: HomeVerdict) -> None:
     now_ns = 5_000 * SECOND_NS
     home = Home(SYDNEY, now_ns - moved_s_ago * SECOND_NS, now_ns)
-    assert judge(home, home_ms, 100, 400, now_ns) == verdict
+    limit = limit_ms(3, 400, is_held=home.is_held(now_ns))
+    assert judge(home, home_ms, 100, limit, now_ns) == verdict
 
 
 # -- the memory ------------------------------------------------------------------------------------
@@ -167,7 +170,7 @@ def test_worked_example() -> None:
     assert turn(0, 2, {}) == ("sydney", "none", 0)
     assert turn(10, 3, {"sydney": 900}) == ("sydney", "kept", 506)
     assert turn(20, 4, {"sydney": 2_000}) == ("oslo", "moved", 759)
-    assert turn(30, 5, {"oslo": 1_500}) == ("oslo", "kept", 1_012)
+    assert turn(30, 5, {"oslo": 1_500}) == ("oslo", "kept", 2_000)
     assert turn(60, 6, {"oslo": 2_500}) == ("sydney", "moved", 1_236)
 
 

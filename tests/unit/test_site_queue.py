@@ -72,6 +72,28 @@ def test_worked_example() -> None:
     assert drained(queue) == [Start(firm[2], 4 * second)]
 
 
+def test_a_crowd_whose_time_is_over_at_once_is_not_told_to_wait_for_each_other() -> None:
+    """Two slots that are taken for 3 s; engines are slower than they were, so all forty expire."""
+    rule = ClassRule(share=3, queue_most=256, wait_ms=10_000)
+    queue = SiteQueue(SitePolicy(on_demand=rule), 2, 1.0 * MS, guessed=True)
+    for number in range(42):
+        offered(queue, "on_demand", f"t{number}", 3_000, number * 20 * MS)
+    assert (queue.running, queue.queued) == (2, 40)
+    times_ns, now_ns = [], 0
+    for number in range(2, 42):
+        now_ns = 10 * SECOND_NS + number * 20 * MS
+        queue.tick(now_ns)
+        (away,) = drained(queue)
+        assert isinstance(away, TurnAway)
+        assert away.refused.reason == "expired"
+        assert away.refused.retry_after_ns is not None
+        times_ns.append(now_ns + away.refused.retry_after_ns)
+    # 0.8 s until nobody waits, 3 s for those that run, 1.5 s for its own 3,000 tokens in two slots
+    assert times_ns[0] == pytest.approx((10.04 + 0.78 + 3.0 + 1.5) * SECOND_NS, abs=MS)
+    assert times_ns[1] - times_ns[0] == pytest.approx(1.5 * SECOND_NS, abs=MS)
+    assert times_ns == sorted(times_ns), "they are told different times all the same"
+
+
 @pytest.mark.parametrize(
     ("wanted", "allowed", "got"),
     [

@@ -67,7 +67,7 @@ def wanted_entries(snapshot: Snapshot) -> dict[Place, Noun]:
     for links in snapshot.links:
         view[subjects.links_key(links.site)] = links
     for deployment in snapshot.deployments:
-        if deployment.replicas > 0:
+        if deployment.replicas or deployment.stopped_replicas:  # a stopped one will run again
             view[subjects.deployment_key(deployment.site, deployment.model)] = replace(
                 deployment, engine=_without_place(deployment.engine),
                 restart_up_to=(), stopped_replicas=None, at_once=False,  # between control and agent

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from isochrone.core.ids import SiteName
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.residency.rule import UNBOUND, Denied
+from isochrone.core.residency.terms import Axis, brief_axis
 from isochrone.core.tenancy.terms import is_over
 from isochrone.core.world.model import COMMON_ENDPOINTS, Endpoint
 from isochrone.core.world.tenant import ApiKey, Class, KeyScope
@@ -135,19 +136,27 @@ def no_site_allowed(
     context: Context, key: ApiKey, model: str, narrowing: Narrowing | None
 ) -> Refusal:
     """Sites serve the model, and the key's policy and the request together allow none of them."""
-    policy = context.view.policy(key.policy_id)
-    axis = "unknown" if policy is None else ", ".join(policy.residency)
+    policy, axis = context.view.policy(key.policy_id), "unknown"
+    if policy is not None:
+        axis = _said(policy.residency)
+        if policy.caches is not None:
+            axis += f", caches {_said(policy.caches)}"
+        if policy.transit != UNBOUND:
+            axis += f", transit {_said(policy.transit)}"
     narrowed = ""
     if narrowing is not None:
-        wish = ", ".join(narrowing.residency)
-        narrowed = f", narrowed by this request to {wish}"
+        narrowed = f", narrowed by this request to {_said(narrowing.residency)}"
         if narrowing.transit != UNBOUND:
-            narrowed += f" by way of {', '.join(narrowing.transit)}"
+            narrowed += f" by way of {_said(narrowing.transit)}"
     return Refusal(
         status=403, reason="residency",
         message=f"No site that serves '{model}' is allowed by this key's residency "
         f"({axis}{narrowed}).",
     )
+
+
+def _said(axis: Axis) -> str:
+    return brief_axis(axis).replace(",", ", ")
 
 
 def no_site_healthy(model: str) -> Refusal:

@@ -332,12 +332,12 @@ def _stored_policy(connection: _Connection, policy: StoredPolicy) -> StoredPolic
     connection.execute(
         "INSERT INTO policies (id, org_id, residency, transit, caches, logs, name, created_at)"
         " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
-        " ON CONFLICT (org_id, residency, transit, caches, logs) DO NOTHING",
+        " ON CONFLICT (org_id, axes_digest(residency, transit, caches, logs)) DO NOTHING",
         (new.id, *axes, policy.name, policy.created_at),
     )
     row = connection.execute(
-        f"{_POLICY} WHERE org_id = %s AND residency = %s::text[] AND transit = %s::text[]"
-        " AND caches = %s::text[] AND logs = %s::text[]",
+        f"{_POLICY} WHERE org_id = %s AND axes_digest(residency, transit, caches, logs)"
+        " = axes_digest(%s::text[], %s::text[], %s::text[], %s::text[])",
         axes,
     ).fetchone()
     return _stored(_found(row, "policy", new.id))

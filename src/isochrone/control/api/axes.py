@@ -8,10 +8,11 @@ from isochrone.control.api.shapes import Body
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import OrgId, PolicyId
 from isochrone.core.residency.blocs import Blocs
-from isochrone.core.residency.terms import check_axis, parse_axis
+from isochrone.core.residency.terms import Axis, check_axis, parse_axis
 from isochrone.core.world.tenant import ANY, Policy
 
 MOST_TERMS = 300
+MOST_LETTERS = 100  # of a term
 
 
 class PolicyAxes(Body):
@@ -60,9 +61,7 @@ def policy_of(
         if terms is None:
             continue
         axis = tuple(term for text in terms for term in parse_axis(text))
-        faults = check_axis(axis, blocs, links=name == "transit")
-        if len(axis) > MOST_TERMS:
-            faults = [f"{len(axis)} terms; at most {MOST_TERMS} are possible"]
+        faults = _too_much(axis) or check_axis(axis, blocs, links=name == "transit")
         problems += [f"{name}: {fault}" for fault in faults]
         axes[name] = tuple(sorted(axis))
     if problems:
@@ -71,3 +70,13 @@ def policy_of(
         id=PolicyId(policy_id), org_id=org_id, residency=axes["residency"],
         transit=axes["transit"], caches=axes.get("caches"), logs=axes["logs"],
     )
+
+
+def _too_much(axis: Axis) -> list[str]:
+    """What is wrong with its size: every gateway holds every policy."""
+    if len(axis) > MOST_TERMS:
+        return [f"{len(axis)} terms; at most {MOST_TERMS} are possible"]
+    longest = max(map(len, axis), default=0)
+    if longest > MOST_LETTERS:
+        return [f"a term of {longest} letters; at most {MOST_LETTERS} are possible"]
+    return []

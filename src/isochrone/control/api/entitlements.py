@@ -117,7 +117,9 @@ def routes(context: Context) -> APIRouter:
 def _entitlement(context: Context, body: NewEntitlement) -> Entitlement:
     """With its slices; raises InvalidInput with all faults."""
     now, estate = context.now(), context.registry.estate
-    ends_at = instant_of("ends_at", body.ends_at)
+    starts_at, ends_at = (
+        instant_of("starts_at", body.starts_at), instant_of("ends_at", body.ends_at)
+    )
     assert ends_at is not None, "the field is needed"
     entitlement = Entitlement(
         id=EntitlementId(context.new_id()),
@@ -129,25 +131,25 @@ def _entitlement(context: Context, body: NewEntitlement) -> Entitlement:
         residency=tuple(
             sorted(term for text in body.residency for term in parse_axis(text))
         ),
-        starts_at=instant_of("starts_at", body.starts_at) or now,
+        starts_at=now if starts_at is None else starts_at,
         ends_at=ends_at,
         slices=(),
     )
     problems = check_entitlement(entitlement, context.blocs, now=now)
     sites = estate.sites(EVERY)
     allowed = set(allowed_sites(entitlement.residency, sites, context.blocs))
-    replicas: Counter[SiteName] = Counter()
+    slots: Counter[SiteName] = Counter()
     for each in estate.deployments(EVERY):
         if each.model == entitlement.model and each.replicas and each.site in allowed:
-            replicas[each.site] += each.replicas
-    if not replicas:
+            slots[each.site] += each.replicas * each.engine.slots
+    if not slots:
         problems.append(
             f"model: no site that the residency allows should run {entitlement.model!r}: "
             "nothing could be honoured"
         )
     if problems:
         raise InvalidInput(problems)
-    return replace(entitlement, slices=divide_sold(entitlement.tok_s, replicas))
+    return replace(entitlement, slices=divide_sold(entitlement.tok_s, slots))
 
 
 def _by_standing(sites: Sequence[Site]) -> list[SiteName]:

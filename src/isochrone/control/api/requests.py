@@ -162,7 +162,7 @@ class DecisionShape(BaseModel):
 
 class ClassShape(BaseModel):
     """The class that the request asked for, what its key `allowed` of that, and, where it was
-    `served` in another one, why nothing that was sold paid for it."""
+    `served` (or refused) in another one, why nothing that was sold paid for it."""
 
     wanted: Class
     allowed: Class

@@ -10,11 +10,12 @@ _VIRTUAL = 1_000_000  # counters of classes are in tokens by share, times this
 class ClassLine:
     """One class. `firm`, `stopping`: how many of its `running` requests are; `tokens`: of those
     that run. `virtual`: what it was served for its share while there was a queue. `short_ns`: since
-    when it runs fewer than its floor while somebody waits, else `NEVER_NS`."""
+    when it runs fewer than its floor while somebody waits, else `NEVER_NS`. `latest_ns`: nobody who
+    has come so far waits beyond it."""
 
     __slots__ = (
-        "ceiling", "firm", "floor", "order", "per_token", "promised_ns", "queue_most", "running",
-        "share", "short_ns", "stopping", "tickets", "tokens", "virtual", "wait_ns",
+        "ceiling", "firm", "floor", "latest_ns", "order", "per_token", "promised_ns", "queue_most",
+        "running", "share", "short_ns", "stopping", "tickets", "tokens", "virtual", "wait_ns",
     )
 
     def __init__(self, rule: ClassRule) -> None:
@@ -27,6 +28,7 @@ class ClassLine:
         self.tokens = 0
         self.virtual = 0
         self.promised_ns = 0
+        self.latest_ns = 0
         self.short_ns = NEVER_NS
         self.order = FairOrder()
         self.tickets: dict[Ticket, None] = {}  # those that run, in the order of their start
@@ -37,6 +39,20 @@ class ClassLine:
         self.per_token = round(_VIRTUAL / rule.share)
         self.queue_most = rule.queue_most
         self.wait_ns = int(rule.wait_ms * 1e6)
+
+    def put(self, ticket: Ticket, deadline_ns: int, *, first: bool) -> None:
+        """It waits from now on, until then at most."""
+        self.order.put(ticket, first=first)
+        ticket.deadline_ns = deadline_ns
+        if deadline_ns > self.latest_ns:
+            self.latest_ns = deadline_ns
+
+    def ahead_ns(self, pace_ns: float, now_ns: int) -> int:
+        """How long what runs and waits is ahead of whoever comes back, at `pace_ns` a token. What
+        waits has begun by its deadline or is not ahead any more: of a crowd that came at once, and
+        whose time is over at once, nobody is behind all the others."""
+        waits_ns = min(int(self.order.tokens * pace_ns), max(self.latest_ns - now_ns, 0))
+        return int(self.tokens * pace_ns) + waits_ns
 
 
 def victim_of(lines: list[ClassLine], above: int) -> Ticket | None:

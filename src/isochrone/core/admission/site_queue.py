@@ -311,7 +311,7 @@ class SiteQueue:
             free_ns += ahead_ns
         if not reading.is_full() or self.running + self.queued >= self.slots:
             pace_ns = self.asked_ns / self._part(line, self.slots)
-            free_ns = max(free_ns, now_ns + int((line.tokens + line.order.tokens) * pace_ns))
+            free_ns = max(free_ns, now_ns + line.ahead_ns(pace_ns, now_ns))
             own_ns = max(own_ns, int(ticket.tokens * pace_ns))
         return Refused(reason, back_ns(line, free_ns, own_ns, now_ns))
 
@@ -344,9 +344,8 @@ class SiteQueue:
     ) -> None:
         if line.order.queued == 0 and line.virtual < self._virtual:
             line.virtual = self._virtual
-        line.order.put(ticket, first=first)
+        line.put(ticket, now_ns + min(wait_ns, line.wait_ns), first=first)
         self.queued += 1
-        ticket.deadline_ns = now_ns + min(wait_ns, line.wait_ns)
         self._sequence += 1
         heappush(self._deadlines, (ticket.deadline_ns, self._sequence, ticket))
         if len(self._deadlines) > 2 * self.queued + _SPARE_DEADLINES:

@@ -14,6 +14,7 @@ from isochrone.core.residency.terms import (
     Attribute,
     Axis,
     Meaning,
+    brief_axis,
     meaning_of,
     name_key,
 )
@@ -70,7 +71,7 @@ def admits(axis: Axis, site: Placed, blocs: Blocs, *, whose: str = POLICY) -> Ve
     if axis == UNBOUND:
         return ADMITTED
     meaning = meaning_of(axis, blocs)
-    said = f"{whose} allows {render_axis(axis)}"
+    said = f"{whose} allows {brief_axis(axis)}"
     if meaning.unknown is not None:
         detail = f"nobody understands {meaning.unknown}, {said}"
         return Denied(rule="residency", detail=detail)
@@ -95,7 +96,7 @@ def admits_link(axis: Axis, link: Link | None, blocs: Blocs, *, whose: str = POL
     meaning = meaning_of(axis, blocs)
     if not meaning.asks_of_links:
         return ADMITTED
-    said = f"{whose} allows transit by {render_axis(axis)}"
+    said = f"{whose} allows transit by {brief_axis(axis)}"
     countries = passed_by(link, blocs)
     if countries is None:
         detail = f"the way there does not state the countries that it passes, {said}"

@@ -19,6 +19,7 @@ Attribute = Literal["place", "operator", "parent", "site", "via"]
 
 SITE_ATTRIBUTES: tuple[Attribute, ...] = ("place", "operator", "parent", "site")
 DENY = "-"
+BRIEF_LETTERS = 60  # a fleet's sites, all refused, then fit into the record of a request
 _NAMED: Mapping[str, Attribute] = {
     "operator": "operator", "parent": "parent", "site": "site", "via": "via",
 }
@@ -98,6 +99,15 @@ def parse_axis(text: str) -> Axis:
 def render_axis(axis: Axis) -> str:
     """The axis as people write it: `DE,EEA`; `nothing` when it is empty."""
     return ",".join(axis) if axis else "nothing"
+
+
+def brief_axis(axis: Axis) -> str:
+    """The axis for a sentence that is said of every site: cut where it is long."""
+    whole = render_axis(axis)
+    if len(whole) <= BRIEF_LETTERS:
+        return whole
+    shown = whole[: BRIEF_LETTERS + 1].split(",")[:-1]
+    return ",".join([*shown, f"... ({len(axis)} in all)"])
 
 
 def check_axis(axis: Axis, blocs: Blocs, *, links: bool = False) -> list[str]:

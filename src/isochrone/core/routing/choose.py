@@ -243,7 +243,7 @@ def _at_home(
     other_ms = costs.item(other)
     belief = None if beliefs is None else beliefs.get(home.site)
     saved_ms = 0.0 if belief is None else belief.saved_ms
-    choice.limit_ms = limit_ms(_tie_ms(other_ms), saved_ms)
+    choice.limit_ms = limit_ms(_tie_ms(other_ms), saved_ms, is_held=home.is_held(now_ns))
     home_ms = float("inf") if index < 0 else costs.item(index)
     choice.verdict = judge(home, home_ms, other_ms, choice.limit_ms, now_ns)
     if choice.verdict != "kept":

@@ -67,11 +67,11 @@ class Sessions:
         self._young[session] = home
 
 
-def limit_ms(tie_ms: float, saved_ms: float) -> float:
+def limit_ms(tie_ms: float, saved_ms: float, *, is_held: bool) -> float:
     """How much dearer a home may be than where a request would go without one: as much as the
     cached beginning saves there, since that is what a move throws away; at least what counts as
-    equal."""
-    return max(tie_ms, min(saved_ms, MOST_LIMIT_MS))
+    equal. One that was moved to lately may be as much dearer as anybody waits for a home."""
+    return max(tie_ms, MOST_LIMIT_MS if is_held else min(saved_ms, MOST_LIMIT_MS))
 
 
 def judge(
@@ -80,14 +80,10 @@ def judge(
     """Whether a request goes to its session's home, by its cost there and where it would go without
     one, in milliseconds. `home_ms` is infinite where the home cannot take it.
 
-    A home that was moved to lately is left by cost for single requests only, and only beyond
-    `MOST_LIMIT_MS`.
+    A home that was moved to lately is left by cost for single requests only.
     """
     if home_ms == float("inf"):
         return "gone"
-    dearer_ms = home_ms - other_ms
-    if dearer_ms <= limit:
+    if home_ms - other_ms <= limit:
         return "kept"
-    if not home.is_held(now_ns):
-        return "moved"
-    return "kept" if dearer_ms <= MOST_LIMIT_MS else "overflow"
+    return "overflow" if home.is_held(now_ns) else "moved"
