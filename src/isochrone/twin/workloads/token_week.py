@@ -6,6 +6,7 @@ the first model family in it is taken. Its scale is unverified at the source and
 
 import csv
 import io
+from math import inf, isfinite
 
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.workloads.fitted import Window
@@ -30,7 +31,11 @@ def parse_token_week(text: str, source: str) -> tuple[tuple[Window, ...], float]
         except ValueError as error:
             problems.append(f"{source}, line {reader.line_num}: {error}")
             continue
-        if row["env"] == "prod":
+        if not (isfinite(point[0]) and 0.0 <= point[1] < inf):
+            problems.append(
+                f"{source}, line {reader.line_num}: expected a time, and a load from 0 on"
+            )
+        elif row["env"] == "prod":
             points.setdefault(row["model_family"] or "", []).append(point)
     if problems:
         raise InvalidInput(problems[:MOST_TOLD])
