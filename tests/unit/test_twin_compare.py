@@ -170,6 +170,41 @@ def test_files_replace_what_the_scenario_names(command: Any, tmp_path: Path) -> 
     assert ours["ttft_ms_p99"] < 500.0  # all three are near each other, and prompts are short
 
 
+def test_rows_that_are_no_requests_are_told(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = "t_s,context_tokens,generated_tokens\n"
+    good = "".join(f"{at},100,10\n" for at in range(30))
+    trace = written(tmp_path, "calls.csv", head + good + "nan,1,1\n31,-5,1\n")
+    scenario = written(tmp_path, "s.toml", f'{SMALL}files = ["{trace}"]\n')
+    told = f"2 rows of the trace, as {trace}, row 32: arrival nan is no time"
+    for words in (("compare", scenario, "--policies", "nearest"), ("sweep", scenario, "--policies",
+                  "nearest"), ("run", scenario, "--policy", "nearest")):
+        assert command(*words, "--requests", 20) == 0
+        assert told in capsys.readouterr().out
+    other = written(tmp_path, "good.csv", head + good)
+    assert command("run", scenario, "--trace", other, "--policy", "nearest", "--requests", 20) == 0
+    assert "Left out" not in capsys.readouterr().out
+
+
+def test_a_table_with_an_open_quotation_is_told(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_ = '"' + "x" * 140_000
+    sites = written(tmp_path, "sites.csv", SITES + open_)
+    rtt = written(tmp_path, "rtt.csv", RTT + open_)
+    trace = written(tmp_path, "t.csv", "num_prefill_tokens,num_decode_tokens\n5,5\n" + open_)
+    calls = written(tmp_path, "c.csv", "t_s,context_tokens,generated_tokens\n0,5,5\n" + open_)
+    assert command(
+        "compare", "eight-sites", "--sites", sites, "--rtt", rtt, "--trace", trace
+    ) == 2
+    told = capsys.readouterr().err
+    for file in (sites, rtt, trace):
+        assert f"{file}: is no table with commas between (field larger" in told
+    assert command("compare", "eight-sites", "--trace", calls) == 2
+    assert f"{calls}: is no table with commas" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("first_line", "kind"),
     [

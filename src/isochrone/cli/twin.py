@@ -14,6 +14,7 @@ from isochrone.cli.twin_plan import EPILOG as PLAN_EPILOG
 from isochrone.cli.twin_plan import plan
 from isochrone.cli.twin_shown import (
     print_engine,
+    print_left_out,
     print_results,
     print_rows,
     print_summary,
@@ -130,6 +131,7 @@ def run(
     if played.summary is not None:
         print_summary(played.summary)
     print_engine(chosen.fleet)
+    print_left_out([chosen.workload])
 
 
 @app.command(
@@ -172,6 +174,7 @@ def compare(
         write_rows(rows, out)
     print_rows(played)
     print_engine(chosen.fleet)
+    print_left_out([chosen.workload])
     if out is not None:
         print(f"written to {out}")
 
@@ -257,11 +260,13 @@ def _played(
 
     found, count = read(asked)
     with progress("runs", len(work_of(found, count)), progress_json) as told:
-        return play_experiment(
+        results = play_experiment(
             found, requests=count, jobs=jobs or os.cpu_count() or 1, cluster=cluster,
             command="isochrone " + shlex.join(sys.argv[1:]), commit=commit(),
             on_played=lambda _: told(1),
         )
+    print_left_out(each.scenario.workload for each in found.settings)
+    return results
 
 
 def _folders_exist(files: list[Path | None]) -> None:

@@ -54,12 +54,14 @@ Nature = Literal["calls", "conversations", "coding"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """A source of requests at any rate, and the mean tokens of one."""
+    """A source of requests at any rate, and the mean tokens of one. `left_out` says of each row
+    that is no request why."""
 
     source: Source
     prompt_tokens: float
     output_tokens: float
     nature: Nature = "calls"
+    left_out: tuple[str, ...] = ()
 
 
 def traffic_of(workload: Workload) -> Traffic:
@@ -211,7 +213,7 @@ def _recorded(path: Path, part: tuple[float, float]) -> Traffic:
     ))
     return Traffic(
         source=lambda rate, seed: recorded_asks(recorded, rate, seed),
-        nature="conversations" if trace.block_tokens else "calls",
+        nature="conversations" if trace.block_tokens else "calls", left_out=trace.bad,
         prompt_tokens=sum(row.input_tokens for row in rows) / len(rows),
         output_tokens=recorded.mean_output_tokens,
     )

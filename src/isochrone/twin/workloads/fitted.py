@@ -22,6 +22,9 @@ from isochrone.twin.workloads.asks import Ask, mixed
 
 Family = Literal["Gamma", "Weibull"]
 MOST_TOLD = 20
+MOST_S = 1e10          # of a clock: years since 1970 are below
+MOST_RPS = 1e9
+LEAST_SPREAD = 0.01
 _PERCENTILES = ("p01", "p05", "p10", "p25", "p50", "p75", "p90", "p95", "p99")
 # Of a prompt that is told in parts, as ServeGen's multimodal clients have it.
 PROMPT_PARTS = ("text_tokens", "image_tokens", "audio_tokens", "video_tokens")
@@ -143,11 +146,12 @@ def parse_client_rates(
             problems.append(f"{source}, line {line}: {error}")
             continue
         if row["dist"] not in ("Gamma", "Weibull") or not (
-            isfinite(start_s) and 0.0 < rate < inf and 0.0 < spread < inf
+            abs(start_s) <= MOST_S and 0.0 < rate <= MOST_RPS
+            and LEAST_SPREAD <= spread <= 1.0 / LEAST_SPREAD
         ):
             problems.append(
-                f"{source}, line {line}: expected a time, dist Gamma or Weibull, and rate_rps, cv "
-                f"and p1 above 0"
+                f"{source}, line {line}: expected a time in s, dist Gamma or Weibull, rate_rps "
+                f"above 0, and cv (Gamma) or p1 (Weibull) from {LEAST_SPREAD:g} on"
             )
             continue
         clients.setdefault(row["client"], []).append(Window(
@@ -256,7 +260,7 @@ def parse_rate_curve(text: str, source: str) -> tuple[tuple[Window, ...], float]
         except ValueError as error:
             problems.append(f"{source}, line {line}: {error}")
             continue
-        if not (isfinite(at_s) and 0.0 <= rate < inf):
+        if not (abs(at_s) <= MOST_S and 0.0 <= rate <= MOST_RPS):
             problems.append(f"{source}, line {line}: expected a time, and a rate from 0 on")
             continue
         points.append((at_s, rate))

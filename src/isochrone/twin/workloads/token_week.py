@@ -6,13 +6,13 @@ the first model family in it is taken. Its scale is unverified at the source and
 
 import csv
 import io
-from math import inf, isfinite
 
 from isochrone.core.errors import InvalidInput
-from isochrone.twin.workloads.fitted import Window
+from isochrone.twin.workloads.fitted import MOST_S, Window
 
 NEEDED = ("model_family", "env", "t_s", "tokens_per_s_plotted")
 MOST_TOLD = 20
+MOST_TOKENS_S = 1e12
 
 
 def parse_token_week(text: str, source: str) -> tuple[tuple[Window, ...], float]:
@@ -31,7 +31,7 @@ def parse_token_week(text: str, source: str) -> tuple[tuple[Window, ...], float]
         except ValueError as error:
             problems.append(f"{source}, line {reader.line_num}: {error}")
             continue
-        if not (isfinite(point[0]) and 0.0 <= point[1] < inf):
+        if not (abs(point[0]) <= MOST_S and 0.0 <= point[1] < MOST_TOKENS_S):
             problems.append(
                 f"{source}, line {reader.line_num}: expected a time, and a load from 0 on"
             )
