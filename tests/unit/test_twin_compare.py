@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from re import findall
@@ -185,6 +186,29 @@ def test_rows_that_are_no_requests_are_told(
     other = written(tmp_path, "good.csv", head + good)
     assert command("run", scenario, "--trace", other, "--policy", "nearest", "--requests", 20) == 0
     assert "Left out" not in capsys.readouterr().out
+
+
+def test_what_was_played_is_shown_although_it_cannot_be_written(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = written(tmp_path, "s.toml", SMALL)
+    full = tmp_path / ("x" * 250)  # its name is good, that of what is written beside it too long
+    for words in (("compare", scenario, "--policies", "nearest", *FEW, "--json", full),
+                  ("run", scenario, "--policy", "nearest", *FEW[:2], "--json", full),
+                  ("sweep", scenario, "--policies", "nearest", *FEW, "--json", full),
+                  ("report", scenario, "--policies", "nearest", *FEW, "--out", full)):
+        assert command(*words) == 2
+        shown = capsys.readouterr()
+        assert "cannot be written: File name too long" in shown.err
+        assert "nearest" in shown.out
+        assert "written to" not in shown.out
+    if not os.geteuid():
+        return  # root may write anywhere
+    tmp_path.chmod(0o500)
+    assert command("compare", scenario, "--policies", "nearest", "--json", tmp_path / "x") == 2
+    shown = capsys.readouterr()
+    assert f"the folder {tmp_path} cannot be written to" in shown.err
+    assert "nearest" not in shown.out
 
 
 def test_a_table_with_an_open_quotation_is_told(

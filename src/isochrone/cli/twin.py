@@ -125,13 +125,13 @@ def run(
     [game] = games(chosen, [policy], loads, requests)
     with progress(f"{policy}: requests", requests, progress_json) as told:
         played = play(game, told)
-    if out is not None:
-        write_rows([played.row], out)
     print_rows([played])
     if played.summary is not None:
         print_summary(played.summary)
     print_engine(chosen.fleet)
     print_left_out([chosen.workload])
+    if out is not None:
+        write_rows([played.row], out)
 
 
 @app.command(
@@ -170,12 +170,11 @@ def compare(
     with progress("runs", len(work), progress_json) as told:
         played = play_all(work, jobs or os.cpu_count() or 1, lambda _: told(1), cluster)
     rows = [each.row for each in played]
-    if out is not None:
-        write_rows(rows, out)
     print_rows(played)
     print_engine(chosen.fleet)
     print_left_out([chosen.workload])
     if out is not None:
+        write_rows(rows, out)
         print(f"written to {out}")
 
 
@@ -206,12 +205,11 @@ def sweep(
         wanted=experiment, vary=vary, policies=policies, requests=requests, seed=seed, gpus=gpus,
         full=full,
     ), jobs, cluster, progress_json)
-    if parquet is not None:
-        write_table(results, parquet)
+    print_results(results)  # first: a disk that is full by now must not cost what was played
     if out is not None:
         write_results(results, out)
-    print_results(results)
     if parquet is not None:
+        write_table(results, parquet)
         print(f"written to {parquet}")
 
 
@@ -242,12 +240,12 @@ def report(
         wanted=experiment, vary=vary, policies=policies, requests=requests, seed=seed, gpus=gpus,
         full=full, packaged=packaged,
     ), jobs, cluster, progress_json)
+    print_results(results)
     if parquet is not None:
         write_table(results, parquet)
     if as_json is not None:
         write_results(results, as_json)
     write_page([results], out)
-    print_results(results)
     print(f"written to {out}" + (f" and {parquet}" if parquet is not None else ""))
 
 
@@ -271,12 +269,21 @@ def _played(
 
 def _folders_exist(files: list[Path | None]) -> None:
     problems = [
-        f"{file}: " + ("is a folder" if file.is_dir() else f"the folder {file.parent} is not there")
-        for file in files
-        if file is not None and (file.is_dir() or not file.parent.is_dir())
+        f"{file}: {problem}" for file in files if file is not None and (problem := _hindered(file))
     ]
     if problems:
         raise InvalidInput(problems)
+
+
+def _hindered(file: Path) -> str | None:
+    """Why this cannot be written, as far as is known before hours of play."""
+    if file.is_dir():
+        return "is a folder"
+    if not file.parent.is_dir():
+        return f"the folder {file.parent} does not exist"
+    if not os.access(file.parent, os.W_OK) and not (file.exists() and not file.is_file()):
+        return f"the folder {file.parent} cannot be written to"
+    return None
 
 
 def _chosen(
@@ -288,10 +295,8 @@ def _chosen(
 
     problems: list[str] = []
     found: tuple[float, ...] = ()
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        problems.append(f"--json {out}: " + (
-            "is a folder" if out.is_dir() else f"the folder {out.parent} does not exist"
-        ))
+    if out is not None and (problem := _hindered(out)):
+        problems.append(f"--json {out}: {problem}")
     try:
         found = chosen_loads(loads) if loads is not None else ()
     except InvalidInput as error:
