@@ -307,6 +307,12 @@ def test_everything_that_is_wrong_is_told_and_nothing_is_written(
     text = told("eight-sites", "--rtt", bad, "--sites", bad, "--policies", "ours,best,ours")
     for part in ("src, dst", "no column lat", "no policy best", *POLICIES, "ours is named twice"):
         assert part in text
+    far = SMALL + '[[outage]]\nrank = 4\n[[outage]]\nwhat = "site"\nrank = 3\n'
+    text = told(written(tmp_path, "far.toml", far), "--sites", written(tmp_path, "s.csv", SITES))
+    assert "outage 1: rank is 4, and engines are at 3 sites" in text
+    assert "outage 2" not in text
+    assert command("run", "eight-sites", "--load", "0.5,0.6") == 2
+    assert 'load "0.5,0.6": expected one' in capsys.readouterr().err
     assert "packaged: eight-sites" in told("nine-sites")
     damaged = tmp_path / "trace.gz"
     damaged.write_bytes(b"\x1f\x8bno")

@@ -122,6 +122,8 @@ def run(
     from isochrone.wiring.twin_report import write_rows
 
     chosen, loads = _chosen(scenario, trace, rtt, sites, seed, load, out)
+    if len(loads) > 1:
+        raise InvalidInput([f'load "{load}": expected one; `isochrone twin compare` plays several'])
     [game] = games(chosen, [policy], loads, requests)
     with progress(f"{policy}: requests", requests, progress_json) as told:
         played = play(game, told)
