@@ -142,11 +142,12 @@ def test_a_table_keeps_numbers_text_and_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_later_part_of_a_recording_begins_with_its_first_window(tmp_path: Path) -> None:
-    for kind, head, line in (
+    tables: tuple[tuple[WorkloadKind, str, str], ...] = (
         ("servegen", "client,window_s,rate_rps,cv,dist,p1", "{client},{at},1,1,Gamma,1"),
         ("azure-2024", "t_s,inv_per_min", "{at},60"),
         ("azure-2024", "model_family,env,t_s,tokens_per_s_plotted", "A,prod,{at},100"),
-    ):
+    )
+    for kind, head, line in tables:
         rates = []
         for first_s in (0, 604_800):
             rates.append(tmp_path / f"{kind}-{first_s}.csv")

@@ -1,7 +1,7 @@
 """Writes a file that is there whole or not at all, wherever its name leads.
 
-In: a path and what writes to another. Out: the file, or the one that was there before. A link stays a
-link; a device or a pipe (`/dev/stdout`) is written to and never replaced by a file.
+In: a path and what writes to another. Out: the file, or the one that was there before. A link stays
+a link; a device or a pipe (`/dev/stdout`) is written to and never replaced by a file.
 """
 
 import os
