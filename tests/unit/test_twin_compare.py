@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from re import findall
@@ -170,6 +171,64 @@ def test_files_replace_what_the_scenario_names(command: Any, tmp_path: Path) -> 
     assert ours["ttft_ms_p99"] < 500.0  # all three are near each other, and prompts are short
 
 
+def test_rows_that_are_no_requests_are_told(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = "t_s,context_tokens,generated_tokens\n"
+    good = "".join(f"{at},100,10\n" for at in range(30))
+    trace = written(tmp_path, "calls.csv", head + good + "nan,1,1\n31,-5,1\n")
+    scenario = written(tmp_path, "s.toml", f'{SMALL}files = ["{trace}"]\n')
+    told = f"2 rows of the trace, as {trace}, row 32: arrival nan is no time"
+    for words in (("compare", scenario, "--policies", "nearest"), ("sweep", scenario, "--policies",
+                  "nearest"), ("run", scenario, "--policy", "nearest")):
+        assert command(*words, "--requests", 20) == 0
+        assert told in capsys.readouterr().out
+    other = written(tmp_path, "good.csv", head + good)
+    assert command("run", scenario, "--trace", other, "--policy", "nearest", "--requests", 20) == 0
+    assert "Left out" not in capsys.readouterr().out
+
+
+def test_what_was_played_is_shown_although_it_cannot_be_written(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = written(tmp_path, "s.toml", SMALL)
+    full = tmp_path / ("x" * 250)  # its name is good, that of what is written beside it too long
+    for words in (("compare", scenario, "--policies", "nearest", *FEW, "--json", full),
+                  ("run", scenario, "--policy", "nearest", *FEW[:2], "--json", full),
+                  ("sweep", scenario, "--policies", "nearest", *FEW, "--json", full),
+                  ("report", scenario, "--policies", "nearest", *FEW, "--out", full)):
+        assert command(*words) == 2
+        shown = capsys.readouterr()
+        assert "cannot be written: File name too long" in shown.err
+        assert "nearest" in shown.out
+        assert "written to" not in shown.out
+    if not os.geteuid():
+        return  # root may write anywhere
+    tmp_path.chmod(0o500)
+    assert command("compare", scenario, "--policies", "nearest", "--json", tmp_path / "x") == 2
+    shown = capsys.readouterr()
+    assert f"the folder {tmp_path} cannot be written to" in shown.err
+    assert "nearest" not in shown.out
+
+
+def test_a_table_with_an_open_quotation_is_told(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_ = '"' + "x" * 140_000
+    sites = written(tmp_path, "sites.csv", SITES + open_)
+    rtt = written(tmp_path, "rtt.csv", RTT + open_)
+    trace = written(tmp_path, "t.csv", "num_prefill_tokens,num_decode_tokens\n5,5\n" + open_)
+    calls = written(tmp_path, "c.csv", "t_s,context_tokens,generated_tokens\n0,5,5\n" + open_)
+    assert command(
+        "compare", "eight-sites", "--sites", sites, "--rtt", rtt, "--trace", trace
+    ) == 2
+    told = capsys.readouterr().err
+    for file in (sites, rtt, trace):
+        assert f"{file}: is no table with commas between (field larger" in told
+    assert command("compare", "eight-sites", "--trace", calls) == 2
+    assert f"{calls}: is no table with commas" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("first_line", "kind"),
     [
@@ -248,6 +307,12 @@ def test_everything_that_is_wrong_is_told_and_nothing_is_written(
     text = told("eight-sites", "--rtt", bad, "--sites", bad, "--policies", "ours,best,ours")
     for part in ("src, dst", "no column lat", "no policy best", *POLICIES, "ours is named twice"):
         assert part in text
+    far = SMALL + '[[outage]]\nrank = 4\n[[outage]]\nwhat = "site"\nrank = 3\n'
+    text = told(written(tmp_path, "far.toml", far), "--sites", written(tmp_path, "s.csv", SITES))
+    assert "outage 1: rank is 4, and engines are at 3 sites" in text
+    assert "outage 2" not in text
+    assert command("run", "eight-sites", "--load", "0.5,0.6") == 2
+    assert 'load "0.5,0.6": expected one' in capsys.readouterr().err
     assert "packaged: eight-sites" in told("nine-sites")
     damaged = tmp_path / "trace.gz"
     damaged.write_bytes(b"\x1f\x8bno")

@@ -139,3 +139,89 @@ def test_a_table_keeps_numbers_text_and_what_is_missing(tmp_path: Path) -> None:
         read_parquet(tmp_path / "none.parquet")
     with pytest.raises(InvalidInput, match="cannot be written"):
         write_parquet(tmp_path / "no" / "x.parquet", rows)
+
+
+def test_a_later_part_of_a_recording_begins_with_its_first_window(tmp_path: Path) -> None:
+    tables: tuple[tuple[WorkloadKind, str, str], ...] = (
+        ("servegen", "client,window_s,rate_rps,cv,dist,p1", "{client},{at},1,1,Gamma,1"),
+        ("azure-2024", "t_s,inv_per_min", "{at},60"),
+        ("azure-2024", "model_family,env,t_s,tokens_per_s_plotted", "A,prod,{at},100"),
+    )
+    for kind, head, line in tables:
+        rates = []
+        for first_s in (0, 604_800):
+            rates.append(tmp_path / f"{kind}-{first_s}.csv")
+            rates[-1].write_text(head + "\n" + "".join(
+                line.format(client=client, at=first_s + 600 * at) + "\n"
+                for at in range(50) for client in range(2) if kind == "servegen" or not client
+            ))
+        tokens = tmp_path / "tokens.csv"
+        tokens.write_text("field,percentile,tokens\n" + "".join(
+            f"{field},{at},{at * 10}\n" for field in ("context_tokens", "generated_tokens")
+            for at in (10, 90)
+        ))
+        lengths = tmp_path / "lengths.csv"
+        lengths.write_text("field,bin_lo,requests\ninput_tokens,8,1\noutput_tokens,8,1\n")
+        other = lengths if kind == "servegen" else tokens
+        first, later = (asks(workload(kind, each, other), 1.0, 200) for each in rates)
+        assert later[-1].at_s < 600.0
+        assert [each.at_s for each in later] == pytest.approx([each.at_s for each in first])
+
+
+def test_a_prompt_that_is_told_in_parts_is_all_of_them(tmp_path: Path) -> None:
+    rates = tmp_path / "rates.csv"
+    rates.write_text("client,window_s,rate_rps,cv,dist,p1\n0,0,1,1,Gamma,1\n")
+    histogram, table = tmp_path / "hist.csv", tmp_path / "lengths.parquet"
+    parts = {"text_tokens": 256, "image_tokens": 1024, "output_tokens": 32}
+    histogram.write_text("field,day,bin_lo,requests\naudio_tokens,0,1,5\n" + "".join(
+        f"{field},0,{low},0\n{field},0,{low + 1},5\n{field},0,{low + 2},0\n"
+        for field, low in parts.items()
+    ))
+    write_parquet(table, [{"requests": 1.0, **{
+        f"{field}_{each}": float(low + 1) for field, low in {**parts, "video_tokens": -1}.items()
+        for each in POINTS
+    }}])
+    for lengths in (histogram, table):
+        traffic = traffic_of(workload("servegen", rates, lengths))
+        assert traffic.prompt_tokens == pytest.approx(256 + 1024, rel=0.003)
+        assert traffic.output_tokens == pytest.approx(32, rel=0.05)
+
+
+@pytest.mark.parametrize(("kind", "rates", "lengths", "told"), [
+    ("servegen", "0,0,nan,1,Gamma,1", "input_tokens,8,1", "line 2: expected a time"),
+    ("servegen", "0,0,1,inf,Gamma,1", "input_tokens,8,1", "line 2: expected a time"),
+    ("servegen", "0,inf,1,1,Gamma,1", "input_tokens,8,1", "line 2: expected a time"),
+    ("servegen", "0,0,1e300,1,Gamma,1", "input_tokens,8,1", "line 2: expected a time"),
+    ("servegen", "0,0,1,1,Weibull,1e-9", "input_tokens,8,1", "line 2: expected a time"),
+    ("servegen", "0,0,1,1,Gamma,1\n0,0,2,1,Gamma,1", "input_tokens,8,1", "two windows at 0 s"),
+    ("servegen", "0,0,1,1,Gamma,1\n0,1e9,2,1,Gamma,1", "input_tokens,8,1", "at most 366 days"),
+    ("servegen", "0,0,1,1,Gamma,1", "input_tokens,8,-1", "line 2: expected bin_lo and requests"),
+    ("servegen", "0,0,1,1,Gamma,1", "input_tokens,nan,1", "line 2: expected bin_lo and requests"),
+    ("servegen", "0,0,1,1,Gamma,1", "input_tokens,8,0", "no lengths of prompts"),
+    ("servegen", "0,0,1,1,Gamma,1", "input_tokens,1e9,1", "tokens in the mean"),
+    ("azure-2024", "0,nan", "context_tokens,50,8", "line 2: expected a time, and a rate"),
+    ("azure-2024", "0,-60", "context_tokens,50,8", "line 2: expected a time, and a rate"),
+    ("azure-2024", "0,60", "context_tokens,nan,8", "line 2: expected a percentile"),
+    ("azure-2024", "0,60", "context_tokens,50,inf", "line 2: expected a percentile"),
+])
+def test_numbers_that_nobody_can_play_are_told(
+    tmp_path: Path, kind: WorkloadKind, rates: str, lengths: str, told: str
+) -> None:
+    servegen = kind == "servegen"
+    first, second = tmp_path / "rates.csv", tmp_path / "lengths.csv"
+    first.write_text(
+        f"{'client,window_s,rate_rps,cv,dist,p1' if servegen else 't_s,inv_per_min'}\n{rates}\n"
+    )
+    second.write_text(
+        f"field,{'bin_lo,requests' if servegen else 'percentile,tokens'}\n{lengths}\n"
+        + ("output_tokens,8,1\n" if servegen else "generated_tokens,50,8\n")
+    )
+    with pytest.raises(InvalidInput, match=told):
+        traffic_of(workload(kind, first, second))
+
+
+def test_times_that_are_years_apart_are_told(tmp_path: Path) -> None:
+    table = tmp_path / "calls.csv"
+    table.write_text("t_s,context_tokens,generated_tokens\n0,1,1\n1,1,1\n1e20,1,1\n")
+    with pytest.raises(InvalidInput, match="at most 366 days"):
+        traffic_of(workload("recorded", table))

@@ -110,6 +110,10 @@ def test_bad_sessions_are_all_told() -> None:
     with pytest.raises(InvalidInput) as raised:
         parse_sessions('{"block_size":64}\n' + SESSION.replace("64,", "60,", 1), "x")
     assert [each.split(":")[0] for each in raised.value.problems] == ["x, line 1", "x, line 2"]
+    for good, bad in (('"t":10', '"t":1e300'), ('"keep":16', '"keep":-1'),
+                      ("[17,8]", "[17,1000000000000]"), ("[17,8]", "[17,-8]")):
+        with pytest.raises(InvalidInput, match="line 1: expected t in s, and counts of blocks"):
+            parse_sessions(SESSION.replace(good, bad), "x")
 
 
 def test_a_fit_follows_its_windows_and_its_spread() -> None:

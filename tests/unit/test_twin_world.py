@@ -58,6 +58,8 @@ def test_every_bad_line_of_a_table_of_sites_is_told() -> None:
     ]
     assert "two capital letters" in told[0]
     assert "in line 2 already" in told[3]
+    with pytest.raises(InvalidInput, match="metro_city_pop is"):
+        parse_sites(HEAD.replace("\n", ",metro_city_pop\n") + "a,DE,50,8,1e308\n", "sites.csv")
     with pytest.raises(InvalidInput, match="no column lat"):
         parse_sites("site_id,country_iso2,lon\n", "sites.csv")
 
@@ -207,6 +209,16 @@ def test_entries_can_be_read_as_published_and_all_that_is_wrong_is_told(tmp_path
     assert ["moonbase" in raised.value.problems[0], "-2" in raised.value.problems[1]] == [True] * 2
 
 
+def test_round_trips_of_which_none_can_be_placed_are_refused(tmp_path: Path) -> None:
+    table = tmp_path / "rtt.csv"
+    table.write_text("src,dst,rtt_ms\nWest Europ,UK South,9\nUK Sout,West Europe,9\n")
+    with pytest.raises(InvalidInput, match="unknown are UK Sout, West Europ"):
+        ways_of(str(table))
+    table.write_text("src,dst,rtt_ms\n")
+    with pytest.raises(InvalidInput, match="has no round trip"):
+        ways_of(str(table))
+
+
 def test_edge_cities_are_sites_and_distances_alone_are_ways(tmp_path: Path) -> None:
     cities = (
         "colo,name,region,city,country,cca2,lat,lon\n"
@@ -223,6 +235,10 @@ def test_edge_cities_are_sites_and_distances_alone_are_ways(tmp_path: Path) -> N
     measured, spread = ways_of(str(table))
     assert measured.names == ()
     assert spread.at(np.array([1000.0]), np.array([0.5]))[0] == pytest.approx(20.0)
+    for good, bad in (("1000,2", "1e308,2"), ("60,0", "1e20,0"), ("60,0", "nan,0")):
+        table.with_name("bad.csv").write_text(table.read_text().replace(good, bad))
+        with pytest.raises(InvalidInput, match="line 3: expected km from 0 to"):
+            ways_of(str(table.with_name("bad.csv")))
     table.write_bytes(b"PAR1....")
     with pytest.raises(InvalidInput, match="is Parquet"):
         ways_of(str(table))

@@ -14,6 +14,7 @@ from isochrone.cli.twin_plan import EPILOG as PLAN_EPILOG
 from isochrone.cli.twin_plan import plan
 from isochrone.cli.twin_shown import (
     print_engine,
+    print_left_out,
     print_results,
     print_rows,
     print_summary,
@@ -121,15 +122,18 @@ def run(
     from isochrone.wiring.twin_report import write_rows
 
     chosen, loads = _chosen(scenario, trace, rtt, sites, seed, load, out)
+    if len(loads) > 1:
+        raise InvalidInput([f'load "{load}": expected one; `isochrone twin compare` plays several'])
     [game] = games(chosen, [policy], loads, requests)
     with progress(f"{policy}: requests", requests, progress_json) as told:
         played = play(game, told)
-    if out is not None:
-        write_rows([played.row], out)
     print_rows([played])
     if played.summary is not None:
         print_summary(played.summary)
     print_engine(chosen.fleet)
+    print_left_out([chosen.workload])
+    if out is not None:
+        write_rows([played.row], out)
 
 
 @app.command(
@@ -168,11 +172,11 @@ def compare(
     with progress("runs", len(work), progress_json) as told:
         played = play_all(work, jobs or os.cpu_count() or 1, lambda _: told(1), cluster)
     rows = [each.row for each in played]
-    if out is not None:
-        write_rows(rows, out)
     print_rows(played)
     print_engine(chosen.fleet)
+    print_left_out([chosen.workload])
     if out is not None:
+        write_rows(rows, out)
         print(f"written to {out}")
 
 
@@ -203,12 +207,11 @@ def sweep(
         wanted=experiment, vary=vary, policies=policies, requests=requests, seed=seed, gpus=gpus,
         full=full,
     ), jobs, cluster, progress_json)
-    if parquet is not None:
-        write_table(results, parquet)
+    print_results(results)  # first: a disk that is full by now must not cost what was played
     if out is not None:
         write_results(results, out)
-    print_results(results)
     if parquet is not None:
+        write_table(results, parquet)
         print(f"written to {parquet}")
 
 
@@ -239,12 +242,12 @@ def report(
         wanted=experiment, vary=vary, policies=policies, requests=requests, seed=seed, gpus=gpus,
         full=full, packaged=packaged,
     ), jobs, cluster, progress_json)
+    print_results(results)
     if parquet is not None:
         write_table(results, parquet)
     if as_json is not None:
         write_results(results, as_json)
     write_page([results], out)
-    print_results(results)
     print(f"written to {out}" + (f" and {parquet}" if parquet is not None else ""))
 
 
@@ -257,21 +260,32 @@ def _played(
 
     found, count = read(asked)
     with progress("runs", len(work_of(found, count)), progress_json) as told:
-        return play_experiment(
+        results = play_experiment(
             found, requests=count, jobs=jobs or os.cpu_count() or 1, cluster=cluster,
             command="isochrone " + shlex.join(sys.argv[1:]), commit=commit(),
             on_played=lambda _: told(1),
         )
+    print_left_out(each.scenario.workload for each in found.settings)
+    return results
 
 
 def _folders_exist(files: list[Path | None]) -> None:
     problems = [
-        f"{file}: " + ("is a folder" if file.is_dir() else f"the folder {file.parent} is not there")
-        for file in files
-        if file is not None and (file.is_dir() or not file.parent.is_dir())
+        f"{file}: {problem}" for file in files if file is not None and (problem := _hindered(file))
     ]
     if problems:
         raise InvalidInput(problems)
+
+
+def _hindered(file: Path) -> str | None:
+    """Why this cannot be written, as far as is known before hours of play."""
+    if file.is_dir():
+        return "is a folder"
+    if not file.parent.is_dir():
+        return f"the folder {file.parent} does not exist"
+    if not os.access(file.parent, os.W_OK) and not (file.exists() and not file.is_file()):
+        return f"the folder {file.parent} cannot be written to"
+    return None
 
 
 def _chosen(
@@ -283,10 +297,8 @@ def _chosen(
 
     problems: list[str] = []
     found: tuple[float, ...] = ()
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        problems.append(f"--json {out}: " + (
-            "is a folder" if out.is_dir() else f"the folder {out.parent} does not exist"
-        ))
+    if out is not None and (problem := _hindered(out)):
+        problems.append(f"--json {out}: {problem}")
     try:
         found = chosen_loads(loads) if loads is not None else ()
     except InvalidInput as error:

@@ -1,6 +1,6 @@
 """Shows what simulations do and did: a progress bar, tables of rows, findings in words."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from isochrone.twin.experiments.experiment import Results
     from isochrone.twin.fast.rows import Row
     from isochrone.twin.fast.summary import Summary
-    from isochrone.twin.scenario import FleetOrder
+    from isochrone.twin.scenario import FleetOrder, Workload
     from isochrone.wiring.twin_comparison import Played
 
 BYTES_PER_MB = 1_000_000.0
@@ -139,6 +139,16 @@ def print_summary(summary: "Summary") -> None:
         f"{summary.gpus} GPUs, busy {_percent(summary.busy_share)} of {summary.simulated_s:.1f} s; "
         f"trace {summary.trace}"
     )
+
+
+def print_left_out(workloads: "Iterable[Workload]") -> None:
+    """Rows of their traces that are no requests, where there are any."""
+    from isochrone.wiring.twin_traffic import traffic_of
+
+    for workload in {each.files: each for each in workloads if each.kind == "recorded"}.values():
+        rows = traffic_of(workload).left_out
+        if rows:
+            print(f"Left out, as they are no requests: {len(rows)} rows of the trace, as {rows[0]}")
 
 
 def print_engine(order: "FleetOrder") -> None:

@@ -90,8 +90,12 @@ def parse_trace(data: bytes, source: str) -> Trace:
     first = text.lstrip().partition("\n")[0]
     if first.startswith("{") and "hash_ids" in first:
         return _made(source, "mooncake", _mooncake(text), MOONCAKE_BLOCK_TOKENS)
-    if {"t_s", "context_tokens", "generated_tokens"} <= set(first.strip().split(",")):
-        return _made(source, "azure", _azure(text), 0)
+    try:
+        columns = next(csv.reader([first.strip()]), [])
+        if {"t_s", "context_tokens", "generated_tokens"} <= set(columns):
+            return _made(source, "azure", _azure(text), 0)
+    except csv.Error as error:  # as a quotation mark that is never closed
+        raise InvalidInput([f"{source}: is no table with commas between ({error})"]) from error
     raise InvalidInput(
         [
             f"{source}: no known trace; expected CSV with the columns t_s, context_tokens and "
@@ -167,7 +171,7 @@ def _mooncake(text: str) -> list[TraceRow | str]:
 def _checked(row: TraceRow) -> TraceRow | str:
     if not math.isfinite(row.at_s):
         return f"row {row.number}: arrival {row.at_s} is no time"
-    for name, tokens in (("prompt", row.input_tokens), ("answer", row.output_tokens)):
+    for name, tokens in (("a prompt", row.input_tokens), ("an answer", row.output_tokens)):
         if not 1 <= tokens <= LARGEST_TOKENS:
-            return f"row {row.number}: a {name} of {tokens} tokens; expected at least 1"
+            return f"row {row.number}: {name} of {tokens} tokens; expected 1 to {LARGEST_TOKENS}"
     return row

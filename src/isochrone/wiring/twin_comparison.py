@@ -23,7 +23,7 @@ from isochrone.twin.fast.rows import Row, row_of
 from isochrone.twin.fast.simulation import run
 from isochrone.twin.fast.summary import Summary
 from isochrone.twin.scenario import Scenario
-from isochrone.wiring.twin_outages import outages_of
+from isochrone.wiring.twin_outages import never_lost, outages_of
 from isochrone.wiring.twin_scenario import LONGEST_S
 from isochrone.wiring.twin_sizing import least_replicas
 from isochrone.wiring.twin_world import TwinWorld, twin_world
@@ -95,7 +95,9 @@ def games(
         replace(scenario, workload=replace(workload, load=load, rate_rps=None)) for load in loads
     ] or [scenario]
     try:
-        ground_of(played[0], requests)
+        problems += never_lost(
+            scenario.outages, ground_of(played[0], requests).world.fleet
+        )
     except InvalidInput as error:
         problems += error.problems
     if problems:

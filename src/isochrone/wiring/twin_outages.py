@@ -25,6 +25,15 @@ def outages_of(
     return tuple(found)
 
 
+def never_lost(plans: Sequence[OutagePlan], fleet: Fleet) -> list[str]:
+    """What is wrong with those that name a site which the fleet has not."""
+    return [
+        f"outage {number}: rank is {plan.rank}, and engines are at {len(fleet.sites)} sites"
+        for number, plan in enumerate(plans, start=1)
+        if plan.what == "site" and plan.rank > len(fleet.sites)
+    ]
+
+
 def _lost(plan: OutagePlan, fleet: Fleet) -> list[int]:
     if plan.what == "country":
         return [

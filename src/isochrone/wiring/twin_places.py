@@ -2,7 +2,7 @@
 
 import csv
 import io
-from math import inf, isfinite
+from math import inf
 
 from isochrone.adapters.packaged import DATA, load_region_positions, load_spread
 from isochrone.core.errors import InvalidInput
@@ -13,6 +13,8 @@ from isochrone.wiring.twin_files import bytes_of, path_of, text_of
 RTT_COLUMNS = ("rtt_p95_ms", "rtt_avg_ms", "rtt_p50_ms", "rtt_ms")
 DISTANCE_COLUMNS = ("km_mean", "p10", "p50", "p90", "p99")
 MOST_TOLD = 20
+MOST_MS = 10_000.0      # of a round trip
+FARTHEST_KM = 20_100.0  # two places on Earth
 
 
 def sites_of(file: str | None) -> tuple[PlacedSite, ...]:
@@ -82,10 +84,11 @@ def ways_of(file: str | None) -> tuple[Measured, Spread]:
     positions = load_region_positions()
     pairs = parse_round_trips(text, str(path))
     unknown = sorted({name for pair in pairs for name in pair if name not in positions})
-    if len(unknown) == len({name for pair in pairs for name in pair}):
-        raise InvalidInput(
-            [f"{path}: none of its regions has a known position, as {', '.join(unknown[:3])}"]
-        )
+    if not any(one in positions and other in positions for one, other in pairs):
+        raise InvalidInput([
+            f"{path}: has no round trip between two regions of known position"
+            + (f"; unknown are {', '.join(unknown[:3])}" if unknown else "")
+        ])
     usual = load_spread()
     return measured_of(pairs, positions), spread_of(
         [each[0] for each in usual], [each[1] for each in usual]
@@ -109,10 +112,10 @@ def parse_round_trips(text: str, source: str) -> dict[tuple[str, str], float]:
             rtt_ms = float(row[column])
         except (TypeError, ValueError):
             rtt_ms = -1.0
-        if not 0.0 <= rtt_ms < 10_000.0:
+        if not 0.0 <= rtt_ms < MOST_MS:
             problems.append(
                 f"{source}, line {reader.line_num}: {column} is {row[column]!r}; expected "
-                "milliseconds from 0 to 10000"
+                f"milliseconds from 0 to {MOST_MS:g}"
             )
             continue
         found[row["src"], row["dst"]] = rtt_ms
@@ -131,8 +134,13 @@ def _by_distance(text: str, source: str) -> Spread:
         except ValueError as error:
             problems.append(f"{source}, line {reader.line_num}: {error}")
             continue
-        if not all(isfinite(each) and each >= 0.0 for each in values):
-            problems.append(f"{source}, line {reader.line_num}: expected numbers from 0 on")
+        if not all(0.0 <= each < MOST_MS for each in values[1:]) or not (
+            0.0 <= values[0] <= FARTHEST_KM
+        ):
+            problems.append(
+                f"{source}, line {reader.line_num}: expected km from 0 to {FARTHEST_KM:g} and "
+                f"milliseconds from 0 to {MOST_MS:g}"
+            )
             continue
         rows.append(values)
     rows.sort()

@@ -1,7 +1,6 @@
 """Writes what came out of experiments: Parquet, JSON, one page of HTML, sections of a document."""
 
 import json
-import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from isochrone.adapters.disk.whole_file import whole_file
 from isochrone.adapters.packaged import DATA
 from isochrone.adapters.parquet.tables import write_parquet
 from isochrone.core.errors import InvalidInput
@@ -63,14 +63,11 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """All of it or the file as it was. Raises InvalidInput."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        with whole_file(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InvalidInput([f"{path}: cannot be written: {error.strerror}"]) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def commit() -> str:

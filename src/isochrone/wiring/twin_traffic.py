@@ -18,6 +18,7 @@ from isochrone.twin.workloads.coding_sessions import (
     parse_sessions,
 )
 from isochrone.twin.workloads.fitted import (
+    PROMPT_PARTS,
     Fitted,
     Lengths,
     Window,
@@ -27,6 +28,7 @@ from isochrone.twin.workloads.fitted import (
     parse_length_percentiles,
     parse_rate_curve,
     pooled_lengths,
+    together,
 )
 from isochrone.twin.workloads.placing import Source
 from isochrone.twin.workloads.recorded import Recorded, RecordedRow, recorded_asks
@@ -44,6 +46,7 @@ SAMPLES = {
 }
 SAMPLE_TRACE = "mooncake-conv-sample"
 PARQUET = b"PAR1"
+LONGEST_S = 366 * 86_400.0  # of a recording: a longer one has a wrong time, or another unit
 
 # What prefixes it has: none, those of conversations, or long ones of sessions.
 Nature = Literal["calls", "conversations", "coding"]
@@ -51,12 +54,14 @@ Nature = Literal["calls", "conversations", "coding"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """A source of requests at any rate, and the mean tokens of one."""
+    """A source of requests at any rate, and the mean tokens of one. `left_out` says of each row
+    that is no request why."""
 
     source: Source
     prompt_tokens: float
     output_tokens: float
     nature: Nature = "calls"
+    left_out: tuple[str, ...] = ()
 
 
 def traffic_of(workload: Workload) -> Traffic:
@@ -126,16 +131,25 @@ def _fitted(kind: str, files: Sequence[Path], part: tuple[float, float]) -> Traf
     else:
         parse = parse_token_week if "tokens_per_s_plotted" in rates[:400] else parse_rate_curve
         windows, period_s = parse(rates, source)
-        clients = (windows,)
+        clients = (windows,) if windows else ()
         names = "context_tokens", "generated_tokens"
     tokens = _lengths(files[1])
     prompt, output = (
         tokens.get(name) or tokens.get(other) for name, other in
         zip(names, ("input_tokens", "output_tokens"), strict=True)
     )
+    if prompt is None and PROMPT_PARTS[0] in tokens:
+        prompt = together([tokens[each] for each in PROMPT_PARTS if each in tokens])
     if prompt is None or output is None:
         raise InvalidInput([f"{files[1]}: has no lengths of prompts and of answers"])
-    clients, period_s = _part(clients, period_s, part)
+    if prompt.mean + output.mean > CONTEXT_TOKENS:
+        raise InvalidInput([
+            f"{files[1]}: has requests of {prompt.mean + output.mean:.3g} tokens in the mean; "
+            f"expected at most {CONTEXT_TOKENS}"
+        ])
+    first_s = min((windows[0].start_s for windows in clients), default=0.0)
+    _need_span(first_s, period_s, source)
+    clients, period_s = _part(clients, first_s, period_s, part)
     if not clients:
         raise InvalidInput([f"{source}: has no rate in the part from {part[0]:g} to {part[1]:g}"])
     fit = Fitted(clients=clients, period_s=period_s, prompt=prompt, output=output)
@@ -146,10 +160,12 @@ def _fitted(kind: str, files: Sequence[Path], part: tuple[float, float]) -> Traf
 
 
 def _part(
-    clients: tuple[tuple[Window, ...], ...], period_s: float, part: tuple[float, float]
+    clients: tuple[tuple[Window, ...], ...], first_s: float, last_s: float,
+    part: tuple[float, float],
 ) -> tuple[tuple[tuple[Window, ...], ...], float]:
-    """The windows that lie in it, with the clock set to its begin."""
-    begin_s, end_s = part[0] * period_s, part[1] * period_s
+    """The windows that lie in it, with the clock set to its begin. A file that is a later part of a
+    recording may well keep the clock of the whole, so what counts is from its first window."""
+    begin_s, end_s = (first_s + each * (last_s - first_s) for each in part)
     kept = tuple(
         tuple(
             replace(each, start_s=each.start_s - begin_s, end_s=each.end_s - begin_s)
@@ -158,6 +174,14 @@ def _part(
         for windows in clients
     )
     return tuple(each for each in kept if each), end_s - begin_s
+
+
+def _need_span(first_s: float, last_s: float, source: str) -> None:
+    if last_s - first_s > LONGEST_S:
+        raise InvalidInput([
+            f"{source}: its times are from {first_s:g} to {last_s:g} s; expected at most "
+            f"{LONGEST_S / 86_400:g} days of them"
+        ])
 
 
 def _lengths(path: Path) -> Mapping[str, Lengths]:
@@ -173,6 +197,7 @@ def _lengths(path: Path) -> Mapping[str, Lengths]:
 def _recorded(path: Path, part: tuple[float, float]) -> Traffic:
     trace = parse_trace(bytes_of(path), str(path))
     last_s = trace.rows[-1].at_s
+    _need_span(0.0, last_s, str(path))
     rows = [
         row for row in trace.rows if part[0] * last_s <= row.at_s <= part[1] * last_s
         and row.input_tokens + row.output_tokens <= CONTEXT_TOKENS
@@ -188,7 +213,7 @@ def _recorded(path: Path, part: tuple[float, float]) -> Traffic:
     ))
     return Traffic(
         source=lambda rate, seed: recorded_asks(recorded, rate, seed),
-        nature="conversations" if trace.block_tokens else "calls",
+        nature="conversations" if trace.block_tokens else "calls", left_out=trace.bad,
         prompt_tokens=sum(row.input_tokens for row in rows) / len(rows),
         output_tokens=recorded.mean_output_tokens,
     )

@@ -1,5 +1,6 @@
 """Reads the files of a scenario and makes what the twin simulates: the fleet and its arrivals."""
 
+import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,11 +41,12 @@ class TwinWorld:
 def twin_world(scenario: Scenario) -> TwinWorld:
     """Raises InvalidInput with the problems of every file that cannot be used."""
     problems: list[str] = []
-    sites = _read(lambda: sites_of(scenario.sites), problems)
-    ways = _read(lambda: ways_of(scenario.rtt), problems)
-    traffic = _read(lambda: traffic_of(scenario.workload), problems)
+    files = ", ".join(scenario.workload.files)
+    sites = _read(lambda: sites_of(scenario.sites), scenario.sites, problems)
+    ways = _read(lambda: ways_of(scenario.rtt), scenario.rtt, problems)
+    traffic = _read(lambda: traffic_of(scenario.workload), files, problems)
     entries = _read(
-        lambda: entries_of(scenario.entries) if scenario.entries else {}, problems
+        lambda: entries_of(scenario.entries) if scenario.entries else {}, scenario.entries, problems
     )
     if sites is None or ways is None or traffic is None or entries is None:
         raise InvalidInput(problems)
@@ -130,13 +132,15 @@ def _sold(
     ))
 
 
-def _read(read: Callable[[], T], problems: list[str]) -> T | None:
+def _read(read: Callable[[], T], file: str | None, problems: list[str]) -> T | None:
     """None where it cannot be, and why added to `problems`."""
     try:
         return read()
     except InvalidInput as error:
         problems += error.problems
-        return None
+    except csv.Error as error:  # as a quotation mark that is never closed
+        problems.append(f"{file}: is no table with commas between ({error})")
+    return None
 
 
 def engine_of(order: FleetOrder) -> EngineRates:

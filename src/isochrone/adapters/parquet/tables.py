@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from isochrone.adapters.disk.whole_file import whole_file
 from isochrone.core.errors import InvalidInput
 
 Cell = str | int | float | bool | None
@@ -32,9 +33,11 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Cell]]) -> None:
     if not rows:
         raise ValueError("a table needs a row")
     kinds = {name: _kind([row[name] for row in rows]) for name in rows[0]}
-    part = path.with_name(f".{path.name}.part")
     try:
-        with tempfile.TemporaryDirectory() as folder, duckdb.connect() as database:
+        with (
+            tempfile.TemporaryDirectory() as folder, whole_file(path) as part,
+            duckdb.connect() as database,
+        ):
             lines = Path(folder) / "rows.json"
             lines.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             columns = ", ".join(f"{_quoted(name)}: '{kind}'" for name, kind in kinds.items())
@@ -43,11 +46,8 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Cell]]) -> None:
                 f"'newline_delimited', columns = {{{columns}}})) TO {_quoted(str(part))} "
                 "(FORMAT parquet, COMPRESSION zstd)"
             )
-        part.replace(path)
     except (OSError, duckdb.IOException) as error:
         raise InvalidInput([f"{path}: cannot be written ({error})"]) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _kind(values: Sequence[Cell]) -> str:

@@ -21,6 +21,8 @@ from isochrone.twin.workloads.asks import Ask, mixed
 
 LONGEST_PAUSE_S = 1800.0
 MOST_TOLD = 20
+MOST_S = 1e9
+MOST_BLOCKS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,16 @@ def parse_sessions(text: str, source: str) -> tuple[CodingSession, ...]:
             problems.append(
                 f"{source}, line {number}: block_size is {session.block_size}; expected a divisor "
                 f"of {BLOCK_TOKENS}"
+            )
+            continue
+        if any(
+            abs(each.t) > MOST_S or not 0 <= each.keep <= MOST_BLOCKS
+            or not all(0 <= count <= MOST_BLOCKS for _, count in each.new)
+            for each in session.requests
+        ):
+            problems.append(
+                f"{source}, line {number}: expected t in s, and counts of blocks from 0 to "
+                f"{MOST_BLOCKS}"
             )
             continue
         turns = _turns(session.requests)

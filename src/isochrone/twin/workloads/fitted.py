@@ -11,7 +11,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from math import exp, gamma, log
+from itertools import pairwise
+from math import exp, gamma, inf, isfinite, log
 from typing import Literal
 
 from isochrone.core.errors import InvalidInput
@@ -21,7 +22,13 @@ from isochrone.twin.workloads.asks import Ask, mixed
 
 Family = Literal["Gamma", "Weibull"]
 MOST_TOLD = 20
+MOST_S = 1e10          # of a clock: years since 1970 are below
+MOST_RPS = 1e9
+LEAST_SPREAD = 0.01
 _PERCENTILES = ("p01", "p05", "p10", "p25", "p50", "p75", "p90", "p95", "p99")
+# Of a prompt that is told in parts, as ServeGen's multimodal clients have it.
+PROMPT_PARTS = ("text_tokens", "image_tokens", "audio_tokens", "video_tokens")
+_FIELDS = ("input_tokens", *PROMPT_PARTS, "output_tokens")
 _PERCENTILE_WEIGHTS = (0.03, 0.045, 0.1, 0.2, 0.25, 0.2, 0.1, 0.045, 0.03)  # what lies nearest
 
 
@@ -138,19 +145,26 @@ def parse_client_rates(
         except ValueError as error:
             problems.append(f"{source}, line {line}: {error}")
             continue
-        if row["dist"] not in ("Gamma", "Weibull") or rate <= 0 or spread <= 0:
+        if row["dist"] not in ("Gamma", "Weibull") or not (
+            abs(start_s) <= MOST_S and 0.0 < rate <= MOST_RPS
+            and LEAST_SPREAD <= spread <= 1.0 / LEAST_SPREAD
+        ):
             problems.append(
-                f"{source}, line {line}: expected dist Gamma or Weibull, and rate_rps, cv and p1 "
-                f"above 0"
+                f"{source}, line {line}: expected a time in s, dist Gamma or Weibull, rate_rps "
+                f"above 0, and cv (Gamma) or p1 (Weibull) from {LEAST_SPREAD:g} on"
             )
             continue
         clients.setdefault(row["client"], []).append(Window(
             start_s=start_s, end_s=start_s + window_s, rate_rps=rate, family=family, spread=spread,
         ))
+    for client, windows in clients.items():
+        windows.sort(key=lambda window: window.start_s)
+        problems += [
+            f"{source}: client {client} has two windows at {after.start_s:g} s"
+            for before, after in pairwise(windows) if after.start_s < before.end_s
+        ]
     _raise_if(problems, clients, source)
-    ordered = tuple(
-        tuple(sorted(each, key=lambda window: window.start_s)) for each in clients.values()
-    )
+    ordered = tuple(map(tuple, clients.values()))
     return ordered, max(each[-1].end_s for each in ordered)
 
 
@@ -165,10 +179,15 @@ def parse_length_histogram(text: str, source: str) -> Mapping[str, Lengths]:
         except ValueError as error:
             problems.append(f"{source}, line {line}: {error}")
             continue
+        if not (0.0 <= low < inf and 0.0 <= count < inf):
+            problems.append(f"{source}, line {line}: expected bin_lo and requests from 0 on")
+            continue
         of_field = bins.setdefault(row["field"], {})
         of_field[max(low, 1.0)] = of_field.get(max(low, 1.0), 0.0) + count
     _raise_if(problems, bins, source)
-    return {field: _lengths_of_bins(each) for field, each in bins.items()}
+    return {
+        field: _lengths_of_bins(each) for field, each in bins.items() if sum(each.values()) > 0.0
+    }
 
 
 def pooled_lengths(
@@ -179,10 +198,13 @@ def pooled_lengths(
     parts: dict[str, list[tuple[float, float]]] = {}  # tokens, weight
     for row in rows:
         weight = row.get("requests")
-        for field in ("input_tokens", "output_tokens"):
+        for field in _FIELDS:
             values = [row.get(f"{field}_{each}") for each in _PERCENTILES]
-            if isinstance(weight, int | float) and None not in values:
-                numbers = [float(each or 0.0) for each in values]
+            numbers = [float(each) for each in values if isinstance(each, int | float)]
+            if (
+                isinstance(weight, int | float) and 0.0 < weight < inf
+                and len(numbers) == len(values) and all(map(isfinite, numbers))
+            ):
                 parts.setdefault(field, []).extend(
                     (max(number, 1.0), weight * share)
                     for number, share in zip(numbers, _PERCENTILE_WEIGHTS, strict=True)
@@ -206,11 +228,16 @@ def parse_length_percentiles(text: str, source: str) -> Mapping[str, Lengths]:
     problems: list[str] = []
     for line, row in _rows(text, source, ("field", "percentile", "tokens")):
         try:
-            point = (float(row["percentile"]) / 100.0, max(float(row["tokens"]), 1.0))
+            share, tokens = float(row["percentile"]) / 100.0, float(row["tokens"])
         except ValueError as error:
             problems.append(f"{source}, line {line}: {error}")
             continue
-        points.setdefault(row["field"], []).append(point)
+        if not (0.0 <= share <= 1.0 and 0.0 <= tokens < inf):
+            problems.append(
+                f"{source}, line {line}: expected a percentile from 0 to 100, and tokens from 0 on"
+            )
+            continue
+        points.setdefault(row["field"], []).append((share, max(tokens, 1.0)))
     _raise_if(problems, points, source)
     found = {}
     for field, each in points.items():
@@ -229,9 +256,14 @@ def parse_rate_curve(text: str, source: str) -> tuple[tuple[Window, ...], float]
     problems: list[str] = []
     for line, row in _rows(text, source, ("t_s", "inv_per_min")):
         try:
-            points.append((float(row["t_s"]), float(row["inv_per_min"]) / 60.0))
+            at_s, rate = float(row["t_s"]), float(row["inv_per_min"]) / 60.0
         except ValueError as error:
             problems.append(f"{source}, line {line}: {error}")
+            continue
+        if not (abs(at_s) <= MOST_S and 0.0 <= rate <= MOST_RPS):
+            problems.append(f"{source}, line {line}: expected a time, and a rate from 0 on")
+            continue
+        points.append((at_s, rate))
     _raise_if(problems, points, source)
     points.sort()
     step_s = (points[-1][0] - points[0][0]) / max(len(points) - 1, 1) or 60.0
@@ -241,6 +273,17 @@ def parse_rate_curve(text: str, source: str) -> tuple[tuple[Window, ...], float]
         for (at_s, rate), end_s in zip(points, ends, strict=True) if rate > 0 and end_s > at_s
     )
     return windows, ends[-1]
+
+
+def together(parts: Sequence[Lengths]) -> Lengths:
+    """The sum of parts, each at the same quantile, which nobody measured; the mean is that of the
+    sum. Parts of which nobody has any are left out."""
+    there = [each for each in parts if each.tokens[-1] > 2.0] or list(parts)
+    shares = sorted({share for each in there for share in each.shares})
+    return Lengths(
+        shares=tuple(shares),
+        tokens=tuple(float(sum(each.at(share) for each in there)) for share in shares),
+    )
 
 
 def _lengths_of_bins(bins: Mapping[float, float]) -> Lengths:

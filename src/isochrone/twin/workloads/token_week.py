@@ -8,10 +8,11 @@ import csv
 import io
 
 from isochrone.core.errors import InvalidInput
-from isochrone.twin.workloads.fitted import Window
+from isochrone.twin.workloads.fitted import MOST_S, Window
 
 NEEDED = ("model_family", "env", "t_s", "tokens_per_s_plotted")
 MOST_TOLD = 20
+MOST_TOKENS_S = 1e12
 
 
 def parse_token_week(text: str, source: str) -> tuple[tuple[Window, ...], float]:
@@ -30,7 +31,11 @@ def parse_token_week(text: str, source: str) -> tuple[tuple[Window, ...], float]
         except ValueError as error:
             problems.append(f"{source}, line {reader.line_num}: {error}")
             continue
-        if row["env"] == "prod":
+        if not (abs(point[0]) <= MOST_S and 0.0 <= point[1] < MOST_TOKENS_S):
+            problems.append(
+                f"{source}, line {reader.line_num}: expected a time, and a load from 0 on"
+            )
+        elif row["env"] == "prod":
             points.setdefault(row["model_family"] or "", []).append(point)
     if problems:
         raise InvalidInput(problems[:MOST_TOLD])

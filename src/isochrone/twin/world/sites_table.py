@@ -8,11 +8,11 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 
 from isochrone.core.errors import InvalidInput
 
 MOST_TOLD = 20
+MOST_PEOPLE = 1e9  # of a city
 NEEDED = ("site_id", "country_iso2", "lat", "lon")
 # As other tables call them: Cloudflare's edge cities.
 ALSO = {"colo": "site_id", "cca2": "country_iso2", "city": "metro"}
@@ -88,7 +88,7 @@ def _site(record: Mapping[str, str | None]) -> PlacedSite | str:
         return f"{error}; lat, lon and metro_city_pop are numbers"
     if not (-90.0 <= latitude <= 90.0 and -180.0 <= longitude <= 180.0):
         return f"lat {latitude:g}, lon {longitude:g} is no place; expected degrees, WGS 84"
-    if not isfinite(people) or people < 0:
+    if not 0.0 <= people <= MOST_PEOPLE:
         return f"metro_city_pop is {people:g}; expected a count of people"
     return PlacedSite(
         name=name, country=country, operator=record.get("operator") or None,

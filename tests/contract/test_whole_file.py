@@ -1,0 +1,61 @@
+"""Files that people name for results: whole or not at all, and never in the place of a device."""
+
+import os
+import stat
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from isochrone.adapters.disk.whole_file import whole_file
+from isochrone.adapters.parquet.tables import read_parquet, write_parquet
+from isochrone.wiring.twin_report import write_text
+
+
+def half(path: Path) -> None:
+    with whole_file(path) as part:
+        part.write_text("half")
+        raise FileNotFoundError("as when something goes wrong while it is written")
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    write_text(path, "before")
+    with pytest.raises(FileNotFoundError):
+        half(path)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+    write_text(path, "after")
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    end, link = tmp_path / "there" / "out", tmp_path / "out"
+    link.symlink_to(end)
+    for text in ("new", "again"):
+        write_text(link, text)
+        assert link.is_symlink()
+        assert end.read_text() == text
+    write_parquet(link, [{"a": 1}])
+    assert link.is_symlink()
+    assert read_parquet(end) == [{"a": 1}]
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    got: list[bytes] = []
+    reader = Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    # Opened here too, so that a write that goes elsewhere leaves nobody waiting.
+    held = os.open(pipe, os.O_RDWR)
+    try:
+        write_text(pipe, "rows\n")
+    finally:
+        os.close(held)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    reader.join(timeout=5.0)
+    assert got == [b"rows\n"]
+    assert list(tmp_path.iterdir()) == [pipe]
