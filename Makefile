@@ -37,7 +37,7 @@ types: $(VENV)/installed-dev  ## mypy --strict
 
 check: test  ## the same as test
 
-evidence: compile  ## measure the local cloud and the gateway (most of an hour), see benchmarks/
+evidence: compile  ## measure everything, and play the experiments in full (hours), see benchmarks/
 	$(BIN)/python benchmarks/local_cloud/run.py
 	$(BIN)/python -m benchmarks.choose.run
 	$(BIN)/python -m benchmarks.streams.run

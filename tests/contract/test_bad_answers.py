@@ -27,6 +27,7 @@ EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
 CHUNK = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
 WHOLE = b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}'
 LENGTH = b"content-length: %d\r\n" % len(WHOLE)
+FULL = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: %b\r\ncontent-length: 0\r\n\r\n"
 
 NONSENSE = {
     "nothing": b"",
@@ -131,6 +132,23 @@ def test_nonsense_is_a_typed_error(on_each_loop: RunOnLoop, stream: bool) -> Non
                 assert (event.outcome, event.tokens.total) == ("refused", 0), name
                 assert (await ask(site, get("/health"))).status == 200
             assert not site.running.context.exchanges
+
+    on_each_loop(main)
+
+
+def test_engines_that_take_no_more_say_when_to_come_back(on_each_loop: RunOnLoop) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        async with raw_engine() as (engine, url):
+            site = await a_site(cloud, url)
+            for said, told in ((b"7", "7"), (b"0", "1"), (b"soon", "1"), (b"9" * 40, "1")):
+                engine.answer = FULL % said
+                got = await ask(site, post(chat_body()))
+                assert (got.status, got.headers["x-isochrone-reason"]) == (429, "queue_full")
+                assert got.headers["retry-after"] == told
+                event = (await cloud.events(got.request_id))[0]
+                assert (event.outcome, event.tokens.total) == ("refused", 0)
+            engine.answer = OK + LENGTH + b"\r\n" + WHOLE  # and it was not taken for broken
+            assert (await ask(site, post(chat_body()))).status == 200
 
     on_each_loop(main)
 

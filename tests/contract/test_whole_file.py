@@ -9,6 +9,7 @@ import pytest
 
 from isochrone.adapters.disk.whole_file import whole_file
 from isochrone.adapters.parquet.tables import read_parquet, write_parquet
+from isochrone.wiring.private_file import write_private
 from isochrone.wiring.twin_report import write_text
 
 
@@ -59,3 +60,26 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
     reader.join(timeout=5.0)
     assert got == [b"rows\n"]
     assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux has /proc")
+def test_the_pipe_behind_standard_output_is_written_to() -> None:
+    reading, writing = os.pipe()
+    try:
+        write_text(Path(f"/proc/self/fd/{writing}"), "rows\n")
+        assert os.read(reading, 100) == b"rows\n"
+        write_private(Path(f"/proc/self/fd/{writing}"), b"key\n")
+        assert os.read(reading, 100) == b"key\n"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_what_is_private_goes_through_a_link_and_is_its_owners_only(tmp_path: Path) -> None:
+    end, link = tmp_path / "end", tmp_path / "link"
+    end.write_text("before")
+    link.symlink_to(end)
+    write_private(link, b"key")
+    assert link.is_symlink()
+    assert end.read_bytes() == b"key"
+    assert stat.S_IMODE(end.stat().st_mode) == 0o600

@@ -177,6 +177,14 @@ def saturated_elsewhere(
     )
 
 
+def engines_full(model: str, retry_after_s: int) -> Refusal:
+    """Every engine that was asked answered that it takes nothing more."""
+    return Refusal(
+        status=429, reason="queue_full", retry_after_s=retry_after_s,
+        message=f"The engines that serve '{model}' take no more requests now.",
+    )
+
+
 def no_replica(why: str) -> Refusal:
     """The destination of a hop has no replica for it."""
     return Refusal(status=503, reason="no_ready_replica", message=why, retry_after_s=1)

@@ -197,14 +197,18 @@ class Attempt:
                 self._exchange.context.targets.blame(
                     self.target.replica, f"it answers our key with status {status}"
                 )
+            self._hear_when_to_return(headers)
             self._give_up(f"the engine answered with status {status}", unreachable=False)
             return
         if status >= 400:
-            retry_after = headers.get(b"retry-after")
-            self.retry_after = None if retry_after is None else retry_after.decode("latin-1")
+            self._hear_when_to_return(headers)
         request = self._exchange.request
         if status == 200 and request.stream and self.has_events:
             self._begin_stream()
+
+    def _hear_when_to_return(self, headers: Mapping[bytes, bytes]) -> None:
+        retry_after = headers.get(b"retry-after")
+        self.retry_after = None if retry_after is None else retry_after.decode("latin-1")
 
     def _is_served_in(self, class_: Class) -> None:
         """The peer that was to pay for the request has said whether it did."""

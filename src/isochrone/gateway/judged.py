@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from isochrone.gateway import admission
 from isochrone.gateway.attempt import Attempt
 
 if TYPE_CHECKING:
@@ -61,3 +62,13 @@ def peer_ended(
         health.answered(site, model, organisation, now_ns)
     elif not ok and health.failed(site, model, why, organisation, now_ns, exchange.context.rng):
         log.warning("site_ejected", site=site, model=model, why=why)
+
+
+def engine_is_full(exchange: "Tries", attempt: Attempt) -> None:
+    """An engine answered that it takes nothing more now: what the client is told, with the engine's
+    own time to come back, unless somebody else serves the request."""
+    said = attempt.retry_after or ""
+    after_s = int(said) if said.isascii() and said.isdigit() and len(said) < 6 else 1
+    known = exchange.saturated
+    if known is None or (known.retry_after_s or after_s + 1) > after_s:
+        exchange.saturated = admission.engines_full(exchange.request.model, max(after_s, 1))

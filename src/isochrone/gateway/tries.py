@@ -385,6 +385,8 @@ class Tries(Waiter):
                 under_request=attempt.connected,
             )
         busy = attempt.status in (401, 403, 429)  # says nothing of its health
+        if attempt.status == 429:
+            judged.engine_is_full(self, attempt)
         self.release(attempt, None if unreachable or busy else False, now_ns, why)
         if not self._may_retry(now_ns):
             return
@@ -424,8 +426,7 @@ class Tries(Waiter):
         self._refused(Refused(site=site, rule="tried_before", detail=f"refused: {rule}"))
 
     def was_closing(self, attempt: Attempt) -> bool:
-        """Whether an idle connection that was lost had been closing when the request was sent on
-        it. One that a target has had for longer it has read, and perhaps died of."""
+        """Whether an idle connection had been closing when the request was sent on it."""
         spent_ns = self.context.clock.monotonic_ns() - attempt.last_ns
         return spent_ns <= CLOSING_NS + int(attempt.target.rtt_ms * 1e6)
 
@@ -439,9 +440,8 @@ class Tries(Waiter):
         return True
 
     def _may_retry(self, now_ns: int, saturated: Refusal | None = None) -> bool:
-        """Whether the budget has a retry for this request; without one it is refused, as
-        `saturated` says if that is what has just happened to it. Streams that have begun are tried
-        a few times anyway, since all that was done for them would be lost."""
+        """Whether the budget has a retry for this request; else it is refused, as `saturated` says
+        where that just happened. Streams that have begun are tried a few times anyway."""
         if self.continuation is not None or self.attempts >= MOST_TRIES:
             return True
         if self.context.retries.try_spend(now_ns):

@@ -16,14 +16,14 @@ from pathlib import Path
 def whole_file(path: Path) -> Iterator[Path]:
     """A path to write to. What is there at the end becomes the file; after an exception, nothing
     does. Raises OSError."""
-    end = Path(os.path.realpath(path))
-    if end.exists() and not end.is_file():
+    if path.exists() and not path.is_file():  # by its own name: that of a process's pipe is no path
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder) / "part"
             yield part
-            with part.open("rb") as made, end.open("wb") as opened:
+            with part.open("rb") as made, path.open("wb") as opened:
                 shutil.copyfileobj(made, opened)
         return
+    end = Path(os.path.realpath(path))
     part = end.with_name(f".{end.name}.{os.getpid()}.part")
     try:
         yield part
