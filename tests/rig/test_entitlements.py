@@ -19,6 +19,8 @@ SOLD_TOK_S = 150
 BURST_S = 5
 SILENT_S = 25.0  # a voter that was just started says nothing for 15 s
 THREADS = 2  # a site
+SETTLED_S = 10  # demand is an average over 5 s, and borrowing follows it in looks of a second
+BACK_S = 7      # a home that needs its slice has it back within a loan (5 s) and two looks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,21 +100,23 @@ def test_what_was_sold_travels_without_control(cloud: Cloud) -> None:
     os.kill(control, signal.SIGSTOP)
     try:
         began_s = time.monotonic()
-        uses = work(cloud, ["sydney"], key, tok_s=2 * SOLD_TOK_S, for_s=9.5)
+        uses = work(cloud, ["sydney"], key, tok_s=2 * SOLD_TOK_S, for_s=SETTLED_S + 5)
         turned_s = time.monotonic()
-        uses += work(cloud, ["sydney", "frankfurt"], key, tok_s=SOLD_TOK_S, for_s=5)
+        uses += work(cloud, ["sydney", "frankfurt"], key, tok_s=SOLD_TOK_S, for_s=BACK_S + 3)
         ended_s = time.monotonic()
     finally:
         os.kill(control, signal.SIGCONT)
     most = SOLD_TOK_S * (ended_s - began_s + BURST_S) + max(used.tokens for used in uses)
     assert sum(used.tokens for used in uses if used.class_ == "reserved") <= most
     # A machine that is busy may ask for less than was sold.
-    asked = tok_s_of(uses, began_s + 6, turned_s)
-    alone = tok_s_of(uses, began_s + 6, turned_s, class_="reserved")
+    asked = tok_s_of(uses, began_s + SETTLED_S, turned_s)
+    alone = tok_s_of(uses, began_s + SETTLED_S, turned_s, class_="reserved")
     assert alone > 1.2 * slices["sydney"], "it has borrowed from others"
-    assert alone > 0.75 * min(SOLD_TOK_S, asked), "all that was sold can be had at one site"
+    assert alone > 0.85 * min(SOLD_TOK_S, asked), "all that was sold can be had at one site"
     for site in ("sydney", "frankfurt"):
-        assert tok_s_of(uses, turned_s, ended_s, class_="reserved", site=site) > 0, "at two, too"
+        asked = tok_s_of(uses, turned_s + BACK_S, ended_s, site=site)
+        own = tok_s_of(uses, turned_s + BACK_S, ended_s, class_="reserved", site=site)
+        assert own > 0.5 * min(slices[site], asked), "each has its slice back"
     wait_until(
         lambda: {"reserved", "on_demand"} <= {
             row["name"] for row in cloud.api.items("usage", {"by": "class"})
