@@ -1,7 +1,6 @@
 """How a site shares its slots, as a file says it; and whether the slots are stated at all."""
 
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,9 @@ from isochrone.core.world.site_policy import SitePolicy
 from isochrone.wire import subjects
 from isochrone.wiring.alone_entries import told_by
 from isochrone.wiring.alone_file import AloneFile, parse_alone
+from tests.fixtures.alone_files import SMALL
 
 PEER = "ab" * 32
-SMALL = f"""
-[[model]]
-name = "tiny"
-[[site]]
-name = "here"
-[[site.upstream]]
-url = "http://127.0.0.1:8080/v1"
-[[key]]
-name = "laptop"
-secret_sha256 = "{sha256(b"secret").hexdigest()}"
-"""
 ADMISSION = """
 [site.admission]
 reclaim_ms = 8000

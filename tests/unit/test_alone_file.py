@@ -19,23 +19,13 @@ from isochrone.ports.bus import Entry
 from isochrone.wire import fleet, subjects
 from isochrone.wiring.alone_entries import Teller, Told, told_by
 from isochrone.wiring.alone_file import AloneFile, is_alone, parse_alone
+from tests.fixtures.alone_files import SMALL
 
 FOLDER = Path("/etc/isochrone")
 HASH = sha256(b"secret").hexdigest()
 OTHER_HASH = sha256(b"other").hexdigest()
 PEER = "ab" * 32
 
-SMALL = f"""
-[[model]]
-name = "tiny"
-[[site]]
-name = "here"
-[[site.upstream]]
-url = "http://127.0.0.1:8080/v1"
-[[key]]
-name = "laptop"
-secret_sha256 = "{HASH}"
-"""
 
 FULL = f"""
 [gateway]

@@ -1,6 +1,5 @@
 """Values in the file of a gateway alone that would end the process, or that it could not use."""
 
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -8,18 +7,7 @@ import pytest
 from isochrone.core.errors import InvalidInput
 from isochrone.gateway.target import place_of
 from isochrone.wiring.alone_file import parse_alone
-
-SMALL = f"""
-[[model]]
-name = "tiny"
-[[site]]
-name = "here"
-[[site.upstream]]
-url = "http://127.0.0.1:8080/v1"
-[[key]]
-name = "laptop"
-secret_sha256 = "{sha256(b"secret").hexdigest()}"
-"""
+from tests.fixtures.alone_files import SMALL
 
 
 def problems(text: str) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """Following the file of a gateway that runs alone: one bad reload is not the last."""
 
 import asyncio
-from hashlib import sha256
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -11,23 +10,12 @@ from isochrone.adapters.clock import SystemClock
 from isochrone.wiring.alone_entries import Teller, Told, told_by
 from isochrone.wiring.alone_file import AloneFile, load_alone
 from isochrone.wiring.alone_reload import Reloader
-
-TEXT = f"""
-[[model]]
-name = "tiny"
-[[site]]
-name = "here"
-[[site.upstream]]
-url = "http://127.0.0.1:8080/v1"
-[[key]]
-name = "laptop"
-secret_sha256 = "{sha256(b"secret").hexdigest()}"
-"""
+from tests.fixtures.alone_files import SMALL
 
 
 def test_a_reload_that_fails_unexpectedly_is_not_the_last(tmp_path: Path) -> None:
     config = tmp_path / "gateway.toml"
-    config.write_text(TEXT)
+    config.write_text(SMALL)
     taken: list[AloneFile] = []
     failures = [OverflowError("nobody thought of this")]
 

@@ -55,8 +55,8 @@ class Reloader:
             self._taken = seen = _stamp(self._config)
             try:
                 await self.reload()
-            except Exception as error:  # supervisor: else revoked keys go on for ever
-                log.error("reload_failed", why=str(error), kind=type(error).__name__)
+            except Exception as error:  # supervisor: else keys revoked later go on for ever
+                log.error("reload_failed", exc_info=error)
 
     async def reload(self) -> None:
         """Take the file; one with problems changes nothing."""
