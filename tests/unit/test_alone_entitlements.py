@@ -6,7 +6,8 @@ from isochrone.core.ids import SiteName
 from isochrone.core.world.entitlement import Entitlement, Slice, Voters
 from isochrone.wire import subjects
 from isochrone.wiring.alone_entries import told_by
-from tests.unit.test_alone_file import PEER, SMALL, parse, problems
+from tests.fixtures.alone_files import SMALL
+from tests.unit.test_alone_file import PEER, parse, problems
 
 GOLD = SMALL.replace('name = "here"', 'name = "here"\ncountry = "DE"').replace(
     "[[key]]", '[[key]]\nclasses = ["reserved"]'
