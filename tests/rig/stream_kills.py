@@ -40,6 +40,7 @@ START_S = 60.0
 BOOKED_S = 90.0
 LEAST_TEXTS = 5  # a stream has received before the kill
 RUN_S, HALT_S = 0.01, 0.03  # of engines whose streams have to be in their middle together
+FAR_TEXTS, LONGEST_HALT_S = 10, 1.0  # as many texts as this more, and they stand as long again
 EASED = 10       # requests in a row that say that a site has all its work again
 SPARE = 8.0      # more prompts than streams: some answers end early, and most nearly tie somewhere
 STOP_EVERY, SILENT_EVERY, PLAIN_EVERY = 10, 7, 9
@@ -343,7 +344,9 @@ async def kill_in_the_middle(
         stream = client.add(sending, entries[i % len(entries)], key)
         sent.append(Sent(case=case, stream=stream, bound=is_bound))
     began_at = time.monotonic()
-    async with slowed(rig.serving.engines().values()):
+    async with slowed(
+        rig.serving.engines().values(), lambda: max(one.texts for one in client.streams)
+    ):
         await client.begin()
         await until(
             lambda: all(one.ended or one.texts >= LEAST_TEXTS for one in client.streams),
@@ -364,17 +367,21 @@ async def kill_in_the_middle(
 
 
 @asynccontextmanager
-async def slowed(engines: Iterable[int]) -> AsyncIterator[None]:
-    """Processes that run a quarter of the time: they leave the gateways and the client the cores,
-    and no stream has ended before the last one begins."""
+async def slowed(engines: Iterable[int], texts: Callable[[], int]) -> AsyncIterator[None]:
+    """Processes that run a quarter of the time, and less the more texts their longest stream has:
+    they leave the gateways and the client the cores, and no stream has ended before the last one
+    begins, however busy the machine is."""
     pids = list(engines)
+
+    def halt_s() -> float:
+        return min(HALT_S * (1 + texts() / FAR_TEXTS), LONGEST_HALT_S)
 
     async def halt_and_go() -> None:
         for sent in cycle((signal.SIGSTOP, signal.SIGCONT)):
             for pid in pids:
                 if not gone(pid):
                     os.kill(pid, sent)
-            await asyncio.sleep(HALT_S if sent is signal.SIGSTOP else RUN_S)
+            await asyncio.sleep(halt_s() if sent is signal.SIGSTOP else RUN_S)
 
     halting = asyncio.create_task(halt_and_go())
     try:
