@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from isochrone.core.admission.retry_budget import RetryBudget
-from isochrone.core.ids import RANDOM_BITS, RequestId, SiteName, uuid7
+from isochrone.core.ids import RANDOM_BITS, RequestId, SiteName, uuid7_begin, uuid7_of
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
@@ -84,6 +84,8 @@ class Context:
     )
     crowded: bool = False  # lately more than one request was open at a time
     stopping: bool = False  # new requests are refused
+    ids_of_ms: int = -1  # the last request id's, and what it began with
+    ids_begin: str = ""
     quiet: asyncio.Event | None = None  # while draining: set when no request is open
 
     def __post_init__(self) -> None:
@@ -142,4 +144,8 @@ class Context:
         return where_lines(self.site, self.country)
 
     def new_request_id(self, wall_ns: int) -> RequestId:
-        return RequestId(uuid7(wall_ns, self.rng.getrandbits(RANDOM_BITS)))
+        """Of a request that begins now; most begin in the millisecond of the one before."""
+        wall_ms = wall_ns // 1_000_000
+        if wall_ms != self.ids_of_ms:
+            self.ids_of_ms, self.ids_begin = wall_ms, uuid7_begin(wall_ms)
+        return RequestId(uuid7_of(self.ids_begin, self.rng.getrandbits(RANDOM_BITS)))

@@ -33,7 +33,9 @@ from isochrone.gateway.surface import engine_error_body_for, error_event_for
 
 CLIENT_GONE_STATUS: Final = 499
 NO_TOKENS: Final = Tokens()
+_SHORT_US: Final = 5_000  # how long choosing and sending take, and many a short answer
 _THOUSANDTHS: Final = [f"{number:03d}" for number in range(1000)]
+_SHORT_MS: Final = [f"{us // 1000}.{_THOUSANDTHS[us % 1000]}" for us in range(_SHORT_US)]
 
 
 class Exchange(GivingWay):
@@ -393,4 +395,6 @@ class Exchange(GivingWay):
 
 def _ms(duration_us: int) -> str:
     """Microseconds as milliseconds with three decimals."""
+    if 0 <= duration_us < _SHORT_US:
+        return _SHORT_MS[duration_us]
     return f"{duration_us // 1000}.{_THOUSANDTHS[duration_us % 1000]}"

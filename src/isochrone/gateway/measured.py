@@ -8,7 +8,9 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import add
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import astuple
 
 from isochrone.gateway import metrics
 from isochrone.gateway.foretold import times_of_a_lost_stream
@@ -22,9 +24,9 @@ MOST_ROWS = 20_000  # more combinations than any gateway should see
 OTHER = "other"     # a model that the view does not have
 NONE = "none"
 
-_LATENCY_MS = [bound_s * 1000 for bound_s in metrics.LATENCY_S]
-_QUICK_MS = [bound_s * 1000 for bound_s in metrics.QUICK_S]
-_RATIO = list(metrics.RATIO)
+_LATENCY_MS: Final = [bound_s * 1000 for bound_s in metrics.LATENCY_S]
+_QUICK_MS: Final = [bound_s * 1000 for bound_s in metrics.QUICK_S]
+_RATIO: Final = list(metrics.RATIO)
 
 _Names = tuple[str, ...]
 _Tally = tuple[list[int], float]  # counts by bucket, sum
@@ -73,22 +75,21 @@ class Measured:
 
     def ended(self, record: UsageRecord) -> None:
         """A request of a known key came to its end."""
-        key = (
-            record.model, record.endpoint, record.class_, record.outcome, record.status,
-            record.serving_site, record.reporter,
-        )
+        # All fields at once: reading one after the other would take half of the time.
+        (_, _, _, _, _, endpoint, stream, class_, model, _, _, _, serving_site, _, _, _, _,
+         chosen_ms, sent_ms, first_byte_ms, duration_ms, uncached, cached, output, source, outcome,
+         status, reason, reporter, attempts, decision) = astuple(record)
+        key = (model, endpoint, class_, outcome, status, serving_site, reporter)
         row = self._rows.get(key)
         if row is None:
             row = self._row(record, key)
-        duration_ms = record.total_ms
         row.durations[bisect_left(_LATENCY_MS, duration_ms)] += 1
         row.durations_ms += duration_ms
-        row.input_uncached += record.input_uncached
-        row.output += record.output
-        if record.input_cached:
-            row.input_cached += record.input_cached
+        row.input_uncached += uncached
+        row.output += output
+        if cached:
+            row.input_cached += cached
             row.prefix_hits += 1
-        sent_ms, chosen_ms = record.sent_ms, record.chosen_ms
         if sent_ms is not None and chosen_ms is not None:
             added_ms = sent_ms - chosen_ms
             row.added[bisect_left(_QUICK_MS, added_ms)] += 1
@@ -96,13 +97,11 @@ class Measured:
             if chosen_ms > 0:
                 row.receive[bisect_left(_QUICK_MS, chosen_ms)] += 1
                 row.receive_ms += chosen_ms
-            if record.stream and record.first_byte_ms is not None:
-                _count_first(row, record, record.first_byte_ms)
-        if record.decision is not None and record.decision.bond is not None:
-            self._count_bond(record, record.decision.bond, row)
-        if (
-            record.reason is not None or record.attempts != 1 or record.token_source != "engine"
-        ):
+            if stream and first_byte_ms is not None:
+                _count_first(row, record, first_byte_ms)
+        if decision is not None and decision.bond is not None:
+            self._count_bond(record, decision.bond, row)
+        if reason is not None or attempts != 1 or source != "engine":
             self._count_unusual(record, row.labels[_SOURCE])
 
     def answered(self, status: int, reason: str) -> None:

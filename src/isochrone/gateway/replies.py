@@ -12,6 +12,7 @@ _STATUS: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
 }
 _encode: Final = msgspec.json.encode
+_REQUEST_LINE: Final = f"\r\n{peer.REQUEST}: "
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
@@ -87,7 +88,7 @@ def head(
     if close:
         extra += "connection: close\r\n"
     return (
-        f"{first}content-type: {content_type}\r\n{peer.REQUEST}: {request_id}\r\n{where}"
+        f"{first}content-type: {content_type}{_REQUEST_LINE}{request_id}\r\n{where}"
         f"server-timing: {timing}\r\n{extra}\r\n"
     ).encode("latin-1")
 

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Final, Literal
 
 import msgspec
+from msgspec.structs import astuple
 
 from isochrone.core.ids import ModelName
 from isochrone.core.metering.event import Endpoint
@@ -120,36 +121,36 @@ def parse_request(endpoint: Endpoint, body: bytes) -> InferenceRequest:
 
 def _classic(endpoint: Endpoint, fields: ClassicBody) -> InferenceRequest:
     """Of OpenAI's older endpoints."""
-    model = fields.model
+    # All fields at once: this is done for every request.
+    (model, streamed, _, told_n, most_older, most, tier, messages, prompt, texts, _, store, tools,
+     cache_key, salt) = astuple(fields)
     if not model or len(model) > MODEL_NAME_CHARS:
         raise _bad_model()
-    if fields.store:
+    if store:
         raise _stateful("store")
-    n = 1 if fields.n is None else fields.n
+    n: int = 1 if told_n is None else told_n
     if not 1 <= n <= MOST_CHOICES:
         raise BadRequest(f"'n' must be 1 to {MOST_CHOICES}, not {n}.", "n")
     prompts = 1
-    most = fields.max_completion_tokens
     if most is None:
-        most = fields.max_tokens
+        most = most_older
     is_limited = most is not None and most >= 0
     if most is None or most < 0:
         most = USUAL_OUTPUT_TOKENS
     if endpoint == "chat.completions":
-        content = fields.messages
+        content = messages
     elif endpoint == "completions":
-        content = fields.prompt
+        content = prompt
         prompts = _count_of_prompts(content, n)
     else:
-        content, n, most, is_limited = fields.input, 1, 0, True
-    stream = bool(fields.stream) and endpoint != "embeddings"
+        content, n, most, is_limited = texts, 1, 0, True
+    stream = bool(streamed) and endpoint != "embeddings"
     wants_usage, tells = _told(fields) if stream else (False, ())
     choices = n * prompts
     size = len(memoryview(content))
     return InferenceRequest(
         endpoint, ModelName(model), stream, wants_usage, prompts, choices, size, most * choices,
-        fields.service_tier, content, tells, is_limited, _cache_key(fields.prompt_cache_key),
-        _own_salt(fields.cache_salt), fields.tools,
+        tier, content, tells, is_limited, _cache_key(cache_key), _own_salt(salt), tools,
     )
 
 

@@ -239,7 +239,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "WorldLink": _fields(fleet="between rtt_ms via"),
     "World": _fields(fleet="emulate_distance models sites links"),
     # core/metering/event.py
-    "Tokens": _fields(account="input_uncached input_cached output source"),
+    "TokensNote": _fields(account="input_uncached input_cached output source"),
     "UsageEvent": _fields(
         account=(
             "request_id org_id project_id key_id endpoint stream class_ model revision "
@@ -297,7 +297,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         reference="client_request",
     ),
     "_Answer": _fields(account="at event worker request status reason", reference="path"),
-    # adapters/alone/usage_file.py
+    # adapters/alone/usage_line.py
     "UsageLine": _fields(
         account=(
             "request_id received_at finished_at organisation project key endpoint stream "
@@ -307,7 +307,6 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         ),
         reference="client_request_id",
     ),
-    "_Batch": _fields(account="version batch_id grounds events"),
     # wire/backup.py
     "FileCopy": _fields(account="name size_bytes sha256"),
     "TableCopy": _fields(account="name columns rows content_sha256 file"),

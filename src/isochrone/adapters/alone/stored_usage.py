@@ -1,4 +1,4 @@
-"""What a line of the usage file is made of: the first fields of a record, without its decision.
+"""What lines of the usage file are made of: the first fields of a record, without its decision.
 
 Apart from `usage_line`, because msgspec reads the types of a class that it decodes, and classes
 that are compiled do not keep theirs.
@@ -42,4 +42,10 @@ class StoredUsage(msgspec.Struct, array_like=True, frozen=True, gc=False):
     attempts: int
 
 
-decode_stored = msgspec.msgpack.Decoder(StoredUsage).decode
+class StoredBatch(msgspec.Struct, array_like=True, frozen=True):
+    """`wire.usage.UsageBatch` without a look at its grounds: they list every site."""
+
+    version: int
+    batch_id: str
+    grounds: msgspec.Raw
+    events: list[StoredUsage]

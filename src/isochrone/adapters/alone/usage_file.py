@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
 import structlog
 
+from isochrone.adapters.alone.stored_usage import StoredBatch
 from isochrone.adapters.alone.usage_line import UsageLines
 from isochrone.core.errors import BusUnavailable, Untrusted
 from isochrone.ports.clock import Clock
@@ -38,26 +38,13 @@ _BATCH = re.compile(rb'"batch":"([^"\n]{1,200})"\}\n')
 log = structlog.get_logger()
 
 
-class _Batch(msgspec.Struct, array_like=True, frozen=True):
-    """`wire.usage.UsageBatch` without a look at its grounds: they list every site."""
-
-    version: int
-    batch_id: str
-    grounds: msgspec.Raw
-    events: list[msgspec.Raw]
-
-
-def _records_of(payload: bytes) -> list[msgspec.Raw]:
-    """Of a batch as the shipper sends it. Raises Untrusted."""
-    return fleet.decode(payload, _Batch).events
-
-
 @dataclass(slots=True)
 class _Waiting:
-    """One batch on its way to the disk. `maybe_written`: an earlier run may have stored it."""
+    """One batch on its way to the disk, as the shipper sends it. `maybe_written`: an earlier run
+    may have stored it."""
 
     batch: str
-    records: list[msgspec.Raw]
+    payload: bytes
     done: asyncio.Future[None]
     lines: list[bytes] = field(default_factory=list)
     maybe_written: bool = False
@@ -89,12 +76,8 @@ class UsageFile:
             return
         waiting = self._on_way.get(message_id)
         if waiting is None:
-            try:
-                records = _records_of(payload)
-            except Untrusted as error:
-                raise BusUnavailable(f"{subject}: {error.message}") from error
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            waiting = self._on_way[message_id] = _Waiting(message_id, records, done)
+            waiting = self._on_way[message_id] = _Waiting(message_id, payload, done)
             self._queue.append(waiting)
         if self._writing is None:
             self._writing = asyncio.ensure_future(self._write_all())
@@ -146,16 +129,18 @@ class UsageFile:
 
     async def _has_lines(self, waiting: _Waiting) -> bool:
         """Make the lines of a batch; False when it makes no sense."""
-        records, at_once = waiting.records, self._at_once
+        await asyncio.sleep(0)
+        try:
+            # At once: one after the other they would be looked through a second time.
+            records, at_once = fleet.decode(waiting.payload, StoredBatch).events, self._at_once
+        except Untrusted as error:
+            self._settle([waiting], error)
+            return False
         for begin in range(0, len(records), at_once):
             await asyncio.sleep(0)
-            try:
-                lines, earliest_ns = self._lines_of.of(
-                    records[begin : begin + at_once], waiting.batch
-                )
-            except Untrusted as error:
-                self._settle([waiting], error)
-                return False
+            lines, earliest_ns = self._lines_of.of(
+                records[begin : begin + at_once], waiting.batch
+            )
             waiting.lines.append(lines)
             if earliest_ns < self._started_at:
                 waiting.maybe_written = True

@@ -8,20 +8,21 @@ and every class moves. See docs/admission.md.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Final
 
 from isochrone.core.world.site_policy import SitePolicy
 from isochrone.core.world.tenant import Class
 
-CLASSES: tuple[Class, ...] = ("reserved", "on_demand", "batch")  # by rank, the firmest first
+CLASSES: Final[tuple[Class, ...]] = ("reserved", "on_demand", "batch")  # by rank, the firmest first
 RESERVED, ON_DEMAND, BATCH = 0, 1, 2
-RANK: dict[str, int] = {class_: rank for rank, class_ in enumerate(CLASSES)}
+RANK: Final[dict[str, int]] = {class_: rank for rank, class_ in enumerate(CLASSES)}
 
 MOST_FLOORS = 0.95  # all floors together
 MOST_QUEUED = 100_000
 SHARE_PARTS = 10_000  # shares are counted in parts of this
 UNBOUNDED_SLOTS = 1_000_000  # of engines of which nobody says how many requests they take at once
 
-_TIERS: dict[str, Class] = {"flex": "batch", "batch": "batch", "priority": "reserved"}
+_TIERS: Final[dict[str, Class]] = {"flex": "batch", "batch": "batch", "priority": "reserved"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

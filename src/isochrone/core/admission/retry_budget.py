@@ -5,9 +5,11 @@ oldest first, and what nobody spent within ten seconds is lost. So while much fa
 by that share and no more, and a quiet hour saves nothing up.
 """
 
-WINDOW_S = 10
-_WHOLE = 1000  # credit is counted in thousandths of a retry, so that no rounding adds up
-_SECOND_NS = 1_000_000_000
+from typing import Final
+
+WINDOW_S: Final = 10
+_WHOLE: Final = 1000  # credit is counted in thousandths of a retry, so that no rounding adds up
+_SECOND_NS: Final = 1_000_000_000
 
 
 class RetryBudget:
