@@ -469,7 +469,7 @@ class Tries(Waiter):
         if choice is not None and not choice.allowed_exists and not self.attempts:
             self.refuse(admission.no_site_allowed(self.context, self.key, model, self.narrowing))
         else:
-            self.refuse(self.saturated or admission.no_site_healthy(model))
+            self.refuse(self.saturated or admission.no_site_healthy(self.context, choice, model))
 
     def refuse_hop_without_replica(self) -> None:
         why = self.tried[-1].detail if self.tried else "none of the site's replicas is ready"
