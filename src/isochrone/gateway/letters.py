@@ -126,8 +126,6 @@ class Letters:
         except Untrusted as error:
             return Refusal(status=401, reason="peer_untrusted", message=error.message)
         sender = hop.entrant.ingress.name
-        context.skew.heard(sender, hop.sent_at, context.view.rtt_ms(sender))
-        self.heard += 1
         now_ns, now = context.clock.monotonic_ns(), context.clock.wall_ns()
         if self._stopped:  # only what it has asked for before
             for message in messages:
@@ -135,6 +133,8 @@ class Letters:
                     self._commitments.hear(sender, message, now_ns, now)
             context.paying.decide(now_ns)
             return Refusal(status=503, reason="gateway_stopping", message="This gateway stops.")
+        context.skew.heard(sender, hop.sent_at, context.view.rtt_ms(sender))
+        self.heard += 1
         answers: list[Letter] = []
         for message in messages:
             if isinstance(message, LIMIT_MESSAGES):
