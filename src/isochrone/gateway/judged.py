@@ -13,8 +13,8 @@ from isochrone.gateway.attempt import Attempt
 if TYPE_CHECKING:
     from isochrone.gateway.tries import Tries
 
-# What waits for its turn at another site, perhaps for minutes, says nothing of how that site is: its
-# own gateway knows whether an engine is late.
+# What waits for its turn at another site, perhaps for minutes, says nothing of how that site is:
+# its own gateway knows whether an engine is late.
 _PATIENT: Final = "batch"
 
 log = structlog.get_logger()
@@ -53,6 +53,12 @@ def look_for_lateness(exchange: "Tries", attempt: Attempt, now_ns: int) -> None:
             attempt.target.site, exchange.request.model, waited_ms, attempt.expected_ms,
             exchange.key.org_id, now_ns, context.rng,
         )
+
+
+def only_waited(exchange: "Tries", attempt: Attempt, reason: str | None) -> bool:
+    """Whether it ended as a failure of another site, and for all that is known in its queue."""
+    is_patient = exchange.class_ == _PATIENT and attempt.target.replica is None
+    return is_patient and reason == "first_byte_timeout"
 
 
 def peer_ended(
