@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from isochrone.cli.explain import summary
+from isochrone.console.pages.explain import Explanation as ConsoleExplanation
 from isochrone.control.api.requests import _explanation
 from isochrone.core.ids import ReplicaId, SiteName
 from isochrone.core.routing.choice import Stopped
@@ -87,3 +88,10 @@ def test_each_way_that_it_may_go_has_its_words(stop: Stopped, end: str) -> None:
     words = words_of_stop(stop)
     assert words.startswith("at paris, replica paris/tiny-fable/0, 812.0 ms after it came there, ")
     assert words.endswith(end)
+
+
+def test_the_console_reads_what_the_api_says() -> None:
+    event = replace(a_usage_event(ID), decision=a_decision(a_ground()))
+    told = _explanation(Booked(event=event, booked_at=1, ground=a_ground(), stops=(BACK, STOP)))
+    read = msgspec.json.decode(told.model_dump_json(by_alias=True), type=ConsoleExplanation)
+    assert read.stops == (BACK, STOP)
