@@ -12,7 +12,7 @@ from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import KeyId, ModelName, OrgId, ReplicaId, RequestId, SiteName, uuid7
 from isochrone.core.metering.event import Reporter, Tokens, UsageEvent
 from isochrone.core.metering.merge import better
-from isochrone.core.routing.choice import Ground, GroundSite
+from isochrone.core.routing.choice import Ground, GroundSite, Stopped
 from isochrone.core.world.tenant import Scope
 from isochrone.ports.book import Parked, UsageFilter, UsageGroup
 from tests.unit.build_usage import a_decision, a_ground, a_usage_event
@@ -152,6 +152,39 @@ def test_a_decision_of_another_shape_stays_in_its_row_and_is_not_shown(
     with pool.transaction() as connection:
         connection.execute("""UPDATE usage SET decision = '{"choice": {"candidates": []}}'""")
     assert only(book) == report
+
+
+def test_a_request_comes_with_what_each_site_says_of_its_stops(book: PostgresBook) -> None:
+    def stopped(site: str, request: UsageEvent, reporter: Reporter = "evidence") -> UsageEvent:
+        stop = Stopped(
+            site=SiteName(site), replica=None, for_class="reserved", since_ms=1.0, output=2,
+        )
+        decision = replace(
+            a_decision(a_ground()), ground="" if reporter == "evidence" else "ground-1",
+            stops=(stop,),
+        )
+        return replace(
+            request, reporter=reporter, serving_site=SiteName(site), decision=decision
+        )
+
+    def sites(scope: Scope, number: int) -> list[str]:
+        booked = book.request(scope, a_report(number).request_id)
+        assert booked is not None
+        return [each.site for each in booked.stops]
+
+    for number in (1, 2, 3):
+        told = a_report(number)
+        book.note_evidence([
+            stopped("paris", replace(told, received_at=told.received_at + 2)),
+            stopped("berlin", replace(told, received_at=told.received_at + 1)),
+            replace(told, reporter="evidence", serving_site=SiteName("oslo")),
+        ], now=1)
+    book.book_usage([stopped("sydney", a_report(1), "ingress"), a_report(2)], now=1)
+    assert sites(ALL, 1) == ["sydney", "berlin", "paris"]
+    assert sites(Scope(org_id=OrgId("org")), 2) == ["berlin", "paris"]
+    # Evidence that stands in for an ingress is not told twice.
+    book.book_overdue_evidence(9, now=9)
+    assert sorted(sites(ALL, 3)) == ["berlin", "paris"]
 
 
 def test_evidence_is_booked_when_the_ingress_stays_silent_and_yields_to_its_late_report(

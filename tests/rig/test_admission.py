@@ -189,7 +189,7 @@ async def give_way(rig: Rig, cases: Sequence[Case]) -> tuple[list[Sent], list[St
     ]
     for number in range(FLOOR):
         firm.add(story(200 + number, "default"), rig.entry, rig.key)
-    async with slowed(rig.engines):
+    async with slowed(rig.engines, lambda: max(one.texts for one in lent.streams)):
         await lent.begin()
         await until(
             lambda: all(each.ended or each.texts >= LEAST_TEXTS for each in lent.streams),

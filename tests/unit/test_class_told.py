@@ -17,7 +17,7 @@ from isochrone.wire.usage import UsageRecord
 from tests.unit.build_usage import a_decision, a_ground, a_record, a_usage_event
 
 # What records of earlier releases lack.
-LATER = ("wanted_class", "key_class", "unpaid_because", "since_ms", "foretold")
+LATER = ("wanted_class", "key_class", "unpaid_because", "since_ms", "foretold", "stops")
 ID = "019aa1b2-0000-7000-8000-000000000001"
 
 

@@ -97,6 +97,20 @@ def test_a_queue_a_short_prompt_and_a_short_answer_say_nothing_of_rates() -> Non
     assert learned_from(a_record(output=15))[0].decode_tok_s == 100.0
 
 
+def test_a_wait_at_another_sites_queue_is_not_taken_for_reading_or_writing() -> None:
+    late: dict[str, Any] = {"first_byte_ms": 900.0, "total_ms": 1900.0}
+    waited = msgspec.structs.replace(a_decision(), queued_ms=749.0)
+    rates, _ = learned_from(a_record(decision=waited, **late))
+    assert (rates.prefill_tok_s, rates.decode_tok_s < 100.0) == (1000.0, True)
+    # What waited here was over when the request was sent.
+    own = a_record(decision=waited, ingress_site="far", **late)
+    assert learned_from(own)[0].prefill_tok_s < 1000.0
+    # A stream of this class may have been stopped in its middle, and nobody says so here.
+    paused = {"class_": "batch", "total_ms": 30_151.0}
+    assert learned_from(a_record(**paused))[0].decode_tok_s == 100.0
+    assert learned_from(a_record(ingress_site="far", **paused))[0].decode_tok_s < 100.0
+
+
 def test_how_far_predictions_were_off_is_told_by_model() -> None:
     _, outcomes = learned_from(
         a_record(decision=a_decision(predicted_ms=75.5)), a_record(model=ModelName("made up"))

@@ -175,6 +175,42 @@ def test_what_is_not_used_comes_back() -> None:
     assert payer.backs(2) == [(OSLO, payment.number, 20, True)]
 
 
+def test_who_leaves_gives_back_what_nobody_will_know_to_be_paid() -> None:
+    payer, cashier, till = Payer(), Allowance(0), Till()
+    cashier.set_slice(100, 1 << 62, 0)
+    settled, open_, over, refused = (payer.ask(0) for _ in range(4))
+    full_ns = 5 * SECOND_NS
+    answers = [till.hear(pay, cashier, full_ns) for _, pay in payer.due()]
+    assert all(each.paid for each in answers)
+    payer.answer(settled, True, 1)
+    payer.answer(refused, False, 1)
+    payer.purse.settle(settled, 10)
+    payer.purse.give_up(over, 1, late=False)
+    backs = [back for _, back in payer.payments.leave()]
+    assert [(each.number, each.tokens, each.honoured) for each in backs] == [
+        (settled.number, 20, True), (open_.number, 30, False), (over.number, 30, False),
+    ]
+    assert payer.payments.leave() == []
+    assert not payer.payments.has_to_tell
+    payer.payments.decided.clear()
+    payer.answer(open_, True, 2)
+    assert (open_.state, payer.payments.decided) == ("over", []), "it pays for nothing any more"
+    level = cashier.left(full_ns)
+    for back in (*backs, *backs):
+        till.take_back(back, cashier, full_ns)
+    assert cashier.left(full_ns) == level + 20 + 30 + 30
+
+
+def test_who_leaves_tells_nothing_of_a_cashier_that_it_asked_for_no_tokens() -> None:
+    payer = Payer()
+    payer.ask(0)
+    payer.backs(2 * PAY_NS)  # it is silent, and later asked for nothing, to find out
+    payer.due()
+    payer.ask(2 * PAY_NS + PASSED_BY_NS)
+    assert 0 in [pay.tokens for _, pay in payer.due()]
+    assert 0 not in [back.tokens for _, back in payer.payments.leave()]
+
+
 def test_what_a_cashier_has_refused_it_is_not_asked_for_again_at_once() -> None:
     payer = Payer()
     payer.answer(payer.ask(0), False, 1)

@@ -4,6 +4,7 @@ import pytest
 
 from isochrone.core.admission.classes import (
     CLASSES,
+    RANK,
     check_policy,
     clamp,
     divide,
@@ -17,6 +18,7 @@ from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.core.world.tenant import Class
 
 MS = 1_000_000
+FOR_RESERVED = RANK["reserved"]
 SECOND_NS = 1_000_000_000
 POLICY = SitePolicy(
     reserved=ClassRule(floor=0.4, share=6),
@@ -53,7 +55,7 @@ def test_worked_example() -> None:
 
     second = SECOND_NS
     firm = [offered(queue, "reserved", "r", 1_000, second) for _ in range(3)]
-    assert drained(queue) == [Stop(batch[1]), Stop(batch[0])]
+    assert drained(queue) == [Stop(batch[1], FOR_RESERVED), Stop(batch[0], FOR_RESERVED)]
     queue.stopped(batch[1], 110, second + 50 * MS)
     queue.stopped(batch[0], 110, second + 50 * MS)
     assert drained(queue) == [Start(firm[0], 50 * MS), Start(firm[1], 50 * MS)]
@@ -134,7 +136,7 @@ def test_an_interactive_request_is_stopped_only_before_its_first_byte_and_only_o
     begun, waiting = (offered(queue, "on_demand", "a", 100, 0) for _ in range(2))
     queue.first_byte(begun)
     reserved = offered(queue, "reserved", "r", 100, 0)
-    assert drained(queue) == [Stop(waiting)]
+    assert drained(queue) == [Stop(waiting, FOR_RESERVED)]
     queue.stopped(waiting, 0, 10 * MS)
     assert drained(queue) == [Start(reserved, 10 * MS)]
     queue.finished(begun, 100, 100 * MS)
@@ -143,7 +145,7 @@ def test_an_interactive_request_is_stopped_only_before_its_first_byte_and_only_o
     batch = offered(queue, "batch", "b", 100, 110 * MS)
     queue.first_byte(batch)
     offered(queue, "reserved", "r", 100, 120 * MS)
-    assert drained(queue) == [Stop(batch)], "it was stopped once, and is left alone"
+    assert drained(queue) == [Stop(batch, FOR_RESERVED)], "it was stopped once, and is left alone"
 
 
 def test_speed_is_measured_and_what_was_not_served_says_nothing_of_it() -> None:
@@ -210,11 +212,11 @@ def test_what_cannot_be_stopped_after_all_keeps_its_slot_and_another_one_stops()
     queue = SiteQueue(SitePolicy(reserved=ClassRule(floor=0.5)), 2, 1.0 * MS)
     first, last = (offered(queue, "batch", "a", 100_000, 0) for _ in range(2))
     reserved = offered(queue, "reserved", "r", 100, 0)
-    assert drained(queue) == [Stop(last)]
+    assert drained(queue) == [Stop(last, FOR_RESERVED)]
     queue.unstoppable(last)
     assert last.state == "running"
     assert last.firm, "it may run for longer than a reclaim takes"
-    assert drained(queue) == [Stop(first)]
+    assert drained(queue) == [Stop(first, FOR_RESERVED)]
     queue.stopped(first, 10, 20 * MS)
     assert drained(queue) == [Start(reserved, 20 * MS)]
     # Neither goes on beside it: the slot that is nobody's floor is taken for long.
@@ -235,7 +237,7 @@ def test_batch_that_is_not_resumable_is_stopped_as_an_interactive_request_is() -
     assert isinstance(waiting, Ticket)
     queue.first_byte(begun)
     offered(queue, "reserved", "r", 100, 0)
-    assert drained(queue) == [Stop(waiting)]
+    assert drained(queue) == [Stop(waiting, FOR_RESERVED)]
 
 
 def test_batch_that_turns_out_not_to_be_resumable_is_not_stopped_in_its_answer() -> None:
@@ -282,7 +284,8 @@ def test_what_is_paid_for_keeps_its_slot_or_waits_with_the_reserved() -> None:
     queue.paid(running[1], 0)
     waiting = [offered(queue, "on_demand", tenant, 100, 0) for tenant in "ab"]
     queue.paid(waiting[1], 5 * MS)
-    assert drained(queue) == [Stop(running[0])], "the last that began would have been stopped"
+    stop = Stop(running[0], FOR_RESERVED)
+    assert drained(queue) == [stop], "the last that began would have been stopped"
     assert queue.line("reserved").order.queued == queue.line("on_demand").order.queued == 1
     queue.finished(running[1], 100, 10 * MS)
     assert [each.ticket for each in drained(queue)] == [waiting[1]]
@@ -294,10 +297,10 @@ def test_what_is_paid_for_and_was_to_stop_goes_on() -> None:
     queue = SiteQueue(POLICY, 3, 10.0 * MS)
     running = [offered(queue, "on_demand", "a", 100, 0) for _ in range(3)]
     offered(queue, "reserved", "r", 100, 0)
-    assert drained(queue) == [Stop(running[2])]
+    assert drained(queue) == [Stop(running[2], FOR_RESERVED)]
     queue.paid(running[2], MS)
     assert running[2].state == "running"
-    assert drained(queue) == [Stop(running[1])], "another one has to"
+    assert drained(queue) == [Stop(running[1], FOR_RESERVED)], "another one has to"
 
 
 def test_what_is_paid_for_waits_no_longer_than_it_may_and_where_it_is_served_at_all() -> None:

@@ -7,7 +7,8 @@ import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.core.metering.words import REPORTERS, SOURCES
-from isochrone.core.routing.words import BECAUSE, HOMES, UNPAID
+from isochrone.core.routing.choice import Stopped
+from isochrone.core.routing.words import BECAUSE, HOMES, UNPAID, words_of_stop
 
 BAR_WIDTH = 48
 
@@ -80,6 +81,7 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         ("served", served),
     ]
     lines += [("class", said) for said in class_lines(found.get("classes"))]
+    lines += [("stopped", words_of_stop(Stopped(**each))) for each in found.get("stops", ())]
     if found["revision"]:
         lines.append(("weights", found["revision"]))
     if decision is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 from isochrone.core.admission.classes import wanted_class
 from isochrone.core.ids import ModelName
 from isochrone.core.metering.event import Outcome, Tokens
+from isochrone.core.routing.choice import Stopped
 from isochrone.gateway.foretold import NOTHING_FORETOLD, foretold_of
 from isochrone.wire.usage import DecisionRecord, Opening, UsageRecord
 
@@ -150,7 +151,7 @@ def _revision(exchange: "Tries") -> str | None:
 def _decision(exchange: "Exchange", outcome: Outcome) -> DecisionRecord | None:
     choice, first_ns = exchange.choice, exchange.first_ns
     if choice is None:
-        return None
+        return _stops_alone(exchange.stops) if exchange.stops else None
     since_ns, foretold = exchange.choice_since_ns, NOTHING_FORETOLD
     if exchange.began:
         first_ns, foretold = foretold_of(exchange, choice)
@@ -185,4 +186,12 @@ def _decision(exchange: "Exchange", outcome: Outcome) -> DecisionRecord | None:
         None if claim is None else claim.unpaid_because,
         (since_ns - exchange.received_ns) / 1e6,
         foretold,
+        exchange.stops,
+    )
+
+
+def _stops_alone(stops: tuple[Stopped, ...]) -> DecisionRecord:
+    """Of a hop, for which this gateway chose nothing."""
+    return DecisionRecord(
+        "", -1, b"", b"", 0.0, 0.0, 0.0, None, None, (), stops=stops,
     )

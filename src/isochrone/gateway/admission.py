@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
-from isochrone.core.ids import SiteName
+from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.residency.rule import UNBOUND, Denied
 from isochrone.core.residency.terms import Axis, brief_axis
+from isochrone.core.routing.chosen import Choice
+from isochrone.core.routing.come_back import BY_HAND_S, SOON_S, waits_for_operator
 from isochrone.core.tenancy.terms import is_over
 from isochrone.core.world.model import COMMON_ENDPOINTS, Endpoint
 from isochrone.core.world.tenant import ApiKey, Class, KeyScope
@@ -159,11 +162,14 @@ def _said(axis: Axis) -> str:
     return brief_axis(axis).replace(",", ", ")
 
 
-def no_site_healthy(model: str) -> Refusal:
+def no_site_healthy(context: Context, choice: Choice | None, model: ModelName) -> Refusal:
     """Allowed sites exist, and none can serve now."""
+    after_s, why, stopped = SOON_S, "none can now", partial(context.view.is_stopped, model)
+    if choice is not None and waits_for_operator(choice.ground, stopped):
+        after_s, why = BY_HAND_S, "each of them waits for its operator"
     return Refusal(
-        status=503, reason="no_healthy_site", retry_after_s=1,
-        message=f"Sites that may serve '{model}' for this key exist, but none can now.",
+        status=503, reason="no_healthy_site", retry_after_s=after_s,
+        message=f"Sites that may serve '{model}' for this key exist, but {why}.",
     )
 
 

@@ -33,6 +33,7 @@ TRY_ELSEWHERE: Final = frozenset((401, 403, 429, 502, 503))
 _HOP: Final = peer.HOP.encode()
 _REFUSED: Final = peer.REFUSED.encode()
 _QUEUED: Final = peer.QUEUED.encode()
+_STOPPED: Final = peer.STOPPED.encode()
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
@@ -71,6 +72,11 @@ class Attempt:
         """Of the replica that answers; None where a peer has not told."""
         replica = self.target.replica
         return parse_kin(self._headers) if replica is None else kin_of(replica)
+
+    @property
+    def said_of_stops(self) -> bytes | None:
+        """What a peer that refuses it says of how it gave way there."""
+        return self._headers.get(_STOPPED)
 
     def start(self, now_ns: int) -> None:
         """Send on an idle connection, or on a new one."""

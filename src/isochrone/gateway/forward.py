@@ -29,6 +29,7 @@ from isochrone.gateway.replies import Refusal
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import BadRequest, InferenceRequest, parse_request
 from isochrone.gateway.server import ClientConnection
+from isochrone.gateway.stops import stopped_line
 from isochrone.gateway.surface import engine_error_body_for, error_event_for
 
 CLIENT_GONE_STATUS: Final = 499
@@ -239,6 +240,8 @@ class Exchange(GivingWay):
             self.release(self.attempt, None, self.context.clock.monotonic_ns())
             self.attempt = None
         typed = outcome == "refused" and refusal.status != 400
+        if self.stops and self.reply.hop is not None:
+            self.reply.extra += stopped_line(self.stops)
         where = self.context.where if self.attempt is None else self.attempt.target.where
         timing = self._timing(self.context.clock.monotonic_ns())
         self.reply.refuse(refusal, where=where, timing=timing, typed=typed)
@@ -341,6 +344,8 @@ class Exchange(GivingWay):
             now_ns = context.clock.monotonic_ns()
         if self.attempt is not None:
             ok = verdict(outcome, status, reason)
+            if ok is False and judged.only_waited(self, self.attempt, reason):
+                ok = None
             fault = f"{reason or outcome}, status {status}" if ok is False else ""
             self.release(self.attempt, ok, now_ns, fault)
         if self.affinity is not None and self.attempt is not None:

@@ -3,7 +3,7 @@
 What is told is judged in `replicas.py` and `core/routing/site_health.py`, by the same rules.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -12,6 +12,10 @@ from isochrone.gateway.attempt import Attempt
 
 if TYPE_CHECKING:
     from isochrone.gateway.tries import Tries
+
+# What waits for its turn at another site, perhaps for minutes, says nothing of how that site is:
+# its own gateway knows whether an engine is late.
+_PATIENT: Final = "batch"
 
 log = structlog.get_logger()
 
@@ -27,9 +31,10 @@ def first_byte(exchange: "Tries", attempt: Attempt, now_ns: int) -> None:
         )
         attempt.unread_tokens = 0
     else:
+        expected_ms = 0.0 if exchange.class_ == _PATIENT else attempt.expected_ms
         context.loads.health.answered(
             attempt.target.site, exchange.request.model, exchange.key.org_id, now_ns,
-            expected_ms=attempt.expected_ms, waited_ms=waited_ms,
+            expected_ms=expected_ms, waited_ms=waited_ms,
         )
 
 
@@ -43,11 +48,17 @@ def look_for_lateness(exchange: "Tries", attempt: Attempt, now_ns: int) -> None:
             replica.id, waited_ms, attempt.expected_ms, now_ns, context.rng,
             organisation=exchange.key.org_id,
         )
-    else:
+    elif exchange.class_ != _PATIENT:
         attempt.late = context.loads.health.late(
             attempt.target.site, exchange.request.model, waited_ms, attempt.expected_ms,
             exchange.key.org_id, now_ns, context.rng,
         )
+
+
+def only_waited(exchange: "Tries", attempt: Attempt, reason: str | None) -> bool:
+    """Whether it ended as a failure of another site, and for all that is known in its queue."""
+    is_patient = exchange.class_ == _PATIENT and attempt.target.replica is None
+    return is_patient and reason == "first_byte_timeout"
 
 
 def peer_ended(

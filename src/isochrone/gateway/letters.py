@@ -8,6 +8,7 @@ to do with it is sent at once, everything else with what is due twice a second.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -66,6 +67,7 @@ class Letters:
         self._stopped = False
         self._due: dict[SiteName, list[AnyMessage]] = {}  # to be sent at once
         self._is_flushing = False
+        self._arrived = asyncio.Event()  # all that was on its way
         context.shared_limits.send = self.send_of_limits
         context.paying.commitments, context.paying.send = self._commitments, self._send_due
 
@@ -94,14 +96,28 @@ class Letters:
 
     def stop(self) -> None:
         """Another process takes over the site: this one lends, votes and asks no more. What comes
-        back of payments only it knows."""
+        back of payments only it knows: see `leave`."""
         self._stopped = self._context.paying.stopped = True
+
+    async def leave(self, timeout_s: float) -> None:
+        """The last request is over: tell cashiers what comes back, before nobody can. A `Back` that
+        overtook its `Pay` would be of no use, so that is over first."""
+        payments = self._commitments.payments
+        if payments.has_to_tell:
+            await self._all_arrived(timeout_s / 2)
+            self._send([Letter(cashier, back) for cashier, back in payments.leave()])
+            await self._all_arrived(timeout_s / 2)
+
+    async def _all_arrived(self, timeout_s: float) -> None:
+        self._arrived.clear()
+        if self._posts:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
 
     def hear(self, incoming: Incoming) -> Refusal | None:
         """What the gateway of another site wrote; why it is not taken, or None."""
         context = self._context
-        if self._stopped:
-            return Refusal(status=503, reason="gateway_stopping", message="This gateway stops.")
         try:
             hop = context.peers.verify(
                 incoming, context.view.site(claimed_ingress(incoming)), incoming.body
@@ -110,9 +126,15 @@ class Letters:
         except Untrusted as error:
             return Refusal(status=401, reason="peer_untrusted", message=error.message)
         sender = hop.entrant.ingress.name
+        now_ns, now = context.clock.monotonic_ns(), context.clock.wall_ns()
+        if self._stopped:  # only what it has asked for before
+            for message in messages:
+                if isinstance(message, Paid):
+                    self._commitments.hear(sender, message, now_ns, now)
+            context.paying.decide(now_ns)
+            return Refusal(status=503, reason="gateway_stopping", message="This gateway stops.")
         context.skew.heard(sender, hop.sent_at, context.view.rtt_ms(sender))
         self.heard += 1
-        now_ns, now = context.clock.monotonic_ns(), context.clock.wall_ns()
         answers: list[Letter] = []
         for message in messages:
             if isinstance(message, LIMIT_MESSAGES):
@@ -263,6 +285,8 @@ class Letters:
         if post in self._posts:
             del self._posts[post]
             self.lost += not arrived
+            if not self._posts:
+                self._arrived.set()
             if post.site in self._due and not self._stopped:
                 self._flush()
 

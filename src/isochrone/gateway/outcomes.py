@@ -84,12 +84,14 @@ class Outcomes:
         first_ms, sent_ms, decision = record.first_byte_ms, record.sent_ms, record.decision
         assert first_ms is not None
         answer_ms = record.total_ms - first_ms
-        if record.output >= LEAST_OUTPUT_TOKENS and answer_ms > 0:
+        elsewhere = record.serving_site != record.ingress_site
+        may_have_paused = elsewhere and record.class_ == "batch"  # stopped there
+        if record.output >= LEAST_OUTPUT_TOKENS and answer_ms > 0 and not may_have_paused:
             tok_s = 1000.0 * (record.output - 1) / answer_ms
             self._learned.saw_decode(record.model, site.kind, site.seed, tok_s)
         if decision is None or sent_ms is None or record.input_uncached < LEAST_PROMPT_TOKENS:
             return
-        if decision.chosen < 0:
+        if decision.chosen < 0 or (elsewhere and decision.queued_ms >= NO_QUEUE_MS):
             return
         read_ms = first_ms - sent_ms - site.rtt_ms - transfer_ms(decision.body_bytes, site.rtt_ms)
         if decision.chosen_queue_ms < NO_QUEUE_MS and read_ms > 0:

@@ -211,6 +211,7 @@ class Gateway:
                 log.info("gateway_draining", open=len(context.exchanges))
                 await listener.close()
                 await self._drain()
+                await self.letters.leave(FLUSH_S)
                 await self._shipper.flush(timeout_s=FLUSH_S)
                 await self._store_view()
             finally:

@@ -26,6 +26,7 @@ from isochrone.core.estimate.hardware import SLOW
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.metering.event import Tokens
 from isochrone.core.routing.patience import MARGIN_MS
+from isochrone.core.world.tenant import Class
 from isochrone.gateway.entitled import Entitled
 from isochrone.gateway.metrics import LATENCY_S
 from isochrone.gateway.replies import Refusal
@@ -56,8 +57,9 @@ class Waiter(ABC):
         """It has waited, and has a slot from now on."""
 
     @abstractmethod
-    def must_stop(self, now_ns: int) -> None:
-        """It has to give its slot back; its turn takes `stopped` or `unstoppable` for an answer."""
+    def must_stop(self, now_ns: int, for_class: Class) -> None:
+        """It has to give its slot back, to this class; its turn takes `stopped` or `unstoppable`
+        for an answer."""
 
     @abstractmethod
     def turned_away(self, refusal: Refusal) -> None:
@@ -188,7 +190,7 @@ class Place:
         elif isinstance(command, Stop):
             if ticket.state == "stopping":
                 self._queues.stops[class_] += 1
-                waiter.must_stop(now_ns)
+                waiter.must_stop(now_ns, CLASSES[command.for_rank])
         else:
             del self.waiters[ticket]
             waiter.turned_away(self._queues.refusal(self, class_, command.refused))

@@ -12,7 +12,7 @@ from isochrone.core.errors import Unavailable
 from isochrone.core.ids import ReplicaId, RequestId, SiteName
 from isochrone.core.metering.event import Endpoint, Outcome, Tokens
 from isochrone.core.residency.bounds import Narrowing
-from isochrone.core.routing.choice import Refused, Rule
+from isochrone.core.routing.choice import Refused, Rule, Stopped
 from isochrone.core.routing.choose import choose
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Dispatch
@@ -55,7 +55,8 @@ class Tries(Waiter):
     tries are counted anew. `asking` takes the place of the body, `wanted` is what its replica must
     be, None where any will do. `turn` is its place in the queue of the site that it is sent to,
     where this gateway keeps that, and `waiting` counts it as work there; `saturated`: the refusal
-    of a queue that it may come back to soonest; `queued_ns`: how long it has waited for its turn.
+    of a queue that it may come back to soonest; `queued_ns`: how long it has waited for its turn;
+    `stops`: how often it gave its slot back meanwhile.
     """
 
     context: Context
@@ -91,6 +92,7 @@ class Tries(Waiter):
     waiting: Dispatch | None = None
     saturated: Refusal | None = None
     queued_ns = 0
+    stops: tuple[Stopped, ...] = ()
     _tries_before = 0  # those before the stream was lost
     _tried_before = 0
     _tries_began_ns: int | None = None
@@ -467,14 +469,11 @@ class Tries(Waiter):
         if choice is not None and not choice.allowed_exists and not self.attempts:
             self.refuse(admission.no_site_allowed(self.context, self.key, model, self.narrowing))
         else:
-            self.refuse(self.saturated or admission.no_site_healthy(model))
+            self.refuse(self.saturated or admission.no_site_healthy(self.context, choice, model))
 
     def refuse_hop_without_replica(self) -> None:
-        if self.saturated is not None:
-            self.refuse(self.saturated)
-            return
         why = self.tried[-1].detail if self.tried else "none of the site's replicas is ready"
-        self.refuse(admission.no_replica(why))
+        self.refuse(self.saturated or admission.no_replica(why))
 
     @property
     def _is_last_resort(self) -> bool:

@@ -143,6 +143,11 @@ class ViewCache:
         deployed = self._deployed.get(subjects.deployment_key(site, model))
         return _USUAL if deployed is None or deployed.admission is None else deployed.admission
 
+    def is_stopped(self, model: ModelName, site: SiteName) -> bool:
+        """Whether its operator stopped what runs of a model at a site."""
+        deployed = self._deployed.get(subjects.deployment_key(site, model))
+        return deployed is not None and deployed.replicas == 0
+
     def rtt_ms(self, peer: SiteName) -> float:
         """The round trip to a peer as the view has it; 0 where it has none."""
         link = self._links.get(peer)

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from isochrone.core.ids import KeyId, ModelName, ReplicaId, RequestId, SiteName
 from isochrone.core.metering.event import UsageEvent
-from isochrone.core.routing.choice import Ground
+from isochrone.core.routing.choice import Ground, Stopped
 from isochrone.core.world.tenant import Scope
 
 UsageGroup = Literal["key", "model", "site", "country", "class", "day"]
@@ -34,12 +34,14 @@ class UsageFilter:
 class Booked:
     """One booked request and when its present report was booked (wall ns).
 
-    `ground` is what its decision names, where the decision was asked for and the ground is kept.
+    `ground` is what its decision names, where the decision was asked for and the ground is kept;
+    `stops` is then how often the request gave its slot back, as each site that it was at says.
     """
 
     event: UsageEvent
     booked_at: int
     ground: Ground | None = None
+    stops: tuple[Stopped, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

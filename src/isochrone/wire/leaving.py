@@ -43,6 +43,12 @@ _RUN = (
     " context_tokens chunk_tokens rtt_ms"
 )
 
+_DECISION = (
+    "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms predicted_ttft_ms"
+    " actual_ttft_ms refused tried decodes_ms bond queued_ms because body_bytes chosen_queue_ms"
+    " eligible runner_up runner_up_ms wanted_class key_class unpaid_because since_ms foretold stops"
+)
+
 # By the name of the class.
 MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     # wire/fleet.py
@@ -82,14 +88,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "HandBack": _fields(fleet="home"),
     # wire/usage.py
     "BondRecord": _fields(account="cached_tokens prompt_tokens verdict home limit_ms"),
-    "DecisionRecord": _fields(
-        account=(
-            "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
-            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms because "
-            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms wanted_class key_class "
-            "unpaid_because since_ms foretold"
-        ),
-    ),
+    "DecisionRecord": _fields(account=_DECISION),
     "UsageRecord": _fields(
         account=(
             "request_id org_id project_id key_id endpoint stream class_ model revision "
@@ -260,6 +259,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "Refused": _fields(account="site rule detail"),
     "RunnerUp": _fields(account="site cost_ms"),
     "Foretold": _fields(account="site since_ms predicted_ttft_ms actual_ttft_ms"),
+    "Stopped": _fields(account="site replica for_class since_ms output after_ms at refused"),
     "Explanation": _fields(
         account="candidates refused allowed_exists elsewhere is_full eligible runner_up",
     ),
@@ -270,14 +270,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
             "allowed_exists elsewhere caches logs narrowed narrowed_transit"
         ),
     ),
-    "Decision": _fields(
-        account=(
-            "ground chosen costs_ms queues_ms prefill_ms decode_ms digest_age_ms "
-            "predicted_ttft_ms actual_ttft_ms refused tried decodes_ms bond queued_ms because "
-            "body_bytes chosen_queue_ms eligible runner_up runner_up_ms wanted_class key_class "
-            "unpaid_because since_ms foretold"
-        ),
-    ),
+    "Decision": _fields(account=_DECISION),
     # gateway/records.py
     "Progress": _fields(account="request_id at tokens"),
     "Shipped": _fields(account="segment offset"),

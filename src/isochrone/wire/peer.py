@@ -36,6 +36,7 @@ TRANSIT = "x-isochrone-transit"        # likewise, of a client's request only
 EXPLAIN = "x-isochrone-explain"        # `full`: a client wants the whole choice on record
 REFUSED = "x-isochrone-refused"        # on a typed refusal by the destination: the rule
 QUEUED = "x-isochrone-queued"          # on an answer: whole ms that it waited there for its turn
+STOPPED = "x-isochrone-stopped"        # on a typed refusal: how it gave way there before
 TRIED = "x-isochrone-tried"            # on a hop: the sites that refused or lost the request before
 PUSHED = "p"                           # behind the instant in `HOP`: past the nearest site
 UNPAID = "u"                           # before both: its ingress cannot pay for `reserved`

@@ -26,6 +26,7 @@ from isochrone.core.routing.choice import (
     Foretold,
     Ground,
     Refused,
+    Stopped,
     UnpaidBecause,
 )
 from isochrone.core.world.tenant import Class
@@ -74,6 +75,7 @@ class DecisionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     unpaid_because: UnpaidBecause | None = None
     since_ms: float = 0.0
     foretold: tuple[Foretold, ...] = ()
+    stops: tuple[Stopped, ...] = ()
 
     def decision(self) -> Decision:
         fields = {name: getattr(self, name) for name in self.__struct_fields__}

@@ -18,6 +18,7 @@ from isochrone.adapters.postgres.book_rows import (
     event_of,
     ground_of,
     ground_text,
+    stops_of,
     values_of,
 )
 from isochrone.adapters.postgres.hours import (
@@ -38,7 +39,7 @@ from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import RequestId, SiteName, is_uuid7
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.metering.merge import better
-from isochrone.core.routing.choice import Ground
+from isochrone.core.routing.choice import Ground, Stopped
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.book import (
     Booked,
@@ -127,7 +128,10 @@ class PostgresBook:
             if row is None:
                 return None
             event = event_of(row[1:])
-            return Booked(event=event, booked_at=row[0], ground=_ground(connection, event))
+            return Booked(
+                event=event, booked_at=row[0], ground=_ground(connection, event),
+                stops=_stops(connection, event),
+            )
 
     def requests(
         self, scope: Scope, chosen: UsageFilter, *, most: int, after: str | None = None,
@@ -225,6 +229,19 @@ def _ground(connection: psycopg.Connection[TupleRow], event: UsageEvent) -> Grou
         (event.ingress_site, event.decision.ground),
     ).fetchone()
     return None if row is None else ground_of(row[0])
+
+
+def _stops(
+    connection: psycopg.Connection[TupleRow], event: UsageEvent
+) -> tuple[Stopped, ...]:
+    """Those that its report knows of, then those that evidence of other reporters tells of."""
+    own = () if event.decision is None else event.decision.stops
+    rows = connection.execute(
+        "SELECT decision->'stops' FROM evidence WHERE request_id = %s AND decision IS NOT NULL"
+        " AND NOT (%s AND serving_site = %s) ORDER BY received_at, serving_site",
+        (event.request_id, event.reporter == "evidence", event.serving_site),
+    ).fetchall()
+    return (*own, *(stop for row in rows for stop in stops_of(row[0])))
 
 
 def _where(scope: Scope, chosen: UsageFilter) -> sql.Composable:

@@ -9,7 +9,7 @@ import msgspec
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import is_uuid7
 from isochrone.core.metering.event import UsageEvent
-from isochrone.core.routing.choice import Decision, Ground
+from isochrone.core.routing.choice import Decision, Ground, Stopped
 
 # Columns in the order of `values_of`; those of the token counts and of `class` are named apart.
 PLAIN = (
@@ -60,6 +60,11 @@ def ground_text(ground: Ground) -> str:
 def ground_of(stored: object) -> Ground:
     """The ground of a value of its column."""
     return msgspec.convert(stored, Ground)
+
+
+def stops_of(stored: object) -> tuple[Stopped, ...]:
+    """Those of a decision, of the value of its field."""
+    return msgspec.convert(stored or (), tuple[Stopped, ...])
 
 
 def _json(noun: Decision | Ground) -> str:

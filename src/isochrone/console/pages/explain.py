@@ -18,8 +18,8 @@ from isochrone.core.errors import NotFound
 from isochrone.core.metering.event import Outcome, Reporter, TokenSource
 from isochrone.core.metering.words import OUTCOMES, REPORTERS, SOURCES
 from isochrone.core.routing.bond import HomeVerdict
-from isochrone.core.routing.choice import Because
-from isochrone.core.routing.words import BECAUSE, HOMES, RULES, UNPAID
+from isochrone.core.routing.choice import Because, Stopped
+from isochrone.core.routing.words import BECAUSE, HOMES, RULES, UNPAID, words_of_stop
 
 RECENT = 50
 TERMS = ("round trip", "transfer", "queue", "prefill", "decode")
@@ -162,6 +162,7 @@ class Explanation(msgspec.Struct, frozen=True):
     reason: str | None
     reporter: Reporter
     attempts: int
+    stops: tuple[Stopped, ...]
     decision: Decision | None
     price: Price | None
 
@@ -409,6 +410,7 @@ def _record(found: Explanation) -> None:
          f"{found.class_ if found.classes is None else found.classes.wanted}"),
         *_classes(found.classes),
         ("Entered", f"{found.ingress.site}: {found.ingress.plaintext}"),
+        *(("Stopped", words_of_stop(each)) for each in found.stops),
         ("Replica", found.serving.replica), ("Weights", found.revision),
     ]
     if decision is not None:

@@ -25,6 +25,7 @@ from isochrone.core.routing.choice import (
     Ground,
     Refused,
     Rule,
+    Stopped,
     UnpaidBecause,
 )
 from isochrone.core.routing.explain import DIGITS
@@ -170,6 +171,22 @@ class ClassShape(BaseModel):
     because: UnpaidBecause | None
 
 
+class StoppedShape(BaseModel):
+    """The request gave its slot back at `site`, because the floor of `for_class` lacked one,
+    `since_ms` after it had come to that site, with so many tokens of `output` delivered (null:
+    before the first byte). `after_ms` later it was sent on, to `at` (null: nowhere), or `refused`
+    by the queue in which it waited, for this reason; null: it ended while it waited."""
+
+    site: str
+    replica: str | None
+    for_class: Class
+    since_ms: float
+    output: int | None
+    after_ms: float | None
+    at: str | None
+    refused: str | None
+
+
 class PriceLine(BaseModel):
     """`amount` is a decimal text in units of the currency."""
 
@@ -193,6 +210,7 @@ class Explanation(BaseModel):
     """Everything that is kept of one request; instants are wall ns UTC of the ingress. `decision`
     is null when no site was considered, or when what the decision rests on was not reported;
     `classes` when no site was considered, or a gateway of an earlier release took the request in;
+    `stops` are in order where one site had them, and those of the ingress come first;
     `price` where the caller may not see prices, or there is none."""
 
     id: str
@@ -218,6 +236,7 @@ class Explanation(BaseModel):
     reporter: Reporter
     attempts: int
     booked_at: int
+    stops: list[StoppedShape]
     decision: DecisionShape | None
     price: PriceShape | None
 
@@ -310,6 +329,7 @@ def _explanation(booked: Booked, price: PriceShape | None = None) -> Explanation
         reporter=event.reporter,
         attempts=event.attempts,
         booked_at=booked.booked_at,
+        stops=[_stopped(each) for each in booked.stops],
         decision=_decision(ground, event.decision, event.stream),
         price=price,
     )
@@ -392,6 +412,15 @@ def _foretold(each: Foretold) -> ForetoldShape:
         site=each.site, since_ms=round(each.since_ms, DIGITS),
         predicted_ttft_ms=round(each.predicted_ttft_ms, DIGITS),
         actual_ttft_ms=round(each.actual_ttft_ms, DIGITS),
+    )
+
+
+def _stopped(each: Stopped) -> StoppedShape:
+    return StoppedShape(
+        site=each.site, replica=each.replica, for_class=each.for_class,
+        since_ms=round(each.since_ms, DIGITS), output=each.output,
+        after_ms=None if each.after_ms is None else round(each.after_ms, DIGITS),
+        at=each.at, refused=each.refused,
     )
 
 

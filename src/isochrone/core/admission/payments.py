@@ -198,6 +198,11 @@ class Payments:
         self._asked: dict[int, Payment] = {}
         self._backs: list[tuple[SiteName, Back]] = []
 
+    @property
+    def has_to_tell(self) -> bool:
+        """Whether anything was asked for or comes back of which a cashier may not know."""
+        return bool(self._asked or self._backs)
+
     def ask(
         self, purse: Purse, cashier: SiteName, tokens: int, owed: int, counts: bool, now_ns: int
     ) -> Payment:
@@ -262,6 +267,18 @@ class Payments:
             self._send_back(payment, payment.tokens + payment.owed, honoured=False)
         elif payment.state == "asked":
             self._close(payment, "over")
+
+    def leave(self) -> list[tuple[SiteName, Back]]:
+        """Nothing is heard any more: what comes back to whom, of payments that nobody will know to
+        be made, too. No request is paid for by one of those. To be sent behind what was `due`."""
+        for payment in self._asked.values():
+            if payment.state == "asked":
+                self._close(payment, "over")
+            if payment.tokens or payment.owed:
+                self._give_back(payment)
+        self._asked = {}
+        backs, self._backs = self._backs, []
+        return backs
 
     def tick(self, now_ns: int) -> list[tuple[SiteName, Back]]:
         """About every half second: give up what is not answered; what comes back to whom."""

@@ -31,9 +31,11 @@ class Start:
 @dataclass(frozen=True, slots=True)
 class Stop:
     """A running request must give up its slot: stop it, then call `stopped`; or `unstoppable`,
-    where that cannot be. It is resumable, or no byte of its answer has come yet."""
+    where that cannot be. It is resumable, or no byte of its answer has come yet. `for_rank`: the
+    class whose floor lacks a slot."""
 
     ticket: Ticket
+    for_rank: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -496,4 +496,4 @@ class SiteQueue:
                     victim.state = "stopping"
                     self._lines[victim.rank].stopping += 1
                     self._stopping += 1
-                    self.outbox.append(Stop(victim))
+                    self.outbox.append(Stop(victim, rank))

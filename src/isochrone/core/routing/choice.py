@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from isochrone.core.ids import ModelName, PolicyId, SiteName
+from isochrone.core.ids import ModelName, PolicyId, ReplicaId, SiteName
 from isochrone.core.residency.rule import UNBOUND
 from isochrone.core.routing.bond import Bond
 from isochrone.core.world.site import RttSource
@@ -156,6 +156,24 @@ class Foretold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """A request gave its slot back, because the floor of `for_class` lacked one: at `site`, by
+    whose clock `since_ms` counts from when the request came there, with so many tokens of `output`
+    delivered; None before the first byte of its answer. `after_ms` later it was sent on to an
+    engine or site at `at`, None for nowhere; or was `refused` by the queue in which it waited, for
+    this reason. `after_ms` is None where it ended while it waited."""
+
+    site: SiteName
+    replica: ReplicaId | None
+    for_class: Class
+    since_ms: float
+    output: int | None
+    after_ms: float | None = None
+    at: SiteName | None = None
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What is kept of a choice, small because it is kept for every request.
 
@@ -180,6 +198,10 @@ class Decision:
     `predicted_ttft_ms` and `actual_ttft_ms` are of the chosen site and count from `since_ms` after
     the request was received: 0 of a first choice, of any other when it was made. `foretold` has the
     same of the choices before it that began to answer, in order.
+
+    `stops` are those that its reporter knows of, in order: of its own site, and of sites that
+    refused the request after them. A serving gateway, which chose nothing, has a decision where
+    there are any, with nothing else in it and no ground.
     """
 
     ground: str
@@ -207,6 +229,7 @@ class Decision:
     unpaid_because: UnpaidBecause | None = None
     since_ms: float = 0.0
     foretold: tuple[Foretold, ...] = ()
+    stops: tuple[Stopped, ...] = ()
 
     @property
     def is_brief(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from isochrone.core.routing.bond import HomeVerdict
-from isochrone.core.routing.choice import Because, Rule, UnpaidBecause
+from isochrone.core.routing.choice import Because, Rule, Stopped, UnpaidBecause
 
 RULES: Final[Mapping[Rule, str]] = {
     "model_not_served": "the site has no deployment of the model",
@@ -51,3 +51,31 @@ HOMES: Final[Mapping[HomeVerdict, str]] = {
     "overflow": "its home {home} was far dearer, and it moved there a moment ago: this request "
     "alone goes elsewhere",
 }
+
+
+def words_of_stop(stop: Stopped) -> str:
+    """Where a request gave way, when, for whom, and what became of it."""
+    replica = "" if stop.replica is None else f", replica {stop.replica}"
+    done = (
+        "before the first byte of its answer" if stop.output is None
+        else f"after {stop.output} tokens of output"
+    )
+    return (
+        f"at {stop.site}{replica}, {stop.since_ms:.1f} ms after it came there, {done}, for a slot "
+        f"that {stop.for_class} had to have; {_became(stop)}"
+    )
+
+
+def _became(stop: Stopped) -> str:
+    if stop.after_ms is None:
+        return "it ended while it waited for a slot again"
+    later, how = f"{stop.after_ms:.1f} ms later", "began anew" if stop.output is None else "went on"
+    if stop.refused is not None:
+        where = (
+            "its gateway had no other place for it" if stop.at is None
+            else f"it was sent to {stop.at} instead"
+        )
+        return f"{later} its queue turned it away ({stop.refused}), and {where}"
+    if stop.at is None:
+        return f"{later} it had a slot again there, but no engine that was ready"
+    return f"{later} it {how} {'there' if stop.at == stop.site else f'at {stop.at}'}"
