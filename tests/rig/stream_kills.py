@@ -367,9 +367,7 @@ async def kill_in_the_middle(
 
 
 @asynccontextmanager
-async def slowed(
-    engines: Iterable[int], texts: Callable[[], int] = lambda: 0
-) -> AsyncIterator[None]:
+async def slowed(engines: Iterable[int], texts: Callable[[], int]) -> AsyncIterator[None]:
     """Processes that run a quarter of the time, and less the more texts their longest stream has:
     they leave the gateways and the client the cores, and no stream has ended before the last one
     begins, however busy the machine is."""
