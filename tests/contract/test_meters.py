@@ -16,6 +16,7 @@ from isochrone.core.billing.meter_event import SECOND_NS, MeterEvent
 from isochrone.core.billing.sheet import HOUR_NS, Facts
 from isochrone.core.ids import ModelName, OrgId, RequestId
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
+from isochrone.ports.ledger import Spent
 from tests.contract.test_control_api import Api, api  # noqa: F401 - a fixture
 from tests.contract.test_ledger import (
     MINE,
@@ -182,6 +183,7 @@ def test_an_amended_request_is_charged_as_amended(meters: PostgresMeters, pool: 
     assert add(meters, replace(right, id="e", amount=1_000, replaces="a")) == ["accepted"]
     charge_all(ledger, START + HOUR_NS)
     (spent,) = ledger.spent(MINE, NOVEMBER, now=START, org_id=None, project_id=None)
+    assert isinstance(spent, Spent)
     assert spent.rated.total_pico == spent.charged_pico == before
 
 
