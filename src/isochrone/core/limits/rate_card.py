@@ -1,7 +1,7 @@
 """What one request costs, as a gateway can say it: rate cards from price sheets, rates from cards.
 
-A card leaves out what depends on the quantity of a period, and where a price does (tiers, packages)
-it has the dearest: a budget is rather a little short than passed. Minima, maxima, recurring amounts
+A card leaves out what depends on the quantity of a period. Of tiers it has the dearest: a budget is
+rather a little short than passed. Packages are taken as filled. Minima, maxima, recurring amounts
 and fees on totals other than of usage are no request's. What was really charged comes back with the
 book's sum, hour by hour. Rates are exact: whole numbers over one denominator.
 """
