@@ -235,7 +235,8 @@ def test_money_is_summed_exactly_and_the_latest_comes_first(api: Api) -> None:
         org_id="o", project_id="p", month="2026-11", currency="EUR", amount="0.3", charged="0",
         lines=(line, line, line), unpriced=(),
     )
-    assert ledger.sums([spent]) == {"EUR": Decimal("0.3")}
+    unknown = msgspec.structs.replace(spent, amount=None, charged="7", lines=(), problem="too much")
+    assert ledger.sums([spent, unknown]) == {"EUR": Decimal("0.3")}
     assert [row[2:] for row in ledger.by_price([spent])] == [(9, Decimal("0.3"))]
     body = {"amount": "1", "project_id": project}
     keys = {ledger.once_after(2, body), ledger.once_after(3, body),

@@ -112,6 +112,22 @@ def test_what_is_new_or_better_after_its_day_left_is_kept_and_makes_another_part
     assert kept(pool) == told([*whole, better, other_site, unknown]), "of two parts the better one"
 
 
+def test_a_day_whose_evidence_waits_is_refused_as_a_whole(
+    book: PostgresBook, days: PostgresUsageDays
+) -> None:
+    """Its requests left, and the answer was a refusal."""
+    book.book_usage([a_report(1)], now=1)
+    book.note_evidence([seen(1)], now=1)
+    with pytest.raises(Conflict, match="1 pieces of evidence of 2026-11-20 wait still"):
+        days.detach(EVERY_TENANT, START, now=NOW)
+    (day,) = days.days()
+    assert (day.rows, day.files) == (1, ())
+    settle(book)
+    assert days.detach(EVERY_TENANT, START, now=NOW) is not None
+    (day,) = days.days()
+    assert (day.rows, len(day.files), len(day.evidence_files)) == (0, 1, 1)
+
+
 def test_which_evidence_is_overdue(book: PostgresBook, days: PostgresUsageDays) -> None:
     book.note_evidence([seen(1), seen(2, day=1)], now=1)
     assert days.overdue(before=START + 2 * DAY, now=NOW) == [], "it waits for its ingresses"

@@ -35,7 +35,7 @@ from isochrone.core.ids import OrgId, ProjectId, uuid7
 from isochrone.core.metering.event import Tokens, UsageEvent
 from isochrone.core.money import LARGEST, PICO
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
-from isochrone.ports.ledger import Due, Ledger
+from isochrone.ports.ledger import Due, Ledger, Spent, Unrated
 from isochrone.ports.prices import Prices, StoredSheet
 from isochrone.ports.tenants import Once
 from tests.unit.build_usage import a_usage_event
@@ -110,13 +110,18 @@ def at(ledger: PostgresLedger, account: Account) -> int:
     return ledger.balances(MINE, org_id=None, project_id=None).get((account, "EUR"), 0)
 
 
+def spent_by(
+    ledger: PostgresLedger, project_id: ProjectId | None = None, *, now: int = NOVEMBER.begin
+) -> list[Spent]:
+    """Of each project, which all can be rated."""
+    found = ledger.spent(EVERY_TENANT, NOVEMBER, now=now, org_id=None, project_id=project_id)
+    known = [each for each in found if isinstance(each, Spent)]
+    assert len(known) == len(found)
+    return known
+
+
 def spent_pico(ledger: PostgresLedger) -> int:
-    return sum(
-        each.rated.total_pico
-        for each in ledger.spent(
-            EVERY_TENANT, NOVEMBER, now=NOVEMBER.begin, org_id=None, project_id=None
-        )
-    )
+    return sum(each.rated.total_pico for each in spent_by(ledger))
 
 
 def zero_sum(pool: Pool) -> bool:
@@ -264,6 +269,7 @@ def test_what_is_once_a_period_is_charged_when_it_is_over(
     book.book_usage([a_report(2, output=10_000)], now=2)
     assert charge_all(ledger, NOVEMBER.end + HOUR_NS) == 3
     (spent,) = ledger.spent(MINE, NOVEMBER, now=NOVEMBER.end, org_id=None, project_id=None)
+    assert isinstance(spent, Spent)
     assert at(ledger, REVENUE) == spent.rated.total_pico == spent.charged_pico
 
 
@@ -301,6 +307,7 @@ def test_unpriced_usage_is_told_and_charged_once_it_has_a_price(
     book.book_usage([a_report(1)], now=1)
     assert charge_all(ledger, START + HOUR_NS) == 0
     (spent,) = ledger.spent(MINE, NOVEMBER, now=START, org_id=None, project_id=None)
+    assert isinstance(spent, Spent)
     assert {each.facts.meter: each.amount for each in spent.rated.unpriced} == {
         "requests": 1, "input_uncached_tokens": 5, "output_tokens": 3,
     }
@@ -477,7 +484,16 @@ def test_a_project_that_comes_to_too_much_keeps_nobody_else_from_being_charged(
     with pytest.raises(TooMuchMoney, match=r"project '[pr]' of 'org'"):
         charge_now(ledger, now=START)
     with pytest.raises(TooMuchMoney, match="project 'p' of 'org'"):
-        spent_pico(ledger)
+        spent_by(ledger, ProjectId("p"))
+    told = ledger.spent(EVERY_TENANT, NOVEMBER, now=START, org_id=None, project_id=None)
+    dear_p, right, dear_r = told
+    assert isinstance(right, Spent)
+    assert right.rated.total_pico == LARGEST // 4
+    for each in (dear_p, dear_r):
+        assert isinstance(each, Unrated)
+        assert (each.currency, each.charged_pico) == ("EUR", 0)
+        assert each.reason.startswith(f"project '{each.payer.project_id}' of 'org': an amount")
+    assert spent_by(ledger, ProjectId("q"), now=START) == [right]
     sell_at(prices, a_sheet(id="mended", valid_from=NOVEMBER.begin))
     assert asyncio.run(charging.charge_due()) == 6, "input and output of each"
     assert at(ledger, owed("p")) == at(ledger, owed("r")) < at(ledger, owed("q")) < 0

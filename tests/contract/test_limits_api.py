@@ -31,10 +31,13 @@ def put(api: Api, **body: object) -> Any:  # noqa: F811
     return answer
 
 
-def use(api: Api, number: int, at: int, *, output: int, key: str = "k") -> None:  # noqa: F811
+def use(
+    api: Api, number: int, at: int, *, output: int, key: str = "k",  # noqa: F811
+    project: str = "default",
+) -> None:
     event = replace(
         a_usage_event(uuid7(at, number)), received_at=at, finished_at=at, org_id=OrgId("default"),
-        project_id=ProjectId("default"), key_id=KeyId(key),
+        project_id=ProjectId(project), key_id=KeyId(key),
         tokens=Tokens(input_uncached=0, output=output, source="engine"),
     )
     api.context.book.book_usage([event], now=at)
@@ -260,3 +263,43 @@ def test_a_budget_that_cannot_be_summed_keeps_no_other_from_it(api: Api) -> None
         for each in (of_all, of_other)
     ]
     assert before == [0, day + HOUR_NS]
+
+
+def test_a_budget_of_an_organisation_whose_projects_come_to_too_much_together(
+    api: Api,  # noqa: F811
+) -> None:
+    """Each of them fits in the book; control ended at their sum."""
+    registry, day = api.context.registry, day_of(api.context.now())
+    other = api.make("projects", {"name": "other", "org_id": "default"})["id"]
+    api.make("prices", SHEET)
+    (kept,) = registry.prices.sheets(EVERY_TENANT)
+    dear = replace(kept.sheet.prices[0], charge=PerUnit(price_pico=LARGEST))
+    registry.prices.add_sheet(
+        EVERY_TENANT, replace(kept, sheet=replace(
+            kept.sheet, prices=(dear,), valid_from=month_of(api.context.now()).begin,
+        )), once=None,
+    )
+    made = put(api, kind="budget", amount="10", period="month", org_id="default")
+    use(api, 1, day, output=1)
+    use(api, 2, day, output=1, project=other)
+    follow(api, day + HOUR_NS + 600_000_000_000)
+    limit = registry.limits.limit(EVERY_TENANT, LimitId(made["id"]))
+    assert limit.spent_before == 0, "it is not summed"
+    assert len(api.call("GET", "ledger/spent")[1]["items"]) == 2
+
+
+def test_a_budget_counts_usage_and_its_fees_and_no_bounds_of_a_month(
+    api: Api,  # noqa: F811
+) -> None:
+    """The fee on a price that has a maximum was left out, though gateways count it."""
+    output, inputs = SHEET["prices"]
+    api.make("prices", {
+        **SHEET, "prices": [{**output, "least": "100", "most": "1000"}, inputs],
+        "fees": [{"name": "service", "basis_points": 1000}],
+        "recurring": [{"name": "support", "amount": "300"}],
+    })
+    day = day_of(api.context.now())
+    made = put(api, kind="budget", amount="10", period="day", **PROJECT)
+    use(api, 1, day, output=1_000_000)
+    follow(api, day + HOUR_NS + 600_000_000_000)
+    assert api.call("GET", f"limits/{made['id']}")[1]["spent"] == "0.66"

@@ -1,5 +1,6 @@
 """Events of meters on a real PostgreSQL: each judged by itself, for ever, never dropped."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import permutations
@@ -12,10 +13,15 @@ from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.meters import PostgresMeters
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import PostgresPrices
+from isochrone.core.billing.charge import PerUnit
+from isochrone.core.billing.ledger import Account
 from isochrone.core.billing.meter_event import SECOND_NS, MeterEvent
-from isochrone.core.billing.sheet import HOUR_NS, Facts
+from isochrone.core.billing.sheet import HOUR_NS, Facts, Meter, Price, Recurring, When
 from isochrone.core.ids import ModelName, OrgId, RequestId
+from isochrone.core.metering.event import Tokens
+from isochrone.core.money import PICO
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
+from isochrone.ports.ledger import Spent
 from tests.contract.test_control_api import Api, api  # noqa: F401 - a fixture
 from tests.contract.test_ledger import (
     MINE,
@@ -182,7 +188,52 @@ def test_an_amended_request_is_charged_as_amended(meters: PostgresMeters, pool: 
     assert add(meters, replace(right, id="e", amount=1_000, replaces="a")) == ["accepted"]
     charge_all(ledger, START + HOUR_NS)
     (spent,) = ledger.spent(MINE, NOVEMBER, now=START, org_id=None, project_id=None)
+    assert isinstance(spent, Spent)
     assert spent.rated.total_pico == spent.charged_pico == before
+
+
+def test_a_request_that_did_not_count_is_amended_from_nothing(
+    meters: PostgresMeters, pool: Pool
+) -> None:
+    """A refusal counts for no meter, so taking its request away takes nothing from the others."""
+    ledger, book = PostgresLedger(pool), PostgresBook(pool)
+    each = Price(
+        name="requests", when=When(meters=frozenset[Meter](("requests",))),
+        charge=PerUnit(price_pico=PICO),
+    )
+    sell_at(PostgresPrices(pool), a_sheet(prices=(each,)))
+    refused = replace(a_report(1), outcome="refused", tokens=Tokens())
+    book.book_usage([refused, a_report(2)], now=1)
+    gone = an_event("a", "requests", amount=0, request_id=refused.request_id)
+    assert add(meters, gone) == ["accepted"]
+    charge_all(ledger, START + HOUR_NS)
+    assert spent_pico(ledger) == PICO
+    counted = replace(gone, id="b", amount=1, replaces="a")
+    assert add(meters, counted, counted) == ["accepted", "duplicate"]
+    assert spent_pico(ledger) == 2 * PICO
+
+
+def test_an_event_of_the_wrong_month_that_is_replaced_leaves_nothing_owed_there(
+    meters: PostgresMeters, pool: Pool
+) -> None:
+    support = Recurring(name="support", amount_pico=300 * PICO)
+    sell_at(PostgresPrices(pool), a_sheet(recurring=(support,)))
+    ledger, closed = PostgresLedger(pool), NOVEMBER.end + HOUR_NS
+    assert add(meters, an_event("typo")) == ["accepted"]
+    charge_all(ledger, closed)
+    assert spent_pico(ledger) == 0, "asked before the month began"
+    owed = {account.kind: amount for (account, _), amount in _balances(ledger).items()}
+    assert owed["owed"] == -300 * PICO
+    assert add(meters, an_event("e2", from_at=closed, replaces="typo")) == ["accepted"]
+    charge_all(ledger, closed)
+    assert _balances(ledger) == {}
+    (spent,) = ledger.spent(MINE, NOVEMBER, now=closed, org_id=None, project_id=None)
+    assert isinstance(spent, Spent)
+    assert (spent.rated.total_pico, spent.charged_pico) == (0, 0)
+
+
+def _balances(ledger: PostgresLedger) -> Mapping[tuple[Account, str], int]:
+    return ledger.balances(MINE, org_id=None, project_id=None)
 
 
 def test_an_id_that_two_tell_at_once_is_judged_for_each(

@@ -3,9 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+from isochrone.core.billing.charge import PerUnit
 from isochrone.core.billing.period import month_of, name_of
+from isochrone.core.billing.sheet import Meter, Price, PriceSheet, When
 from isochrone.core.ids import OrgId, ProjectId, uuid7
 from isochrone.core.metering.event import Tokens
+from isochrone.core.money import LARGEST, written
+from isochrone.core.world.tenant import EVERY_TENANT
+from isochrone.ports.prices import StoredSheet
 from tests.contract.test_control_api import ADMIN, Api, api  # noqa: F401 - a fixture
 from tests.unit.build_usage import a_usage_event
 
@@ -192,6 +197,37 @@ def test_a_credit_is_in_the_currency_of_the_prices(api: Api) -> None:  # noqa: F
     made = api.call("POST", "ledger/credits", {"amount": "1"}, once="k")
     assert (made[0], made[1]["currency"]) == (201, "CHF")
     assert api.call("POST", "ledger/credits", {"amount": "1", "currency": "CHF"}, once="k") == made
+
+
+def use_too_much(api: Api) -> str:  # noqa: F811
+    """The default project uses more than the book holds; the id of one that does not. Prices of an
+    earlier release took any amount."""
+    dear = Price(
+        name="output", when=When(meters=frozenset[Meter](("output_tokens",))),
+        charge=PerUnit(price_pico=LARGEST // 4),
+    )
+    sheet = PriceSheet(id="dear", version=1, currency="EUR", valid_from=0, prices=(dear,))
+    stored = StoredSheet(sheet=sheet, only_for=None, created_at=api.context.now())
+    api.context.registry.prices.add_sheet(EVERY_TENANT, stored, once=None)
+    other = str(api.make("projects", {"name": "other", "org_id": "default"})["id"])
+    use(api, 1, output=5)
+    use(api, 2, output=1, project=other)
+    return other
+
+
+def test_a_project_that_comes_to_too_much_is_named_among_the_others(api: Api) -> None:  # noqa: F811
+    other = use_too_much(api)
+    status, said = api.call("GET", "ledger/spent")
+    rows = {row["project_id"]: row for row in said["items"]}
+    assert (status, len(rows)) == (200, 2)
+    assert rows[other]["amount"] == written(LARGEST // 4)
+    assert rows[other]["problem"] is None
+    refused = rows["default"]
+    assert (refused["amount"], refused["charged"], refused["lines"]) == (None, "0.00", [])
+    assert refused["problem"].startswith("project 'default' of 'default': an amount of money")
+    status, alone = api.call("GET", "ledger/spent?project_id=default")
+    assert (status, alone["code"], alone["detail"]) == (409, "too_much_money", refused["problem"])
+    assert api.call("GET", f"ledger/spent?project_id={other}")[1]["items"] == [rows[other]]
 
 
 def test_a_tenant_sees_its_own_money_and_moves_none(api: Api) -> None:  # noqa: F811

@@ -103,6 +103,39 @@ def test_lives_and_days_of_an_engine_are_told_apart(store: PostgresReconciling) 
     assert second.lives == 3
 
 
+def test_days_that_ended_while_control_was_away_are_reported_when_it_is_back(
+    store: PostgresReconciling,
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock = VirtualClock(loop)
+
+        async def offload(call):  # type: ignore[no-untyped-def]
+            return call()
+
+        async def begun_again() -> bool:
+            return await Reconciler(
+                store, FleetState(clock), clock=clock, offload=offload
+            ).report()
+
+        def kept() -> list[int]:
+            return [each.day_at // DAY_NS for each in store.reports(most=100)]
+
+        assert await begun_again()
+        (first,) = kept()
+        assert not await begun_again()
+        await asyncio.sleep(5 * DAY_NS / 1e9)
+        assert await begun_again()
+        assert kept() == list(range(first + 5, first - 1, -1))
+        await asyncio.sleep(60 * DAY_NS / 1e9)
+        assert await begun_again()
+        assert kept()[:31] == list(range(first + 65, first + 34, -1))
+        assert kept()[31:] == list(range(first + 5, first - 1, -1)), "no more than a month back"
+
+    run(main())
+
+
 def test_the_loop_keeps_what_digests_tell_and_reports_each_day_once(
     store: PostgresReconciling,
 ) -> None:

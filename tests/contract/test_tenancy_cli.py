@@ -16,6 +16,7 @@ from isochrone.cli.app import run
 from isochrone.cli.terms import duration_s
 from isochrone.core.errors import InvalidInput
 from tests.contract.test_control_api import ADMIN, Api, api  # noqa: F401
+from tests.contract.test_money_api import use_too_much
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -208,6 +209,20 @@ def test_bad_input_about_money_is_told_and_writes_nothing(
         assert (found, output) == (code, ""), words
         assert said in complaint, words
     assert [api.call("GET", path)[1] for path in paths] == before
+
+
+def test_what_was_spent_is_shown_beside_a_project_that_comes_to_too_much(
+    cli: Cli, api: Api  # noqa: F811
+) -> None:
+    other = use_too_much(api)
+    code, output, complaint = cli("ledger", "spent")
+    assert (code, complaint) == (0, ""), complaint
+    assert "project 'default' of 'default': an amount of money is beyond 38 digits" in output
+    assert f"default / {other}, " in output
+    assert "output_tokens" in output
+    code, output, complaint = cli("ledger", "spent", "--project", "default")
+    assert (code, output) == (1, "")
+    assert "project 'default' of 'default'" in complaint
 
 
 @pytest.mark.parametrize("verb", ["org", "project", "member", "key", "audit", "meter"])

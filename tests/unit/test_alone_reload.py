@@ -10,6 +10,7 @@ from isochrone.adapters.clock import SystemClock
 from isochrone.wiring.alone_entries import Teller, Told, told_by
 from isochrone.wiring.alone_file import AloneFile, load_alone
 from isochrone.wiring.alone_reload import Reloader
+from isochrone.wiring.watched import watched
 from tests.fixtures.alone_files import SMALL
 
 
@@ -31,7 +32,7 @@ def test_a_reload_that_fails_unexpectedly_is_not_the_last(tmp_path: Path) -> Non
 
         teller = Teller(AloneBus(SystemClock(), NoStore()), "here", Ed25519PrivateKey.generate())
         reloader = Reloader(config, load_alone(config), teller, told, reloaded.set)
-        running = asyncio.ensure_future(reloader.run())
+        running = asyncio.ensure_future(watched("reload", reloader.run, first_wait_s=0.0))
         async with asyncio.timeout(20):
             reloader.ask()
             await failed.wait()

@@ -14,6 +14,7 @@ from isochrone.console.pages.usage import (
     Used,
     months_before,
     spend_series,
+    spent_figures,
     token_series,
     written,
 )
@@ -62,6 +63,17 @@ def test_what_is_not_charged_yet_stands_on_today_and_only_in_its_month() -> None
     charged, open_ = spend_series(AT, bill, "EUR", AT[2] + 5)
     assert (list(charged.values), list(open_.values)) == ([2.5, 0.0, 0.0], [0.0, 0.0, 1.5])
     assert len(spend_series(AT, bill, "EUR", NOVEMBER.end)) == 1
+
+
+def test_what_is_not_known_is_in_no_sum() -> None:
+    unknown = Spent(
+        currency="EUR", amount=None, charged=Decimal("7"), lines=(), unpriced=(), problem="too much"
+    )
+    bill = Bill(spent=(a_spent("3", "2"), unknown), days=())
+    assert list(spend_series(AT, bill, "EUR", AT[2] + 5)[1].values) == [0.0, 0.0, 1.0]
+    assert spent_figures(bill)[0][1:] == (
+        "3.00 EUR", "2.00 of it charged; hours are charged when they are over",
+    )
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,13 @@ def test_what_no_price_fits_is_told_and_never_free() -> None:
     assert [each.amount for each in early.unpriced] == [1]
 
 
+def test_who_used_nothing_owes_nothing_of_what_is_once_a_period() -> None:
+    """An event that was told for the wrong month and replaced leaves hours of nothing behind."""
+    for usage in ([], [used("output_tokens", 0)], [used("output_tokens", 1, hour=30 * 24)]):
+        assert rate(usage, [SHEET], MONTH).lines == ()
+    assert len(rate([used("requests", 1)], [SHEET], MONTH).lines) == 3, "it used something"
+
+
 def test_sheets_follow_each_other_within_a_period() -> None:
     dearer = replace(
         SHEET, version=2, valid_from=15 * DAY,

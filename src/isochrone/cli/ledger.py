@@ -50,6 +50,9 @@ def spent(
     if not rows:
         print("nothing was used in that month yet; try `isochrone chat 'Hello!'`")
     for row in rows:
+        if row["problem"] is not None:
+            print(f"not known: {row['problem']}")
+            continue
         print_table(
             ("line", "model", "class", "site", "quantity", "adjusted by", "amount"),
             [

@@ -1,8 +1,8 @@
 """Reconciles usage with the engines' own counters: notes what they count, and reports each day.
 
 Agents tell the counters of their engines in every digest, from when an engine is ready on. Their
-latest readings are kept every few seconds. An hour after a day is over its report is made and kept;
-what does not agree is logged as an error.
+latest readings are kept every few seconds. An hour after a day is over its report is made and kept,
+later where nobody was there to make it; what does not agree is logged as an error.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ FRESH_MS = 4_000.0  # older digests say nothing of now
 MOST_SILENT_S = 3.0
 AGAIN_NS = 30_000_000_000  # how often an engine that counts nothing new is noted to be heard
 REPORT_AFTER_NS = 3_600_000_000_000
+MOST_MISSED = 31  # days: requests of earlier ones may have left the book
 
 log = structlog.get_logger()
 
@@ -110,14 +111,24 @@ class Reconciler:
         return len(news)
 
     async def report(self) -> bool:
-        """Make the report of yesterday once that has been over for an hour."""
+        """Make the report of yesterday once that has been over for an hour, and of the days before
+        it that ended while nobody made any. Whether there is a new one."""
         now = self._clock.wall_ns()
-        day_at = day_of(now - REPORT_AFTER_NS) - DAY_NS
-        if day_at <= self._reported_at:
+        last = day_of(now - REPORT_AFTER_NS) - DAY_NS
+        if last <= self._reported_at:
             return False
-        made = await self._offload(partial(self._keep, day_at, now))
-        self._reported_at = day_at
+        made = False
+        for day_at in range(await self._offload(partial(self._first, last)), last + 1, DAY_NS):
+            made = await self._offload(partial(self._keep, day_at, now)) or made
+        self._reported_at = last
         return made
+
+    def _first(self, last: int) -> int:
+        """The first day without a report, of those until `last` that are not too long ago."""
+        kept = self._store.reports(most=1)
+        if not kept:
+            return last
+        return max(kept[0].day_at + DAY_NS, last - (MOST_MISSED - 1) * DAY_NS)
 
     def _keep(self, day_at: int, now: int) -> bool:
         report = report_of(self._store, day_at)

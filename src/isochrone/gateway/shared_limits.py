@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from isochrone.core.admission.limits import bucket_of, forgotten_in_s
-from isochrone.core.ids import KeyId, SiteName
+from isochrone.core.ids import KeyId, OrgId, SiteName
 from isochrone.core.limits.admit import Claim
 from isochrone.core.limits.fleet_limits import FleetLimits
 from isochrone.core.limits.messages import LimitLetter, Message
 from isochrone.core.limits.part import Part
-from isochrone.core.limits.rate_card import Rates, card_in_force, dearest_rates, rates_of
+from isochrone.core.limits.rate_card import PricedCard, card_in_force
 from isochrone.core.metering.event import Tokens
 from isochrone.core.money import written
 from isochrone.core.rng import Random
@@ -39,17 +39,20 @@ _WHAT: Final[dict[str, str]] = {
     "concurrent": "requests at a time",
 }
 _SECOND_NS: Final = 1_000_000_000
-_MOST_RATES: Final = 10_000
 
 
 class LimitedKey:
-    """What the requests of one key count in. `cards` are empty without a budget."""
+    """What the requests of one key count in. `cards` are empty without a budget; `priced` has them
+    by when they become valid, with what the keys of the organisation made of them."""
 
-    __slots__ = ("cards", "parts")
+    __slots__ = ("cards", "parts", "priced")
 
-    def __init__(self, parts: tuple[Part, ...], cards: tuple[RateCard, ...]) -> None:
+    def __init__(
+        self, parts: tuple[Part, ...], cards: tuple[RateCard, ...], priced: dict[int, PricedCard]
+    ) -> None:
         self.parts = parts
         self.cards = cards
+        self.priced = priced
 
 
 class SharedClaim:
@@ -57,14 +60,14 @@ class SharedClaim:
 
     __slots__ = ("_card", "claim", "key", "waits")
 
-    def __init__(self, claim: Claim, key: ApiKey, card: RateCard | None) -> None:
+    def __init__(self, claim: Claim, key: ApiKey, card: PricedCard | None) -> None:
         self.claim = claim
         self.key = key
         self.waits = False
         self._card = card
 
     @property
-    def card(self) -> RateCard | None:
+    def card(self) -> PricedCard | None:
         """What its cost is known by; None where no limit asks for it."""
         return self._card
 
@@ -85,8 +88,7 @@ class SharedLimits:
         self._limits_version = 0
         self._sites: tuple[SiteName, ...] = ()
         self._keys: dict[KeyId, LimitedKey | None] = {}
-        self._rates: dict[tuple[int, str, str, str, bool], Rates] = {}
-        self._most: dict[tuple[int, str, tuple[str, ...]], Rates] = {}
+        self._priced: dict[OrgId, dict[int, PricedCard]] = {}
         self._waiting: dict[Exchange, SharedClaim] = {}
         self._reset_second = -1
         self._reset = ""
@@ -105,11 +107,14 @@ class SharedLimits:
         if limited is None:
             return None
         now_ns = exchange.started_ns
-        card, cost = None, 0
+        card: PricedCard | None = None
+        cost = 0
         if limited.cards:
-            card = card_in_force(limited.cards, exchange.received_at)
-            if card is not None:
-                cost = self._cost_at_most(card, key, request)
+            found = card_in_force(limited.cards, exchange.received_at)
+            if found is not None:
+                card = limited.priced[found.valid_from]
+                rates = card.dearest(request.model, key.classes)
+                cost = rates.at_most(request.prompt_tokens, request.output_tokens)
         estimate = request.prompt_tokens + request.output_tokens
         parts = limited.parts
         amounts: list[int] = []
@@ -195,13 +200,11 @@ class SharedLimits:
             limits.extend(each.limits)
         if not limits and not self.is_on:
             return
-        before = self.fleet.version
         self.fleet.take(limits, sites, now_ns, self._clock.wall_ns())
         self.is_on = bool(limits)
-        if self.fleet.version != before:
-            self._keys.clear()
-            self._rates.clear()
-            self._most.clear()
+        # Prices may have changed, though no limit has.
+        self._keys.clear()
+        self._priced.clear()
 
     def _decide_waiting(self, now_ns: int) -> None:
         for exchange, mine in list(self._waiting.items()):
@@ -222,24 +225,19 @@ class SharedLimits:
         parts = self.fleet.parts_of(key.org_id, key.project_id, key.id, wall_ns)
         if not parts:
             return None
+        if not any(part.limit.kind == "budget" for part in parts):
+            return LimitedKey(parts, (), {})
         cards: tuple[RateCard, ...] = ()
-        if any(part.limit.kind == "budget" for part in parts):
-            for each in self._view.limits.values():
-                if each.org_id == key.org_id:
-                    cards = each.cards
-        return LimitedKey(parts, cards)
+        for each in self._view.limits.values():
+            if each.org_id == key.org_id:
+                cards = each.cards
+        priced = self._priced.get(key.org_id)
+        if priced is None:
+            priced = {card.valid_from: PricedCard(card) for card in cards}
+            self._priced[key.org_id] = priced
+        return LimitedKey(parts, cards, priced)
 
-    def _cost_at_most(self, card: RateCard, key: ApiKey, request: InferenceRequest) -> int:
-        place = (card.valid_from, request.model, key.classes)
-        rates = self._most.get(place)
-        if rates is None:
-            if len(self._most) >= _MOST_RATES:
-                self._most.clear()
-            classes = {"on_demand", *key.classes}
-            rates = self._most[place] = dearest_rates(card, request.model, sorted(classes))
-        return rates.at_most(request.prompt_tokens, request.output_tokens)
-
-    def _cost(self, card: RateCard, exchange: "Exchange", tokens: Tokens) -> int:
+    def _cost(self, card: PricedCard, exchange: "Exchange", tokens: Tokens) -> int:
         """What the request costs by where and how it was served."""
         request, attempt = exchange.parsed, exchange.attempt
         model = "" if request is None else request.model
@@ -248,13 +246,7 @@ class SharedLimits:
             site = attempt.target.site
             policy = self._view.policy(exchange.key.policy_id)
             bound = policy is not None and attempt.target.country in policy.residency
-        place = (card.valid_from, model, exchange.class_, site, bound)
-        rates = self._rates.get(place)
-        if rates is None:
-            if len(self._rates) >= _MOST_RATES:
-                self._rates.clear()
-            rates = self._rates[place] = rates_of(card, model, exchange.class_, site, bound)
-        return rates.of(tokens)
+        return card.rates(model, exchange.class_, site, bound).of(tokens)
 
     def _lines(self, claim: SharedClaim, kind: str, what: str, now_ns: int) -> str:
         most, left, is_used = -1, 0, False

@@ -38,6 +38,18 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unrated:
+    """A project whose period comes to more money than the book holds, and why (`reason`). What of
+    it stands in the ledger was charged while it came to less."""
+
+    payer: Payer
+    period: Period
+    currency: str | None
+    charged_pico: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpentDay:
     """What stands in the ledger for one project and one day of UTC, which begins at `at` (wall
     ns). In pico of the currency."""
@@ -92,9 +104,10 @@ class Ledger(Protocol):
     def spent(
         self, scope: Scope, period: Period, *, now: int, org_id: OrgId | None,
         project_id: ProjectId | None,
-    ) -> Sequence[Spent]:
+    ) -> Sequence[Spent | Unrated]:
         """What each project's usage of the period has come to by now, the present hour included;
-        what is once a period in proportion to the part that is over."""
+        what is once a period in proportion to the part that is over. Raises TooMuchMoney where
+        `project_id` is named and comes to too much; of many each such is told as Unrated."""
         ...
 
     def spent_days(

@@ -43,6 +43,7 @@ from isochrone.wiring.gateway_start import LineFile, freeze_start
 from isochrone.wiring.log import configure_log, write_output
 from isochrone.wiring.peer_secret import kept_peer_secret, peer_public, read_peer_secret
 from isochrone.wiring.telemetry import spans_of
+from isochrone.wiring.watched import watched
 
 log = structlog.get_logger()
 
@@ -101,10 +102,15 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reloader.ask)
-    beside = [asyncio.ensure_future(reloader.run())]
+    beside = [asyncio.ensure_future(watched("reload", reloader.run))]
     if settings.worker == 0:
-        folders = folders_left_over(file.settings.journal, settings.workers)
-        beside.append(asyncio.ensure_future(ship_left_over(folders, bus, file.site, clock)))
+        # Each by itself: one that fails keeps no other from being shipped.
+        beside += [
+            asyncio.ensure_future(
+                watched(folder.name, partial(ship_left_over, folder, bus, file.site, clock))
+            )
+            for folder in folders_left_over(file.settings.journal, settings.workers)
+        ]
     try:
         await gateway.run(stop, freeze_start)
     finally:

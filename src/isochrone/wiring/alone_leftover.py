@@ -1,7 +1,6 @@
 """Ships what workers left in their journals that are not run any more."""
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -28,13 +27,13 @@ def folders_left_over(journal: Path, workers: int) -> list[Path]:
     return sorted(set(journal.glob("worker-*")) - kept)
 
 
-async def ship_left_over(folders: Sequence[Path], bus: Bus, site: str, clock: Clock) -> None:
-    """Ship what is in these journals; what cannot be shipped now waits for the next start."""
-    for folder in folders:
-        try:
-            await _ship(folder, bus, site, clock)
-        except OSError as error:
-            log.error("journal_left_over", folder=str(folder), why=str(error))
+async def ship_left_over(folder: Path, bus: Bus, site: str, clock: Clock) -> None:
+    """Ship what is in this journal; what cannot be shipped now waits for the next start."""
+    try:
+        await _ship(folder, bus, site, clock)
+    except* OSError as group:
+        why = "; ".join(str(error) for error in group.exceptions)
+        log.error("journal_left_over", folder=str(folder), why=why)
 
 
 async def _ship(folder: Path, bus: Bus, site: str, clock: Clock) -> None:
@@ -44,15 +43,15 @@ async def _ship(folder: Path, bus: Bus, site: str, clock: Clock) -> None:
             return
         journal = Journal(disk, clock, site)
         journal.recover()
-        running = asyncio.ensure_future(journal.run())
-        try:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(journal.run())
             shipped = await Shipper(journal, bus, site, clock).flush(timeout_s=SHIP_S)
-        finally:
             running.cancel()
-            await asyncio.wait([running])
-        if shipped:
-            for name in disk.names():
-                disk.delete(name)
-            log.info("journal_left_over_shipped", folder=str(folder))
+        if not shipped:
+            log.error("journal_left_over", folder=str(folder), why=f"not taken in {SHIP_S:.0f} s")
+            return
+        for name in disk.names():
+            disk.delete(name)
+        log.info("journal_left_over_shipped", folder=str(folder))
     finally:
         disk.close()

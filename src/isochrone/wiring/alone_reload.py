@@ -40,7 +40,7 @@ class Reloader:
         self._asked.set()
 
     async def run(self) -> None:
-        """Look for changes for ever."""
+        """Look for changes for ever; after a bug in a reload, again: it is not the last."""
         seen = self._taken
         while True:
             try:
@@ -53,10 +53,7 @@ class Reloader:
                     continue
             self._asked.clear()
             self._taken = seen = _stamp(self._config)
-            try:
-                await self.reload()
-            except Exception as error:  # supervisor: else keys revoked later go on for ever
-                log.error("reload_failed", exc_info=error)
+            await self.reload()
 
     async def reload(self) -> None:
         """Take the file; one with problems changes nothing."""

@@ -50,6 +50,11 @@ class PostgresEvidenceDays:
         self._pool = pool
         self._archive = archive
 
+    def check_settled(self, day_at: int) -> None:
+        """Raises Conflict while some of a day's evidence waits to be settled."""
+        with self._pool.transaction(EVERY_TENANT) as connection:
+            _check_settled(connection, day_at)
+
     def detach(self, scope: Scope, day_at: int, *, now: int) -> DayFile | None:
         """None when the day has no evidence. Raises Conflict while some of it waits to be settled,
         or when it changed meanwhile, and InvalidInput where the archive cannot be used."""
@@ -71,11 +76,7 @@ class PostgresEvidenceDays:
             said = day_files.sums(connection, "evidence", day)
             if not said[0]:
                 return None
-            waits = connection.execute(
-                f"SELECT count(*) FROM evidence WHERE {DAY} AND settled_at IS NULL", day
-            ).fetchone()
-            if waits is not None and waits[0]:
-                raise Conflict(f"{waits[0]} pieces of evidence of {day_name(day_at)} wait still")
+            _check_settled(connection, day_at)
             query = sql.SQL(
                 f"COPY (SELECT {{}} FROM evidence WHERE {DAY} ORDER BY request_id, serving_site)"
                 " TO STDOUT (FORMAT csv)"
@@ -154,6 +155,17 @@ def overdue_evidence(connection: _Connection, *, before: int, quiet_since: int) 
         if quiet is not None and quiet[0]:
             found.add(row[0])
         beyond = row[0] + DAY_NS
+
+
+def _check_settled(connection: _Connection, day_at: int) -> None:
+    waits = connection.execute(
+        f"SELECT count(*) FROM evidence WHERE {DAY} AND settled_at IS NULL", _span(day_at)
+    ).fetchone()
+    if waits is not None and waits[0]:
+        raise Conflict(
+            f"{waits[0]} pieces of evidence of {day_name(day_at)} wait still to be settled; try"
+            " again in a minute"
+        )
 
 
 def _span(day_at: int) -> dict[str, int]:

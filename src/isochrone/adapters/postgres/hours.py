@@ -13,7 +13,8 @@ from psycopg.rows import TupleRow
 
 _KEY: LiteralString = "org_id, project_id, hour_at, model, class, site, bound"
 _SUMS: LiteralString = "requests, input_uncached, input_cached, output"
-_COUNTED: LiteralString = "(token_source <> 'none' OR outcome = 'finished')"
+# Whether a request counts for any meter: something was processed for it, or it finished.
+COUNTED: LiteralString = "(token_source <> 'none' OR outcome = 'finished')"
 # Whether the policy of the key names the country that served.
 BOUND: LiteralString = (
     "EXISTS (SELECT FROM api_keys k JOIN policies p ON p.id = k.policy_id"
@@ -53,7 +54,7 @@ def insert_and_move(connection: _Connection, names: sql.Composable) -> int:
             " RETURNING request_id, org_id, project_id, received_at, model, class, serving_site,"
             " bound, input_uncached, input_cached, output, token_source, outcome"
             "), noted AS ("
-            f" INSERT INTO moved SELECT {_MOVED.format(sign='')} FROM fresh WHERE {_COUNTED}"
+            f" INSERT INTO moved SELECT {_MOVED.format(sign='')} FROM fresh WHERE {COUNTED}"
             " GROUP BY 1, 2, 3, 4, 5, 6, 7"
             ") SELECT count(*) FROM fresh"
         ).format(names=names)
@@ -76,7 +77,7 @@ def move_in(connection: _Connection, bounds: Bounds) -> None:
 def _note(connection: _Connection, moved: LiteralString, bounds: Bounds) -> None:
     connection.execute(
         f"INSERT INTO moved SELECT {moved} FROM usage"
-        f" WHERE request_id IN (SELECT request_id FROM incoming) AND {WITHIN} AND {_COUNTED}"
+        f" WHERE request_id IN (SELECT request_id FROM incoming) AND {WITHIN} AND {COUNTED}"
         " GROUP BY 1, 2, 3, 4, 5, 6, 7",
         bounds,
     )
@@ -101,7 +102,7 @@ def add_moved(connection: _Connection) -> None:
 _MADE: LiteralString = (
     f"SELECT {_KEY}, sum(requests)::bigint, sum(input_uncached)::bigint,"
     " sum(input_cached)::bigint, sum(output)::bigint, bit_xor(digest) FROM ("
-    f"SELECT {_MOVED.format(sign='')} FROM usage WHERE {_COUNTED}"
+    f"SELECT {_MOVED.format(sign='')} FROM usage WHERE {COUNTED}"
     " AND received_at >= %(since)s AND received_at < %(until)s GROUP BY 1, 2, 3, 4, 5, 6, 7"
     f" UNION ALL SELECT {_KEY}, {_SUMS}, digest FROM detached_hours"
     " WHERE hour_at >= %(since)s AND hour_at < %(until)s"
@@ -110,7 +111,7 @@ _MADE: LiteralString = (
 # Of one day's rows: what stands for them once they are detached.
 DETACHED_HOURS: LiteralString = (
     f"INSERT INTO detached_hours (day_at, part, {_KEY}, {_SUMS}, digest)"
-    f" SELECT %(day)s, %(part)s, {_MOVED.format(sign='')} FROM usage WHERE {_COUNTED}"
+    f" SELECT %(day)s, %(part)s, {_MOVED.format(sign='')} FROM usage WHERE {COUNTED}"
     " AND request_id >= first_id_of_day(%(day)s) AND request_id < first_id_of_day(%(next)s)"
     " GROUP BY 3, 4, 5, 6, 7, 8, 9"
 )

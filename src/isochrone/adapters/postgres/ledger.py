@@ -36,11 +36,11 @@ from isochrone.core.billing.ledger import (
 )
 from isochrone.core.billing.period import part_over
 from isochrone.core.billing.rate import Period, rate
-from isochrone.core.billing.sheet import HOUR_NS
+from isochrone.core.billing.sheet import HOUR_NS, PriceSheet
 from isochrone.core.errors import Conflict, InvalidInput, NotFound, TooMuchMoney
 from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
-from isochrone.ports.ledger import Due, Recorded, Spent, SpentDay
+from isochrone.ports.ledger import Due, Recorded, Spent, SpentDay, Unrated
 
 _POSTING = (
     "SELECT p.org_id, p.key, p.kind, p.at, p.currency, p.about, p.unwinds, p.number, p.recorded_at,"
@@ -155,8 +155,8 @@ class PostgresLedger:
     def spent(
         self, scope: Scope, period: Period, *, now: int, org_id: OrgId | None,
         project_id: ProjectId | None,
-    ) -> Sequence[Spent]:
-        found = []
+    ) -> Sequence[Spent | Unrated]:
+        found: list[Spent | Unrated] = []
         with self._pool.transaction(scope, one_instant=True) as connection:
             mine = _mine(scope, org_id, project_id)
             rows = connection.execute(SHEETS).fetchall()
@@ -166,15 +166,19 @@ class PostgresLedger:
                     connection, payer, period, sheets, since=period.end, until=period.end
                 )
                 so_far = replace(period, covered=part_over(period, now))
-                charged = load_standing(connection, payer, period, since=period.begin)
-                with _told_of(payer):
-                    rated = rate(usage, sheets, so_far)
-                found.append(
-                    Spent(
-                        payer=payer, period=so_far, rated=rated,
-                        charged_pico=sum(each.amount_pico for each in charged.values()),
+                standing = load_standing(connection, payer, period, since=period.begin)
+                charged = sum(each.amount_pico for each in standing.values())
+                try:
+                    with _told_of(payer):
+                        rated = rate(usage, sheets, so_far)
+                except TooMuchMoney as error:
+                    if project_id is not None:
+                        raise
+                    found.append(_unrated(payer, so_far, sheets, charged, error))
+                else:
+                    found.append(
+                        Spent(payer=payer, period=so_far, rated=rated, charged_pico=charged)
                     )
-                )
         return found
 
     def spent_days(
@@ -226,6 +230,16 @@ def _told_of(payer: Payer) -> Iterator[None]:
             f"project {payer.project_id!r} of {payer.org_id!r}: {error.message}; replace the event"
             " or the price sheet that is too large"
         ) from error
+
+
+def _unrated(
+    payer: Payer, period: Period, sheets: Sequence[PriceSheet], charged_pico: int,
+    error: TooMuchMoney,
+) -> Unrated:
+    return Unrated(
+        payer=payer, period=period, charged_pico=charged_pico, reason=error.message,
+        currency=next((sheet.currency for sheet in sheets), None),
+    )
 
 
 def _one_at_a_time(connection: _Connection, payer: Payer) -> None:

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from fractions import Fraction
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -14,11 +13,12 @@ from isochrone.adapters.postgres.prices import SHEETS, sheets_for
 from isochrone.core.billing.charging import Payer
 from isochrone.core.billing.period import month_of
 from isochrone.core.billing.rate import Period, Quantity, rate
-from isochrone.core.billing.sheet import Facts, Meter, PriceSheet
-from isochrone.core.errors import NotFound
+from isochrone.core.billing.sheet import Facts, Meter, PriceSheet, of_usage_alone
+from isochrone.core.errors import NotFound, TooMuchMoney
 from isochrone.core.ids import LimitId, OrgId
 from isochrone.core.limits.rate_card import cards_of
 from isochrone.core.limits.terms import MOST_AMOUNT
+from isochrone.core.money import bookable
 from isochrone.core.world.limit import Limit, OrgLimits
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.limits import DueBudget
@@ -104,7 +104,10 @@ class PostgresLimits:
             for payer in spent_projects(connection, month, mine):
                 total += _spent_by(connection, payer, month, sheets, before)
                 total -= _spent_by(connection, payer, month, sheets, since)
-        return total
+        try:
+            return bookable(total)
+        except OverflowError as error:
+            raise TooMuchMoney(f"organisation {limit.org_id!r}: {error}") from error
 
     def note_spent(self, limit: Limit, *, before: int, spent_pico: int, now: int) -> None:
         with self._pool.transaction(EVERY_TENANT) as connection:
@@ -144,10 +147,8 @@ def _spent_by(
 
 
 def _came_to(usage: Sequence[Quantity], sheets: Sequence[PriceSheet], month: Period) -> int:
-    """What usage alone costs: not what is once a period."""
-    part = Period(begin=month.begin, end=month.end, covered=Fraction(0))
-    lines = rate(usage, sheets, part).lines
-    return sum(line.amount_pico for line in lines if line.kind in ("usage", "fee"))
+    """What usage alone costs, and the fees on it: not what is once a period."""
+    return rate(usage, [of_usage_alone(sheet) for sheet in sheets], month).total_pico
 
 
 def _used_with_key(

@@ -11,6 +11,7 @@ from typing import LiteralString
 import psycopg
 from psycopg.rows import TupleRow
 
+from isochrone.adapters.postgres.hours import COUNTED
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.billing.meter_event import (
     MeterEvent,
@@ -43,9 +44,9 @@ _CHOSEN: dict[str, LiteralString] = {
     "org_id": "org_id = %(org_id)s", "project_id": "project_id = %(project_id)s",
     "meter": "meter = %(meter)s", "since": "from_at >= %(since)s", "until": "from_at < %(until)s",
 }
-_BOOKED = {
+_BOOKED: dict[str, LiteralString] = {
     "input_uncached_tokens": "input_uncached", "input_cached_tokens": "input_cached",
-    "output_tokens": "output", "requests": "1",
+    "output_tokens": "output", "requests": f"{COUNTED}::int",
 }
 
 _Connection = psycopg.Connection[TupleRow]

@@ -138,8 +138,10 @@ class PostgresUsageDays:
                 [f"{day_name(day_at)} is too young: a day can be detached once it has been over "
                  "for 32 days"]
             )
+        evidence = PostgresEvidenceDays(self._pool, self._archive)
+        evidence.check_settled(day_at)  # before requests leave: a refusal has changed nothing
         file = self._detach_usage(scope, day_at, now)
-        PostgresEvidenceDays(self._pool, self._archive).detach(scope, day_at, now=now)
+        evidence.detach(scope, day_at, now=now)
         return file
 
     def _detach_usage(self, scope: Scope, day_at: int, now: int) -> DayFile | None:

@@ -37,16 +37,18 @@ class Unpriced(msgspec.Struct, frozen=True):
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """A project's month so far; amounts are decimal texts in units of the currency."""
+    """A project's month so far; amounts are decimal texts in units of the currency. `amount` is
+    None where a `problem` says why it is not known."""
 
     org_id: str
     project_id: str
     month: str
     currency: str | None
-    amount: str
+    amount: str | None
     charged: str
     lines: tuple[Line, ...]
     unpriced: tuple[Unpriced, ...]
+    problem: str | None = None
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -103,10 +105,10 @@ async def load(api: Api, month: str | None, org_id: str | None) -> Ledger:
 
 
 def sums(spent: Sequence[Spent]) -> dict[str, Decimal]:
-    """What was spent, by currency, exactly."""
+    """What was spent, by currency, exactly; without what is not known."""
     found: dict[str, Decimal] = {}
     for each in spent:
-        if each.currency is not None:
+        if each.currency is not None and each.amount is not None:
             found[each.currency] = found.get(each.currency, Decimal(0)) + Decimal(each.amount)
     return found
 
@@ -180,6 +182,10 @@ def _choose(visit: Visit, found: Ledger, month: str | None, org: str | None) -> 
 
 
 def _spent(found: Ledger) -> None:
+    for each in found.spent:
+        if each.problem is not None:
+            with banner("warn", f"Not counted in: {each.problem}."):
+                pass
     names = {(each.org_id, each.id): each.name for each in found.projects}
     with card():
         table(

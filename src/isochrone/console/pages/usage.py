@@ -54,13 +54,14 @@ class Unpriced(msgspec.Struct, frozen=True):
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """A project's month so far."""
+    """A project's month so far. `amount` is None where a `problem` says why it is not known."""
 
     currency: str | None
-    amount: Decimal
+    amount: Decimal | None
     charged: Decimal
     lines: tuple[Line, ...]
     unpriced: tuple[Unpriced, ...]
+    problem: str | None = None
 
 
 class Charged(msgspec.Struct, frozen=True):
@@ -157,7 +158,7 @@ def _show(period: Period, used: Used, bill: Bill | None, now: int) -> None:
         ("Tokens in", count(sum(each.input_uncached + each.input_cached for each in used.models)),
          f"{count(sum(each.input_cached for each in used.models))} of them cached"),
         ("Tokens out", count(sum(each.output for each in used.models)), ""),
-        *_spent_figures(bill),
+        *spent_figures(bill),
         ("Processed in", ", ".join(each.name for each in served[:4]) or "nowhere",
          f"{len(served)} countries" if len(served) != 1 else "one country"),
     ])
@@ -165,6 +166,9 @@ def _show(period: Period, used: Used, bill: Bill | None, now: int) -> None:
     unpriced = sorted({each.meter for project in spent for each in project.unpriced})
     if unpriced:
         with banner("warn", f"No price sheet prices {', '.join(unpriced)}."):
+            pass
+    for problem in (project.problem for project in spent if project.problem is not None):
+        with banner("warn", f"Not counted in: {problem}."):
             pass
     at = list(range(period.begin, min(period.end, now + DAY_NS), DAY_NS))
     with ui.element("div").classes("iso-grid"):
@@ -182,18 +186,27 @@ def _show(period: Period, used: Used, bill: Bill | None, now: int) -> None:
     _countries(used.countries)
 
 
-def _spent_figures(bill: Bill | None) -> list[tuple[str, str, str]]:
+def spent_figures(bill: Bill | None) -> list[tuple[str, str, str]]:
+    """What was spent by currency, without what is not known."""
     if bill is None:
         return []
     found = []
     for currency in _currencies(bill):
-        of_it = [each for each in bill.spent if each.currency == currency]
-        charged = sum((each.charged for each in of_it), Decimal(0))
+        of_it = _known(bill, currency)
+        charged = sum((charged for _, charged in of_it), Decimal(0))
         found.append((
-            "Spent", f"{written(sum((each.amount for each in of_it), Decimal(0)))} {currency}",
+            "Spent", f"{written(sum((amount for amount, _ in of_it), Decimal(0)))} {currency}",
             f"{written(charged)} of it charged; hours are charged when they are over",
         ))
     return found
+
+
+def _known(bill: Bill, currency: str) -> list[tuple[Decimal, Decimal]]:
+    """What each project came to and what of it is charged, where that is known."""
+    return [
+        (each.amount, each.charged) for each in bill.spent
+        if each.currency == currency and each.amount is not None
+    ]
 
 
 def token_series(at: Sequence[int], used: Used) -> list[Series]:
@@ -220,10 +233,7 @@ def spend_series(at: Sequence[int], bill: Bill, currency: str, now: int) -> list
     for each in bill.days:
         if each.currency == currency:
             charged[each.day] = charged.get(each.day, Decimal(0)) + each.charged
-    open_ = sum(
-        (each.amount - each.charged for each in bill.spent if each.currency == currency),
-        Decimal(0),
-    )
+    open_ = sum((amount - charged for amount, charged in _known(bill, currency)), Decimal(0))
     days = [day(each) for each in at]
     series = [Series(name="charged", values=[float(charged.get(name, 0)) for name in days])]
     if open_ > 0 and day(now) in days:

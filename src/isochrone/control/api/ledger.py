@@ -20,7 +20,7 @@ from isochrone.core.billing.rate import Line, Period, Quantity
 from isochrone.core.errors import Conflict, InvalidInput, NotFound
 from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.money import pico, written
-from isochrone.ports.ledger import Recorded, Spent, SpentDay
+from isochrone.ports.ledger import Recorded, Spent, SpentDay, Unrated
 
 NS_PER_S = 1_000_000_000
 Filter = Annotated[str | None, Query(max_length=100)]
@@ -54,14 +54,18 @@ class UnpricedShape(BaseModel):
 
 
 class SpentShape(BaseModel):
-    """A project's month so far: `amount` is all of it, of which `charged` stands in the ledger."""
+    """A project's month so far: `amount` is all of it, of which `charged` stands in the ledger.
+
+    Where it comes to more money than the book holds, `amount` is null, there are no lines, and
+    `problem` says why; it is null for all others."""
 
     org_id: str
     project_id: str
     month: str
     currency: str | None
-    amount: str
+    amount: str | None
     charged: str
+    problem: str | None
     lines: list[LineShape]
     unpriced: list[UnpricedShape]
 
@@ -151,7 +155,8 @@ def _add_spending(router: APIRouter, context: Context) -> None:
         project_id: Filter = None,
     ) -> Listed[SpentShape]:
         """What each project has spent in a month (2026-11; by default the present one) so far,
-        line by line, the present hour included."""
+        line by line, the present hour included. A project that comes to too much is told as such
+        among the others, and refused where it is the one that is named."""
         org, project = whose(context, caller, org_id, project_id)
         found = ledger.spent(
             caller.scope, _period(context, month), now=context.now(), org_id=org,
@@ -306,11 +311,17 @@ def _period(context: Context, month: str | None) -> Period:
         raise InvalidInput([f"month: must be like 2026-11, not {month!r}"]) from error
 
 
-def _spent(spent: Spent) -> SpentShape:
+def _spent(spent: Spent | Unrated) -> SpentShape:
+    org, project, month = spent.payer.org_id, spent.payer.project_id, name_of(spent.period)
+    charged = written(spent.charged_pico)
+    if isinstance(spent, Unrated):
+        return SpentShape(
+            org_id=org, project_id=project, month=month, currency=spent.currency, amount=None,
+            charged=charged, problem=spent.reason, lines=[], unpriced=[],
+        )
     return SpentShape(
-        org_id=spent.payer.org_id, project_id=spent.payer.project_id,
-        month=name_of(spent.period), currency=spent.rated.currency,
-        amount=written(spent.rated.total_pico), charged=written(spent.charged_pico),
+        org_id=org, project_id=project, month=month, currency=spent.rated.currency,
+        amount=written(spent.rated.total_pico), charged=charged, problem=None,
         lines=[_line(line) for line in spent.rated.lines],
         unpriced=[_unpriced(each) for each in spent.rated.unpriced],
     )

@@ -76,8 +76,9 @@ def rate(usage: Iterable[Quantity], sheets: Sequence[PriceSheet], period: Period
     """Lines for all usage of the hours within the period, in a fixed order.
 
     Sheets of one series replace each other at their instants; each has its own tiers, bounds and
-    recurring amounts, those in proportion to its part of the period. Raises ValueError for sheets
-    of two currencies, TooMuchMoney for what comes to more than a book holds.
+    recurring amounts, those in proportion to its part of the period. Of a period in which nothing
+    was used there are no lines. Raises ValueError for sheets of two currencies, TooMuchMoney for
+    what comes to more than a book holds.
     """
     currencies = {sheet.currency for sheet in sheets}
     if len(currencies) > 1:
@@ -85,9 +86,11 @@ def rate(usage: Iterable[Quantity], sheets: Sequence[PriceSheet], period: Period
     sums: defaultdict[int, defaultdict[Facts, int]] = defaultdict(lambda: defaultdict(int))
     missing: defaultdict[tuple[Facts, int], int] = defaultdict(int)
     by_version = {id(sheet): number for number, sheet in enumerate(sheets)}
+    is_used = False
     for each in usage:
         if not period.begin <= each.hour_at < period.end:
             continue
+        is_used = is_used or each.amount != 0
         sheet = in_force(sheets, each.hour_at)
         if sheet is None or sheet.price_of(each.facts) is None:
             missing[each.facts, each.hour_at] += each.amount
@@ -95,7 +98,7 @@ def rate(usage: Iterable[Quantity], sheets: Sequence[PriceSheet], period: Period
             sums[by_version[id(sheet)]][each.facts] += each.amount
     lines: list[Line] = []
     try:
-        for number, sheet in enumerate(sheets):
+        for number, sheet in enumerate(sheets if is_used else ()):
             part = _part(sheet, sheets, period)
             if part or sums[number]:
                 lines += _lines(sheet, sums[number], part * period.covered)

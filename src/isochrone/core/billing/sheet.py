@@ -5,7 +5,7 @@ that people read from the top. Adjustments all apply that fit, one after the oth
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from isochrone.core.billing.charge import ChargeModel
@@ -178,6 +178,12 @@ def in_force(sheets: Sequence[PriceSheet], at: int) -> PriceSheet | None:
     became so last; of two for the same instant the higher version, or else the later in order."""
     begun = [sheet for sheet in reversed(sheets) if sheet.valid_from <= at]
     return max(begun, key=lambda sheet: (sheet.valid_from, sheet.version), default=None)
+
+
+def of_usage_alone(sheet: PriceSheet) -> PriceSheet:
+    """Without what is once a period: bounds and recurring amounts. Fees on usage stay."""
+    prices = tuple(replace(price, least_pico=None, most_pico=None) for price in sheet.prices)
+    return replace(sheet, prices=prices, recurring=())
 
 
 def applying(general: Sequence[PriceSheet], own: Sequence[PriceSheet]) -> list[PriceSheet]:

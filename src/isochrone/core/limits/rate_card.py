@@ -1,7 +1,7 @@
 """What one request costs, as a gateway can say it: rate cards from price sheets, rates from cards.
 
-A card leaves out what depends on the quantity of a period, and where a price does (tiers, packages)
-it has the dearest: a budget is rather a little short than passed. Minima, maxima, recurring amounts
+A card leaves out what depends on the quantity of a period. Of tiers it has the dearest: a budget is
+rather a little short than passed. Packages are taken as filled. Minima, maxima, recurring amounts
 and fees on totals other than of usage are no request's. What was really charged comes back with the
 book's sum, hour by hour. Rates are exact: whole numbers over one denominator.
 """
@@ -18,6 +18,7 @@ from isochrone.core.world.limit import CardChange, CardPrice, CardRule, RateCard
 
 _METERS = ("input_uncached_tokens", "input_cached_tokens", "output_tokens", "requests")
 OTHER_SITE = ""
+MOST_RATES = 10_000  # that are kept of a card
 MOST_TOLD = 1 << 62  # above `limits.terms.MOST_AMOUNT`, below what messages hold
 
 
@@ -99,6 +100,38 @@ def dearest_rates(card: RateCard, model: str, classes: Iterable[str]) -> Rates:
         for class_ in classes for site in sorted(sites) for bound in (False, True)
     ]
     return Rates([max(each) for each in zip(*found, strict=True)])
+
+
+class PricedCard:
+    """A card, and the rates that were worked out of it so far."""
+
+    __slots__ = ("_card", "_dearest", "_rates")
+
+    def __init__(self, card: RateCard) -> None:
+        self._card = card
+        self._rates: dict[tuple[str, str, str, bool], Rates] = {}
+        self._dearest: dict[tuple[str, tuple[str, ...]], Rates] = {}
+
+    def rates(self, model: str, class_: str, site: str, bound: bool) -> Rates:
+        """As `rates_of`."""
+        place = (model, class_, site, bound)
+        rates = self._rates.get(place)
+        if rates is None:
+            if len(self._rates) >= MOST_RATES:
+                self._rates.clear()
+            rates = self._rates[place] = rates_of(self._card, model, class_, site, bound)
+        return rates
+
+    def dearest(self, model: str, classes: tuple[str, ...]) -> Rates:
+        """As `dearest_rates`, `on_demand` among the classes."""
+        place = (model, classes)
+        rates = self._dearest.get(place)
+        if rates is None:
+            if len(self._dearest) >= MOST_RATES:
+                self._dearest.clear()
+            known = sorted({"on_demand", *classes})
+            rates = self._dearest[place] = dearest_rates(self._card, model, known)
+        return rates
 
 
 def _rate(
