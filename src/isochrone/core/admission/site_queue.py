@@ -10,10 +10,10 @@ an argument; what the driver has to do is put into `outbox`. See docs/admission.
 """
 
 from collections.abc import Collection
-from heapq import heapify, heappop, heappush
 
 from isochrone.core.admission.class_line import NEVER_NS, ClassLine, victim_of
 from isochrone.core.admission.classes import BATCH, RANK, RESERVED, divide, sold_slots
+from isochrone.core.admission.deadlines import Deadlines
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.promise import Promise
 from isochrone.core.admission.queue_commands import (
@@ -34,7 +34,6 @@ _LEAST_MEASURED = 50     # of the last requests say how long a token takes; of a
 _MOST_MEASURED = 1_000   # are more, up to so many
 OTHERS_PART = 20  # where what was promised takes all, one token in so many is for the others
 _SEED_TOKENS = 1000.0
-_SPARE_DEADLINES = 64
 
 
 class SiteQueue:
@@ -64,8 +63,7 @@ class SiteQueue:
         self._sold_slots = 0
         self._owed = 0  # tokens that the others should have had beside what was promised
         self._virtual = 0
-        self._deadlines: list[tuple[int, int, Ticket]] = []
-        self._sequence = 0
+        self._deadlines = Deadlines()
         self.resize(slots, now_ns=0)
 
     def line(self, class_: Class) -> ClassLine:
@@ -187,20 +185,17 @@ class SiteQueue:
 
     def tick(self, now_ns: int) -> None:
         """Time has passed: turn away what has waited for too long, and start what may."""
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][0] <= now_ns:
-            deadline_ns, _, ticket = heappop(deadlines)
-            if ticket.state == "queued" and ticket.deadline_ns == deadline_ns:
-                self._turn_away(ticket, "expired", now_ns)
+        while (ticket := self._deadlines.take(now_ns)) is not None:
+            self._turn_away(ticket, "expired", now_ns)
         if self.queued:
             self.reading.pass_to(now_ns)
             self._dispatch(now_ns)
 
     def next_tick_ns(self) -> int:
         """When `tick` has something to do, at the earliest; `NEVER_NS` if nothing waits."""
-        if not self.queued or not self._deadlines:
+        if not self.queued:
             return NEVER_NS
-        return min(self._deadlines[0][0], self.reading.next_ns())
+        return min(self._deadlines.next_ns(), self.reading.next_ns())
 
     def adopt(self, policy: SitePolicy) -> None:
         """Go by this policy from now on; to be followed by `resize`."""
@@ -346,14 +341,7 @@ class SiteQueue:
             line.virtual = self._virtual
         line.put(ticket, now_ns + min(wait_ns, line.wait_ns), first=first)
         self.queued += 1
-        self._sequence += 1
-        heappush(self._deadlines, (ticket.deadline_ns, self._sequence, ticket))
-        if len(self._deadlines) > 2 * self.queued + _SPARE_DEADLINES:
-            self._deadlines = [
-                each for each in self._deadlines
-                if each[2].state == "queued" and each[2].deadline_ns == each[0]
-            ]
-            heapify(self._deadlines)
+        self._deadlines.put(ticket, self.queued)
 
     def _unqueue(self, ticket: Ticket) -> None:
         self._lines[ticket.rank].order.drop(ticket)
