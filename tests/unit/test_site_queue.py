@@ -179,7 +179,7 @@ def test_where_answers_are_shorter_than_expected_so_are_waits() -> None:
     assert queue.slot_ns == pytest.approx(50.0 * MS)  # what is sold goes by what is used
     offered(queue, "on_demand", "a", 520, now_ns)
     for ahead in range(1, 11):  # one second each, and ten are what a request may wait
-        assert queue.expected_wait_ns("on_demand", "a", 520) == pytest.approx(ahead * SECOND_NS)
+        assert queue.expected_wait_ns("on_demand", "a", now_ns) == pytest.approx(ahead * SECOND_NS)
         offered(queue, "on_demand", "a", 520, now_ns)
     refused = queue.offer("on_demand", "a", 520, most_tokens=520, now_ns=now_ns)
     assert isinstance(refused, Refused)
@@ -202,7 +202,7 @@ def test_the_first_request_that_ends_says_more_than_the_guess() -> None:
     offered(queue, "on_demand", "a", 100, 0)
     queue.finished(first, 100, 200 * MS)
     assert queue.slot_ns == 2.0 * MS
-    assert queue.expected_wait_ns("on_demand", "a", 100) == 200 * MS
+    assert queue.expected_wait_ns("on_demand", "a", 200 * MS) == 200 * MS
     offered(queue, "on_demand", "a", 100, 200 * MS)
 
 
@@ -322,7 +322,7 @@ def test_a_class_that_is_closed_while_some_of_it_wait_is_refused_and_breaks_noth
     waiting = offered(queue, "on_demand", "a", 100, 0)
     queue.adopt(SitePolicy(on_demand=ClassRule(ceiling=0.0, wait_ms=60_000)))
     queue.resize(1, MS)
-    assert queue.expected_wait_ns("on_demand", "a", 100) > 0
+    assert queue.expected_wait_ns("on_demand", "a", MS) > 0
     again = queue.offer("on_demand", "a", 100, most_tokens=100, now_ns=MS)
     assert again == Refused("class_closed", None)
     queue.tick(60 * SECOND_NS)

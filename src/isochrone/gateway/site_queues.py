@@ -235,8 +235,8 @@ class SiteQueues:
         tokens = weighted_tokens(prompt_tokens, request.output_tokens, weight)
         most_tokens = tokens
         wait_ms = begins_in_ms(
-            queue, waiter.class_, waiter.key.org_id, tokens,
-            self._view.replicas.soonest_ms(site, request.model),
+            queue, waiter.class_, waiter.key.org_id,
+            self._view.replicas.soonest_ms(site, request.model), now_ns,
         )
         if not request.is_limited:
             model = self._view.table.view.models.get(request.model)

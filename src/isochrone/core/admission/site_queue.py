@@ -11,6 +11,7 @@ an argument; what the driver has to do is put into `outbox`. See docs/admission.
 
 from collections.abc import Collection
 
+from isochrone.core.admission import told
 from isochrone.core.admission.class_line import NEVER_NS, ClassLine, victim_of
 from isochrone.core.admission.classes import BATCH, RANK, RESERVED, divide, sold_slots
 from isochrone.core.admission.deadlines import Deadlines
@@ -25,7 +26,7 @@ from isochrone.core.admission.queue_commands import (
     TurnAway,
 )
 from isochrone.core.admission.reading import Reading
-from isochrone.core.admission.told import back_ns, read_times_ns, shares_beside
+from isochrone.core.admission.slot_ends import SlotEnds
 from isochrone.core.estimate.service import Work
 from isochrone.core.world.site_policy import SitePolicy
 from isochrone.core.world.tenant import Class
@@ -64,6 +65,7 @@ class SiteQueue:
         self._owed = 0  # tokens that the others should have had beside what was promised
         self._virtual = 0
         self._deadlines = Deadlines()
+        self._ends = SlotEnds()
         self.resize(slots, now_ns=0)
 
     def line(self, class_: Class) -> ClassLine:
@@ -216,9 +218,11 @@ class SiteQueue:
     def resize(self, slots: int, now_ns: int) -> None:
         """Engines came or went; with the last of them all that wait are turned away, to others."""
         self.slots = slots
+        self._ends.forget()
         committed, parts = 0, divide(self.policy, slots, self._sold_slots)
         for line, part in zip(self._lines, parts, strict=True):
             line.floor, line.ceiling = part.floor, part.ceiling
+            line.ends.forget()
             committed += max(line.floor, line.firm)
         self._committed = committed
         if slots == 0 and self.queued:
@@ -232,20 +236,12 @@ class SiteQueue:
 
     # -- what is said of waiting -----------------------------------------------------------------
 
-    def slots_for(self, line: ClassLine) -> float:
-        """The slots that a class can count on while those that wait now go on waiting."""
-        slots = self.slots
-        if self.queued and self.running and self.reading.is_full():
-            slots = min(slots, self.running)  # no more can be used for reading's sake
-        return self._part(line, slots)
-
-    def expected_wait_ns(self, class_: Class, tenant: str, tokens: int) -> int:
-        """How long a request would wait that came now and could not start at once.
-
-        Ahead of it are all that wait in its class, or, if that is less, as much as its tenant
-        has for each of the tenants; and one request that runs.
-        """
-        return self._wait_of(self.line(class_), tenant, tokens)
+    def expected_wait_ns(self, class_: Class, tenant: str, now_ns: int) -> int:
+        """How long a request would wait that came now and could not start at once: until what
+        begins before it in its class has begun, by what each is expected to take, beside the other
+        classes that wait."""
+        line = self.line(class_)
+        return self._wait_ns(line, line.order.ahead(tenant), now_ns)
 
     def waiting(self) -> Work:
         """All that waits here, and that no engine knows of."""
@@ -259,18 +255,19 @@ class SiteQueue:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _part(self, line: ClassLine, slots: int) -> float:
-        part = slots * line.share / shares_beside(self._lines, line)
-        return min(max(part, line.floor, 1.0), float(line.ceiling or 1))
-
-    def _wait_of(self, line: ClassLine, tenant: str, tokens: int) -> int:
-        order = line.order
-        own, own_tokens = order.waiting(tenant)
-        tenants = order.tenants if own else order.tenants + 1
-        ahead = min(order.tokens, (own_tokens + tokens) * tenants)
-        if line.running:
-            ahead += line.tokens // line.running
-        return int(ahead * self.asked_ns / self.slots_for(line))
+    def _wait_ns(self, line: ClassLine, ahead: int, now_ns: int) -> int:
+        """Until so many tokens of what waits in the class have begun."""
+        reading, read_ns, free = self.reading, 0, 0
+        if reading.is_full():
+            promised, part = self.promise.tok_s > 0.0, ahead / max(line.order.tokens, 1)
+            read_ns = told.sent_in_ns(self._lines, line, part, reading, promised, now_ns)
+            if self.running + self.queued < self.slots and line.running < line.ceiling:
+                return read_ns
+            free = max(self.slots - self.running, 0)
+        turn_ns = told.turn_in_ns(
+            self._lines, line, self._ends, ahead, self.asked_ns, self.slots, free, now_ns
+        )
+        return max(read_ns, turn_ns)
 
     def _refusal(
         self, line: ClassLine, ticket: Ticket, wait_ns: int, now_ns: int
@@ -283,7 +280,11 @@ class SiteQueue:
         order = line.order
         if not self.guessed and line.running + order.queued >= line.floor:
             most_ns = min(wait_ns or line.wait_ns, line.wait_ns)
-            if self._wait_of(line, ticket.tenant, ticket.tokens) > most_ns:
+            # Where there is time for all that waits, nobody need know who of it goes before.
+            if (
+                self._wait_ns(line, order.tokens, now_ns) > most_ns
+                and self._wait_ns(line, order.ahead(ticket.tenant), now_ns) > most_ns
+            ):
                 return self._refused(line, ticket, "would_expire", now_ns)
         if order.queued >= line.queue_most:
             crowder = order.crowder(ticket.tenant)
@@ -302,13 +303,15 @@ class SiteQueue:
         free_ns, own_ns, reading = now_ns, 0, self.reading
         if reading.is_full():
             prompt_tokens, promised = ticket.prompt_tokens, self.promise.tok_s > 0.0
-            ahead_ns, own_ns = read_times_ns(self._lines, line, prompt_tokens, reading, promised)
+            ahead_ns, own_ns = told.read_times_ns(
+                self._lines, line, prompt_tokens, reading, promised, now_ns
+            )
             free_ns += ahead_ns
         if not reading.is_full() or self.running + self.queued >= self.slots:
-            pace_ns = self.asked_ns / self._part(line, self.slots)
+            pace_ns = self.asked_ns / told.slots_for(self._lines, line, self.slots)
             free_ns = max(free_ns, now_ns + line.ahead_ns(pace_ns, now_ns))
             own_ns = max(own_ns, int(ticket.tokens * pace_ns))
-        return Refused(reason, back_ns(line, free_ns, own_ns, now_ns))
+        return Refused(reason, told.back_ns(line, free_ns, own_ns, now_ns))
 
     def _turn_away(self, ticket: Ticket, reason: RefusalReason, now_ns: int) -> None:
         self._unqueue(ticket)
@@ -404,6 +407,8 @@ class SiteQueue:
             self.queued -= 1
             line.virtual += ticket.tokens * line.per_token
             self._begin(line, ticket, now_ns)
+            self._ends.began(ticket.tokens)
+            line.ends.began(ticket.tokens)
             self.outbox.append(Start(ticket, max(now_ns - line.short_ns, 0)))
         for line in self._lines:
             if line.running >= line.floor or not line.order.queued:
