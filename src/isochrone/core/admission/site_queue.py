@@ -301,17 +301,24 @@ class SiteQueue:
         if line.ceiling == 0:
             return Refused("class_closed", None)  # while it waited
         free_ns, own_ns, reading = now_ns, 0, self.reading
-        if reading.is_full():
+        if reading.tok_s > 0.0:  # even if there is room now: those that wait will fill it
             prompt_tokens, promised = ticket.prompt_tokens, self.promise.tok_s > 0.0
             ahead_ns, own_ns = told.read_times_ns(
                 self._lines, line, prompt_tokens, reading, promised, now_ns
             )
             free_ns += ahead_ns
-        if not reading.is_full() or self.running + self.queued >= self.slots:
+        if reading.tok_s <= 0.0 or self._lacks_slots(line, ticket):
             pace_ns = self.asked_ns / told.slots_for(self._lines, line, self.slots)
             free_ns = max(free_ns, now_ns + line.ahead_ns(pace_ns, now_ns))
             own_ns = max(own_ns, int(ticket.tokens * pace_ns))
         return Refused(reason, told.back_ns(line, free_ns, own_ns, now_ns))
+
+    def _lacks_slots(self, line: ClassLine, ticket: Ticket) -> bool:
+        """Whether it is slots that such a request waits for, whatever engines can read."""
+        return (
+            self.running + self.queued >= self.slots or line.running >= line.ceiling
+            or (ticket.firm and line.firm >= line.floor and self._committed >= self.slots)
+        )
 
     def _turn_away(self, ticket: Ticket, reason: RefusalReason, now_ns: int) -> None:
         self._unqueue(ticket)

@@ -78,11 +78,15 @@ def read_times_ns(
     promised: bool, now_ns: int,
 ) -> tuple[int, int]:
     """When engines have read what they were sent and what waits ahead of a request of `line` that
-    comes back, and how long they take for its own prompt beside the others."""
-    _, ahead, parts = prompts_ahead(
+    comes back, and how long they take for its own prompt beside the others. What waits is sent by
+    its deadline or is not ahead any more, as where slots are short."""
+    first, ahead, parts = prompts_ahead(
         lines, line, line.order.prompt_tokens, reading, promised, now_ns
     )
     ahead_ns = reading.done_ns(ahead)
+    gone_ns = reading.done_ns(0) + max(line.latest_ns - now_ns, 0)
+    if ahead_ns > gone_ns:
+        ahead_ns = min(ahead_ns, max(reading.done_ns(first), gone_ns))
     return ahead_ns, int(reading.takes_ns(own_tokens) * parts)
 
 
