@@ -280,10 +280,10 @@ class SiteQueue:
         order = line.order
         if not self.guessed and line.running + order.queued >= line.floor:
             most_ns = min(wait_ns or line.wait_ns, line.wait_ns)
-            # Where there is time for all that waits, nobody need know who of it goes before.
-            if (
-                self._wait_ns(line, order.tokens, now_ns) > most_ns
-                and self._wait_ns(line, order.ahead(ticket.tenant), now_ns) > most_ns
+            slots_ns = told.all_done_ns(self._lines, line, self.asked_ns, self.slots)
+            # Where there is time for all of it, nobody need know what of it goes before.
+            if (self.reading.is_full() or slots_ns > most_ns) and (
+                self._wait_ns(line, order.ahead(ticket.tenant), now_ns) > most_ns
             ):
                 return self._refused(line, ticket, "would_expire", now_ns)
         if order.queued >= line.queue_most:

@@ -30,6 +30,16 @@ def slots_for(lines: Sequence[ClassLine], line: ClassLine, slots: int) -> float:
     return min(max(part, float(line.floor)), float(line.ceiling or 1))
 
 
+def all_done_ns(
+    lines: Sequence[ClassLine], line: ClassLine, pace_ns: float, slots: int
+) -> float:
+    """When all that runs, and all of a class that waits, is over, had the class to do it alone."""
+    tokens = line.order.tokens
+    for each in lines:
+        tokens += each.tokens
+    return tokens * pace_ns / slots_for(lines, line, slots)
+
+
 def turn_in_ns(
     lines: Sequence[ClassLine], line: ClassLine, ends: SlotEnds, ahead: int, pace_ns: float,
     slots: int, free: int, now_ns: int,
