@@ -327,3 +327,43 @@ def test_a_class_that_is_closed_while_some_of_it_wait_is_refused_and_breaks_noth
     assert again == Refused("class_closed", None)
     queue.tick(60 * SECOND_NS)
     assert drained(queue) == [TurnAway(waiting, Refused("class_closed", None))]
+
+
+def test_room_to_read_that_has_just_come_is_for_those_who_wait_and_not_for_a_newcomer() -> None:
+    """Of a class of which nobody waits, before anybody has looked at the queue again."""
+    queue = SiteQueue(POLICY, 10, 1.0 * MS)
+    queue.engines_read(["e"], 1_000.0)
+
+    def comes(class_: Class) -> Ticket:
+        ticket = queue.offer(class_, "a", 600, most_tokens=600, now_ns=0, prompt_tokens=600)
+        assert isinstance(ticket, Ticket)
+        return ticket
+
+    first = comes("on_demand")
+    queue.reads(first, 600, "e", 0)
+    reserved = comes("reserved")
+    assert reserved.state == "queued"
+    queue.first_byte(first, now_ns=600 * MS)
+    batch = comes("batch")
+    assert (reserved.state, batch.state) == ("running", "queued")
+    assert [each.ticket for each in drained(queue)] == [reserved]
+
+
+def test_an_answer_that_was_stopped_does_not_make_room_in_a_full_queue() -> None:
+    policy = SitePolicy(
+        reserved=ClassRule(floor=0.7), batch=ClassRule(share=1, queue_most=2, wait_ms=600_000)
+    )
+    queue = SiteQueue(policy, 3, 1.0 * MS)
+    batch = [offered(queue, "batch", "a", 100_000, 0) for _ in range(3)]
+    for ticket in batch:
+        queue.first_byte(ticket)
+    for _ in range(2):
+        offered(queue, "reserved", "r", 100, 0)
+    for each in drained(queue):
+        assert isinstance(each, Stop)
+        queue.stopped(each.ticket, 10, 10 * MS)
+    drained(queue)
+    refused = queue.offer("batch", "b", 100, most_tokens=100, now_ns=20 * MS)
+    assert isinstance(refused, Refused), "both that wait have begun to answer"
+    assert refused.reason == "queue_full"
+    assert drained(queue) == []

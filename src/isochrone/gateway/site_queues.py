@@ -259,7 +259,7 @@ class SiteQueues:
         place.waiters[ticket] = waiter
         if is_pushed(waiter):
             place.pushed += 1
-        if queue.queued:
+        if queue.queued or queue.outbox:
             place.settle_soon()
         return Turn(place, ticket, rtt_ms, now_ns)
 

@@ -209,12 +209,14 @@ class FairOrder:
 
     def crowder(self, tenant: str) -> Ticket | None:
         """The last request of whoever has most waiting, if that is at least two more than
-        `tenant` has: in a full queue it makes room for one of `tenant`."""
+        `tenant` has: in a full queue it makes room for one of `tenant`; unless it was stopped, as
+        all before it were then: some of them have begun to answer."""
         own = len(self._lines[tenant].waiting) if tenant in self._lines else 0
         if (own + 1) * self.tenants >= self.queued:
             return None  # an average tenant has no more
         most = self._longest()
-        return most.waiting[-1] if len(most.waiting) >= own + 2 else None
+        last = most.waiting[-1]
+        return last if len(most.waiting) >= own + 2 and not last.stops else None
 
     # -- inside ----------------------------------------------------------------------------------
 

@@ -96,6 +96,8 @@ class SiteQueue:
         reading = self.reading
         if reading.is_full():
             reading.pass_to(now_ns)
+        if self.queued and reading.tok_s > 0.0 and self.running < self.slots:
+            self._dispatch(now_ns)  # room that has just come is for those who wait
         if (
             self.running < self.slots
             and line.running < line.ceiling
@@ -105,8 +107,7 @@ class SiteQueue:
         ):
             self._begin(line, ticket, now_ns)
             return ticket
-        refused = self._refusal(line, ticket, wait_ns, now_ns)
-        if refused is not None:
+        if (refused := self._refusal(line, ticket, wait_ns, now_ns)) is not None:
             return refused
         self._enqueue(line, ticket, wait_ns or line.wait_ns, now_ns, first=False)
         self._dispatch(now_ns)
