@@ -124,8 +124,10 @@ def test_without_engines_and_in_a_closed_class_nobody_waits() -> None:
     closed = SitePolicy(batch=ClassRule(ceiling=0.0))
     answer = SiteQueue(closed, 4, MS).offer("batch", "t", 1, most_tokens=1, now_ns=0)
     assert answer == Refused("class_closed", None)
-    answer = SiteQueue(closed, 0, MS).offer("on_demand", "t", 1, most_tokens=1, now_ns=0)
+    queue = SiteQueue(closed, 0, MS)
+    answer = queue.offer("on_demand", "t", 1, most_tokens=1, now_ns=0)
     assert answer == Refused("no_capacity", None)
+    assert queue.expected_wait_ns("on_demand", "t", 0) == 0, "nobody waits, and nobody ends"
 
 
 def test_an_interactive_request_is_stopped_only_before_its_first_byte_and_only_once() -> None:
@@ -367,3 +369,13 @@ def test_an_answer_that_was_stopped_does_not_make_room_in_a_full_queue() -> None
     assert isinstance(refused, Refused), "both that wait have begun to answer"
     assert refused.reason == "queue_full"
     assert drained(queue) == []
+
+
+def test_what_is_late_is_taken_to_be_as_late_again() -> None:
+    queue = SiteQueue(POLICY, 1, 10.0 * MS)
+    offered(queue, "on_demand", "a", 1_000, 0)
+    waits_s = [
+        queue.expected_wait_ns("on_demand", "b", at * SECOND_NS) / SECOND_NS
+        for at in (0, 4, 10, 11, 14)
+    ]
+    assert waits_s == pytest.approx([10.0, 6.0, 0.0, 1.0, 4.0])

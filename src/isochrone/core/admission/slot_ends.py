@@ -91,7 +91,7 @@ class SlotEnds:
             else:
                 high = middle
         if low == 0 and free == 0:
-            return float(ends_ns[0] - now_ns if ends_ns else 0.0)
+            return max(ends_ns[0] - now_ns, 0.0) if ends_ns else 0.0
         last_ns = sums_ns[low - 1] + ends_ns[low - 1] if low else 0.0
         turn_ns = (due_ns + last_ns + free * now_ns) / (low + free) - half_ns
-        return max(turn_ns, ends_ns[low - 1] if low else now_ns) - now_ns
+        return max(turn_ns, ends_ns[low - 1] if low else now_ns, now_ns) - now_ns

@@ -26,7 +26,7 @@ def shares_beside(lines: Sequence[ClassLine], line: ClassLine) -> float:
 
 def slots_for(lines: Sequence[ClassLine], line: ClassLine, slots: int) -> float:
     """The slots that a class can count on while those that wait now go on waiting."""
-    part = slots * line.share / shares_beside(lines, line)
+    part = max(slots, 1) * line.share / shares_beside(lines, line)
     return min(max(part, float(line.floor)), float(line.ceiling or 1))
 
 
