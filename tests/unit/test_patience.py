@@ -47,15 +47,15 @@ def test_batch_and_a_request_with_nowhere_else_to_go_wait_as_long_as_it_takes() 
 
 def test_a_site_knows_when_a_request_would_begin() -> None:
     queue = SiteQueue(SitePolicy(on_demand=ClassRule(share=3)), 1, 10.0 * MS)
-    assert begins_in_ms(queue, "on_demand", "acme", 100, 40.0) == 40.0  # a slot is free
+    assert begins_in_ms(queue, "on_demand", "acme", 40.0, 0) == 40.0  # a slot is free
     queue.offer("on_demand", "acme", 100, most_tokens=100, now_ns=0)
-    # 100 tokens run, and its own are counted with what waits of its tenant: 10 ms each, one slot.
-    full_ms = begins_in_ms(queue, "on_demand", "acme", 100, 40.0)
-    assert full_ms == queue.expected_wait_ns("on_demand", "acme", 100) / MS
+    # 100 tokens run and nothing waits: 10 ms each, one slot.
+    full_ms = begins_in_ms(queue, "on_demand", "acme", 40.0, 0)
+    assert full_ms == queue.expected_wait_ns("on_demand", "acme", 0) / MS
     assert full_ms >= 1000.0
     guessed = SiteQueue(queue.policy, 1, 10.0 * MS, guessed=True)
     guessed.offer("on_demand", "acme", 100, most_tokens=100, now_ns=0)
-    assert begins_in_ms(guessed, "on_demand", "acme", 100, 40.0) == 40.0  # nobody knows yet
+    assert begins_in_ms(guessed, "on_demand", "acme", 40.0, 0) == 40.0  # nobody knows yet
 
 
 def test_who_leaves_the_queue_at_once_leaves_nothing_behind() -> None:

@@ -126,8 +126,10 @@ def test_without_engines_and_in_a_closed_class_nobody_waits() -> None:
     closed = SitePolicy(batch=ClassRule(ceiling=0.0))
     answer = SiteQueue(closed, 4, MS).offer("batch", "t", 1, most_tokens=1, now_ns=0)
     assert answer == Refused("class_closed", None)
-    answer = SiteQueue(closed, 0, MS).offer("on_demand", "t", 1, most_tokens=1, now_ns=0)
+    queue = SiteQueue(closed, 0, MS)
+    answer = queue.offer("on_demand", "t", 1, most_tokens=1, now_ns=0)
     assert answer == Refused("no_capacity", None)
+    assert queue.expected_wait_ns("on_demand", "t", 0) == 0, "nobody waits, and nobody ends"
 
 
 def test_an_interactive_request_is_stopped_only_before_its_first_byte_and_only_once() -> None:
@@ -181,7 +183,7 @@ def test_where_answers_are_shorter_than_expected_so_are_waits() -> None:
     assert queue.slot_ns == pytest.approx(50.0 * MS)  # what is sold goes by what is used
     offered(queue, "on_demand", "a", 520, now_ns)
     for ahead in range(1, 11):  # one second each, and ten are what a request may wait
-        assert queue.expected_wait_ns("on_demand", "a", 520) == pytest.approx(ahead * SECOND_NS)
+        assert queue.expected_wait_ns("on_demand", "a", now_ns) == pytest.approx(ahead * SECOND_NS)
         offered(queue, "on_demand", "a", 520, now_ns)
     refused = queue.offer("on_demand", "a", 520, most_tokens=520, now_ns=now_ns)
     assert isinstance(refused, Refused)
@@ -204,7 +206,7 @@ def test_the_first_request_that_ends_says_more_than_the_guess() -> None:
     offered(queue, "on_demand", "a", 100, 0)
     queue.finished(first, 100, 200 * MS)
     assert queue.slot_ns == 2.0 * MS
-    assert queue.expected_wait_ns("on_demand", "a", 100) == 200 * MS
+    assert queue.expected_wait_ns("on_demand", "a", 200 * MS) == 200 * MS
     offered(queue, "on_demand", "a", 100, 200 * MS)
 
 
@@ -325,8 +327,58 @@ def test_a_class_that_is_closed_while_some_of_it_wait_is_refused_and_breaks_noth
     waiting = offered(queue, "on_demand", "a", 100, 0)
     queue.adopt(SitePolicy(on_demand=ClassRule(ceiling=0.0, wait_ms=60_000)))
     queue.resize(1, MS)
-    assert queue.expected_wait_ns("on_demand", "a", 100) > 0
+    assert queue.expected_wait_ns("on_demand", "a", MS) > 0
     again = queue.offer("on_demand", "a", 100, most_tokens=100, now_ns=MS)
     assert again == Refused("class_closed", None)
     queue.tick(60 * SECOND_NS)
     assert drained(queue) == [TurnAway(waiting, Refused("class_closed", None))]
+
+
+def test_room_to_read_that_has_just_come_is_for_those_who_wait_and_not_for_a_newcomer() -> None:
+    """Of a class of which nobody waits, before anybody has looked at the queue again."""
+    queue = SiteQueue(POLICY, 10, 1.0 * MS)
+    queue.engines_read(["e"], 1_000.0)
+
+    def comes(class_: Class) -> Ticket:
+        ticket = queue.offer(class_, "a", 600, most_tokens=600, now_ns=0, prompt_tokens=600)
+        assert isinstance(ticket, Ticket)
+        return ticket
+
+    first = comes("on_demand")
+    queue.reads(first, 600, "e", 0)
+    reserved = comes("reserved")
+    assert reserved.state == "queued"
+    queue.first_byte(first, now_ns=600 * MS)
+    batch = comes("batch")
+    assert (reserved.state, batch.state) == ("running", "queued")
+    assert [each.ticket for each in drained(queue)] == [reserved]
+
+
+def test_an_answer_that_was_stopped_does_not_make_room_in_a_full_queue() -> None:
+    policy = SitePolicy(
+        reserved=ClassRule(floor=0.7), batch=ClassRule(share=1, queue_most=2, wait_ms=600_000)
+    )
+    queue = SiteQueue(policy, 3, 1.0 * MS)
+    batch = [offered(queue, "batch", "a", 100_000, 0) for _ in range(3)]
+    for ticket in batch:
+        queue.first_byte(ticket)
+    for _ in range(2):
+        offered(queue, "reserved", "r", 100, 0)
+    for each in drained(queue):
+        assert isinstance(each, Stop)
+        queue.stopped(each.ticket, 10, 10 * MS)
+    drained(queue)
+    refused = queue.offer("batch", "b", 100, most_tokens=100, now_ns=20 * MS)
+    assert isinstance(refused, Refused), "both that wait have begun to answer"
+    assert refused.reason == "queue_full"
+    assert drained(queue) == []
+
+
+def test_what_is_late_is_taken_to_be_as_late_again() -> None:
+    queue = SiteQueue(POLICY, 1, 10.0 * MS)
+    offered(queue, "on_demand", "a", 1_000, 0)
+    waits_s = [
+        queue.expected_wait_ns("on_demand", "b", at * SECOND_NS) / SECOND_NS
+        for at in (0, 4, 10, 11, 14)
+    ]
+    assert waits_s == pytest.approx([10.0, 6.0, 0.0, 1.0, 4.0])

@@ -237,8 +237,8 @@ class SiteQueues:
         tokens = weighted_tokens(prompt_tokens, request.output_tokens, weight)
         most_tokens = tokens
         wait_ms = begins_in_ms(
-            queue, waiter.class_, waiter.key.org_id, tokens,
-            self._view.replicas.soonest_ms(site, request.model),
+            queue, waiter.class_, waiter.key.org_id,
+            self._view.replicas.soonest_ms(site, request.model), now_ns,
         )
         if not request.is_limited:
             model = self._view.table.view.models.get(request.model)
@@ -261,7 +261,7 @@ class SiteQueues:
         place.waiters[ticket] = waiter
         if is_pushed(waiter):
             place.pushed += 1
-        if queue.queued:
+        if queue.queued or queue.outbox:
             place.settle_soon()
         return Turn(place, ticket, rtt_ms, now_ns)
 

@@ -1,6 +1,7 @@
 """What one class has running and waiting at a site, for one model, and by what rule."""
 
 from isochrone.core.admission.fair_order import FairOrder, Ticket
+from isochrone.core.admission.slot_ends import SlotEnds
 from isochrone.core.world.site_policy import ClassRule
 
 NEVER_NS = 1 << 63
@@ -11,11 +12,12 @@ class ClassLine:
     """One class. `firm`, `stopping`: how many of its `running` requests are; `tokens`: of those
     that run. `virtual`: what it was served for its share while there was a queue. `short_ns`: since
     when it runs fewer than its floor while somebody waits, else `NEVER_NS`. `latest_ns`: nobody who
-    has come so far waits beyond it."""
+    has come so far waits beyond it. `ends`: of what it runs."""
 
     __slots__ = (
-        "ceiling", "firm", "floor", "latest_ns", "order", "per_token", "promised_ns", "queue_most",
-        "running", "share", "short_ns", "stopping", "tickets", "tokens", "virtual", "wait_ns",
+        "ceiling", "ends", "firm", "floor", "latest_ns", "order", "per_token", "promised_ns",
+        "queue_most", "running", "share", "short_ns", "stopping", "tickets", "tokens", "virtual",
+        "wait_ns",
     )
 
     def __init__(self, rule: ClassRule) -> None:
@@ -31,6 +33,7 @@ class ClassLine:
         self.latest_ns = 0
         self.short_ns = NEVER_NS
         self.order = FairOrder()
+        self.ends = SlotEnds()
         self.tickets: dict[Ticket, None] = {}  # those that run, in the order of their start
 
     def adopt(self, rule: ClassRule) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 TicketState = Literal["queued", "running", "stopping", "over"]
 
+LOOK_AHEAD = 32  # so many entries of tenants whose turn is sooner are looked at one by one
 LOOK_PAST = 8  # so many tenants whose next request may not start yet are looked past
 _SPARE_ENTRIES = 64
 _SPARE_TENANTS = 1024
@@ -111,6 +112,46 @@ class FairOrder:
         line = self._lines.get(tenant)
         return (0, 0) if line is None else (len(line.waiting), line.tokens)
 
+    def ahead(self, tenant: str) -> int:
+        """The tokens that begin before a request of this tenant that comes now, as things are: all
+        that it has waiting itself, and of each other tenant what brings its counter beyond what
+        that makes of its own. Apart from that by less than a request of each such tenant; beyond
+        `LOOK_AHEAD` of them the rest is taken to be as those are, which is too much, if anything.
+        """
+        line = self._lines.get(tenant)
+        own = 0 if line is None else line.tokens
+        if self.tokens == own:
+            return own
+        counter = own + (line.served if line is not None and own else self.served(tenant))
+        looked = seen = tokens = seen_tokens = 0
+        heap = self._heap
+        size, places = len(heap), [0] if heap else []
+        while places and looked < LOOK_AHEAD:
+            place = places.pop()
+            served, entry, other = heap[place]
+            if served > counter:
+                continue  # nor is anything below it sooner
+            looked += 1
+            place += place + 1
+            if place < size:
+                places.append(place)
+                if place + 1 < size:
+                    places.append(place + 1)
+            if other.entry != entry or other is line:
+                continue
+            brings, next_tokens = counter - served, other.waiting[0].tokens
+            if brings < next_tokens:
+                brings = next_tokens
+            else:
+                brings += other.tokens // len(other.waiting) // 2
+            seen += 1
+            seen_tokens += other.tokens
+            tokens += brings if brings < other.tokens else other.tokens
+        if looked == LOOK_AHEAD:
+            rest = self.tenants - seen - (own > 0)
+            tokens += min(rest * tokens // max(seen, 1), self.tokens - own - seen_tokens)
+        return own + tokens
+
     def put(self, ticket: Ticket, *, first: bool = False) -> None:
         """Queue it behind, or before, whatever else its tenant has waiting."""
         line = self._lines.get(ticket.tenant)
@@ -168,12 +209,14 @@ class FairOrder:
 
     def crowder(self, tenant: str) -> Ticket | None:
         """The last request of whoever has most waiting, if that is at least two more than
-        `tenant` has: in a full queue it makes room for one of `tenant`."""
+        `tenant` has: in a full queue it makes room for one of `tenant`; unless it was stopped, as
+        all before it were then: some of them have begun to answer."""
         own = len(self._lines[tenant].waiting) if tenant in self._lines else 0
         if (own + 1) * self.tenants >= self.queued:
             return None  # an average tenant has no more
         most = self._longest()
-        return most.waiting[-1] if len(most.waiting) >= own + 2 else None
+        last = most.waiting[-1]
+        return last if len(most.waiting) >= own + 2 and not last.stops else None
 
     # -- inside ----------------------------------------------------------------------------------
 

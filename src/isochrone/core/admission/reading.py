@@ -119,6 +119,14 @@ class Reading:
         """How long all engines together read so many."""
         return int(tokens / (self.tok_s * max(self.engines, 1)) * 1e9) if self.tok_s > 0.0 else 0
 
+    def room_ns(self) -> int:
+        """How long an engine reads what it has room for. For known speeds."""
+        return int(self.room_tokens / self.tok_s * 1e9)
+
+    def reads_in(self, ns: int) -> int:
+        """How many tokens all engines together read in that time. For known speeds."""
+        return int(self.tok_s * max(self.engines, 1) * ns / 1e9)
+
     def done_ns(self, tokens: int) -> int:
         """When the engine that is soonest done will have read all that it gets, where so many
         tokens more are sent to whichever has least to read. For known speeds."""

@@ -10,16 +10,15 @@ from isochrone.core.world.tenant import Class
 
 
 def begins_in_ms(
-    queue: SiteQueue, class_: Class, tenant: str, tokens: int, engines_ms: float
+    queue: SiteQueue, class_: Class, tenant: str, engines_ms: float, now_ns: int
 ) -> float:
     """When a request that came now would begin to be read: in its turn, and once the engines have
     read what they were sent before; with a slot free, or while nobody knows how long a turn takes,
-    when the engine that is soonest done has done that (`engines_ms`). `tokens`: weighted, as
-    expected."""
+    when the engine that is soonest done has done that (`engines_ms`)."""
     if queue.running < queue.slots and queue.reading.is_full():
         return _read_in_ns(queue, class_) / 1e6
     if (queue.queued or queue.running >= queue.slots) and not queue.guessed:
-        return queue.expected_wait_ns(class_, tenant, tokens) / 1e6
+        return queue.expected_wait_ns(class_, tenant, now_ns) / 1e6
     return engines_ms
 
 

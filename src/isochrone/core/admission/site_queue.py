@@ -10,10 +10,11 @@ an argument; what the driver has to do is put into `outbox`. See docs/admission.
 """
 
 from collections.abc import Collection
-from heapq import heapify, heappop, heappush
 
+from isochrone.core.admission import told
 from isochrone.core.admission.class_line import NEVER_NS, ClassLine, victim_of
 from isochrone.core.admission.classes import BATCH, RANK, RESERVED, divide, sold_slots
+from isochrone.core.admission.deadlines import Deadlines
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.promise import Promise
 from isochrone.core.admission.queue_commands import (
@@ -25,7 +26,7 @@ from isochrone.core.admission.queue_commands import (
     TurnAway,
 )
 from isochrone.core.admission.reading import Reading
-from isochrone.core.admission.told import back_ns, read_times_ns, shares_beside
+from isochrone.core.admission.slot_ends import SlotEnds
 from isochrone.core.estimate.service import Work
 from isochrone.core.world.site_policy import SitePolicy
 from isochrone.core.world.tenant import Class
@@ -34,7 +35,6 @@ _LEAST_MEASURED = 50     # of the last requests say how long a token takes; of a
 _MOST_MEASURED = 1_000   # are more, up to so many
 OTHERS_PART = 20  # where what was promised takes all, one token in so many is for the others
 _SEED_TOKENS = 1000.0
-_SPARE_DEADLINES = 64
 
 
 class SiteQueue:
@@ -64,8 +64,8 @@ class SiteQueue:
         self._sold_slots = 0
         self._owed = 0  # tokens that the others should have had beside what was promised
         self._virtual = 0
-        self._deadlines: list[tuple[int, int, Ticket]] = []
-        self._sequence = 0
+        self._deadlines = Deadlines()
+        self._ends = SlotEnds()
         self.resize(slots, now_ns=0)
 
     def line(self, class_: Class) -> ClassLine:
@@ -96,6 +96,8 @@ class SiteQueue:
         reading = self.reading
         if reading.is_full():
             reading.pass_to(now_ns)
+        if self.queued and reading.tok_s > 0.0 and self.running < self.slots:
+            self._dispatch(now_ns)  # room that has just come is for those who wait
         if (
             self.running < self.slots
             and line.running < line.ceiling
@@ -105,8 +107,7 @@ class SiteQueue:
         ):
             self._begin(line, ticket, now_ns)
             return ticket
-        refused = self._refusal(line, ticket, wait_ns, now_ns)
-        if refused is not None:
+        if (refused := self._refusal(line, ticket, wait_ns, now_ns)) is not None:
             return refused
         self._enqueue(line, ticket, wait_ns or line.wait_ns, now_ns, first=False)
         self._dispatch(now_ns)
@@ -187,20 +188,17 @@ class SiteQueue:
 
     def tick(self, now_ns: int) -> None:
         """Time has passed: turn away what has waited for too long, and start what may."""
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][0] <= now_ns:
-            deadline_ns, _, ticket = heappop(deadlines)
-            if ticket.state == "queued" and ticket.deadline_ns == deadline_ns:
-                self._turn_away(ticket, "expired", now_ns)
+        while (ticket := self._deadlines.take(now_ns)) is not None:
+            self._turn_away(ticket, "expired", now_ns)
         if self.queued:
             self.reading.pass_to(now_ns)
             self._dispatch(now_ns)
 
     def next_tick_ns(self) -> int:
         """When `tick` has something to do, at the earliest; `NEVER_NS` if nothing waits."""
-        if not self.queued or not self._deadlines:
+        if not self.queued:
             return NEVER_NS
-        return min(self._deadlines[0][0], self.reading.next_ns())
+        return min(self._deadlines.next_ns(), self.reading.next_ns())
 
     def adopt(self, policy: SitePolicy) -> None:
         """Go by this policy from now on; to be followed by `resize`."""
@@ -221,9 +219,11 @@ class SiteQueue:
     def resize(self, slots: int, now_ns: int) -> None:
         """Engines came or went; with the last of them all that wait are turned away, to others."""
         self.slots = slots
+        self._ends.forget()
         committed, parts = 0, divide(self.policy, slots, self._sold_slots)
         for line, part in zip(self._lines, parts, strict=True):
             line.floor, line.ceiling = part.floor, part.ceiling
+            line.ends.forget()
             committed += max(line.floor, line.firm)
         self._committed = committed
         if slots == 0 and self.queued:
@@ -237,20 +237,12 @@ class SiteQueue:
 
     # -- what is said of waiting -----------------------------------------------------------------
 
-    def slots_for(self, line: ClassLine) -> float:
-        """The slots that a class can count on while those that wait now go on waiting."""
-        slots = self.slots
-        if self.queued and self.running and self.reading.is_full():
-            slots = min(slots, self.running)  # no more can be used for reading's sake
-        return self._part(line, slots)
-
-    def expected_wait_ns(self, class_: Class, tenant: str, tokens: int) -> int:
-        """How long a request would wait that came now and could not start at once.
-
-        Ahead of it are all that wait in its class, or, if that is less, as much as its tenant
-        has for each of the tenants; and one request that runs.
-        """
-        return self._wait_of(self.line(class_), tenant, tokens)
+    def expected_wait_ns(self, class_: Class, tenant: str, now_ns: int) -> int:
+        """How long a request would wait that came now and could not start at once: until what
+        begins before it in its class has begun, by what each is expected to take, beside the other
+        classes that wait."""
+        line = self.line(class_)
+        return self._wait_ns(line, line.order.ahead(tenant), now_ns)
 
     def waiting(self) -> Work:
         """All that waits here, and that no engine knows of."""
@@ -264,18 +256,19 @@ class SiteQueue:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _part(self, line: ClassLine, slots: int) -> float:
-        part = slots * line.share / shares_beside(self._lines, line)
-        return min(max(part, line.floor, 1.0), float(line.ceiling or 1))
-
-    def _wait_of(self, line: ClassLine, tenant: str, tokens: int) -> int:
-        order = line.order
-        own, own_tokens = order.waiting(tenant)
-        tenants = order.tenants if own else order.tenants + 1
-        ahead = min(order.tokens, (own_tokens + tokens) * tenants)
-        if line.running:
-            ahead += line.tokens // line.running
-        return int(ahead * self.asked_ns / self.slots_for(line))
+    def _wait_ns(self, line: ClassLine, ahead: int, now_ns: int) -> int:
+        """Until so many tokens of what waits in the class have begun."""
+        reading, read_ns, free = self.reading, 0, 0
+        if reading.is_full():
+            promised, part = self.promise.tok_s > 0.0, ahead / max(line.order.tokens, 1)
+            read_ns = told.sent_in_ns(self._lines, line, part, reading, promised, now_ns)
+            if self.running + self.queued < self.slots and line.running < line.ceiling:
+                return read_ns
+            free = max(self.slots - self.running, 0)
+        turn_ns = told.turn_in_ns(
+            self._lines, line, self._ends, ahead, self.asked_ns, self.slots, free, now_ns
+        )
+        return max(read_ns, turn_ns)
 
     def _refusal(
         self, line: ClassLine, ticket: Ticket, wait_ns: int, now_ns: int
@@ -288,7 +281,11 @@ class SiteQueue:
         order = line.order
         if not self.guessed and line.running + order.queued >= line.floor:
             most_ns = min(wait_ns or line.wait_ns, line.wait_ns)
-            if self._wait_of(line, ticket.tenant, ticket.tokens) > most_ns:
+            slots_ns = told.all_done_ns(self._lines, line, self.asked_ns, self.slots)
+            # Where there is time for all of it, nobody need know what of it goes before.
+            if (self.reading.is_full() or slots_ns > most_ns) and (
+                self._wait_ns(line, order.ahead(ticket.tenant), now_ns) > most_ns
+            ):
                 return self._refused(line, ticket, "would_expire", now_ns)
         if order.queued >= line.queue_most:
             crowder = order.crowder(ticket.tenant)
@@ -305,15 +302,24 @@ class SiteQueue:
         if line.ceiling == 0:
             return Refused("class_closed", None)  # while it waited
         free_ns, own_ns, reading = now_ns, 0, self.reading
-        if reading.is_full():
+        if reading.tok_s > 0.0:  # even if there is room now: those that wait will fill it
             prompt_tokens, promised = ticket.prompt_tokens, self.promise.tok_s > 0.0
-            ahead_ns, own_ns = read_times_ns(self._lines, line, prompt_tokens, reading, promised)
+            ahead_ns, own_ns = told.read_times_ns(
+                self._lines, line, prompt_tokens, reading, promised, now_ns
+            )
             free_ns += ahead_ns
-        if not reading.is_full() or self.running + self.queued >= self.slots:
-            pace_ns = self.asked_ns / self._part(line, self.slots)
+        if reading.tok_s <= 0.0 or self._lacks_slots(line, ticket):
+            pace_ns = self.asked_ns / told.slots_for(self._lines, line, self.slots)
             free_ns = max(free_ns, now_ns + line.ahead_ns(pace_ns, now_ns))
             own_ns = max(own_ns, int(ticket.tokens * pace_ns))
-        return Refused(reason, back_ns(line, free_ns, own_ns, now_ns))
+        return Refused(reason, told.back_ns(line, free_ns, own_ns, now_ns))
+
+    def _lacks_slots(self, line: ClassLine, ticket: Ticket) -> bool:
+        """Whether it is slots that such a request waits for, whatever engines can read."""
+        return (
+            self.running + self.queued >= self.slots or line.running >= line.ceiling
+            or (ticket.firm and line.firm >= line.floor and self._committed >= self.slots)
+        )
 
     def _turn_away(self, ticket: Ticket, reason: RefusalReason, now_ns: int) -> None:
         self._unqueue(ticket)
@@ -346,14 +352,7 @@ class SiteQueue:
             line.virtual = self._virtual
         line.put(ticket, now_ns + min(wait_ns, line.wait_ns), first=first)
         self.queued += 1
-        self._sequence += 1
-        heappush(self._deadlines, (ticket.deadline_ns, self._sequence, ticket))
-        if len(self._deadlines) > 2 * self.queued + _SPARE_DEADLINES:
-            self._deadlines = [
-                each for each in self._deadlines
-                if each[2].state == "queued" and each[2].deadline_ns == each[0]
-            ]
-            heapify(self._deadlines)
+        self._deadlines.put(ticket, self.queued)
 
     def _unqueue(self, ticket: Ticket) -> None:
         self._lines[ticket.rank].order.drop(ticket)
@@ -416,6 +415,8 @@ class SiteQueue:
             self.queued -= 1
             line.virtual += ticket.tokens * line.per_token
             self._begin(line, ticket, now_ns)
+            self._ends.began(ticket.tokens)
+            line.ends.began(ticket.tokens)
             self.outbox.append(Start(ticket, max(now_ns - line.short_ns, 0)))
         for line in self._lines:
             if line.running >= line.floor or not line.order.queued:

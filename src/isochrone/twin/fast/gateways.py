@@ -140,10 +140,10 @@ class Sent:
         self.patience_ms = inf
         self.bounced = False  # by the site that it was sent to last
 
-    def is_impatient(self, place: "Place", class_: Class, tenant: str, tokens: int) -> bool:
+    def is_impatient(self, place: "Place", class_: Class, tenant: str, now_ns: int) -> bool:
         """Whether it wants to be sent back, as the gateway's `SiteQueues.enter` finds."""
         engines_ms = soonest_ms(place.standings)
-        wait_ms = begins_in_ms(place.queue, class_, tenant, tokens, engines_ms)
+        wait_ms = begins_in_ms(place.queue, class_, tenant, engines_ms, now_ns)
         return wait_ms > MARGIN_MS and wait_ms > self.patience_ms
 
 

@@ -227,7 +227,7 @@ class Ours:
         assert isinstance(sent, Sent), "every request that began has one"
         class_: Class = CLASSES[sent.rank]
         tenant = self.tenants[arrival.tenant]
-        sent.bounced = before is None and sent.is_impatient(place, class_, tenant, tokens)
+        sent.bounced = before is None and sent.is_impatient(place, class_, tenant, now_ns)
         turn = queue.offer(
             class_, tenant, tokens, most_tokens=tokens, now_ns=now_ns,
             prompt_tokens=arrival.prompt_tokens, resumable=False,
