@@ -22,7 +22,7 @@ from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import Tokens
 from isochrone.core.routing.choice import Ground
 from isochrone.gateway import records
-from isochrone.gateway.journal_notes import Progress, Shipped, TokensNote
+from isochrone.gateway.journal_notes import Progress, Shipped
 from isochrone.gateway.journal_reading import ASIDE, load_contents, read_segment
 from isochrone.gateway.journal_recovery import BATCH_EVENTS, Reader
 from isochrone.gateway.journal_state import (
@@ -183,7 +183,7 @@ class Journal:
             return
         if opened.progress is not None and 0 <= at - opened.progress.at < PROGRESS_S * 1e9:
             return
-        opened.progress = Progress(request_id, at, TokensNote.of(tokens))
+        opened.progress = Progress(request_id, at, tokens)
         self._append(records.PROGRESS, _encode(opened.progress))
 
     def closed(self, record: UsageRecord, ground: Ground | None = None) -> None:

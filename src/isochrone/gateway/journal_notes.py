@@ -3,26 +3,7 @@
 import msgspec
 
 from isochrone.core.ids import RequestId
-from isochrone.core.metering.event import Tokens, TokenSource
-
-
-class TokensNote(msgspec.Struct, frozen=True):
-    """`core.metering.tokens.Tokens`, whose types msgspec cannot read."""
-
-    input_uncached: int
-    input_cached: int
-    output: int
-    source: TokenSource
-
-    @classmethod
-    def of(cls, tokens: Tokens) -> "TokensNote":
-        return cls(tokens.input_uncached, tokens.input_cached, tokens.output, tokens.source)
-
-    def tokens(self) -> Tokens:
-        return Tokens(
-            input_uncached=self.input_uncached, input_cached=self.input_cached,
-            output=self.output, source=self.source,
-        )
+from isochrone.core.metering.event import Tokens
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True):
@@ -30,7 +11,7 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
 
     request_id: RequestId
     at: int
-    tokens: TokensNote
+    tokens: Tokens
 
 
 class Shipped(msgspec.Struct, array_like=True, frozen=True):

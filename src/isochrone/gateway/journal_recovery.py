@@ -158,7 +158,7 @@ class Reader:
         """What to say of a request that was open when the process died."""
         at, tokens = opening.received_at, Tokens()
         if progress is not None:
-            at, tokens = max(progress.at, at), progress.tokens.tokens()
+            at, tokens = max(progress.at, at), progress.tokens
         own = opening.ingress_site == self._own_site
         return opening.closing(
             finished_at=at, tokens=tokens, reporter="recovered" if own else "evidence"

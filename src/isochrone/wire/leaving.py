@@ -238,7 +238,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     "WorldLink": _fields(fleet="between rtt_ms via"),
     "World": _fields(fleet="emulate_distance models sites links"),
     # core/metering/event.py
-    "TokensNote": _fields(account="input_uncached input_cached output source"),
+    "Tokens": _fields(account="input_uncached input_cached output source"),
     "UsageEvent": _fields(
         account=(
             "request_id org_id project_id key_id endpoint stream class_ model revision "

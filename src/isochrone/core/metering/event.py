@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isochrone.core.ids import KeyId, ModelName, OrgId, ProjectId, ReplicaId, RequestId, SiteName
-from isochrone.core.metering.tokens import Tokens as Tokens
-from isochrone.core.metering.tokens import TokenSource as TokenSource
 from isochrone.core.routing.choice import Decision
 from isochrone.core.world.model import Endpoint as Endpoint
 from isochrone.core.world.tenant import Class
 
+TokenSource = Literal["engine", "running", "counted", "none"]
 Outcome = Literal[
     "finished",      # the whole answer went to the client
     "client_gone",   # the client closed first
@@ -25,6 +24,31 @@ Outcome = Literal[
     "ingress_lost",  # the ingress died; said by evidence or by its recovered journal
 ]
 Reporter = Literal["recovered", "evidence", "ingress"]
+
+
+@dataclass(slots=True, init=False)
+class Tokens:
+    """Disjoint token counts and how they were obtained. All counts are >= 0. Never changed once
+    they are made: of every request, hence a constructor that takes a fifth of a frozen class's."""
+
+    input_uncached: int
+    input_cached: int
+    output: int
+    source: TokenSource
+
+    def __init__(
+        self, *, input_uncached: int = 0, input_cached: int = 0, output: int = 0,
+        source: TokenSource = "none",
+    ) -> None:
+        self.input_uncached = input_uncached
+        self.input_cached = input_cached
+        self.output = output
+        self.source = source
+
+    @property
+    def total(self) -> int:
+        """Sum over the classes."""
+        return self.input_uncached + self.input_cached + self.output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

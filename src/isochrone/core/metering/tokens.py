@@ -15,39 +15,12 @@ Sources, best first, and the largest error of each (see docs/metering.md):
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import NamedTuple
 
-TokenSource = Literal["engine", "running", "counted", "none"]
+from isochrone.core.metering.event import Tokens
 
 BYTES_PER_TOKEN = 4
 LARGEST_COUNT = 2**31 - 1
-
-
-@dataclass(slots=True, init=False)
-class Tokens:
-    """Disjoint token counts and how they were obtained. All counts are >= 0. Never changed once
-    they are made; of every request, hence a constructor of its own (see core/estimate/service.py).
-    """
-
-    input_uncached: Final[int]
-    input_cached: Final[int]
-    output: Final[int]
-    source: Final[TokenSource]
-
-    def __init__(
-        self, *, input_uncached: int = 0, input_cached: int = 0, output: int = 0,
-        source: TokenSource = "none",
-    ) -> None:
-        self.input_uncached = input_uncached
-        self.input_cached = input_cached
-        self.output = output
-        self.source = source
-
-    @property
-    def total(self) -> int:
-        """Sum over the classes."""
-        return self.input_uncached + self.input_cached + self.output
 
 
 class Reported(NamedTuple):
