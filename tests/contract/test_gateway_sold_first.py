@@ -87,7 +87,7 @@ def test_engines_get_no_more_prompts_than_keep_them_reading_and_what_was_sold_go
             return asyncio.create_task(ask(paris, raw))
 
         context = paris.running.context
-        context.view.replicas.heard(a_digest(prefill_tok_s=100.0), 0, context.rng)
+        context.view.replicas.heard(a_digest(prefill_tok_s=400.0), 0, context.rng)
         context.queues.sweep(context.clock.monotonic_ns())
         first = [asking("on_demand")]
         await until(lambda: len(engine.asked) == begun + 1)
