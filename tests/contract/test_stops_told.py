@@ -1,13 +1,13 @@
 """Real gateways: what is on record of a request that gave its slot back for a firmer class."""
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.routing.choice import Stopped
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
+from isochrone.core.world.tenant import Class
 from tests.fixtures.few_slots import (
     admit_by,
     ask_as,
@@ -99,7 +99,9 @@ def test_a_stream_that_was_stopped_is_told_with_what_it_had_said(ingress: str) -
     run(main)
 
 
-async def two_lent(cloud: GatewayCloud, fate: Fate, entry: RunningSite, class_: Any) -> list[Any]:
+async def two_lent(
+    cloud: GatewayCloud, fate: Fate, entry: RunningSite, class_: Class
+) -> list[asyncio.Task[Answer]]:
     """Two requests that hold both slots of Paris, which keeps what it stops for a moment only, and
     one of `reserved` that needs one of them and holds it."""
     await admit_by(cloud, "paris", IMPATIENT)
@@ -129,19 +131,27 @@ def test_who_gave_way_and_was_turned_away_then_is_told_so_with_the_reason() -> N
     run(main)
 
 
+async def one_moves_to_berlin(
+    cloud: GatewayCloud, fate: Fate, class_: Class
+) -> tuple[list[asyncio.Task[Answer]], Answer]:
+    """Two that came in at Lisbon are lent the slots of Paris, and one of them has to leave it."""
+    entry = cloud.sites["lisbon"]
+    await telling_site(cloud, Fate(), "berlin", "DE")
+    await cloud.link("lisbon", "berlin", 80.0)
+    await cloud.ready()
+    await until(lambda: entry.running.context.view.table.view.links)
+    asking = await two_lent(cloud, fate, entry, class_)
+    done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+    (moved,) = (each.result() for each in done)
+    is_whole(moved)
+    return asking, moved
+
+
 def test_of_who_was_turned_away_elsewhere_the_ingress_tells_where_it_went() -> None:
     async def main(cloud: GatewayCloud) -> None:
         fate = Fate(places=[("wait", 0), ("wait", 0), ("wait", 0)])
         paris = await one_tells_of_two(cloud, fate, "lisbon")
-        entry = cloud.sites["lisbon"]
-        await telling_site(cloud, Fate(), "berlin", "DE")
-        await cloud.link("lisbon", "berlin", 80.0)
-        await cloud.ready()
-        await until(lambda: entry.running.context.view.table.view.links)
-        asking = await two_lent(cloud, fate, entry, "on_demand")
-        done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-        (moved,) = (each.result() for each in done)
-        is_whole(moved)
+        asking, moved = await one_moves_to_berlin(cloud, fate, "on_demand")
         assert moved.headers["x-isochrone-site"] == "berlin"
         (stop,) = await stops_of(cloud, "ingress", [moved])
         assert (stop.site, stop.replica) == ("paris", f"paris-{MODEL}-0")
@@ -159,15 +169,7 @@ def test_a_stream_that_has_no_slot_again_goes_on_elsewhere_and_both_sites_tell()
     async def main(cloud: GatewayCloud) -> None:
         fate = Fate(places=[("wait", AT), ("wait", AT), ("wait", AT)])
         await one_tells_of_two(cloud, fate, "lisbon")
-        entry = cloud.sites["lisbon"]
-        await telling_site(cloud, Fate(), "berlin", "DE")
-        await cloud.link("lisbon", "berlin", 80.0)
-        await cloud.ready()
-        await until(lambda: entry.running.context.view.table.view.links)
-        asking = await two_lent(cloud, fate, entry, "batch")
-        done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-        (moved,) = (each.result() for each in done)
-        is_whole(moved)
+        asking, moved = await one_moves_to_berlin(cloud, fate, "batch")
         await until(lambda: len([
             each for each in said_by(cloud, "evidence", moved.request_id)
             if each.serving_site == "paris"
