@@ -11,7 +11,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -94,23 +95,55 @@ class Session:
         """All rounds; within a round the routers take turns at each workload."""
         for number in range(1, self.options.rounds + 1):
             for workload in self.workloads:
-                for name in self.routers_of(workload) * workload.turns:
-                    if name in self.routers:
+                names = [name for name in self.routers_of(workload) if name in self.routers]
+                together = names if workload.turns > 1 else []
+                together = [name for name in together if name not in EXTRA]
+                if together:
+                    self._measure_together(number, workload, together)
+                for name in names:
+                    if name not in together:
                         self._measure_one(number, workload, self.routers[name])
 
     def _measure_one(self, number: int, workload: Workload, router: Router) -> None:
         """One router through one workload, freshly started."""
         what = f"round {number} {workload.name} {router.name}"
         try:
-            with self.started(router) as bench:
-                if workload.steps:
-                    bench.warm(self.options.warm)
+            with ExitStack() as stack:
+                bench = self._join(stack, workload, router)
                 for step in workload.steps:
                     self._keep(number, router.name, step.name, bench.measure(step))
                 if workload.held:
                     self._keep(number, router.name, workload.name, bench.hold(workload.held))
         except processes.NotRunning as error:
             self.fail(what, str(error))
+
+    def _measure_together(self, number: int, workload: Workload, names: Sequence[str]) -> None:
+        """Several routers run at once and are loaded in short turns, so that all of them meet the
+        machine as it is in the same minutes."""
+        with ExitStack() as stack:
+            benches: dict[str, Bench] = {}
+            for name in names:
+                try:
+                    benches[name] = self._join(stack, workload, self.routers[name])
+                except processes.NotRunning as error:
+                    self.fail(f"round {number} {workload.name} {name}", str(error))
+            for whole in workload.steps:
+                step = replace(whole, seconds=whole.seconds / workload.turns)
+                for turn in range(workload.turns):
+                    there = list(benches.items())
+                    for name, bench in there if turn % 2 == 0 else reversed(there):
+                        try:
+                            self._keep(number, name, step.name, bench.measure(step))
+                        except processes.NotRunning as error:
+                            self.fail(f"round {number} {step.name} {name}", str(error))
+                            del benches[name]
+
+    def _join(self, stack: ExitStack, workload: Workload, router: Router) -> Bench:
+        """`router`, freshly started and warmed up, until `stack` is left."""
+        bench = stack.enter_context(self.started(router))
+        if workload.steps:
+            bench.warm(self.options.warm)
+        return bench
 
     @contextmanager
     def started(self, router: Router) -> Iterator[Bench]:
@@ -209,7 +242,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--routers", type=listed(list(ROUTERS)), metavar="A,B", help=f"of {', '.join(ROUTERS)}"
     )
     parser.add_argument("--quick", action="store_true", help="short and small: shows that it works")
-    parser.add_argument("--seconds", type=float, help="length of closed loops (default 3)")
+    parser.add_argument(
+        "--seconds", type=float, help="length of closed loops, all turns together (default 3)"
+    )
     parser.add_argument("--warm", type=float, default=2.0, metavar="S", help="seconds of warm-up")
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="programs, peers, logs")
     parser.add_argument(

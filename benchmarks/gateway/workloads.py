@@ -48,7 +48,8 @@ class Step:
 class Workload:
     """Steps that a freshly started router goes through. `held`: numbers of streams to hold open
     while memory is read. `routers`: None is all that `--routers` and the defaults name. `turns`:
-    how often they take turns in a round, for what is a small difference of two measurements."""
+    more than one is in so many parts, between which the routers, all running, take turns: for what
+    is compared by its ratio, on machines that are quicker in one minute than in the next."""
 
     name: str
     what: str
@@ -61,6 +62,7 @@ class Workload:
 def workloads(*, quick: bool, seconds: float | None) -> tuple[Workload, ...]:
     """All workloads; `quick` ones show that everything works, not how fast it is."""
     loop_s = seconds or (1.0 if quick else 3.0)
+    turns = 2 if quick else 6
     streams, paced, slow = (200, 100, 20) if quick else (1000, 500, 80)
     held = (100, 500) if quick else (1000, 5000)
     requests = "32 connections, closed loop"
@@ -68,33 +70,32 @@ def workloads(*, quick: bool, seconds: float | None) -> tuple[Workload, ...]:
         Workload(name="W1", what=f"short requests: 268 B in, 667 B out, {requests}", steps=(
             Step(name="W1-c32", bodies="short", connections=32, seconds=loop_s),
             Step(name="W1-c128", bodies="short", connections=128, seconds=loop_s),
-        )),
+        ), turns=turns),
         Workload(name="W2", what=f"conversations: 16 KB in, 22 messages, {requests}", steps=(
             Step(name="W2-c32", bodies="long", connections=32, seconds=loop_s),
-        )),
+        ), turns=turns),
         Workload(name="W3", what="streams of 200 events without delay, 64 at once", steps=(
             _streams("W3-c64", 200, 0, 64, loop_s),
-        )),
+        ), turns=turns),
         Workload(name="W4", what=f"{streams:,} slow streams at once", steps=(
             _slow("W4-20ms", paced, 20, streams), _slow("W4-100ms", slow, 100, streams),
         )),
         Workload(name="W5", what="latency at one connection", steps=(
             Step(name="W5-request", bodies="short", connections=1, seconds=loop_s),
             _streams("W5-first", 1, 0, 1, loop_s),
-        )),
+        ), turns=turns),
         Workload(
             name="W6", what="the peer hop: two gateways in a row",
             steps=(
                 Step(name="W6-c32", bodies="short", connections=32, seconds=loop_s),
                 Step(name="W6-c128", bodies="short", connections=128, seconds=loop_s),
             ),
-            routers=("isochrone", "isochrone-hop"),
+            routers=("isochrone", "isochrone-hop"), turns=turns,
         ),
         Workload(
             name="W7", what="TLS towards the client, W1's requests",
-            steps=(Step(name="W7-c32", bodies="short", connections=32, seconds=loop_s),),
-            routers=("nginx", "nginx-tls", "isochrone", "isochrone-tls"),
-            turns=1 if quick else 5,
+            steps=(Step(name="W7-c32", bodies="short", connections=32, seconds=4 * loop_s),),
+            routers=("nginx", "nginx-tls", "isochrone", "isochrone-tls"), turns=4 * turns,
         ),
         Workload(name="M", what="memory", held=held),
     )

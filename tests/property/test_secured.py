@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isochrone.adapters.network.secured import Handshakes, Secured
+from isochrone.adapters.network.secured import Arrivals, Handshakes, Secured
 from isochrone.adapters.network.tls import client_context, server_context
 from isochrone.twin import loop as virtual
 from tests.fixtures.certificates import Authority
@@ -75,15 +75,18 @@ class Listener(asyncio.Protocol):
 class Pair:
     """A client of OpenSSL in memory, and the end under test."""
 
-    def __init__(self, folder: Path, handshakes: Handshakes | None = None) -> None:
+    def __init__(
+        self, folder: Path, handshakes: Handshakes | None = None, arrivals: Arrivals | None = None
+    ) -> None:
         authority = Authority(folder)
         certificate = authority.certificate("gateway.test")
         self.party = Listener()
         self.made = 0
         self.tcp = Tcp()
+        self.arrivals = arrivals or Arrivals()
         self.end = Secured(
             server_context(certificate), self._make, handshake_s=HANDSHAKE_S,
-            shutdown_s=SHUTDOWN_S, handshakes=handshakes or Handshakes(1),
+            shutdown_s=SHUTDOWN_S, handshakes=handshakes or Handshakes(1), arrivals=self.arrivals,
         )
         self.to_client, self.to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.client = client_context(authority.file).wrap_bio(
@@ -100,6 +103,7 @@ class Pair:
         for piece in cut(self.to_server.read()):
             if piece:
                 self.end.data_received(piece)
+                self.arrivals.deliver()
         self.to_client.write(bytes(self.tcp.written))
         self.tcp.written.clear()
 
@@ -255,7 +259,72 @@ def test_what_is_not_tls_ends_the_connection(folder: Path) -> None:
     def main(pair: Pair) -> None:
         pair.shake_hands()
         pair.end.data_received(b"GET / HTTP/1.1\r\n\r\n" * 100)
+        pair.arrivals.deliver()
         assert pair.tcp.aborted
         assert pair.party.got == b""
+
+    within_loop(folder, main)
+
+
+class Failing(Listener):
+    def data_received(self, data: bytes) -> None:
+        raise RuntimeError("a fault of the party's")
+
+
+def test_a_round_ends_with_everybody_having_got_what_came(folder: Path) -> None:
+    async def main(first: Pair) -> None:
+        faults: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda loop, context: faults.append(str(context["exception"]))
+        )
+        pairs = [first, *(Pair(folder, arrivals=first.arrivals) for _ in range(2))]
+        pairs[1].party = Failing()
+        for pair in pairs:
+            pair.shake_hands()
+        for number, pair in enumerate(pairs):
+            pair.client.write(b"%d" % number)
+            pair.end.data_received(pair.to_server.read())
+        assert [bytes(pair.party.got) for pair in pairs] == [b"", b"", b""]
+        await asyncio.sleep(0.001)
+        assert [bytes(pair.party.got) for pair in pairs] == [b"0", b"", b"2"]
+        assert [pair.tcp.aborted for pair in pairs] == [False, True, False]
+        assert faults == ["a fault of the party's"]
+
+    within_loop(folder, main)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_came_before_the_end_is_handed_on_before_it(folder: Path, lost: bool) -> None:
+    async def main(pair: Pair) -> None:
+        pair.shake_hands()
+        pair.client.write(b"last words")
+        pair.end.data_received(pair.to_server.read())
+        if lost:
+            pair.end.connection_lost(None)
+        else:
+            pair.end.eof_received()
+        assert (bytes(pair.party.got), pair.party.ended, pair.party.lost) == (
+            b"last words", not lost, lost
+        )
+        await asyncio.sleep(0.001)
+        assert pair.party.got == b"last words"
+
+    within_loop(folder, main)
+
+
+@pytest.mark.parametrize("then", ["send", "write", "close"])
+def test_what_is_sealed_goes_out_in_its_order(folder: Path, then: str) -> None:
+    def main(pair: Pair) -> None:
+        pair.shake_hands()
+        sealing = pair.party.transport.get_extra_info("sealing")
+        sealing.seal(b"one ")
+        sealing.seal(b"two ")
+        assert not pair.tcp.written
+        if then == "write":
+            pair.party.transport.write(b"three")
+        else:
+            getattr(sealing, then)()
+        pair.deliver()
+        assert pair.read() == (b"one two three" if then == "write" else b"one two ")
 
     within_loop(folder, main)

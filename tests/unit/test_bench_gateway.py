@@ -3,13 +3,16 @@
 import json
 import tomllib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks.gateway import ours, report, run
 from benchmarks.gateway.bodies import body_file
-from benchmarks.gateway.workloads import workloads
+from benchmarks.gateway.processes import NotRunning
+from benchmarks.gateway.routers import Router
+from benchmarks.gateway.workloads import Step, Workload, workloads
 
 from isochrone.wiring.alone_file import load_alone
 
@@ -126,6 +129,17 @@ def test_surcharges_are_differences() -> None:
     assert target(found, "W6").met is False
 
 
+def test_a_surcharge_is_judged_within_each_turn() -> None:
+    """On a machine that grows slower, and by a median that a single slow turn does not move."""
+    plain, secured = [0.30, 0.60, 0.90], [0.33, 0.63, 2.00]
+    steps = [a_step("isochrone", "W7-c32", router_cpu_s=cpu_s) for cpu_s in plain]
+    steps += [a_step("isochrone-tls", "W7-c32", router_cpu_s=cpu_s) for cpu_s in secured]
+    steps += [a_step("nginx", "W7-c32", router_cpu_s=0.10)] * 3
+    steps += [a_step("nginx-tls", "W7-c32", router_cpu_s=0.12)] * 3
+    assert target(a_run(*steps), "W7").measured == pytest.approx(1.5)
+    assert target(a_run(*steps[1:]), "W7").measured is None, "a turn of one alone compares nothing"
+
+
 def test_memory_of_a_stream_is_what_the_most_streams_added() -> None:
     held = {"1000": 70.0, "5000": 150.0}
     step = a_step("isochrone", "M") | {"result": {"pss_start_mb": 50.0, "held": held}}
@@ -191,6 +205,41 @@ def test_our_file_describes_the_view_that_is_promised(tmp_path: Path) -> None:
     assert sum(bool(each.models) for each in file.sites) == 60
     assert len(file.keys) == 1_000
     assert len(tomllib.loads(path.read_text())["policy"]) == 2
+
+
+class Loaded:
+    """Stands for a router that runs."""
+
+    def __init__(self, name: str, turns: list[str], fails_at: int = 0) -> None:
+        self._name, self._turns, self._left = name, turns, fails_at
+
+    def measure(self, step: Step) -> dict[str, Any]:
+        self._left -= 1
+        if self._left == 0:
+            raise NotRunning("gone")
+        self._turns.append(f"{self._name} {step.seconds:g} s")
+        result: dict[str, Any] = a_step(self._name, step.name, latency_p50_us=1.0)["result"]
+        return result
+
+
+def test_routers_that_are_compared_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+    session = run.Session(run.parse(["--rounds", "1", "--only", "W2", "--quick", "--routers",
+                                     "nginx,isochrone,isochrone-jetstream,sglang-round_robin"]))
+
+    def joined(stack: ExitStack, workload: Workload, router: Router) -> Loaded:
+        return Loaded(router.name, turns, fails_at=2 * (router.name == "nginx"))
+
+    monkeypatch.setattr(session, "_join", joined)
+    session.measure()
+    assert turns == [
+        "nginx 0.5 s", "isochrone 0.5 s", "sglang-round_robin 0.5 s",
+        "sglang-round_robin 0.5 s", "isochrone 0.5 s", "isochrone-jetstream 1 s",
+    ]
+    assert session.failures == ["round 1 W2-c32 nginx: gone"]
+    assert [line["router"] for line in session.lines if line["result"]["ok"]] == [
+        turn.split()[0] for turn in turns
+    ]
 
 
 def test_arguments() -> None:

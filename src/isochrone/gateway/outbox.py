@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from isochrone.gateway.waking import Waking
+from isochrone.ports.network import Sealing
 
 
 class Outbox:
@@ -19,13 +20,15 @@ class Outbox:
     what goes out then. `content` came as the one chunk `framed`, so it can go on as it came."""
 
     __slots__ = (
-        "_before", "_due", "_loop", "_reading", "_waiting", "_waking", "content", "framed", "quiet",
+        "_before", "_due", "_loop", "_reading", "_unsealed", "_waiting", "_waking", "content",
+        "framed", "quiet",
     )
 
     def __init__(self, before: Callable[[], None], waking: Waking | None = None) -> None:
         self._before = before
         self._waking = waking
         self._waiting: list[tuple[asyncio.Transport, bytes]] = []
+        self._unsealed: list[tuple[Sealing, bytes]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._due = False      # a flush is to come
         self._reading = False  # within a read, at whose end it comes
@@ -36,6 +39,12 @@ class Outbox:
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         """Write `data` at the end of this round, or with the next `flush`."""
         self._waiting.append((transport, data))
+        if not self._due:
+            self.due()
+
+    def seal(self, transport: Sealing, data: bytes) -> None:
+        """As `write`, where a transport seals what it sends."""
+        self._unsealed.append((transport, data))
         if not self._due:
             self.due()
 
@@ -66,11 +75,20 @@ class Outbox:
         """Write what waits now: before a connection is closed, or at the end of a round."""
         self._due = False
         self._before()
-        waiting = self._waiting
+        waiting, unsealed = self._waiting, self._unsealed
+        if not (waiting or unsealed):
+            return
+        if unsealed:
+            self._unsealed = []
+            for sealing, data in unsealed:
+                if not sealing.is_closing():
+                    sealing.seal(data)
         if waiting:
             self._waiting = []
             for transport, data in waiting:
                 if not transport.is_closing():
                     transport.write(data)
-            if self.quiet and self._waking is not None:
-                self._waking.sent()
+        for sealing, _ in unsealed:
+            sealing.send()
+        if self.quiet and self._waking is not None:
+            self._waking.sent()

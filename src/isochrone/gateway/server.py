@@ -17,6 +17,7 @@ from isochrone.gateway.replies import Refusal, error_body
 from isochrone.gateway.request_reader import RequestReader, Uploads
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.ports.clock import Clock
+from isochrone.ports.network import Sealing
 
 MOST_SENT_AHEAD_BYTES: Final = 64 * 1024
 LINGER_S: Final = 1.0
@@ -121,6 +122,7 @@ class ClientConnection:
         "_quiet_ns",
         "_reader",
         "_reading",
+        "_sealing",
         "_server",
         "_skipping",
         "_transport",
@@ -149,6 +151,7 @@ class ClientConnection:
         self._skipping = False  # whatever still comes is thrown away
         self._quiet_ns = server.clock.monotonic_ns()
         self._handler: Handler | None = None
+        self._sealing: Sealing | None = None
         self._untaken = 0  # bytes of answers, when they were counted last
         self._watched = -1
         self.listener: Listening | None = None
@@ -158,6 +161,7 @@ class ClientConnection:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._sealing = transport.get_extra_info("sealing")
         server = self._server
         if len(server.connections) >= server.settings.max_connections:
             self._forget_requests()
@@ -317,7 +321,7 @@ class ClientConnection:
             self._answering = False
             self._handler = handler
             if self._is_awaited(incoming):
-                self.outbox.write(self._transport, CONTINUE)
+                self._send(CONTINUE)
         if not incoming.complete:
             return False
         self._answering = True
@@ -352,7 +356,13 @@ class ClientConnection:
         if self._bodiless:
             self._bodiless = False
             data = data[: data.find(b"\r\n\r\n") + 4]
-        self.outbox.write(self._transport, data)
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        if self._sealing is None:
+            self.outbox.write(self._transport, data)
+        else:
+            self.outbox.seal(self._sealing, data)
 
     def answer(self, data: bytes, *, close: bool) -> None:
         """A whole answer; `close` says what its head says about the connection."""

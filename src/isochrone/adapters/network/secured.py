@@ -8,6 +8,7 @@ OpenSSL does all that is cryptography or protocol; here bytes are carried to it 
 import asyncio
 import contextlib
 import ssl
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -27,6 +28,41 @@ class Handshakes:
         self.open = 0
 
 
+class Arrivals:
+    """What came on the connections of one listener in this round of the loop: opened for all of
+    them in a row, and only then handed on. What OpenSSL needs for it is in the processor's caches
+    then; after the whole work for another request it no longer would be."""
+
+    __slots__ = ("_loop", "_opened", "_waiting")
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: list[Secured] = []
+        self._opened: deque[Secured] = deque()
+
+    def add(self, connection: "Secured") -> None:
+        waiting = self._waiting
+        waiting.append(connection)
+        if len(waiting) == 1:
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self.deliver)
+
+    def deliver(self) -> None:
+        """The round is over."""
+        waiting, self._waiting = self._waiting, []
+        opened = self._opened
+        for connection in waiting:
+            connection.open()
+            opened.append(connection)
+        try:
+            while opened:
+                opened.popleft().deliver()
+        finally:
+            if opened and self._loop is not None:  # one party failed; the others go on
+                self._loop.call_soon(self.deliver)
+
+
 class Secured:
     """`factory` makes the party once the handshake is done. A handshake that takes longer than
     `handshake_s`, or is one too many, ends the connection; a party that closes waits up to
@@ -34,9 +70,9 @@ class Secured:
     was sent."""
 
     __slots__ = (
-        "_closing", "_context", "_established", "_factory", "_handshake_s", "_handshakes",
-        "_incoming", "_object", "_outgoing", "_partial", "_party", "_records", "_shaking",
-        "_shutdown_s", "_tcp", "_timer",
+        "_arrivals", "_arrived", "_closing", "_context", "_ended", "_established", "_factory",
+        "_handshake_s", "_handshakes", "_incoming", "_object", "_opened", "_outgoing", "_partial",
+        "_party", "_records", "_shaking", "_shutdown_s", "_tcp", "_timer",
     )
 
     _tcp: asyncio.Transport
@@ -45,8 +81,9 @@ class Secured:
 
     def __init__(
         self, context: ssl.SSLContext, factory: Callable[[], Party], *, handshake_s: float,
-        shutdown_s: float, handshakes: Handshakes,
+        shutdown_s: float, handshakes: Handshakes, arrivals: Arrivals,
     ) -> None:
+        self._arrivals = arrivals
         self._handshakes = handshakes
         self._shaking = False
         self._context = context
@@ -59,6 +96,9 @@ class Secured:
         self._timer: asyncio.TimerHandle | None = None
         self._established = False
         self._closing = False
+        self._arrived = False  # among the arrivals of this round
+        self._opened = b""  # what of them is to be handed on
+        self._ended = False  # the other side has said goodbye
         self._partial = False  # OpenSSL holds a part of a record
 
     # -- called by TCP ---------------------------------------------------------------------------
@@ -84,17 +124,19 @@ class Secured:
             if not self._shaking:
                 return
             self._shake_hands()
-        party = self._party
-        if party is not None:
-            self._read(party)
+        if not self._arrived:
+            self._arrived = True
+            self._arrivals.add(self)
 
     def eof_received(self) -> bool:
         """TLS is not closed by halves: whoever sends nothing more is gone."""
+        self._catch_up()
         if self._party is not None and not self._closing:
             self._party.eof_received()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._catch_up()
         self._closing = True
         self._shaken()
         self._cancel()
@@ -136,9 +178,9 @@ class Secured:
             self._shaking = False
             self._handshakes.open -= 1
 
-    def _read(self, party: Party) -> None:
-        """Hand on what whole records hold. What is left waits for the rest of its record."""
-        incoming, pieces, ended = self._incoming, [], False
+    def open(self) -> None:
+        """Decrypt what whole records hold. What is left waits for the rest of its record."""
+        incoming, pieces = self._incoming, []
         while waiting := incoming.pending:
             try:
                 # What a record holds is less than the record, so nothing is left within OpenSSL.
@@ -154,25 +196,47 @@ class Secured:
                 self.abort()
                 return
             if not piece:
-                ended = True
+                self._ended = True
                 break
             pieces.append(piece)
+        if pieces:
+            self._opened = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def deliver(self) -> None:
+        """Hand on what was opened."""
+        self._arrived = False
+        party, opened = self._party, self._opened
+        if party is None:
+            return
+        self._opened = b""
         if self._outgoing.pending:
             self._send()
         if self._closing:
-            if ended:
+            if self._ended:
                 self._tcp.close()
             return
-        if pieces:
-            party.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if ended:
+        if opened:
+            taken = False
+            try:
+                party.data_received(opened)
+                taken = True
+            finally:
+                if not taken:
+                    self.abort()  # as the loop does with a party that fails
+        if self._ended:
             if not self._closing:
                 party.eof_received()
             self.close()
 
+    def _catch_up(self) -> None:
+        """What came last is handed on before the end is told."""
+        if self._arrived:
+            self.open()
+            self.deliver()
+
     def _send(self) -> None:
         data = self._outgoing.read()
-        if data:
+        if data and not self._tcp.is_closing():
             self._tcp.write(data)
 
     def _cancel(self) -> None:
@@ -183,12 +247,20 @@ class Secured:
     # -- called by the party, as an asyncio.Transport --------------------------------------------
 
     def write(self, data: bytes) -> None:
+        self.seal(data)
+        self.send()
+
+    def seal(self, data: bytes) -> None:
+        """See `ports.network.Sealing`."""
         if self._closing or not data:
             return
         sent = self._records.write(data)
         while sent < len(data):  # a record at a time
             sent += self._records.write(data[sent:])
-        self._tcp.write(self._outgoing.read())
+
+    def send(self) -> None:
+        """See `ports.network.Sealing`."""
+        self._send()
 
     def close(self) -> None:
         if self._closing:
@@ -222,6 +294,8 @@ class Secured:
         return self._tcp.get_write_buffer_size()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "sealing":
+            return self
         if name == "ssl_object":
             return self._object
         return self._tcp.get_extra_info(name, default)

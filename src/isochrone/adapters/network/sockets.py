@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from isochrone.adapters.network.distance import Distance
-from isochrone.adapters.network.secured import Handshakes, Secured
+from isochrone.adapters.network.secured import Arrivals, Handshakes, Secured
 from isochrone.adapters.network.tls import ServerTls, client_context
 from isochrone.ports.network import Address, Certificate, P, Party
 
@@ -128,7 +128,8 @@ def _allow_open_files() -> None:
 
 def _secured_by(tls: ServerTls, factory: Callable[[], Party]) -> Callable[[], Party]:
     handshakes = Handshakes(MOST_HANDSHAKES)
+    arrivals = Arrivals()
     return lambda: Secured(
         tls.context, factory, handshake_s=TLS_HANDSHAKE_S, shutdown_s=TLS_SHUTDOWN_S,
-        handshakes=handshakes,
+        handshakes=handshakes, arrivals=arrivals,
     )
