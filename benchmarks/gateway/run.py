@@ -128,7 +128,9 @@ class Session:
                 except processes.NotRunning as error:
                     self.fail(f"round {number} {workload.name} {name}", str(error))
             for whole in workload.steps:
-                step = replace(whole, seconds=whole.seconds / workload.turns)
+                step = whole  # what is done once lasts as long as its streams
+                if not whole.once:
+                    step = replace(whole, seconds=whole.seconds / workload.turns)
                 for turn in range(workload.turns):
                     there = list(benches.items())
                     for name, bench in there if turn % 2 == 0 else reversed(there):

@@ -48,7 +48,7 @@ class Step:
 class Workload:
     """Steps that a freshly started router goes through. `held`: numbers of streams to hold open
     while memory is read. `routers`: None is all that `--routers` and the defaults name. `turns`:
-    more than one is in so many parts, between which the routers, all running, take turns: for what
+    all routers run at once and take so many turns, each with its part of a step's seconds: for what
     is compared by its ratio, on machines that are quicker in one minute than in the next."""
 
     name: str
@@ -79,7 +79,7 @@ def workloads(*, quick: bool, seconds: float | None) -> tuple[Workload, ...]:
         ), turns=turns),
         Workload(name="W4", what=f"{streams:,} slow streams at once", steps=(
             _slow("W4-20ms", paced, 20, streams), _slow("W4-100ms", slow, 100, streams),
-        )),
+        ), turns=2),
         Workload(name="W5", what="latency at one connection", steps=(
             Step(name="W5-request", bodies="short", connections=1, seconds=loop_s),
             _streams("W5-first", 1, 0, 1, loop_s),
