@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from isochrone.core.ids import SiteName
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.routing.choice import Stopped
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
@@ -184,7 +185,13 @@ def test_a_stream_that_has_no_slot_again_goes_on_elsewhere_and_both_sites_tell()
         await until(lambda: bool(said_by(cloud, "ingress", moved.request_id)))
         (told,) = said_by(cloud, "ingress", moved.request_id)
         assert told.decision is not None
-        assert [each.detail for each in told.decision.tried] == ["lost during the answer"]
+        assert [each.detail for each in told.decision.tried] == [
+            "it gave way there, and had no place again"
+        ]
+        assert b"turned-away" not in moved.body
+        context = cloud.sites["lisbon"].running.context
+        known = context.loads.health.of(SiteName("paris"), MODEL)
+        assert known is not None and not known.why, "that a firmer class goes first is no failure"
         fate.gate.set()
         await asyncio.gather(*asking)
 

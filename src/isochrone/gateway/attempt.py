@@ -34,6 +34,7 @@ _HOP: Final = peer.HOP.encode()
 _REFUSED: Final = peer.REFUSED.encode()
 _QUEUED: Final = peer.QUEUED.encode()
 _STOPPED: Final = peer.STOPPED.encode()
+_TURNED_AWAY: Final = peer.TURNED_AWAY
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
@@ -45,6 +46,7 @@ class Attempt:
     content_type = "application/json"
     retry_after: str | None = None
     stated_tokens: Tokens | None = None
+    turned_away = False  # a peer gave its slot back in mid-stream, and had none for it again
     meter: StreamMeter | MessageMeter | Seam | None
     last_ns = 0  # when the request was last sent
     _headers: Mapping[bytes, bytes]  # of a peer's answer
@@ -254,6 +256,7 @@ class Attempt:
     def received(self, data: bytes) -> None:
         meter = self.meter
         if meter is not None:
+            data = self._of_stream(data)
             out = meter.feed(data)
             if out and not (meter.error and self._exchange.engine_failed(self, out)):
                 self._exchange.stream(self, out)
@@ -265,6 +268,13 @@ class Attempt:
             if self._pieces is None:
                 self._pieces = []
             self._pieces.append(data)
+
+    def _of_stream(self, data: bytes) -> bytes:
+        """What was read, without the word of a peer that leaves the stream to this gateway."""
+        if self.target.replica is None and data.endswith(_TURNED_AWAY):
+            self.turned_away = True
+            return data[: -len(_TURNED_AWAY)]
+        return data
 
     def ended(self) -> None:
         self._connection = None

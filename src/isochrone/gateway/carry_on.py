@@ -33,6 +33,7 @@ from isochrone.gateway.continuation.events import WAITING, before_error
 from isochrone.gateway.continuation.retained import Retained
 from isochrone.gateway.surface import error_event_for
 from isochrone.gateway.tries import Tries
+from isochrone.wire.peer import TURNED_AWAY
 
 CONTINUED: frozenset[Endpoint] = frozenset(("chat.completions", "completions"))
 WAITING_NS = 1_000_000_000  # between comments to a client that waits in a gap
@@ -159,9 +160,16 @@ class CarryingOn(Tries):
             text = message_of(self.lost_why)
         event = error_event_for(self.endpoint, reason, text)
         said = attempt is not None and attempt.meter is not None and attempt.meter.error
-        self.reply.cut_stream(b"" if said or self.leaves_it_to_the_ingress else event)
+        if self.leaves_it_to_the_ingress:
+            event = TURNED_AWAY if self.was_turned_away else b""
+        self.reply.cut_stream(b"" if said else event)
         outcome: Outcome = "engine_lost" if self._silence is None else "timed_out"
         self._end(outcome, status=200, reason=reason, tokens=tokens)
+
+    @property
+    def was_turned_away(self) -> bool:
+        """Whether it gave its slot back, and its queue had no place for it again."""
+        return bool(self.stops) and self.stops[-1].refused is not None and self.stops[-1].at is None
 
     @property
     def leaves_it_to_the_ingress(self) -> bool:
@@ -238,7 +246,7 @@ class CarryingOn(Tries):
         if not isinstance(plan, Retry):
             self.wanted = continuation.kin
         self._method = _method_of(plan)
-        self.release(attempt, None if differed else False, now_ns)
+        self.release(attempt, None if differed or attempt.turned_away else False, now_ns)
         self._tries_before, self._tries_began_ns = self.attempts, now_ns
         if self._lost_ns is None:
             self._lost_ns = self._waiting_ns = now_ns
@@ -255,7 +263,7 @@ class CarryingOn(Tries):
         elif differed:
             self.choose(now_ns)
         else:
-            self._refused(_lost_at(target.site, ""))
+            self._refused(_lost_at(target.site, "", attempt.turned_away))
 
     def went_on(self, attempt: Attempt) -> None:
         """The first bytes of a continuation are there."""
@@ -294,8 +302,9 @@ class CarryingOn(Tries):
         return attempt.meter.tokens(self.request.prompt_bytes)
 
 
-def _lost_at(site: SiteName, where: str) -> Refused:
-    return Refused(site=site, rule="tried_before", detail=f"{where}lost during the answer")
+def _lost_at(site: SiteName, where: str, turned_away: bool = False) -> Refused:
+    how = "it gave way there, and had no place again" if turned_away else "lost during the answer"
+    return Refused(site=site, rule="tried_before", detail=where + how)
 
 
 def _method_of(plan: Retry | ContinueIds | ContinueText | Replay) -> Method:

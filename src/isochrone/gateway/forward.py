@@ -344,7 +344,7 @@ class Exchange(GivingWay):
             now_ns = context.clock.monotonic_ns()
         if self.attempt is not None:
             ok = verdict(outcome, status, reason)
-            if ok is False and judged.only_waited(self, self.attempt, reason):
+            if ok is False and judged.is_no_fault(self, self.attempt, reason):
                 ok = None
             fault = f"{reason or outcome}, status {status}" if ok is False else ""
             self.release(self.attempt, ok, now_ns, fault)

@@ -55,8 +55,10 @@ def look_for_lateness(exchange: "Tries", attempt: Attempt, now_ns: int) -> None:
         )
 
 
-def only_waited(exchange: "Tries", attempt: Attempt, reason: str | None) -> bool:
+def is_no_fault(exchange: "Tries", attempt: Attempt, reason: str | None) -> bool:
     """Whether it ended as a failure of another site, and for all that is known in its queue."""
+    if attempt.turned_away:
+        return True
     is_patient = exchange.class_ == _PATIENT and attempt.target.replica is None
     return is_patient and reason == "first_byte_timeout"
 

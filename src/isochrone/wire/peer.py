@@ -41,6 +41,9 @@ TRIED = "x-isochrone-tried"            # on a hop: the sites that refused or los
 PUSHED = "p"                           # behind the instant in `HOP`: past the nearest site
 UNPAID = "u"                           # before both: its ingress cannot pay for `reserved`
 PATIENCE = "w"                         # behind that: the whole ms that it may wait there
+# The last bytes of a stream that a serving gateway leaves to its ingress because its own queue had
+# no place for it again; to whoever does not know them they are a comment.
+TURNED_AWAY = b": isochrone turned-away\n\n"
 CODE_BYTES = 24
 NOTHING = "-"                          # in the place of an answer's tokens or replica
 
