@@ -96,8 +96,7 @@ class Session:
         for number in range(1, self.options.rounds + 1):
             for workload in self.workloads:
                 names = [name for name in self.routers_of(workload) if name in self.routers]
-                together = names if workload.turns > 1 else []
-                together = [name for name in together if name not in EXTRA]
+                together = [each for each in names if workload.turns > 1 and each not in EXTRA]
                 if together:
                     self._measure_together(number, workload, together)
                 for name in names:

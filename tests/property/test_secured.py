@@ -293,6 +293,25 @@ def test_a_round_ends_with_everybody_having_got_what_came(folder: Path) -> None:
     within_loop(folder, main)
 
 
+def test_what_comes_while_another_party_fails_is_not_left_lying(folder: Path) -> None:
+    async def main(first: Pair) -> None:
+        first.party = Failing()
+        other = Pair(folder, arrivals=first.arrivals)
+        for pair in (first, other):
+            pair.shake_hands()
+        for pair in (first, other):
+            pair.client.write(b"one ")
+            pair.end.data_received(pair.to_server.read())
+        with pytest.raises(RuntimeError):
+            first.arrivals.deliver()
+        other.client.write(b"two")
+        other.end.data_received(other.to_server.read())
+        await asyncio.sleep(0.001)
+        assert other.party.got == b"one two"
+
+    within_loop(folder, main)
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_what_came_before_the_end_is_handed_on_before_it(folder: Path, lost: bool) -> None:
     async def main(pair: Pair) -> None:

@@ -56,7 +56,8 @@ def look_for_lateness(exchange: "Tries", attempt: Attempt, now_ns: int) -> None:
 
 
 def is_no_fault(exchange: "Tries", attempt: Attempt, reason: str | None) -> bool:
-    """Whether it ended as a failure of another site, and for all that is known in its queue."""
+    """Whether what ended as a failure of another site is none: its queue turned it away, or for all
+    that is known has it still."""
     if attempt.turned_away:
         return True
     is_patient = exchange.class_ == _PATIENT and attempt.target.replica is None

@@ -8,7 +8,6 @@ OpenSSL does all that is cryptography or protocol; here bytes are carried to it 
 import asyncio
 import contextlib
 import ssl
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -33,12 +32,11 @@ class Arrivals:
     them in a row, and only then handed on. What OpenSSL needs for it is in the processor's caches
     then; after the whole work for another request it no longer would be."""
 
-    __slots__ = ("_loop", "_opened", "_waiting")
+    __slots__ = ("_loop", "_waiting")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[Secured] = []
-        self._opened: deque[Secured] = deque()
 
     def add(self, connection: "Secured") -> None:
         waiting = self._waiting
@@ -51,15 +49,17 @@ class Arrivals:
     def deliver(self) -> None:
         """The round is over."""
         waiting, self._waiting = self._waiting, []
-        opened = self._opened
         for connection in waiting:
             connection.open()
-            opened.append(connection)
+        served = 0
         try:
-            while opened:
-                opened.popleft().deliver()
+            for connection in waiting:
+                served += 1
+                connection.deliver()
         finally:
-            if opened and self._loop is not None:  # one party failed; the others go on
+            # One party failed. The others are opened once more, as more may have come by then.
+            if served < len(waiting) and self._loop is not None:
+                self._waiting[:0] = waiting[served:]
                 self._loop.call_soon(self.deliver)
 
 
@@ -200,7 +200,8 @@ class Secured:
                 break
             pieces.append(piece)
         if pieces:
-            self._opened = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            opened = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._opened = self._opened + opened if self._opened else opened
 
     def deliver(self) -> None:
         """Hand on what was opened."""
