@@ -6,7 +6,7 @@ import httptools
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from isochrone.gateway.chunks import is_whole, lone_chunk
+from isochrone.gateway.chunks import is_whole, lone_chunk, whole_chunks
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -77,6 +77,12 @@ def test_what_is_read_without_the_parser_is_what_it_would_read(
                 content, 1, False, False
             )
             assert whole
+        joined = whole_chunks(piece)
+        if joined:
+            assert parsed is not None
+            assert parsed.content == joined
+            assert (parsed.open, parsed.over) == (False, False)
+            assert whole
         if whole:
             assert parsed is not None
             assert not parsed.over
@@ -89,5 +95,10 @@ def test_what_is_read_without_the_parser_is_what_it_would_read(
 def test_plain_chunks_are_read() -> None:
     assert lone_chunk(chunk(b"data: x\n\n")) == b"data: x\n\n"
     assert lone_chunk(chunk(b"a" * 70_000)) == b"a" * 70_000
+    assert lone_chunk(chunk(b"a" * 300, "%X")) == b"a" * 300
+    for size in (1, 15, 16, 17, 255, 256, 257, 4094, 4095, 4096, 4097):
+        assert lone_chunk(chunk(b"a" * size)) == b"a" * size
+    parts = [b"data: x\n\n", b"d", b"\n", b"y" * 4095]
+    assert whole_chunks(b"".join(map(chunk, parts))) == b"".join(parts)
     assert is_whole(HEAD + chunk(b"a") + chunk(b"b"), len(HEAD))
     assert not is_whole(chunk(b"a") + b"0\r\n\r\n", 0)

@@ -96,7 +96,8 @@ def test_runs_of_like_events_are_counted_one_by_one(events: list[bytes], cuts: l
     stream = b"".join(events)
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     for reads in (
-        [stream], events, [stream[a:b] for a, b in pairwise(edges) if b > a]
+        [stream], events, [stream[a:b] for a, b in pairwise(edges) if b > a],
+        [b"".join(events[i : i + 5]) for i in range(0, len(events), 5)],
     ):
         meter = StreamMeter(1, "chat.completions", False)
         seen = b"".join(meter.feed(read) for read in reads)

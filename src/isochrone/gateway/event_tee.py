@@ -5,7 +5,7 @@ Lines end in any of the three ways that server-sent events may; what is forwarde
 
 import re
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -13,6 +13,9 @@ import msgspec
 # half of a line end, so it never ends an event by itself.
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?=\r))(?:\r\n|\n|\r(?=[^\n]))")
 _BLANK_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}\Z")
+
+# Python looks for a number in bytes at once; of bytes it first finds out that they are no number.
+CARRIAGE_RETURN: Final = 13
 
 # Enough of an event to see what it is called.
 HEAD_BYTES = 128
@@ -113,7 +116,7 @@ def _is_whole(event: bytes) -> bool:
 
 def event_end(buffer: bytes, look_from: int) -> int:
     """Offset behind the next blank line, or -1."""
-    if b"\r" not in buffer:
+    if CARRIAGE_RETURN not in buffer:
         found = buffer.find(b"\n\n", look_from)
         return found + 2 if found >= 0 else -1
     match = _BLANK_LINE.search(buffer, look_from)

@@ -17,7 +17,7 @@ from isochrone.core.metering.event import Endpoint, Tokens
 from isochrone.core.metering.tokens import Reported, of_answers, of_choices, settle
 from isochrone.gateway.answer_fields import Event
 from isochrone.gateway.counts import read, tokens_of_answer
-from isochrone.gateway.event_tee import EventTee, payload_of
+from isochrone.gateway.event_tee import CARRIAGE_RETURN, EventTee, payload_of
 
 __all__ = ["MAX_EVENT_BYTES", "StreamMeter", "tokens_of_answer"]
 
@@ -40,6 +40,8 @@ _NEVER: Final = b"\n\n?"  # stands where no quotation mark is, so nothing behind
 _NUMBERS: Final = b"0123456789.+-eE"
 _BYTES = np.dtype(np.uint8)
 _LINE_END = np.uint8(ord("\n"))
+_QUOTE: Final = ord('"')
+_LINE_FEED: Final = ord("\n")
 
 
 class StreamMeter(EventTee):
@@ -116,20 +118,26 @@ class StreamMeter(EventTee):
         """As EventTee.feed, and quick for reads of one plain event or of many and nothing else."""
         mixed = False
         if not self._held:
-            before, behind = self._before, self._behind
-            at = data.find(b'"', len(before))
-            if data.startswith(behind, at) and data.startswith(before):
-                end, tail = at + len(behind), self._tail
+            before = self._before
+            opens = len(before)
+            if data[:opens] == before and self._joint:
+                behind, tail = self._behind, self._tail
+                closes = len(behind)
                 if tail:
-                    if data[end:].translate(None, _NUMBERS) == tail:
-                        self._plain += at > len(before)
+                    at = data.find(b'"', opens)
+                    if (
+                        data.startswith(behind, at)
+                        and data[at + closes :].translate(None, _NUMBERS) == tail
+                    ):
+                        self._plain += at > opens
                         self._counts_raw = data
                         return data
-                elif end == len(data):
-                    self._plain += at > len(before)
-                    return data
-                elif len(data) > MANY_BYTES and data.endswith(behind):
-                    if self._take_many(data, 0):
+                elif data[-closes:] == behind and len(data) >= opens + closes:
+                    text = data[opens:-closes]
+                    if _QUOTE not in text:
+                        self._plain += len(text) > 0
+                        return data
+                    if self._take_many(data, 0) if len(data) > MANY_BYTES else self._take_few(text):
                         return data
                     mixed = True
         self._mixed = mixed
@@ -189,6 +197,16 @@ class StreamMeter(EventTee):
             self._counts_raw = buffer[counts_at:begin]
         return begin
 
+    def _take_few(self, middle: bytes) -> bool:
+        """Take what a read holds between the beginning and the end of plain events, if it is
+        nothing but plain events."""
+        texts = middle.split(self._joint)
+        text = b"".join(texts)
+        if _QUOTE in text or _LINE_FEED in text or CARRIAGE_RETURN in text:
+            return False
+        self._plain += len(texts) - texts.count(b"")
+        return True
+
     def _take_many(self, buffer: bytes, begin: int) -> int:
         """Take all plain events up to the last if there is nothing but them; `begin` otherwise.
 
@@ -200,7 +218,7 @@ class StreamMeter(EventTee):
         joints = data.count(self._joint)
         if (
             np.count_nonzero(np.frombuffer(data, _BYTES) == _LINE_END) == 2 * joints + 2
-            and b"\r" not in data
+            and CARRIAGE_RETURN not in data
             and self._textless not in data
         ):
             self._plain += joints + 1
@@ -241,7 +259,7 @@ class StreamMeter(EventTee):
 
     def _account(self, event: bytes) -> bool:
         plain = event.find(b"\n") == len(event) - 2 and event.startswith(b"data:")
-        plain = plain and b"\r" not in event
+        plain = plain and CARRIAGE_RETURN not in event
         if plain:
             payload = event[5:-2]
         else:

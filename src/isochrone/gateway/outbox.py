@@ -17,7 +17,7 @@ from isochrone.ports.network import Sealing
 class Outbox:
     """The writes of one event loop, in order. `before` runs ahead of them: what they are about is
     on record by then. `quiet`: lately at most one request was open at a time; `waking` hears of
-    what goes out then. `content` came as the one chunk `framed`, so it can go on as it came."""
+    what goes out then. `content` came as the whole chunks `framed`, so it can go on as it came."""
 
     __slots__ = (
         "_before", "_due", "_loop", "_reading", "_unsealed", "_waiting", "_waking", "content",

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, cast
 
 import httptools
 
-from isochrone.gateway.chunks import is_whole, lone_chunk
+from isochrone.gateway.chunks import is_whole, lone_chunk, whole_chunks
 from isochrone.gateway.heads import HeadMemory
 from isochrone.gateway.outbox import Outbox
 from isochrone.ports.clock import Clock
@@ -204,7 +204,7 @@ class UpstreamConnection:
                 self._between = is_whole(data, data.find(b"\r\n\r\n") + 4)
             return
         if self._between:
-            content = lone_chunk(data)
+            content = lone_chunk(data) or whole_chunks(data)
             if content:
                 self._silent_bytes = 0
                 outbox = self._pool.outbox
