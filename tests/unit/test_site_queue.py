@@ -229,6 +229,27 @@ def test_what_cannot_be_stopped_after_all_keeps_its_slot_and_another_one_stops()
     assert (queue.running, queue.line("batch").firm) == (0, 0)
 
 
+@pytest.mark.parametrize("how", ["expires", "leaves", "engines go"])
+def test_a_class_is_not_short_of_its_floor_while_nobody_waits(how: str) -> None:
+    queue = SiteQueue(SitePolicy(reserved=ClassRule(floor=0.5), reclaim_ms=10_000.0), 2, 1.0 * MS)
+    busy = [offered(queue, "on_demand", tenant, 100, 0) for tenant in "ab"]
+    for each in busy:
+        queue.first_byte(each)
+    first = queue.offer("reserved", "r", 10, most_tokens=10, now_ns=10 * MS, wait_ns=20 * MS)
+    assert isinstance(first, Ticket)
+    if how == "expires":
+        queue.tick(40 * MS)
+    elif how == "leaves":
+        queue.withdrawn(first, 40 * MS)
+    else:
+        queue.resize(0, 40 * MS)
+        queue.resize(2, 41 * MS)
+    drained(queue)
+    later = offered(queue, "reserved", "r", 10, 60 * MS)
+    queue.finished(busy[0], 100, 80 * MS)
+    assert drained(queue) == [Start(later, 20 * MS)]
+
+
 def test_batch_that_is_not_resumable_is_stopped_as_an_interactive_request_is() -> None:
     queue = SiteQueue(SitePolicy(reserved=ClassRule(floor=0.5)), 2, 1.0 * MS)
     begun, waiting = (

@@ -45,6 +45,8 @@ class ClassLine:
 
     def put(self, ticket: Ticket, deadline_ns: int, *, first: bool) -> None:
         """It waits from now on, until then at most."""
+        if not self.order.queued:
+            self.short_ns = NEVER_NS  # whatever it was when the last one left
         self.order.put(ticket, first=first)
         ticket.deadline_ns = deadline_ns
         if deadline_ns > self.latest_ns:
