@@ -20,7 +20,7 @@ HoldState = Literal["open", "settled", "voided", "expired"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """`id` makes the keys of its postings: a request's id, or a lease's. `expires_at`: wall ns."""
+    """`id` makes the keys of its postings. `expires_at`: wall ns."""
 
     id: str
     org_id: OrgId
