@@ -49,6 +49,11 @@ NONSENSE = {
     "part of a body": OK + LENGTH + b"\r\n" + WHOLE[:10],
     "part of a head": OK + b"content-le",
     "bad chunk": OK + b"transfer-encoding: chunked\r\n\r\nzz\r\n" + WHOLE,
+    "a redirect": b"HTTP/1.1 302 Found\r\nlocation: http://a/\r\n" + LENGTH + b"\r\n" + WHOLE,
+    "no content": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "a page": OK + b"content-type: text/html\r\ncontent-length: 13\r\n\r\n<html></html>",
+    "an empty answer": OK + b"content-length: 0\r\n\r\n",
+    "half an object": OK + b"content-length: 10\r\n\r\n" + WHOLE[:10],
     "endless trailers": OK + b"transfer-encoding: chunked\r\n\r\n0\r\nx: " + b"y" * 400_000,
 }
 SENSE = {
@@ -162,6 +167,10 @@ def test_what_makes_sense_comes_through(on_each_loop: RunOnLoop) -> None:
                 for _ in range(3):
                     got = await ask(site, post(chat_body()))
                     assert (got.status, got.body) == (200, WHOLE), name
+            spaced = b"\r\n" + WHOLE + b" \n"
+            engine.answer = OK + b"content-length: %d\r\n\r\n%b" % (len(spaced), spaced)
+            got = await ask(site, post(chat_body()))
+            assert (got.status, got.body) == (200, spaced)
 
     on_each_loop(main)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Statuses of an engine that say "not here, not now": our key is wrong, it is full or loading.
 TRY_ELSEWHERE: Final = frozenset((401, 403, 429, 502, 503))
+OK: Final = 200  # nothing else below 400 is an answer: a redirect leads where clients cannot go
 
 _HOP: Final = peer.HOP.encode()
 _REFUSED: Final = peer.REFUSED.encode()
@@ -200,7 +201,7 @@ class Attempt:
         elif b"content-encoding" in headers and not _is_plain(headers):
             self._give_up("the engine answered in a coding nobody asked for", unreachable=False)
             return
-        elif status in TRY_ELSEWHERE:
+        elif status in TRY_ELSEWHERE or (status != OK and status < 400):
             if status in (401, 403):
                 self._exchange.context.targets.blame(
                     self.target.replica, f"it answers our key with status {status}"
@@ -211,7 +212,7 @@ class Attempt:
         if status >= 400:
             self._hear_when_to_return(headers)
         request = self._exchange.request
-        if status == 200 and request.stream and self.has_events:
+        if status == OK and request.stream and self.has_events:
             self._begin_stream()
 
     def _hear_when_to_return(self, headers: Mapping[bytes, bytes]) -> None:
@@ -280,10 +281,15 @@ class Attempt:
         self._connection = None
         if self._over:
             return
-        self._over = True
         if self.meter is None:
-            self._exchange.answer_whole(self, b"".join(self._pieces or ()))
+            body = b"".join(self._pieces or ())
+            if self.status == OK and not (_is_object(body) or self.has_events):
+                self._fail("the engine's answer is no JSON object", unreachable=False)
+                return
+            self._over = True
+            self._exchange.answer_whole(self, body)
             return
+        self._over = True
         rest = self.meter.end()
         if rest:
             if self.meter.error and self._exchange.engine_failed(self, rest):
@@ -323,6 +329,13 @@ class Attempt:
     def _stop(self) -> None:
         self._over = True
         self.cancel()
+
+
+def _is_object(body: bytes) -> bool:
+    """Whether it begins and ends as an object of JSON does: the page of a proxy does not."""
+    if body[:1] != b"{" or body[-1:] != b"}":
+        body = body.strip()
+    return body[:1] == b"{" and body[-1:] == b"}"
 
 
 def _is_plain(headers: Mapping[bytes, bytes]) -> bool:
