@@ -36,6 +36,7 @@ _REFUSED: Final = peer.REFUSED.encode()
 _QUEUED: Final = peer.QUEUED.encode()
 _STOPPED: Final = peer.STOPPED.encode()
 _TURNED_AWAY: Final = peer.TURNED_AWAY
+_TURNED_AWAY_BYTES: Final = len(_TURNED_AWAY)
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
@@ -272,9 +273,10 @@ class Attempt:
 
     def _of_stream(self, data: bytes) -> bytes:
         """What was read, without the word of a peer that leaves the stream to this gateway."""
-        if self.target.replica is None and data.endswith(_TURNED_AWAY):
+        # Asked of every read of a hop: `endswith` parses its arguments each time, a slice does not.
+        if self.target.replica is None and data[-_TURNED_AWAY_BYTES:] == _TURNED_AWAY:
             self.turned_away = True
-            return data[: -len(_TURNED_AWAY)]
+            return data[:-_TURNED_AWAY_BYTES]
         return data
 
     def ended(self) -> None:

@@ -14,7 +14,7 @@ from msgspec.structs import astuple
 
 from isochrone.wire.usage import UsageRecord
 
-MOST_KEPT: Final = 16  # writing these takes less than half of what serving a request does
+MOST_KEPT: Final = 16  # one request in so many waits until they are written
 # Other paths are the client's own text.
 _PLAIN_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._-]{1,32}){1,6}/?|/")
 
