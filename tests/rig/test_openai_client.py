@@ -119,13 +119,18 @@ def test_stop_and_seed_reach_the_engine(client: Callable[[str], openai.OpenAI]) 
     )
     assert stopped.choices[0].finish_reason == "stop"
     assert "." not in (stopped.choices[0].message.content or "")
-    texts = [
-        client("ashburn").chat.completions.create(
-            model=MODEL, messages=story, max_tokens=30, temperature=0.9, seed=5
-        ).choices[0].message.content
-        for _ in range(2)
-    ]
-    assert texts[0] == texts[1]
+
+    def begin(seed: int) -> str | None:
+        # Two tokens only: later ones have candidates so nearly tied that rounding, which differs
+        # with what else is in the engine's batch, puts another one in their place.
+        answer = client("ashburn").chat.completions.create(
+            model=MODEL, messages=story, max_tokens=2, temperature=0.9, seed=seed
+        )
+        return answer.choices[0].message.content
+
+    begun = [begin(seed) for seed in range(10)]
+    assert len(set(begun)) >= 4
+    assert [begin(seed) for seed in range(10)] == begun
 
 
 def test_two_choices_are_both_counted(
