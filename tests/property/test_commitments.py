@@ -177,6 +177,23 @@ def test_all_that_was_sold_is_reachable_from_any_site_that_stands(
         assert cloud.floor_tok_s(asking) == cloud.entitlement.tok_s, "and it is kept for it"
 
 
+@given(tok_s=slices, seed=st.integers(0, 1000), delay_ms=st.sampled_from((20, 200)))
+@settings(max_examples=25)
+def test_sites_that_want_what_a_dead_home_had_in_step_are_not_in_each_others_way(
+    tok_s: dict[str, int], seed: int, delay_ms: int
+) -> None:
+    """They stand at the same instants, and each votes for itself."""
+    cloud = SoldCloud(an_entitlement(tok_s), VOTERS, seed, delay_ms=delay_ms)
+    for place in cloud.places.values():
+        place.drift_ppm = 0
+    cloud.pass_ms(30_000)
+    cloud.crash("oslo")
+    for name in ("ashburn", "frankfurt"):
+        cloud.places[name].asks = 2 * cloud.entitlement.tok_s
+    cloud.pass_ms(60_000)
+    assert cloud.all_usable() == cloud.entitlement.tok_s
+
+
 @given(tok_s=slices, seed=st.integers(0, 1000), home=st.sampled_from(HOMES))
 @settings(max_examples=25)
 def test_a_home_that_needs_its_slice_has_it_back_within_a_loan(

@@ -258,9 +258,12 @@ class Commitments:
         self._rest_until_ns[home] = rest_until_ns
         if self._stewards.get(home) == self.site:
             del self._stewards[home]
+        # Who has the votes is asked meanwhile, if anybody; without an answer the next stand is due
+        # when the rest is over. It is over at different times for those who stood together.
+        silent_since_ns = rest_until_ns - SILENT_NS if rest_until_ns > now_ns else None
         for held in self._held.values():
             if home in held.borrowed:
-                held.borrowed[home].unanswered_since_ns = None
+                held.borrowed[home].unanswered_since_ns = silent_since_ns
 
     def _count(self, sender: SiteName, vote: Vote, now_ns: int, now: int) -> None:
         stand = self._stands.get(vote.home)
@@ -340,13 +343,13 @@ class Commitments:
         letters: list[Letter],
     ) -> None:
         silent_ns = slice_.unanswered_since_ns
-        every_ns = LOAN_NS // 3 if slice_.tok_s(now_ns) and silent_ns is None else RETRY_NS
-        if slice_.asked_ns and now_ns - slice_.asked_ns < every_ns:
-            return
         if silent_ns is not None and now_ns - silent_ns >= SILENT_NS:
             self._stewards.pop(home, None)
             if now_ns >= self._rest_until_ns.get(home, 0):
                 self._stand(home)
+        every_ns = LOAN_NS // 3 if slice_.tok_s(now_ns) and silent_ns is None else RETRY_NS
+        if slice_.asked_ns and now_ns - slice_.asked_ns < every_ns:
+            return
         self._numbers += 1
         ask = slice_.ask(self._numbers, want_tok_s, now_ns)
         letters.append(Letter(self._stewards.get(home, home), ask))
