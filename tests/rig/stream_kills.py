@@ -35,7 +35,7 @@ CONTEXT_TOKENS = 512
 INGRESS, SERVING, OTHER = "madrid", "lisbon", "ashburn"
 FAR_RTT_MS = 2_500.0  # so that the near site serves as long as it lives, whatever it measured
 MOST_SLOTS = 256         # that llama.cpp takes
-UNDISTURBED_SLOTS = 64
+UNDISTURBED_SLOTS = 16
 START_S = 60.0
 BOOKED_S = 90.0
 LEAST_TEXTS = 5  # a stream has received before the kill
@@ -232,7 +232,7 @@ async def undisturbed(count: int, *, max_tokens: int, logs: Path) -> list[Case]:
     prompts = [f"Tell me a story about a {who} and {what}." for what, who in product(WHAT, WHO)]
     asks = [_ask(i, prompts[i], max_tokens) for i in range(min(int(count * SPARE) + 4, 300))]
     spec = EngineSpec(
-        kind="llamacpp", source=str(bundled_model(GGUF)), slots=UNDISTURBED_SLOTS, threads=2
+        kind="llamacpp", source=str(bundled_model(GGUF)), slots=UNDISTURBED_SLOTS, threads=1
     )
     start = EngineStart(
         replica=ReplicaId("undisturbed/tiny/0"), site=SiteName("undisturbed"),
@@ -298,7 +298,7 @@ async def _margins(
         for each in asks
     ]
     found = {}
-    for i, stream in enumerate(await answers(wanting, base, key)):
+    for i, stream in enumerate(await answers(wanting, base, key, at_once=UNDISTURBED_SLOTS)):
         if stream.received().usages[0]["completion_tokens"] >= least_tokens:
             found[i] = _margin(stream)
     return found
@@ -317,7 +317,7 @@ def _margin(stream: Stream) -> float:
 
 
 async def _cases(asks: Sequence[Ask], base: str, key: str) -> list[Case]:
-    streams = await answers(asks, base, key)
+    streams = await answers(asks, base, key, at_once=UNDISTURBED_SLOTS)
     return [
         Case(ask=stream.ask, undisturbed=stream.received()) for stream in streams
     ]
