@@ -127,6 +127,44 @@ def test_the_next_in_line_is_not_sent_to_where_the_engine_is_closing() -> None:
     run(main)
 
 
+@pytest.mark.parametrize("most", [10**18, (1 << 64) - 1, 10**30, 10**400], ids=range(4))
+def test_a_number_that_no_answer_reaches_harms_nobody(most: int) -> None:
+    """Wherever it is added up, and told: to the agent too."""
+
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        engine = paris.engines[0]
+        assert (await ask(paris, post(chat_body(max_tokens=most)))).status == 200
+        first = await occupied(paris)
+        waiting = asyncio.create_task(ask(paris, post(chat_body(max_tokens=most))))
+        await until(lambda: queue_of(paris).queued == 1)
+        await asyncio.sleep(0.4)  # the agent is told what waits
+        engine.hold.set()
+        assert [(await each).status for each in (first, waiting)] == [200, 200]
+        assert (await ask(paris, post(chat_body()))).status == 200
+        assert not paris.task.done()
+
+    with_one_slot(play)
+
+
+def test_a_request_that_waited_brings_no_retries_of_the_time_before() -> None:
+    async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
+        engine, budget = paris.engines[0], paris.running.context.retries
+        first = await occupied(paris)
+        waiting = asyncio.create_task(ask(paris, post(chat_body())))
+        await until(lambda: queue_of(paris).queued == 1)
+        await asyncio.sleep(1.1)
+        while budget.try_spend(paris.clock.monotonic_ns()):
+            pass
+        began_ns = paris.clock.monotonic_ns()
+        engine.hold.set()
+        assert [(await each).status for each in (first, waiting)] == [200, 200]
+        now_ns = paris.clock.monotonic_ns()
+        seconds = now_ns // 10**9 - began_ns // 10**9
+        assert budget.left(now_ns) < 1 + 10 * seconds + 2
+
+    with_one_slot(play)
+
+
 def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
     async def play(cloud: GatewayCloud, paris: RunningSite) -> None:
         first = await occupied(paris)

@@ -37,6 +37,8 @@ def test_defaults_of_a_chat_request() -> None:
         (b',"max_tokens":7,"n":3', 21),
         (b',"max_tokens":-1', 256),
         (b',"max_tokens":null', 256),
+        (b',"max_tokens":1000000000000000000000000000000', 1 << 24),
+        (b',"max_tokens":18446744073709551615,"n":2', 1 << 25),
     ],
 )
 def test_the_output_that_is_expected(fields: bytes, output: int) -> None:
@@ -165,6 +167,15 @@ def test_a_response_is_never_stored_by_its_engine() -> None:
         assert json.loads(told) == {
             "model": "other", "instructions": "be kind", "input": "hello", "store": False,
         }
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "field"), [("responses", "max_output_tokens"), ("messages", "max_tokens")]
+)
+def test_more_than_any_answer_has_is_no_limit(endpoint: Endpoint, field: str) -> None:
+    body = b'{"model":"m","input":"hi","messages":[],"%b":%d}' % (field.encode(), 10**400)
+    request = parse_request(endpoint, body)
+    assert (request.output_tokens, request.is_limited) == (1 << 24, True)
 
 
 def test_what_is_known_of_a_response_and_of_a_message() -> None:

@@ -45,3 +45,15 @@ def test_a_long_silence_saves_nothing_up() -> None:
     budget = RetryBudget(ratio=0.1, min_per_s=1.0)
     spend(budget, 0)
     assert spend(budget, 86_400 * SECOND_NS) == 10
+
+
+def test_a_second_that_is_over_brings_nothing_again() -> None:
+    budget = RetryBudget(ratio=0.1, min_per_s=10.0)
+    now_ns = 1000 * SECOND_NS
+    assert spend(budget, now_ns) == 100
+    budget.deposit(now_ns - 8 * SECOND_NS)
+    assert budget.left(now_ns) == 0.1
+    assert not budget.try_spend(now_ns - 3 * SECOND_NS)
+    for _ in range(9):
+        budget.deposit(now_ns - 2 * SECOND_NS)
+    assert spend(budget, now_ns) == 1

@@ -37,6 +37,9 @@ MOST_ANSWERS: Final = 2048  # of all prompts together
 MODEL_NAME_CHARS: Final = 256
 BYTES_PER_TOKEN: Final = 4  # of English text; routing needs only the order of magnitude
 USUAL_OUTPUT_TOKENS: Final = 256  # assumed where the client sets no limit
+# Of one answer. No engine writes more, whatever its client allows: a larger number is a way to say
+# "no limit", and what is counted with it has to stay a number that can be added up and sent.
+MOST_OUTPUT_TOKENS: Final = 1 << 24
 
 RunningCounts = Literal["timings", "usage"] | None
 
@@ -135,8 +138,7 @@ def _classic(endpoint: Endpoint, fields: ClassicBody) -> InferenceRequest:
     if most is None:
         most = most_older
     is_limited = most is not None and most >= 0
-    if most is None or most < 0:
-        most = USUAL_OUTPUT_TOKENS
+    most = _bounded(most)
     if endpoint == "chat.completions":
         content = messages
     elif endpoint == "completions":
@@ -239,14 +241,20 @@ def _one_answer(
     if not model or len(model) > MODEL_NAME_CHARS:
         raise _bad_model()
     is_limited = most is not None and most >= 0
-    if most is None or most < 0:
-        most = USUAL_OUTPUT_TOKENS
+    most = _bounded(most)
     content = msgspec.Raw(bytes(first) + bytes(then)) if first is not ABSENT else then
     size = len(memoryview(content))
     return InferenceRequest(
         endpoint, ModelName(model), stream, True, 1, 1, size, most, service_tier, content, tells,
         is_limited, cache_key, own_salt, tools,
     )
+
+
+def _bounded(most: int | None) -> int:
+    """What an answer is expected to have, at most."""
+    if most is None or most < 0:
+        return USUAL_OUTPUT_TOKENS
+    return min(most, MOST_OUTPUT_TOKENS)
 
 
 def _bad_model() -> BadRequest:

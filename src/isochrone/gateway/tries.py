@@ -339,7 +339,7 @@ class Tries(Waiter):
                 return
             self.opened = True
         if not self.attempts:
-            context.retries.deposit(self.started_ns)
+            context.retries.deposit(now_ns)
         self.attempts += 1
         prompt_tokens, affinity = request.prompt_tokens, self.affinity
         if affinity is not None:

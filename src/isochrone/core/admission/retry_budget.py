@@ -30,7 +30,7 @@ class RetryBudget:
         second = now_ns // _SECOND_NS
         if second != self._second:
             self._turn(second)
-        self._credit[second % WINDOW_S] += self._per_request
+        self._credit[self._second % WINDOW_S] += self._per_request
 
     def try_spend(self, now_ns: int) -> bool:
         """Take one retry; False when there is none left."""
@@ -43,7 +43,7 @@ class RetryBudget:
             return False
         due = _WHOLE
         for age in range(WINDOW_S - 1, -1, -1):
-            at = (second - age) % WINDOW_S
+            at = (self._second - age) % WINDOW_S
             taken = min(credit[at], due)
             credit[at] -= taken
             due -= taken
@@ -58,7 +58,10 @@ class RetryBudget:
         return sum(self._credit) / _WHOLE
 
     def _turn(self, second: int) -> None:
-        """Forget the seconds that left the window, and begin those that came."""
+        """Forget the seconds that left the window, and begin those that came. A second that is over
+        never comes back: it would bring its credit again, and with it the seconds after it."""
+        if second < self._second:
+            return
         for each in range(max(self._second + 1, second - WINDOW_S + 1), second + 1):
             self._credit[each % WINDOW_S] = self._per_second
         self._second = second
