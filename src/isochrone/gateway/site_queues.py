@@ -30,6 +30,7 @@ from isochrone.core.world.tenant import Class
 from isochrone.gateway.entitled import Entitled
 from isochrone.gateway.metrics import LATENCY_S
 from isochrone.gateway.replies import Refusal
+from isochrone.gateway.request import InferenceRequest
 from isochrone.gateway.view_cache import ViewCache
 from isochrone.gateway.waiting import is_pushed, may_wait_ms
 from isochrone.ports.clock import Clock
@@ -46,6 +47,7 @@ _SAID: Final = {
     "busy": "wait for longer than until they are answered elsewhere",
 }
 BUSY: Final = "busy"
+LONG_OUTPUT_TOKENS: Final = 4096  # less than the context of any model has besides
 QUEUE_REASONS: Final = frozenset(_SAID)
 
 
@@ -234,16 +236,11 @@ class SiteQueues:
             return None
         weight = queue.policy.output_weight
         prompt_tokens = request.prompt_tokens
-        tokens = weighted_tokens(prompt_tokens, request.output_tokens, weight)
-        most_tokens = tokens
+        tokens, most_tokens = self._expected(request, weight)
         wait_ms = begins_in_ms(
             queue, waiter.class_, waiter.key.org_id,
             self._view.replicas.soonest_ms(site, request.model), now_ns,
         )
-        if not request.is_limited:
-            model = self._view.table.view.models.get(request.model)
-            context_tokens = 0 if model is None else model.context_tokens
-            most_tokens = max(prompt_tokens + weight * (context_tokens - prompt_tokens), tokens)
         ticket = queue.offer(
             waiter.class_, waiter.key.org_id, tokens, most_tokens=most_tokens, now_ns=now_ns,
             prompt_tokens=prompt_tokens, wait_ns=waiter.patience_ns(now_ns),
@@ -354,6 +351,22 @@ class SiteQueues:
         place.queue.resize(slots, now_ns)
         if place.queue.outbox:
             place.settle_soon()
+
+    def _expected(self, request: InferenceRequest, weight: int) -> tuple[int, int]:
+        """Weighted tokens of a request: as expected, and at most. No answer is longer than the
+        context of its model, whatever its client allows."""
+        output_tokens, prompt_tokens = request.output_tokens, request.prompt_tokens
+        if request.is_limited and output_tokens <= LONG_OUTPUT_TOKENS:
+            tokens = weighted_tokens(prompt_tokens, output_tokens, weight)
+            return tokens, tokens
+        model = self._view.table.view.models.get(request.model)
+        context_tokens = 0 if model is None else model.context_tokens
+        if context_tokens:
+            output_tokens = min(output_tokens, context_tokens * request.choices)
+        tokens = weighted_tokens(prompt_tokens, output_tokens, weight)
+        if request.is_limited:
+            return tokens, tokens
+        return tokens, max(prompt_tokens + weight * (context_tokens - prompt_tokens), tokens)
 
     def _hear_speed(self, place: Place) -> None:
         """Tell the queue how fast its part of each engine reads. Where nobody says how many

@@ -80,3 +80,18 @@ def victim_of(lines: list[ClassLine], above: int) -> Ticket | None:
         if best is not None:
             return best
     return None
+
+
+def least_served(lines: list[ClassLine], past: int) -> int:
+    """The rank of the class that waits below its ceiling and had least for its share, but for those
+    whose bit is set in `past`; -1 where there is none."""
+    best = -1
+    for rank, line in enumerate(lines):
+        if (
+            line.order.queued
+            and line.running < line.ceiling
+            and not past >> rank & 1
+            and (best < 0 or line.virtual < lines[best].virtual)
+        ):
+            best = rank
+    return best

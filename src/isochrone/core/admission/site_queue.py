@@ -12,7 +12,7 @@ an argument; what the driver has to do is put into `outbox`. See docs/admission.
 from collections.abc import Collection
 
 from isochrone.core.admission import told
-from isochrone.core.admission.class_line import NEVER_NS, ClassLine, victim_of
+from isochrone.core.admission.class_line import NEVER_NS, ClassLine, least_served, victim_of
 from isochrone.core.admission.classes import BATCH, RANK, RESERVED, divide, sold_slots
 from isochrone.core.admission.deadlines import Deadlines
 from isochrone.core.admission.fair_order import Ticket
@@ -222,6 +222,11 @@ class SiteQueue:
         self._ends.forget()
         committed, parts = 0, divide(self.policy, slots, self._sold_slots)
         for line, part in zip(self._lines, parts, strict=True):
+            if (line.floor, line.ceiling) != (part.floor, part.ceiling):
+                # What a class had by another rule, or had not, is not owed by this one: it would
+                # get nothing, or all, for as long as it was favoured, or held back.
+                for each in self._lines:
+                    each.virtual = self._virtual
             line.floor, line.ceiling = part.floor, part.ceiling
             line.ends.forget()
             committed += max(line.floor, line.firm)
@@ -430,10 +435,10 @@ class SiteQueue:
         """Whose turn it is, a slot being free: a floor that is not reached or a promise, else the
         class that had least for its share and has a request that may start."""
         ticket = self._first(now_ns)
-        if ticket is None:
-            ticket = self._by_share()
-            if ticket is not None and self._owed > 0:
-                self._owed -= ticket.tokens
+        if ticket is None and self._owed > 0:  # not to `reserved`, whatever its share
+            ticket = self._by_share(1 << RESERVED) or self._by_share()
+            self._owed -= 0 if ticket is None else ticket.tokens
+        return ticket or self._by_share()
         return ticket
 
     def _first(self, now_ns: int) -> Ticket | None:
@@ -461,27 +466,16 @@ class SiteQueue:
             return ticket
         return None
 
-    def _by_share(self) -> Ticket | None:
-        past = 0
-        while True:
-            best: ClassLine | None = None
-            best_rank = 0
-            for rank, line in enumerate(self._lines):
-                if (
-                    line.order.queued
-                    and line.running < line.ceiling
-                    and not past >> rank & 1
-                    and (best is None or line.virtual < best.virtual)
-                ):
-                    best, best_rank = line, rank
-            if best is None:
-                return None
+    def _by_share(self, past: int = 0) -> Ticket | None:
+        while (rank := least_served(self._lines, past)) >= 0:
+            best = self._lines[rank]
             firm_too = best.firm < best.floor or self._committed < self.slots
             ticket = best.order.take(firm_too)
             if ticket is not None:
                 self._virtual = max(self._virtual, best.virtual)
                 return ticket
-            past |= 1 << best_rank
+            past |= 1 << rank
+        return None
 
     def _reclaim(self) -> None:
         """No slot is free: have as many requests stopped as floors lack slots, of less firm
