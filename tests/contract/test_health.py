@@ -1,7 +1,7 @@
 """Live gateways: sites and replicas that fail are left out and come back, whoever they fail."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from isochrone.core.ids import SiteName
@@ -107,6 +107,22 @@ def test_a_site_that_fails_is_ejected_explained_and_comes_back() -> None:
             await asyncio.sleep(0.02)
         assert (await chat(ingress)).headers["x-isochrone-site"] == "paris"
         await until(lambda: reports[-1].sites == ())
+
+    run(main)
+
+
+def test_the_last_site_that_takes_requests_stays_though_it_fails() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        ingress, paris, _ = await three_sites(cloud)
+        context = ingress.running.context
+        oslo = replace(context.view.table.view.sites[SiteName("oslo")], draining=True)
+        await cloud.publish(subjects.site_key("oslo"), oslo)
+        await asyncio.sleep(1.3)  # it is looked at once a second who is drained
+        paris.engines[0].status = 500
+        assert [(await chat(ingress)).status for _ in range(6)] == [500] * 6
+        assert state_at(context, "paris") == "suspect"
+        paris.engines[0].status = 200
+        assert (await chat(ingress)).status == 200
 
     run(main)
 

@@ -108,6 +108,55 @@ def test_who_is_out_is_taken_back_when_the_others_are_gone() -> None:
     assert chosen(table, loads, 2).site == "near"
 
 
+def test_the_only_site_that_can_be_asked_stays_whatever_took_the_others() -> None:
+    for how in ("lost", "silent", "left", "drained"):
+        table, loads = two_sites()
+        now_ns = 1
+        if how == "lost":
+            loads.lost(FAR, now_ns)
+        elif how == "silent":
+            now_ns = 3600 * SECOND_NS
+            tell(loads, now_ns, "near")
+        elif how == "left":
+            loads.health.keep({NEAR})
+        else:
+            loads.health.keep({NEAR, FAR}, {FAR})
+        fail(loads, NEAR, now_ns)
+        assert chosen(table, loads, now_ns).site == "near", how
+
+
+def test_who_is_out_is_taken_back_when_the_others_cannot_be_reached() -> None:
+    table, loads = two_sites()
+    fail(loads, NEAR, 1)
+    loads.lost(FAR, 2)
+    loads.health.sweep(2)
+    assert chosen(table, loads, 2).site == "near"
+
+
+def test_half_of_the_sites_that_can_be_asked_stay() -> None:
+    names = ["a", "b", "c", "d"]
+    loads = Loads()
+    tell(loads, 1, *names)
+    for lost in ("c", "d"):
+        loads.lost(SiteName(lost), 1)
+    for failing in ("a", "b"):
+        fail(loads, SiteName(failing), 1)
+    states = [loads.health.of(SiteName(name), MODEL) for name in ("a", "b")]
+    assert [each.state for each in states if each is not None] == ["ejected", "suspect"]
+
+
+def test_who_was_ejected_and_has_nothing_ready_any_more_keeps_nobody_else_in() -> None:
+    loads = Loads()
+    tell(loads, 1, "a", "b", "c", "d")
+    fail(loads, SiteName("a"), 1)
+    loads.heard(a_digest("a", a_load(ready=0), sequence=2), 2)
+    loads.health.sweep(2)
+    fail(loads, SiteName("b"), 2)
+    health = loads.health.of(SiteName("b"), MODEL)
+    assert health is not None
+    assert health.state == "ejected"  # one of the three that are left may be out
+
+
 def test_other_models_of_a_site_are_not_concerned() -> None:
     table, loads = two_sites()
     for _ in range(9):

@@ -290,7 +290,9 @@ class Gateway:
                 context.skew.sweep()
                 context.queues.sweep(now_ns)
                 context.outcomes.learn(now_ns)
-                context.loads.health.keep(context.view.table.view.sites)
+                sites = context.view.table.view.sites
+                drained = {each.name for each in sites.values() if each.draining}
+                context.loads.health.keep(sites, drained)
                 if not self._settings.alone:
                     self._health_reports.sweep(now_ns)
                     limit_reports.sweep(now_ns)

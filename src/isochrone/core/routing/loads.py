@@ -176,7 +176,7 @@ class Loads:
     def __init__(self, stale_after_ms: float = 5000.0) -> None:
         self.stale_after_ms = stale_after_ms
         self.learned = LearnedRates()
-        self.health = SiteHealth(self._model_changed, self._ready_sites)
+        self.health = SiteHealth(self._model_changed, self._serving)
         self._stale_after_ns = int(stale_after_ms * 1e6)
         self._sites: dict[SiteName, SiteLoad] = {}
         self._by_number: list[SiteLoad] = []
@@ -380,14 +380,16 @@ class Loads:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _ready_sites(self, model: ModelName) -> int:
-        """At how many sites the model is ready, as far as their digests say."""
-        ready = 0
+    def _serving(self, model: ModelName, now_ns: int) -> list[SiteName]:
+        """The sites that say they have the model ready, of those that may be asked at all."""
+        serving = []
         for each in self._sites.values():
             load = each.models.get(model)
-            if load is not None and load.ready is not None and load.ready > 0:
-                ready += 1
-        return ready
+            if load is None or load.ready is None or load.ready < 1:
+                continue
+            if self.may_try(each, now_ns) and not self.is_stale(each, now_ns):
+                serving.append(each.site)
+        return serving
 
     def _model_changed(self, site: SiteName, model: ModelName) -> None:
         changes, load = self._changes.get(model), self._sites.get(site)

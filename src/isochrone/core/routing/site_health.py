@@ -22,19 +22,21 @@ USUAL_RULES = HealthRules()
 
 
 class SiteHealth:
-    """`changed` hears of each change that concerns choices; `group_size` says at how many sites a
-    model is ready. `ailing` is how many sites and models are not healthy: while it is 0 nobody has
-    to look further. `ejections` counts."""
+    """`changed` hears of each change that concerns choices; `serving` says at which sites a model
+    is ready that can be reached now. `ailing` is how many sites and models are not healthy: while
+    it is 0 nobody has to look further. `ejections` counts."""
 
     def __init__(
         self, changed: Callable[[SiteName, ModelName], None],
-        group_size: Callable[[ModelName], int],
+        serving: Callable[[ModelName, int], list[SiteName]],
     ) -> None:
         self.rules = USUAL_RULES
         self.ailing = 0
         self.ejections = 0
         self._changed = changed
-        self._group_size = group_size
+        self._serving = serving
+        self._kept: Collection[SiteName] | None = None
+        self._drained: Collection[SiteName] = ()
         self._known: dict[ModelName, dict[SiteName, Health]] = {}
         self._ailing: dict[tuple[SiteName, ModelName], Health] = {}
 
@@ -83,12 +85,12 @@ class SiteHealth:
         rng: Random,
     ) -> bool:
         """A request failed there; whether the site is ejected for it."""
-        health, size = self._open(site, model), self._group_size(model)
+        health, group = self._open(site, model), self._group(model, now_ns)
         was_out = health.is_out
-        out = sum([each.is_out for each in self._known[model].values()])
+        out = sum([each.is_out for each in self._members(model, group)])
         health.failed(
             why, organisation, now_ns, rng=rng, rules=self.rules, alone=False,
-            room=has_room(out, size, self.rules),
+            room=has_room(out, len(group), self.rules),
         )
         self._note(site, model, health)
         if was_out or health.is_out:
@@ -107,9 +109,9 @@ class SiteHealth:
         if not is_late(waited_ms, expected_ms, 1.0):
             return False
         members = self._known.get(model)
-        if self._group_size(model) < 2 or members is None:
+        if members is None or not is_late(waited_ms, expected_ms, usual_pace(members.values())):
             return False
-        if not is_late(waited_ms, expected_ms, usual_pace(members.values())):
+        if len(self._group(model, now_ns)) < 2:
             return False
         why = f"no first byte after {waited_ms / 1000:.1f} s, expected {expected_ms / 1000:.1f} s"
         self.failed(site, model, why, organisation, now_ns, rng)
@@ -143,17 +145,19 @@ class SiteHealth:
                 self._note(site, model, health)
                 self._changed(site, model)
         for model in models:
-            sites = self._known[model]
-            released = too_many(list(sites.values()), self._group_size(model), self.rules)
+            group = self._group(model, now_ns)
+            released = too_many(self._members(model, group), len(group), self.rules)
             if released is not None:
                 released.returned("too few other sites are left", now_ns)
-                for site, health in sites.items():
+                for site, health in self._known[model].items():
                     if health is released:
                         self._note(site, model, health)
                         self._changed(site, model)
 
-    def keep(self, sites: Collection[SiteName]) -> None:
-        """Forget every site but these: it is in the fleet no more."""
+    def keep(self, sites: Collection[SiteName], drained: Collection[SiteName] = ()) -> None:
+        """Forget every site but these: it is in the fleet no more. Those that are `drained` take
+        nothing new, so that nobody may be left out because of them."""
+        self._kept, self._drained = sites, drained
         for model in list(self._known):
             known = self._known[model]
             for site in [each for each in known if each not in sites]:
@@ -164,6 +168,20 @@ class SiteHealth:
         self.ailing = len(self._ailing)
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _group(self, model: ModelName, now_ns: int) -> list[SiteName]:
+        """The sites among which the model's requests may choose now. Who is lost, silent, drained
+        or gone is no reason to leave another one out."""
+        kept, drained = self._kept, self._drained
+        return [
+            each for each in self._serving(model, now_ns)
+            if (kept is None or each in kept) and each not in drained
+        ]
+
+    def _members(self, model: ModelName, group: list[SiteName]) -> list[Health]:
+        """What is known of those of a group that have been asked."""
+        known = self._known[model]
+        return [known[each] for each in group if each in known]
 
     def _open(self, site: SiteName, model: ModelName) -> Health:
         sites = self._known.get(model)
