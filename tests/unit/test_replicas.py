@@ -254,6 +254,39 @@ def test_a_new_generation_begins_anew_and_an_old_loss_does_not_touch_it() -> Non
     assert [state for _, state, _ in replicas.states()] == ["healthy"]
 
 
+def test_what_an_earlier_engine_was_sent_says_nothing_of_the_next_one() -> None:
+    replicas = some_replicas(a_replica("a"), a_replica("b"))
+    replicas.put("a", a_replica("a", generation=2, state="starting"))
+    for _ in range(4):  # sent to the first one, which hung
+        replicas.finished(ReplicaId("a"), False, 3, RNG, sent_ns=1)
+    assert not replicas.ejections
+    replicas.put("a", a_replica("a", generation=2))
+    replicas.sweep(4)
+    replicas.sweep(60 * SECOND_NS)
+    for _ in range(4):
+        replicas.finished(ReplicaId("a"), False, 61 * SECOND_NS, RNG, sent_ns=2)
+    assert [state for _, state, _ in replicas.states()] == ["healthy", "healthy"]
+    for _ in range(2):
+        replicas.finished(ReplicaId("a"), False, 62 * SECOND_NS, RNG, sent_ns=61 * SECOND_NS)
+    assert [state for _, state, _ in replicas.states()] == ["ejected", "healthy"]
+
+
+def test_what_was_sent_before_an_ejection_is_no_probe() -> None:
+    replicas = some_replicas(a_replica("a"), a_replica("b"))
+    for _ in range(2):
+        replicas.finished(ReplicaId("a"), False, SECOND_NS, RNG, sent_ns=1)
+    now_ns = 2 * SECOND_NS
+    assert picked(replicas, now_ns, tried=("b",)) == "a"  # the probe
+    for ok in (False, None):
+        replicas.finished(ReplicaId("a"), ok, now_ns, RNG, sent_ns=2)
+        assert replicas.late(ReplicaId("a"), 6000.0, 100.0, now_ns, RNG, sent_ns=2)
+        assert [state for _, state, _ in replicas.states()] == ["probing", "healthy"]
+    replicas.answered(ReplicaId("a"), now_ns)
+    for _ in range(4):
+        replicas.finished(ReplicaId("a"), False, now_ns, RNG, sent_ns=3)
+    assert [state for _, state, _ in replicas.states()] == ["recovering", "healthy"]
+
+
 def test_the_state_of_the_same_generation_keeps_its_health() -> None:
     replica = a_replica("a")
     replicas = some_replicas(replica)

@@ -224,6 +224,22 @@ def test_suspicion_is_over_a_minute_after_the_last_failure() -> None:
     assert chosen(table, loads, 62 * SECOND_NS).site == "near"
 
 
+def test_what_was_sent_to_a_site_before_it_was_out_is_no_probe() -> None:
+    _, loads = two_sites()
+    fail(loads, NEAR, SECOND_NS)
+    now_ns = 2 * SECOND_NS
+    loads.dispatched(NEAR, MODEL, 10, 10, now_ns)  # the probe
+    for _ in range(5):
+        loads.health.failed(NEAR, MODEL, "a time-out", "org", now_ns, RNG, SECOND_NS // 2)
+        loads.health.abandoned(NEAR, MODEL, now_ns, SECOND_NS // 2)
+        loads.health.late(NEAR, MODEL, 6e3, 100.0, "org", now_ns, RNG, SECOND_NS // 2)
+    health = loads.health.of(NEAR, MODEL)
+    assert health is not None
+    assert health.state == "probing"
+    loads.health.failed(NEAR, MODEL, "a time-out", "org", now_ns, RNG, now_ns)
+    assert (health.state, health.hold_s) == ("ejected", 2.0)
+
+
 def test_who_is_held_back_but_taken_is_predicted_as_it_is() -> None:
     table, loads = two_sites()
     fail(loads, NEAR, 1)

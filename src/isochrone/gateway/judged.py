@@ -46,12 +46,12 @@ def look_for_lateness(exchange: "Tries", attempt: Attempt, now_ns: int) -> None:
     if (replica := attempt.target.replica) is not None:
         attempt.late = context.view.replicas.late(
             replica.id, waited_ms, attempt.expected_ms, now_ns, context.rng,
-            organisation=exchange.key.org_id,
+            organisation=exchange.key.org_id, sent_ns=attempt.last_ns,
         )
     elif exchange.class_ != _PATIENT:
         attempt.late = context.loads.health.late(
             attempt.target.site, exchange.request.model, waited_ms, attempt.expected_ms,
-            exchange.key.org_id, now_ns, context.rng,
+            exchange.key.org_id, now_ns, context.rng, attempt.last_ns,
         )
 
 
@@ -71,10 +71,12 @@ def peer_ended(
     health, site = exchange.context.loads.health, attempt.target.site
     model, organisation = exchange.request.model, exchange.key.org_id
     if ok is None:
-        health.abandoned(site, model, now_ns)
+        health.abandoned(site, model, now_ns, attempt.last_ns)
     elif ok and not attempt.praised:
         health.answered(site, model, organisation, now_ns)
-    elif not ok and health.failed(site, model, why, organisation, now_ns, exchange.context.rng):
+    elif not ok and health.failed(
+        site, model, why, organisation, now_ns, exchange.context.rng, attempt.last_ns
+    ):
         log.warning("site_ejected", site=site, model=model, why=why)
 
 

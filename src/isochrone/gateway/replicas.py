@@ -197,28 +197,30 @@ class Replicas:
     def finished(
         self, replica: ReplicaId, ok: bool | None, now_ns: int, rng: Random,
         prompt_tokens: int = 0, output_tokens: int = 0, *, organisation: str = "",
-        why: str = "a request failed",
+        why: str = "a request failed", sent_ns: int = 0,
     ) -> None:
         """A request that was sent to it is over, of which it had so much to compute still, as far
         as was known. `ok` False: it failed, and `why` (its own error, a time-out, a stream that
-        broke); None: this says nothing of the replica (the client left, its request was wrong)."""
+        broke); None: this says nothing of the replica (the client left, its request was wrong).
+        `sent_ns`: when it was sent, 0 if it was not, or nobody knows."""
         standing = self._by_id.get(replica)
         if standing is None:
             return
         standing.count(-1, -prompt_tokens, -output_tokens)
         if ok is None:
             if standing.health.ailing:
-                standing.health.abandoned(now_ns)
+                standing.health.abandoned(now_ns, sent_ns)
         elif ok:
             self.answered(replica, now_ns, organisation=organisation)
         else:
-            self._failed(standing, why, organisation, now_ns, rng)
+            self._failed(standing, why, organisation, now_ns, rng, sent_ns)
         if not standing.listed:
             self._forget_unused(standing)
 
     def lost(
         self, replica: Replica, now_ns: int, rng: Random, *, organisation: str = "",
         why: str = "it could not be connected to", under_request: bool = False,
+        sent_ns: int = 0,
     ) -> None:
         """It could not be reached; or, `under_request`, it closed before a byte of its answer came,
         which may be the request's fault."""
@@ -226,7 +228,7 @@ class Replicas:
         if standing is None or standing.replica.generation != replica.generation:
             return
         if under_request:
-            self._failed(standing, why, organisation, now_ns, rng, lost=True)
+            self._failed(standing, why, organisation, now_ns, rng, sent_ns, lost=True)
             return
         was_out = standing.health.is_out
         standing.health.lost(why, now_ns, rng=rng, rules=self.rules)
@@ -234,7 +236,7 @@ class Replicas:
 
     def late(
         self, replica: ReplicaId, waited_ms: float, expected_ms: float, now_ns: int, rng: Random,
-        *, organisation: str = "",
+        *, organisation: str = "", sent_ns: int = 0,
     ) -> bool:
         """Whether a request that waits for its first byte does so for far too long, by the measure
         of the others; that counts as a failure, unless there are no others."""
@@ -245,7 +247,7 @@ class Replicas:
         if len(group) < 2 or not is_late(waited_ms, expected_ms, usual_pace(group)):
             return False
         why = f"no first byte after {waited_ms / 1000:.1f} s, expected {expected_ms / 1000:.1f} s"
-        self._failed(standing, why, organisation, now_ns, rng)
+        self._failed(standing, why, organisation, now_ns, rng, sent_ns)
         return True
 
     def heard(self, digest: SiteDigest, now_ns: int, rng: Random) -> None:
@@ -328,12 +330,14 @@ class Replicas:
 
     def _failed(
         self, standing: Standing, why: str, organisation: str, now_ns: int, rng: Random,
-        *, lost: bool = False,
+        sent_ns: int, *, lost: bool = False,
     ) -> None:
+        if standing in self._anew:
+            return  # before anything was sent to its present engine
         group, was_out = self._group(standing), standing.health.is_out
         standing.health.failed(
             why, organisation, now_ns, rng=rng, rules=self.rules, alone=len(group) < 2,
-            room=self._has_room(group), lost=lost,
+            room=self._has_room(group), lost=lost, sent_ns=sent_ns,
         )
         self._note(standing, was_out)
 

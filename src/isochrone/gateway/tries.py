@@ -384,7 +384,7 @@ class Tries(Waiter):
         if target.replica is not None and unreachable:
             context.view.replicas.lost(
                 target.replica, now_ns, context.rng, organisation=self.key.org_id, why=why,
-                under_request=attempt.connected,
+                under_request=attempt.connected, sent_ns=attempt.last_ns,
             )
         busy = attempt.status in (401, 403, 429)  # says nothing of its health
         if attempt.status == 429:
@@ -493,7 +493,7 @@ class Tries(Waiter):
                 context.view.replicas.finished(
                     replica.id, None if ok and attempt.praised else ok, now_ns, context.rng,
                     attempt.unread_tokens, self.request.output_tokens,
-                    organisation=self.key.org_id, why=why,
+                    organisation=self.key.org_id, why=why, sent_ns=attempt.last_ns,
                 )
             else:
                 judged.peer_ended(self, attempt, ok, now_ns, why)

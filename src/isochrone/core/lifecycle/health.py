@@ -106,9 +106,9 @@ class Health:
     """
 
     __slots__ = (
-        "_answered_ns", "_answered_other_ns", "_barred", "_barred_ns", "_failed_ns", "_of",
-        "_organisation", "_pace", "ailing", "hold_s", "outcomes", "outright", "paces", "silent",
-        "since_ns", "state", "until_ns", "why",
+        "_answered_ns", "_answered_other_ns", "_barred", "_barred_ns", "_failed_ns", "_judged_ns",
+        "_of", "_organisation", "_pace", "ailing", "hold_s", "outcomes", "outright", "paces",
+        "silent", "since_ns", "state", "until_ns", "why",
     )
 
     def __init__(self) -> None:
@@ -127,6 +127,7 @@ class Health:
         self._answered_ns = NEVER_NS
         self._answered_other_ns = NEVER_NS  # the last answer to another one
         self._failed_ns = NEVER_NS
+        self._judged_ns = NEVER_NS  # what was sent before tells of what is known already, or over
         self._of: list[str] = []    # whose each outcome is, the latest last
         self._barred = ""           # whose probe failed though others were served
         self._barred_ns = 0
@@ -185,14 +186,15 @@ class Health:
 
     def failed(
         self, why: str, organisation: str, now_ns: int, *, rng: Random, rules: HealthRules,
-        alone: bool, room: bool, lost: bool = False,
+        alone: bool, room: bool, lost: bool = False, sent_ns: int = 0,
     ) -> None:
         """A request of `organisation` failed there. `alone`: its group has no other member. `room`:
         one more of the group may be ejected. `lost`: the connection was lost under the request,
-        which is too much at once, if it says anything."""
+        which is too much at once, if it says anything. `sent_ns`: when it was sent, 0 if nobody
+        knows."""
         before = self.state
-        if before == "ejected":
-            return  # of before
+        if before == "ejected" or self._is_of_before(sent_ns):
+            return
         self.why = why
         if before == "probing":
             self._probe_failed(organisation, now_ns, rng, rules, alone)
@@ -210,9 +212,9 @@ class Health:
         self.why = why
         self._eject(now_ns, rng, rules, outright=True, alone=False)
 
-    def abandoned(self, now_ns: int) -> None:
-        """A request ended without saying anything of it."""
-        if self.state == "probing":
+    def abandoned(self, now_ns: int, sent_ns: int = 0) -> None:
+        """A request ended without saying anything of it; `sent_ns` as in `failed`."""
+        if self.state == "probing" and not self._is_of_before(sent_ns):
             self._enter("ejected", now_ns)
             self.until_ns = now_ns
 
@@ -237,7 +239,7 @@ class Health:
         self.why, self.silent = why, False
         self._forget()
         self._enter(TRANSITIONS[self.state, "returned"], now_ns)
-        self.since_ns = now_ns
+        self.since_ns = self._judged_ns = now_ns
 
     @property
     def has_served(self) -> bool:
@@ -265,6 +267,11 @@ class Health:
             self.state = state
             self.since_ns = now_ns
             self.ailing = state != "healthy"
+
+    def _is_of_before(self, sent_ns: int) -> bool:
+        """Whether a request was sent before it was ejected or returned. Such ones may time out for
+        minutes after: they are no probes, and say nothing of what serves now."""
+        return 0 < sent_ns < self._judged_ns
 
     def _forget(self) -> None:
         self.outcomes, self._of, self._barred = 0, [], ""
@@ -337,6 +344,7 @@ class Health:
         self.outright = outright
         self._forget()
         self._enter("ejected", now_ns)
+        self._judged_ns = now_ns
         held_s = hold_s * (1 - JITTER_SHARE * rng.random())
         self.until_ns = now_ns + int(held_s * 1e9)
 

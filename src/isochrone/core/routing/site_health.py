@@ -82,15 +82,16 @@ class SiteHealth:
 
     def failed(
         self, site: SiteName, model: ModelName, why: str, organisation: str, now_ns: int,
-        rng: Random,
+        rng: Random, sent_ns: int = 0,
     ) -> bool:
-        """A request failed there; whether the site is ejected for it."""
+        """A request failed there that was sent at `sent_ns` (0: nobody knows); whether the site is
+        ejected for it."""
         health, group = self._open(site, model), self._group(model, now_ns)
         was_out = health.is_out
         out = sum([each.is_out for each in self._members(model, group)])
         health.failed(
             why, organisation, now_ns, rng=rng, rules=self.rules, alone=False,
-            room=has_room(out, len(group), self.rules),
+            room=has_room(out, len(group), self.rules), sent_ns=sent_ns,
         )
         self._note(site, model, health)
         if was_out or health.is_out:
@@ -102,7 +103,7 @@ class SiteHealth:
 
     def late(
         self, site: SiteName, model: ModelName, waited_ms: float, expected_ms: float,
-        organisation: str, now_ns: int, rng: Random,
+        organisation: str, now_ns: int, rng: Random, sent_ns: int = 0,
     ) -> bool:
         """Whether a request that waits for its first byte does so for far too long, by the measure
         of the other sites; that counts as a failure, unless there are no others."""
@@ -114,15 +115,17 @@ class SiteHealth:
         if len(self._group(model, now_ns)) < 2:
             return False
         why = f"no first byte after {waited_ms / 1000:.1f} s, expected {expected_ms / 1000:.1f} s"
-        self.failed(site, model, why, organisation, now_ns, rng)
+        self.failed(site, model, why, organisation, now_ns, rng, sent_ns)
         return True
 
-    def abandoned(self, site: SiteName, model: ModelName, now_ns: int) -> None:
+    def abandoned(
+        self, site: SiteName, model: ModelName, now_ns: int, sent_ns: int = 0
+    ) -> None:
         """A request ended there without saying anything of the site."""
         if self.ailing:
             health = self.of(site, model)
             if health is not None and health.state == "probing":
-                health.abandoned(now_ns)
+                health.abandoned(now_ns, sent_ns)
                 self._changed(site, model)
 
     def returned(self, site: SiteName, model: ModelName, why: str, now_ns: int) -> None:
