@@ -16,7 +16,7 @@ from isochrone.gateway.context import Context
 from isochrone.gateway.target import Target
 
 TIMEOUT_S: Final = 2.0
-AHEAD_NS: Final = 1_500_000_000  # of the end of a hold
+AHEAD_NS: Final = 2_500_000_000  # of the end of a hold: a probe that begins then has failed by it
 EVERY_NS: Final = 1_000_000_000
 FAILED: Final = 2  # in a row, of a site that is not lost yet
 
@@ -42,7 +42,7 @@ class SiteProbes:
                 target = self._target(site)
                 if target is not None:
                     self._next_ns[site] = now_ns + EVERY_NS + int(TIMEOUT_S * 1e9)
-                    self._context.spawn(self._probe(site, target))
+                    self._context.spawn(self._probe(site, target, self._is_lost(site)))
 
     def _doubtful(self, now_ns: int) -> list[SiteName]:
         context = self._context
@@ -60,6 +60,10 @@ class SiteProbes:
         found.pop(context.site, None)
         return list(found)
 
+    def _is_lost(self, site: SiteName) -> bool:
+        load = self._context.loads.of(site)
+        return load is not None and load.unreachable
+
     def _target(self, site: SiteName) -> Target | None:
         context = self._context
         noun = context.view.site(site)
@@ -70,7 +74,7 @@ class SiteProbes:
             noun, key, context.view.emulated_rtt_ms(site), context.view.rtt_ms(site)
         )
 
-    async def _probe(self, site: SiteName, target: Target) -> None:
+    async def _probe(self, site: SiteName, target: Target, was_lost: bool) -> None:
         context = self._context
         why = ""
         try:
@@ -86,8 +90,9 @@ class SiteProbes:
         if not why:
             self._failed.pop(site, None)
             return
-        load = context.loads.of(site)
-        if load is not None and load.unreachable:
+        # A digest may have ended the loss while the probe waited: that the agent lives says nothing
+        # of the gateway, which has not answered since.
+        if was_lost or self._is_lost(site):
             context.loads.still_lost(site, now_ns)
             return
         failed = self._failed[site] = self._failed.get(site, 0) + 1

@@ -362,21 +362,14 @@ class Loads:
         load = self._load(site)
         if not self.may_try(load, now_ns):
             return
-        forgotten_ns = (load.lost_ns or 0) + load.hold_ns + LOSSES_FORGOTTEN_NS
-        recent = load.lost_ns is not None and now_ns < forgotten_ns
-        load.hold_ns = min(2 * load.hold_ns, LONGEST_HOLD_NS) if recent else FIRST_HOLD_NS
-        load.lost_ns = now_ns
-        load.unreachable = True
-        self._site_changed(load)
+        self._lose(load, now_ns)
 
     def still_lost(self, site: SiteName, now_ns: int) -> None:
-        """A site that is unreachable does not answer a probe either: its hold begins again, as
-        after another loss. Asked for near its end, so that no request has to find out."""
+        """A site that was unreachable when a probe of it began has not answered: its hold begins
+        again, as after another loss. Asked for near its end, so that no request has to find out."""
         load = self._sites.get(site)
-        if load is not None and load.unreachable:
-            load.hold_ns = min(2 * load.hold_ns, LONGEST_HOLD_NS)
-            load.lost_ns = now_ns
-            self._site_changed(load)
+        if load is not None and load.lost_ns is not None:
+            self._lose(load, now_ns)
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -390,6 +383,14 @@ class Loads:
             if self.may_try(each, now_ns) and not self.is_stale(each, now_ns):
                 serving.append(each.site)
         return serving
+
+    def _lose(self, load: SiteLoad, now_ns: int) -> None:
+        forgotten_ns = (load.lost_ns or 0) + load.hold_ns + LOSSES_FORGOTTEN_NS
+        recent = load.lost_ns is not None and now_ns < forgotten_ns
+        load.hold_ns = min(2 * load.hold_ns, LONGEST_HOLD_NS) if recent else FIRST_HOLD_NS
+        load.lost_ns = now_ns
+        load.unreachable = True
+        self._site_changed(load)
 
     def _model_changed(self, site: SiteName, model: ModelName) -> None:
         changes, load = self._changes.get(model), self._sites.get(site)
