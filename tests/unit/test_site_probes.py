@@ -50,6 +50,9 @@ class Probed:
         assert load is not None
         return load
 
+    def is_lost(self) -> bool:
+        return self.load.unreachable
+
     def hear(self) -> None:
         self.sequence += 1
         self.loads.heard(a_digest("near", sequence=self.sequence), self.now_ns)
@@ -59,7 +62,7 @@ class Probed:
         self._probes.sweep(self.now_ns)
         begun = len(self._due)
         while self._due:
-            asyncio.run(self._due.pop())  # type: ignore[arg-type]
+            asyncio.run(self._due.pop())
         return begun
 
     async def _ask(self, context: Context, target: Target) -> None:
@@ -75,16 +78,55 @@ def test_a_probe_that_fails_after_a_digest_has_ended_the_loss_begins_it_again(
     def hang() -> bool:
         probed.now_ns += 2 * SECOND_NS
         probed.hear()
-        assert not probed.load.unreachable
+        assert not probed.is_lost()
         probed.now_ns += SECOND_NS // 4
         return False
 
     probed.during = hang
     assert probed.sweep() == 1
-    assert probed.load.unreachable
+    assert probed.is_lost()
     assert probed.load.hold_ns == 4 * SECOND_NS
     assert probed.load.lost_ns == probed.now_ns
 
 
 def test_a_probe_has_failed_before_the_hold_ends() -> None:
     assert site_probes.AHEAD_NS >= (site_probes.TIMEOUT_S + TICK_S) * SECOND_NS
+
+
+def test_without_a_bus_an_answered_probe_ends_a_loss_as_a_digest_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probed = Probed(monkeypatch)
+    probed.loads.deaf(probed.now_ns)
+    assert probed.sweep() == 1
+    assert probed.is_lost()  # its hold lasts
+    probed.now_ns += 2 * SECOND_NS
+    assert probed.sweep() == 1
+    assert not probed.is_lost()
+    health = probed.loads.health.of(NEAR, MODEL)
+    assert health is not None
+    assert health.state == "recovering"
+    for _ in range(60):
+        probed.now_ns += SECOND_NS
+        probed.loads.health.sweep(probed.now_ns)
+        assert probed.sweep() == 0
+
+
+def test_while_digests_arrive_an_answered_probe_does_not_end_a_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probed = Probed(monkeypatch)
+    probed.now_ns += 3 * SECOND_NS
+    assert probed.sweep() == 1
+    assert probed.counts == {"answered": 1, "failed": 0}
+    assert probed.is_lost()
+
+
+def test_a_loss_that_is_seen_long_after_the_last_one_begins_with_a_short_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probed = Probed(monkeypatch)
+    probed.now_ns += 63 * SECOND_NS
+    probed.during = lambda: False
+    assert probed.sweep() == 1
+    assert probed.load.hold_ns == 2 * SECOND_NS

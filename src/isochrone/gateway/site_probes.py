@@ -89,6 +89,7 @@ class SiteProbes:
         context.site_probes["failed" if why else "answered"] += 1
         if not why:
             self._failed.pop(site, None)
+            context.loads.found(site, now_ns)
             return
         # A digest may have ended the loss while the probe waited: that the agent lives says nothing
         # of the gateway, which has not answered since.

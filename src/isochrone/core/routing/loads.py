@@ -303,14 +303,8 @@ class Loads:
         return True
 
     def dispatched(
-        self,
-        site: SiteName,
-        model: ModelName,
-        prompt_tokens: int,
-        output_tokens: int,
-        now_ns: int,
-        *,
-        rtt_ms: float = 0.0,
+        self, site: SiteName, model: ModelName, prompt_tokens: int, output_tokens: int,
+        now_ns: int, *, rtt_ms: float = 0.0,
     ) -> Dispatch:
         """Count a request sent to `site` now, and return the ticket for `finished`.
 
@@ -367,9 +361,19 @@ class Loads:
     def still_lost(self, site: SiteName, now_ns: int) -> None:
         """A site that was unreachable when a probe of it began has not answered: its hold begins
         again, as after another loss. Asked for near its end, so that no request has to find out."""
+        self._lose(self._load(site), now_ns)
+
+    def found(self, site: SiteName, now_ns: int) -> None:
+        """A probe of the site was answered. While the bus is away that ends `unreachable` once the
+        hold has passed, as a digest does otherwise."""
         load = self._sites.get(site)
-        if load is not None and load.lost_ns is not None:
-            self._lose(load, now_ns)
+        if load is None or not load.unreachable or not self.may_try(load, now_ns):
+            return
+        load.unreachable = False
+        for known in load.listed:
+            if known.ready:
+                self.health.returned(site, known.model, "it was away", now_ns)
+        self._site_changed(load)
 
     # -- inside ----------------------------------------------------------------------------------
 
