@@ -3,8 +3,11 @@
 import asyncio
 
 from isochrone.core.admission.retry_budget import RetryBudget
+from isochrone.core.ids import OrgId, SiteName
+from isochrone.gateway.prefix_hash import prompt_blocks
+from isochrone.gateway.request import parse_request
 from tests.fixtures.few_slots import queue_of
-from tests.fixtures.gateways import GatewayCloud, ask, chat_body, post, run, until
+from tests.fixtures.gateways import MODEL, GatewayCloud, ask, chat_body, post, run, until
 from tests.fixtures.signed_hops import signed_by
 
 
@@ -62,6 +65,40 @@ def test_a_request_that_a_busy_site_sends_back_takes_nothing_of_the_retry_budget
         assert [(each.site, each.rule, each.detail[:4]) for each in event.decision.tried] == [
             ("paris", "saturated", "busy")
         ]
+        engine.hold.set()
+        assert (await first).status == 200
+
+    run(main)
+
+
+def test_what_a_busy_site_has_cached_is_still_known_when_it_sent_a_request_back() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        lisbon = await cloud.add_site("lisbon", "PT", engines=0)
+        paris = await cloud.add_site("paris", "FR", replica={"slots": 1})
+        await cloud.add_site("berlin", "DE")
+        await cloud.key("secret")
+        await cloud.key("only-paris", residency=("FR",))
+        await cloud.ready()
+        await cloud.link("lisbon", "berlin", 300.0)  # so paris is tried first
+        context = lisbon.running.context
+        await until(lambda: context.view.table.view.links)
+        said = "Tell me of the sea, and of the ships on it. " * 100
+        body = chat_body(messages=[{"role": "user", "content": said}])
+        assert (await ask(lisbon, post(body))).headers["x-isochrone-site"] == "paris"
+        request = parse_request("chat.completions", body)
+        blocks = prompt_blocks(request, context.salts.of_prompts(OrgId("org"), MODEL))
+
+        def believed() -> set[SiteName]:
+            return set(context.prefixes.cached(blocks, context.clock.monotonic_ns()))
+
+        assert believed() == {"paris"}
+        engine = paris.engines[0]
+        engine.hold.clear()
+        first = asyncio.create_task(ask(paris, post(chat_body(), key="only-paris")))
+        await until(lambda: len(engine.asked) == 2)
+        queue_of(paris).asked_ns = 5e7
+        assert (await ask(lisbon, post(body))).headers["x-isochrone-site"] == "berlin"
+        assert believed() == {"paris", "berlin"}
         engine.hold.set()
         assert (await first).status == 200
 

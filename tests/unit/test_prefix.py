@@ -201,6 +201,71 @@ def test_replicas_that_come_and_go_do_not_fill_the_memory() -> None:
     assert len(seen.cache.totals) == 1
 
 
+# -- tries that come to nothing --------------------------------------------------------------------
+
+
+def expected(prefixes: Prefixes, blocks: list[int], site: SiteName = SYDNEY) -> Belief | None:
+    return prefixes.cached(blocks, 0).get(site)
+
+
+def test_a_try_that_failed_leaves_what_was_there_before() -> None:
+    prefixes = Prefixes()
+    prefixes.saw(SYDNEY, MODEL, [1, 2, 3], 0)
+    prefixes.saw(SYDNEY, MODEL, [1, 2, 30], 0)
+    prefixes.saw(OSLO, MODEL, [1, 2], 0)
+    before = [tokens_of(prefixes, blocks) for blocks in ([1, 2, 3, 4], [1, 2, 30], [1])]
+    belief = expected(prefixes, [1, 2, 3, 4])
+    seen = prefixes.saw(SYDNEY, MODEL, [1, 2, 3, 4], 0)
+    assert tokens_of(prefixes, [1, 2, 3, 4])[SYDNEY] == 4 * BLOCK_TOKENS
+    prefixes.failed(seen, belief, [1, 2, 3, 4])
+    after = [tokens_of(prefixes, blocks) for blocks in ([1, 2, 3, 4], [1, 2, 30], [1])]
+    assert after == before
+    assert before[0] == {SYDNEY: 3 * BLOCK_TOKENS, OSLO: 2 * BLOCK_TOKENS}
+
+
+def test_a_first_try_that_failed_leaves_nothing() -> None:
+    prefixes = Prefixes()
+    seen = prefixes.saw(SYDNEY, MODEL, [1, 2], 0)
+    prefixes.failed(seen, None, [1, 2])
+    assert tokens_of(prefixes, [1, 2]) == {}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+def test_tries_that_fail_while_others_are_on_their_way_leave_what_was_there(
+    order: tuple[int, ...]
+) -> None:
+    prefixes = Prefixes()
+    prefixes.saw(SYDNEY, MODEL, [1, 2], 0)
+    prompts = ([1, 2, 3, 4], [1, 5], [1, 2, 3, 6])  # one after the other, and none was answered yet
+    tries = []
+    for blocks in prompts:
+        belief = expected(prefixes, blocks)
+        tries.append((prefixes.saw(SYDNEY, MODEL, blocks, 0), belief, blocks))
+    for number in order:
+        prefixes.failed(*tries[number])
+    assert tokens_of(prefixes, [1, 2, 3, 4]) == {SYDNEY: 2 * BLOCK_TOKENS}
+    assert tokens_of(prefixes, [1, 2]) == {SYDNEY: 2 * BLOCK_TOKENS}
+
+
+def test_a_try_that_failed_leaves_what_another_took_there_meanwhile() -> None:
+    prefixes = Prefixes()
+    prefixes.saw(SYDNEY, MODEL, [1], 0)
+    belief = expected(prefixes, [1, 2])
+    seen = prefixes.saw(SYDNEY, MODEL, [1, 2], 0)
+    prefixes.saw(SYDNEY, MODEL, [1, 2, 3], 0)
+    prefixes.failed(seen, belief, [1, 2])
+    assert tokens_of(prefixes, [1, 2, 3]) == {SYDNEY: 3 * BLOCK_TOKENS}
+
+
+def test_the_place_of_another_replica_is_not_given_twice() -> None:
+    prefixes = Prefixes()
+    prefixes.saw(SYDNEY, MODEL, [1, 2], 0, replica=ONE, generation=1)
+    belief = expected(prefixes, [1, 2])
+    seen = prefixes.saw(SYDNEY, MODEL, [1, 2], 0, replica=TWO, generation=1)
+    prefixes.failed(seen, belief, [1, 2])
+    assert by_replica(prefixes, [1, 2]) == {ONE: 2 * BLOCK_TOKENS}
+
+
 # -- what engines report ---------------------------------------------------------------------------
 
 

@@ -102,10 +102,13 @@ class Affinity:
             generation=UNKNOWN if replica is None else replica.generation,
         )
 
-    def failed(self) -> None:
+    def failed(self, context: "Context") -> None:
         """The try came to nothing: nobody has computed anything of it."""
-        if self.sighting is not None:
-            self.sighting.gone = True
+        seen, belief = self.sighting, self.belief
+        if seen is not None:
+            if seen.replica is not None and self.cached is not None:
+                belief = self.cached.get(seen.replica)
+            context.prefixes.failed(seen, belief, self.blocks)
 
     def ended(self, context: "Context", tokens: Tokens, replica: ReplicaId | None) -> None:
         """The request is over; the engine's own counts say what it had cached. Estimates are ours,

@@ -380,7 +380,7 @@ class Tries(Waiter):
         context, target = self.context, attempt.target
         now_ns = context.clock.monotonic_ns()
         if self.affinity is not None:
-            self.affinity.failed()
+            self.affinity.failed(self.context)
         if target.replica is not None and unreachable:
             context.view.replicas.lost(
                 target.replica, now_ns, context.rng, organisation=self.key.org_id, why=why,
@@ -412,7 +412,7 @@ class Tries(Waiter):
         """The destination refused with a typed reason: try another allowed site."""
         now_ns = self.context.clock.monotonic_ns()
         if self.affinity is not None:
-            self.affinity.failed()
+            self.affinity.failed(self.context)
         self.release(attempt, None, now_ns)
         saturated, site = None, attempt.target.site
         if rule in QUEUE_REASONS:

@@ -74,9 +74,12 @@ class Trust:
 
 class Sighting:
     """One prompt that went to one place. `replica` and `generation` as far as they are known;
-    `computed_tokens` is what its cache had computed with it; `gone`: it is not there (any more)."""
+    `computed_tokens` is what its cache had computed with it; `gone`: it is not there (any more),
+    and what was believed of its place before it is so `instead`, if anything was."""
 
-    __slots__ = ("at_ns", "cache", "computed_tokens", "generation", "gone", "replica", "trust")
+    __slots__ = (
+        "at_ns", "cache", "computed_tokens", "generation", "gone", "instead", "replica", "trust",
+    )
 
     def __init__(
         self, cache: Cache, trust: Trust, replica: ReplicaId | None, generation: int, at_ns: int,
@@ -89,16 +92,21 @@ class Sighting:
         self.at_ns = at_ns
         self.computed_tokens = computed_tokens
         self.gone = False
+        self.instead: Belief | None = None
 
 
 class Belief:
     """Leading tokens of a prompt that one place is expected to have: `tokens`, and what they were
-    without the doubt that reports have taught. `saved_ms` is what they are worth there."""
+    without the doubt that reports have taught, of the `seen_tokens` that went there. `saved_ms` is
+    what they are worth there."""
 
-    __slots__ = ("saved_ms", "sighting", "tokens", "undoubted_tokens")
+    __slots__ = ("saved_ms", "seen_tokens", "sighting", "tokens", "undoubted_tokens")
 
-    def __init__(self, sighting: Sighting, tokens: float, undoubted_tokens: float) -> None:
+    def __init__(
+        self, sighting: Sighting, seen_tokens: int, tokens: float, undoubted_tokens: float
+    ) -> None:
         self.sighting = sighting
+        self.seen_tokens = seen_tokens
         self.tokens = tokens
         self.undoubted_tokens = undoubted_tokens
         self.saved_ms = 0.0
@@ -230,6 +238,27 @@ class Prefixes:
             young[block] = after
         return seen
 
+    def failed(self, seen: Sighting, belief: Belief | None, blocks: Sequence[int]) -> None:
+        """Nothing of the prompt of `seen` was computed, so what its place has of it is what it had
+        before. `belief` is what was expected of the place then; None: nothing."""
+        seen.gone = True
+        while belief is not None and belief.sighting.gone:
+            belief = belief.sighting.instead  # of one that was on its way as well, and failed
+        seen.instead = belief
+        if belief is None:
+            return
+        earlier, before, after = belief.sighting, _NOWHERE, _NOWHERE
+        self._asked = ()
+        for block, tokens in zip(blocks, _TOKENS, strict=False):
+            half = self._young if block in self._young else self._old
+            known = half.get(block, _NOWHERE)
+            if tokens > belief.seen_tokens:
+                break
+            if seen in known and earlier not in known:
+                if known is not before:  # successive blocks share their places
+                    before, after = known, _in_place_of(seen, earlier, known)
+                half[block] = after
+
     def answered(
         self, seen: Sighting, belief: Belief | None, reported_tokens: float,
         replica: ReplicaId | None,
@@ -313,7 +342,7 @@ def _belief(seen: Sighting, tokens: int, now_ns: int) -> Belief | None:
     undoubted = tokens * still_there(seen, now_ns)
     if undoubted <= 0:
         return None
-    return Belief(seen, undoubted * seen.trust.share, undoubted)
+    return Belief(seen, tokens, undoubted * seen.trust.share, undoubted)
 
 
 def _beside(seen: Sighting, known: tuple[Sighting, ...]) -> tuple[Sighting, ...]:
@@ -326,6 +355,12 @@ def _beside(seen: Sighting, known: tuple[Sighting, ...]) -> tuple[Sighting, ...]
         if not replaced and not each.gone and len(places) < MOST_PLACES:
             places.append(each)
     return tuple(places)
+
+
+def _in_place_of(
+    seen: Sighting, earlier: Sighting, known: tuple[Sighting, ...]
+) -> tuple[Sighting, ...]:
+    return tuple([earlier if each is seen else each for each in known])
 
 
 def _hear(

@@ -103,7 +103,7 @@ class Ours:
         gateway, now_ns = sent.gateway, int(now_s * 1e9)
         self._give_back(sent)
         if sent.seen is not None:
-            sent.seen.gone = True
+            gateway.prefixes.failed(sent.seen, sent.belief, sent.blocks)
         site = self.site_names[flight.tried[-1]]
         if lost and site != gateway.name:
             gateway.loads.lost(site, now_ns)
