@@ -10,7 +10,7 @@ from isochrone.core.ids import PolicyId, SiteName
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.residency.rule import Admitted, admits
 from isochrone.core.rng import stream
-from isochrone.core.routing.choice import Refused
+from isochrone.core.routing.choice import Refused, Rule
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import BLOCK_TOKENS, Prefixes
 from isochrone.core.routing.sessions import HOLD_NS, MOST_LIMIT_MS, Sessions
@@ -74,10 +74,12 @@ class SessionsMachine(RuleBasedStateMachine):
     @rule(
         session=st.integers(0, 9), policy=st.sampled_from(sorted(POLICIES)),
         narrowed=st.sampled_from([NOTHING, NOTHING, ("FR", "NO")]), blocks=st.integers(0, 12),
-        tried=st.sampled_from([[], [], [], ["sydney"], ["bonn", "lyon"]]),
+        tried=st.sampled_from([[], [], [], ["sydney"], ["bonn", "lyon"], ["oslo"]]),
+        by=st.sampled_from(["unreachable", "saturated"]),
     )
     def ask(
-        self, session: int, policy: str, narrowed: tuple[str, ...], blocks: int, tried: list[str]
+        self, session: int, policy: str, narrowed: tuple[str, ...], blocks: int, tried: list[str],
+        by: Rule,
     ) -> None:
         session = session * 10 + sorted(POLICIES).index(policy)  # each policy has its own homes
         home = self.sessions.home(session, self.now_ns)
@@ -86,7 +88,7 @@ class SessionsMachine(RuleBasedStateMachine):
             self.table, self.loads, policy_id=policy, blocks=prompt, prefixes=self.prefixes,
             prompt_tokens=max(blocks * BLOCK_TOKENS, 20), now_ns=self.now_ns, rng=self.rng,
             home=home, narrowing=None if narrowed == NOTHING else Narrowing(residency=narrowed),
-            tried=[Refused(site=SiteName(each), rule="unreachable", detail="") for each in tried],
+            tried=[Refused(site=SiteName(each), rule=by, detail="") for each in tried],
         )
         if choice.site is None:
             return

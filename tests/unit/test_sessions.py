@@ -7,6 +7,7 @@ import pytest
 from isochrone.core.ids import SiteName
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.routing.bond import HomeVerdict
+from isochrone.core.routing.choice import Refused, Rule
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import BLOCK_TOKENS, Prefixes
@@ -65,6 +66,22 @@ def test_the_verdict(home_ms: float, moved_s_ago: int, verdict: HomeVerdict) -> 
     home = Home(SYDNEY, now_ns - moved_s_ago * SECOND_NS, now_ns)
     limit = limit_ms(3, 400, is_held=home.is_held(now_ns))
     assert judge(home, home_ms, 100, limit, now_ns) == verdict
+
+
+@pytest.mark.parametrize(
+    ("moved_s_ago", "used_s_ago", "verdict"),
+    [(1000, 10, "moved"), (30, 10, "moved"), (29, 10, "overflow"), (1, 0, "overflow"),
+     (0, 0, "gone"), (2, 2, "gone")],
+)
+def test_a_queue_that_sends_a_request_back_is_cost(
+    moved_s_ago: int, used_s_ago: int, verdict: HomeVerdict
+) -> None:
+    now_ns = 5_000 * SECOND_NS
+    moved_ns, used_ns = now_ns - moved_s_ago * SECOND_NS, now_ns - used_s_ago * SECOND_NS
+    home = Home(SYDNEY, moved_ns, used_ns)
+    limit = limit_ms(3, 400, is_held=home.is_held(now_ns))
+    assert judge(home, INF, 100, limit, now_ns, is_full=True) == verdict
+    assert judge(home, INF, 100, limit, now_ns) == "gone"
 
 
 # -- the memory ------------------------------------------------------------------------------------
@@ -195,6 +212,53 @@ def test_a_home_outside_what_is_allowed_is_never_used() -> None:
     narrowed = chosen(loads_of(), at_home(OSLO), prefixes, narrowing=Narrowing(residency=("FR",)))
     assert narrowed[:2] == ("paris", "gone")
     assert chosen(loads_of(), at_home(SiteName("atlantis")))[1] == "gone"
+
+
+def sent_back(site: SiteName, rule: Rule = "saturated") -> Refused:
+    return Refused(site=site, rule=rule, detail="busy, 1 s")
+
+
+def test_a_home_that_is_too_busy_has_not_failed() -> None:
+    now_ns = HOLD_NS - 1
+    held, calm = Home(OSLO, 0, 1), at_home(OSLO)
+    loads = loads_of(now_ns=now_ns)
+
+    def verdict(home: Home, *tried: Refused, **changes: str) -> str:
+        return chosen(loads, home, now_ns=now_ns, tried=tried, **changes)[1]
+
+    assert verdict(held, sent_back(OSLO)) == "overflow"
+    assert verdict(calm, sent_back(OSLO)) == "moved"
+    assert verdict(held, sent_back(PARIS)) == "kept"
+    assert verdict(held, sent_back(OSLO, "unreachable")) == "gone"
+    assert verdict(held, sent_back(OSLO), sent_back(OSLO, "no_ready_replica")) == "gone"
+    assert verdict(held, sent_back(OSLO), policy_id="fr") == "gone", "it is not allowed any more"
+
+
+def test_sites_that_are_busy_in_turns_do_not_send_a_session_to_and_fro() -> None:
+    """As the gateway does: who waits too long where it is sent is sent back, and goes on."""
+    prefixes, sessions, table, moves = Prefixes(), Sessions(), a_table(world()), []
+    for turn in range(12):
+        now_ns = (1 + 2 * turn) * SECOND_NS
+        busy = {"sydney": 700} if turn % 2 else {"oslo": 700}
+        loads, tried = loads_of(busy, now_ns), list[Refused]()
+        while True:
+            home = sessions.home(7, now_ns)
+            choice = a_choice(
+                table, loads, prompt_tokens=100, prefixes=prefixes, home=home, tried=tried,
+                now_ns=now_ns, target_ms=0.0,
+            )
+            site = choice.site
+            assert site is not None
+            sessions.went(7, site, "new" if home is None else choice.verdict, now_ns)
+            if len(tried) == 2 or busy.get(site, 0) == 0:
+                break
+            tried.append(sent_back(site))
+            now_ns += 40_000_000
+        now = sessions.home(7, now_ns)
+        assert now is not None
+        if not moves or moves[-1] != now.site:
+            moves.append(now.site)
+    assert moves == ["sydney", "oslo"]
 
 
 def test_nobody_is_chosen_where_nobody_can() -> None:

@@ -10,9 +10,10 @@ HomeVerdict = Literal[
     "none",      # the request is of no session
     "new",       # its session has no home yet: where this request goes
     "kept",      # the home costs little enough to stay
-    "moved",     # the home costs too much: its session moves to where this request goes
+    "moved",     # the home costs too much, or sent this request back because much waits there:
+                 # its session moves to where this request goes
     "gone",      # the home cannot take the request: its session moves, too
-    "overflow",  # the home costs far too much, and its session has moved lately: this request only
+    "overflow",  # as `moved`, but its session has moved lately: this request only
 ]
 
 

@@ -84,7 +84,7 @@ def choose(
         return _nobody(choice)
     index = _best(choice, part, costs, target_ms, class_, rng)
     if home is not None:
-        index = _at_home(choice, part, home, index, beliefs, now_ns)
+        index = _at_home(choice, part, home, index, beliefs, tried, now_ns)
     if held is not None:
         _take_after_all(choice, part, index, held)
     _settle(choice, part, index, prompt_tokens, now_ns)
@@ -235,7 +235,7 @@ def _tie_ms(cheapest_ms: float) -> float:
 
 def _at_home(
     choice: Choice, part: Part, home: Home, other: int, beliefs: dict[SiteName, Belief] | None,
-    now_ns: int,
+    tried: Sequence[Refused], now_ns: int,
 ) -> int:
     """The index of the session's home while the request goes there, else `other`, where it would
     go without one."""
@@ -244,13 +244,19 @@ def _at_home(
     belief = None if beliefs is None else beliefs.get(home.site)
     saved_ms = 0.0 if belief is None else belief.saved_ms
     choice.limit_ms = limit_ms(_tie_ms(other_ms), saved_ms, is_held=home.is_held(now_ns))
-    home_ms = float("inf") if index < 0 else costs.item(index)
-    choice.verdict = judge(home, home_ms, other_ms, choice.limit_ms, now_ns)
+    home_ms = inf if index < 0 else costs.item(index)
+    is_full = bool(tried) and index >= 0 and _is_full(home.site, tried)
+    choice.verdict = judge(home, home_ms, other_ms, choice.limit_ms, now_ns, is_full=is_full)
     if choice.verdict != "kept":
         return other
     if index != other:
         choice.because, choice.pushed = "home", False
     return index
+
+
+def _is_full(site: SiteName, tried: Sequence[Refused]) -> bool:
+    """Whether all that keeps the request from the site is that its queue sent it back."""
+    return {each.rule for each in tried if each.site == site} == {"saturated"}
 
 
 def _believe(choice: Choice, beliefs: dict[SiteName, Belief] | None) -> None:

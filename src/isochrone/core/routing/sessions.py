@@ -30,6 +30,11 @@ class Home:
         """Whether it moved here too lately to move on by cost."""
         return now_ns - self.moved_ns < HOLD_NS
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether any request has come after the one that moved it here."""
+        return self.used_ns > self.moved_ns
+
 
 class Sessions:
     """Session -> home; at most `most` are kept, in two halves like blocks of prompts.
@@ -75,14 +80,18 @@ def limit_ms(tie_ms: float, saved_ms: float, *, is_held: bool) -> float:
 
 
 def judge(
-    home: Home, home_ms: float, other_ms: float, limit: float, now_ns: int
+    home: Home, home_ms: float, other_ms: float, limit: float, now_ns: int, *,
+    is_full: bool = False,
 ) -> HomeVerdict:
     """Whether a request goes to its session's home, by its cost there and where it would go without
-    one, in milliseconds. `home_ms` is infinite where the home cannot take it.
+    one, in milliseconds. `home_ms` is infinite where the home cannot take it; `is_full`: because
+    its queue has just sent this request back.
 
-    A home that was moved to lately is left by cost for single requests only.
+    A home that was moved to lately is left by cost for single requests only, and a queue is cost:
+    else two sites that are busy in turns would send a session to and fro. But who is sent back by
+    the site that this very request has moved it to has left nothing there.
     """
-    if home_ms == float("inf"):
+    if home_ms == float("inf") and not (is_full and home.is_settled):
         return "gone"
     if home_ms - other_ms <= limit:
         return "kept"

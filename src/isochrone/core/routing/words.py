@@ -46,10 +46,10 @@ HOMES: Final[Mapping[HomeVerdict, str]] = {
     "none": "",
     "new": "it has no home yet, and is at home there from now on",
     "kept": "stays at its home, which may be {limit:.0f} ms dearer than another site",
-    "moved": "leaves its home {home}, which was more than {limit:.0f} ms dearer",
+    "moved": "leaves its home {home}, which was more than {limit:.0f} ms dearer, or too busy",
     "gone": "leaves its home {home}, which could not take the request",
-    "overflow": "its home {home} was far dearer, and it moved there a moment ago: this request "
-    "alone goes elsewhere",
+    "overflow": "its home {home} was far dearer, or too busy, and it moved there a moment ago: "
+    "this request alone goes elsewhere",
 }
 
 
