@@ -170,15 +170,15 @@ def _best(
                 return index
     else:
         luck = (luck - EXPLORED) / (1.0 - EXPLORED)
-    if soon_ms and own >= 0:
-        own_ms = costs.item(own)
-        if own_ms <= (soon_ms * BACK_SHARE if board.spilled else soon_ms):
-            board.spilled = False
-            choice.because, choice.pushed = "local", False
-            return own
-        board.spilled = True
+    own_ms = costs.item(own) if soon_ms and own >= 0 else inf
+    if own_ms <= (soon_ms * BACK_SHARE if board.spilled else soon_ms):
+        board.spilled = False
+        choice.because, choice.pushed = "local", False
+        return own
     index = int(costs.argmin())
     cheapest_ms = costs.item(index)
+    if own_ms < inf and cheapest_ms <= soon_ms:  # else it says nothing of the own site's queue
+        board.spilled = True
     near_ms = cheapest_ms + _tie_ms(cheapest_ms)
     nearest = part.nearest(luck)
     nearest_ms = costs.item(nearest)
