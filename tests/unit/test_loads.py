@@ -71,6 +71,32 @@ def test_a_restarted_agent_starts_a_new_epoch_and_its_last_one_is_over() -> None
     assert ahead(loads).requests == 1
 
 
+def test_a_late_word_of_an_agent_long_gone_does_not_shut_out_who_lives() -> None:
+    loads = Loads()
+    for at_ns, epoch in enumerate((7, 8, 9, 10)):
+        assert loads.heard(a_digest(SITE, epoch=epoch, sequence=1), at_ns)
+    for epoch in (7, 8, 9):
+        assert not loads.heard(a_digest(SITE, a_load(running=1), epoch=epoch, sequence=2), 10)
+    assert loads.heard(a_digest(SITE, epoch=10, sequence=2), 11)
+    for epoch in range(11, 40):
+        loads.heard(a_digest(SITE, epoch=epoch, sequence=1), 12)
+    load = loads.of(SITE)
+    assert load is not None
+    assert len(load.left_epochs) == 4, "what is remembered is bounded"
+
+
+def test_an_agent_that_outlives_its_successor_is_heard_again_when_that_is_silent() -> None:
+    loads = Loads(stale_after_ms=5000.0)
+    loads.heard(a_digest(SITE, epoch=7, sequence=1), 0)
+    loads.heard(a_digest(SITE, epoch=8, sequence=1), 0)
+    taken = [
+        loads.heard(a_digest(SITE, epoch=7, sequence=1 + second), second * SECOND_NS)
+        for second in range(1, 9)
+    ]
+    assert taken == [False] * 5 + [True] * 3
+    assert not loads.heard(a_digest(SITE, epoch=8, sequence=2), 9 * SECOND_NS)
+
+
 def test_own_dispatches_count_until_they_finish() -> None:
     loads = Loads()
     loads.heard(a_digest(SITE), 0)

@@ -25,6 +25,8 @@ FASTEST_TOK_S = 1e9
 
 RENEWED_NS: Final = 500_000_000  # digests nearer than this end no interval
 
+MOST_LEFT: Final = 4  # epochs of a site that are remembered as left
+
 EVERY_SITE: Final = -1  # no site has this number
 NEVER_NS: Final = 1 << 63
 
@@ -76,13 +78,14 @@ NO_DISPATCHES: Final[set["Dispatch"]] = set()  # shared by all who have none: ne
 @dataclass(slots=True, eq=False)
 class SiteLoad:
     """What is known of one site. `number`: in the order in which sites were met. `listed` are its
-    `models`, as a list. `dispatches` are those that no digest has counted yet."""
+    `models`, as a list. `dispatches` are those that no digest has counted yet. `left_epochs`: of
+    agents that others have followed, the latest last; their late words are not the site's."""
 
     site: SiteName
     number: int = 0
     heard_ns: int = 0
     epoch: int | None = None
-    left_epoch: int | None = None
+    left_epochs: tuple[int | None, ...] = ()
     sequence: int = -1
     models: dict[ModelName, ModelLoad] = field(default_factory=dict)
     listed: list[ModelLoad] = field(default_factory=list)
@@ -275,10 +278,11 @@ class Loads:
         if report.epoch == load.epoch:
             if report.sequence <= load.sequence:
                 return False
-        elif report.epoch == load.left_epoch:
-            return False
+        elif report.epoch in load.left_epochs and not self.is_stale(load, now_ns):
+            return False  # once who followed is silent, who was left lives after all
         else:
-            load.left_epoch, load.epoch = load.epoch, report.epoch
+            load.left_epochs = (*load.left_epochs, load.epoch)[-MOST_LEFT:]
+            load.epoch = report.epoch
         was_away = load.sequence >= 0 and self.is_stale(load, now_ns)
         load.sequence = report.sequence
         load.heard_ns = now_ns
