@@ -99,8 +99,13 @@ class Keeper:
     def take_over(self, before: "Keeper") -> None:
         """Other sites came or went, and this one stays a custodian: it goes on with what it knows,
         following nobody in particular."""
+        alone = len(self.custodians) == 1
         self._is_new = False
-        self._remembers_ns = before._remembers_ns
+        self.leads = alone and before.leads
+        if not alone or before.leads or len(before.custodians) == 1:
+            self._remembers_ns = before._remembers_ns
+        # else another decided, and may have granted what this one was never told: it waits as one
+        # that starts anew, until that is over and everybody has said anew what they use
         self._promised = max(before._promised, 1)
         self._epoch, self._version = before._epoch, before._version
         self._tally = before._tally
@@ -218,10 +223,12 @@ class Keeper:
     def _decides(self, now_ns: int) -> bool:
         """Whether it decides. The home does, as long as nobody ever stood; where it started anew,
         somebody may have."""
-        if self.leads or self._promised or self.custodians[0] != self._site:
+        if self.leads or self.custodians[0] != self._site:
             return self.leads
-        alone = len(self.custodians) == 1
-        self.leads = self._is_new or (alone and self._remembers(now_ns))
+        if len(self.custodians) == 1:  # nobody else can, whatever was promised to those who left
+            self.leads = self._is_new or self._remembers(now_ns)
+        elif not self._promised:
+            self.leads = self._is_new
         return self.leads
 
     def _stand(self, now_ns: int) -> list[LimitLetter]:
