@@ -1,5 +1,7 @@
 """Who decides about a limit, and when a grant is sent: message by message."""
 
+import pytest
+
 from isochrone.core.ids import LimitId, SiteName
 from isochrone.core.limits.keeper import Keeper
 from isochrone.core.limits.messages import (
@@ -14,6 +16,7 @@ from isochrone.core.limits.messages import (
 )
 from isochrone.core.limits.part import Part
 from isochrone.core.limits.terms import AMNESIA_NS, TERM_NS, most_headroom
+from isochrone.core.world.limit import LimitKind
 from tests.fixtures.limited_fleet import SECOND_NS, WALL, a_limit
 
 HOME, NEXT, LAST = map(SiteName, ("home", "next", "last"))
@@ -137,6 +140,23 @@ def test_a_grant_of_less_than_is_used_already_is_not_taken() -> None:
     assert part.heard == 1, "so the home goes on counting the first"
     assert part.fits(1, now_ns)
     assert not part.fits(2, now_ns)
+
+
+@pytest.mark.parametrize("kind", ["requests_per_min", "tokens_per_min"])
+def test_what_came_later_counts_though_an_earlier_time_is_looked_at(kind: LimitKind) -> None:
+    part = Part(a_limit(kind, 100), 0)
+    part.take(3, 60 * SECOND_NS)
+    part.settle(3, 3, WALL, 60 * SECOND_NS)
+    part.take(4, 71 * SECOND_NS)
+    part.settle(4, 4, WALL, 71 * SECOND_NS)
+
+    assert part.used(63 * SECOND_NS) == 7
+    part.take(2, 63 * SECOND_NS)
+    part.settle(2, 2, WALL, 63 * SECOND_NS)
+
+    assert part.used(72 * SECOND_NS) == 9
+    assert part.used(124 * SECOND_NS) == 6, "and what came late is not forgotten sooner"
+    assert part.used(131 * SECOND_NS) == 0
 
 
 def test_nobody_is_granted_more_than_needed_while_somebody_lacks_something() -> None:

@@ -325,6 +325,10 @@ class ClientConnection:
         if not incoming.complete:
             return False
         self._answering = True
+        if incoming.ended_ns != self._quiet_ns:
+            # It waited behind another answer since it was read: its time to be served, and its
+            # place in the minute of a limit, begin now.
+            incoming.ended_ns = self._server.clock.monotonic_ns()
         self._handler.serve()
         return True
 

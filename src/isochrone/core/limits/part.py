@@ -271,10 +271,12 @@ class Part:
         bucket = now_ns // BUCKET_NS
         if bucket != self._bucket:
             self._turn_ring(bucket)
-        self._ring[bucket % BUCKETS] += amount
+        self._ring[self._bucket % BUCKETS] += amount
         self._total += amount
 
     def _turn_ring(self, bucket: int) -> None:
+        if bucket < self._bucket:
+            return  # a time that is past counts as now: going back would forget what came since
         passed = min(bucket - self._bucket, BUCKETS)
         for each in range(bucket - passed + 1, bucket + 1):
             self._total -= self._ring[each % BUCKETS]
