@@ -72,3 +72,26 @@ def test_requests_sent_ahead_count_by_when_they_are_served(alone: bool) -> None:
         assert statuses.count(429) == 12
 
     run(main)
+
+
+def test_a_gateway_that_starts_has_its_limits_before_its_first_request() -> None:
+    """It has forgotten what it granted, so for now there is only the bootstrap: none of five."""
+    async def main(cloud: GatewayCloud) -> None:
+        site = await cloud.add_site("frankfurt", "DE")
+        await cloud.key("secret")
+        await cloud.ready()
+        await publish_limit(cloud, "concurrent", 5, age_s=1_000_000)
+        await until(lambda: site.running.context.shared_limits.is_on)
+        site.stop.set()
+        assert site.task is not None
+        await asyncio.wait([site.task])
+        await cloud.start_gateway("frankfurt")
+        assert site.running.context.shared_limits.is_on
+        client = await Client.open(site)
+        client.send(REQUEST)
+        answer = await client.answer()
+        assert answer.status == 503
+        assert answer.headers["x-isochrone-reason"] == "limit_unreachable"
+        client.close()
+
+    run(main)

@@ -196,6 +196,8 @@ class Gateway:
                 if self.metrics is not None:
                     await self.metrics.open(self._ports.network)
                     log.info("metrics_listening", site=context.site, port=self.metrics.port)
+                # The first request finds the limits of the view; the loop above still sleeps.
+                context.shared_limits.sweep(self._ports.clock.monotonic_ns())
                 listener = await self._ports.network.listen(
                     self.server.accept, settings.host, settings.port, tls=self._ports.certificate
                 )
@@ -238,6 +240,7 @@ class Gateway:
                 await asyncio.sleep(RETRY_S)
             else:
                 log.info("view_synced", site=self.context.site)
+                self.context.shared_limits.sweep(self._ports.clock.monotonic_ns())
                 self._viewing.set()
                 return
 
