@@ -107,9 +107,13 @@ class Part:
             self._count(used, now_ns)
         elif kind == "budget":
             hour = at - at % HOUR_NS
+            # No sum has what ends after it, though it came before: it counts from the mark on.
+            if hour < self.asks_since:
+                hour = self.asks_since
+            if hour < self._sum_since:
+                hour = self._sum_since
             self._hours[hour] = self._hours.get(hour, 0) + used
-            if hour >= self._sum_since:
-                self._sum += used
+            self._sum += used
 
     def used(self, now_ns: int) -> int:
         """What counts: of the last minute, or since the mark."""
