@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from isochrone.core.admission.limits import bucket_of, forgotten_in_s
 from isochrone.core.ids import KeyId, OrgId, SiteName
-from isochrone.core.limits.admit import Claim
+from isochrone.core.limits.admit import Claim, Verdict
 from isochrone.core.limits.fleet_limits import FleetLimits
 from isochrone.core.limits.messages import LimitLetter, Message
 from isochrone.core.limits.part import Part
@@ -39,6 +39,7 @@ _WHAT: Final[dict[str, str]] = {
     "concurrent": "requests at a time",
 }
 _SECOND_NS: Final = 1_000_000_000
+_MOST_LIMITS: Final = 12  # of one request: four kinds at three levels
 
 
 class LimitedKey:
@@ -90,6 +91,8 @@ class SharedLimits:
         self._keys: dict[KeyId, LimitedKey | None] = {}
         self._priced: dict[OrgId, dict[int, PricedCard]] = {}
         self._waiting: dict[Exchange, SharedClaim] = {}
+        self._is_deciding = False
+        self._is_answered = False  # while it decided
         self._reset_second = -1
         self._reset = ""
         self.refusals: dict[tuple[str, str, str], int] = {}
@@ -131,12 +134,8 @@ class SharedLimits:
         verdict = claim.decide(now_ns)
         if verdict == "admitted":
             return None
-        if verdict == "refused":
-            return self._refusal(claim, now_ns)
-        for part in parts:
-            if not part.is_asking():
-                self.send(self.fleet.ask_now(part, now_ns))
-        verdict = claim.decide(now_ns)  # where this gateway is the home, it has answered
+        if verdict == "waits":
+            verdict = self._ask_in_turn(claim, now_ns)
         if verdict == "refused":
             return self._refusal(claim, now_ns)
         if verdict == "waits":
@@ -207,18 +206,54 @@ class SharedLimits:
         self._priced.clear()
 
     def _decide_waiting(self, now_ns: int) -> None:
+        """Decide about all that wait, and ask for what they lack next. Where this gateway is the
+        home it answers while it is asked: then once more, for each limit in a row at most."""
+        if self._is_deciding:
+            self._is_answered = True
+            return
+        self._is_deciding = True
+        try:
+            for _ in range(_MOST_LIMITS):
+                self._is_answered = False
+                for part in self._decide_each(now_ns):
+                    self.send(self.fleet.ask_now(part, now_ns))
+                if not self._is_answered:
+                    break
+        finally:
+            self._is_deciding = False
+
+    def _decide_each(self, now_ns: int) -> dict[Part, None]:
+        """The limits to ask for, where requests wait for another one from now on."""
+        to_ask: dict[Part, None] = {}
         for exchange, mine in list(self._waiting.items()):
             if not mine.waits:
                 continue
-            verdict = mine.claim.decide(now_ns)
+            claim = mine.claim
+            before, verdict = claim.lacking, claim.decide(now_ns)
             if verdict == "waits":
+                if claim.lacking is not before:
+                    to_ask.update(dict.fromkeys(claim.to_ask(now_ns)))
                 continue
             mine.waits = False
             self._waiting.pop(exchange, None)
-            refusal = None if verdict == "admitted" else self._refusal(mine.claim, now_ns)
+            refusal = None if verdict == "admitted" else self._refusal(claim, now_ns)
             exchange.limits_decided(refusal, now_ns)
+        return to_ask
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _ask_in_turn(self, claim: Claim, now_ns: int) -> Verdict:
+        """Ask for the limit that a request waits for. Where this gateway is the home it has
+        answered then, and the next limit may be the one that lacks."""
+        verdict: Verdict = "waits"
+        for _ in claim.parts:
+            lacking = claim.lacking
+            for part in claim.to_ask(now_ns):
+                self.send(self.fleet.ask_now(part, now_ns))
+            verdict = claim.decide(now_ns)
+            if verdict != "waits" or claim.lacking is lacking:
+                break
+        return verdict
 
     def _limited(self, key: ApiKey) -> LimitedKey | None:
         wall_ns = self._clock.wall_ns()

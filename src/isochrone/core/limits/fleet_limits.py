@@ -74,7 +74,8 @@ class FleetLimits:
         if known != self._limits or before != ranked:
             self.version += 1
             self._by_subject = {}
-            for limit in self._limits.values():
+            # In this order requests wait for their limits: it is the same at all gateways.
+            for limit in sorted(self._limits.values(), key=lambda each: each.id):
                 subject = (limit.org_id, limit.project_id, limit.key_id)
                 self._by_subject.setdefault(subject, []).append(limit.id)
 
