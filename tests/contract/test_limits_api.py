@@ -169,6 +169,51 @@ def test_budgets_know_what_was_booked_before_the_hour(api: Api) -> None:  # noqa
     assert booked(of_key)[1] == 0, "another day"
 
 
+def test_gateways_are_never_told_that_a_budget_that_was_used_is_unspent(
+    api: Api,  # noqa: F811
+) -> None:
+    """A budget that was set again, or that is new, was free until the next sum."""
+    api.make("prices", SHEET)
+    registry, hour = api.context.registry, hour_of(api.context.now() - 300_000_000_000)
+    begin = month_of(hour).begin
+    use(api, 1, max(hour - HOUR_NS, begin), output=5_000_000)
+    is_used = hour > begin  # not in the first hour of a month
+
+    def told(**body: object) -> int | None:
+        made = put(api, kind="budget", **body)
+        (of_all,) = registry.estate.snapshot(now=api.context.now()).limits
+        (limit,) = [each for each in of_all.limits if each.id == made["id"]]
+        return limit.spent_pico if limit.spent_before >= hour else None
+
+    spent = 3 * PICO if is_used else None
+    assert told(amount="10", period="month", **PROJECT) == spent, "it is new"
+    assert follow(api, api.context.now()) == 1, "its lease is still to be opened"
+    assert follow(api, api.context.now()) == 0
+    assert told(amount="11", period="month", **PROJECT) == (spent or 0), "it is set again"
+
+    is_of_day = hour - HOUR_NS >= day_of(hour)
+    assert told(amount="11", period="day", **PROJECT) == (spent if is_of_day else None)
+    follow(api, api.context.now())
+    assert told(amount="12", period="month", **PROJECT) == spent
+
+
+def test_who_sets_a_budget_of_its_own_project_has_it_summed_too(api: Api) -> None:  # noqa: F811
+    api.make("prices", SHEET)
+    owner, now = api.tenant("acme"), api.context.now()
+    project = api.make("projects", {"name": "p"}, key=owner)
+    event = replace(
+        a_usage_event(uuid7(now, 1)), received_at=month_of(now - 300_000_000_000).begin,
+        org_id=OrgId(project["org_id"]), project_id=ProjectId(project["id"]),
+        tokens=Tokens(input_uncached=0, output=5_000_000, source="engine"),
+    )
+    api.context.book.book_usage([event], now=now)
+    body = {"kind": "budget", "amount": "10", "project_id": project["id"]}
+    for _ in range(2):
+        status, made = api.call("PUT", "limits", body, key=owner)
+        is_used = hour_of(now - 300_000_000_000) > event.received_at
+        assert (status, made["spent"]) == (200, "3.00" if is_used else None)
+
+
 def test_a_budget_of_a_project_is_leased_in_the_ledger(api: Api) -> None:  # noqa: F811
     api.make("prices", SHEET)
     registry, day = api.context.registry, day_of(api.context.now())

@@ -7,6 +7,7 @@ Several copies may do it at once: sums are the same, and a lease is opened and s
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -23,9 +24,24 @@ from isochrone.ports.ledger import Ledger
 from isochrone.ports.limits import DueBudget, Limits
 
 INTERVAL_S = 5.0
+WAIT_S = 300.0  # how long after its end an hour is summed
 _NS_PER_S = 1_000_000_000
 
 log = structlog.get_logger()
+
+
+def with_spent(limits: Limits, limit: Limit, now: int) -> Limit:
+    """A budget that is to be set, with what was spent already: until it is summed for the first
+    time gateways would take it for unspent."""
+    assert limit.period is not None, "a budget has a period"
+    before = hour_of(now - int(WAIT_S * _NS_PER_S))
+    try:
+        spent = limits.spent(limit, since=period_begin(limit.period, before), before=before)
+    except TooMuchMoney as error:
+        # A limit without its sum is better than none.
+        log.error("budget_not_summed", limit_id=limit.id, reason=error.message)
+        return limit
+    return replace(limit, spent_before=before, spent_pico=spent) if spent > 0 else limit
 
 
 class Limiting:
@@ -34,7 +50,7 @@ class Limiting:
 
     def __init__(
         self, limits: Limits, ledger: Ledger, *, clock: Clock, offload: Offload,
-        changed: Callable[[], None], wait_s: float = 300.0,
+        changed: Callable[[], None], wait_s: float = WAIT_S,
     ) -> None:
         self._limits = limits
         self._ledger = ledger

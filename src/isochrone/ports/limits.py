@@ -32,8 +32,9 @@ class Limits(Protocol):
 
     def set_limit(self, scope: Scope, limit: Limit) -> Limit:
         """Add it, or change the one of its kind that its organisation, project or key has, which
-        keeps its id and the instant of its making. Raises NotFound where what it is for does not
-        exist in the scope."""
+        keeps its id and the instant of its making. What it says that a budget has spent is told to
+        gateways with it, unless a later sum of the same period is there. Raises NotFound where
+        what it is for does not exist in the scope."""
         ...
 
     def remove(self, scope: Scope, limit_id: LimitId) -> Limit:
@@ -41,7 +42,8 @@ class Limits(Protocol):
         ...
 
     def unsummed(self, *, before: int) -> Sequence[DueBudget]:
-        """Budgets of which it is not noted what they had spent before that instant."""
+        """Budgets of which it is not noted what they had spent before that instant, or only where
+        they were set."""
         ...
 
     def spent(self, limit: Limit, *, since: int, before: int) -> int:

@@ -31,6 +31,7 @@ _COLUMNS = (
 _TABLES = " FROM limits l LEFT JOIN limit_sums s ON s.limit_id = l.id"
 _LIMIT = _COLUMNS + _TABLES
 _IN_SCOPE = "(%(org)s::text IS NULL OR l.org_id = %(org)s)"
+_AT_SETTING = 0  # summed when the budget was set: what else follows from a sum is still to be done
 _METERS: tuple[Meter, ...] = (
     "requests", "input_uncached_tokens", "input_cached_tokens", "output_tokens",
 )
@@ -60,6 +61,16 @@ class PostgresLimits:
     def set_limit(self, scope: Scope, limit: Limit) -> Limit:
         with self._pool.transaction(scope) as connection:
             check_owner(connection, scope, limit.org_id, limit.project_id, limit.key_id)
+            # Another period has another sum. That of the same one stays: without it gateways would
+            # take the whole budget for unspent until it is summed again.
+            connection.execute(
+                "DELETE FROM limit_sums s USING limits l WHERE s.limit_id = l.id"
+                " AND l.org_id = %s AND l.project_id IS NOT DISTINCT FROM %s"
+                " AND l.key_id IS NOT DISTINCT FROM %s AND l.kind = %s"
+                " AND (l.period, l.currency) IS DISTINCT FROM (%s, %s)",
+                (limit.org_id, limit.project_id, limit.key_id, limit.kind, limit.period,
+                 limit.currency),
+            )
             row = connection.execute(
                 "INSERT INTO limits (id, org_id, project_id, key_id, kind, amount, period,"
                 " currency, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
@@ -70,8 +81,15 @@ class PostgresLimits:
                  limit.period, limit.currency, limit.created_at),
             ).fetchone()
             assert row is not None, "it was inserted or changed"
-            # Another period has another sum.
-            connection.execute("DELETE FROM limit_sums WHERE limit_id = %s", (row[0],))
+            if limit.spent_before:
+                connection.execute(
+                    "INSERT INTO limit_sums (limit_id, org_id, before_at, spent_pico, summed_at)"
+                    f" VALUES (%s, %s, %s, %s, {_AT_SETTING}) ON CONFLICT (limit_id) DO UPDATE SET"
+                    " before_at = excluded.before_at, spent_pico = excluded.spent_pico,"
+                    " summed_at = excluded.summed_at"
+                    " WHERE limit_sums.before_at <= excluded.before_at",
+                    (row[0], limit.org_id, limit.spent_before, limit.spent_pico),
+                )
             return _in_scope(connection, scope, row[0])
 
     def remove(self, scope: Scope, limit_id: LimitId) -> Limit:
@@ -86,7 +104,8 @@ class PostgresLimits:
                 f"{_COLUMNS}, o.closed_at IS NULL AND p.closed_at IS NULL{_TABLES}"
                 " JOIN organisations o ON o.id = l.org_id"
                 " LEFT JOIN projects p ON p.id = l.project_id"
-                " WHERE l.kind = 'budget' AND coalesce(s.before_at, 0) < %s ORDER BY l.id",
+                " WHERE l.kind = 'budget' AND (coalesce(s.before_at, 0) < %s"
+                f" OR s.summed_at = {_AT_SETTING}) ORDER BY l.id",
                 (before,),
             ).fetchall()
         return [DueBudget(limit=_limit(row), is_open=row[-1]) for row in rows]

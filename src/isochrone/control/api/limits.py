@@ -10,6 +10,7 @@ from isochrone.control.api.context import Context
 from isochrone.control.api.currency import currency_of, currency_problems
 from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Identifier, Text
+from isochrone.control.limiting import with_spent
 from isochrone.core.errors import Forbidden, InvalidInput
 from isochrone.core.ids import KeyId, LimitId, ProjectId, SiteName
 from isochrone.core.limits.terms import MOST_AMOUNT, custodians_of
@@ -96,7 +97,10 @@ def routes(context: Context) -> APIRouter:
     def set_limit(body: NewLimit, caller: Annotated[Caller, may("limits.write")]) -> LimitShape:
         """Set a limit, in place of the one of the same kind if there is one. Gateways are told
         within a second. Those of a whole organisation are the operator's to set."""
-        made = limits.set_limit(caller.scope, _limit(context, caller, body))
+        limit = _limit(context, caller, body)
+        if limit.period is not None:
+            limit = with_spent(limits, limit, context.now())
+        made = limits.set_limit(caller.scope, limit)
         context.changed()
         return _shape(context, made, _gateways(context))
 
