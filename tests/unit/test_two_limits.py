@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 
 from isochrone.core.ids import KeyId, LimitId, ProjectId, SiteName
+from isochrone.core.limits.admit import Claim
 from isochrone.core.limits.messages import AskGrant, Grant, LimitLetter
 from isochrone.core.limits.part import Part
 from isochrone.core.limits.terms import custodians_of
 from isochrone.core.world.limit import Limit, LimitKind
 from isochrone.gateway.replies import Refusal
 from isochrone.gateway.shared_limits import SharedLimits
+from isochrone.wire.commitments import decode_messages, encode_messages
 from tests.fixtures.limited_fleet import MS, SECOND_NS, SITES, LimitedFleet, a_limit
 from tests.unit import test_limit_gauges as gauges
 
@@ -79,6 +81,28 @@ def test_streams_of_four_sites_use_two_limits_of_two(seed: int) -> None:
         assert len(fleet.running) <= 2
         busy += len(fleet.running)
     assert busy > 1_200, "half of it was used at least"
+
+
+def test_what_can_never_fit_in_one_limit_waits_for_none() -> None:
+    of_key, of_project = (Part(a_limit("tokens_per_min", most), 0) for most in (10**6, 1_000))
+    claim = Claim((of_key, of_project), [2_000, 2_000], 0, SECOND_NS)
+    assert claim.decide(SECOND_NS) == "refused"
+    assert claim.lacking is of_project
+    assert (of_key.waiting, of_project.waiting) == (0, 0)
+
+
+def test_whatever_is_asked_for_fits_in_a_letter() -> None:
+    """One that did not was lost with those of others that went with it."""
+    most = 4 * 10**18
+    part = Part(a_limit("tokens_per_min", most), 0)
+    claims = [Claim((part,), [most], 0, SECOND_NS) for _ in range(20)]
+    assert {each.decide(SECOND_NS) for each in claims} == {"waits"}
+    ask = part.ask(FOUR[0], 1, 1, 3, SECOND_NS)
+    assert decode_messages(encode_messages([ask])) == [ask]
+    assert ask.need == ask.want == most + 1
+
+    beyond = Claim((part,), [1 << 70], 0, SECOND_NS)
+    assert beyond.decide(SECOND_NS) == "refused"
 
 
 class AtHomeOfOne(gauges.Home):

@@ -45,8 +45,9 @@ class Claim:
             part, amount = parts[index], amounts[index]
             if part.fits(amount, now_ns):
                 continue
-            self.lacking = part
-            if amount > part.limit.amount or part.lacks(amount, now_ns) or (
+            too_small = self._too_small()
+            self.lacking = part if too_small is None else too_small
+            if too_small is not None or part.lacks(amount, now_ns) or (
                 now_ns - self.began_ns >= WAIT_NS
             ):
                 return "refused"
@@ -76,6 +77,13 @@ class Claim:
             self._taken = False
             for index in range(len(self.parts)):
                 self.parts[index].settle(self.amounts[index], used[index], self.at, now_ns)
+
+    def _too_small(self) -> Part | None:
+        """A limit that the request alone is larger than: it can wait for none."""
+        for index in range(len(self.parts)):
+            if self.amounts[index] > self.parts[index].limit.amount:
+                return self.parts[index]
+        return None
 
     def _go(self) -> None:
         """It waits no longer."""

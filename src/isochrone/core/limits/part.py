@@ -197,13 +197,15 @@ class Part:
         if len(self._asked) > _KEPT_ASKS:
             del self._asked[min(self._asked)]
         used = self._since(self.asks_since) if self._is_hours else self.used(now_ns)
-        need = used + self.held + self.waiting
+        # More than there is cannot be had, and numbers on the wire have an end.
+        most = self.limit.amount + 1
+        need = min(used + self.held + self.waiting, most)
         headroom = min(int(self.demand * HORIZON_S), self.headroom)
         return AskGrant(
             limit=self.limit.id, site=site, life=life, number=number, heard=self.heard,
-            mark=self.asks_since, used=used, held=self.held, need=need, want=need + headroom,
-            least=self.least if self.waiting else 0, frees_ns=self._frees_ns(now_ns),
-            insists=self.insists,
+            mark=self.asks_since, used=used, held=self.held, need=need,
+            want=min(need + headroom, most), least=self.least if self.waiting else 0,
+            frees_ns=self._frees_ns(now_ns), insists=self.insists,
         )
 
     def hear(self, grant: Grant, now_ns: int) -> bool:
