@@ -230,6 +230,22 @@ def test_a_last_resort_is_asked_before_nobody_is() -> None:
     assert last_resort() is None
 
 
+def test_a_last_resort_takes_no_more_than_it_has_slots() -> None:
+    replica = a_replica("a", slots=2)
+    replicas = some_replicas(replica)
+    for _ in range(2):
+        replicas.started(replica.id)
+        replicas.finished(replica.id, False, 0, RNG)
+    asked = 0
+    while replicas.pick(SITE, MODEL, (), now_ns=1, rng=RNG, last_resort=True) is not None:
+        replicas.started(replica.id)
+        asked += 1
+        assert asked < 10
+    assert asked == 2
+    replicas.finished(replica.id, None, 2, RNG)
+    assert replicas.pick(SITE, MODEL, (), now_ns=3, rng=RNG, last_resort=True) is replica
+
+
 def test_slots_of_ejected_replicas_do_not_count() -> None:
     heard: list[str] = []
     replicas = some_replicas(a_replica("a"), a_replica("b", slots=8))

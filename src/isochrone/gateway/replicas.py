@@ -370,12 +370,15 @@ class Replicas:
         self, standings: list[Standing], tried: Collection[ReplicaId], revision: str | None,
         endpoint: Endpoint,
     ) -> Standing | None:
-        """Of those ejected for what came of requests, the one whose hold ends first."""
+        """Of those ejected for what came of requests and that have a slot free, the one whose hold
+        ends first."""
         best: Standing | None = None
         for each in standings:
             health, replica = each.health, each.replica
             if not each.ready or not health.is_out or health.outright or health.silent:
                 continue
+            if replica.slots_stated and each.running >= each.holds:
+                continue  # no queue counts its slots now, and all at once would be its end
             if replica.id in tried or endpoint not in replica.endpoints:
                 continue
             if revision is not None and replica.revision != revision:

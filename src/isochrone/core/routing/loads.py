@@ -358,9 +358,8 @@ class Loads:
         Losses while it is unreachable change nothing: they are the same loss seen again.
         """
         load = self._load(site)
-        if not self.may_try(load, now_ns):
-            return
-        self._lose(load, now_ns)
+        if self.may_try(load, now_ns):
+            self._lose(load, now_ns)
 
     def still_lost(self, site: SiteName, now_ns: int) -> None:
         """A site that was unreachable when a probe of it began has not answered: its hold begins
@@ -386,9 +385,8 @@ class Loads:
         serving = []
         for each in self._sites.values():
             load = each.models.get(model)
-            if load is None or load.ready is None or load.ready < 1:
-                continue
-            if self.may_try(each, now_ns) and not self.is_stale(each, now_ns):
+            ready = load is not None and load.ready is not None and load.ready > 0
+            if ready and self.may_try(each, now_ns) and not self.is_stale(each, now_ns):
                 serving.append(each.site)
         return serving
 
