@@ -272,9 +272,7 @@ class Loads:
 
     def take(self, report: Report, now_ns: int) -> bool:
         """As `heard`."""
-        load = self._sites.get(report.site)
-        if load is None:
-            load = self._load(report.site)
+        load = self._load(report.site)
         if report.epoch == load.epoch:
             if report.sequence <= load.sequence:
                 return False
@@ -369,8 +367,8 @@ class Loads:
     def found(self, site: SiteName, now_ns: int) -> None:
         """A probe of the site was answered. While the bus is away that ends `unreachable` once the
         hold has passed, as a digest does otherwise."""
-        load = self._sites.get(site)
-        if load is None or not load.unreachable or not self.may_try(load, now_ns):
+        load = self._load(site)
+        if not load.unreachable or not self.may_try(load, now_ns):
             return
         load.unreachable = False
         for known in load.listed:
@@ -385,8 +383,9 @@ class Loads:
         serving = []
         for each in self._sites.values():
             load = each.models.get(model)
-            ready = load is not None and load.ready is not None and load.ready > 0
-            if ready and self.may_try(each, now_ns) and not self.is_stale(each, now_ns):
+            if load is None or not load.ready or self.is_stale(each, now_ns):
+                continue
+            if self.may_try(each, now_ns):
                 serving.append(each.site)
         return serving
 
