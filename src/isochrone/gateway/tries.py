@@ -21,6 +21,7 @@ from isochrone.gateway import admission, judged, timeouts
 from isochrone.gateway.account import opening_of
 from isochrone.gateway.affinity import Affinity, affinity_of
 from isochrone.gateway.attempt import Attempt
+from isochrone.gateway.choosing import Choosing
 from isochrone.gateway.context import Context
 from isochrone.gateway.continuation.coordinator import Continuation
 from isochrone.gateway.continuation.retained import Retained
@@ -31,7 +32,7 @@ from isochrone.gateway.reply import Reply
 from isochrone.gateway.request import InferenceRequest
 from isochrone.gateway.resumed import Resumed
 from isochrone.gateway.shared_limits import SharedClaim
-from isochrone.gateway.site_queues import BUSY, QUEUE_REASONS, Turn, Waiter
+from isochrone.gateway.site_queues import BUSY, QUEUE_REASONS, Turn
 from isochrone.gateway.target import Target
 from isochrone.gateway.waiting import counted
 from isochrone.wire import peer
@@ -42,7 +43,7 @@ CLOSING_NS: Final = 200_000_000  # and a round trip: a connection that was closi
 _NO_TOKENS: Final = Tokens()
 
 
-class Tries(Waiter):
+class Tries(Choosing):
     """What an exchange knows of its request, and how it finds who serves it.
 
     Every request makes one, so what most requests leave alone is a default of the class. `tried`
@@ -144,7 +145,7 @@ class Tries(Waiter):
         was lost if it was."""
         return self.tried[self._tried_before :] if self._tried_before else self.tried
 
-    def choose(self, now_ns: int) -> None:
+    def choose_one(self, now_ns: int) -> None:
         """Choose among the allowed sites and try the best one."""
         context, request = self.context, self.request
         tries = self.attempts - self._tries_before
