@@ -303,6 +303,45 @@ def test_what_was_sent_before_an_ejection_is_no_probe() -> None:
     assert [state for _, state, _ in replicas.states()] == ["recovering", "healthy"]
 
 
+def test_the_slots_of_one_that_recovers_count_by_its_share_and_are_used() -> None:
+    replicas = some_replicas(*[a_replica(name, slots_stated=True) for name in ("a", "b")])
+    heard: list[int] = []
+    replicas.on_change = lambda site, model: heard.append(replicas.slots(site, model))
+    replicas.put("a", a_replica("a", slots_stated=True, generation=2))
+    assert heard == [5]  # the queue starts no more before it is asked first, either
+    sent = []
+    for _ in range(5):
+        name = picked(replicas, 1)
+        assert name is not None
+        sent.append(name)
+        replicas.started(ReplicaId(name), 200, 256)
+    assert (sent.count("a"), sent.count("b")) == (1, 4)
+    for quarter in range(1, 22):
+        replicas.sweep(1 + quarter * SECOND_NS // 4)
+    assert heard == [5, 6, 7, 8]
+
+
+def test_the_slots_of_one_that_a_probe_brings_back_count_by_its_share() -> None:
+    names = ("a", "b")
+    replicas = some_replicas(*[a_replica(name, slots_stated=True) for name in names])
+    heard: list[int] = []
+    replicas.on_change = lambda site, model: heard.append(replicas.slots(site, model))
+    replicas.lost(a_replica("a"), 0, RNG)
+    assert picked(replicas, SECOND_NS, tried=("b",)) == "a"
+    replicas.answered(ReplicaId("a"), SECOND_NS)
+    assert heard == [4, 5]
+
+
+def test_where_all_recover_all_slots_count() -> None:
+    replicas = some_replicas(*[a_replica(name, slots_stated=True) for name in ("a", "b")])
+    for name in ("a", "b"):
+        replicas.put(name, a_replica(name, slots_stated=True, generation=2))
+    replicas.sweep(1)
+    assert replicas.slots(SITE, MODEL) == 8
+    replicas.drop("b")
+    assert replicas.slots(SITE, MODEL) == 4
+
+
 def test_the_state_of_the_same_generation_keeps_its_health() -> None:
     replica = a_replica("a")
     replicas = some_replicas(replica)

@@ -16,6 +16,7 @@ from isochrone.core.estimate.room import room, usual_by_model
 from isochrone.core.estimate.service import Rates
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.lifecycle.health import (
+    LEAST_WEIGHT,
     Health,
     HealthRules,
     ShownState,
@@ -74,6 +75,8 @@ class Replicas:
             if standing not in self._anew:
                 self._anew.append(standing)
         standing.take(replica)
+        if standing in self._anew:
+            standing.spare(LEAST_WEIGHT)
         standing.listed = True
         self._by_model.setdefault((replica.site, replica.model), []).append(standing)
         self._sites[replica.site] = self._sites.get(replica.site, 0) + 1
@@ -102,13 +105,21 @@ class Replicas:
         return UNKNOWN if standing is None else standing.replica.generation
 
     def slots(self, site: SiteName, model: ModelName) -> int:
-        """How many requests its ready replicas take at once, but for the ejected ones;
-        `UNBOUNDED_SLOTS` where nobody says of one of them."""
-        slots = 0
+        """How many requests its ready replicas take at once, but for the ejected ones, and of those
+        that recover beside others only their share; `UNBOUNDED_SLOTS` where nobody says of one of
+        them."""
+        slots, spared, have_others = 0, 0, False
         for standing in self._by_model.get((site, model), ()):
-            if standing.ready and not (standing.health.ailing and standing.health.is_out):
-                slots += standing.holds if standing.replica.slots_stated else UNBOUNDED_SLOTS
-        return min(slots, UNBOUNDED_SLOTS)
+            health = standing.health
+            if not standing.ready or (health.ailing and health.is_out):
+                continue
+            slots += standing.holds if standing.replica.slots_stated else UNBOUNDED_SLOTS
+            spared += min(standing.spared, standing.holds - 1)
+            if not standing.spared and health.state != "recovering":
+                have_others = True
+        if slots >= UNBOUNDED_SLOTS:
+            return UNBOUNDED_SLOTS
+        return slots - spared if have_others else slots
 
     def read(self, site: SiteName, model: ModelName) -> tuple[list[str], float]:
         """Its ready replicas, and how many prompt tokens/s each reads: the rate of a site is one
@@ -191,6 +202,7 @@ class Replicas:
             was_out = health.ailing and health.is_out
             health.answered(organisation, now_ns)
             if was_out and not health.is_out:
+                standing.spare(health.weight(now_ns, self.rules))
                 log.info("replica_recovers", replica=replica, model=standing.replica.model)
                 self._changed(standing.replica)
 
@@ -303,6 +315,11 @@ class Replicas:
                 released = too_many(group, len(group), self.rules) if len(group) > 1 else None
                 if released is not None:
                     released.returned("too few others are left", now_ns)
+                changed = released is not None
+                for each in standings:
+                    if each.spare(each.health.weight(now_ns, self.rules)):
+                        changed = True
+                if changed:
                     self._changed(standings[0].replica)
 
     def states(self) -> Iterator[tuple[Replica, ShownState, Health]]:

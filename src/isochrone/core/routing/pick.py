@@ -8,7 +8,7 @@ The decision runs over records that the gateway keeps up to date, so that a requ
 """
 
 from collections.abc import Collection, Mapping
-from math import inf
+from math import ceil, inf
 from typing import Final
 
 from isochrone.core.estimate.service import Rates, Servers, Work, queue_ms
@@ -26,16 +26,16 @@ class Standing:
     of these its memory `holds` so many, and it has `room` for fewer while it lets some wait.
     `ahead` is what they have to compute still. `wait_ms` is how long that keeps a newcomer, and the
     share of slots taken besides, by less than any wait: it has to be kept so. `health` is what its
-    requests say of it; `listed` False once nobody speaks of it; `rated` True once its speed is
-    known."""
+    requests say of it; `spared` are those of its slots that it is not to fill until it has
+    recovered; `listed` False once nobody speaks of it; `rated` True once its speed is known."""
 
     __slots__ = (
         "ahead", "generation", "health", "holds", "listed", "rated", "ready", "replica", "room",
-        "running", "servers", "slots", "wait_ms",
+        "running", "servers", "slots", "spared", "wait_ms",
     )
 
     def __init__(self, replica: Replica) -> None:
-        self.running = 0
+        self.running = self.spared = 0
         self.slots = self.holds = self.room = self.generation = 0
         self.ahead = Work()
         self.wait_ms = 0.0
@@ -62,6 +62,11 @@ class Standing:
         if rates != self.servers.rates:
             self.servers = Servers(ready=1, slots=self.room, rates=rates)
             self.weigh()
+
+    def spare(self, share: float) -> bool:
+        """Whether it is to fill more or fewer of its slots than before, at this share of work."""
+        before, self.spared = self.spared, self.holds - ceil(share * self.holds)
+        return self.spared != before
 
     def crowd(self, running: int, waiting: int, holds: int) -> None:
         """What its engine said of itself: how many requests its memory `holds`; and while it lets
@@ -121,7 +126,8 @@ def pick(
 ) -> Standing | None:
     """The replica with the shortest wait that is ready, untried and trusted to be asked by this
     `organisation`, equals by chance; None when there is none. One that recovers waits longer for
-    all but its share of the requests, unless nobody is sound.
+    all but its share of the requests, unless nobody is sound, or all who are have their slots full
+    and it has not its share of them.
 
     `revision`: only replicas of exactly these weights; `endpoint`: only replicas whose engine has
     it. `cached`: leading tokens of the prompt that replicas are believed to have; with a slot free,
@@ -134,7 +140,7 @@ def pick(
             health.ailing
             and health.state == "recovering"
             and rng.random() >= health.weight(now_ns, rules)
-            and _has_sound(standings)
+            and _is_spared(each, standings, health.weight(now_ns, rules))
         ):
             wait_ms += HELD_BACK_MS
         if cached is not None and each.running < each.room:
@@ -160,6 +166,11 @@ def pick(
     return best
 
 
-def _has_sound(standings: Collection[Standing]) -> bool:
-    """Whether somebody could take what others are spared."""
-    return sum([each.ready and not each.health.ailing for each in standings]) > 0
+def _is_spared(one: Standing, standings: Collection[Standing], share: float) -> bool:
+    """Whether somebody sound takes what this one is spared: while its own share of its slots is not
+    used, only who has a slot free."""
+    has_more = one.running < share * one.room
+    for each in standings:
+        if each.ready and not each.health.ailing and not (has_more and each.running >= each.room):
+            return True
+    return False
