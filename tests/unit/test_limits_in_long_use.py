@@ -10,6 +10,7 @@ from isochrone.core.ids import LimitId, SiteName
 from isochrone.core.limits.fleet_limits import FleetLimits
 from isochrone.core.limits.messages import LimitLetter, Message
 from isochrone.core.limits.terms import AMNESIA_NS, DAY_NS, HOUR_NS, custodians_of, most_overspent
+from isochrone.core.world.limit import LimitKind
 from tests.fixtures.limited_fleet import MS, SECOND_NS, SITES, WALL, LimitedFleet, a_limit
 
 ID = LimitId("limit")
@@ -147,3 +148,32 @@ def test_a_home_whose_clock_is_ahead_grants_a_day_once() -> None:
 
     assert spent[0] > 1_000, "the new day has begun for the home"
     assert fleet.spent() + fleet.held() <= 2 * (1_000 + most_overspent(1_000, 4))
+
+
+@pytest.mark.parametrize("loss", [0, 10])
+@pytest.mark.parametrize("kind", ["requests_per_min", "tokens_per_min", "concurrent"])
+def test_letters_end_after_the_last_request(kind: LimitKind, loss: int) -> None:
+    fleet = LimitedFleet(a_limit(kind, 40), 3, SITES[:4], loss=loss)
+    for site in fleet.sites:
+        fleet.request(site, 3, 3, 10)
+    fleet.pass_ms(100_000)
+    assert fleet.admitted
+
+    before = fleet.letters
+    fleet.pass_ms(600_000)
+    assert fleet.letters == before
+    for place in fleet.places.values():
+        assert place.limits is not None
+        for keeper in place.limits.keepers().values():
+            if keeper.leads:
+                assert keeper.left() == 40, "nothing is kept for anybody"
+
+
+def test_letters_about_a_budget_that_is_not_used_are_few() -> None:
+    fleet = LimitedFleet(a_limit("budget", 40), 3, SITES[:4])
+    fleet.request(SITES[0], 3, 3, 10)
+    fleet.pass_ms(20_000)
+
+    before = fleet.letters
+    fleet.pass_ms(600_000)
+    assert fleet.letters - before <= 6 * 600 // 20, "an ask each 20 s, with what it causes"

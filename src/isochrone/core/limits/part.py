@@ -19,6 +19,7 @@ from isochrone.core.limits.terms import (
     HORIZON_S,
     HOUR_NS,
     IDLE_ASK_NS,
+    LONGEST_NS,
     RETRY_NS,
     SECOND_NS,
     SILENT_NS,
@@ -28,6 +29,9 @@ from isochrone.core.world.limit import Limit
 DRIFT: Final = 500  # clocks differ by less than one part in this
 _KEPT_ASKS: Final = 8
 _KEPT_HOURS: Final = 48
+# Whoever decides counts a grant until it hears of the one after. That takes an answer more, and two
+# where somebody else decides since, who knows only the larger of both.
+_STEADY: Final = 2
 FRESH_NS: Final = 250_000_000
 
 
@@ -37,7 +41,7 @@ class Part:
 
     __slots__ = (
         "_asked", "_bucket", "_first_ask_ns", "_hours", "_is_hours", "_is_minute", "_last_ask_ns",
-        "_measured_ns", "_redirected_ns", "_ring", "_said", "_sum", "_sum_since", "_taken",
+        "_measured_ns", "_redirected_ns", "_ring", "_steady", "_sum", "_sum_since", "_taken",
         "_total", "asks_since", "bootstrap", "demand", "free", "frees_ns", "granted", "headroom",
         "heard", "heard_ns", "held", "insists", "least", "limit", "mark", "spare", "turn",
         "until_ns", "unused", "waiting",
@@ -77,7 +81,7 @@ class Part:
         self._first_ask_ns = 0  # of those without an answer
         self._last_ask_ns = 0
         self._redirected_ns = 0
-        self._said = 0          # the grant that was said to be heard
+        self._steady = _STEADY  # how many answers in a row changed nothing
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -146,13 +150,16 @@ class Part:
 
     # -- asking ----------------------------------------------------------------------------------
 
-    @property
-    def is_idle(self) -> bool:
+    def is_idle(self, now_ns: int) -> bool:
         """Whether nothing is used and nothing is asked for, so that nobody need know of it."""
         return (
             not self.held and not self.waiting and not self._total and not self._hours
-            and not self.granted and self.demand < 1e-9 and self._said == self.heard
+            and not self.granted and self.demand < 1e-9 and self._is_said(now_ns)
         )
+
+    def _is_said(self, now_ns: int) -> bool:
+        """Whether who decides knows what is granted here, or has forgotten all of it."""
+        return self._steady >= _STEADY or now_ns >= self.until_ns + LONGEST_NS
 
     def measure(self, now_ns: int) -> None:
         """A few times a second: renew `demand`, over about five seconds."""
@@ -167,7 +174,7 @@ class Part:
 
     def is_due(self, now_ns: int) -> bool:
         """Whether it is time to ask."""
-        if self.is_idle:
+        if self.is_idle(now_ns):
             return False
         since_ns = now_ns - self._last_ask_ns
         if not self._last_ask_ns or (self._first_ask_ns and since_ns >= RETRY_NS):
@@ -178,7 +185,7 @@ class Part:
             return True
         active = bool(
             self.held or self.waiting or self.granted > self.used(now_ns) or self.demand
-            or self._said != self.heard
+            or not self._is_said(now_ns)
         )
         return since_ns >= (ASK_NS if active else IDLE_ASK_NS)
 
@@ -192,7 +199,6 @@ class Part:
             self.turn, self.insists = (self.turn + 1) % max(custodians, 1), True
             self._first_ask_ns = now_ns
         self._last_ask_ns = now_ns
-        self._said = self.heard
         self._asked[number] = now_ns
         if len(self._asked) > _KEPT_ASKS:
             del self._asked[min(self._asked)]
@@ -224,9 +230,13 @@ class Part:
             # Who granted it did not know of all that is used: it counts the grant before, too.
             self._last_ask_ns = now_ns - ASK_NS
             return False
+        answered = [each for each in self._asked if each <= grant.number]
+        # What another ask was granted, whose answer was lost, counts until it is said, too.
+        same = grant.amount == self.granted and len(answered) == 1
+        self._steady = self._steady + 1 if same else 0
         self.heard, self.mark, self.granted = grant.number, grant.mark, grant.amount
         self.until_ns = asked_ns + grant.for_ns - grant.for_ns // DRIFT
-        for number in [each for each in self._asked if each <= grant.number]:
+        for number in answered:
             del self._asked[number]
         return True
 
