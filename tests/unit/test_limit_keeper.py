@@ -1,5 +1,7 @@
 """Who decides about a limit, and when a grant is sent: message by message."""
 
+from dataclasses import replace
+
 import pytest
 
 from isochrone.core.ids import LimitId, SiteName
@@ -15,7 +17,7 @@ from isochrone.core.limits.messages import (
     LimitLetter,
 )
 from isochrone.core.limits.part import Part
-from isochrone.core.limits.terms import AMNESIA_NS, TERM_NS, most_headroom
+from isochrone.core.limits.terms import AMNESIA_NS, HOUR_NS, TERM_NS, most_headroom
 from isochrone.core.world.limit import LimitKind
 from tests.fixtures.limited_fleet import SECOND_NS, WALL, a_limit
 
@@ -179,3 +181,26 @@ def test_nobody_is_granted_more_than_needed_while_somebody_lacks_something() -> 
         want=50 + most_headroom(1_000, 3), least=50,
     )
     assert granted(again, 4 * SECOND_NS) == 50
+
+
+def test_an_ask_from_before_the_mark_moved_is_granted_nothing_to_use_anew() -> None:
+    """What it had used by the mark before was granted with the new one, by which it was unused."""
+    limit = a_limit("budget", 1_000)
+    keeper = Keeper(limit, HOME, (HOME,), remembers=True, now_ns=SECOND_NS)
+    part = Part(limit, WALL - WALL % HOUR_NS)
+    part.settle(0, 700, WALL, SECOND_NS)
+    part.take(100, SECOND_NS)
+    ask = part.ask(HOME, 1, 1, 1, 2 * SECOND_NS)
+    assert (ask.used, ask.held) == (700, 100)
+    keeper.mark, keeper.spent = part.mark + HOUR_NS, 900
+    (letter,) = keeper.hear_ask(ask, 2 * SECOND_NS, WALL + HOUR_NS)
+    grant = letter.message
+    assert isinstance(grant, Grant)
+    assert part.hear(grant, 2 * SECOND_NS)
+    assert part.used(2 * SECOND_NS) == 0
+    assert not part.fits(1, 2 * SECOND_NS)
+
+    ask = part.ask(HOME, 1, 2, 1, 3 * SECOND_NS)
+    (letter,) = keeper.hear_ask(replace(ask, need=200, want=200), 3 * SECOND_NS, WALL + HOUR_NS)
+    assert isinstance(letter.message, Grant)
+    assert letter.message.amount == 100, "what is left of it, which it holds"

@@ -309,11 +309,14 @@ class Keeper:
     def _lend(self, ask: AskGrant, now_ns: int, now: int) -> None:
         """As much as is needed and left, and beforehand a part of what is free then."""
         line = self._tally[ask.site, ask.life]
-        facts = line.used + line.held
+        # It counts what was spent before, too, and with this mark may have used less: it is granted
+        # what it holds, and asks anew.
+        is_before = self.mark > ask.mark
+        facts = line.held if is_before else line.used + line.held
         mine = line.counted()
         left = self.left() + mine
-        if self.mark > ask.mark:
-            need, want = facts, facts  # it counts what was spent before, too: let it ask anew
+        if is_before:
+            need, want = facts, facts
         else:
             need, want = ask.need, ask.want
         if need > left:
@@ -326,7 +329,7 @@ class Keeper:
         amount = max(amount, facts)
         line.lent.append((ask.number, amount))
         line.until_ns, line.until = now_ns + TERM_NS, now + TERM_NS
-        after = self.left()
+        after = self.left() + (line.used if is_before else 0)
         spare = sum(
             max(each.most() - each.used - each.held, 0)
             for each in self._tally.values() if each is not line
