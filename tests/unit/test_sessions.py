@@ -10,6 +10,7 @@ from isochrone.core.routing.bond import HomeVerdict
 from isochrone.core.routing.choice import Refused, Rule
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.patience import patience_ms
 from isochrone.core.routing.prefix import BLOCK_TOKENS, Prefixes
 from isochrone.core.routing.sessions import (
     FORGOTTEN_NS,
@@ -232,6 +233,27 @@ def test_a_home_that_is_too_busy_has_not_failed() -> None:
     assert verdict(held, sent_back(OSLO, "unreachable")) == "gone"
     assert verdict(held, sent_back(OSLO), sent_back(OSLO, "no_ready_replica")) == "gone"
     assert verdict(held, sent_back(OSLO), policy_id="fr") == "gone", "it is not allowed any more"
+
+
+def test_a_request_that_is_kept_at_home_may_wait_for_what_the_home_is_worth() -> None:
+    """docs/sessions.md, worked example, at 10 s; docs/spill.md, patience."""
+    prefixes, now_ns = Prefixes(), 10 * SECOND_NS
+    prefixes.saw(SYDNEY, MODEL, BLOCKS[:2], 0)
+
+    def choice_of(home: Home | None, waiting: int) -> Choice:
+        return a_choice(
+            a_table(world()), loads_of({"sydney": waiting}, now_ns), prompt_tokens=3 * BLOCK_TOKENS,
+            blocks=BLOCKS[:3], prefixes=prefixes, home=home, now_ns=now_ns,
+        )
+
+    kept = choice_of(at_home(SYDNEY), 900)
+    assert (kept.site, kept.verdict, kept.queue_ms) == ("sydney", "kept", 900.0)
+    spared_ms = 788.0 - kept.prefill_ms  # Oslo, which is next, and what is read anew here
+    assert patience_ms(kept, "on_demand", 1) == pytest.approx((spared_ms + 506.1) * 1.1 + 60, 1e-3)
+    assert patience_ms(kept, "on_demand", 1) > kept.queue_ms
+    without = choice_of(None, 100)
+    assert (without.site, without.verdict) == ("sydney", "none")
+    assert patience_ms(without, "on_demand", 1) == pytest.approx(spared_ms * 1.1 + 60, 1e-3)
 
 
 def test_sites_that_are_busy_in_turns_do_not_send_a_session_to_and_fro() -> None:

@@ -22,11 +22,14 @@ def patience_ms(choice: Choice, class_: Class, tries: int) -> float:
     """The longest wait at the chosen site with which the request is still answered sooner there
     than at the next best, which it would reach from its ingress; infinite where there is no other,
     and for batch, which minds no wait. `tries`: which one this is, from 1; the last one has no
-    bound, so the one before it is worth more than what is believed of the last."""
+    bound, so the one before it is worth more than what is believed of the last. At the home of its
+    session it waits for as much longer as that home may be dearer."""
     if class_ == "batch" or choice.eligible < 2:
         return inf
     other = choice.runner_up()
     spared_ms = choice.costs.item(other) - choice.prefill_ms
+    if choice.verdict == "kept":  # a home may be dearer, by what leaving it throws away
+        spared_ms += choice.limit_ms
     margin = MARGIN if tries < 2 else LAST_MARGIN
     most_ms = (spared_ms if spared_ms > 0.0 else 0.0) * margin + MARGIN_MS
     return most_ms if most_ms < MOST_MS else inf
