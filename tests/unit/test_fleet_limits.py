@@ -1,12 +1,15 @@
 """Limits over sites in a simulated fleet: a budget of ten at eight gateways with control away, who
 decides about a limit, and the worked example of docs/limits.md."""
 
+from dataclasses import replace
+
 import pytest
 
 from isochrone.core.billing.period import month_of
 from isochrone.core.ids import LimitId, SiteName
 from isochrone.core.limits.terms import (
     BOOTSTRAP_PART,
+    HOUR_NS,
     bootstrap_of,
     custodians_of,
     mark_of,
@@ -183,3 +186,50 @@ def test_worked_example() -> None:
     assert most_overspent(TEN, 8) == PICO // 2                # 0.50
     assert most_overspent(TEN, 8) * BOOTSTRAP_PART == TEN
     assert most_headroom(TEN, 8) == 3_125 * PICO // 10_000    # 0.3125
+
+
+def test_what_a_site_could_not_tell_the_book_counts_until_it_could() -> None:
+    """Its bus is away, its peers are not. Each hour that the book had summed without it was free
+    again, for all."""
+    limit = replace(a_limit("budget", 1_000), period="day")
+    fleet = LimitedFleet(limit, 3, SITES[:4])
+    away = next(
+        site for site in fleet.sites if site not in custodians_of(limit.id, fleet.sites)
+    )
+    limits = fleet.places[away].limits
+    assert limits is not None
+    limits.told_before = fleet.wall
+    hour = fleet.wall - fleet.wall % HOUR_NS
+
+    def pass_to(at: int, site: SiteName) -> None:
+        """Until the wall instant, with a request every ten minutes."""
+        while fleet.wall + fleet.now_ns < at:
+            fleet.request(site, 100, 100, 10)
+            fleet.pass_ms(min(600_000, (at - fleet.wall - fleet.now_ns) // 1_000_000))
+
+    def sum_up(number: int, spent: int) -> None:
+        """What is booked of the hours before, told to all whom control reaches."""
+        fleet.limit = replace(limit, spent_before=hour + number * HOUR_NS, spent_pico=spent)
+        for site in fleet.sites:
+            if site != away or spent:
+                fleet.tell(site, fleet.limit)
+
+    for number in range(1, 5):
+        pass_to(hour + number * HOUR_NS + 301 * SECOND_NS, away)
+        sum_up(number, 0)
+    pass_to(hour + 4 * HOUR_NS + 400 * SECOND_NS, SITES[1])
+    assert fleet.spent() == 1_000
+
+    limits.told_before = hour + 5 * HOUR_NS  # it could, and it is booked
+    pass_to(hour + 5 * HOUR_NS + 301 * SECOND_NS, SITES[1])
+    sum_up(5, 1_000)
+    pass_to(hour + 6 * HOUR_NS, away)
+    assert fleet.spent() == 1_000
+    part = limits.parts()[limit.id]
+    assert part.used(fleet.places[away].clock_ns(fleet.now_ns)) == 0, "the book has it"
+
+    fleet.wall += (24 - WALL // HOUR_NS % 24) * HOUR_NS
+    fleet.pass_ms(15_000)
+    fleet.request(away, 1_000, 1_000, 10)
+    fleet.pass_ms(4_000)
+    assert fleet.spent() == 2_000, "another day"

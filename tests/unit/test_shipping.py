@@ -193,3 +193,33 @@ def test_grounds_go_with_the_decisions_that_name_them() -> None:
         assert told["evidence.sydney"][0] == ()
 
     on_a_site(test)
+
+
+def test_what_is_told_for_good_is_known_and_a_stall_is_remembered_for_a_while() -> None:
+    async def test(site: Site) -> None:
+        def ago_s() -> float:
+            now = clock.wall_ns()
+            return (now - site.shipper.told_before(now)) / 1e9
+
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock = VirtualClock(loop)
+        await asyncio.sleep(1_000)
+        assert ago_s() == 10, "nothing waits"
+        site.journal.closed(a_usage_record("a"))
+        await asyncio.sleep(1_000)
+        assert ago_s() == 10
+        site.hub.down()
+        site.journal.closed(a_usage_record("b"))
+        await asyncio.sleep(30)
+        assert 39 < ago_s() <= 40
+        await asyncio.sleep(70)
+        assert 699 < ago_s() <= 700, "a request may run for ten minutes"
+        site.hub.up()
+        await asyncio.sleep(30)
+        assert site.requests() == ["a", "b"]
+        assert 729 < ago_s() <= 730, "it may not be booked yet"
+        await asyncio.sleep(100)
+        assert ago_s() == 10
+
+    on_a_site(test)

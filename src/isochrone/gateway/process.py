@@ -279,6 +279,8 @@ class Gateway:
             self._site_probes.sweep(now_ns)
             if not self._settings.alone:
                 self._queue_reports.sweep(now_ns)
+            told_before = self._shipper.told_before(self._ports.clock.wall_ns())
+            context.shared_limits.fleet.told_before = told_before
             context.shared_limits.sweep(now_ns)
             ticks += 1
             if ticks % TICKS_PER_SWEEP == 0:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import structlog
 
 from isochrone.core.errors import BusUnavailable
+from isochrone.core.limits.terms import LONGEST_NS
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.journal_state import Pending
 from isochrone.ports.bus import Bus
@@ -24,6 +25,9 @@ GATHER_S = 0.2  # a sync of the stream costs the same however much it takes in
 TIMEOUT_S = 2.0
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
+_SYNC_NS = 10_000_000_000    # from the end of a request until it waits to be sent, at most
+_STALLED_NS = 60_000_000_000
+_BOOKED_NS = 120_000_000_000  # and from when it was sent until it is booked, if much is
 
 log = structlog.get_logger()
 
@@ -37,19 +41,26 @@ class Shipper:
         self._site = site
         self._clock = clock
         self._away_since_ns: int | None = None
+        self._is_all_told = False
+        self._told = clock.wall_ns()  # what ended before is in the stream
+        self._late = self._late_until = 0
 
     async def run(self) -> None:
         """Ship for ever; while the bus is away, try again with growing pauses."""
         wait_s = FIRST_WAIT_S
         while True:
             self._journal.ready.clear()
+            began = self._clock.wall_ns()
             batches = self._journal.pending(AT_ONCE)
             if not batches:
+                self._is_all_told = True
                 await self._journal.ready.wait()
+                self._is_all_told, self._told = False, self._clock.wall_ns()
                 continue
             if await self._send_all(batches):
                 wait_s = FIRST_WAIT_S
                 if len(batches) < AT_ONCE:
+                    self._told = began
                     await asyncio.sleep(GATHER_S)
                 continue
             await asyncio.sleep(wait_s)
@@ -71,6 +82,14 @@ class Shipper:
         """How long shipping has failed without a success; 0 when the last batch was taken."""
         since_ns = self._away_since_ns
         return 0.0 if since_ns is None else (now_ns - since_ns) / 1e9
+
+    def told_before(self, now: int) -> int:
+        """The wall instant before which all requests came whose usage is booked, as far as they are
+        over. After a stall it is held back, for requests that came before and for the booking."""
+        told = now if self._is_all_told else self._told
+        if now - told >= _STALLED_NS:
+            self._late, self._late_until = told - LONGEST_NS, now + _BOOKED_NS
+        return self._late if now < self._late_until else told - _SYNC_NS
 
     async def _send_all(self, batches: list[Pending]) -> bool:
         sent = await asyncio.gather(*(self._send(batch) for batch in batches))

@@ -39,11 +39,13 @@ Subject = tuple[OrgId, ProjectId | None, KeyId | None]
 class FleetLimits:
     """Mutable, owned by one event loop. `life` is another in every start, `began` the wall instant
     of this one. `version` grows when limits come or go. `taken` and `left` count by kind the grants
-    that came: used from then on, or not, because more was used already."""
+    that came: used from then on, or not, because more was used already. `told_before`: what
+    requests that came before this wall instant used is told to the book for good."""
 
     def __init__(self, site: SiteName, life: int, began: int) -> None:
         self.site = site
         self.version = 0
+        self.told_before = 1 << 62
         self._life = life
         self._began = began
         self._numbers = 0
@@ -177,6 +179,7 @@ class FleetLimits:
         for part in self._parts.values():
             part.measure(now_ns)
             if part.limit.period is not None:
+                part.told_before = self.told_before
                 self._mark(part.limit, now)
             if part.is_due(now_ns):
                 letters.append(self._ask(part, now_ns))

@@ -14,6 +14,7 @@ from typing import Final
 from isochrone.core.admission.limits import BUCKET_NS, BUCKETS, RUNNING_WAIT_S, wait_s
 from isochrone.core.ids import SiteName
 from isochrone.core.limits.messages import AskGrant, Grant
+from isochrone.core.limits.periods import period_begin
 from isochrone.core.limits.terms import (
     ASK_NS,
     HORIZON_S,
@@ -29,6 +30,7 @@ from isochrone.core.world.limit import Limit
 DRIFT: Final = 500  # clocks differ by less than one part in this
 _KEPT_ASKS: Final = 8
 _KEPT_HOURS: Final = 48
+_KEPT_MARKS: Final = 4
 # Whoever decides counts a grant until it hears of the one after. That takes an answer more, and two
 # where somebody else decides since, who knows only the larger of both.
 _STEADY: Final = 2
@@ -40,11 +42,11 @@ class Part:
     most; both may be set anew, as `limit` may."""
 
     __slots__ = (
-        "_asked", "_bucket", "_first_ask_ns", "_hours", "_is_hours", "_is_minute", "_last_ask_ns",
-        "_measured_ns", "_redirected_ns", "_ring", "_steady", "_sum", "_sum_since", "_taken",
-        "_total", "asks_since", "bootstrap", "demand", "free", "frees_ns", "granted", "headroom",
-        "heard", "heard_ns", "held", "insists", "least", "limit", "mark", "spare", "turn",
-        "until_ns", "unused", "waiting",
+        "_asked", "_bucket", "_first_ask_ns", "_first_hours", "_hours", "_is_hours", "_is_minute",
+        "_last_ask_ns", "_measured_ns", "_redirected_ns", "_ring", "_steady", "_sum", "_sum_mark",
+        "_sum_since", "_taken", "_total", "asks_since", "bootstrap", "demand", "free", "frees_ns",
+        "granted", "headroom", "heard", "heard_ns", "held", "insists", "least", "limit", "mark",
+        "spare", "told_before", "turn", "until_ns", "unused", "waiting",
     )
 
     def __init__(self, limit: Limit, mark: int) -> None:
@@ -67,14 +69,16 @@ class Part:
         self.demand = 0.0      # what requests need, a second
         self.turn = 0          # which custodian is asked
         self.insists = False
+        self.told_before = 1 << 62  # what requests before it used is where it will be booked
         self._is_minute = limit.kind in ("requests_per_min", "tokens_per_min")
         self._is_hours = limit.kind == "budget"
         self._ring: list[int] = [0] * BUCKETS
         self._bucket = 0
         self._total = 0
         self._hours: dict[int, int] = {}
-        self._sum = 0           # of the hours since
-        self._sum_since = mark
+        self._sum = 0           # of the hours since the first that counts with a mark
+        self._sum_mark = self._sum_since = mark
+        self._first_hours: dict[int, int] = {mark: mark}
         self._taken = 0
         self._measured_ns = 0
         self._asked: dict[int, int] = {}
@@ -278,10 +282,24 @@ class Part:
         return ahead > 0 and self.used(now_ns) + self.held + ahead > self.granted
 
     def _since(self, mark: int) -> int:
-        if mark != self._sum_since:
-            self._sum_since = mark
-            self._sum = sum([amount for hour, amount in self._hours.items() if hour >= mark])
+        if mark != self._sum_mark:
+            since = self._sum_since = self._first_hour(mark)
+            self._sum_mark = mark
+            self._sum = sum([amount for hour, amount in self._hours.items() if hour >= since])
         return self._sum
+
+    def _first_hour(self, mark: int) -> int:
+        """From when on hours count with a mark: before it, where the book could not know of them
+        when the mark came. That stays so until the next one: only with it they may be summed."""
+        since = self._first_hours.get(mark)
+        if since is None:
+            since = min(mark, self.told_before - self.told_before % HOUR_NS)
+            if self.limit.period is not None:
+                since = max(since, period_begin(self.limit.period, mark))
+            self._first_hours[mark] = since
+            if len(self._first_hours) > _KEPT_MARKS:
+                del self._first_hours[min(self._first_hours)]
+        return since
 
     def _count(self, amount: int, now_ns: int) -> None:
         bucket = now_ns // BUCKET_NS
