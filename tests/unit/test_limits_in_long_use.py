@@ -111,6 +111,27 @@ def test_a_request_that_ends_after_its_hour_was_summed_counts() -> None:
     assert counted == [0] * 4, "the book has it now"
 
 
+def test_a_home_whose_view_is_older_goes_on_granting() -> None:
+    fleet = LimitedFleet(a_limit("budget", 1_000), 3, SITES[:4])
+    custodians = custodians_of(ID, fleet.sites)
+    other = next(site for site in fleet.sites if site not in custodians)
+    fleet.request(other, 400, 400, 10)
+    fleet.pass_ms(5_000)
+    hour_is_summed(fleet, 400, but_at=custodians[:1])
+
+    for _ in range(62):
+        fleet.request(other, 10, 10, 10)
+        fleet.pass_ms(10_000)
+    assert fleet.spent() == 1_000
+    assert len(fleet.refusals) == 2
+
+    fleet.tell(custodians[0], fleet.limit)
+    fleet.pass_ms(20_000)
+    fleet.request(other, 10, 10, 10)
+    fleet.pass_ms(5_000)
+    assert fleet.spent() == 1_000
+
+
 class Ahead:
     """The limits of a gateway whose wall clock is ahead."""
 

@@ -97,7 +97,7 @@ class FleetLimits:
             part.limit = limit
             if changed:
                 part.redirect(0, now_ns)
-        self._mark(limit, now)
+        self._mark(limit, now_ns, now)
         self._size(limit)
 
     def _keeper(
@@ -118,17 +118,17 @@ class FleetLimits:
             part.bootstrap = bootstrap_of(limit.amount, gateways)
             part.headroom = most_headroom(limit.amount, gateways)
 
-    def _mark(self, limit: Limit, now: int) -> None:
+    def _mark(self, limit: Limit, now_ns: int, now: int) -> None:
         """Since when a budget counts, which changes with its period and with what is booked."""
-        mark, spent = 0, 0
+        mark, spent, begin = 0, 0, 0
         if limit.period is not None:
-            mark, spent = mark_of(limit, period_begin(limit.period, now))
+            begin = period_begin(limit.period, now)
+            mark, spent = mark_of(limit, begin)
         keeper, part = self._keepers.get(limit.id), self._parts.get(limit.id)
         if keeper is not None:
             keeper.limit, keeper.mark, keeper.spent = limit, mark, spent
-        if part is not None and mark > part.asks_since:
-            part.asks_since = mark
-            part.forget_before(mark)
+        if part is not None:
+            part.note_mark(mark, begin, now_ns)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class FleetLimits:
         if part is None:
             limit = self._limits[id_]
             part = self._parts[id_] = Part(limit, 0)
-            self._mark(limit, now)
+            self._mark(limit, 0, now)
             part.mark = part.asks_since
             self._size(limit)
         return part
@@ -180,12 +180,12 @@ class FleetLimits:
             part.measure(now_ns)
             if part.limit.period is not None:
                 part.told_before = self.told_before
-                self._mark(part.limit, now)
+                self._mark(part.limit, now_ns, now)
             if part.is_due(now_ns):
                 letters.append(self._ask(part, now_ns))
         for keeper in self._keepers.values():
             if keeper.limit.period is not None:
-                self._mark(keeper.limit, now)
+                self._mark(keeper.limit, now_ns, now)
             letters += keeper.tick(now_ns, now)
         return letters
 

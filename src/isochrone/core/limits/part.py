@@ -24,6 +24,7 @@ from isochrone.core.limits.terms import (
     RETRY_NS,
     SECOND_NS,
     SILENT_NS,
+    TERM_NS,
 )
 from isochrone.core.world.limit import Limit
 
@@ -46,7 +47,7 @@ class Part:
         "_last_ask_ns", "_measured_ns", "_redirected_ns", "_ring", "_steady", "_sum", "_sum_mark",
         "_sum_since", "_taken", "_total", "asks_since", "bootstrap", "demand", "free", "frees_ns",
         "granted", "headroom", "heard", "heard_ns", "held", "insists", "least", "limit", "mark",
-        "spare", "told_before", "turn", "until_ns", "unused", "waiting",
+        "newest_mark", "spare", "told_before", "turn", "until_ns", "unused", "waiting",
     )
 
     def __init__(self, limit: Limit, mark: int) -> None:
@@ -56,9 +57,10 @@ class Part:
         self.granted = 0
         self.until_ns = 0      # of the grant
         self.mark = mark       # since when a budget counts, as who granted it has it
-        self.asks_since = mark # and as the view has it, or who was asked last
+        self.asks_since = mark # and as who was asked last has it, or the view
+        self.newest_mark = mark  # that anybody has
         self.heard = 0         # number of the grant
-        self.heard_ns = -FRESH_NS - 1  # when the last answer came
+        self.heard_ns = -TERM_NS  # when the last answer came
         self.free = 0          # as of the grant, like the next three
         self.spare = 0
         self.unused = 0
@@ -116,10 +118,8 @@ class Part:
         elif kind == "budget":
             hour = at - at % HOUR_NS
             # No sum has what ends after it, though it came before: it counts from the mark on.
-            if hour < self.asks_since:
-                hour = self.asks_since
-            if hour < self._sum_since:
-                hour = self._sum_since
+            if hour < self.newest_mark:
+                hour = self.newest_mark
             self._hours[hour] = self._hours.get(hour, 0) + used
             self._sum += used
 
@@ -229,6 +229,7 @@ class Part:
         self.free, self.spare, self.frees_ns = grant.free, grant.spare, grant.frees_ns
         self.unused = grant.unused
         self.asks_since = grant.mark
+        self.newest_mark = max(self.newest_mark, grant.mark)
         used = self._since(grant.mark) if self._is_hours else self.used(now_ns)
         if used + self.held > grant.amount:
             # Who granted it did not know of all that is used: it counts the grant before, too.
@@ -265,6 +266,17 @@ class Part:
             return False
         left = self.granted - self.used(now_ns) - self.held
         return amount > max(left, 0) + self.free + self.spare
+
+    def note_mark(self, mark: int, period_begin: int, now_ns: int) -> None:
+        """Since when the budget counts, as the view has it. Whoever decides may have it later, and
+        grants in its own terms: what it says goes, unless it is silent or a new period begins."""
+        if mark > self.newest_mark:
+            self.newest_mark = mark
+            self.forget_before(mark)
+        if mark > self.asks_since and (
+            self.asks_since < period_begin or now_ns - self.heard_ns >= TERM_NS
+        ):
+            self.asks_since = mark
 
     def forget_before(self, at: int) -> None:
         """What was used in hours before counts for nobody any more."""
