@@ -258,7 +258,8 @@ def test_a_request_that_is_kept_at_home_may_wait_for_what_the_home_is_worth() ->
 
 def test_sites_that_are_busy_in_turns_do_not_send_a_session_to_and_fro() -> None:
     """As the gateway does: who waits too long where it is sent is sent back, and goes on."""
-    prefixes, sessions, table, moves = Prefixes(), Sessions(), a_table(world()), []
+    prefixes, sessions, table = Prefixes(), Sessions(), a_table(world())
+    moves: list[SiteName] = []
     for turn in range(12):
         now_ns = (1 + 2 * turn) * SECOND_NS
         busy = {"sydney": 700} if turn % 2 else {"oslo": 700}
