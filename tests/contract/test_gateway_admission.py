@@ -141,6 +141,7 @@ def test_a_number_that_no_answer_reaches_harms_nobody(most: int) -> None:
         engine.hold.set()
         assert [(await each).status for each in (first, waiting)] == [200, 200]
         assert (await ask(paris, post(chat_body()))).status == 200
+        assert paris.task is not None
         assert not paris.task.done()
 
     with_one_slot(play)

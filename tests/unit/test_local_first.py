@@ -15,7 +15,7 @@ def test_a_request_that_says_nothing_of_the_own_queue_does_not_end_local_first()
     loads.heard(a_digest("near"), 0)
     table, rng = a_table(view), stream(3, "local")
 
-    def because(tokens: int = 100, *tried: Refused) -> str:
+    def because(tokens: int = 100, *tried: Refused) -> str | None:
         return a_choice(table, loads, prompt_tokens=tokens, tried=tried, rng=rng).because
 
     refused = Refused(site=SiteName("here"), rule="saturated", detail="busy, 1 s")

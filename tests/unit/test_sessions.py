@@ -224,8 +224,8 @@ def test_a_home_that_is_too_busy_has_not_failed() -> None:
     held, calm = Home(OSLO, 0, 1), at_home(OSLO)
     loads = loads_of(now_ns=now_ns)
 
-    def verdict(home: Home, *tried: Refused, **changes: str) -> str:
-        return chosen(loads, home, now_ns=now_ns, tried=tried, **changes)[1]
+    def verdict(home: Home, *tried: Refused, policy_id: str = "anywhere") -> str:
+        return chosen(loads, home, now_ns=now_ns, tried=tried, policy_id=policy_id)[1]
 
     assert verdict(held, sent_back(OSLO)) == "overflow"
     assert verdict(calm, sent_back(OSLO)) == "moved"

@@ -439,7 +439,6 @@ class SiteQueue:
             ticket = self._by_share(1 << RESERVED) or self._by_share()
             self._owed -= 0 if ticket is None else ticket.tokens
         return ticket or self._by_share()
-        return ticket
 
     def _first(self, now_ns: int) -> Ticket | None:
         """What goes before all shares. As long as slots are free floors never take them all, and
