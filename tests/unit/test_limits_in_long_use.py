@@ -3,7 +3,6 @@ not."""
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
@@ -12,15 +11,7 @@ from isochrone.core.limits.fleet_limits import FleetLimits
 from isochrone.core.limits.messages import LimitLetter, Message
 from isochrone.core.limits.terms import AMNESIA_NS, DAY_NS, HOUR_NS, custodians_of, most_overspent
 from isochrone.core.world.limit import LimitKind
-from tests.fixtures.limited_fleet import (
-    MS,
-    SECOND_NS,
-    SITES,
-    WALL,
-    LimitedFleet,
-    Place,
-    a_limit,
-)
+from tests.fixtures.limited_fleet import MS, SECOND_NS, SITES, WALL, LimitedFleet, a_limit
 
 ID = LimitId("limit")
 
@@ -207,35 +198,3 @@ def test_letters_about_a_budget_that_is_not_used_are_few() -> None:
     before = fleet.letters
     fleet.pass_ms(600_000)
     assert fleet.letters - before <= 6 * 600 // 20, "an ask each 20 s, with what it causes"
-
-
-class FarFleet(LimitedFleet):
-    """Each letter takes just as long."""
-
-    def _send(self, place: Place, letters: list[LimitLetter]) -> None:
-        for letter in letters:
-            deliver = partial(self._deliver, place.name, letter)
-            if letter.to == place.name:
-                deliver()
-            else:
-                self._at(self.now_ns + self.delay_ms * MS, deliver)
-
-
-@pytest.mark.parametrize("home", ["stays", "starts anew", "dies"])
-@pytest.mark.parametrize("delay_ms", [150, 260, 400])
-def test_sites_that_are_far_from_one_another_find_who_decides(delay_ms: int, home: str) -> None:
-    fleet = FarFleet(a_limit("requests_per_min", 40), 3, SITES[:4], delay_ms=delay_ms)
-    first = custodians_of(ID, fleet.sites)[0]
-    fleet.pass_ms(1_000)
-    if home != "stays":
-        fleet.crash(first)
-    if home == "starts anew":
-        fleet.start(first)
-
-    for _ in range(16):
-        for site in fleet.sites:
-            fleet.request(site, 1, 1, 10)
-        fleet.pass_ms(10_000)  # so that all of them fit
-
-    standing = len(fleet.sites) - (home == "dies")
-    assert len(fleet.admitted) >= 14 * standing, "but for those that came meanwhile"

@@ -150,14 +150,9 @@ class Keeper:
         self._prune(now_ns, now)
         letters: list[LimitLetter] = []
         if self._stands and now_ns - self._stood_ns >= RETRY_NS:
+            self._stands = False
             if self._asks:
-                # In the same epoch: what is answered late counts, however far the others are.
-                self._stood_ns = now_ns
-                if self._remembers(now_ns):
-                    self._followers.add(self._site)
-                letters += self._leads_to()
-            else:
-                self._stands = False
+                letters += self._stand(now_ns)
         if self._asks and self._decides(now_ns):
             letters += self._decide(now_ns, now)
         if self.leads and self._copied < self._version and now_ns - self._sent_ns >= RETRY_NS:
@@ -244,9 +239,6 @@ class Keeper:
         self._promised = ((self._promised >> 32) + 1) << 32 | own
         self._stands, self._stood_ns = True, now_ns
         self._followers = {self._site} if self._remembers(now_ns) else set()
-        return self._leads_to()
-
-    def _leads_to(self) -> list[LimitLetter]:
         return [
             LimitLetter(each, Lead(limit=self.limit.id, site=self._site, epoch=self._promised))
             for each in self.custodians if each != self._site

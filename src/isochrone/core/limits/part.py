@@ -25,7 +25,6 @@ from isochrone.core.limits.terms import (
     SECOND_NS,
     SILENT_NS,
     TERM_NS,
-    WAIT_NS,
 )
 from isochrone.core.world.limit import Limit
 
@@ -45,10 +44,10 @@ class Part:
 
     __slots__ = (
         "_asked", "_bucket", "_first_ask_ns", "_first_hours", "_hours", "_is_hours", "_is_minute",
-        "_last_ask_ns", "_measured_ns", "_redirected_ns", "_ring", "_silent_ns", "_steady", "_sum",
-        "_sum_mark", "_sum_since", "_taken", "_total", "asks_since", "bootstrap", "demand", "free",
-        "frees_ns", "granted", "headroom", "heard", "heard_ns", "held", "insists", "least", "limit",
-        "mark", "newest_mark", "spare", "told_before", "turn", "until_ns", "unused", "waiting",
+        "_last_ask_ns", "_measured_ns", "_redirected_ns", "_ring", "_steady", "_sum", "_sum_mark",
+        "_sum_since", "_taken", "_total", "asks_since", "bootstrap", "demand", "free", "frees_ns",
+        "granted", "headroom", "heard", "heard_ns", "held", "insists", "least", "limit", "mark",
+        "newest_mark", "spare", "told_before", "turn", "until_ns", "unused", "waiting",
     )
 
     def __init__(self, limit: Limit, mark: int) -> None:
@@ -88,7 +87,6 @@ class Part:
         self._first_ask_ns = 0  # of those without an answer
         self._last_ask_ns = 0
         self._redirected_ns = 0
-        self._silent_ns = SILENT_NS  # after so long who was asked counts as silent
         self._steady = _STEADY  # how many answers in a row changed nothing
 
     # -- requests --------------------------------------------------------------------------------
@@ -201,7 +199,7 @@ class Part:
         """Ask the custodian whose turn it is; the next one where that one does not answer."""
         if not self._first_ask_ns:
             self._first_ask_ns = now_ns
-        elif now_ns - self._first_ask_ns >= self._silent_ns:
+        elif now_ns - self._first_ask_ns >= SILENT_NS:
             self.turn, self.insists = (self.turn + 1) % max(custodians, 1), True
             self._first_ask_ns = now_ns
         self._last_ask_ns = now_ns
@@ -228,8 +226,6 @@ class Part:
             return False
         self._first_ask_ns, self.insists = 0, False
         self.heard_ns = now_ns
-        # Who is far away is not silent: two that are asked in turns would outvote one another.
-        self._silent_ns = min(max(2 * (now_ns - asked_ns), SILENT_NS), WAIT_NS)
         self.free, self.spare, self.frees_ns = grant.free, grant.spare, grant.frees_ns
         self.unused = grant.unused
         self.asks_since = grant.mark
