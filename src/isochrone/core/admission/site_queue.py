@@ -435,10 +435,14 @@ class SiteQueue:
         """Whose turn it is, a slot being free: a floor that is not reached or a promise, else the
         class that had least for its share and has a request that may start."""
         ticket = self._first(now_ns)
-        if ticket is None and self._owed > 0:  # not to `reserved`, whatever its share
-            ticket = self._by_share(1 << RESERVED) or self._by_share()
-            self._owed -= 0 if ticket is None else ticket.tokens
-        return ticket or self._by_share()
+        if ticket is not None:
+            return ticket
+        if self._owed <= 0:
+            return self._by_share()
+        # The others first, however large the share of `reserved`.
+        ticket = self._by_share(1 << RESERVED) or self._by_share()
+        self._owed -= 0 if ticket is None else ticket.tokens
+        return ticket
 
     def _first(self, now_ns: int) -> Ticket | None:
         """What goes before all shares. As long as slots are free floors never take them all, and
