@@ -7,8 +7,29 @@ from isochrone.core.ids import OrgId, SiteName
 from isochrone.gateway.prefix_hash import prompt_blocks
 from isochrone.gateway.request import parse_request
 from tests.fixtures.few_slots import queue_of
-from tests.fixtures.gateways import MODEL, GatewayCloud, ask, chat_body, post, run, until
+from tests.fixtures.gateways import (
+    MODEL,
+    GatewayCloud,
+    RunningSite,
+    ask,
+    chat_body,
+    post,
+    run,
+    until,
+)
 from tests.fixtures.signed_hops import signed_by
+
+
+async def paris_before_berlin(cloud: GatewayCloud) -> tuple[RunningSite, RunningSite]:
+    """Lisbon, which has no engine and tries Paris first, which has one slot; and Paris."""
+    lisbon = await cloud.add_site("lisbon", "PT", engines=0)
+    paris = await cloud.add_site("paris", "FR", replica={"slots": 1})
+    await cloud.add_site("berlin", "DE")
+    await cloud.key("secret")
+    await cloud.key("only-paris", residency=("FR",))
+    await cloud.ready()
+    await cloud.link("lisbon", "berlin", 300.0)
+    return lisbon, paris
 
 
 def test_a_busy_site_sends_back_what_may_not_wait_so_long_and_queues_the_rest() -> None:
@@ -40,13 +61,7 @@ def test_a_busy_site_sends_back_what_may_not_wait_so_long_and_queues_the_rest() 
 
 def test_a_request_that_a_busy_site_sends_back_takes_nothing_of_the_retry_budget() -> None:
     async def main(cloud: GatewayCloud) -> None:
-        lisbon = await cloud.add_site("lisbon", "PT", engines=0)
-        paris = await cloud.add_site("paris", "FR", replica={"slots": 1})
-        await cloud.add_site("berlin", "DE")
-        await cloud.key("secret")
-        await cloud.key("only-paris", residency=("FR",))
-        await cloud.ready()
-        await cloud.link("lisbon", "berlin", 300.0)  # so paris is tried first
+        lisbon, paris = await paris_before_berlin(cloud)
         assert (await ask(paris, post(chat_body(), key="only-paris"))).status == 200
         engine = paris.engines[0]
         engine.hold.clear()
@@ -73,13 +88,7 @@ def test_a_request_that_a_busy_site_sends_back_takes_nothing_of_the_retry_budget
 
 def test_what_a_busy_site_has_cached_is_still_known_when_it_sent_a_request_back() -> None:
     async def main(cloud: GatewayCloud) -> None:
-        lisbon = await cloud.add_site("lisbon", "PT", engines=0)
-        paris = await cloud.add_site("paris", "FR", replica={"slots": 1})
-        await cloud.add_site("berlin", "DE")
-        await cloud.key("secret")
-        await cloud.key("only-paris", residency=("FR",))
-        await cloud.ready()
-        await cloud.link("lisbon", "berlin", 300.0)  # so paris is tried first
+        lisbon, paris = await paris_before_berlin(cloud)
         context = lisbon.running.context
         await until(lambda: context.view.table.view.links)
         said = "Tell me of the sea, and of the ships on it. " * 100

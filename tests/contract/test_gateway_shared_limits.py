@@ -5,28 +5,14 @@ import time
 
 import pytest
 
-from isochrone.adapters.clock import SystemClock
 from isochrone.core.ids import LimitId, OrgId, ProjectId
 from isochrone.core.world.limit import Limit, LimitKind, OrgLimits
 from isochrone.core.world.tenant import NO_LIMITS, Limits
 from isochrone.wire import subjects
 from tests.fixtures.gateways import Client, GatewayCloud, ask, chat_body, post, run, until
+from tests.fixtures.stepped_clock import SteppedClock
 
 REQUEST = post(chat_body(max_tokens=5))
-
-
-class SteppedClock:
-    """The system's clock, and as far ahead of it as a test says."""
-
-    def __init__(self) -> None:
-        self._clock = SystemClock()
-        self.ahead_ns = 0
-
-    def wall_ns(self) -> int:
-        return self._clock.wall_ns() + self.ahead_ns
-
-    def monotonic_ns(self) -> int:
-        return self._clock.monotonic_ns() + self.ahead_ns
 
 
 async def publish_limit(

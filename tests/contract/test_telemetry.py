@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import pytest
 
-from isochrone.adapters.clock import SystemClock
 from isochrone.adapters.network.sockets import SocketNetwork
 from isochrone.core.ids import SiteName
 from isochrone.core.world.tenant import Limits
@@ -25,6 +24,7 @@ from tests.fixtures.gateways import (
     until,
 )
 from tests.fixtures.scrapes import scrape, scraped
+from tests.fixtures.stepped_clock import SteppedClock
 from tests.fixtures.tellers import AT, Fate
 from tests.fixtures.tellers import body as tale
 from tests.fixtures.tellers import site as tellers_site
@@ -327,20 +327,6 @@ def test_what_a_bus_that_is_away_moves() -> None:
                 await asyncio.sleep(0.02)
 
     run(main)
-
-
-class SteppedClock:
-    """The system's clock, and as far ahead of it as a test says."""
-
-    def __init__(self) -> None:
-        self._clock = SystemClock()
-        self.ahead_ns = 0
-
-    def wall_ns(self) -> int:
-        return self._clock.wall_ns() + self.ahead_ns
-
-    def monotonic_ns(self) -> int:
-        return self._clock.monotonic_ns() + self.ahead_ns
 
 
 def test_a_clock_that_is_off_is_seen() -> None:
