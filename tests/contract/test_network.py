@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar, cast
@@ -237,3 +238,33 @@ def test_whoever_listens_may_have_as_many_connections_as_the_system_allows() -> 
         run_live(main)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_those_who_come_together_are_let_in_together(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """However long its rounds are, the loop needs a few of them, not one for each."""
+
+    async def main() -> None:
+        counted: list[Recorder] = []
+
+        def made() -> Recorder:
+            counted.append(Recorder())
+            return counted[-1]
+
+        listener = await SocketNetwork().listen(made, "127.0.0.1", 0)
+        clients = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(100)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len([each for each in counted if each.transport is not None]) == len(clients)
+        for client in clients:
+            client.close()
+        await listener.close()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", listener.port))
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())

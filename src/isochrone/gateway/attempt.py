@@ -12,6 +12,7 @@ from isochrone.core.ids import ReplicaId
 from isochrone.core.metering.event import Tokens
 from isochrone.core.world.model import COMMON_ENDPOINTS
 from isochrone.core.world.tenant import Class
+from isochrone.gateway.coalescing import DENSE_BYTES
 from isochrone.gateway.continuation.hop import kin_lines, parse_kin
 from isochrone.gateway.continuation.seam import Seam
 from isochrone.gateway.message_meter import MessageMeter, meter_for
@@ -262,6 +263,8 @@ class Attempt:
             out = meter.feed(data)
             if out and not (meter.error and self._exchange.engine_failed(self, out)):
                 self._exchange.stream(self, out)
+            if len(data) >= DENSE_BYTES and self._connection is not None:
+                self._connection.rest()
             return
         self._size += len(data)
         if self._size > self._exchange.context.settings.max_answer_bytes:

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, cast
 import httptools
 
 from isochrone.gateway.chunks import is_whole, lone_chunk, whole_chunks
+from isochrone.gateway.coalescing import Coalescing
 from isochrone.gateway.heads import HeadMemory
 from isochrone.gateway.outbox import Outbox
 from isochrone.ports.clock import Clock
@@ -66,6 +67,7 @@ class UpstreamConnection:
         "_pool",
         "_reading",
         "_receiver",
+        "_resting",
         "_reusable",
         "_silent_bytes",
         "_status",
@@ -97,6 +99,7 @@ class UpstreamConnection:
         self._excess = False  # the other side sent more than one answer to one request
         self._reusable = False
         self._reading = True
+        self._resting = False
         self._untouched = True  # nothing of this answer has come
         self._between = False  # the parser waits for the size of a chunk
         self._status = 0
@@ -121,8 +124,25 @@ class UpstreamConnection:
 
     def set_reading(self, reading: bool) -> None:
         """Pause or resume taking the answer from the network."""
-        if self.open and reading != self._reading and not self._transport.is_closing():
+        if reading != self._reading:
             self._reading = reading
+            if not self._resting:
+                self._set_transport_reading(reading)
+
+    def rest(self) -> None:
+        """Leave a stream unread for a moment: it brings more than its client can tell apart."""
+        if not self._resting and self.open:
+            self._pool.coalescing.rest(self)
+
+    def set_resting(self, resting: bool) -> None:
+        """As `set_reading`, whatever the client does."""
+        if resting != self._resting:
+            self._resting = resting
+            if self._reading:
+                self._set_transport_reading(not resting)
+
+    def _set_transport_reading(self, reading: bool) -> None:
+        if self.open and not self._transport.is_closing():
             if reading:
                 self._transport.resume_reading()
             else:
@@ -308,6 +328,7 @@ class UpstreamConnection:
             return
         self.fresh = False
         self.set_reading(True)
+        self.set_resting(False)
         self._pool.give(self, _idle_s(self._headers.get(b"keep-alive")))
 
 
@@ -319,6 +340,7 @@ class UpstreamPool:
         max_answer_bytes: int = MOST_ANSWER_BYTES,
     ) -> None:
         self.outbox = outbox
+        self.coalescing = Coalescing()
         self._network = network
         self._clock = clock
         self._idle: dict[str, list[UpstreamConnection]] = {}

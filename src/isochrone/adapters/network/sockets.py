@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
+from isochrone.adapters.network.accepting import Accepting
 from isochrone.adapters.network.distance import Distance
 from isochrone.adapters.network.secured import Arrivals, Handshakes, Secured
 from isochrone.adapters.network.tls import ServerTls, client_context
@@ -26,8 +27,11 @@ TLS_SHUTDOWN_S = 2.0
 class SocketListener:
     """One listening TCP port; with `tls` it follows the files of its certificate."""
 
-    def __init__(self, server: asyncio.Server, tls: ServerTls | None = None) -> None:
+    def __init__(
+        self, server: asyncio.Server, accepting: Accepting, tls: ServerTls | None = None
+    ) -> None:
         self._server = server
+        self._accepting = accepting
         self._port: int = server.sockets[0].getsockname()[1]
         self._timer: asyncio.TimerHandle | None = None
         if tls is not None:
@@ -47,6 +51,7 @@ class SocketListener:
             self._timer.cancel()
         # Not wait_closed(): from Python 3.12 on it would wait for the connections that go on.
         self._server.close()
+        self._accepting.close()
 
 
 class SocketNetwork:
@@ -69,11 +74,14 @@ class SocketNetwork:
         _allow_open_files()
         secured = None if tls is None else ServerTls(tls)
         made = factory if secured is None else _secured_by(secured, factory)
+        accepting = Accepting(made)
         with _names_judged(host):
             server = await asyncio.get_running_loop().create_server(
-                _made_by(made), host, port, backlog=BACKLOG, reuse_port=self._reuse_port or None
+                _made_by(accepting.make), host, port, backlog=BACKLOG,
+                reuse_port=self._reuse_port or None,
             )
-        return SocketListener(server, secured)
+        accepting.follow(server)
+        return SocketListener(server, accepting, secured)
 
     async def connect(
         self, factory: Callable[[], P], address: Address, *, timeout_s: float
