@@ -1,7 +1,5 @@
-"""Gathers the commands of `isochrone` and turns their failures into one clear line."""
+"""Gathers the commands of `isochrone`."""
 
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -36,18 +34,9 @@ from isochrone.cli import (
     up,
     usage,
 )
-from isochrone.core.errors import InvalidInput, IsochroneError
+from isochrone.cli.line import new_line, run_line
 
-app = typer.Typer(
-    name="isochrone",
-    help="One inference cloud over GPU pools in many data centres.",
-    epilog="Start with `isochrone up`; then, in another terminal, `isochrone chat 'Hello!'`.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = new_line()
 
 for group in (
     up, status, top, sites, hosts, chat, models, usage, explain, audit, replay, reconcile, backup,
@@ -82,26 +71,4 @@ def version(
 
 def run() -> int:
     """Run the command line; return its exit code. Raises KeyboardInterrupt."""
-    try:
-        code = app(standalone_mode=False)
-    except InvalidInput as error:
-        for problem in error.problems:
-            _complain(problem)
-        return 2
-    except IsochroneError as error:
-        _complain(error.message)
-        return 1
-    except typer.TyperException as error:
-        _complain(" ".join(f"{error.format_message()} See --help.".split()))
-        return error.exit_code
-    except typer.Abort as error:
-        raise KeyboardInterrupt from error
-    except BrokenPipeError:
-        # The reader of our output left; without this the interpreter complains at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return code if isinstance(code, int) else 0
-
-
-def _complain(line: str) -> None:
-    print(f"isochrone: {line}", file=sys.stderr)
+    return run_line(app)

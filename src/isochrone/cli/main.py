@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 something failed, 2 the input was wrong (nothing was done)
 import sys
 
 INTERRUPTED = 130
+PROCESSES = ("control", "gateway", "agent", "dns", "console")  # they are many, and start at once
 
 
 def main() -> None:
@@ -16,7 +17,10 @@ def main() -> None:
 
         use_compiled()
         # Here, not above: the imports take a good part of a short command's time.
-        from isochrone.cli.app import run
+        if sys.argv[1:2] and sys.argv[1] in PROCESSES:
+            from isochrone.cli.processes import run
+        else:
+            from isochrone.cli.app import run
 
         code = run()
     except KeyboardInterrupt:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from isochrone.adapters.sparing import without
+from isochrone.cli.line import new_line, run_line
 from isochrone.core.errors import InvalidInput
 
 ConfigOption = Annotated[
@@ -140,3 +142,13 @@ def dns(config: ConfigOption) -> None:
     from isochrone.wiring.dns import run
 
     run(config)
+
+
+def run() -> int:
+    """As `app.run`, of a command line that has these commands only, so that a process does not
+    import first what the others need."""
+    with without("rich"):  # for tracebacks in colour
+        import structlog.dev  # noqa: F401
+    app = new_line()
+    register(app)
+    return run_line(app)
