@@ -1,4 +1,4 @@
-"""What a process of the cloud does not import, so that it starts quickly and stays small."""
+"""What processes and short commands do not import, so that they start quickly and stay small."""
 
 import importlib
 import json
@@ -26,13 +26,11 @@ print(json.dumps({"code": code, "packages": sorted({name.split(".")[0] for name 
 """
 
 
-def started(process: str, tmp_path: Path) -> tuple[int, set[str], str]:
-    """Exit code, imported packages and complaint of a process that has no settings."""
-    settings = tmp_path / "settings.toml"
-    settings.write_text("")
+def started(*line: str) -> tuple[int, set[str], str]:
+    """Exit code, imported packages and complaint of a command."""
     run = subprocess.run(
-        (sys.executable, "-P", "-c", START, process, "--config", str(settings)),
-        capture_output=True, text=True, timeout=60, check=True,
+        (sys.executable, "-P", "-c", START, *line), capture_output=True, text=True, timeout=60,
+        check=True,
     )
     said = json.loads(run.stdout.splitlines()[-1])
     return said["code"], set(said["packages"]), run.stderr
@@ -40,12 +38,20 @@ def started(process: str, tmp_path: Path) -> tuple[int, set[str], str]:
 
 @pytest.mark.parametrize("process", ["control", "gateway", "agent", "dns"])
 def test_a_process_imports_nothing_that_others_need(process: str, tmp_path: Path) -> None:
-    code, packages, complaint = started(process, tmp_path)
+    settings = tmp_path / "settings.toml"
+    settings.write_text("")
+    code, packages, complaint = started(process, "--config", str(settings))
     assert code == 2
     assert complaint.startswith("isochrone: ")
     assert {"isochrone", "typer"} <= packages
     assert not packages & {"aiohttp", "rich", "nicegui"}
     assert process != "agent" or "numpy" not in packages
+
+
+def test_a_short_command_imports_nothing_that_is_large() -> None:
+    code, packages, _ = started("version")
+    assert code == 0
+    assert not packages & {"aiohttp", "rich", "nicegui", "numpy", "structlog"}
 
 
 def test_the_processes_are_the_commands_of_their_line() -> None:

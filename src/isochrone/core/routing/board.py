@@ -22,9 +22,10 @@ from isochrone.core.estimate.transfer import byte_ms
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.lifecycle.health import HELD_BACK_MS, Health
 from isochrone.core.rng import Random
-from isochrone.core.routing.choice import Milliseconds, Refused
+from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.credits import credit, stays, wanting
 from isochrone.core.routing.loads import EVERY_SITE, NEVER_NS, Loads, ModelLoad, SiteLoad
+from isochrone.core.routing.per_site import Milliseconds
 from isochrone.core.world.site import RttSource
 
 # Two costs this near are the same as far as the estimates can tell.

@@ -6,17 +6,13 @@ What the gateway acts on is a `Choice` (see `chosen`), from which a decision is 
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from isochrone.core.ids import ModelName, PolicyId, ReplicaId, SiteName
 from isochrone.core.residency.rule import UNBOUND
 from isochrone.core.routing.bond import Bond
 from isochrone.core.world.site import RttSource
 from isochrone.core.world.tenant import Class
-
-Milliseconds = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # one a site
 
 Rule = Literal[
     "model_not_served",     # the site has no deployment of the model

@@ -16,10 +16,11 @@ from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.rng import Random
 from isochrone.core.routing.board import TIE_MS, TIE_SHARE, Board, Part
-from isochrone.core.routing.choice import Milliseconds, Refused
+from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.credits import PUSHED_MS, stays_rather
 from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.per_site import Milliseconds
 from isochrone.core.routing.prefix import Belief, Prefixes
 from isochrone.core.routing.sessions import Home, judge, limit_ms
 from isochrone.core.routing.table import RoutingTable, Shortlist

@@ -8,7 +8,8 @@ import numpy as np
 from isochrone.core.ids import SiteName
 from isochrone.core.routing.board import Part
 from isochrone.core.routing.bond import Bond, HomeVerdict
-from isochrone.core.routing.choice import Because, Decision, Ground, Milliseconds, Refused
+from isochrone.core.routing.choice import Because, Decision, Ground, Refused
+from isochrone.core.routing.per_site import Milliseconds
 from isochrone.core.routing.prefix import Belief
 
 
