@@ -79,6 +79,24 @@ def use(
     api.context.book.book_usage([event], now=now)
 
 
+def test_a_key_of_one_organisations_sheet_is_not_taken_for_anothers(
+    api: Api,  # noqa: F811
+) -> None:
+    api.make("prices", SHEET)
+    api.tenant("acme")
+    api.tenant("beta")
+    acme, beta = (
+        each["id"] for each in api.call("GET", "organisations")[1]["items"]
+        if each["name"] in ("acme", "beta")
+    )
+    own = {**SHEET, "id": "own", "valid_from": "2200-01-01T00:00:00Z"}
+    status, made = api.call("POST", f"prices?org_id={acme}", own, once="k")
+    assert (status, made["org_id"]) == (201, acme)
+    assert api.call("POST", f"prices?org_id={acme}", own, once="k") == (201, made)
+    assert api.call("POST", f"prices?org_id={beta}", own, once="k")[0] == 409
+    assert api.call("POST", "prices", own, once="k")[0] == 409
+
+
 def test_what_was_used_is_priced_charged_and_corrected(api: Api) -> None:  # noqa: F811
     use(api, 1)
     (spent,) = api.call("GET", "ledger/spent")[1]["items"]
