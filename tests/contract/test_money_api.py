@@ -45,6 +45,7 @@ BEYOND: tuple[tuple[dict[str, Any], str], ...] = (
     (a_price({"model": "package", "price": "1", "size": 9, "per": 1_000}), "charge.per: not of"),
     (a_price({**EACH, "tiers": [{"price": "2"}]}), "charge.tiers: not of per_unit"),
     (a_price({"model": "volume", "price": "1", "tiers": [{"price": "2"}]}), "charge.price: not"),
+    ({"id": "standard/1"}, "an id without '/'"),
     (a_price(EACH, name=" "), "want a name"),
     (a_price(EACH, name="a\u0000"), "want a name"),
     ({"recurring": [{"name": "r", "amount": "1000000001"}]}, "an amount beyond"),
