@@ -14,7 +14,8 @@ from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.usage_days import PostgresUsageDays
 from isochrone.core.errors import Conflict, NotFound, StoreUnavailable
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
-from tests.contract.test_usage_days import NOW, START, a_report, stored, wrong
+from tests.contract.test_ledger import START
+from tests.contract.test_usage_days import NOW, a_report, stored, wrong
 
 TOLD = [a_report(number) for number in range(300)]
 
