@@ -1,6 +1,9 @@
 """A month with much in it is charged in pieces, none of which the database gives up on."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -12,9 +15,13 @@ from isochrone.adapters.postgres.consistency import problems_of_book
 from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.pool import APPLICATION_ROLE, Pool, open_pool
 from isochrone.adapters.postgres.prices import PostgresPrices
+from isochrone.control.charging import Charging
 from isochrone.core.billing.sheet import HOUR_NS, Recurring
+from isochrone.core.errors import StoreUnavailable
+from isochrone.core.ids import ProjectId
 from isochrone.core.money import PICO
 from isochrone.core.world.tenant import EVERY_TENANT
+from isochrone.ports.ledger import Due
 from tests.contract.test_ledger import (
     DAY,
     NOVEMBER,
@@ -27,6 +34,7 @@ from tests.contract.test_ledger import (
     zero_sum,
 )
 
+T = TypeVar("T")
 HOURS = (NOVEMBER.end - NOVEMBER.begin) // HOUR_NS
 SUPPORT = Recurring(name="support", amount_pico=30 * PICO)
 
@@ -101,3 +109,33 @@ def test_an_hour_that_was_charged_before_its_end_follows_the_pieces(pool: Pool) 
     for before in (early - HOUR_NS, early, NOVEMBER.end):
         charge_all(ledger, before)
     charged_is_right(pool, NOVEMBER.end)
+
+
+def test_a_project_that_fails_each_time_keeps_no_other_from_being_charged(pool: Pool) -> None:
+    class Failing(PostgresLedger):
+        def charge(self, due: Due, *, before: int, now: int) -> int:
+            if due.payer.project_id == "b":
+                raise StoreUnavailable("canceling statement due to statement timeout")
+            return super().charge(due, before=before, now=now)
+
+    class Now:
+        def wall_ns(self) -> int:
+            return START + DAY
+
+        def monotonic_ns(self) -> int:
+            return START + DAY
+
+    async def directly(call: Callable[[], T], /) -> T:
+        return call()
+
+    sell_at(PostgresPrices(pool), a_sheet())
+    PostgresBook(pool).book_usage(
+        [replace(a_report(at), project_id=ProjectId(name)) for at, name in enumerate("abcd")],
+        now=1,
+    )
+    charging = Charging(Failing(pool), clock=Now(), offload=directly)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            asyncio.run(charging.charge_due())
+    (left,) = PostgresLedger(pool).due(before=START + DAY, now=START + DAY)
+    assert left.payer.project_id == "b"
