@@ -218,6 +218,20 @@ def test_evidence_replaces_a_recovered_report_but_not_one_of_the_ingress(
     assert second == a_report(2)
 
 
+def test_better_evidence_of_a_site_that_was_settled_is_settled_again(book: PostgresBook) -> None:
+    """As when a site gave its slot back and served the rest later, and the ingress died."""
+    begun = a_report(reporter="evidence", output=2)
+    book.note_evidence([begun], now=1)
+    assert book.book_overdue_evidence(9, now=9) == 1
+    rest = replace(begun, tokens=Tokens(input_uncached=5, output=9, source="engine"))
+    assert book.note_evidence([rest], now=20) == 1
+    assert book.book_overdue_evidence(20, now=21) == 0, "its own wait begins anew"
+    assert book.book_overdue_evidence(21, now=22) == 1
+    assert only(book).tokens.output == 9
+    assert book.note_evidence([begun, rest], now=30) == 0
+    assert book.book_overdue_evidence(99, now=99) == 0
+
+
 def test_evidence_of_two_sites_books_the_larger_work_once(book: PostgresBook) -> None:
     broken = a_report(reporter="evidence", output=2)
     whole = replace(broken, serving_site=SiteName("ashburn"), tokens=Tokens(output=9))

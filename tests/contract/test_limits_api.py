@@ -250,6 +250,21 @@ def test_a_budget_of_a_project_is_leased_in_the_ledger(api: Api) -> None:  # noq
     assert lease_id(limit, day) != lease_id(limit, day + DAY_NS)
 
 
+def test_leases_of_an_outage_of_days_are_settled_after_it(api: Api) -> None:  # noqa: F811
+    api.make("prices", SHEET)
+    ledger, day = api.context.registry.ledger, day_of(api.context.now())
+    put(api, kind="budget", amount="10", period="day", **PROJECT)
+    follow(api, day + HOUR_NS)
+    use(api, 1, day + 2 * HOUR_NS, output=5_000_000)  # 3.00
+    after = day + 4 * DAY_NS + HOUR_NS
+    ledger.expire_holds(now=after)
+    follow(api, after)
+    found = ledger.balances(EVERY_TENANT, org_id=OrgId("default"), project_id=None)
+    assert {of.kind: amount for (of, _), amount in found.items()} == {
+        "owed": 3 * PICO, "credit": -13 * PICO, "held": 10 * PICO,
+    }
+
+
 def test_no_money_is_set_aside_for_a_closed_project(api: Api) -> None:  # noqa: F811
     api.make("prices", SHEET)
     ledger, day = api.context.registry.ledger, day_of(api.context.now())

@@ -45,6 +45,7 @@ BEYOND: tuple[tuple[dict[str, Any], str], ...] = (
     (a_price({"model": "package", "price": "1", "size": 9, "per": 1_000}), "charge.per: not of"),
     (a_price({**EACH, "tiers": [{"price": "2"}]}), "charge.tiers: not of per_unit"),
     (a_price({"model": "volume", "price": "1", "tiers": [{"price": "2"}]}), "charge.price: not"),
+    ({"id": "standard/1"}, "an id without '/'"),
     (a_price(EACH, name=" "), "want a name"),
     (a_price(EACH, name="a\u0000"), "want a name"),
     ({"recurring": [{"name": "r", "amount": "1000000001"}]}, "an amount beyond"),
@@ -77,6 +78,24 @@ def use(
         tokens=Tokens(input_uncached=100, output=output, source="engine"),
     )
     api.context.book.book_usage([event], now=now)
+
+
+def test_a_key_of_one_organisations_sheet_is_not_taken_for_anothers(
+    api: Api,  # noqa: F811
+) -> None:
+    api.make("prices", SHEET)
+    api.tenant("acme")
+    api.tenant("beta")
+    acme, beta = (
+        each["id"] for each in api.call("GET", "organisations")[1]["items"]
+        if each["name"] in ("acme", "beta")
+    )
+    own = {**SHEET, "id": "own", "valid_from": "2200-01-01T00:00:00Z"}
+    status, made = api.call("POST", f"prices?org_id={acme}", own, once="k")
+    assert (status, made["org_id"]) == (201, acme)
+    assert api.call("POST", f"prices?org_id={acme}", own, once="k") == (201, made)
+    assert api.call("POST", f"prices?org_id={beta}", own, once="k")[0] == 409
+    assert api.call("POST", "prices", own, once="k")[0] == 409
 
 
 def test_what_was_used_is_priced_charged_and_corrected(api: Api) -> None:  # noqa: F811

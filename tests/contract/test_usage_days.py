@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 import psycopg
 import pytest
+from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.ledger import PostgresLedger
@@ -275,6 +277,47 @@ def test_bookers_that_are_at_work_meanwhile_lose_and_double_nothing(
         days.attach(EVERY_TENANT, START, now=NOW, keep_until=NOW)
     days.book_late(now=NOW)
     check(pool, told)
+
+
+class Interrupted(Pool):
+    """A pool on which somebody else does something before the transaction of a number begins."""
+
+    def __init__(self, pool: Pool, number: int, act: Callable[[], object]) -> None:
+        self._pool = pool._pool
+        self._left = number
+        self._act = act
+
+    @contextmanager
+    def transaction(
+        self, scope: Scope | None = None, *, one_instant: bool = False
+    ) -> Iterator[psycopg.Connection[TupleRow]]:
+        self._left -= 1
+        if self._left == 0:
+            self._act()
+        with super().transaction(scope, one_instant=one_instant) as connection:
+            yield connection
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_late_report_outlives_a_day_that_leaves_while_it_is_booked(
+    book: PostgresBook, days: PostgresUsageDays, pool: Pool, archive: Path, number: int
+) -> None:
+    poor, full = a_report(1, reporter="evidence", output=2), a_report(1, output=7)
+    book.book_usage([poor, a_report(2)], now=1)
+    days.detach(EVERY_TENANT, START, now=NOW)
+    book.book_usage([full], now=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PostgresUsageDays, "book_late", lambda self, *, now: 0)
+        days.attach(EVERY_TENANT, START, now=NOW, keep_until=NOW)
+
+    def detach() -> None:
+        days.detach(EVERY_TENANT, START, now=NOW + 1)
+
+    PostgresUsageDays(Interrupted(pool, number, detach), archive).book_late(now=NOW + 2)
+    if days.detached(since=None, until=None):
+        days.attach(EVERY_TENANT, START, now=NOW + 3, keep_until=NOW)
+    assert {each.request_id: each for each in stored(book)}[full.request_id] == full
+    assert wrong(book) == 0
 
 
 def test_a_file_that_is_not_as_it_was_written_is_refused(

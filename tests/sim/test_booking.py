@@ -182,6 +182,36 @@ def test_what_cannot_be_booked_is_parked_and_blocks_nothing(book: PostgresBook) 
     run(main())
 
 
+def test_numbers_that_no_request_has_are_parked_and_stop_nobody(book: PostgresBook) -> None:
+    async def main() -> None:
+        desk = Desk(book)
+        await desk.gateway.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
+        good = [a_report(number) for number in range(1, 4)]
+        huge = replace(a_report(4), tokens=Tokens(output=2**63 - 1, source="engine"))
+        no_day = replace(a_report(5), request_id=RequestId("ffffffff-ffff-7fff-bfff-ffffffffffff"))
+        before_time = replace(a_report(6), received_at=-1)
+        odd = [huge, no_day, before_time]
+        running = asyncio.create_task(desk.booking.run())
+        await desk.tell(evidence_subject("ashburn"), [
+            replace(each, reporter="evidence") for each in (*odd, good[0])
+        ])
+        await desk.tell(usage_subject("sydney"), [*odd, good[1]])
+        await asyncio.sleep(WAIT_S + 5)
+        await desk.tell(usage_subject("sydney"), [good[2]])
+        await asyncio.sleep(5)
+        assert not running.done(), "evidence that cannot be booked ends no loop"
+        running.cancel()
+        assert [event.request_id for event in desk.booked()] == [
+            event.request_id for event in good
+        ]
+        reasons = [each.reason for each in book.parked(most=20)]
+        assert len(reasons) == 6
+        for part in ("output: 9223372036854775807 is", "is of no day", "received_at: -1 is"):
+            assert sum(part in reason for reason in reasons) == 2, (part, reasons)
+
+    run(main())
+
+
 def test_a_batch_of_the_first_version_is_booked_without_its_decisions(book: PostgresBook) -> None:
     async def main() -> None:
         desk = Desk(book)

@@ -147,6 +147,30 @@ def test_spent_so_far_is_the_same_question_asked_earlier() -> None:
     assert sum(line.quantity for line in half.lines) == 10 * MILLION
 
 
+def test_spent_so_far_has_nothing_of_a_sheet_that_is_not_in_force_yet() -> None:
+    support = Recurring(name="support", amount_pico=pico("3000"))
+    sheets = [SHEET, replace(SHEET, version=2, valid_from=20 * DAY, recurring=(support,))]
+    usage = [used("output_tokens", MILLION)]
+
+    def once(days: int) -> dict[tuple[int, str], str]:
+        so_far = replace(MONTH, covered=Fraction(days, 30))
+        return {
+            (line.version, line.name): written(line.amount_pico)
+            for line in rate(usage, sheets, so_far).lines if line.kind not in ("usage", "fee")
+        }
+
+    first = {(1, "gpu hour"): "33.333333333333", (1, "support"): "100.00"}
+    assert once(10) == first
+    whole = {(1, "gpu hour"): "66.666666666667", (1, "support"): "200.00"}
+    assert once(20) == whole
+    assert once(25) == {
+        **whole, (2, "gpu hour"): "16.666666666667", (2, "support"): "500.00"
+    }
+    assert once(30) == {
+        **whole, (2, "gpu hour"): "33.333333333333", (2, "support"): "1000.00"
+    }
+
+
 @pytest.mark.parametrize(
     ("quantity", "graduated", "volume", "package"),
     [(0, "0", "0", "0"), (1, "2", "2", "7"), (10, "20", "20", "7"), (11, "21", "11", "14"),

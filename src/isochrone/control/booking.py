@@ -18,6 +18,7 @@ import structlog
 from isochrone.control.offload import Offload
 from isochrone.core.errors import BusUnavailable, InvalidInput, StoreUnavailable, Untrusted
 from isochrone.core.ids import SiteName
+from isochrone.core.metering.bookable import problems_of
 from isochrone.core.metering.event import Reporter, UsageEvent
 from isochrone.core.routing.choice import Ground
 from isochrone.ports.book import Book, Parked
@@ -75,7 +76,8 @@ def sort(messages: Sequence[Durable]) -> Sorted:
 
 
 def _refusal(kind: str, site: str, event: UsageEvent) -> str | None:
-    """Why this event may not come by this subject: a site speaks for itself only."""
+    """Why this event may not come by this subject, or at all: a site speaks for itself only, and
+    of what a request can be."""
     speaker: str | None
     reporters: tuple[Reporter, ...]
     if kind == "usage":
@@ -88,7 +90,7 @@ def _refusal(kind: str, site: str, event: UsageEvent) -> str | None:
         return f"site {site!r} may not report for {speaker!r}"
     if event.reporter not in reporters:
         return f"reports on {kind!r} come from {' or '.join(reporters)}, not {event.reporter!r}"
-    return None
+    return "; ".join(problems_of(event)) or None
 
 
 def _parked(subject: str, payload: bytes, reason: str) -> Parked:

@@ -34,6 +34,7 @@ class Charging:
         self._clock = clock
         self._offload = offload
         self._wait_ns = int(wait_s * _NS_PER_S)
+        self._failed: Due | None = None  # at which the last round ended
 
     async def run(self) -> None:
         """Charge until cancelled; a book that is away is waited out."""
@@ -49,15 +50,21 @@ class Charging:
         """Charge the hours that were over long enough ago; return how many charges were made."""
         now = self._clock.wall_ns()
         before = hour_of(now - self._wait_ns)
-        due = await self._offload(partial(self._ledger.due, before=before, now=now))
+        due = list(await self._offload(partial(self._ledger.due, before=before, now=now)))
+        if self._failed in due:
+            # One that fails each time keeps no other from it: those after it come first.
+            after = due.index(self._failed) + 1
+            due = [*due[after:], *due[:after]]
         made = 0
         for each in due:
+            self._failed = each
             charge = partial(self._ledger.charge, each, before=before, now=now)
             try:
                 made += await self._offload(charge)
             except TooMuchMoney as error:
                 # The others are charged, and so is this one once its usage or prices are mended.
                 log.error("project_not_charged", reason=error.message)
+        self._failed = None
         if made:
             log.info("usage_charged", charges=made, projects=len(due))
         return made

@@ -24,6 +24,7 @@ from isochrone.ports.ledger import Ledger
 from isochrone.ports.limits import DueBudget, Limits
 
 INTERVAL_S = 5.0
+DAYS_MOST = 31  # that an outage may have lasted
 WAIT_S = 300.0  # how long after its end an hour is summed
 _NS_PER_S = 1_000_000_000
 
@@ -89,12 +90,13 @@ class Limiting:
         assert limit.period is not None, "a budget has a period"
         begin = period_begin(limit.period, before)
         spent = self._limits.spent(limit, since=begin, before=before)
-        self._limits.note_spent(limit, before=before, spent_pico=spent, now=now)
         is_of_project = limit.project_id is not None and limit.key_id is None
-        if not is_of_project:
-            return
-        self._settle(limit, day_of(before) - DAY_NS, now)
-        if not budget.is_open:
+        if is_of_project:
+            # Before the sum says that they are: whoever ends in between does it again.
+            for day in _days_over(limit.spent_before or before, before):
+                self._settle(limit, day, now)
+        self._limits.note_spent(limit, before=before, spent_pico=spent, now=now)
+        if not is_of_project or not budget.is_open:
             return
         of_now = spent if period_begin(limit.period, now) == begin else 0
         lease = lease_of(limit, of_now, now)
@@ -103,10 +105,21 @@ class Limiting:
 
     def _settle(self, limit: Limit, day: int, now: int) -> None:
         """The lease of a day that is over and summed, if there was one."""
-        spent = self._limits.spent(limit, since=day, before=day + DAY_NS)
         try:
+            spent = self._limits.spent(limit, since=day, before=day + DAY_NS)
             self._ledger.step_hold(
                 limit.org_id, lease_id(limit, day), Settle(used_pico=max(spent, 0)), now=now
             )
         except NotFound:
             return
+        except TooMuchMoney as error:
+            # Of another month perhaps: today's sum is made all the same.
+            log.error("lease_not_settled", limit_id=limit.id, reason=error.message)
+
+
+def _days_over(summed_before: int, before: int) -> range:
+    """The days whose leases are to be settled, from when the budget was summed last; yesterday's
+    is among them."""
+    today = day_of(before)
+    first = min(max(day_of(summed_before), today - DAYS_MOST * DAY_NS), today - DAY_NS)
+    return range(first, today, DAY_NS)

@@ -98,7 +98,8 @@ class Ledger(Protocol):
 
     def charge(self, due: Due, *, before: int, now: int) -> int:
         """Charge what a project used in the hours before `before`; return how many charges were
-        recorded. Two copies that do it at once record each once."""
+        recorded. Two copies that do it at once record each once. Much is charged in several
+        transactions; what a failure leaves of it is due still."""
         ...
 
     def spent(

@@ -42,7 +42,7 @@ class UnreadableFile(Exception):
 def write_file(rows: Path, target: Path, types: Mapping[str, str] = TYPES) -> None:
     """Make the Parquet file `target` of CSV `rows` with the columns of `types`."""
     columns = ", ".join(f"'{name}': '{kind}'" for name, kind in types.items())
-    with _database(target.parent) as database:
+    with _database(rows.parent) as database:
         database.execute(
             "COPY (SELECT * FROM read_csv($rows, header = false, auto_detect = false, delim = ',',"
             " quote = '\"', escape = '\"', nullstr = '', allow_quoted_nulls = false,"

@@ -92,7 +92,7 @@ class PostgresBook:
 
     def book_usage(self, events: Sequence[UsageEvent], *, now: int) -> int:
         with self._pool.transaction(EVERY_TENANT) as connection:
-            return _merge(connection, "usage", events, now=now)
+            return merge_usage(connection, events, now=now)
 
     def note_evidence(self, events: Sequence[UsageEvent], *, now: int) -> int:
         with self._pool.transaction(EVERY_TENANT) as connection:
@@ -111,7 +111,7 @@ class PostgresBook:
                 (now, older_than, most),
             ).fetchall()
             lost = [replace(event_of(row), outcome="ingress_lost") for row in rows]
-            _merge(connection, "usage", lost, now=now)
+            merge_usage(connection, lost, now=now)
         return len(rows)
 
     def request(self, scope: Scope, request_id: RequestId) -> Booked | None:
@@ -271,6 +271,13 @@ def _arguments(scope: Scope, chosen: UsageFilter) -> dict[str, object]:
     }
 
 
+def merge_usage(
+    connection: psycopg.Connection[TupleRow], events: Sequence[UsageEvent], *, now: int
+) -> int:
+    """Book reports within a transaction; return how many requests are new or were replaced."""
+    return _merge(connection, "usage", events, now=now)
+
+
 def _merge(
     connection: psycopg.Connection[TupleRow],
     table: Table,
@@ -339,15 +346,17 @@ def _replace(
         move_out(connection, bounds)
     connection.execute(
         sql.SQL(
-            "UPDATE {table} t SET ({names}, booked_at{bound}) = ROW({values}, i.booked_at{named})"
+            "UPDATE {table} t"
+            " SET ({names}, booked_at, {last}) = ROW({values}, i.booked_at, {is_now})"
             " FROM incoming i WHERE {same}"
             " AND t.request_id BETWEEN %(least)s::uuid AND %(greatest)s::uuid"
         ).format(
             table=sql.Identifier(table),
             names=_NAMES,
             values=sql.SQL(", ").join(sql.Identifier("i", name) for name in COLUMNS),
-            bound=sql.SQL(", bound") if is_usage else sql.SQL(""),
-            named=sql.SQL(f", {BOUND}") if is_usage else sql.SQL(""),
+            # Evidence that became better is to be settled again.
+            last=sql.Identifier("bound" if is_usage else "settled_at"),
+            is_now=sql.SQL(BOUND if is_usage else "NULL::bigint"),
             same=sql.SQL(" AND ").join(
                 sql.SQL("{} = {}").format(sql.Identifier("t", name), sql.Identifier("i", name))
                 for name in _KEY[table]

@@ -172,7 +172,9 @@ def _schema(connection: _Connection) -> str:
 def _archive(connection: _Connection) -> tuple[FileCopy, ...]:
     """The files of days that were detached from this book."""
     rows = connection.execute(
-        "SELECT file, file_bytes, file_sha256 FROM detached_days ORDER BY day_at, part"
+        "SELECT file, file_bytes, file_sha256 FROM ("
+        "SELECT 0 AS kind, * FROM detached_days UNION ALL SELECT 1, * FROM detached_evidence"
+        ") AS away ORDER BY kind, day_at, part"
     ).fetchall()
     return tuple(
         FileCopy(name=name, size_bytes=size, sha256=digest) for name, size, digest in rows
@@ -180,11 +182,24 @@ def _archive(connection: _Connection) -> tuple[FileCopy, ...]:
 
 
 def _text_of(
-    connection: _Connection, name: str, columns: Sequence[str], key: Sequence[str]
+    connection: _Connection, name: str, columns: Sequence[str], key: Sequence[str], *,
+    as_here: bool = False,
 ) -> Iterator[bytes]:
-    """The table as text, in the order of its key: the same rows give the same bytes."""
+    """The table as text, in the order of its key: the same rows give the same bytes, in a database
+    of whatever locale; or, `as_here`, in that of this database's own."""
+    texts = set() if as_here else {
+        row[0] for row in connection.execute(
+            "SELECT attname::text FROM pg_attribute WHERE attcollation <> 0"
+            " AND attrelid = (SELECT oid FROM pg_class WHERE relname = %s"
+            "  AND relnamespace = 'public'::regnamespace)", (name,),
+        )
+    }
+    order = sql.SQL(", ").join(
+        sql.SQL('{} COLLATE "C"' if each in texts else "{}").format(sql.Identifier(each))
+        for each in key
+    )
     query = sql.SQL("COPY (SELECT {} FROM {} ORDER BY {}) TO STDOUT").format(
-        _names(columns), sql.Identifier(name), _names(key)
+        _names(columns), sql.Identifier(name), order
     )
     with connection.cursor() as cursor, cursor.copy(query) as copy:
         for chunk in copy:
@@ -368,12 +383,24 @@ def _compare(connection: _Connection, folder: Path, book: CopiedBook, tell: Tell
     keys = {name: key for name, _, key in _tables(connection)}
     for copied in book.tables:
         tell(f"comparing {copied.name}", 0)
-        digest, rows = hashlib.sha256(), 0
-        for chunk in _text_of(connection, copied.name, copied.columns, keys[copied.name]):
-            digest.update(chunk)
-            rows += chunk.count(b"\n")
-        if (rows, digest.hexdigest()) != (copied.rows, copied.content_sha256):
+        stated = (copied.rows, copied.content_sha256)
+        found = _content(connection, copied, keys[copied.name], as_here=False)
+        # Earlier releases copied in the order of the database that they found.
+        if found != stated and stated != _content(
+            connection, copied, keys[copied.name], as_here=True
+        ):
             raise InvalidInput(
-                [f"the table {copied.name} does not hold what was backed up: {rows} rows, expected "
-                 f"{copied.rows}"]
+                [f"the table {copied.name} does not hold what was backed up: {found[0]} rows, "
+                 f"expected {copied.rows}"]
             )
+
+
+def _content(
+    connection: _Connection, copied: TableCopy, key: Sequence[str], *, as_here: bool
+) -> tuple[int, str]:
+    """How many rows a table has, and their digest."""
+    digest, rows = hashlib.sha256(), 0
+    for chunk in _text_of(connection, copied.name, copied.columns, key, as_here=as_here):
+        digest.update(chunk)
+        rows += chunk.count(b"\n")
+    return rows, digest.hexdigest()

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import LiteralString
 
@@ -18,6 +20,7 @@ from isochrone.core.metering.detached import DAY_NS
 from isochrone.ports.usage_days import DayFile
 
 CHUNK_BYTES = 1 << 20
+OLD_S = 86_400.0  # nobody works on a day for so long
 STATEMENT_TIMEOUT_S = 3600  # a big day takes longer than what requests may
 
 DAY: LiteralString = (
@@ -39,18 +42,28 @@ def take_time(connection: _Connection) -> None:
 
 @contextmanager
 def scratch(folder: Path, name: str) -> Iterator[Path]:
-    """Where rows lie on their way, beside the file. Raises InvalidInput where the archive cannot be
-    used."""
-    path = folder / name
+    """Where rows lie on their way, in a folder of their own beside the file: another process may be
+    at work on the same day. Raises InvalidInput where the archive cannot be used."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder))
         try:
-            yield path
+            _forget_old(own, name)
+            yield own / "rows"
         finally:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(own, ignore_errors=True)
     except OSError as error:
         where = error.filename or folder
         raise InvalidInput([f"the archive cannot be used: {where}: {error.strerror}"]) from error
+
+
+def _forget_old(own: Path, name: str) -> None:
+    """Remove what processes that were killed left of the same day."""
+    now_s = own.stat().st_mtime
+    for each in own.parent.glob(f"{name}.*"):
+        with suppress(FileNotFoundError):  # its owner is done
+            if each.stat().st_mtime < now_s - OLD_S:
+                shutil.rmtree(each, ignore_errors=True)
 
 
 def copy_out(connection: _Connection, query: sql.Composed, day: dict[str, int], rows: Path) -> None:

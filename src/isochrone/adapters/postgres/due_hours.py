@@ -26,35 +26,63 @@ def mark_due(connection: _Connection, *, since: int, org_id: OrgId | None) -> No
     _set(connection, "true", chosen, {"since": since, "org": org_id})
 
 
-def take_due(
+def first_due(
     connection: _Connection, payer: Payer, period: Period, *, before: int
 ) -> int | None:
-    """Take the marks from what is due of the period's hours before `before`; the first of them,
-    None when none is."""
+    """The first hour of the period that is due and before `before`; None when none is."""
+    return _first_hour(
+        connection, "due AND ", payer, since=period.begin, until=min(before, period.end)
+    )
+
+
+def first_used(
+    connection: _Connection, payer: Payer, *, since: int, until: int
+) -> int | None:
+    """The first of these hours in which the project used anything, ever."""
+    return _first_hour(connection, "", payer, since=since, until=until)
+
+
+def take_due(
+    connection: _Connection, payer: Payer, *, since: int, until: int, left: int | None
+) -> None:
+    """Take the marks from what is due of these hours; the hour that is `left` for later gets one.
+    """
     chosen: LiteralString = (
-        "due AND org_id = %(org)s AND project_id = %(project)s"
-        " AND hour_at >= %(begin)s AND hour_at < %(until)s"
+        "org_id = %(org)s AND project_id = %(project)s AND ("
+        "due AND hour_at >= %(since)s AND hour_at < %(until)s"
+        " OR NOT due AND hour_at = %(left)s::bigint)"
     )
-    hours = _set(
-        connection, "false", chosen,
-        {
-            "org": payer.org_id, "project": payer.project_id, "begin": period.begin,
-            "until": min(before, period.end),
-        },
+    _set(
+        connection, "hour_at IS NOT DISTINCT FROM %(left)s::bigint", chosen,
+        {**_of(payer), "since": since, "until": until, "left": left},
     )
-    return min(hours, default=None)
+
+
+def _first_hour(
+    connection: _Connection, which: LiteralString, payer: Payer, *, since: int, until: int
+) -> int | None:
+    chosen: LiteralString = (
+        "org_id = %(org)s AND project_id = %(project)s"
+        " AND hour_at >= %(since)s AND hour_at < %(until)s"
+    )
+    row = connection.execute(
+        "SELECT least((SELECT min(hour_at) FROM request_hours WHERE " + which + chosen + "),"
+        " (SELECT min(hour_at) FROM meter_hours WHERE " + which + chosen + "))",
+        {**_of(payer), "since": since, "until": until},
+    ).fetchone()
+    return None if row is None else row[0]
+
+
+def _of(payer: Payer) -> dict[str, Any]:
+    return {"org": payer.org_id, "project": payer.project_id}
 
 
 def _set(
     connection: _Connection, due: LiteralString, chosen: LiteralString, arguments: dict[str, Any]
-) -> list[int]:
-    """The hours of the rows that changed."""
-    hours = []
+) -> None:
     for table, key in _KEYS.items():
-        rows = connection.execute(
+        connection.execute(
             f"UPDATE {table} SET due = {due} WHERE ({key}) IN (SELECT {key} FROM {table}"
-            f" WHERE {chosen} ORDER BY {key} FOR UPDATE) RETURNING hour_at",
+            f" WHERE {chosen} ORDER BY {key} FOR UPDATE)",
             arguments,
-        ).fetchall()
-        hours += [row[0] for row in rows]
-    return hours
+        )

@@ -29,7 +29,7 @@ def sift_late(
     connection: _Connection, incoming: Incoming, *, now: int
 ) -> Incoming:
     """The reports that may be booked, in their order: all but those of detached requests."""
-    connection.execute("LOCK TABLE ONLY usage IN ROW EXCLUSIVE MODE")
+    hold_days(connection)
     requests = [event.request_id for event in incoming.values()]
     # Of canonical ids the order as text is that of the days.
     first, last = day_of_request(min(requests)), day_of_request(max(requests))
@@ -52,6 +52,11 @@ def sift_late(
         elif "known" not in said:
             found[key] = event
     return found
+
+
+def hold_days(connection: _Connection) -> None:
+    """Until the end of the transaction no day is detached."""
+    connection.execute("LOCK TABLE ONLY usage IN ROW EXCLUSIVE MODE")
 
 
 def hold_evidence_day(connection: _Connection, day_at: int) -> None:

@@ -21,7 +21,7 @@ from isochrone.adapters.postgres.charges import (
     note_period,
     spent_projects,
 )
-from isochrone.adapters.postgres.due_hours import take_due
+from isochrone.adapters.postgres.due_hours import first_due, first_used, take_due
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import SHEETS, sheets_for
 from isochrone.core.billing.charging import Payer, changes, charges_of
@@ -42,6 +42,11 @@ from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.ledger import Due, Recorded, Spent, SpentDay, Unrated
 
+# Hours that one transaction charges: the database ends one that says nothing for long, and bookings
+# of these hours wait for it.
+AT_ONCE_NS = 12 * HOUR_NS
+PIECES_MOST = 70  # more than a month has
+
 _POSTING = (
     "SELECT p.org_id, p.key, p.kind, p.at, p.currency, p.about, p.unwinds, p.number, p.recorded_at,"
     " array_agg(e.account ORDER BY e.line), array_agg(e.project_id ORDER BY e.line),"
@@ -61,7 +66,8 @@ _Connection = psycopg.Connection[TupleRow]
 
 
 class PostgresLedger:
-    """`ports.ledger.Ledger` on one database; one call is one transaction."""
+    """`ports.ledger.Ledger` on one database; one call is one transaction, but for `charge`, which
+    makes several for what is long."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -124,33 +130,50 @@ class PostgresLedger:
             return due_projects(connection, before=before)
 
     def charge(self, due: Due, *, before: int, now: int) -> int:
+        made = 0
+        for _ in range(PIECES_MOST):
+            charges, is_all = self._charge_some(due, before=before, now=now)
+            made += charges
+            if is_all:
+                break
+        return made
+
+    def _charge_some(self, due: Due, *, before: int, now: int) -> tuple[int, bool]:
+        """Charge some hours in one transaction; how many charges, and whether that was all. What is
+        left is due, so whoever comes next goes on there."""
         payer, period = due.payer, due.period
         with self._pool.transaction(EVERY_TENANT) as connection:
             _one_at_a_time(connection, payer)
-            first = take_due(connection, payer, period, before=before)
+            first = first_due(connection, payer, period, before=before)
             # The present hour may be charged, too; the period that it ends is not over for that.
             is_over = min(before, now) >= period.end
             if first is None and not is_over:
-                return 0
+                return 0, True
             sheets = sheets_for(connection.execute(SHEETS).fetchall(), payer.org_id)
-            begin = period.begin if first is None else first
+            begin = period.end - HOUR_NS if first is None else first
             standing = load_standing(connection, payer, period, since=begin)
             # Of an hour that is not over, but was charged before its end, the charge may shift too.
             last = max((charge.hour_at for charge in standing.values()), default=0)
             until = min(max(before, last + HOUR_NS), period.end)
+            left = first_used(connection, payer, since=begin + AT_ONCE_NS, until=until)
+            if left is not None:
+                until = left
+                standing = {at: each for at, each in standing.items() if each.hour_at < left}
+            take_due(connection, payer, since=begin, until=until, left=left)
             earlier, hours = load_hours(
                 connection, payer, period, sheets, since=begin, until=until
             )
+            is_closed = is_over and left is None
             with _told_of(payer):
-                right = charges_of(payer, earlier, hours, sheets, period, is_over=is_over)
+                right = charges_of(payer, earlier, hours, sheets, period, is_over=is_closed)
             found = changes(standing, right)
             for change in found:
                 for posting in change.postings():
                     said = _record(connection, posting, now)
                     assert said == "recorded", f"{posting.key} is {said}"
             add_charges(connection, [change.charge for change in found], now)
-            note_period(connection, payer, period, closed_at=now if is_over else None)
-        return len(found)
+            note_period(connection, payer, period, closed_at=now if is_closed else None)
+        return len(found), left is None
 
     def spent(
         self, scope: Scope, period: Period, *, now: int, org_id: OrgId | None,

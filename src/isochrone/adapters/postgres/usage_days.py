@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 
 from isochrone.adapters.parquet import usage_file
 from isochrone.adapters.postgres import day_files
-from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.book import merge_usage
 from isochrone.adapters.postgres.day_files import DAY
 from isochrone.adapters.postgres.evidence_days import (
     EVIDENCE_LISTED,
@@ -25,6 +25,7 @@ from isochrone.adapters.postgres.evidence_days import (
     overdue_evidence,
 )
 from isochrone.adapters.postgres.hours import DETACHED_HOURS
+from isochrone.adapters.postgres.late import hold_days
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.billing.period import day_name
 from isochrone.core.errors import Conflict, InvalidInput, NotFound
@@ -225,32 +226,31 @@ class PostgresUsageDays:
     def book_late(self, *, now: int) -> int:
         booked = 0
         while True:
-            rows = self._late()
-            if not rows:
+            some = self._book_some_late(now)
+            booked += some
+            if some < LATE_MOST:
                 return booked
-            events = [msgspec.json.decode(text, type=UsageEvent) for _, _, text in rows]
-            # Booking them again changes nothing, should the note below be lost.
-            PostgresBook(self._pool).book_usage(events, now=now)
-            self._note_booked([(now, request, digest) for request, digest, _ in rows])
-            booked += len(rows)
 
-    def _late(self) -> Sequence[TupleRow]:
-        """Some of the late reports whose day is here, that are not booked yet."""
+    def _book_some_late(self, now: int) -> int:
+        """Book some of the late reports whose day is here, and note that they are, in one
+        transaction: no day is detached in between."""
         with self._pool.transaction(EVERY_TENANT) as connection:
-            return connection.execute(
+            hold_days(connection)
+            rows = connection.execute(
                 "SELECT request_id, digest, report::text FROM late_reports l"
                 " WHERE booked_at IS NULL AND NOT EXISTS ("
                 "  SELECT FROM detached_days d WHERE d.day_at = l.day_at)"
                 " ORDER BY request_id, digest LIMIT %s",
                 (LATE_MOST,),
             ).fetchall()
-
-    def _note_booked(self, booked: Sequence[TupleRow]) -> None:
-        with self._pool.transaction(EVERY_TENANT) as connection, connection.cursor() as cursor:
-            cursor.executemany(
-                "UPDATE late_reports SET booked_at = %s WHERE request_id = %s AND digest = %s",
-                booked,
-            )
+            events = [msgspec.json.decode(text, type=UsageEvent) for _, _, text in rows]
+            merge_usage(connection, events, now=now)
+            with connection.cursor() as cursor:
+                cursor.executemany(
+                    "UPDATE late_reports SET booked_at = %s WHERE request_id = %s AND digest = %s",
+                    [(now, request, digest) for request, digest, _ in rows],
+                )
+        return len(rows)
 
     def _folder(self) -> Path:
         if self._archive is None:

@@ -27,6 +27,9 @@ def _names(sheet: PriceSheet) -> Iterator[str]:
         if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
             shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
             yield f"{shown!r}: want a name of 1 to {LONGEST_NAME} printable characters"
+    if "/" in sheet.id:
+        # A charge of what is once a period is known by sheet/version/name.
+        yield f"{sheet.id!r}: want an id without '/'"
 
 
 def _amounts(sheet: PriceSheet) -> Iterator[str]:

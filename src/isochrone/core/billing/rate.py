@@ -65,7 +65,8 @@ class Rated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """From `begin` to `end`, of which `covered` is rated: recurring amounts are in proportion."""
+    """From `begin` to `end`, of which the first part, `covered`, is rated: recurring amounts are in
+    proportion."""
 
     begin: int
     end: int
@@ -101,7 +102,7 @@ def rate(usage: Iterable[Quantity], sheets: Sequence[PriceSheet], period: Period
         for number, sheet in enumerate(sheets if is_used else ()):
             part = _part(sheet, sheets, period)
             if part or sums[number]:
-                lines += _lines(sheet, sums[number], part * period.covered)
+                lines += _lines(sheet, sums[number], part)
         bookable(sum(abs(line.amount_pico) for line in lines))  # so are sums of any of them
     except OverflowError as error:
         raise TooMuchMoney(str(error)) from error
@@ -117,14 +118,16 @@ def rate(usage: Iterable[Quantity], sheets: Sequence[PriceSheet], period: Period
 
 
 def _part(sheet: PriceSheet, sheets: Sequence[PriceSheet], period: Period) -> Fraction:
-    """The part of the period's hours in which a sheet is in force."""
-    marks = sorted({period.begin, period.end, *(s.valid_from for s in sheets)})
+    """The part of the period in which a sheet is in force, of what is covered of it."""
+    length = period.end - period.begin
+    until = period.begin + round(period.covered * length)
+    marks = sorted({period.begin, until, *(s.valid_from for s in sheets)})
     held = sum(
         end - begin
         for begin, end in pairwise(marks)
-        if period.begin <= begin < period.end and in_force(sheets, begin) is sheet
+        if period.begin <= begin < until and in_force(sheets, begin) is sheet
     )
-    return Fraction(held, max(period.end - period.begin, HOUR_NS))
+    return Fraction(held, max(length, HOUR_NS))
 
 
 def _lines(sheet: PriceSheet, sums: dict[Facts, int], part: Fraction) -> list[Line]:

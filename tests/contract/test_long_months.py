@@ -1,0 +1,141 @@
+"""A month with much in it is charged in pieces, none of which the database gives up on."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from isochrone.adapters.postgres import ledger as ledger_module
+from isochrone.adapters.postgres import pool as pool_module
+from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.consistency import problems_of_book
+from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.pool import APPLICATION_ROLE, Pool, open_pool
+from isochrone.adapters.postgres.prices import PostgresPrices
+from isochrone.control.charging import Charging
+from isochrone.core.billing.sheet import HOUR_NS, Recurring
+from isochrone.core.errors import StoreUnavailable
+from isochrone.core.ids import ProjectId
+from isochrone.core.money import PICO
+from isochrone.core.world.tenant import EVERY_TENANT
+from isochrone.ports.ledger import Due
+from tests.contract.test_ledger import (
+    DAY,
+    NOVEMBER,
+    START,
+    a_report,
+    a_sheet,
+    charge_all,
+    sell_at,
+    spent_by,
+    zero_sum,
+)
+
+T = TypeVar("T")
+HOURS = (NOVEMBER.end - NOVEMBER.begin) // HOUR_NS
+SUPPORT = Recurring(name="support", amount_pico=30 * PICO)
+
+
+@pytest.fixture
+def hasty(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """A database that ends a transaction which says nothing for half a second."""
+    monkeypatch.setattr(pool_module, "IDLE_TIMEOUT_MS", 500)
+    opened = open_pool(make_conninfo(database, user=APPLICATION_ROLE))
+    yield opened
+    opened.close()
+
+
+def use_much(pool: Pool, models: int) -> None:
+    """Each hour of the month, of so many models."""
+    with pool.transaction(EVERY_TENANT) as connection:
+        connection.execute(
+            "INSERT INTO request_hours SELECT 'org', 'project', %s + h * 3600000000000, 'm' || m,"
+            " 'on_demand', 'sydney', false, 1, 20 + h, 3, 40 + m, 0::bit(128)"
+            " FROM generate_series(0, %s) AS h, generate_series(1, %s) AS m",
+            (NOVEMBER.begin, HOURS - 1, models),
+        )
+
+
+def charged_is_right(pool: Pool, now: int) -> None:
+    (spent,) = spent_by(PostgresLedger(pool), now=now)
+    assert spent.charged_pico == spent.rated.total_pico
+    assert zero_sum(pool)
+
+
+def test_a_month_that_takes_long_to_price_is_charged_all_the_same(hasty: Pool) -> None:
+    use_much(hasty, 40)
+    sell_at(PostgresPrices(hasty), a_sheet(recurring=(SUPPORT,)))
+    ledger = PostgresLedger(hasty)
+    assert charge_all(ledger, NOVEMBER.end) == 3 * HOURS + 1
+    charged_is_right(hasty, NOVEMBER.end)
+    assert ledger.due(before=NOVEMBER.end + DAY, now=NOVEMBER.end + DAY) == []
+
+
+def test_what_is_left_of_a_month_is_due_until_it_is_charged(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_much(pool, 2)
+    sell_at(PostgresPrices(pool), a_sheet(recurring=(SUPPORT,)))
+    ledger = PostgresLedger(pool)
+    charge_all(ledger, NOVEMBER.end)
+    # Late usage moves all later hours to other tiers.
+    PostgresBook(pool).book_usage(
+        [a_report(1, hour=-(START - NOVEMBER.begin) // HOUR_NS, output=9_000)], now=1
+    )
+    monkeypatch.setattr(ledger_module, "PIECES_MOST", 1)
+    before, rounds = NOVEMBER.end + HOUR_NS, 0
+    while ledger.due(before=before, now=before):
+        charge_all(ledger, before)
+        rounds += 1
+        with pool.transaction(EVERY_TENANT) as connection:
+            wrong = [each for each in problems_of_book(connection) if "revenue" in each]
+            assert wrong == []
+    assert rounds == HOURS * HOUR_NS // ledger_module.AT_ONCE_NS
+    charged_is_right(pool, before)
+
+
+def test_an_hour_that_was_charged_before_its_end_follows_the_pieces(pool: Pool) -> None:
+    sell_at(PostgresPrices(pool), a_sheet(recurring=(SUPPORT,)))
+    ledger, book = PostgresLedger(pool), PostgresBook(pool)
+    book.book_usage([a_report(1, hour=200, output=9_000)], now=1)
+    early = START + 201 * HOUR_NS
+    assert ledger.charge(
+        ledger.due(before=early, now=early - 1)[0], before=early, now=early - 1
+    ) == 2
+    book.book_usage([a_report(number, output=9_000) for number in (2, 3)], now=1)
+    for before in (early - HOUR_NS, early, NOVEMBER.end):
+        charge_all(ledger, before)
+    charged_is_right(pool, NOVEMBER.end)
+
+
+def test_a_project_that_fails_each_time_keeps_no_other_from_being_charged(pool: Pool) -> None:
+    class Failing(PostgresLedger):
+        def charge(self, due: Due, *, before: int, now: int) -> int:
+            if due.payer.project_id == "b":
+                raise StoreUnavailable("canceling statement due to statement timeout")
+            return super().charge(due, before=before, now=now)
+
+    class Now:
+        def wall_ns(self) -> int:
+            return START + DAY
+
+        def monotonic_ns(self) -> int:
+            return START + DAY
+
+    async def directly(call: Callable[[], T], /) -> T:
+        return call()
+
+    sell_at(PostgresPrices(pool), a_sheet())
+    PostgresBook(pool).book_usage(
+        [replace(a_report(at), project_id=ProjectId(name)) for at, name in enumerate("abcd")],
+        now=1,
+    )
+    charging = Charging(Failing(pool), clock=Now(), offload=directly)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            asyncio.run(charging.charge_due())
+    (left,) = PostgresLedger(pool).due(before=START + DAY, now=START + DAY)
+    assert left.payer.project_id == "b"
