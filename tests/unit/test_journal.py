@@ -250,6 +250,31 @@ def test_a_failed_write_at_the_end_of_a_round_loses_nothing() -> None:
     run(main())
 
 
+def test_a_failed_sync_loses_nothing_that_was_recorded_meanwhile() -> None:
+    async def main() -> None:
+        disk = MemoryDisk(sync_s=0.01)
+        journal = a_journal(disk)
+        journal.defer(lambda: None)
+        journal.opened(an_opening("a"))
+        journal.opened(an_opening("b"))
+        disk.failing_syncs = 1
+        committing = asyncio.create_task(journal.commit())
+        await asyncio.sleep(0.005)
+        journal.closed(a_usage_record("a"))  # in the round in which the sync fails
+        journal.opened(an_opening("c"))
+        await committing
+        journal.flush()
+        await journal.commit()
+        assert [each.request_id for each in records_of(journal.pending(10))] == ["a"]
+        disk.process_died()
+        again = a_journal(disk)
+        await again.commit()
+        told = {str(each.request_id): each.reporter for each in records_of(again.pending(10))}
+        assert told == {"a": "ingress", "b": "recovered", "c": "recovered"}
+
+    run(main())
+
+
 def test_open_requests_do_not_hold_old_segments() -> None:
     async def main() -> None:
         disk = MemoryDisk()

@@ -454,7 +454,7 @@ class Journal:
         """The system did not take, or may have dropped, what is not synced: write it elsewhere."""
         log.error("journal_write_failed", segment=segment.name, why=str(error))
         self._full = str(error)
-        lost = b"".join(segment.unsynced)
+        lost = b"".join((*segment.unsynced, *segment.unwritten))
         segment.give_up_unsynced()
         if segment is self._current:
             self._rotate()
