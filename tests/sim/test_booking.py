@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -10,9 +11,11 @@ import pytest
 
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.pool import Pool
+from isochrone.adapters.postgres.usage_days import PostgresUsageDays
 from isochrone.control.booking import Booking
 from isochrone.core.errors import StoreUnavailable
 from isochrone.core.ids import RequestId, SiteName, uuid7
+from isochrone.core.metering.detached import DAY_NS
 from isochrone.core.metering.event import Reporter, Tokens, UsageEvent
 from isochrone.core.rng import stream
 from isochrone.core.routing.choice import Ground, GroundSite
@@ -178,6 +181,40 @@ def test_what_cannot_be_booked_is_parked_and_blocks_nothing(book: PostgresBook) 
             "the ground bad cannot be kept",
         ):
             assert any(part in reason for reason in reasons), (part, reasons)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"request_id": RequestId("\0"), "total_ms": float("inf")}, "not a finite number"),
+        ({"request_id": RequestId("ffffffff-ffff-7fff-bfff-ffffffffffff")}, "no clock"),
+        ({"tokens": Tokens(output=2**62)}, "more tokens than"),
+    ],
+    ids=["an id with a zero byte", "an id of another age", "endless tokens"],
+)
+@pytest.mark.parametrize("kind", ["usage", "evidence"])
+def test_one_bad_report_costs_neither_the_others_nor_what_follows(
+    book: PostgresBook, pool: Pool, tmp_path: Path, kind: str, change: dict[str, object], why: str
+) -> None:
+    async def main() -> None:
+        desk = Desk(book)
+        await desk.gateway.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
+        reporter: Reporter = "ingress" if kind == "usage" else "evidence"
+        report = a_report(1, reporter=reporter, serving="sydney")
+        bad = replace(report, **change)  # type: ignore[arg-type]
+        good = a_report(2)
+        await desk.tell(f"{kind}.sydney", [bad])
+        await desk.tell("usage.sydney", [good])
+        running = asyncio.create_task(desk.booking.run())
+        await asyncio.sleep(WAIT_S * 2)
+        assert not running.done()
+        running.cancel()
+        assert desk.booked() == [good]
+        (parked,) = book.parked(most=5)
+        assert why in parked.reason
+        PostgresUsageDays(pool, tmp_path).keep(since=0, until=DAY_NS)
 
     run(main())
 

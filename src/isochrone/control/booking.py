@@ -93,6 +93,7 @@ def _refusal(kind: str, site: str, event: UsageEvent) -> str | None:
 
 def _parked(subject: str, payload: bytes, reason: str) -> Parked:
     name = sha256(subject.encode() + b"\n" + payload).hexdigest()[:32]
+    reason = reason.replace("\0", "?")  # it may quote the site, and no text of the book holds one
     return Parked(id=name, subject=subject, payload=payload, reason=reason)
 
 

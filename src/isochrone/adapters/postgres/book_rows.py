@@ -8,6 +8,7 @@ import msgspec
 
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import is_uuid7
+from isochrone.core.metering.detached import DAY_NS, day_of_request
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.routing.choice import Decision, Ground, Stopped
 
@@ -22,6 +23,9 @@ COLUMNS = (
     *PLAIN, "class", "input_uncached", "input_cached", "output", "token_source", "decision",
 )
 _DURATIONS = ("chosen_ms", "sent_ms", "first_byte_ms", "total_ms")
+# Of one request, in each class: sums over as many as there ever are still fit their column.
+_TOKENS_MOST = 1 << 40
+_LATEST_AT = 1 << 63  # wall instants end here, and with them the days of ids
 
 
 def values_of(event: UsageEvent) -> tuple[object, ...]:
@@ -29,19 +33,23 @@ def values_of(event: UsageEvent) -> tuple[object, ...]:
     problems = []
     if not is_uuid7(event.request_id):
         problems.append(f"the request id {event.request_id!r} is not a UUID of version 7")
+    elif day_of_request(event.request_id) + 2 * DAY_NS > _LATEST_AT:
+        problems.append(f"the request id {event.request_id} is of a time that no clock shows")
+    tokens = event.tokens
+    if max(tokens.input_uncached, tokens.input_cached, tokens.output) > _TOKENS_MOST:
+        problems.append(f"the request used more tokens than any: {tokens.total}")
     for name in _DURATIONS:
         duration = getattr(event, name)
         if duration is not None and not math.isfinite(duration):
-            problems.append(f"{event.request_id}: {name} is {duration}, not a finite number")
+            problems.append(f"{name} is {duration}, not a finite number")
     decision = None
     if event.decision is not None:
         try:
             decision = _json(event.decision)
         except msgspec.ValidationError as error:
-            problems.append(f"{event.request_id}: the decision cannot be kept: {error}")
+            problems.append(f"the decision cannot be kept: {error}")
     if problems:
         raise InvalidInput(problems)
-    tokens = event.tokens
     return (
         *(getattr(event, name) for name in PLAIN),
         event.class_, tokens.input_uncached, tokens.input_cached, tokens.output, tokens.source,
