@@ -187,6 +187,52 @@ def test_damage_in_the_middle_is_kept_aside_and_the_rest_is_told() -> None:
     run(main())
 
 
+def test_a_read_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        disk = MemoryDisk()
+        journal = a_journal(disk)
+        journal.closed(a_usage_record("a"))
+        disk.process_died()
+        again = a_journal(disk)
+
+        def fail(name: str) -> bytes:
+            raise OSError(24, "too many open files")
+
+        with monkeypatch.context() as patched, capture_logs() as logged:
+            patched.setattr(disk, "read", fail)
+            for _ in range(3):
+                await again.commit()
+                assert again.pending(10) == []
+        assert [each["event"] for each in logged] == ["journal_read_failed"], "said once"
+        await again.commit()
+        assert [each.request_id for each in records_of(again.pending(10))] == ["a"]
+
+    run(main())
+
+
+def test_damage_that_comes_before_the_batch_is_sent_is_kept_aside_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_module, "CACHED_BATCHES", 0)
+
+    async def main() -> None:
+        disk = MemoryDisk()
+        journal = a_journal(disk)
+        for name in ("a", "b", "c"):
+            journal.closed(a_usage_record(name))
+        await journal.commit()
+        (segment,) = [name for name in disk.names() if disk.read(name)]
+        disk.damage(segment, len(disk.read(segment)) // 2)
+        with capture_logs() as logged:
+            told = [each.request_id for each in records_of(journal.pending(10))]
+            journal.pending(10)
+        assert told == ["a", "c"]
+        assert [each["event"] for each in logged] == ["journal_damaged"]
+        assert f"damaged-{segment}" in disk.names()
+
+    run(main())
+
+
 def test_a_failed_sync_loses_nothing() -> None:
     async def main() -> None:
         disk = MemoryDisk()

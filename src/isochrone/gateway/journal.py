@@ -264,11 +264,7 @@ class Journal:
             for batch in segment.shippable()[: most - len(found)]:
                 if batch.content is None:
                     load_contents(self._disk, segment)
-                if batch.content is None:
-                    # It stays in its file, which is kept, for a run that can read it.
-                    segment.keep = True
-                    del segment.batches[batch.offset]
-                else:
+                if batch.content is not None:  # else its file cannot be read now
                     found.append(Pending(segment.name, batch.offset, batch.content))
             if len(found) >= most:
                 break

@@ -27,13 +27,7 @@ def read_segment(disk: Disk, reader: Reader, name: str, *, aside: bool) -> Journ
     if found.undecodable:
         log.error("journal_undecodable", segment=name, records=found.undecodable)
     if found.damage_bytes:
-        log.error("journal_damaged", segment=name, bytes=found.damage_bytes)
-        if not aside:
-            try:
-                disk.replace(ASIDE + name, data)
-            except OSError as error:
-                log.error("journal_not_kept_aside", segment=name, why=str(error))
-                segment.keep = True
+        _note_damage(disk, segment, data, found.damage_bytes, aside=aside)
     return segment
 
 
@@ -43,7 +37,25 @@ def load_contents(disk: Disk, segment: JournalSegment) -> None:
     try:
         data = disk.read(segment.name)
     except OSError as error:
-        log.error("journal_read_failed", segment=segment.name, why=str(error))
+        if segment.unread != str(error):
+            log.error("journal_read_failed", segment=segment.name, why=str(error))
+        segment.unread = str(error)
         return
-    for batch, content in zip(absent, contents(data, absent), strict=True):
+    segment.unread = ""
+    found, damage_bytes = contents(data, absent)
+    for batch, content in zip(absent, found, strict=True):
         batch.content = content
+    if damage_bytes and ASIDE + segment.name not in disk.names():
+        _note_damage(disk, segment, data, damage_bytes, aside=False)
+
+
+def _note_damage(
+    disk: Disk, segment: JournalSegment, data: bytes, damage_bytes: int, *, aside: bool
+) -> None:
+    log.error("journal_damaged", segment=segment.name, bytes=damage_bytes)
+    if not aside:
+        try:
+            disk.replace(ASIDE + segment.name, data)
+        except OSError as error:
+            log.error("journal_not_kept_aside", segment=segment.name, why=str(error))
+            segment.keep = True
