@@ -210,6 +210,41 @@ def test_a_read_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
     run(main())
 
 
+def test_a_segment_that_cannot_be_read_at_the_start_keeps_nobody_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        disk = MemoryDisk()
+        first = a_journal(disk)
+        first.closed(a_usage_record("a"))
+        await first.commit()
+        (bad,) = [name for name in disk.names() if disk.read(name)]
+        disk.process_died()
+        read = disk.read
+
+        def fail(name: str) -> bytes:
+            if name == bad:
+                raise OSError(5, "input/output error")
+            return read(name)
+
+        with monkeypatch.context() as patched, capture_logs() as logged:
+            patched.setattr(disk, "read", fail)
+            second = a_journal(disk)
+            second.closed(a_usage_record("b"))
+            for _ in range(3):
+                await second.commit()
+                for batch in second.pending(10):
+                    assert records_of([batch]) == [a_usage_record("b")]
+                    second.shipped(batch)
+        assert "journal_read_failed" in [each["event"] for each in logged]
+        disk.process_died()
+        third = a_journal(disk)
+        await third.commit()
+        assert records_of(third.pending(10)) == [a_usage_record("a")]
+
+    run(main())
+
+
 def test_damage_that_comes_before_the_batch_is_sent_is_kept_aside_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -90,7 +90,7 @@ class Journal:
     # -- what a gateway calls --------------------------------------------------------------------
 
     def recover(self) -> None:
-        """Take over what an earlier run left. Raises OSError when the disk cannot be read.
+        """Take over what an earlier run left. Raises OSError when the disk cannot be listed.
 
         Requests found open become closed ones; a full disk does not raise, it refuses work.
         """
@@ -107,7 +107,7 @@ class Journal:
             segment = by_name[old.name]
             segment.batches = {b.offset: Batch(b.start, b.offset) for b in old.batches}
             segment.open = old.opened
-            self._segments.append(segment)
+        self._segments += by_name.values()
         self._make_room()
         for record in found.orphans:
             self._open[record.request_id] = OpenRequest(None, b"", 0)
@@ -256,6 +256,10 @@ class Journal:
         return JournalFigures(
             self._reserved_bytes, self._left_bytes, waiting, len(self._held), self._sync_began_ns
         )
+
+    def unreadable(self) -> list[str]:
+        """Names of segments that are kept for a run that can read them."""
+        return [segment.name for segment in self._segments if segment.keep or segment.unread]
 
     def pending(self, most: int) -> list[Pending]:
         """The oldest batches that are synced and not shipped."""

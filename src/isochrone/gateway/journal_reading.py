@@ -13,10 +13,13 @@ log = structlog.get_logger()
 
 def read_segment(disk: Disk, reader: Reader, name: str, *, aside: bool) -> JournalSegment:
     """Feed the segment to `reader`. A copy of a damaged one is kept, unless it is `aside` already.
-
-    Raises OSError when it cannot be read.
+    One that cannot be read is left for a run that can: what it tells is late then, and not lost.
     """
-    data = disk.read(name)
+    try:
+        data = disk.read(name)
+    except OSError as error:
+        log.error("journal_read_failed", segment=name, why=str(error))
+        return JournalSegment(name, sealed=True, keep=True)
     found = reader.feed(name, data)
     segment = JournalSegment(
         name, size_bytes=len(data), synced_bytes=len(data), sealed=True,
