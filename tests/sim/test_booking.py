@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.usage_days import PostgresUsageDays
 from isochrone.control.booking import Booking
@@ -191,8 +192,9 @@ def test_what_cannot_be_booked_is_parked_and_blocks_nothing(book: PostgresBook) 
         ({"request_id": RequestId("\0"), "total_ms": float("inf")}, "not a finite number"),
         ({"request_id": RequestId("ffffffff-ffff-7fff-bfff-ffffffffffff")}, "no clock"),
         ({"tokens": Tokens(output=2**62)}, "more tokens than"),
+        ({"received_at": -(2**63)}, "no clock"),
     ],
-    ids=["an id with a zero byte", "an id of another age", "endless tokens"],
+    ids=["an id with a zero byte", "an id of another age", "endless tokens", "an early instant"],
 )
 @pytest.mark.parametrize("kind", ["usage", "evidence"])
 def test_one_bad_report_costs_neither_the_others_nor_what_follows(
@@ -215,6 +217,9 @@ def test_one_bad_report_costs_neither_the_others_nor_what_follows(
         (parked,) = book.parked(most=5)
         assert why in parked.reason
         PostgresUsageDays(pool, tmp_path).keep(since=0, until=DAY_NS)
+        ledger = PostgresLedger(pool)
+        for each in ledger.due(before=DAY_NS, now=DAY_NS):
+            ledger.charge(each, before=DAY_NS, now=DAY_NS)
 
     run(main())
 

@@ -25,7 +25,7 @@ COLUMNS = (
 _DURATIONS = ("chosen_ms", "sent_ms", "first_byte_ms", "total_ms")
 # Of one request, in each class: sums over as many as there ever are still fit their column.
 _TOKENS_MOST = 1 << 40
-_LATEST_AT = 1 << 63  # wall instants end here, and with them the days of ids
+_LATEST_AT = (1 << 63) - 32 * DAY_NS  # behind it a month ends beyond what a column holds
 
 
 def values_of(event: UsageEvent) -> tuple[object, ...]:
@@ -33,8 +33,10 @@ def values_of(event: UsageEvent) -> tuple[object, ...]:
     problems = []
     if not is_uuid7(event.request_id):
         problems.append(f"the request id {event.request_id!r} is not a UUID of version 7")
-    elif day_of_request(event.request_id) + 2 * DAY_NS > _LATEST_AT:
+    elif day_of_request(event.request_id) > _LATEST_AT:
         problems.append(f"the request id {event.request_id} is of a time that no clock shows")
+    if not 0 <= event.received_at <= _LATEST_AT:
+        problems.append(f"the request came at {event.received_at}, which no clock shows")
     tokens = event.tokens
     if max(tokens.input_uncached, tokens.input_cached, tokens.output) > _TOKENS_MOST:
         problems.append(f"the request used more tokens than any: {tokens.total}")
