@@ -224,6 +224,27 @@ def test_one_bad_report_costs_neither_the_others_nor_what_follows(
     run(main())
 
 
+@pytest.mark.parametrize("reporter", ["ingress", "evidence"])
+def test_a_charge_goes_before_an_explanation_that_cannot_be_kept(
+    book: PostgresBook, reporter: Reporter
+) -> None:
+    async def main() -> None:
+        desk = Desk(book)
+        await desk.gateway.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
+        endless = replace(a_decision(a_ground()), prefill_ms=float("inf"))
+        report = a_report(1, reporter=reporter, serving="sydney")
+        kind = "usage" if reporter == "ingress" else "evidence"
+        await desk.tell(f"{kind}.sydney", [replace(report, decision=endless)])
+        running = asyncio.create_task(desk.booking.run())
+        await asyncio.sleep(WAIT_S * 2)
+        running.cancel()
+        (event,) = desk.booked()
+        assert (event.request_id, event.tokens) == (report.request_id, report.tokens)
+        assert book.parked(most=5) == []
+
+    run(main())
+
+
 def test_a_batch_of_the_first_version_is_booked_without_its_decisions(book: PostgresBook) -> None:
     async def main() -> None:
         desk = Desk(book)
