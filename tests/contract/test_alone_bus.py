@@ -252,6 +252,28 @@ def test_a_batch_of_an_earlier_run_is_found_in_the_file(tmp_path: Path) -> None:
     assert requests(path) == ["a", "b", "c", "d"]
 
 
+def test_a_batch_of_an_earlier_run_is_found_although_the_clock_was_set_back(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "usage.jsonl"
+
+    class SetBack(SystemClock):
+        def wall_ns(self) -> int:
+            return super().wall_ns() - 3600 * 10**9
+
+    async def main() -> None:
+        usage = UsageFile(path, SystemClock())
+        old = events("a", "b")
+        await store(usage, "here-1-u", old)
+        await usage.close()
+        after = UsageFile(path, SetBack())
+        await store(after, "here-1-u", old)
+        await after.close()
+
+    go(main)
+    assert requests(path) == ["a", "b"]
+
+
 @pytest.mark.parametrize("kept", ["first line", "half a line", "two lines"])
 def test_a_batch_that_was_cut_in_the_middle_is_completed(tmp_path: Path, kept: str) -> None:
     path = tmp_path / "usage.jsonl"

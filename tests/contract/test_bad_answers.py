@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from isochrone.core.metering.event import Tokens
 from tests.fixtures.gateways import (
     MODEL,
     Client,
@@ -189,6 +190,22 @@ def test_events_are_counted_whoever_asked_for_them(on_each_loop: RunOnLoop, stre
             event = (await cloud.events(got.request_id))[0]
             assert (event.outcome, event.tokens.output, event.tokens.source) == (
                 "finished", 3, "counted"
+            )
+
+    on_each_loop(main)
+
+
+def test_events_that_nobody_asked_for_are_counted_to_the_last(on_each_loop: RunOnLoop) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        async with raw_engine() as (engine, url):
+            site = await a_site(cloud, url)
+            last = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":7}}'
+            engine.answer = EVENTS + CHUNK * 3 + b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last)
+            got = await ask(site, post(chat_body()))
+            assert (got.status, got.body) == (200, EVENT * 3 + last)
+            event = (await cloud.events(got.request_id))[0]
+            assert (event.outcome, event.tokens) == (
+                "finished", Tokens(input_uncached=9, output=7, source="engine")
             )
 
     on_each_loop(main)

@@ -3,16 +3,18 @@ otherwise."""
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.estate import PostgresEstate
 from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.meters import PostgresMeters
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.adapters.postgres.reconciling import PostgresReconciling
-from isochrone.control.fleet_state import FleetState
+from isochrone.control.fleet_state import FleetState, learn_links
 from isochrone.control.reconciling import Reconciler, report_of
 from isochrone.core.billing.period import DAY_NS
 from isochrone.core.billing.sheet import HOUR_NS
@@ -20,7 +22,7 @@ from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.metering.loose import Counts
 from isochrone.core.metering.reconcile import Reading
-from isochrone.core.world.digest import ReplicaLoad, SiteDigest
+from isochrone.core.world.digest import ProbedRtt, ReplicaLoad, SiteDigest
 from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.ports.book import Parked
 from isochrone.twin.clock import VirtualClock
@@ -174,5 +176,64 @@ def test_the_loop_keeps_what_digests_tell_and_reports_each_day_once(
         reports = store.reports(most=9)
         assert [each.day_at - day_at for each in reports] == [DAY_NS, 0, -DAY_NS][: len(reports)]
         assert [each.agrees for each in reports if each.day_at == day_at] == [False]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ({"prompt_tokens_total": -1}, True),
+        ({"output_tokens_total": 2**63}, True),
+        ({"generation": 2**63}, True),
+        ({"id": "frankfurt/\0"}, True),
+        ({"id": REPLICA, "prompt_tokens_total": 99}, False),
+        ({"model": "\0"}, True),
+        ({"probe": -1.0}, True),
+        ({"probe": float("nan")}, True),
+        ({"peer": "\0"}, True),
+    ],
+)
+def test_what_one_site_tells_costs_no_other_its_counts(
+    pool: Pool, store: PostgresReconciling, change: dict[str, Any], refused: bool
+) -> None:
+    def a_digest(site: str, replica: ReplicaLoad, probe: ProbedRtt) -> bytes:
+        return fleet.encode(SiteDigest(
+            site=SiteName(site), epoch=1, sequence=1, at=1, loads=(), replicas=(replica,),
+            probes=(probe,),
+        ))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock = VirtualClock(loop)
+        heard = FleetState(clock)
+
+        async def offload(call):  # type: ignore[no-untyped-def]
+            return call()
+
+        counts = ReplicaLoad(
+            id=REPLICA, model=ModelName("tiny"), generation=1, state="ready", pid=1, running=0,
+            waiting=0, restarts=0, prompt_tokens_total=3, cached_tokens_total=None,
+            output_tokens_total=6,
+        )
+        near = ProbedRtt(peer=SiteName("frankfurt"), rtt_ms=1.0)
+        loops = (
+            asyncio.create_task(Reconciler(store, heard, clock=clock, offload=offload).run()),
+            asyncio.create_task(learn_links(heard, PostgresEstate(pool), offload)),
+        )
+        begun = clock.wall_ns()
+        heard.on_message("digest.sydney", a_digest("sydney", counts, near))
+        changed = dict(change)
+        far = ProbedRtt(peer=changed.pop("peer", "sydney"), rtt_ms=changed.pop("probe", 1.0))
+        bad = replace(counts, **{"id": "frankfurt/tiny/0"} | changed)
+        heard.on_message("digest.frankfurt", a_digest("frankfurt", bad, far))
+        await asyncio.sleep(15)
+        assert not any(each.done() for each in loops)
+        (engine,) = store.day_sums(begun - begun % DAY_NS).engines
+        assert engine.counts == Counts(input_uncached=3, output=6)
+        assert (heard.heard(SiteName("frankfurt")) is None) == refused
+        for each in loops:
+            each.cancel()
 
     run(main())

@@ -109,6 +109,22 @@ def test_bytes_from_nowhere_are_refused_not_crashed_on(junk: bytes) -> None:
             decode_batch(payload)
 
 
+@pytest.mark.parametrize(
+    "junk", [b"\xa2\xff\xfe", b"\x91" * 100_000], ids=["no UTF-8", "nested too deeply"]
+)
+def test_texts_that_are_none_and_endless_lists_are_refused_not_crashed_on(junk: bytes) -> None:
+    for payload in (
+        b"\x94\x02" + junk, b"\x94\x02\xa1b\x90" + junk, b"\x83\xa6events\x91\x81\xa1x" + junk,
+    ):
+        with pytest.raises(Untrusted):
+            decode_batch(payload)
+    for kind in (SiteDigest, Signed):
+        with pytest.raises(Untrusted):
+            decode(b"\x81\xa4site" + junk, kind)
+        with pytest.raises(Untrusted):
+            decode(b"\x81\xa4body" + junk, kind)
+
+
 @pytest.mark.usefixtures("numbers_that_fit")
 def test_a_batch_of_what_is_encoded_already_reads_as_what_it_was() -> None:
     @QUICK

@@ -238,6 +238,26 @@ def test_a_silent_engine_is_replaced() -> None:
     on_stage(body)
 
 
+def test_an_engine_that_cannot_be_killed_costs_no_other_and_nothing_starts_beside_it() -> None:
+    async def body(stage: Stage) -> None:
+        async with stage.agent() as working:
+            await stage.want(2)
+            await stage.until(lambda: stage.ready() == 2)
+            stuck = stage.driver.engines[FIRST]
+            stuck.unkillable = True  # its process waits for a disk or a driver that is gone
+            stuck.silent = True
+            await asyncio.sleep(120)
+            assert not working.done()
+            assert stage.ready() == 1
+            assert len(stage.driver.starts) == 2
+            assert (await stage.records())[FIRST].state == "draining"
+            stuck.unkillable = False
+            await stage.until(lambda: stage.ready() == 2)
+            assert not stuck.running
+
+    on_stage(body)
+
+
 def test_a_removed_replica_finishes_its_work_first() -> None:
     async def body(stage: Stage) -> None:
         async with stage.agent():

@@ -3,16 +3,20 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import pytest
 
 from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.pool import Pool
+from isochrone.adapters.postgres.usage_days import PostgresUsageDays
 from isochrone.control.booking import Booking
 from isochrone.core.errors import StoreUnavailable
 from isochrone.core.ids import RequestId, SiteName, uuid7
+from isochrone.core.metering.detached import DAY_NS
 from isochrone.core.metering.event import Reporter, Tokens, UsageEvent
 from isochrone.core.rng import stream
 from isochrone.core.routing.choice import Ground, GroundSite
@@ -182,32 +186,65 @@ def test_what_cannot_be_booked_is_parked_and_blocks_nothing(book: PostgresBook) 
     run(main())
 
 
-def test_numbers_that_no_request_has_are_parked_and_stop_nobody(book: PostgresBook) -> None:
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"request_id": RequestId("\0"), "total_ms": float("inf")}, "not a UUID of version 7"),
+        ({"total_ms": float("inf")}, "not a finite number"),
+        ({"request_id": RequestId("ffffffff-ffff-7fff-bfff-ffffffffffff")}, "of no day"),
+        ({"tokens": Tokens(output=2**62)}, "output: 4611686018427387904 is a count that no"),
+        ({"received_at": -(2**63)}, "is not an instant"),
+    ],
+    ids=[
+        "an id with a zero byte", "an endless time", "an id of another age", "endless tokens",
+        "an early instant",
+    ],
+)
+@pytest.mark.parametrize("kind", ["usage", "evidence"])
+def test_one_bad_report_costs_neither_the_others_nor_what_follows(
+    book: PostgresBook, pool: Pool, tmp_path: Path, kind: str, change: dict[str, object], why: str
+) -> None:
     async def main() -> None:
         desk = Desk(book)
         await desk.gateway.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
-        good = [a_report(number) for number in range(1, 4)]
-        huge = replace(a_report(4), tokens=Tokens(output=2**63 - 1, source="engine"))
-        no_day = replace(a_report(5), request_id=RequestId("ffffffff-ffff-7fff-bfff-ffffffffffff"))
-        before_time = replace(a_report(6), received_at=-1)
-        odd = [huge, no_day, before_time]
+        reporter: Reporter = "ingress" if kind == "usage" else "evidence"
+        report = a_report(1, reporter=reporter, serving="sydney")
+        bad = replace(report, **change)  # type: ignore[arg-type]
+        good = a_report(2)
+        await desk.tell(f"{kind}.sydney", [bad])
+        await desk.tell("usage.sydney", [good])
         running = asyncio.create_task(desk.booking.run())
-        await desk.tell(evidence_subject("ashburn"), [
-            replace(each, reporter="evidence") for each in (*odd, good[0])
-        ])
-        await desk.tell(usage_subject("sydney"), [*odd, good[1]])
-        await asyncio.sleep(WAIT_S + 5)
-        await desk.tell(usage_subject("sydney"), [good[2]])
-        await asyncio.sleep(5)
-        assert not running.done(), "evidence that cannot be booked ends no loop"
+        await asyncio.sleep(WAIT_S * 2)
+        assert not running.done()
         running.cancel()
-        assert [event.request_id for event in desk.booked()] == [
-            event.request_id for event in good
-        ]
-        reasons = [each.reason for each in book.parked(most=20)]
-        assert len(reasons) == 6
-        for part in ("output: 9223372036854775807 is", "is of no day", "received_at: -1 is"):
-            assert sum(part in reason for reason in reasons) == 2, (part, reasons)
+        assert desk.booked() == [good]
+        (parked,) = book.parked(most=5)
+        assert why in parked.reason
+        PostgresUsageDays(pool, tmp_path).keep(since=0, until=DAY_NS)
+        ledger = PostgresLedger(pool)
+        for each in ledger.due(before=DAY_NS, now=DAY_NS):
+            ledger.charge(each, before=DAY_NS, now=DAY_NS)
+
+    run(main())
+
+
+@pytest.mark.parametrize("reporter", ["ingress", "evidence"])
+def test_a_charge_goes_before_an_explanation_that_cannot_be_kept(
+    book: PostgresBook, reporter: Reporter
+) -> None:
+    async def main() -> None:
+        desk = Desk(book)
+        await desk.gateway.ensure_stream(USAGE_STREAM, USAGE_SUBJECTS, BOOK_CONSUMER)
+        endless = replace(a_decision(a_ground()), prefill_ms=float("inf"))
+        report = a_report(1, reporter=reporter, serving="sydney")
+        kind = "usage" if reporter == "ingress" else "evidence"
+        await desk.tell(f"{kind}.sydney", [replace(report, decision=endless)])
+        running = asyncio.create_task(desk.booking.run())
+        await asyncio.sleep(WAIT_S * 2)
+        running.cancel()
+        (event,) = desk.booked()
+        assert (event.request_id, event.tokens) == (report.request_id, report.tokens)
+        assert book.parked(most=5) == []
 
     run(main())
 

@@ -5,11 +5,13 @@ import itertools
 from functools import partial
 from pathlib import Path
 
+import pytest
 from structlog.testing import capture_logs
 
 from isochrone.adapters.alone.bus import AloneBus
 from isochrone.adapters.clock import SystemClock
 from isochrone.adapters.disk.files import FileDisk
+from isochrone.gateway import records
 from isochrone.gateway.journal import Journal
 from isochrone.twin.loop import run
 from isochrone.wire import fleet
@@ -70,6 +72,33 @@ def test_a_bug_in_shipping_is_logged_and_the_journal_is_shipped_after_all(tmp_pa
     assert said.count(("journal_left_over_shipped", None)) == 2
     kept = [FileDisk(worker_folder(tmp_path, number)) for number in (1, 2, 3)]
     assert [bool(disk.names()) for disk in kept] == [True, False, False], "the first one runs"
+
+
+@pytest.mark.parametrize("what", ["another format", "no permission"])
+def test_what_cannot_be_read_is_not_removed(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = worker_folder(tmp_path, 2)
+    leave(folder, "r-2")
+    old, damaged = folder / "segment-00000000000000000007", folder / "damaged-segment-1"
+    old.write_bytes(records.frame(records.CLOSED, fleet.encode({"as": "maps"})))
+    damaged.write_bytes(b"?")
+    if what == "no permission":
+        read = FileDisk.read
+
+        def refuse(disk: FileDisk, name: str) -> bytes:
+            if name == old.name:
+                raise PermissionError(13, "permission denied")
+            return read(disk, name)
+
+        monkeypatch.setattr(FileDisk, "read", refuse)
+    store, clock = Store(bugs=0), SystemClock()
+    for _ in range(2):
+        with capture_logs() as logs:
+            asyncio.run(ship_left_over(folder, AloneBus(clock, store), "here", clock))
+        assert "journal_left_over" in [each["event"] for each in logs]
+    assert store.requests == ["r-2"]
+    assert sorted(each.name for each in folder.glob("*-*")) == [damaged.name, old.name]
 
 
 def test_a_folder_that_cannot_be_read_waits_for_the_next_start(tmp_path: Path) -> None:

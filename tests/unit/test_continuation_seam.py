@@ -420,3 +420,16 @@ def test_other_endpoints_are_not_continued() -> None:
     lossy = Lossy(role(), said("Once", 1), endpoint="responses")
     assert lossy.plan() == Lost(why="endpoint")
     assert Lossy(role(), said("a", 1)).plan(client_gone=True) == Lost(why="client_gone")
+
+
+def test_a_usage_that_says_nothing_leaves_the_counts_as_they_were() -> None:
+    lost = Lossy(role(), said("a", 1), said("b", 2), metered=Tokens(
+        input_uncached=8, input_cached=2, output=2, source="running",
+    ))
+    plan = lost.plan()
+    assert not isinstance(plan, Lost | FinishLocally)
+    lost.continuation.ask(plan)
+    lost.seam.feed(second(role(), said("c", 1), finish(), event(usage={}), DONE))
+    assert lost.seam.finished
+    expected = Tokens(input_uncached=8, input_cached=2, output=3, source="running")
+    assert lost.seam.tokens(40) == expected

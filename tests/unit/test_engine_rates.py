@@ -16,6 +16,7 @@ from isochrone.core.estimate.engine_rates import (
 )
 from isochrone.core.estimate.service import Rates
 from isochrone.core.world.engine_load import UNKNOWN_LOAD, EngineLoad
+from isochrone.wire import fleet
 
 SEED = seeded(Rates(prefill_tok_s=100.0, decode_tok_s=10.0))
 IDLE = EngineLoad(
@@ -152,6 +153,22 @@ def test_missing_series_are_unknown() -> None:
         UNKNOWN_LOAD, running=1
     )
     assert family_of(read_series("process_cpu_seconds_total 3\n")) is None
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<html>\n   \n<p>not here</p>\n\xa0\n</html>\n",
+        "vllm:num_requests_running 1e308\nvllm:num_requests_running 1e308\n",
+        "vllm:num_requests_running 1e30\nvllm:prompt_tokens_total -1e300\n",
+        'vllm:cache_config_info{block_size="16",num_gpu_blocks="1' + "0" * 400 + '"} 1\n',
+    ],
+    ids=["blank lines of a page", "an endless sum", "more than a number holds", "endless blocks"],
+)
+def test_what_no_engine_counts_is_unknown(page: str) -> None:
+    load = LoadReader(family="vllm").read(read_series(page))
+    assert load == UNKNOWN_LOAD
+    fleet.encode(load)
 
 
 def a_reading(

@@ -260,6 +260,7 @@ def test_tokens_of_a_hop() -> None:
     assert parse_tokens(render_tokens(tokens)) == tokens
     for wrong in ("-", "", "1,2,3", "1,2,3,guess", "-1,2,3,engine", "1,2,x,engine"):
         assert parse_tokens(wrong) is None
+    assert parse_tokens(f"1,2,{2**64},engine") is None, "no record holds it"
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,87 @@ def test_damage_in_the_middle_is_kept_aside_and_the_rest_is_told() -> None:
     run(main())
 
 
+def test_a_read_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        disk = MemoryDisk()
+        journal = a_journal(disk)
+        journal.closed(a_usage_record("a"))
+        disk.process_died()
+        again = a_journal(disk)
+
+        def fail(name: str) -> bytes:
+            raise OSError(24, "too many open files")
+
+        with monkeypatch.context() as patched, capture_logs() as logged:
+            patched.setattr(disk, "read", fail)
+            for _ in range(3):
+                await again.commit()
+                assert again.pending(10) == []
+        assert [each["event"] for each in logged] == ["journal_read_failed"], "said once"
+        await again.commit()
+        assert [each.request_id for each in records_of(again.pending(10))] == ["a"]
+
+    run(main())
+
+
+def test_a_segment_that_cannot_be_read_at_the_start_keeps_nobody_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        disk = MemoryDisk()
+        first = a_journal(disk)
+        first.closed(a_usage_record("a"))
+        await first.commit()
+        (bad,) = [name for name in disk.names() if disk.read(name)]
+        disk.process_died()
+        read = disk.read
+
+        def fail(name: str) -> bytes:
+            if name == bad:
+                raise OSError(5, "input/output error")
+            return read(name)
+
+        with monkeypatch.context() as patched, capture_logs() as logged:
+            patched.setattr(disk, "read", fail)
+            second = a_journal(disk)
+            second.closed(a_usage_record("b"))
+            for _ in range(3):
+                await second.commit()
+                for batch in second.pending(10):
+                    assert records_of([batch]) == [a_usage_record("b")]
+                    second.shipped(batch)
+        assert "journal_read_failed" in [each["event"] for each in logged]
+        disk.process_died()
+        third = a_journal(disk)
+        await third.commit()
+        assert records_of(third.pending(10)) == [a_usage_record("a")]
+
+    run(main())
+
+
+def test_damage_that_comes_before_the_batch_is_sent_is_kept_aside_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_module, "CACHED_BATCHES", 0)
+
+    async def main() -> None:
+        disk = MemoryDisk()
+        journal = a_journal(disk)
+        for name in ("a", "b", "c"):
+            journal.closed(a_usage_record(name))
+        await journal.commit()
+        (segment,) = [name for name in disk.names() if disk.read(name)]
+        disk.damage(segment, len(disk.read(segment)) // 2)
+        with capture_logs() as logged:
+            told = [each.request_id for each in records_of(journal.pending(10))]
+            journal.pending(10)
+        assert told == ["a", "c"]
+        assert [each["event"] for each in logged] == ["journal_damaged"]
+        assert f"damaged-{segment}" in disk.names()
+
+    run(main())
+
+
 def test_a_failed_sync_loses_nothing() -> None:
     async def main() -> None:
         disk = MemoryDisk()
@@ -246,6 +327,31 @@ def test_a_failed_write_at_the_end_of_a_round_loses_nothing() -> None:
         await again.commit()
         told = [event.request_id for event in records_of(again.pending(10))]
         assert sorted(set(told)) == ["early", "late", "open"]
+
+    run(main())
+
+
+def test_a_failed_sync_loses_nothing_that_was_recorded_meanwhile() -> None:
+    async def main() -> None:
+        disk = MemoryDisk(sync_s=0.01)
+        journal = a_journal(disk)
+        journal.defer(lambda: None)
+        journal.opened(an_opening("a"))
+        journal.opened(an_opening("b"))
+        disk.failing_syncs = 1
+        committing = asyncio.create_task(journal.commit())
+        await asyncio.sleep(0.005)
+        journal.closed(a_usage_record("a"))  # in the round in which the sync fails
+        journal.opened(an_opening("c"))
+        await committing
+        journal.flush()
+        await journal.commit()
+        assert [each.request_id for each in records_of(journal.pending(10))] == ["a"]
+        disk.process_died()
+        again = a_journal(disk)
+        await again.commit()
+        told = {str(each.request_id): each.reporter for each in records_of(again.pending(10))}
+        assert told == {"a": "ingress", "b": "recovered", "c": "recovered"}
 
     run(main())
 

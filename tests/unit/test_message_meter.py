@@ -193,6 +193,22 @@ def test_whole_answers() -> None:
     assert tokens_of_answer(b"<html>", "responses", 1) == Tokens()
 
 
+@pytest.mark.parametrize("stated", [{}, {"input_tokens": 3}, {"output_tokens": 3}])
+def test_a_usage_that_does_not_say_both_counts_is_treated_as_not_sent(stated: object) -> None:
+    response = {"object": "response", "output": [{"content": [{"text": "abcd"}]}], "usage": stated}
+    message = {"type": "message", "content": [{"type": "text", "text": "hi"}], "usage": stated}
+    answers: tuple[tuple[Endpoint, object], ...] = (("responses", response), ("messages", message))
+    for endpoint, answer in answers:
+        found = tokens_of_answer(json.dumps(answer).encode(), endpoint, 1, prompt_bytes=8)
+        assert (found.input_uncached, found.source) == (2, "counted")
+        assert found.output > 0
+    ended = {"type": "response.completed", "response": {"id": "r", "output": [], "usage": stated}}
+    meter = metered("responses", CREATED, said("a"), said("b"), ended)
+    assert meter.tokens(8) == Tokens(input_uncached=2, output=2, source="counted")
+    meter = metered("messages", start(), text("a"), text("b"), delta(output_tokens=7), STOP)
+    assert (meter.tokens(8).input_uncached, meter.tokens(8).source) == (2, "counted")
+
+
 def test_every_endpoint_has_its_meter() -> None:
     assert isinstance(meter_for("messages", 1, False), MessageMeter)
     assert isinstance(meter_for("responses", 1, True), MessageMeter)

@@ -206,6 +206,23 @@ def test_half_an_event_with_counts_is_not_handed_out() -> None:
         assert meter.tokens(4).output == 3
 
 
+@pytest.mark.parametrize(
+    "said", [{}, {"total_tokens": 9}, {"prompt_tokens": 12}, {"completion_tokens": 2}, {
+        "prompt_tokens": None, "completion_tokens": None}],
+)
+def test_a_usage_that_does_not_say_both_counts_is_treated_as_not_sent(said: object) -> None:
+    last = {"choices": [], "usage": said}
+    meter, seen = metered(llamacpp(0, "one", 1), llamacpp(0, ",", 2), stop(), last, "[DONE]")
+    assert last not in [json.loads(event[6:]) for event in seen.split(b"\n\n")[:3]]
+    assert meter.tokens(40) == Tokens(input_uncached=4, input_cached=8, output=2, source="running")
+    meter, _ = metered(llamacpp(0, "one"), llamacpp(0, ","), stop(), last, "[DONE]")
+    assert meter.tokens(40) == Tokens(input_uncached=10, output=2, source="counted")
+    for name in ("usage", "a"):
+        whole = json.dumps({"choices": [{"text": "12345678"}], name: said}).encode()
+        counted = tokens_of_answer(whole, "completions", 1, prompt_bytes=8)
+        assert counted == Tokens(input_uncached=2, output=2, source="counted")
+
+
 def test_absurd_counts_are_treated_as_not_sent() -> None:
     meter, _ = metered(llamacpp(0, "a"), usage(-1, 0, 5), "[DONE]")
     assert meter.tokens(8) == Tokens(input_uncached=2, output=1, source="counted")

@@ -223,3 +223,18 @@ def test_what_is_told_for_good_is_known_and_a_stall_is_remembered_for_a_while() 
         assert ago_s() == 10
 
     on_a_site(test)
+
+
+def test_a_clock_that_was_set_back_tells_nothing_that_is_not_told() -> None:
+    async def test(site: Site) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        await asyncio.sleep(1_000)
+        site.hub.down()
+        site.journal.closed(a_usage_record("b"))
+        await asyncio.sleep(30)
+        for hours in (0, 1):
+            now = VirtualClock(loop).wall_ns() - hours * 3600 * 10**9
+            assert 39 < (now - site.shipper.told_before(now)) / 1e9 <= 40
+
+    on_a_site(test)

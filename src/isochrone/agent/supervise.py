@@ -182,20 +182,37 @@ class Supervisor:
     async def _live_through(self, live: Live) -> None:
         """From start to end of one process; never raises but for cancellation and bugs."""
         ended = life.Event(kind="ended", detail="the agent stops")
+        leaving = False
         try:
             ended = await self._first_of(self._start_and_watch(live), self._until_drained(live))
         except (EngineUnavailable, OSError) as error:
             ended = life.Event(kind="failed", detail=str(error)[:MOST_DETAIL])
         except asyncio.CancelledError:
+            leaving = True
             self._happened(live, life.Event(kind="stop_asked", detail=ended.detail))
             raise
         finally:
             if live.engine is not None:
-                await live.engine.stop(deadline_s=0.0 if live.at_once else STOP_S)
+                await self._end(live, live.engine, leaving=leaving)
             live.engine = None
             live.load = UNKNOWN_LOAD
             live.arrived = None
             self._happened(live, ended)
+
+    async def _end(self, live: Live, engine: Engine, *, leaving: bool) -> None:
+        """Until its process is gone: it holds what the next one needs. One that cannot be killed,
+        because it waits for a disk or a device, costs no other engine; nobody leaving waits."""
+        while True:
+            try:
+                await engine.stop(deadline_s=0.0 if live.at_once else STOP_S)
+            except TimeoutError:
+                log.error("replica_not_killed", replica=live.status.goal.id, pid=engine.pid)
+                if leaving:
+                    return
+                detail = "its process does not end"
+                self._happened(live, life.Event(kind="stop_asked", detail=detail))
+            else:
+                return
 
     async def _start_and_watch(self, live: Live) -> life.Event:
         goal = live.status.goal

@@ -8,10 +8,10 @@ gets lost. A second loop settles evidence of requests whose ingress stays silent
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import structlog
 
@@ -95,6 +95,7 @@ def _refusal(kind: str, site: str, event: UsageEvent) -> str | None:
 
 def _parked(subject: str, payload: bytes, reason: str) -> Parked:
     name = sha256(subject.encode() + b"\n" + payload).hexdigest()[:32]
+    reason = reason.replace("\0", "?")  # it may quote the site, and no text of the book holds one
     return Parked(id=name, subject=subject, payload=payload, reason=reason)
 
 
@@ -109,10 +110,26 @@ def _store(
     except InvalidInput as error:
         if len(told) == 1:
             subject, noun = told[0]
+            if _stored_plain(call, subject, noun):
+                return []
             return [_parked(subject, fleet.encode(noun), error.message)]
         middle = len(told) // 2
         return _store(call, told[:middle]) + _store(call, told[middle:])
     return []
+
+
+def _stored_plain(
+    call: Callable[[Sequence[tuple[str, T]]], int], subject: str, noun: T
+) -> bool:
+    """Whether it can be stored without its decision: the charge goes before the explanation."""
+    if not isinstance(noun, UsageEvent) or noun.decision is None:
+        return False
+    try:
+        call([(subject, cast(T, replace(noun, decision=None)))])
+    except InvalidInput:
+        return False
+    log.warning("decision_not_kept", request=noun.request_id, subject=subject)
+    return True
 
 
 def _nouns(told: Sequence[tuple[str, T]]) -> list[T]:

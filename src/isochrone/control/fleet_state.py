@@ -29,6 +29,7 @@ LEARN_INTERVAL_S = 10.0
 REPORT_NS = 7_000_000_000  # gateways repeat theirs every two seconds while something is wrong
 RETRY_S = 1.0
 MOST_WORKERS = 1024  # of one gateway
+COUNTS_END = 1 << 63  # of whole numbers in the book
 # Smaller changes of a round trip than both of these are noise and not worth a new view.
 LEARN_RATIO = 0.1
 LEARN_MS = 0.5
@@ -129,7 +130,7 @@ class FleetState:
         if subject != subjects.digest_subject(digest.site):
             log.warning("digest_refused", subject=subject, reason=f"it speaks for {digest.site}")
             return
-        wrong = _wrong_hosts(digest)
+        wrong = _wrong_hosts(digest) or _wrong_counts(digest)
         if wrong is not None:
             log.warning("digest_refused", subject=subject, reason=wrong)
             return
@@ -150,6 +151,25 @@ def _wrong_hosts(digest: SiteDigest) -> str | None:
         return "its hosts have no names, or one name twice"
     if not {each.host for each in digest.replicas} <= {None, *names}:
         return "a replica runs on a host that it does not tell"
+    return None
+
+
+def _wrong_counts(digest: SiteDigest) -> str | None:
+    """What is wrong with what the book is to keep of a digest: no site can say what it holds, and
+    one must not keep it from the others."""
+    counts = [
+        count for each in digest.replicas for count in (
+            each.generation, each.prompt_tokens_total, each.cached_tokens_total,
+            each.output_tokens_total,
+        ) if count is not None
+    ]
+    if not all(0 <= count < COUNTS_END for count in counts):
+        return "it counts what nothing counts"
+    if not all(0.0 <= each.rtt_ms < math.inf for each in digest.probes):
+        return "its round trips are none"
+    names = [name for each in digest.replicas for name in (each.id, each.model)]
+    if any("\0" in name for name in (*names, *(each.peer for each in digest.probes))):
+        return "it names what has no name"
     return None
 
 

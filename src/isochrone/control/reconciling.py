@@ -34,8 +34,9 @@ log = structlog.get_logger()
 
 
 def readings_of(digests: Sequence[SiteDigest]) -> list[Reading]:
-    """What the engines of these sites have counted. Left out are those that do not count, and those
-    that do not answer their agents, which tell what they last heard of them for a while."""
+    """What the engines of these sites have counted. Left out are those that do not count, those
+    that do not answer their agents, which tell what they last heard of them for a while, and those
+    that are another site's by their names."""
     return [
         Reading(
             replica=ReplicaId(each.id), generation=each.generation, site=digest.site,
@@ -49,6 +50,7 @@ def readings_of(digests: Sequence[SiteDigest]) -> list[Reading]:
         for digest in digests for each in digest.replicas
         if each.prompt_tokens_total is not None
         and each.state in ("ready", "draining") and each.silent_s <= MOST_SILENT_S
+        and each.id.startswith(f"{digest.site}/")
     ]
 
 

@@ -23,6 +23,11 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it says both counts; one that does not is treated as not sent."""
+        return self.prompt_tokens is not None and self.completion_tokens is not None
+
     def reported(self) -> Reported:
         details = self.prompt_tokens_details
         return Reported(
@@ -104,7 +109,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
     def reported(self) -> Reported | None:
         """The counts that the event carries: its usage, else its timings."""
-        counts = self.usage or self.timings
+        usage = self.usage
+        counts = usage if usage is not None and usage.is_whole else self.timings
         found = counts.reported() if counts else None
         return found if found is not None and found.plausible else None
 

@@ -44,8 +44,11 @@ def _stated(body: bytes) -> Tokens | None:
     usage = counts.usage
     if usage is None or counts.object == "error" or counts.error is not ABSENT:
         return None
-    details = usage.prompt_tokens_details
-    prompt, output = usage.prompt_tokens or 0, usage.completion_tokens or 0
+    details, prompt, output = (
+        usage.prompt_tokens_details, usage.prompt_tokens, usage.completion_tokens
+    )
+    if prompt is None or output is None:
+        return None
     cached = (details.cached_tokens if details is not None else 0) or 0
     if not (0 <= cached <= prompt <= LARGEST_COUNT and 0 <= output <= LARGEST_COUNT):
         return None
@@ -80,6 +83,8 @@ def tokens_of_answer(
         return Tokens()
     final = event.reported()
     if endpoint == "embeddings":
+        if event.usage is not None and event.usage.prompt_tokens is not None:
+            final = event.usage.reported()
         if final is None:
             return Tokens()
         prompt_only = Reported(prompt=final.prompt, cached=final.cached, output=0)

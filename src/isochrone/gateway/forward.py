@@ -172,6 +172,7 @@ class Exchange(GivingWay):
         if attempt.has_events:  # though nobody asked for a stream
             meter = meter_for(self.endpoint, request.choices, True, prompts=request.prompts)
             meter.feed(body)
+            meter.end()
             self._send_whole(attempt, body, meter.tokens(request.prompt_bytes))
             return
         one_choice = replica is not None and replica.usage_counts_one_choice

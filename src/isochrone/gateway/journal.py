@@ -90,7 +90,7 @@ class Journal:
     # -- what a gateway calls --------------------------------------------------------------------
 
     def recover(self) -> None:
-        """Take over what an earlier run left. Raises OSError when the disk cannot be read.
+        """Take over what an earlier run left. Raises OSError when the disk cannot be listed.
 
         Requests found open become closed ones; a full disk does not raise, it refuses work.
         """
@@ -107,7 +107,7 @@ class Journal:
             segment = by_name[old.name]
             segment.batches = {b.offset: Batch(b.start, b.offset) for b in old.batches}
             segment.open = old.opened
-            self._segments.append(segment)
+        self._segments += by_name.values()
         self._make_room()
         for record in found.orphans:
             self._open[record.request_id] = OpenRequest(None, b"", 0)
@@ -257,6 +257,10 @@ class Journal:
             self._reserved_bytes, self._left_bytes, waiting, len(self._held), self._sync_began_ns
         )
 
+    def unreadable(self) -> list[str]:
+        """Names of segments that are kept for a run that can read them."""
+        return [segment.name for segment in self._segments if segment.keep or segment.unread]
+
     def pending(self, most: int) -> list[Pending]:
         """The oldest batches that are synced and not shipped."""
         found: list[Pending] = []
@@ -264,11 +268,7 @@ class Journal:
             for batch in segment.shippable()[: most - len(found)]:
                 if batch.content is None:
                     load_contents(self._disk, segment)
-                if batch.content is None:
-                    # It stays in its file, which is kept, for a run that can read it.
-                    segment.keep = True
-                    del segment.batches[batch.offset]
-                else:
+                if batch.content is not None:  # else its file cannot be read now
                     found.append(Pending(segment.name, batch.offset, batch.content))
             if len(found) >= most:
                 break
@@ -454,7 +454,7 @@ class Journal:
         """The system did not take, or may have dropped, what is not synced: write it elsewhere."""
         log.error("journal_write_failed", segment=segment.name, why=str(error))
         self._full = str(error)
-        lost = b"".join(segment.unsynced)
+        lost = b"".join((*segment.unsynced, *segment.unwritten))
         segment.give_up_unsynced()
         if segment is self._current:
             self._rotate()

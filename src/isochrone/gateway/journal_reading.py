@@ -13,10 +13,13 @@ log = structlog.get_logger()
 
 def read_segment(disk: Disk, reader: Reader, name: str, *, aside: bool) -> JournalSegment:
     """Feed the segment to `reader`. A copy of a damaged one is kept, unless it is `aside` already.
-
-    Raises OSError when it cannot be read.
+    One that cannot be read is left for a run that can: what it tells is late then, and not lost.
     """
-    data = disk.read(name)
+    try:
+        data = disk.read(name)
+    except OSError as error:
+        log.error("journal_read_failed", segment=name, why=str(error))
+        return JournalSegment(name, sealed=True, keep=True)
     found = reader.feed(name, data)
     segment = JournalSegment(
         name, size_bytes=len(data), synced_bytes=len(data), sealed=True,
@@ -27,13 +30,7 @@ def read_segment(disk: Disk, reader: Reader, name: str, *, aside: bool) -> Journ
     if found.undecodable:
         log.error("journal_undecodable", segment=name, records=found.undecodable)
     if found.damage_bytes:
-        log.error("journal_damaged", segment=name, bytes=found.damage_bytes)
-        if not aside:
-            try:
-                disk.replace(ASIDE + name, data)
-            except OSError as error:
-                log.error("journal_not_kept_aside", segment=name, why=str(error))
-                segment.keep = True
+        _note_damage(disk, segment, data, found.damage_bytes, aside=aside)
     return segment
 
 
@@ -43,7 +40,25 @@ def load_contents(disk: Disk, segment: JournalSegment) -> None:
     try:
         data = disk.read(segment.name)
     except OSError as error:
-        log.error("journal_read_failed", segment=segment.name, why=str(error))
+        if segment.unread != str(error):
+            log.error("journal_read_failed", segment=segment.name, why=str(error))
+        segment.unread = str(error)
         return
-    for batch, content in zip(absent, contents(data, absent), strict=True):
+    segment.unread = ""
+    found, damage_bytes = contents(data, absent)
+    for batch, content in zip(absent, found, strict=True):
         batch.content = content
+    if damage_bytes and ASIDE + segment.name not in disk.names():
+        _note_damage(disk, segment, data, damage_bytes, aside=False)
+
+
+def _note_damage(
+    disk: Disk, segment: JournalSegment, data: bytes, damage_bytes: int, *, aside: bool
+) -> None:
+    log.error("journal_damaged", segment=segment.name, bytes=damage_bytes)
+    if not aside:
+        try:
+            disk.replace(ASIDE + segment.name, data)
+        except OSError as error:
+            log.error("journal_not_kept_aside", segment=segment.name, why=str(error))
+            segment.keep = True

@@ -165,17 +165,18 @@ class Reader:
         )
 
 
-def contents(data: bytes, batches: Sequence[FoundBatch]) -> list[Content]:
-    """What each of these batches of one segment, oldest first, consists of."""
+def contents(data: bytes, batches: Sequence[FoundBatch]) -> tuple[list[Content], int]:
+    """What each of these batches of one segment, oldest first, consists of, and how many bytes
+    before the end of the last are no record."""
     found = [Content() for _ in batches]
-    place = 0
+    place = damage_bytes = 0
     for item in records.scan(data):
-        if isinstance(item, Damage):
-            continue
         while place < len(batches) and batches[place].offset <= item.offset:
             place += 1
         if place == len(batches):
             break
-        if batches[place].start <= item.offset:
+        if isinstance(item, Damage):
+            damage_bytes += item.size_bytes
+        elif batches[place].start <= item.offset:
             found[place].add(item.kind, item.body)
-    return found
+    return found, damage_bytes

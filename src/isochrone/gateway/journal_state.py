@@ -27,7 +27,8 @@ class JournalSegment:
 
     `uncut` is closed and in no batch yet, `named` are the ids of its grounds, `closed_end` is the
     offset behind its last record. `unsynced` are frames as they were written.
-    `keep`: it holds something that this run cannot read, so it is never deleted. `broken`: a write
+    `keep`: it holds something that this run cannot read, so it is never deleted. `unread`: why it
+    could not be read the last time. `broken`: a write
     failed and may have left a part of a record, so nothing is written behind it.
     """
 
@@ -37,6 +38,7 @@ class JournalSegment:
     synced_bytes: int = 0
     sealed: bool = False
     keep: bool = False
+    unread: str = ""
     broken: bool = False
     batch_start: int = 0
     closed_end: int = 0

@@ -26,6 +26,11 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it says both counts; one that does not is treated as not sent."""
+        return self.input_tokens is not None and self.output_tokens is not None
+
 
 class _Timings(msgspec.Struct, frozen=True, gc=False):
     """As llama.cpp adds them to the events of either API; see `counts.Timings`."""
@@ -156,7 +161,7 @@ def tokens_of_message(body: bytes, endpoint: Endpoint, prompt_bytes: int) -> Tok
     answer = read_named(body)
     if answer is None:
         return Tokens()
-    if answer.usage is not None:
+    if answer.usage is not None and answer.usage.is_whole:
         stated = (of_response if endpoint == "responses" else of_message)(answer.usage)
         if stated.plausible:
             return settle(stated, None, counted=0, prompt_bytes=prompt_bytes)

@@ -99,8 +99,9 @@ class MessageMeter(EventTee):
             self._running = running
         if event.type in _TERMINAL:
             self._finished = True
-            if event.response is not None and event.response.usage is not None:
-                self._final = of_response(event.response.usage)
+            usage = None if event.response is None else event.response.usage
+            if usage is not None and usage.is_whole:
+                self._final = of_response(usage)
 
     def _take_message(self, event: NamedEvent) -> None:
         self._counted += event.speaks("messages")
@@ -112,7 +113,7 @@ class MessageMeter(EventTee):
             self._ending = event.usage.output_tokens is not None
         elif event.type in _TERMINAL:
             self._finished = True
-            if self._usage is not None and self._ending:
+            if self._usage is not None and self._usage.is_whole and self._ending:
                 self._final = of_message(self._usage)
 
 

@@ -21,6 +21,7 @@ from isochrone.wire.peer import HopHead
 
 MAX_AGE_NS: Final = int(peer.MAX_AGE_S * 1e9)
 KEEP_ALIVE_S: Final = 60
+MOST_DIGITS: Final = 12  # of a count of tokens; one beyond 64 bits could not be written down
 CLASSES: Final[dict[str, Class]] = {c: c for c in ("reserved", "on_demand", "batch")}
 
 
@@ -166,9 +167,10 @@ def parse_tokens(text: str) -> Tokens | None:
     if len(parts) != 4:
         return None
     source, counts = _SOURCES.get(parts[3]), parts[0] + parts[1] + parts[2]
-    if source is None or not (counts.isascii() and counts.isdigit()) or len(counts) > 33:
+    if source is None or not (counts.isascii() and counts.isdigit()):
         return None
-    if not (parts[0] and parts[1] and parts[2]):
+    sizes = [len(part) for part in parts[:3]]
+    if min(sizes) < 1 or max(sizes) > MOST_DIGITS:
         return None
     return Tokens(
         input_uncached=int(parts[0]), input_cached=int(parts[1]), output=int(parts[2]),

@@ -43,6 +43,7 @@ class Shipper:
         self._away_since_ns: int | None = None
         self._is_all_told = False
         self._told = clock.wall_ns()  # what ended before is in the stream
+        self._told_ns = clock.monotonic_ns()  # the same instant, whatever becomes of the clock
         self._late = self._late_until = 0
 
     async def run(self) -> None:
@@ -50,17 +51,18 @@ class Shipper:
         wait_s = FIRST_WAIT_S
         while True:
             self._journal.ready.clear()
-            began = self._clock.wall_ns()
+            began, began_ns = self._clock.wall_ns(), self._clock.monotonic_ns()
             batches = self._journal.pending(AT_ONCE)
             if not batches:
                 self._is_all_told = True
                 await self._journal.ready.wait()
-                self._is_all_told, self._told = False, self._clock.wall_ns()
+                self._is_all_told = False
+                self._told, self._told_ns = self._clock.wall_ns(), self._clock.monotonic_ns()
                 continue
             if await self._send_all(batches):
                 wait_s = FIRST_WAIT_S
                 if len(batches) < AT_ONCE:
-                    self._told = began
+                    self._told, self._told_ns = began, began_ns
                     await asyncio.sleep(GATHER_S)
                 continue
             await asyncio.sleep(wait_s)
@@ -86,7 +88,9 @@ class Shipper:
     def told_before(self, now: int) -> int:
         """The wall instant before which all requests came whose usage is booked, as far as they are
         over. After a stall it is held back, for requests that came before and for the booking."""
-        told = now if self._is_all_told else self._told
+        told = now
+        if not self._is_all_told:  # by the clock that shows less
+            told = min(self._told, now - (self._clock.monotonic_ns() - self._told_ns))
         if now - told >= _STALLED_NS:
             self._late, self._late_until = told - LONGEST_NS, now + _BOOKED_NS
         return self._late if now < self._late_until else told - _SYNC_NS

@@ -59,7 +59,9 @@ class Engine(Protocol):
         """Return when the engine has died, with a reason; never returns for an upstream."""
         ...
 
-    async def stop(self, *, deadline_s: float) -> None: ...
+    async def stop(self, *, deadline_s: float) -> None:
+        """Return when it is gone. Raises TimeoutError when it does not even end when killed."""
+        ...
 
 
 class EngineDriver(Protocol):

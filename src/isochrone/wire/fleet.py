@@ -18,6 +18,8 @@ from isochrone.core.errors import Untrusted
 T = TypeVar("T")
 
 VERSION = 1
+# What decoding raises for bytes that are none of ours: a text may be no UTF-8, a list too deep.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     """Decode one noun; raises Untrusted when the bytes are not a `kind`."""
     try:
         return msgspec.msgpack.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise Untrusted(f"not a valid {kind.__name__}: {error}") from error
 
 

@@ -30,6 +30,7 @@ from isochrone.core.routing.choice import (
     UnpaidBecause,
 )
 from isochrone.core.world.tenant import Class
+from isochrone.wire.fleet import UNREADABLE
 
 VERSION = 2
 
@@ -215,7 +216,7 @@ def decode_batch(payload: bytes) -> tuple[Sequence[Ground], Sequence[UsageEvent]
                 for event in _decode_first(payload).events
             ]
         batch = _decode_batch(payload)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise Untrusted(f"not a valid UsageBatch: {error}") from error
     if batch.version > VERSION:
         raise Untrusted(f"version {batch.version} is newer than {VERSION}, which we read")

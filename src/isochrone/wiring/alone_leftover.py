@@ -7,6 +7,7 @@ import structlog
 
 from isochrone.adapters.disk.files import FileDisk
 from isochrone.gateway.journal import Journal
+from isochrone.gateway.journal_reading import ASIDE
 from isochrone.gateway.shipping import Shipper
 from isochrone.ports.bus import Bus
 from isochrone.ports.clock import Clock
@@ -39,7 +40,7 @@ async def ship_left_over(folder: Path, bus: Bus, site: str, clock: Clock) -> Non
 async def _ship(folder: Path, bus: Bus, site: str, clock: Clock) -> None:
     disk = FileDisk(folder)
     try:
-        if not disk.names():
+        if not _without_damaged(disk):
             return
         journal = Journal(disk, clock, site)
         journal.recover()
@@ -50,8 +51,17 @@ async def _ship(folder: Path, bus: Bus, site: str, clock: Clock) -> None:
         if not shipped:
             log.error("journal_left_over", folder=str(folder), why=f"not taken in {SHIP_S:.0f} s")
             return
-        for name in disk.names():
+        unreadable = journal.unreadable()
+        for name in set(_without_damaged(disk)) - set(unreadable):
             disk.delete(name)
+        if unreadable:
+            log.error("journal_left_over", folder=str(folder), why=f"not read: {unreadable}")
+            return
         log.info("journal_left_over_shipped", folder=str(folder))
     finally:
         disk.close()
+
+
+def _without_damaged(disk: FileDisk) -> list[str]:
+    """What is there, but for copies of damaged segments, which are kept for people."""
+    return [name for name in disk.names() if not name.startswith(ASIDE)]

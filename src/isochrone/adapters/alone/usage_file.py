@@ -1,8 +1,8 @@
 """Usage as JSON lines in a file that several processes append to, each batch once.
 
 A batch is written whole under the file's lock and synced before it counts as stored; what cannot be
-written whole is cut off again. Every line names its batch. After a start, a batch that an earlier
-run may have written is looked for in the file first, so sending it again adds nothing.
+written whole is cut off again. Every line names its batch, and each batch is looked for among those
+that the file held after the start, so sending one of an earlier run again adds nothing.
 """
 
 import asyncio
@@ -40,14 +40,12 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class _Waiting:
-    """One batch on its way to the disk, as the shipper sends it. `maybe_written`: an earlier run
-    may have stored it."""
+    """One batch on its way to the disk, as the shipper sends it."""
 
     batch: str
     payload: bytes
     done: asyncio.Future[None]
     lines: list[bytes] = field(default_factory=list)
-    maybe_written: bool = False
 
 
 class UsageFile:
@@ -56,7 +54,6 @@ class UsageFile:
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
         self._fd = _open(path)
-        self._started_at = clock.wall_ns()
         self._lines_of = UsageLines()
         self._on_way: dict[str, _Waiting] = {}
         self._queue: list[_Waiting] = []
@@ -64,7 +61,7 @@ class UsageFile:
         self._at_once = LINES_AT_ONCE
         self._writing: asyncio.Task[None] | None = None
         self._stored: dict[str, None] = {}  # the last batches of this run
-        self._earlier: Counter[str] | None = None  # lines by batch of earlier runs, once needed
+        self._earlier: Counter[str] | None = None  # lines by batch of earlier runs, once known
         # One thread of its own: a slow disk must not keep the journal's syncs waiting.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="usage")
 
@@ -138,12 +135,9 @@ class UsageFile:
             return False
         for begin in range(0, len(records), at_once):
             await asyncio.sleep(0)
-            lines, earliest_ns = self._lines_of.of(
-                records[begin : begin + at_once], waiting.batch
+            waiting.lines.append(
+                self._lines_of.of(records[begin : begin + at_once], waiting.batch)
             )
-            waiting.lines.append(lines)
-            if earliest_ns < self._started_at:
-                waiting.maybe_written = True
         return True
 
     def _settle(self, batches: list[_Waiting], error: OSError | Untrusted | None) -> None:
@@ -179,12 +173,12 @@ class UsageFile:
 
     def _lines(self, fd: int, waiting: _Waiting) -> list[bytes]:
         """What of a batch is not in the file yet: its writer may have died in the middle."""
-        if not waiting.maybe_written:
-            return waiting.lines
         if self._earlier is None:
             self._earlier = _lines_by_batch(fd)
-        lines = b"".join(waiting.lines).splitlines(keepends=True)
-        return lines[self._earlier[waiting.batch] :]
+        written = self._earlier[waiting.batch]
+        if not written:
+            return waiting.lines
+        return b"".join(waiting.lines).splitlines(keepends=True)[written:]
 
 
 def _open(path: Path) -> int:
@@ -216,4 +210,11 @@ def _tail(fd: int, most_bytes: int) -> bytes:
 
 
 def _lines_by_batch(fd: int) -> Counter[str]:
-    return Counter(found.decode() for found in _BATCH.findall(_tail(fd, TAIL_BYTES)))
+    """Piece by piece: the loop of requests goes on between two of them."""
+    found: Counter[str] = Counter()
+    at = max(os.fstat(fd).st_size - TAIL_BYTES, 0)
+    while piece := os.pread(fd, LONGEST_LINE_BYTES, at):
+        whole = piece.rfind(b"\n") + 1 or len(piece)
+        found.update(batch.decode("utf-8", "replace") for batch in _BATCH.findall(piece, 0, whole))
+        at += whole
+    return found

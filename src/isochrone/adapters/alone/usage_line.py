@@ -54,11 +54,9 @@ class UsageLines:
         self._second = -1
         self._written = ""
 
-    def of(self, records: Sequence[StoredUsage], batch: str) -> tuple[bytes, int]:
-        """One line for each record, each with its end, and the earliest instant at which one was
-        received, in nanoseconds."""
+    def of(self, records: Sequence[StoredUsage], batch: str) -> bytes:
+        """One line for each record, each with its end."""
         lines: list[UsageLine] = []
-        earliest_ns = 0
         for record in records:
             # All fields at once: reading one after the other would take half of the time.
             (request_id, org, project, key, client_request_id, endpoint, stream, class_, model,
@@ -72,9 +70,7 @@ class UsageLines:
                 status, reason, attempts, chosen_ms, sent_ms, first_byte_ms, total_ms, reporter,
                 batch,
             ))
-            if not earliest_ns or received_at < earliest_ns:
-                earliest_ns = received_at
-        return self._encode_lines(lines), earliest_ns
+        return self._encode_lines(lines)
 
     def _instant(self, wall_ns: int) -> str:
         """UTC, to the microsecond (RFC 3339)."""

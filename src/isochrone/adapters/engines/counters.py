@@ -1,7 +1,8 @@
 """Reads an engine's Prometheus text into an EngineLoad, whatever the engine calls its series.
 
 Names differ between engines and versions: each need lists its names in order of preference, and a
-series that is missing is unknown, not zero. Rates are what one stream saw since the last reading.
+series that is missing, or has a value that nothing counted can have, is unknown, not zero. Rates
+are what one stream saw since the last reading.
 """
 
 import re
@@ -38,6 +39,7 @@ class Names:
     held_share: tuple[str, ...] = ()
 
 
+LARGEST = 2.0**53  # of what is counted; beyond it floats are no whole numbers
 # vLLM states the size of its cache in labels; what they make is added as a series of this name.
 CACHE_CONFIG = "vllm:cache_config_info"
 CACHE_TOKENS = "vllm:cache_tokens"
@@ -102,10 +104,11 @@ FAMILIES: Mapping[Family, Names] = {
 
 
 def read_series(text: str) -> dict[str, float]:
-    """Sum of each series over its labels; lines that cannot be read are skipped."""
+    """Sum of each series over its labels, as far as one can be; lines that cannot be read are
+    skipped. Any server may answer here, with any page."""
     series: dict[str, float] = {}
     for line in text.splitlines():
-        if not line or line[0] == "#":
+        if not line.strip() or line[0] == "#":
             continue
         name, brace, rest = line.partition("{")
         if brace:
@@ -121,7 +124,7 @@ def read_series(text: str) -> dict[str, float]:
             if name == CACHE_CONFIG:
                 series[CACHE_TOKENS] = series.get(CACHE_TOKENS, 0.0) + _cache_tokens(rest)
                 series[CACHES] = series.get(CACHES, 0.0) + 1.0
-    return series
+    return {name: number for name, number in series.items() if 0.0 <= number <= LARGEST}
 
 
 def _cache_tokens(labels: str) -> float:
@@ -191,4 +194,7 @@ class LoadReader:
         new_tokens = tokens - self._before.get(f"{what} tokens", 0.0)
         new_seconds = seconds - self._before.get(f"{what} seconds", 0.0)
         self._before[f"{what} tokens"], self._before[f"{what} seconds"] = tokens, seconds
-        return new_tokens / new_seconds if new_tokens > 0 and new_seconds > 0 else None
+        if new_tokens <= 0 or new_seconds <= 0:
+            return None
+        rate = new_tokens / new_seconds
+        return rate if rate <= LARGEST else None

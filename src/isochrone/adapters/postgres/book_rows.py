@@ -32,13 +32,13 @@ def values_of(event: UsageEvent) -> tuple[object, ...]:
     for name in _DURATIONS:
         duration = getattr(event, name)
         if duration is not None and not math.isfinite(duration):
-            problems.append(f"{event.request_id}: {name} is {duration}, not a finite number")
+            problems.append(f"{name} is {duration}, not a finite number")
     decision = None
     if event.decision is not None:
         try:
             decision = _json(event.decision)
         except msgspec.ValidationError as error:
-            problems.append(f"{event.request_id}: the decision cannot be kept: {error}")
+            problems.append(f"the decision cannot be kept: {error}")
     if problems:
         raise InvalidInput(problems)
     tokens = event.tokens

@@ -215,7 +215,8 @@ def _said(chunk: _Chunk) -> Said:
     prompt_ids = chunk.prompt_token_ids or next(
         (choice.prompt_token_ids for choice in choices if choice.prompt_token_ids), None
     )
-    counts = chunk.usage or chunk.timings
+    usage = chunk.usage
+    counts = usage if usage is not None and usage.is_whole else chunk.timings
     reported = None if counts is None else counts.reported()
     return Said(
         identity=Identity(
@@ -227,7 +228,7 @@ def _said(chunk: _Chunk) -> Said:
         finished=tuple((c.index, c.finish_reason) for c in choices if c.finish_reason),
         roles=tuple(roles),
         counts=reported if reported is not None and reported.plausible else None,
-        usage_only=chunk.usage is not None and not choices,
+        usage_only=usage is not None and not choices,
         is_error=bytes(chunk.error) not in _EMPTY or chunk.object == "error",
         token_ids=tuple(ids),
         prompt_ids=tuple(prompt_ids or ()),

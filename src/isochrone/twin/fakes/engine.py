@@ -1,6 +1,7 @@
 """The engine driver in memory: its replicas are FakeEngineServers, started and crashed at will.
 
-Faults: a replica crashes, falls silent, or the next starts fail; `die` is its agent's death.
+Faults: a replica crashes, falls silent or cannot be killed, or the next starts fail; `die` is its
+agent's death.
 Starting takes `start_s` of the loop's time. Process numbers are invented, so that callers treat
 these engines as processes.
 """
@@ -19,6 +20,7 @@ from isochrone.ports.network import Network
 from isochrone.twin.fakes.engine_server import FakeEngineServer, FakeSpeed
 
 FIRST_PID = 100_000
+KILL_WAIT_S = 5.0
 
 
 class FakeEngine:
@@ -28,6 +30,7 @@ class FakeEngine:
         self.start = start
         self.server = server
         self.silent = False
+        self.unkillable = False
         self._pid = pid
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._before = (0, 0.0, 0, 0.0)
@@ -73,6 +76,9 @@ class FakeEngine:
         return await asyncio.shield(self._ended)
 
     async def stop(self, *, deadline_s: float) -> None:
+        if self.unkillable:
+            await asyncio.sleep(deadline_s + KILL_WAIT_S)
+            raise TimeoutError
         await self.end("stopped")
 
     async def end(self, reason: str) -> None:

@@ -7,6 +7,7 @@ only the supervisor, which then stops them in order.
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -215,15 +216,14 @@ def trim_log(path: Path, limit_bytes: int) -> None:
     """Move the content of a log over the limit to `NAME.1` and empty it in place.
 
     Children hold the file open for appending, so it is emptied and not renamed; a line written
-    between copy and truncation is lost, which a log may.
+    between copy and truncation is lost, which a log may; so is all of it where a disk has no room.
     """
-    try:
+    with contextlib.suppress(OSError):
         if path.stat().st_size <= limit_bytes:
             return
-    except FileNotFoundError:
-        return
-    shutil.copyfile(path, path.with_name(path.name + ".1"))
-    os.truncate(path, 0)
+        with contextlib.suppress(OSError):
+            shutil.copyfile(path, path.with_name(path.name + ".1"))
+        os.truncate(path, 0)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -6,12 +6,14 @@ Whatever happens after the first process has started, everything started is stop
 """
 
 import asyncio
+import contextlib
+import io
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 import structlog
 
@@ -20,7 +22,7 @@ from isochrone.core.ids import ModelName
 from isochrone.core.world.world import World
 from isochrone.wiring.local.cloud import LocalCloud, Tell
 from isochrone.wiring.local.ports import HOST, Claims, choose_ports
-from isochrone.wiring.local.state import State, open_state
+from isochrone.wiring.local.state import open_state
 from isochrone.wiring.local.supervise import Note, Supervisor, trim_log
 from isochrone.wiring.local.watch import keep_up_json, wait_known, wait_ready, write_up
 from isochrone.wiring.local.world import choose_world
@@ -63,7 +65,7 @@ def run_up(
         len(names), wanted=options.port, kept=state.kept_ports(names), claims=claims,
     )
     state.keep_ports(names, ports)
-    note = _note(state)
+    note = note_in(state.path("up.log"))
     changed = asyncio.Event()
     supervisor = Supervisor(note=note, on_change=changed.set)
     cloud = LocalCloud(
@@ -131,13 +133,23 @@ async def _unless(stop: asyncio.Event, work: Awaitable[None]) -> None:
         await asyncio.gather(working, stopping, return_exceptions=True)
 
 
-def _note(state: State) -> Note:
+class _UpLog(io.TextIOBase):
+    """Lines that a disk without room does not take are lost: who speaks supervises the others."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(self._fd, text.encode(errors="replace"))
+        return len(text)
+
+
+def note_in(path: Path) -> Note:
     """Events with keys, one JSON line each, in up.log."""
-    path = state.path("up.log")
     trim_log(path, UP_LOG_LIMIT_BYTES)
-    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a")
     log = structlog.wrap_logger(
-        structlog.WriteLogger(file),
+        structlog.WriteLogger(cast(TextIO, _UpLog(path))),
         processors=[
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(),

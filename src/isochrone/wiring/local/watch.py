@@ -190,9 +190,11 @@ def write_up(cloud: LocalCloud, api_key: str, status: Mapping[str, Any]) -> dict
 
 
 async def keep_up_json(cloud: LocalCloud, api_key: str, changed: asyncio.Event) -> None:
-    """Write up.json again whenever what it says has changed; for ever."""
+    """Write up.json again whenever what it says has changed; for ever. Where there is no room for
+    it, it is tried again."""
     status: Mapping[str, Any] | None = None
     written: object = None
+    failed = False
     while True:
         try:
             status = await asyncio.to_thread(cloud.api.get, "status")
@@ -201,8 +203,13 @@ async def keep_up_json(cloud: LocalCloud, api_key: str, changed: asyncio.Event) 
         if status is not None:
             said = (up_content(cloud, api_key, status), server_pids(cloud))
             if said != written:
-                write_up(cloud, api_key, status)
-                written = said
+                try:
+                    write_up(cloud, api_key, status)
+                    written, failed = said, False
+                except OSError as error:
+                    if not failed:
+                        cloud.note("up_json_not_written", reason=str(error))
+                    failed = True
         try:
             async with asyncio.timeout(KEEP_S):
                 await changed.wait()
