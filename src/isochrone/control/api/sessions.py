@@ -14,7 +14,7 @@ from pydantic import BaseModel, StringConstraints
 
 from isochrone.control.api.auth import SESSION_PREFIX, Caller, access, bearer
 from isochrone.control.api.context import Context
-from isochrone.control.api.shapes import Body
+from isochrone.control.api.shapes import Body, Plain
 from isochrone.control.api.writing import new_secret
 from isochrone.control.joining import hash_of
 from isochrone.control.passwords import is_password
@@ -24,7 +24,9 @@ from isochrone.core.tenancy.authorise import MAY, Action, CallerRole
 from isochrone.core.tenancy.sign_in import LONGEST_PASSWORD, SESSION_NS, Tried
 from isochrone.ports.accounts import Account, Session
 
-Login = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=254)]
+Login = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=254), Plain
+]
 Password = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PASSWORD)]
 
 log = structlog.get_logger()
