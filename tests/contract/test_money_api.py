@@ -277,3 +277,12 @@ def test_an_explanation_says_what_the_request_costs_by_itself(api: Api) -> None:
     api.context.book.book_usage([used], now=api.context.now())
     own = api.call("GET", f"requests/{used.request_id}", key=key["key"])[1]
     assert own["price"] is None, "a project key may not see prices"
+
+
+def test_a_sheet_under_one_key_is_for_one_organisation(api: Api) -> None:  # noqa: F811
+    one, other = (api.make("organisations", {"name": name})["id"] for name in ("one", "other"))
+    own = {**SHEET, "id": "own"}
+    assert api.call("POST", f"prices?org_id={one}", own, once="k")[1]["org_id"] == one
+    assert api.call("POST", f"prices?org_id={one}", own, once="k")[1]["org_id"] == one
+    status, problem = api.call("POST", f"prices?org_id={other}", own, once="k")
+    assert (status, problem["code"]) == (409, "conflict")

@@ -27,7 +27,7 @@ SECRET_BYTES = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeat:
-    """The path that is written to, and the caller's idempotency key if any."""
+    """The path that is written to with its query, and the caller's idempotency key if any."""
 
     path: str
     key: str | None
@@ -50,7 +50,9 @@ def repeat(
     ] = None,
 ) -> Repeat:
     """The dependency that reads the Idempotency-Key header."""
-    return Repeat(path=request.url.path, key=idempotency_key)
+    url = request.url
+    path = f"{url.path}?{url.query}" if url.query else url.path  # the query says for whom
+    return Repeat(path=path, key=idempotency_key)
 
 
 def new_secret(context: Context, prefix: str, once: Once | None) -> str:
