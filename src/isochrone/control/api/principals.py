@@ -152,6 +152,8 @@ def _add_changes(router: APIRouter, context: Context) -> None:
         is_own = caller.id == f"principal:{principal_id}"
         if not is_own:
             caller.need_appointment(present.role)
+        elif caller.session_sha256 is not None:  # it ends, and would give itself what does not
+            raise Forbidden("who is signed in rotates their own admin key with the present one")
         now, once = context.now(), again.once(caller, body)
         expires_at = end_in(body, now=now)
         if is_own and is_later(expires_at, present.expires_at):
