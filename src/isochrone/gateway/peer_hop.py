@@ -59,7 +59,8 @@ class Hop:
 
 def claims_hop(incoming: Incoming) -> bool:
     """Whether a request says that a peer sent it; peers never send the client's own key."""
-    return incoming.hop != b"" and b"authorization" not in incoming.head.headers
+    headers = incoming.head.headers
+    return incoming.hop != b"" and b"authorization" not in headers and b"x-api-key" not in headers
 
 
 class PeerHops:
