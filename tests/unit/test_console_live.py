@@ -46,3 +46,24 @@ def test_frames_are_for_those_who_may_see_the_traffic(role: CallerRole, status: 
     answer = frames_for(role)
     assert answer.status_code == status
     assert ("event: over" in answer.text) == (status == 200)
+
+
+def test_a_cookie_that_is_no_session_is_nobodys() -> None:
+    asked: list[httpx.Request] = []
+
+    def control(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(401, content=b"{}")
+
+    async def run() -> int:
+        async with open_client("http://control.example", httpx.MockTransport(control)) as client:
+            app = FastAPI()
+            app.include_router(routes(client, COOKIE, Path("/nowhere")))
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app=app), base_url="http://console.example"
+            ) as browser:
+                cookie = f"{COOKIE.name}=isoses_\u00e9".encode("latin-1")
+                return (await browser.get("/live/sites", headers={b"cookie": cookie})).status_code
+
+    assert asyncio.run(run()) == 401
+    assert [each for each in asked if "authorization" in each.headers] == []
