@@ -366,5 +366,5 @@ def test_a_rotated_key_keeps_its_limits(api: Api) -> None:  # noqa: F811
     assert api.call("PUT", "limits", changed)[1]["amount"] == "5"
     again = api.make(f"keys/{rotated['id']}/rotate", {})
     limits = api.call("GET", "limits")[1]["items"]
-    mine = sorted(each["amount"] for each in limits if each["key_id"] == again["id"])
-    assert mine == ["5", "900"]
+    passed_on = sorted(each["amount"] for each in limits if each["key_id"] == again["id"])
+    assert passed_on == ["5", "900"]
