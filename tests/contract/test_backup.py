@@ -338,6 +338,19 @@ def test_a_place_with_a_book_or_other_keys_is_refused_unless_told(
     assert place.keys["admin_key"].read_text() == "admin_key of the first cloud\n"
 
 
+def test_keys_that_cannot_be_written_leave_the_book_as_it_was(
+    full: Pool, place: Place, fresh: Place, tmp_path: Path
+) -> None:
+    backup(place, tmp_path / "copy", now=5, tell=tell)
+    lost = replace(fresh, keys={**fresh.keys, "nats_secrets": tmp_path / "gone" / "nats.json"})
+    with pytest.raises(InvalidInput, match=r"nats\.json: "):
+        restore(lost, tmp_path / "copy", replacing=False, tell=tell)
+    assert tables(fresh.database) == {}
+    assert list((tmp_path / "fresh").iterdir()) == []
+    restore(fresh, tmp_path / "copy", replacing=False, tell=tell)
+    assert sorted(path.name for path in (tmp_path / "fresh").iterdir()) == sorted(fresh.keys)
+
+
 def test_other_peoples_tables_are_never_touched(
     full: Pool, place: Place, fresh: Place, tmp_path: Path
 ) -> None:

@@ -189,3 +189,15 @@ def test_what_an_engine_claims_reaches_no_client() -> None:
             assert event.tokens.output == 1
 
     run(main)
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+def test_who_sends_a_key_is_a_client_whatever_else_is_said(header: str) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        _, frankfurt = await sites(cloud)
+        forged = {name: value for name, value in FORGED.items() if name in OURS}
+        key = "Bearer german" if header == "authorization" else "german"
+        answer = await ask(frankfurt, post(chat_body(), key=None, headers={**forged, header: key}))
+        assert (answer.status, answer.headers["x-isochrone-site"]) == (200, "frankfurt")
+
+    run(main)

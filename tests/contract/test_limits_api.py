@@ -363,3 +363,23 @@ def test_a_budget_counts_usage_and_its_fees_and_no_bounds_of_a_month(
     use(api, 1, day, output=1_000_000)
     follow(api, day + HOUR_NS + 600_000_000_000)
     assert api.call("GET", f"limits/{made['id']}")[1]["spent"] == "0.66"
+
+
+def test_a_rotated_key_keeps_its_limits(api: Api) -> None:  # noqa: F811
+    old = api.make("keys", {})
+    for kind, amount in (("requests_per_min", "7"), ("tokens_per_min", "900")):
+        body = {"kind": kind, "amount": amount, "key_id": old["id"]}
+        assert api.call("PUT", "limits", body)[0] == 200
+    rotated = api.call("POST", f"keys/{old['id']}/rotate", {}, once="r")[1]
+    assert api.call("POST", f"keys/{old['id']}/rotate", {}, once="r")[1] == rotated
+    limits = api.call("GET", "limits")[1]["items"]
+    assert len({each["id"] for each in limits}) == 4
+    for key in (old, rotated):
+        mine = {each["kind"]: each["amount"] for each in limits if each["key_id"] == key["id"]}
+        assert mine == {"requests_per_min": "7", "tokens_per_min": "900"}
+    changed = {"kind": "requests_per_min", "amount": "5", "key_id": rotated["id"]}
+    assert api.call("PUT", "limits", changed)[1]["amount"] == "5"
+    again = api.make(f"keys/{rotated['id']}/rotate", {})
+    limits = api.call("GET", "limits")[1]["items"]
+    passed_on = sorted(each["amount"] for each in limits if each["key_id"] == again["id"])
+    assert passed_on == ["5", "900"]

@@ -296,3 +296,28 @@ def test_an_explanation_says_what_the_request_costs_by_itself(api: Api) -> None:
     api.context.book.book_usage([used], now=api.context.now())
     own = api.call("GET", f"requests/{used.request_id}", key=key["key"])[1]
     assert own["price"] is None, "a project key may not see prices"
+
+
+def test_a_sheet_under_one_key_is_for_one_organisation(api: Api) -> None:  # noqa: F811
+    one, other = (api.make("organisations", {"name": name})["id"] for name in ("one", "other"))
+    own = {**SHEET, "id": "own"}
+    assert api.call("POST", f"prices?org_id={one}", own, once="k")[1]["org_id"] == one
+    assert api.call("POST", f"prices?org_id={one}", own, once="k")[1]["org_id"] == one
+    status, problem = api.call("POST", f"prices?org_id={other}", own, once="k")
+    assert (status, problem["code"]) == (409, "conflict")
+
+
+def test_money_moves_once_under_a_key_whomever_it_is_for(api: Api) -> None:  # noqa: F811
+    one, other = (
+        api.make("organisations", {"name": name, "project": "main"})["id"]
+        for name in ("one", "other")
+    )
+    project = {each["org_id"]: each["id"] for each in api.call("GET", "projects")[1]["items"]}
+    wanted = [
+        {"org_id": org, "project_id": project[org], "amount": "5.00"} for org in (one, other)
+    ]
+    status, made = api.call("POST", "ledger/credits", wanted[0], once="k")
+    assert status == 201
+    assert api.call("POST", "ledger/credits", wanted[0], once="k") == (201, made)
+    assert api.call("POST", "ledger/credits", wanted[1], once="k")[0] == 409
+    assert api.call("GET", f"ledger/postings?org_id={other}")[1]["items"] == []

@@ -6,7 +6,7 @@ import pytest
 
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.control.joining import hash_of
-from isochrone.core.tenancy.sign_in import SESSION_NS
+from isochrone.core.tenancy.sign_in import SESSION_NS, Tried
 from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.ports.audit import AuditFilter
 from tests.contract.test_control_api import ADMIN, NOW, Api, an_api
@@ -150,6 +150,39 @@ def test_the_own_password_is_changed_with_the_present_one(api: Api) -> None:
     assert api.call("GET", "me", key=elsewhere)[0] == 401
     assert sign_in(api)[0] == 401
     assert sign_in(api, password=OTHER)[0] == 201
+
+
+def test_wrong_present_passwords_are_counted_as_wrong_ones(api: Api, clock: TestClock) -> None:
+    """Whoever finds an open browser may not guess for as long as it is open."""
+    a_member(api)
+    mine = a_session(api)
+    wrong = {"present": "not this one", "password": OTHER}
+    for _ in range(5):
+        assert api.call("PUT", "me/password", wrong, key=mine)[0] == 422
+    assert api.call("PUT", "me/password", wrong, key=mine)[0] == 429
+    clock.now += SECOND_NS
+    changed = {"present": PASSWORD, "password": OTHER}
+    assert api.call("PUT", "me/password", changed, key=mine)[0] == 200
+    assert sign_in(api, password=OTHER)[0] == 201, "a success is a new beginning"
+
+
+def test_right_passwords_from_one_address_make_nobody_wait(api: Api, clock: TestClock) -> None:
+    accounts = api.context.registry.accounts
+    for number in range(40):
+        tried: dict[Tried, str] = {"login": f"name {number}", "address": "an office"}
+        assert accounts.try_once(tried, now=clock.now) == 0
+        accounts.succeeded(tried)
+    for _ in range(29):
+        assert accounts.try_once({"address": "an office"}, now=clock.now) == 0
+    assert accounts.try_once({"address": "an office"}, now=clock.now) > 0
+
+
+def test_a_session_gives_itself_no_admin_key(api: Api) -> None:
+    """It would be good for longer than the session, and would set a password without the present
+    one."""
+    member = a_member(api)
+    status, problem = api.call("POST", f"principals/{member}/rotate", {}, key=a_session(api))
+    assert (status, problem["code"]) == (403, "forbidden")
 
 
 @pytest.mark.parametrize("bad", ["short", "a" * 30, "xx ada@acme.example xx", "y" * 201])

@@ -130,6 +130,31 @@ def test_a_member_gets_a_new_admin_key_and_the_old_one_ends(api: Api, clock: Ahe
     assert api.call("POST", f"principals/{made['id']}/rotate", {}, key=owner)[0] == 404
 
 
+def test_nobody_gives_themselves_more_time(api: Api, clock: Ahead) -> None:
+    owner = api.tenant("two")
+    end, later = (str(api.context.now() + days * DAY_NS) for days in (1, 2))
+    made = api.make("principals", {"name": "x", "role": "admin", "expires_at": end}, key=owner)
+    path = f"principals/{made['id']}/rotate"
+    status, problem = api.call("POST", path, {"expires_at": later}, key=made["key"])
+    assert (status, problem["code"]) == (403, "forbidden")
+    clock.ahead_ns = DAY_NS // 2
+    own = api.make(path, {"overlap_s": 0}, key=made["key"])
+    assert own["expires_at"] == int(end), "another key for as long"
+    assert api.make(path, {"expires_at": later}, key=owner)["expires_at"] == int(later)
+
+
+@pytest.mark.parametrize("escape", ["\x1b]0;x\x07", "\x9b2J", "\x7f"])
+def test_what_operators_read_of_members_commands_no_terminal(api: Api, escape: str) -> None:
+    owner = api.tenant("two")
+    body = {"name": "x", "role": "developer", "email": f"a{escape}@acme.example"}
+    status, problem = api.call("POST", "principals", body, key=owner)
+    assert (status, len(problem["problems"])) == (422, 1)
+    account = {"login": f"a{escape}b"}
+    wanted = {"name": "x", "role": "developer", "account": account}
+    status, problem = api.call("POST", "principals", wanted, key=owner)
+    assert (status, len(problem["problems"])) == (422, 1)
+
+
 def test_an_admin_key_has_an_end(api: Api, clock: Ahead) -> None:
     body = {"name": "x", "role": "operator", "expires_at": str(api.context.now() + SECOND_NS * 60)}
     made = api.make("principals", body)

@@ -439,6 +439,8 @@ def test_the_api_lists_moves_and_says_what_is_away(
         assert f"requests of {name} were detached" in told["detail"]
         _, page = operator("GET", "usage?since=2026-05-04T12:00:00Z")
         assert (page["items"], page["detached"]) == ([], [{"day": name, "requests": 2}])
+        _, page = operator("GET", "usage?since=2026-05-04T12:00:00Z", key=api.tenant("acme"))
+        assert page["detached"] == [{"day": name, "requests": None}], "they are everybody's"
         status, told = operator("GET", f"reconciliation?day={name}")
         assert (status, "were detached" in told["detail"]) == (404, True)
         assert operator("GET", "usage?until=2026-05-04T00:00:00Z")[1]["detached"] == []

@@ -16,15 +16,16 @@ IDLE_S = 10.0
 class Peer(Wire):
     """One client's connection."""
 
-    def __init__(self, server: TcpServer) -> None:
+    def __init__(self, server: TcpServer, address: str = "203.0.113.9") -> None:
         super().__init__()
+        self.address = address
         protocol = server.accept()
         assert isinstance(protocol, TcpConnection)
         self.protocol = protocol
         protocol.connection_made(self)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return ("203.0.113.9", 40_000) if name == "peername" else default
+        return (self.address, 40_000) if name == "peername" else default
 
     def resume_reading(self) -> None:
         self.reading = True
@@ -144,6 +145,23 @@ def test_connections_are_bounded() -> None:
         server.close()
         await asyncio.sleep(0)
         assert server.connections == set()
+
+    virtual.run(main())
+
+
+def test_no_network_keeps_the_others_out() -> None:
+    async def main() -> None:
+        server = a_server(most=4)
+        greedy = [Peer(server, f"203.0.113.{number}") for number in range(4)]
+        other = Peer(server, "198.51.100.7")
+        assert [each.closed for each in (*greedy, other)] == [True, False, False, False, False]
+        other.protocol.data_received(framed())
+        assert other.answers == 1
+        assert Peer(server, "203.0.113.9").closed, "its place was taken for good"
+        assert not Peer(server, "198.51.100.8").closed
+        assert Peer(server, "198.51.100.9").closed, "half of them are enough"
+        await asyncio.sleep(0)
+        assert len(server.connections) == 4
 
     virtual.run(main())
 

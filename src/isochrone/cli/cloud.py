@@ -44,6 +44,11 @@ class Cloud:
     api_key: str
     up: Mapping[str, Any] | None
 
+    def __post_init__(self) -> None:
+        for key in (self.key, self.api_key):
+            if not (key.isascii() and key.isprintable()):  # else a complaint of it would show it
+                raise InvalidInput(["the key holds what no key does; is there a line end in it?"])
+
     @property
     def api(self) -> ControlApi:
         return ControlApi(self.control, self.key)
@@ -91,7 +96,7 @@ def part(name: str) -> str:
     """`name` as one part of a URL's path, whatever it holds. Raises InvalidInput when empty."""
     if not name:
         raise InvalidInput(["the name is empty; expected an id or a name"])
-    return quote(name, safe="")
+    return quote(name, safe="", errors="surrogateescape")
 
 
 def _read_up(folder: Path) -> Mapping[str, Any]:
@@ -107,6 +112,6 @@ def _read_up(folder: Path) -> Mapping[str, Any]:
         raise InvalidInput([f"{path}: cannot be read: {error.strerror}"]) from error
     except ValueError as error:
         raise InvalidInput([f"{path} is no JSON; start `isochrone up` again"]) from error
-    if not isinstance(up, dict) or "control" not in up:
+    if not isinstance(up, dict) or not up.keys() >= {"control", "admin_key", "api_key", "sites"}:
         raise InvalidInput([f"{path} was not written by `isochrone up`; start it again"])
     return up

@@ -96,9 +96,9 @@ def join(
         raise InvalidInput([f"--port {port}: expected 1..65535"])
     if not out.parent.is_dir():
         raise InvalidInput([f"--out {out}: the folder {out.parent} does not exist"])
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     identity = join_site(
-        token, url, host=host, port=port,
-        public_url=public_url or f"http://{host}:{port}/v1", out=out,
+        token, url, host=host, port=port, public_url=public_url or f"http://{place}/v1", out=out,
     )
     print(f"joined as {identity.site} ({identity.country or 'no country'}); identity in {out}")
 

@@ -19,7 +19,7 @@ from isochrone.console.api import Api, part
 from isochrone.console.estate import Hardware, Link
 from isochrone.console.page import Me
 from isochrone.console.sign_in import Cookie
-from isochrone.core.errors import IsochroneError, Untrusted
+from isochrone.core.errors import Forbidden, IsochroneError, Untrusted
 
 FRAME_S = 1.0
 CHECK_S = 60.0  # how often a viewer's session is looked at
@@ -154,6 +154,8 @@ def routes(client: httpx.AsyncClient, cookie: Cookie, world_map: Path) -> APIRou
         api = Api(client, cookie.of(request))
         try:
             me = await api.get("me", Me)
+            if not me.may("traffic.read"):  # what another viewer's session asked for is sent, too
+                raise Forbidden(f"the role {me.role!r} lacks the right 'traffic.read'")
         except IsochroneError as error:
             return _trouble(error)
         feed = feeds.setdefault(me.org_id or "*", Feed())
@@ -214,7 +216,8 @@ def _json(content: bytes) -> Response:
 
 
 def _trouble(error: IsochroneError) -> Response:
-    status = 401 if isinstance(error, Untrusted) else 503
+    kinds = ((Untrusted, 401), (Forbidden, 403))
+    status = next((status for kind, status in kinds if isinstance(error, kind)), 503)
     return Response(
         msgspec.json.encode({"detail": error.message}), status_code=status,
         media_type="application/json",

@@ -47,7 +47,8 @@ class Cookie:
 
     def of(self, request: Request) -> str | None:
         """The session's secret that came with the request."""
-        return request.cookies.get(self.name)
+        secret = request.cookies.get(self.name)
+        return secret if secret is None or secret.isascii() else None  # none of control's
 
     def set(self, answer: Response, begun: Begun) -> None:
         answer.set_cookie(

@@ -4,9 +4,13 @@ A token may be spent once. Joining again with the same token and the same keys b
 gives the same answer, so that a reply lost on the way can be had again.
 """
 
+import re
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
+from urllib.parse import urlsplit
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import SiteName
@@ -17,6 +21,8 @@ from isochrone.wire.identity import JoinReply, JoinRequest
 
 TOKEN_LIFE_NS = 3600 * 1_000_000_000
 PEER_KEY_BYTES = 32
+# As the DNS has it: every gateway, agent and name server writes it into heads of its own.
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 
 
 class SiteCredentials(Protocol):
@@ -81,21 +87,41 @@ def join(
 
 def _problems(request: JoinRequest) -> list[str]:
     problems = []
-    if not _is_hex(request.peer_key, PEER_KEY_BYTES):
+    if not _is_peer_key(request.peer_key):
         problems.append("peer_key: must be an X25519 public key, 64 hex digits")
-    if not request.host or any(character.isspace() for character in request.host):
-        problems.append("host: must be the name or address where the gateway listens")
+    if _HOST.fullmatch(request.host) is None:
+        problems.append(
+            "host: must be the name, as the DNS has it, or address where the gateway listens"
+        )
     if not 0 < request.port < 65536:
         problems.append(f"port: must be 1..65535, not {request.port}")
     if not request.public_url.startswith(("http://", "https://")):
         problems.append("public_url: must start with http:// or https://")
     elif not request.public_url.endswith("/v1"):
         problems.append("public_url: must end in /v1")
+    elif not _has_host(request.public_url):
+        problems.append("public_url: must name a host, and a port only where that is 1..65535")
     return problems
 
 
-def _is_hex(text: str, size: int) -> bool:
+def _has_host(url: str) -> bool:
     try:
-        return len(bytes.fromhex(text)) == size and text == text.lower()
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.username is None and parts.port != 0
     except ValueError:
         return False
+    return named and not any(character.isspace() for character in url)
+
+
+def _is_peer_key(text: str) -> bool:
+    """A few points give one secret with everybody, which nobody's gateway would compute."""
+    try:
+        raw = bytes.fromhex(text)
+        if len(raw) != PEER_KEY_BYTES or text != text.lower():
+            return False
+        X25519PrivateKey.from_private_bytes(bytes(PEER_KEY_BYTES)).exchange(
+            X25519PublicKey.from_public_bytes(raw)
+        )
+    except ValueError:
+        return False
+    return True

@@ -8,7 +8,7 @@ from typing import Any, cast
 from isochrone.core.steering.place import WIDTH_BITS, Family, Subnet
 from isochrone.dns import codes
 from isochrone.dns.query import Malformed, Query, parse_query
-from isochrone.dns.rates import ResponseRates
+from isochrone.dns.rates import NETWORK_BITS, ResponseRates
 from isochrone.dns.response import (
     MOST_TCP_BYTES,
     Response,
@@ -115,13 +115,15 @@ class UdpServer(asyncio.DatagramProtocol):
 
 
 class TcpServer:
-    """The TCP connections of a name server, bounded in number and in idle time."""
+    """The TCP connections of a name server, bounded in number and in idle time. Where there are as
+    many as there may be, a network that has fewer takes the place of one that has most."""
 
     def __init__(self, service: Service, *, max_connections: int, idle_timeout_s: float) -> None:
         self.service = service
         self.connections: set[TcpConnection] = set()
         self._most = max_connections
         self._idle_timeout_s = idle_timeout_s
+        self._admitted = 0
 
     def accept(self) -> asyncio.Protocol:
         return TcpConnection(self, self._idle_timeout_s)
@@ -130,8 +132,26 @@ class TcpServer:
         """Whether there is room for one more."""
         if len(self.connections) >= self._most:
             self.service.counts["too_many_connections"] += 1
-            return False
+            if not self._make_room(connection):
+                return False
+        self._admitted += 1
+        connection.number = self._admitted
         self.connections.add(connection)
+        return True
+
+    def _make_room(self, connection: "TcpConnection") -> bool:
+        """End the oldest connection of the network that has most, for one that has fewer even
+        then: or one client could keep all others out."""
+        held = Counter(each.network for each in self.connections)
+        network, most = held.most_common(1)[0]
+        if most <= held[connection.network] + 1:
+            return False
+        oldest = min(
+            (each for each in self.connections if each.network == network),
+            key=lambda each: each.number,
+        )
+        self.connections.discard(oldest)
+        oldest.give_up()
         return True
 
     def close(self) -> None:
@@ -152,6 +172,8 @@ class TcpConnection(asyncio.Protocol):
         self._idle_timeout_s = idle_timeout_s
         self._transport: asyncio.Transport | None = None
         self._source: Subnet | None = None
+        self.network: Subnet | None = None
+        self.number = 0  # of those that were admitted
         self._received = b""
         self._busy = False  # there is more to answer than one turn allows
         self._full = False  # the client does not take its answers
@@ -160,10 +182,12 @@ class TcpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        if not peer or not self._server.admit(self):
+        source = source_of(peer[0]) if peer else None
+        self.network = None if source is None else source.within(NETWORK_BITS[source.family])
+        if source is None or not self._server.admit(self):
             self._transport.abort()
             return
-        self._source = source_of(peer[0])
+        self._source = source
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -233,8 +257,9 @@ class TcpConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._idle_timeout_s, self._give_up)
+        self._timer = loop.call_later(self._idle_timeout_s, self.give_up)
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """End it now; what was not taken is lost."""
         if self._transport is not None:
             self._transport.abort()

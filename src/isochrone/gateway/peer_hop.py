@@ -60,7 +60,8 @@ class Hop:
 
 def claims_hop(incoming: Incoming) -> bool:
     """Whether a request says that a peer sent it; peers never send the client's own key."""
-    return incoming.hop != b"" and b"authorization" not in incoming.head.headers
+    headers = incoming.head.headers
+    return incoming.hop != b"" and b"authorization" not in headers and b"x-api-key" not in headers
 
 
 class PeerHops:
@@ -69,7 +70,7 @@ class PeerHops:
     def __init__(self, identity: SiteIdentity, clock: Clock) -> None:
         self._identity = identity
         self._clock = clock
-        self._keys: dict[str, bytes] = {}
+        self._keys: dict[SiteName, tuple[str, bytes]] = {}
         self._seen: set[str] = set()
         self._seen_before: set[str] = set()
         self._turned_ns = 0
@@ -78,12 +79,12 @@ class PeerHops:
         """The key shared with `site`; None while it has not joined."""
         if site.peer_key is None:
             return None
-        known = self._keys.get(site.peer_key)
-        if known is None:
+        known = self._keys.get(site.name)
+        if known is None or known[0] != site.peer_key:
             own = self._identity
-            known = peer.shared_key(own.peer_secret, site.peer_key, own.site, site.name)
-            self._keys[site.peer_key] = known
-        return known
+            shared = peer.shared_key(own.peer_secret, site.peer_key, own.site, site.name)
+            known = self._keys[site.name] = (site.peer_key, shared)
+        return known[1]
 
     def entrant(self, incoming: Incoming, ingress: Site | None) -> HopEntrant:
         """What the head claims; raises Untrusted where that can be from nobody.

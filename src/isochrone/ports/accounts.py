@@ -69,8 +69,9 @@ class Accounts(Protocol):
         wait, count nothing and return the seconds."""
         ...
 
-    def succeeded(self, what: str) -> None:
-        """Forget what was tried with this (by hash)."""
+    def succeeded(self, tried: Mapping[Tried, str]) -> None:
+        """What was tried with these (by hash) was right: forget the tries of the name, and of the
+        address this one."""
         ...
 
     def forget_old(self, *, now: int) -> None:

@@ -15,6 +15,7 @@ from isochrone.core.billing.ledger import Account, Posting, Verdict
 from isochrone.core.billing.rate import Period, Rated
 from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.world.tenant import Scope
+from isochrone.ports.tenants import Once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,11 @@ class Due:
 
 
 class Ledger(Protocol):
-    def record(self, scope: Scope, posting: Posting, *, now: int) -> Verdict:
-        """Record it unless its key is known. Raises InvalidInput with all that is wrong."""
+    def record(
+        self, scope: Scope, posting: Posting, *, now: int, once: Once | None = None
+    ) -> Verdict:
+        """Record it unless its key is known in its organisation. Raises InvalidInput with all that
+        is wrong, and Conflict for another write of `once`, whichever organisation that was for."""
         ...
 
     def posting(self, scope: Scope, org_id: OrgId, key: str) -> Recorded:

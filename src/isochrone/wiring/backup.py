@@ -10,7 +10,8 @@ transaction and the keys after it.
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,17 +149,35 @@ def restore(place: Place, folder: Path, *, replacing: bool, tell: Tell) -> Backu
     ]
     if other and not replacing:
         raise InvalidInput(other)
-    copy_in(
-        place.database, folder / TABLES,
-        CopiedBook(
-            schema=manifest.schema, tables=manifest.tables, archive=manifest.archive,
-            totals=manifest.totals,
-        ),
-        replacing=replacing, tell=tell,
+    book = CopiedBook(
+        schema=manifest.schema, tables=manifest.tables, archive=manifest.archive,
+        totals=manifest.totals,
     )
-    for name, content in keys.items():
-        write_private(place.keys[name], content)
+    with _room_for(place, keys):
+        copy_in(place.database, folder / TABLES, book, replacing=replacing, tell=tell)
+        for name, content in keys.items():
+            write_private(place.keys[name], content)
     return manifest
+
+
+@contextmanager
+def _room_for(place: Place, keys: Mapping[str, bytes]) -> Iterator[None]:
+    """Within this context there is room for the keys beside their places: a book without its keys
+    would be worse than none. Raises InvalidInput where there is not."""
+    beside = {name: place.keys[name].with_name(f".{name}.restoring") for name in keys}
+    try:
+        for name, path in beside.items():
+            try:
+                write_private(path, keys[name])
+            except OSError as error:
+                raise InvalidInput(
+                    [f"{place.keys[name]}: cannot be written: {error.strerror}"]
+                ) from error
+        yield
+    finally:
+        for path in beside.values():
+            with suppress(OSError):
+                path.unlink()
 
 
 def _digest(content: bytes) -> bytes:

@@ -25,15 +25,18 @@ PAGE = 500
 
 def connection(url: str, *, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:
     """(unopened connection, path prefix) for an http or https URL. Raises InvalidInput."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidInput([f"{url!r} is not a URL; expected http://HOST:PORT"])
     try:
-        port = parts.port
-    except ValueError as error:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname or ""
+        host.encode("idna")  # as it will be looked up
+        is_secure = parts.scheme == "https"
+        kind = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
+        link = kind(host, port, timeout=timeout_s)
+    except (ValueError, http.client.InvalidURL) as error:
         raise InvalidInput([f"{url!r} is not a URL: {error}"]) from error
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(parts.hostname, port, timeout=timeout_s), parts.path.rstrip("/")
+    if parts.scheme not in ("http", "https") or not host:
+        raise InvalidInput([f"{url!r} is not a URL; expected http://HOST:PORT"])
+    return link, parts.path.rstrip("/")
 
 
 class ControlApi:
@@ -47,7 +50,8 @@ class ControlApi:
     def get(self, path: str, query: Mapping[str, object] | None = None) -> Any:
         """The decoded answer of GET /api/v1/{path}; query values that are None are left out."""
         given = {name: value for name, value in (query or {}).items() if value is not None}
-        return self._call("GET", f"{path}?{urlencode(given)}" if given else path, None, None)
+        asked = urlencode(given, errors="surrogateescape")  # what is no text is no name of ours
+        return self._call("GET", f"{path}?{asked}" if given else path, None, None)
 
     def items(self, path: str, query: Mapping[str, object] | None = None) -> Iterator[Any]:
         """All items of a paginated list, page by page."""
@@ -87,6 +91,8 @@ class ControlApi:
             link.request(method, f"{prefix}{PREFIX}/{path}", payload, headers)
             answer = link.getresponse()
             content = answer.read()
+        except ValueError as error:
+            raise InvalidInput(["an id or key of this command cannot be sent"]) from error
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(
                 f"control at {self.url} does not answer ({reason_of(error)}); is the cloud up?"

@@ -98,9 +98,11 @@ class PostgresAccounts:
                 connection.execute(_ONE_MORE, {"what": what, "now": now, "old": FORGOTTEN_NS})
         return 0.0
 
-    def succeeded(self, what: str) -> None:
+    def succeeded(self, tried: Mapping[Tried, str]) -> None:
         with self._pool.transaction(EVERY_TENANT) as connection:
-            connection.execute("DELETE FROM sign_in_tries WHERE what = %s", (what,))
+            # In the order in which tries lock them.
+            for what, kind in sorted((what, kind) for kind, what in tried.items()):
+                connection.execute(_FORGET_NAME if kind == "login" else _TAKE_BACK, (what,))
 
     def forget_old(self, *, now: int) -> None:
         with self._pool.transaction(EVERY_TENANT) as connection:
@@ -110,6 +112,8 @@ class PostgresAccounts:
             )
 
 
+_FORGET_NAME = "DELETE FROM sign_in_tries WHERE what = %s"
+_TAKE_BACK = "UPDATE sign_in_tries SET tries = tries - 1 WHERE what = %s AND tries > 1"
 _ONE_MORE = """
     INSERT INTO sign_in_tries AS before (what, tries, last_at) VALUES (%(what)s, 1, %(now)s)
     ON CONFLICT (what) DO UPDATE SET last_at = excluded.last_at, tries =

@@ -22,6 +22,7 @@ from isochrone.adapters.postgres.charges import (
     spent_projects,
 )
 from isochrone.adapters.postgres.due_hours import first_due, first_used, take_due
+from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import SHEETS, sheets_for
 from isochrone.core.billing.charging import Payer, changes, charges_of
@@ -41,6 +42,7 @@ from isochrone.core.errors import Conflict, InvalidInput, NotFound, TooMuchMoney
 from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.ledger import Due, Recorded, Spent, SpentDay, Unrated
+from isochrone.ports.tenants import Once
 
 # Hours that one transaction charges: the database ends one that says nothing for long, and bookings
 # of these hours wait for it.
@@ -72,8 +74,11 @@ class PostgresLedger:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    def record(self, scope: Scope, posting: Posting, *, now: int) -> Verdict:
+    def record(
+        self, scope: Scope, posting: Posting, *, now: int, once: Once | None = None
+    ) -> Verdict:
         with self._pool.transaction(scope) as connection:
+            made_before(connection, once, resource=posting.key, now=now)  # or another was
             try:
                 return _record(connection, posting, now)
             except psycopg.errors.UniqueViolation as error:

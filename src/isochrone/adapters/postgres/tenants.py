@@ -257,6 +257,14 @@ class PostgresTenants:
                 raise NotFound(f"there is no live key {former!r}")
             check_owner(connection, scope, new.key.org_id, new.key.project_id)
             _insert_key(connection, new, ended[0])
+            # Both have limits of their own; there is one of each kind, which makes ids of them.
+            connection.execute(
+                "INSERT INTO limits (id, org_id, project_id, key_id, kind, amount, period,"
+                " currency, created_at) SELECT %(new)s || '-' || kind, org_id, project_id,"
+                " %(new)s, kind, amount, period, currency, %(now)s"
+                " FROM limits WHERE key_id = %(former)s",
+                {"new": new.key.id, "former": former, "now": new.created_at},
+            )
             return _key_in(connection, scope, new.key.id)
 
     def revoke_key(self, scope: Scope, key_id: KeyId, *, now: int) -> StoredKey:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
-from isochrone.control.api.sessions import Login, Me, Password, me
+from isochrone.control.api.sessions import Login, Me, Password, count_try, me
 from isochrone.control.api.shapes import Body
 from isochrone.control.api.writing import new_secret
 from isochrone.control.passwords import SALT_BYTES, hash_password, is_password
@@ -56,9 +56,12 @@ def routes(context: Context) -> APIRouter:
     ) -> Me:
         """Change one's own password; the caller's session goes on, others end."""
         account = accounts.account(caller.scope, caller.id.removeprefix("principal:"))
-        if not is_password(body.present, None if account is None else account.password):
+        if account is None:
+            raise InvalidInput(["present: there is no account, and so no password"])
+        tried = count_try(context, account.login)
+        if not is_password(body.present, account.password):
             raise InvalidInput(["present: this is not the present password"])
-        assert account is not None, "nobody has the password of no account"
+        accounts.succeeded(tried)
         problems = check_password(body.password, login=account.login)
         if body.password == body.present:
             problems.append("password: is the present one")

@@ -21,6 +21,7 @@ from isochrone.core.errors import Conflict, InvalidInput, NotFound
 from isochrone.core.ids import OrgId, ProjectId
 from isochrone.core.money import pico, written
 from isochrone.ports.ledger import Recorded, Spent, SpentDay, Unrated
+from isochrone.ports.tenants import Once
 
 NS_PER_S = 1_000_000_000
 Filter = Annotated[str | None, Query(max_length=100)]
@@ -233,7 +234,8 @@ def _add_writing(router: APIRouter, context: Context) -> None:
         if project.org_id != body.org_id:
             raise NotFound(f"the organisation has no project {body.project_id!r}")
         posting = _credit(context, body, f"credit/{caller.id}/{_key(again)}")
-        return _record(context, caller, posting)
+        asked = body.model_copy(update={"currency": posting.currency})
+        return _record(context, caller, posting, again.once(caller, asked))
 
     @router.post("/corrections", status_code=status.HTTP_201_CREATED)
     def correct(
@@ -249,7 +251,7 @@ def _add_writing(router: APIRouter, context: Context) -> None:
                 [f"key: {body.key!r} is a {wrong.posting.kind}; only credits are corrected by hand"]
             )
         undone = unwinding(wrong.posting, key=key, at=wrong.posting.at, about=body.about)
-        return _record(context, caller, undone)
+        return _record(context, caller, undone, again.once(caller, body))
 
     @router.post("/charges")
     def charge(caller: Annotated[Caller, may("ledger.write")]) -> Charged:
@@ -257,9 +259,11 @@ def _add_writing(router: APIRouter, context: Context) -> None:
         return Charged(charges=charge_now(ledger, now=context.now()))
 
 
-def _record(context: Context, caller: Caller, posting: Posting) -> PostingShape:
+def _record(
+    context: Context, caller: Caller, posting: Posting, once: Once | None
+) -> PostingShape:
     """The posting as it is recorded: now, or under the same key before."""
-    said = context.registry.ledger.record(caller.scope, posting, now=context.now())
+    said = context.registry.ledger.record(caller.scope, posting, now=context.now(), once=once)
     found = context.registry.ledger.posting(caller.scope, posting.org_id, posting.key)
     known = found.posting
     if said == "conflict" and (

@@ -12,12 +12,12 @@ from isochrone.control.api.auth import Caller, access
 from isochrone.control.api.context import Context
 from isochrone.control.api.keys import Rotation, end_in, read_end
 from isochrone.control.api.paging import Listed, Paging, paging
-from isochrone.control.api.shapes import Body, Identifier, Name
+from isochrone.control.api.shapes import Body, Identifier, Name, Plain
 from isochrone.control.api.writing import ADMIN_KEY_PREFIX, Repeat, new_secret, repeat
 from isochrone.control.joining import hash_of
 from isochrone.core.errors import Forbidden, InvalidInput
 from isochrone.core.tenancy.authorise import Action
-from isochrone.core.tenancy.terms import end_of_rotated
+from isochrone.core.tenancy.terms import end_of_rotated, is_later
 from isochrone.core.world.tenant import MemberKind, Principal, Role
 from isochrone.ports.members import Turnover
 
@@ -31,7 +31,7 @@ def _address(text: str) -> str:
 
 
 Email = Annotated[
-    str, StringConstraints(strip_whitespace=True, max_length=254), AfterValidator(_address)
+    str, StringConstraints(strip_whitespace=True, max_length=254), AfterValidator(_address), Plain
 ]
 
 
@@ -147,12 +147,17 @@ def _add_changes(router: APIRouter, context: Context) -> None:
         again: Annotated[Repeat, Depends(repeat)],
     ) -> MadePrincipal:
         """Give a principal a new admin key, shown once. The old one goes on for `overlap_s`.
-        Everybody may do this for themselves who may do it for others."""
+        Everybody may do this for themselves who may do it for others, but for a later end."""
         present = members.member(caller.scope, principal_id)
-        if caller.id != f"principal:{principal_id}":
+        is_own = caller.id == f"principal:{principal_id}"
+        if not is_own:
             caller.need_appointment(present.role)
+        elif caller.session_sha256 is not None:  # it ends, and would give itself what does not
+            raise Forbidden("who is signed in rotates their own admin key with the present one")
         now, once = context.now(), again.once(caller, body)
         expires_at = end_in(body, now=now)
+        if is_own and is_later(expires_at, present.expires_at):
+            raise Forbidden("nobody gives themselves more time: ask another principal")
         secret = new_secret(context, ADMIN_KEY_PREFIX, once)
         changed = members.turn_over(
             caller.scope, principal_id,

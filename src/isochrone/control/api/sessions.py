@@ -5,6 +5,7 @@ wrong name and a wrong password are answered alike, after as long; tries are cou
 address, and each further one has to wait longer.
 """
 
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, StringConstraints
 
 from isochrone.control.api.auth import SESSION_PREFIX, Caller, access, bearer
 from isochrone.control.api.context import Context
-from isochrone.control.api.shapes import Body
+from isochrone.control.api.shapes import Body, Plain
 from isochrone.control.api.writing import new_secret
 from isochrone.control.joining import hash_of
 from isochrone.control.passwords import is_password
@@ -24,7 +25,9 @@ from isochrone.core.tenancy.authorise import MAY, Action, CallerRole
 from isochrone.core.tenancy.sign_in import LONGEST_PASSWORD, SESSION_NS, Tried
 from isochrone.ports.accounts import Account, Session
 
-Login = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=254)]
+Login = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=254), Plain
+]
 Password = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PASSWORD)]
 
 log = structlog.get_logger()
@@ -73,22 +76,14 @@ def routes(context: Context) -> APIRouter:
     def sign_in(body: SignIn) -> Begun:
         """Sign in. 401 for a wrong name or password, 429 after too many tries."""
         login, now = body.login.lower(), context.now()
-        tried: dict[Tried, str] = {"login": _mark("login", login)}
-        if body.address:
-            tried["address"] = _mark("address", body.address)
         accounts = context.registry.accounts
-        waits_s = accounts.try_once(tried, now=now)
-        if waits_s > 0:
-            log.warning("sign_in_held_back", wait_s=round(waits_s, 1), address=body.address)
-            raise TooManyTries(
-                f"too many tries to sign in; try again in {waits_s:.0f} s", wait_s=waits_s
-            )
+        tried = count_try(context, login, body.address)
         account = accounts.named(login, now=now)
         if not is_password(body.password, None if account is None else account.password):
             log.warning("sign_in_refused", address=body.address)
             raise Untrusted("the name or the password is wrong")
         assert account is not None, "nobody has the password of no account"
-        accounts.succeeded(tried["login"])
+        accounts.succeeded(tried)
         return _begin(context, account, now=now)
 
     @router.delete("/sessions/current")
@@ -102,6 +97,20 @@ def routes(context: Context) -> APIRouter:
         return me(context, caller)
 
     return router
+
+
+def count_try(context: Context, login: str, address: str = "") -> Mapping[Tried, str]:
+    """Count a try of a password, and say what is to be told of its success. Raises TooManyTries."""
+    tried: dict[Tried, str] = {"login": _mark("login", login)}
+    if address:
+        tried["address"] = _mark("address", address)
+    waits_s = context.registry.accounts.try_once(tried, now=context.now())
+    if waits_s > 0:
+        log.warning("sign_in_held_back", wait_s=round(waits_s, 1), address=address)
+        raise TooManyTries(
+            f"too many tries to sign in; try again in {waits_s:.0f} s", wait_s=waits_s
+        )
+    return tried
 
 
 def _begin(context: Context, account: Account, *, now: int) -> Begun:

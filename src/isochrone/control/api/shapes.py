@@ -14,12 +14,12 @@ def _plain(text: str) -> str:
     return text
 
 
-_Plain = AfterValidator(_plain)
+Plain = AfterValidator(_plain)
 Name = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), _Plain
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), Plain
 ]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=400), _Plain]
-Identifier = Annotated[str, StringConstraints(min_length=1, max_length=100), _Plain]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=400), Plain]
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=100), Plain]
 
 
 class Body(BaseModel):

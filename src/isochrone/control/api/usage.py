@@ -67,10 +67,11 @@ class TotalRow(BaseModel):
 
 
 class DetachedShape(BaseModel):
-    """A day of which requests are in a file and not in this list."""
+    """A day of which requests are in a file and not in this list; how many of all organisations'
+    is null for all but operators."""
 
     day: str
-    requests: int
+    requests: int | None
 
 
 class UsageListed(Listed[S], Generic[S]):
@@ -109,8 +110,10 @@ def routes(context: Context) -> APIRouter:
         )
         most, after = page.page.most, page.after
         files = context.registry.usage_days.detached(since=chosen.since, until=chosen.until)
+        sees_all = caller.scope.org_id is None
         away = [
-            DetachedShape(day=day_name(each.day_at), requests=each.rows) for each in files
+            DetachedShape(day=day_name(each.day_at), requests=each.rows if sees_all else None)
+            for each in files
         ]
         if by == "request":
             booked = context.book.requests(

@@ -27,7 +27,7 @@ SECRET_BYTES = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeat:
-    """The path that is written to, with its query, and the caller's idempotency key if any."""
+    """The path that is written to with its query, and the caller's idempotency key if any."""
 
     path: str
     key: str | None
@@ -51,7 +51,7 @@ def repeat(
 ) -> Repeat:
     """The dependency that reads the Idempotency-Key header."""
     url = request.url
-    path = f"{url.path}?{url.query}" if url.query else url.path
+    path = f"{url.path}?{url.query}" if url.query else url.path  # the query says for whom
     return Repeat(path=path, key=idempotency_key)
 
 

@@ -33,6 +33,11 @@ def is_over(expires_at: int | None, *, now: int) -> bool:
     return expires_at is not None and now >= expires_at
 
 
+def is_later(expires_at: int | None, than: int | None) -> bool:
+    """Whether an end that is stated (None: none is) lies beyond another (None: there is none)."""
+    return expires_at is not None and than is not None and expires_at > than
+
+
 def end_of_rotated(expires_at: int | None, *, now: int, overlap_s: int) -> int:
     """When a key that is replaced now stops: after the overlap, and never later than it would."""
     until = now + overlap_s * SECOND_NS

@@ -1,0 +1,49 @@
+"""What is given to commands that call control and is no key, address or id: one line, no trace."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from isochrone.cli.app import run
+
+AT = ("--url", "http://127.0.0.1:1")
+KEY = ("--key", "isoadm_secret")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("status", *AT, "--key", "isoadm_secret\r"), 2),
+        (("status", *AT, "--key", "isoadm_\nsecret"), 2),
+        (("status", *AT, "--key", "isoadm_secret\u00e9\u043a"), 2),
+        (("chat", "Hi", "--endpoint", "http://127.0.0.1:1/v1", "--key", "iso_secret\n"), 2),
+        (("status", "--url", "http://[x", *KEY), 2),
+        (("status", "--url", "http://exa mple", *KEY), 2),
+        (("status", "--url", "http://a..b", *KEY), 2),
+        (("status", "--url", f"http://{'x' * 64}.example", *KEY), 2),
+        (("explain", "\udcff", *AT, *KEY), 1),
+        (("usage", "--since", "\udcff", *AT, *KEY), 1),
+        (("ledger", "credit", "1", "--once", "\u043a\u043b\u044e\u0447", *AT, *KEY), 2),
+    ],
+)
+def test_what_cannot_be_sent_is_said_in_one_line_without_the_key(
+    words: tuple[str, ...], code: int, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["isochrone", *words])
+    assert run() == code
+    said = capsys.readouterr()
+    assert said.err.startswith("isochrone: ")
+    assert said.err.count("\n") == 1
+    assert "secret" not in said.out + said.err
+
+
+def test_a_damaged_file_of_the_local_cloud_is_said_as_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "up.json").write_text(json.dumps({"control": "http://127.0.0.1:1"}))
+    monkeypatch.setattr(sys, "argv", ["isochrone", "status", "--state", str(tmp_path)])
+    assert run() == 2
+    assert "was not written by `isochrone up`" in capsys.readouterr().err
