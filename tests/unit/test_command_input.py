@@ -47,3 +47,26 @@ def test_a_damaged_file_of_the_local_cloud_is_said_as_such(
     monkeypatch.setattr(sys, "argv", ["isochrone", "status", "--state", str(tmp_path)])
     assert run() == 2
     assert "was not written by `isochrone up`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("days", "read", "a" * 300),
+        ("twin", "run", "a" * 300 + ".toml"),
+        ("twin", "plan", "a" * 300 + ".toml"),
+        ("twin", "report", "a" * 300),
+        ("twin", "chaos", "--seeds", "9" * 20),
+        ("usage", "--limit", "9" * 20),
+        ("replay", "trace", "--start", "9" * 20),
+    ],
+    ids=lambda words: " ".join(words)[:20],
+)
+def test_names_and_numbers_beyond_all_bounds_are_said_in_one_line(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["isochrone", *words])
+    assert run() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("isochrone: ")
+    assert said.count("\n") == 1

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
+from isochrone.cli.line import LimitOption
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +36,7 @@ def audit(
         str | None, typer.Option(help="From this instant on, as 2026-11-20T18:00:00Z.")
     ] = None,
     until: Annotated[str | None, typer.Option(help="Before this instant.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most rows. [default: all]")] = None,
+    limit: LimitOption = None,
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isochrone.cli.line import MOST
 from isochrone.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,14 +23,16 @@ EPILOG = (
 def chaos(
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help=f"How many, from --seed on. [default: {DEFAULT_SEEDS}, or 1 with "
-                     "--seed]"),
+        typer.Option(
+            min=1, max=MOST,
+            help=f"How many, from --seed on. [default: {DEFAULT_SEEDS}, or 1 with --seed]",
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**31 - 1, help="The first one. [default: 0]")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes at a time. [default: one a core]")
+        int | None, typer.Option(min=1, max=MOST, help="Processes at a time. [default: one a core]")
     ] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Print all that happened; of one seed only.")

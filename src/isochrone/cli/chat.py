@@ -16,6 +16,7 @@ from isochrone.cli.cloud import (
     UrlOption,
     find_cloud,
 )
+from isochrone.cli.line import MOST
 from isochrone.core.errors import Forbidden, InvalidInput, NotFound, Unavailable
 
 TIMEOUT_S = 120.0
@@ -35,7 +36,9 @@ def chat(
     endpoint: Annotated[
         str | None, typer.Option(help="A gateway's URL ending in /v1, instead of --site.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Most tokens to answer.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, for the same answer again.")] = None,
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
+from isochrone.cli.line import MOST
 from isochrone.core.errors import InvalidInput
 from isochrone.wiring.control_api import ControlApi
 
@@ -127,7 +128,7 @@ def check(
 def read(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A Parquet file of the archive.")],
     request: Annotated[str | None, typer.Option(help="Only the request with this id.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="Most rows.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """Read requests from a file of the archive, where it lies; any Parquet reader does as well."""

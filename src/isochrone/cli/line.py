@@ -2,11 +2,16 @@
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from isochrone.core.errors import InvalidInput, IsochroneError
 
+MOST = 2**31 - 1  # of whatever is counted: more rows or seeds than anybody has
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, max=MOST, help="Most rows. [default: all]")
+]
 
 def new_line() -> typer.Typer:
     """A command line without commands."""
@@ -42,6 +47,11 @@ def run_line(app: typer.Typer) -> int:
         # The reader of our output left; without this the interpreter complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        return 2
     return code if isinstance(code, int) else 0
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
+from isochrone.cli.line import LimitOption
 from isochrone.core.errors import InvalidInput
 
 app = typer.Typer(help="List meters; send and list events of usage that no request tells.")
@@ -130,7 +131,7 @@ def events(
         str | None, typer.Option(help="Used from this instant on, as 2026-11-20T18:00:00Z.")
     ] = None,
     until: Annotated[str | None, typer.Option(help="Used before this instant.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most rows. [default: all]")] = None,
+    limit: LimitOption = None,
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 from isochrone.cli.cloud import Cloud, JsonOption, KeyOption, StateOption, UrlOption, find_cloud
+from isochrone.cli.line import MOST, LimitOption
 from isochrone.core.errors import InvalidInput, NotFound, Unavailable
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ def register(app: typer.Typer) -> None:
 def replay(
     trace: Annotated[str, typer.Argument(help="A recorded trace: a file or a packaged name.")],
     speed: Annotated[float, typer.Option(help="2 halves the time between arrivals.")] = 1.0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most rows. [default: all]")] = None,
-    start: Annotated[int, typer.Option(min=0, help="Leave out this many rows first.")] = 0,
+    limit: LimitOption = None,
+    start: Annotated[
+        int, typer.Option(min=0, max=MOST, help="Leave out this many rows first.")
+    ] = 0,
     factor: Annotated[
         float | None,
         typer.Option(help="Scale lengths by this. [default: the longest row fits the model]"),

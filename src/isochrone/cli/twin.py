@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isochrone.cli.chaos import EPILOG, chaos
+from isochrone.cli.line import MOST
 from isochrone.cli.twin_asked import Asked, PackagedOption, ProgressOption, read
 from isochrone.cli.twin_plan import EPILOG as PLAN_EPILOG
 from isochrone.cli.twin_plan import plan
@@ -61,7 +62,7 @@ SitesOption = Annotated[
 RequestsOption = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Play the first so many requests, however long they take to come. "
+        min=1, max=MOST, help="Play the first so many requests, however long they take to come. "
         "[default: those of length_s]",
     ),
 ]
@@ -78,7 +79,7 @@ GpusOption = Annotated[
     ),
 ]
 JobsOption = Annotated[
-    int | None, typer.Option(min=1, help="Processes at a time. [default: one a core]")
+    int | None, typer.Option(min=1, max=MOST, help="Processes at a time. [default: one a core]")
 ]
 ClusterOption = Annotated[
     str | None,

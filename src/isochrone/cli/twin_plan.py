@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from isochrone.cli.line import MOST
 from isochrone.cli.show import print_json, print_table
 from isochrone.cli.twin_asked import Asked, PackagedOption, read
 
@@ -22,7 +23,7 @@ def plan(
         str | None, typer.Option(help="Names with commas between. [default: the experiment's]")
     ] = None,
     requests: Annotated[
-        int | None, typer.Option(min=1, help="At each point. [default: the experiment's]")
+        int | None, typer.Option(min=1, max=MOST, help="At each point. [default: the experiment's]")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**31 - 1, help="Of all chance.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
+from isochrone.cli.line import LimitOption
 from isochrone.core.errors import InvalidInput
 
 GROUPS = ("request", "key", "model", "site", "country", "class", "day")
@@ -30,7 +31,7 @@ def usage(
     key_id: Annotated[str | None, typer.Option(help="Only requests with this key.")] = None,
     model: Annotated[str | None, typer.Option(help="Only requests for this model.")] = None,
     site: Annotated[str | None, typer.Option(help="Only requests served at this site.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most rows. [default: all]")] = None,
+    limit: LimitOption = None,
     state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
