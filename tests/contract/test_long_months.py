@@ -1,19 +1,17 @@
-"""A month with much in it is charged in pieces, none of which the database gives up on."""
+"""A month is charged in pieces, none of which the database gives up on."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
 import pytest
-from psycopg.conninfo import make_conninfo
 
 from isochrone.adapters.postgres import ledger as ledger_module
-from isochrone.adapters.postgres import pool as pool_module
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.consistency import problems_of_book
 from isochrone.adapters.postgres.ledger import PostgresLedger
-from isochrone.adapters.postgres.pool import APPLICATION_ROLE, Pool, open_pool
+from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.control.charging import Charging
 from isochrone.core.billing.sheet import HOUR_NS, Recurring
@@ -39,15 +37,6 @@ HOURS = (NOVEMBER.end - NOVEMBER.begin) // HOUR_NS
 SUPPORT = Recurring(name="support", amount_pico=30 * PICO)
 
 
-@pytest.fixture
-def hasty(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    """A database that ends a transaction which says nothing for half a second."""
-    monkeypatch.setattr(pool_module, "IDLE_TIMEOUT_MS", 500)
-    opened = open_pool(make_conninfo(database, user=APPLICATION_ROLE))
-    yield opened
-    opened.close()
-
-
 def use_much(pool: Pool, models: int) -> None:
     """Each hour of the month, of so many models."""
     with pool.transaction(EVERY_TENANT) as connection:
@@ -65,12 +54,19 @@ def charged_is_right(pool: Pool, now: int) -> None:
     assert zero_sum(pool)
 
 
-def test_a_month_that_takes_long_to_price_is_charged_all_the_same(hasty: Pool) -> None:
-    use_much(hasty, 40)
-    sell_at(PostgresPrices(hasty), a_sheet(recurring=(SUPPORT,)))
-    ledger = PostgresLedger(hasty)
+def test_no_transaction_charges_more_than_it_has_time_for(pool: Pool) -> None:
+    """The database ends a transaction that says nothing while much is rated."""
+    use_much(pool, 5)
+    sell_at(PostgresPrices(pool), a_sheet(recurring=(SUPPORT,)))
+    ledger = PostgresLedger(pool)
     assert charge_all(ledger, NOVEMBER.end) == 3 * HOURS + 1
-    charged_is_right(hasty, NOVEMBER.end)
+    with pool.transaction(EVERY_TENANT) as connection:
+        spans = connection.execute(
+            "SELECT max(hour_at) - min(hour_at) FROM charges GROUP BY xmin::text"
+        ).fetchall()
+    assert len(spans) == HOURS * HOUR_NS // ledger_module.AT_ONCE_NS
+    assert max(span for (span,) in spans) < DAY
+    charged_is_right(pool, NOVEMBER.end)
     assert ledger.due(before=NOVEMBER.end + DAY, now=NOVEMBER.end + DAY) == []
 
 
