@@ -1,42 +1,21 @@
 """Two copies of control move a day at once: one of them does, the other finds that it was."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from os import utime
 from pathlib import Path
 
-import psycopg
 import pytest
-from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.usage_days import PostgresUsageDays
 from isochrone.core.errors import Conflict, NotFound, StoreUnavailable
-from isochrone.core.world.tenant import EVERY_TENANT, Scope
+from isochrone.core.world.tenant import EVERY_TENANT
 from tests.contract.test_ledger import START
 from tests.contract.test_usage_days import NOW, a_report, stored, wrong
+from tests.fixtures.interrupted_pool import InterruptedPool
 
 TOLD = [a_report(number) for number in range(300)]
-
-
-class FollowedBy(Pool):
-    """A pool on which somebody else does something after the transaction of a number."""
-
-    def __init__(self, pool: Pool, number: int, act: Callable[[], object]) -> None:
-        self._pool = pool._pool
-        self._left = number
-        self._act = act
-
-    @contextmanager
-    def transaction(
-        self, scope: Scope | None = None, *, one_instant: bool = False
-    ) -> Iterator[psycopg.Connection[TupleRow]]:
-        with super().transaction(scope, one_instant=one_instant) as connection:
-            yield connection
-        self._left -= 1
-        if self._left == 0:
-            self._act()
 
 
 @pytest.mark.parametrize("number", range(1, 8))
@@ -53,7 +32,7 @@ def test_a_day_that_another_copy_detaches_meanwhile(
         days.detach(EVERY_TENANT, START, now=NOW)
 
     with suppress(Conflict, StoreUnavailable):  # what its loop waits out
-        PostgresUsageDays(FollowedBy(pool, number, detach), archive).detach(
+        PostgresUsageDays(InterruptedPool(pool, number, detach, after=True), archive).detach(
             EVERY_TENANT, START, now=NOW + 1
         )
     assert [path for path in archive.iterdir() if path.name.startswith(".")] == []
@@ -76,7 +55,7 @@ def test_a_day_that_another_copy_attaches_meanwhile(
         days.attach(EVERY_TENANT, START, now=NOW, keep_until=NOW)
 
     with suppress(Conflict, NotFound, StoreUnavailable):
-        PostgresUsageDays(FollowedBy(pool, number, attach), archive).attach(
+        PostgresUsageDays(InterruptedPool(pool, number, attach, after=True), archive).attach(
             EVERY_TENANT, START, now=NOW, keep_until=NOW
         )
     assert len(stored(book)) == len(TOLD)

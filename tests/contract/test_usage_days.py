@@ -2,9 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import TypeVar
 
 import psycopg
 import pytest
-from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.ledger import PostgresLedger
@@ -37,6 +35,7 @@ from tests.contract.test_control_api import an_api
 from tests.contract.test_ledger import DAY, ORG, PROJECT, START, S, a_sheet, sell_at
 from tests.contract.test_meters import an_event
 from tests.contract.test_settling import check
+from tests.fixtures.interrupted_pool import InterruptedPool
 from tests.fixtures.settling_worker import BATCH, charge_all, reports
 from tests.unit.build_usage import a_decision, a_ground, a_usage_event
 
@@ -279,25 +278,6 @@ def test_bookers_that_are_at_work_meanwhile_lose_and_double_nothing(
     check(pool, told)
 
 
-class Interrupted(Pool):
-    """A pool on which somebody else does something before the transaction of a number begins."""
-
-    def __init__(self, pool: Pool, number: int, act: Callable[[], object]) -> None:
-        self._pool = pool._pool
-        self._left = number
-        self._act = act
-
-    @contextmanager
-    def transaction(
-        self, scope: Scope | None = None, *, one_instant: bool = False
-    ) -> Iterator[psycopg.Connection[TupleRow]]:
-        self._left -= 1
-        if self._left == 0:
-            self._act()
-        with super().transaction(scope, one_instant=one_instant) as connection:
-            yield connection
-
-
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_late_report_outlives_a_day_that_leaves_while_it_is_booked(
     book: PostgresBook, days: PostgresUsageDays, pool: Pool, archive: Path, number: int
@@ -313,7 +293,7 @@ def test_a_late_report_outlives_a_day_that_leaves_while_it_is_booked(
     def detach() -> None:
         days.detach(EVERY_TENANT, START, now=NOW + 1)
 
-    PostgresUsageDays(Interrupted(pool, number, detach), archive).book_late(now=NOW + 2)
+    PostgresUsageDays(InterruptedPool(pool, number, detach), archive).book_late(now=NOW + 2)
     if days.detached(since=None, until=None):
         days.attach(EVERY_TENANT, START, now=NOW + 3, keep_until=NOW)
     assert {each.request_id: each for each in stored(book)}[full.request_id] == full

@@ -167,16 +167,21 @@ def test_no_room_at_the_start_refuses_until_there_is() -> None:
     run(main())
 
 
+async def damaged_in_the_middle(disk: MemoryDisk) -> tuple[Journal, str]:
+    """A journal of three closed requests, of which the disk has spoilt the second; its segment."""
+    journal = a_journal(disk)
+    for name in ("a", "b", "c"):
+        journal.closed(a_usage_record(name))
+    await journal.commit()
+    (segment,) = [name for name in disk.names() if disk.read(name)]
+    disk.damage(segment, len(disk.read(segment)) // 2)
+    return journal, segment
+
+
 def test_damage_in_the_middle_is_kept_aside_and_the_rest_is_told() -> None:
     async def main() -> None:
         disk = MemoryDisk()
-        journal = a_journal(disk)
-        for name in ("a", "b", "c"):
-            journal.closed(a_usage_record(name))
-        await journal.commit()
-        (segment,) = [name for name in disk.names() if disk.read(name)]
-        size = len(disk.read(segment))
-        disk.damage(segment, size // 2)
+        _, segment = await damaged_in_the_middle(disk)
         disk.process_died()
         again = a_journal(disk)
         await again.commit()
@@ -252,12 +257,7 @@ def test_damage_that_comes_before_the_batch_is_sent_is_kept_aside_too(
 
     async def main() -> None:
         disk = MemoryDisk()
-        journal = a_journal(disk)
-        for name in ("a", "b", "c"):
-            journal.closed(a_usage_record(name))
-        await journal.commit()
-        (segment,) = [name for name in disk.names() if disk.read(name)]
-        disk.damage(segment, len(disk.read(segment)) // 2)
+        journal, segment = await damaged_in_the_middle(disk)
         with capture_logs() as logged:
             told = [each.request_id for each in records_of(journal.pending(10))]
             journal.pending(10)
