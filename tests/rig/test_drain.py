@@ -147,6 +147,26 @@ def test_what_is_open_beyond_the_limit_ends_with_a_typed_error_and_is_billed(
         assert len(gateway.usage()) == STREAMS
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_that_is_asked_again_and_again_ends_with_its_own_exit_code(
+    tmp_path: Path, engine: EngineThread, workers: int
+) -> None:
+    text = config_text(engine.url)
+    with a_gateway(
+        tmp_path / "g", text, "--workers", str(workers), listening=workers
+    ) as gateway:
+        assert gateway.status("secret") == 200
+
+        def asked_again() -> bool:
+            if not gateway.ended:
+                os.kill(gateway.pid, signal.SIGTERM)
+            return gateway.ended
+
+        wait_until(asked_again, "it ends", poll_s=0.0005)
+        assert gateway.stop() == 0
+        assert len(gateway.usage()) == 1
+
+
 def test_restarts_of_workers_under_load_lose_no_usage(
     tmp_path: Path, engine: EngineThread
 ) -> None:

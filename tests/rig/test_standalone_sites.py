@@ -37,11 +37,13 @@ decode_tok_s = 100
 
 
 def config(near: EngineThread, far: EngineThread) -> str:
-    """This gateway stands at a site without engines; two other sites have one each."""
+    """This gateway stands at a site without engines; two other sites have one each. The far one
+    never answers within the target, so that no request is sent there to learn of it."""
     return f"""
 [gateway]
 port = 0
 connect_timeout_s = 5
+ttft_target_ms = 60
 [[model]]
 name = "{MODEL}"
 revision = "r1"

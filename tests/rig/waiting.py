@@ -9,14 +9,15 @@ POLL_S = 0.05
 
 
 def wait_until(
-    condition: Callable[[], bool], what: str, *, deadline_s: float = DEADLINE_S
+    condition: Callable[[], bool], what: str, *, deadline_s: float = DEADLINE_S,
+    poll_s: float = POLL_S,
 ) -> float:
     """Seconds until `condition` held; fails with `what` when it does not within the deadline."""
     began = time.monotonic()
     while not condition():
         waited_s = time.monotonic() - began
         assert waited_s < deadline_s, f"not within {deadline_s:.0f} s: {what}"
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     return time.monotonic() - began
 
 

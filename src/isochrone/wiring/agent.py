@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from isochrone.wire.identity import SiteIdentity
 from isochrone.wiring.joining import load_identity
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.settings import load
+from isochrone.wiring.stopping import asked_to_stop
 from isochrone.wiring.world_file import BUNDLED
 
 BUS_WAIT_S = 0.5  # engines run while the bus is still away
@@ -74,11 +74,9 @@ async def run_agent(settings: AgentSettings, identity: SiteIdentity, host: Host)
         },
     )
     working = asyncio.ensure_future(Agent(plan, ports).run())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, working.cancel)
     try:
-        await working
+        with asked_to_stop(working.cancel):
+            await working
     except asyncio.CancelledError:
         return
     finally:

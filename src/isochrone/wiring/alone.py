@@ -42,6 +42,7 @@ from isochrone.wiring.alone_reload import Reloader
 from isochrone.wiring.gateway_start import LineFile, freeze_start
 from isochrone.wiring.log import configure_log, write_output
 from isochrone.wiring.peer_secret import kept_peer_secret, peer_public, read_peer_secret
+from isochrone.wiring.stopping import asked_to_stop
 from isochrone.wiring.telemetry import spans_of
 from isochrone.wiring.watched import watched
 
@@ -98,10 +99,8 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
     )
     gateway = Gateway(settings, identity, ports, Data(blocs=load_blocs(), hardware=load_hardware()))
     reloader = Reloader(config, file, teller, told, outputs.reopen)
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reloader.ask)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
     beside = [asyncio.ensure_future(watched("reload", reloader.run))]
     if settings.worker == 0:
         # Each by itself: one that fails keeps no other from being shipped.
@@ -112,7 +111,8 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
             for folder in folders_left_over(file.settings.journal, settings.workers)
         ]
     try:
-        await gateway.run(stop, freeze_start)
+        with asked_to_stop(stop.set):
+            await gateway.run(stop, freeze_start)
     finally:
         for task in beside:
             task.cancel()

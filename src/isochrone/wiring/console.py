@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 from pathlib import Path
 
 from isochrone.adapters.network.web import UvicornServer, listen
@@ -10,6 +9,7 @@ from isochrone.adapters.packaged import WORLD_MAP
 from isochrone.console.settings import ConsoleSettings
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.settings import load
+from isochrone.wiring.stopping import asked_to_stop
 
 
 def run(config: Path) -> None:
@@ -26,8 +26,7 @@ async def _run(settings: ConsoleSettings) -> None:
     from isochrone.console.process import run_process
 
     with listen("the console", settings.host, settings.port) as listener:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        app = build_app(settings, WORLD_MAP)
-        await run_process(UvicornServer(app, listener, is_live=True), stop)
+        stop = asyncio.Event()
+        with asked_to_stop(stop.set):
+            app = build_app(settings, WORLD_MAP)
+            await run_process(UvicornServer(app, listener, is_live=True), stop)

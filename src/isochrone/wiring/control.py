@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import hmac
 import secrets
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +47,7 @@ from isochrone.ports.tenants import Once
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.settings import load
 from isochrone.wiring.sheet_file import read_sheet
+from isochrone.wiring.stopping import asked_to_stop
 from isochrone.wiring.world_file import BUNDLED, parse_world
 
 T = TypeVar("T")
@@ -79,8 +79,8 @@ def run(config: Path) -> None:
 async def run_control(settings: ControlSettings) -> None:
     """Run control until SIGTERM or SIGINT. Raises InvalidInput for a bad file or a port in use."""
     files = read_files(settings)
-    with listen("control", settings.host, settings.port) as listener:
-        stop = _stop_at_signals()
+    stop = asyncio.Event()
+    with listen("control", settings.host, settings.port) as listener, asked_to_stop(stop.set):
         clock = SystemClock()
         bus = await open_bus(
             settings.nats_urls, load_credentials(settings.nats_credentials), name="control",
@@ -279,11 +279,3 @@ def _text(path: Path) -> str:
 
 async def _on_thread(call: Callable[[], T], /) -> T:
     return await asyncio.to_thread(call)
-
-
-def _stop_at_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop

@@ -23,6 +23,7 @@ from isochrone.wiring.dns_file import DnsFile, load_dns
 from isochrone.wiring.dns_reload import DnsReloader
 from isochrone.wiring.joining import load_identity
 from isochrone.wiring.log import configure_log
+from isochrone.wiring.stopping import asked_to_stop
 
 NS_PER_S = 1_000_000_000
 
@@ -65,13 +66,12 @@ async def _serve(config: Path, file: DnsFile, clock: SystemClock) -> None:
         blocs=load_blocs(), by_distance=load_round_trips().by_distance,
     )
     reloader = DnsReloader(config, file, dns.tell, lambda: clock.wall_ns() // NS_PER_S)
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reloader.ask)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
     following = asyncio.ensure_future(reloader.run())
     try:
-        await dns.run(stop)
+        with asked_to_stop(stop.set):
+            await dns.run(stop)
     finally:
         following.cancel()
         await asyncio.wait([following])

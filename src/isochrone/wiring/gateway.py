@@ -1,7 +1,6 @@
 """Composition root of a gateway process: settings and identity in, live adapters around it."""
 
 import asyncio
-import signal
 from pathlib import Path
 from random import SystemRandom
 
@@ -26,6 +25,7 @@ from isochrone.wiring.gateway_settings import load_gateway
 from isochrone.wiring.gateway_start import freeze_start
 from isochrone.wiring.joining import load_identity
 from isochrone.wiring.log import configure_log, write_output
+from isochrone.wiring.stopping import asked_to_stop
 from isochrone.wiring.telemetry import spans_of
 
 
@@ -61,11 +61,9 @@ async def run_gateway(settings: GatewaySettings) -> None:
     data = Data(blocs=load_blocs(), hardware=load_hardware())
     gateway = Gateway(settings, identity, ports, data)
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     try:
-        await gateway.run(stop, freeze_start)
+        with asked_to_stop(stop.set):
+            await gateway.run(stop, freeze_start)
     finally:
         if spans is not None:
             spans.close()

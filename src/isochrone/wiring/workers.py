@@ -19,6 +19,7 @@ from isochrone.adapters.child import child_command
 from isochrone.core.errors import Unavailable
 from isochrone.wiring.alone_file import load_alone
 from isochrone.wiring.log import configure_log
+from isochrone.wiring.stopping import asked_to_stop
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
@@ -75,13 +76,12 @@ class _Workers:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
         log.info("workers_start", workers=self._workers, port=self._port)
-        async with asyncio.TaskGroup() as group:
-            for worker in range(self._workers):
-                group.create_task(self._keep(worker))
+        with asked_to_stop(self._stop):
+            async with asyncio.TaskGroup() as group:
+                for worker in range(self._workers):
+                    group.create_task(self._keep(worker))
         if self._unable is not None:
             raise Unavailable(self._unable)
         log.info("workers_stopped")
