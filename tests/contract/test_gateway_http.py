@@ -381,6 +381,10 @@ def test_deadlines_end_a_request() -> None:
         answer = await ask(site, post(chat_body()))
         assert (answer.status, answer.headers["x-isochrone-reason"]) == (504, "first_byte_timeout")
         assert (await cloud.events(answer.request_id))[0].outcome == "timed_out"
+        # It did not wait for its turn, so its engine has no more time than others have.
+        answer = await ask(site, post(chat_body(service_tier="flex")))
+        assert (answer.status, answer.headers["x-isochrone-reason"]) == (504, "first_byte_timeout")
+        assert (await cloud.events(answer.request_id))[0].class_ == "batch"
         answer = await ask(site, post(chat_body(stream=True)))
         assert json.loads(answer.events[-1])["error"]["code"] == "total_timeout"
         event = (await cloud.events(answer.request_id))[0]

@@ -196,7 +196,7 @@ class CarryingOn(Tries):
         now_ns = self.context.clock.monotonic_ns()
         metered = attempt.meter.tokens(self.request.prompt_bytes)
         continuation = self._begin_continuation(metered, now_ns)
-        total_ns = self.context.deadlines.total_ns
+        total_ns = self.context.deadlines[self.class_].total_ns
         plan = continuation.plan(Loss(
             kin=attempt.kin, metered=metered, usual_gap_ms=self._usual_gap_ms,
             deadline_passed=now_ns - self.started_ns > total_ns,

@@ -1,7 +1,7 @@
 """What all exchanges of one gateway share: ports, knowledge and limits."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import Prefixes
 from isochrone.core.routing.sessions import Sessions
+from isochrone.core.world.tenant import Class
 from isochrone.gateway.detail import Detail
 from isochrone.gateway.entitled import Entitled
 from isochrone.gateway.journal import Journal
@@ -55,7 +56,7 @@ class Context:
     loads: Loads
     limits: KeyLimits
     retries: RetryBudget
-    deadlines: Deadlines
+    deadlines: Mapping[Class, Deadlines]
     salts: Salts
     endpoints: KnownEndpoints
     pool: UpstreamPool

@@ -302,12 +302,14 @@ class Exchange(GivingWay):
         if not self._silent or self._connection.paused or waits:
             self._silent = True
             self._last_ns = now_ns
-        deadlines = self.context.deadlines
-        reason = timeouts.expired(self.started_ns, self.first_ns, self._last_ns, now_ns, deadlines)
-        if reason is not None:
-            message = timeouts.refusal(reason, deadlines).message
-            if reason != "between_events_timeout" or not self.fell_silent(message):
-                self.stop(reason, message)
+        expired = timeouts.expired(
+            self.started_ns, None if waits else self._asked_ns(), self.first_ns, self._last_ns,
+            now_ns, self.context.deadlines[self.class_],
+        )
+        if expired is not None:
+            silent = expired.reason == "between_events_timeout"
+            if not silent or not self.fell_silent(expired.message):
+                self.stop(expired)
         elif self.reply.head_sent and self.opened:
             tokens = self._tokens()
             if tokens != self._last_progress:
@@ -317,17 +319,22 @@ class Exchange(GivingWay):
         elif self.attempt is not None and self.request.stream and not waits:
             judged.look_for_lateness(self, self.attempt, now_ns)
 
-    def stop(self, reason: str, message: str) -> None:
+    def _asked_ns(self) -> int | None:
+        """When an engine of this site was asked; None while another site has the request."""
+        if self.attempt is None or self.attempt.target.replica is None:
+            return None
+        return self._tries_began_ns or self.started_ns
+
+    def stop(self, why: Refusal) -> None:
         """End the request from our side."""
         if self.attempt is not None:
             self.attempt.cancel()
         if self.reply.head_sent:
-            event = error_event_for(self.endpoint, reason, message)
+            event = error_event_for(self.endpoint, why.reason, why.message)
             self.reply.cut_stream(b"" if self.leaves_it_to_the_ingress else event)
-            self._end("timed_out", status=200, reason=reason, tokens=self._tokens())
+            self._end("timed_out", status=200, reason=why.reason, tokens=self._tokens())
         else:
-            refusal = Refusal(status=504, reason=reason, message=message)
-            self.refuse(refusal, outcome="timed_out")
+            self.refuse(why, outcome="timed_out")
 
     # -- accounting ------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from isochrone.gateway.metrics_route import MetricsServer
 from isochrone.gateway.outbox import Outbox
 from isochrone.gateway.outcomes import Outcomes
 from isochrone.gateway.peer_hop import PeerHops
+from isochrone.gateway.replies import Refusal
 from isochrone.gateway.request_log import RequestLog
 from isochrone.gateway.routes import Routes
 from isochrone.gateway.salts import Salts
@@ -61,6 +62,9 @@ RETRY_S = 0.5
 SILENCE_S = 2.5  # the bus sends a heartbeat a second
 FIRST_VIEW_S = 5.0  # a gateway without a view can only refuse, so it does not listen at once
 FLUSH_S = 1.0
+_STOPPING = Refusal(
+    status=504, reason="gateway_stopping", message="This gateway is stopping."
+)
 
 log = structlog.get_logger()
 
@@ -322,7 +326,7 @@ class Gateway:
                 async with asyncio.timeout(self._settings.drain_timeout_s):
                     await quiet.wait()
         for exchange in list(self.context.exchanges):
-            exchange.stop("gateway_stopping", "This gateway is stopping.")
+            exchange.stop(_STOPPING)
         await asyncio.sleep(0)
 
     def _start_from_disk(self) -> None:

@@ -17,6 +17,9 @@ class GatewaySettings:
     `alone`: this process tells its gateway everything, from one file; replicas of other sites are
     then asked directly. It may be `worker` number 0.. of `workers` on one port.
 
+    A request of the class batch may take `batch_wait_s` longer than others until its first byte,
+    and in all, while it waits for its turn.
+
     Where requests come one by one and answers lately came within `awake_us`, the process waits so
     long without sleeping; 0 lets it always sleep. A request stays at this site while its first
     token is expected within `ttft_target_ms`; 0 for wherever it is soonest.
@@ -47,6 +50,7 @@ class GatewaySettings:
     max_answer_bytes: int = 67_108_864
     digest_stale_s: float = 5.0
     first_byte_timeout_s: float = 120.0
+    batch_wait_s: float = field(default=600.0, metadata={"min": 0})
     total_timeout_s: float = 600.0
     connect_timeout_s: float = 2.0
     head_timeout_s: float = 30.0

@@ -48,9 +48,8 @@ class Tries(Choosing):
 
     Every request makes one, so what most requests leave alone is a default of the class. `tried`
     says where it was refused or lost, with the rule or failure that ended each try; `opened`:
-    the journal knows of it; instants (`_ns`) are monotonic.
-
-    `affinity` is what it has to do with the requests before it, None where that is nothing.
+    the journal knows of it; instants (`_ns`) are monotonic. `affinity` is what it has to do
+    with the requests before it, None where that is nothing.
 
     `retained` is what a stream has delivered, `continuation` there is once it was lost, and then
     tries are counted anew. `asking` takes the place of the body, `wanted` is what its replica must
@@ -150,7 +149,7 @@ class Tries(Choosing):
         context, request = self.context, self.request
         tries = self.attempts - self._tries_before
         if tries and self.connect_time_left_s() <= 0:
-            self.refuse(timeouts.refusal("connect_timeout", context.deadlines))
+            self.refuse(timeouts.refusal("connect_timeout", context.settings.connect_timeout_s))
             return
         if tries >= MOST_TRIES:
             self._refuse_nobody()
@@ -211,8 +210,8 @@ class Tries(Choosing):
     def is_resumable(self) -> bool: ...
 
     def patience_ns(self, now_ns: int) -> int:
-        """How long it may wait for its turn: until it would have to have begun to answer."""
-        left_ns = self.context.deadlines.first_byte_ns - (now_ns - self.started_ns)
+        """How long it may wait for its turn, of the time that its class has for that."""
+        left_ns = self.context.deadlines[self.class_].turn_ns - (now_ns - self.started_ns)
         return left_ns if left_ns > 0 else 1
 
     def serve_at(self, site: SiteName, rtt_ms: float, now_ns: int) -> None:
