@@ -1,5 +1,6 @@
 """Prices and the ledger over the Control API: who may see and do what, and bad input."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -184,6 +185,10 @@ def test_bad_input_says_all_that_is_wrong_and_writes_nothing(api: Api) -> None: 
         ]
         bad = {**SHEET, "valid_from": "soon", "currency": "euro"}
         assert len(api.call("POST", path, bad)[1]["problems"]) == 2
+        headers = {"authorization": f"Bearer {ADMIN}", "content-type": "application/json"}
+        half = json.dumps({**SHEET, "prices": [{"name": "\ud800", "charge": charge}]})
+        answer = api.client.post(f"/api/v1/{path}", content=half, headers=headers)
+        assert answer.status_code == 422
     assert api.call("GET", "prices")[1]["items"] == []
     for credit in (
         {"amount": "-1"}, {"amount": "ten"}, {"amount": "\u0663"},

@@ -9,8 +9,9 @@ from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import SiteName
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.site_load import Reading, load_of
-from isochrone.core.world.digest import DeploymentLoad
+from isochrone.core.world.digest import DeploymentLoad, SiteDigest
 from isochrone.core.world.engine_load import UNKNOWN_LOAD
+from isochrone.wire import fleet
 from tests.builders import MODEL, SECOND_NS, a_choice, a_digest, a_load, a_site, a_table, a_view
 
 
@@ -31,6 +32,19 @@ def test_a_digest_says_who_would_begin_at_once() -> None:
     queued = load_of(MODEL, ready[:2], known, queued=work)
     assert (queued.free, queued.due_ms) == (0, 150)
     assert load_of(MODEL, [], known).due_ms == 0
+
+
+def test_what_an_engine_says_beyond_reason_still_makes_a_digest() -> None:
+    """Its counters are read up to 2^53, each of them."""
+    most = 2**53
+    slow = seeded(Rates(prefill_tok_s=1e-9, decode_tok_s=1e-9))
+    absurd = replace(UNKNOWN_LOAD, running=most, waiting=most, running_prompt_tokens=most)
+    ready = [Reading(slots=4, load=absurd, arrived=1.0)] * 3
+    said = load_of(MODEL, ready, slow)
+    assert (said.running, said.waiting, said.pending_prompt_tokens) == (most, most, most)
+    assert (said.pending_output_tokens, said.due_ms) == (most, most)
+    digest = a_digest("near", said)
+    assert fleet.decode(fleet.encode(digest), SiteDigest) == digest
 
 
 def test_one_long_prompt_keeps_nobody_waiting_where_another_replica_is_free() -> None:

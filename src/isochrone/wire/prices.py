@@ -105,6 +105,10 @@ class SheetText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 def sheet_text_of(value: object) -> SheetText:
     """From JSON-like data. Raises InvalidInput with a problem for each entry that does not fit."""
     try:
+        msgspec.json.encode(value)
+    except UnicodeEncodeError as error:
+        raise InvalidInput([f"a text of the sheet is none: {error.reason}"]) from error
+    try:
         return msgspec.convert(value, SheetText)
     except msgspec.ValidationError as error:
         first = _told(error)

@@ -18,6 +18,8 @@ from isochrone.core.world.engine_load import EngineLoad
 from isochrone.core.world.model import COMMON_ENDPOINTS, Endpoint
 
 LITTLE: Final = 0.1  # of a usual prompt: less than this still to be read keeps nobody waiting
+# Of requests, tokens and milliseconds: an engine may say anything, and a digest must hold it.
+MOST: Final = 2**53
 
 
 class Reading(NamedTuple):
@@ -40,12 +42,12 @@ def load_of(
     """
     if queued is None:
         queued = Work()
-    prompt_tokens = queued.prompt_tokens + round(
+    prompt_tokens = _held(queued.prompt_tokens + round(
         sum([pending_prompt_tokens(known, each.load) for each in ready])
-    )
-    output_tokens = queued.output_tokens + round(
+    ))
+    output_tokens = _held(queued.output_tokens + round(
         sum([pending_output_tokens(known, each.load) for each in ready])
-    )
+    ))
     usual = usual_tokens([each.load for each in ready], known.prompt_tokens + known.output_tokens)
     rooms = [_room(each, usual) for each in ready]
     slots = sum(rooms)
@@ -69,8 +71,8 @@ def load_of(
         revision=revision,
         ready=len(ready),
         slots=slots,
-        running=sum([each.load.running or 0 for each in ready]),
-        waiting=queued.requests + sum([each.load.waiting or 0 for each in ready]),
+        running=_held(sum([each.load.running or 0 for each in ready])),
+        waiting=_held(queued.requests + sum([each.load.waiting or 0 for each in ready])),
         pending_prompt_tokens=prompt_tokens,
         pending_output_tokens=output_tokens,
         prefill_tok_s=rates.prefill_tok_s,
@@ -80,8 +82,12 @@ def load_of(
         spare=spare,
         pushed=round(pushed, 3),
         free=openings if rates.prefill_tok_s > 0.0 else None,
-        due_ms=round(prefill_ms(soonest_tokens, rates)) if rates.prefill_tok_s > 0.0 else 0,
+        due_ms=_held(prefill_ms(soonest_tokens, rates)) if rates.prefill_tok_s > 0.0 else 0,
     )
+
+
+def _held(amount: float) -> int:
+    return round(amount) if amount < MOST else MOST
 
 
 def _openings(
@@ -96,7 +102,7 @@ def _openings(
         if not is_full and unread < LITTLE * known.prompt_tokens:
             openings += 1
         soonest_tokens = min(soonest_tokens, unread)
-    return openings, round(soonest_tokens) if ready else 0
+    return openings, _held(soonest_tokens) if ready else 0
 
 
 def _room(reading: Reading, usual: float) -> int:
