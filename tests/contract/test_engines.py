@@ -284,8 +284,11 @@ def test_streams_state_usage_last_and_counts_on_request(run: Runner, path: str) 
         counted = body | {"stream_options": {"include_usage": True}, "timings_per_token": True}
         try:
             bare = events(await ask(engine, path, body))
-            first = events(await ask(engine, path, counted))
-            second = events(await ask(engine, path, counted))
+            first = events(await ask(engine, path, counted | {"id_slot": 0}))
+            unused = events(await ask(engine, path, counted | {"id_slot": 0}))
+            second = events(
+                await ask(engine, path, counted | {"id_slot": 0, "cache_prompt": True})
+            )
         finally:
             await engine.stop(deadline_s=3)
         if path == "/chat/completions":
@@ -299,6 +302,8 @@ def test_streams_state_usage_last_and_counts_on_request(run: Runner, path: str) 
         running = [event["timings"]["predicted_n"] for event in first if "timings" in event][:-1]
         assert running == sorted(running)
         assert running[-1] == 8
+        # What is in a slot is used where a request says so: tenants are kept apart by that.
+        assert unused[-1]["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
         again = second[-1]["usage"]
         assert again["prompt_tokens"] == usage["prompt_tokens"]
         cached = again["prompt_tokens_details"]["cached_tokens"]

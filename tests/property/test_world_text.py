@@ -28,7 +28,7 @@ MODELS = (
 )
 LLAMACPP = st.builds(
     EngineSpec, kind=st.just("llamacpp"), source=st.just("/models/small.gguf"),
-    slots=st.integers(1, 64), threads=st.integers(1, 64),
+    slots=st.integers(1, 64), threads=st.integers(1, 64), shares_cache=st.booleans(),
 )
 OPENAI = st.builds(
     EngineSpec, kind=st.just("openai"), source=st.just("https://partner.example/v1"),

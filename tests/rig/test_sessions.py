@@ -48,6 +48,7 @@ longitude = 151.21
   engine = "llamacpp"
   slots = 2
   threads = 1
+  shares_cache = true
 
 [[site]]
 name = "newcastle"
@@ -64,6 +65,7 @@ longitude = 151.78
   engine = "llamacpp"
   slots = 4
   threads = 1
+  shares_cache = true
 
 [[link]]
 between = ["sydney", "newcastle"]

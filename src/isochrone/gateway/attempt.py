@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from isochrone.core.continuation.kin import Kin, kin_of
 from isochrone.core.ids import ReplicaId
 from isochrone.core.metering.event import Tokens
+from isochrone.core.routing.engine_slots import Place
 from isochrone.core.world.model import COMMON_ENDPOINTS
 from isochrone.core.world.tenant import Class
 from isochrone.gateway.coalescing import DENSE_BYTES
@@ -21,6 +22,7 @@ from isochrone.gateway.peer_hop import CLASSES, parse_tokens
 from isochrone.gateway.replies import EVENTS
 from isochrone.gateway.request import engine_body
 from isochrone.gateway.target import Target
+from isochrone.gateway.tenant_slots import is_parted, placed_body
 from isochrone.gateway.upstream import UpstreamConnection
 from isochrone.gateway.waiting import is_pushed, may_wait_ms
 from isochrone.wire import peer
@@ -51,11 +53,13 @@ class Attempt:
     stated_tokens: Tokens | None = None
     turned_away = False  # a peer gave its slot back in mid-stream, and had none for it again
     meter: StreamMeter | MessageMeter | Seam | None
+    place: Place | None = None  # in an engine that is told where its requests run
     last_ns = 0  # when the request was last sent
     _headers: Mapping[bytes, bytes]  # of a peer's answer
     _connection: UpstreamConnection | None = None
     _class_said: Class | None = None  # of a request for which the peer was to pay
     _over = False
+    _given_up = False  # in the middle
     _size = 0
     _pieces: list[bytes] | None = None
 
@@ -97,7 +101,17 @@ class Attempt:
         self._over = True
         connection, self._connection = self._connection, None
         if connection is not None:
+            self._given_up = True
             connection.abort()
+
+    def leave(self) -> None:
+        """It is over for its place at an engine."""
+        place, self.place = self.place, None
+        if place is None:
+            return
+        unheard = self.status == 0 or (self._given_up and place.slot is None)
+        now_ns = self._exchange.context.clock.monotonic_ns()
+        place.left(now_ns, ran=None if unheard else self.status == OK)
 
     def set_reading(self, reading: bool) -> None:
         """Pause or resume with the client."""
@@ -144,6 +158,10 @@ class Attempt:
                 request, body, model=None if same_name else replica.upstream_model,
                 running_counts=replica.running_counts, salt=salt,
             )
+        if replica.pid is not None and is_parted(replica, request):
+            if self.place is None:
+                self.place = exchange.context.tenant_slots.place(exchange, replica)
+            body = placed_body(body, self.place)
         return b"%b%bcontent-length: %d\r\n\r\n%b" % (
             self.target.start_of(exchange.head.path), exchange.head.forwarded, len(body), body,
         )
@@ -313,7 +331,7 @@ class Attempt:
             else:
                 self._over = True
             return
-        self._over = True
+        self._over = self._given_up = True
         if self._exchange.head_sent and self.status:
             self._exchange.stream_broken(self, why)
         else:

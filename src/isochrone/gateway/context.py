@@ -31,6 +31,7 @@ from isochrone.gateway.site_queues import SiteQueues
 from isochrone.gateway.skew import Skew
 from isochrone.gateway.spans import Spans
 from isochrone.gateway.target import Targets, where_lines
+from isochrone.gateway.tenant_slots import TenantSlots
 from isochrone.gateway.timeouts import Deadlines
 from isochrone.gateway.upstream import UpstreamPool
 from isochrone.gateway.view_cache import ViewCache
@@ -80,6 +81,7 @@ class Context:
     waiting_since_ns: int | None = None  # somebody asked whether this gateway is ready
     queues: SiteQueues = field(init=False)
     shared_limits: SharedLimits = field(init=False)
+    tenant_slots: TenantSlots = field(init=False)
     site_probes: dict[str, int] = field(
         default_factory=lambda: {"answered": 0, "failed": 0}
     )
@@ -91,6 +93,7 @@ class Context:
 
     def __post_init__(self) -> None:
         settings = self.settings
+        self.tenant_slots = TenantSlots(self.view.replicas.generation_of)
         self.shared_limits = SharedLimits(self.site, self.clock, self.rng, self.view)
         self.queues = SiteQueues(
             self.clock, self.view, self.entitled, worker=settings.worker,

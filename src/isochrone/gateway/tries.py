@@ -489,6 +489,7 @@ class Tries(Choosing):
             context = self.context
             context.loads.finished(self._ticket)
             self._ticket = None
+            attempt.leave()
             if (replica := attempt.target.replica) is not None:
                 context.view.replicas.finished(
                     replica.id, None if ok and attempt.praised else ok, now_ns, context.rng,

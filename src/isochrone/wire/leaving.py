@@ -148,7 +148,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
     # core/world/model.py
     "Model": _fields(fleet="name kind revision context_tokens created_at"),
     "EngineSpec": _fields(
-        fleet="kind source upstream_model slots threads embeddings slots_stated",
+        fleet="kind source upstream_model slots threads embeddings slots_stated shares_cache",
         credential="credential",
     ),
     "Deployment": _fields(

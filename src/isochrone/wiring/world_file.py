@@ -39,7 +39,7 @@ LONGEST_RTT_MS = 10_000.0
 
 # Keys of a deployment that mean something to one kind of engine only.
 KEYS_OF_ENGINE = {
-    "llamacpp": ("threads",),
+    "llamacpp": ("threads", "shares_cache"),
     "openai": ("url", "upstream_model", "key_file", "key_env"),
 }
 
@@ -228,6 +228,7 @@ def _engine(table: TomlTable, model: WorldModel | None, folder: Path | None) -> 
                 table.problem(f"{key} belongs to engine {other}, not to {kind}; remove it")
     slots = table.integer("slots", 1, MOST_SLOTS, default=4)
     threads = table.integer("threads", 1, MOST_THREADS, default=1)
+    shares_cache = table.boolean("shares_cache", default=False)
     url = upstream_url(table)
     upstream_model = table.text("upstream_model")
     credential = credential_of(table, folder)
@@ -252,6 +253,7 @@ def _engine(table: TomlTable, model: WorldModel | None, folder: Path | None) -> 
         slots=slots,
         threads=threads,
         embeddings=embeddings,
+        shares_cache=shares_cache,
     )
 
 

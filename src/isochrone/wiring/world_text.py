@@ -66,7 +66,7 @@ def _deployment(deployment: Deployment) -> str:
         "slots": engine.slots if engine.slots_stated else None,
     }
     if engine.kind == "llamacpp":
-        values["threads"] = engine.threads
+        values |= {"threads": engine.threads, "shares_cache": engine.shares_cache or None}
     else:
         kind, _, where = (engine.credential or "").partition(":")
         values |= {"url": engine.source, "upstream_model": engine.upstream_model}

@@ -209,6 +209,7 @@ class LlamaCppDriver:
             "model": str(self._find(start.spec.source)), "alias": start.model, "key": key,
             "slots": start.spec.slots, "threads": start.spec.threads,
             "context_tokens": start.context_tokens, "embeddings": start.spec.embeddings,
+            "shares_cache": start.spec.shares_cache,
         }
         assert process.stdin is not None
         assert process.stdout is not None

@@ -42,7 +42,10 @@ def parameters(settings: dict[str, Any]) -> Any:  # xllamacpp has no types
     params.fit_params = False
     params.cpuparams.n_threads = settings["threads"]
     params.cpuparams_batch.n_threads = settings["threads"]
-    params.cache_ram_mib = RAM_CACHE_MIB
+    # Tenants are kept apart by slots: what a slot holds is used where the request says so. The
+    # cache in memory beside the slots belongs to nobody, and gives to all.
+    params.cache_ram_mib = RAM_CACHE_MIB if settings["shares_cache"] else 0
+    params.cache_prompt = settings["shares_cache"]
     params.embedding = settings["embeddings"]
     if settings["embeddings"]:
         # A text is embedded in one piece, so it must fit into one batch.

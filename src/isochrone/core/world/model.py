@@ -35,6 +35,8 @@ class EngineSpec:
     a guess by which nobody may be held back.
 
     llamacpp: `source` is a path to a GGUF file; `threads` and `slots` as llama.cpp means them.
+    `shares_cache`: all who are served by it may know of one another's prompts, so it keeps them
+    beside its slots, too, and uses them for whoever asks.
     openai: `source` is the upstream's base URL ending in /v1, `upstream_model` the name it knows,
     and `credential` says where its key is: `file:PATH`, `env:NAME` or None.
     """
@@ -47,6 +49,7 @@ class EngineSpec:
     threads: int = 1
     embeddings: bool = False
     slots_stated: bool = True
+    shares_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

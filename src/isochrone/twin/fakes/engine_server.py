@@ -68,6 +68,7 @@ class _Choice:
     wanted_tokens: int
     on_token: Callable[["_Choice", str], None]
     on_end: Callable[["_Choice"], None]
+    may_reuse: bool = False  # what other requests left here
     cached_tokens: int = 0
     tokens: list[str] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
@@ -190,7 +191,10 @@ class FakeEngineServer:
             )
 
     def _cached(self, choice: _Choice) -> int:
-        """Whole tokens of the longest prefix that was seen lately, never the whole prompt."""
+        """Whole tokens of the longest prefix that was seen lately, never the whole prompt; none
+        where the request does not say that it may use them."""
+        if not choice.may_reuse:
+            return 0
         shared = max((_shared(choice.prompt, known) for known in self._prompts), default=0)
         return min(shared // BYTES_A_TOKEN, choice.prompt_tokens - 1)
 
@@ -334,6 +338,7 @@ class _Connection(asyncio.Protocol):
             _Choice(
                 index=index, prompt=prompt, prompt_tokens=prompt_tokens,
                 wanted_tokens=max(1, min(wanted, room)),
+                may_reuse=self._ask.get("cache_prompt") is True,
                 on_token=self._on_token, on_end=self._on_end,
             )
             for index in range(self._ask.get("n") or 1)

@@ -1,0 +1,130 @@
+"""Two tenants at one real llama.cpp: neither learns from it what the other one asked."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from isochrone.adapters.engines.llamacpp import LlamaCppDriver
+from isochrone.core.world.model import ALL_ENDPOINTS
+from isochrone.ports.engine import Engine
+from tests.contract.test_engines import START_S, a_start
+from tests.contract.test_engines import ask as ask_engine
+from tests.contract.test_gateway_http import one_site
+from tests.contract.test_several_prompts import with_engine
+from tests.contract.test_surface_gateway import has_everything
+from tests.fixtures.gateways import MODEL, RunningSite, a_cloud, ask, post
+
+STORY = "Once upon a time a fox and a crow lived in a wood beside a river. " * 8
+OTHER = "The price of bread in the town rose by two coins, and the baker was sorry. " * 8
+
+Chat = Callable[..., Awaitable[int]]
+
+
+def with_tenants(path: Path, main: Callable[[Chat], Awaitable[None]]) -> None:
+    """Run a test body with a gateway before a real engine of two slots, and tenants a, b and c."""
+
+    async def started(engine: Engine) -> None:
+        replica = {
+            "base_url": engine.base_url, "engine_key": engine.key, "upstream_model": "tiny",
+            "running_counts": "timings", "usage_counts_one_choice": True, "slots": 2,
+            "pid": engine.pid, "endpoints": ALL_ENDPOINTS,
+        }
+        async with a_cloud() as cloud:
+            site = await has_everything(await one_site(cloud, replica=replica))
+            for name in ("a", "b", "c"):
+                await cloud.key(name, org=name)
+            await cloud.ready()
+
+            async def chat(key: str, text: str, path: str = "/v1/chat/completions",
+                           **fields: Any) -> int:
+                return await cached(site, key, text, path, fields)
+
+            await main(chat)
+
+    with_engine(path, started)
+
+
+async def cached(
+    site: RunningSite, key: str, text: str, path: str, fields: dict[str, Any]
+) -> int:
+    """Ask; how many tokens of the prompt the engine says it had."""
+    body = {
+        "model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 2, **fields
+    }
+    answer = await ask(site, post(json.dumps(body).encode(), key=key, path=path))
+    assert answer.status == 200, answer.body
+    if fields.get("stream"):
+        usage = json.loads(answer.events[-2])["usage"]
+    else:
+        usage = answer.json["usage"]
+    if path.endswith("/messages"):
+        return int(usage["cache_read_input_tokens"])
+    return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_who_asks_what_another_tenant_asked_is_not_told_so(tmp_path: Path) -> None:
+    async def main(chat: Chat) -> None:
+        assert await chat("a", STORY) == 0
+        own = await chat("a", STORY)
+        assert own > 100
+        assert await chat("b", STORY) == 0
+        assert await chat("b", STORY) == own
+        assert await chat("a", STORY) == own, "each has a slot"
+        assert await chat("c", STORY) == 0, "the third takes the one that was left alone longer"
+        assert await chat("b", STORY) == 0
+        streams = {"stream": True, "stream_options": {"include_usage": True}}
+        assert await chat("b", STORY, **streams) == own
+        assert await chat("a", STORY, **streams) == 0
+
+    with_tenants(tmp_path, main)
+
+
+def test_what_a_client_says_of_slots_and_caches_does_not_count(tmp_path: Path) -> None:
+    async def main(chat: Chat) -> None:
+        await chat("a", STORY)
+        assert await chat("a", STORY) > 100
+        for key, slot in (("b", 0), ("c", 1)):
+            assert await chat(key, STORY, id_slot=slot, cache_prompt=True) == 0
+        await chat("a", STORY)
+        # Its own salt parts what it keeps, and joins nobody's.
+        assert await chat("a", STORY, cache_salt="mine") == 0
+        assert await chat("b", OTHER, id_slot=0, cache_prompt=True, cache_salt="mine") == 0
+
+    with_tenants(tmp_path, main)
+
+
+def test_what_runs_in_any_slot_uses_nothing_and_leaves_nothing_to_use(tmp_path: Path) -> None:
+    async def main(chat: Chat) -> None:
+        await chat("a", STORY)
+        assert await chat("a", STORY) > 100
+        for _ in range(2):
+            assert await chat("b", STORY, "/v1/messages") == 0
+        assert await chat("a", STORY, n=2) == 0
+        assert await chat("b", STORY, n=2) == 0
+        assert await chat("a", STORY) == 0
+        assert await chat("a", STORY) > 100
+
+    with_tenants(tmp_path, main)
+
+
+def test_messages_share_what_there_is_where_the_operator_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        driver = LlamaCppDriver(tmp_path)
+        start = a_start(spec=replace(a_start().spec, shares_cache=True))
+        async with asyncio.timeout(60):
+            engine = await driver.start(start, deadline_s=START_S)
+            try:
+                body = {"messages": [{"role": "user", "content": STORY}], "max_tokens": 2}
+                usages = [
+                    (await ask_engine(engine, "/messages", body)).json()["usage"] for _ in range(2)
+                ]
+            finally:
+                await engine.stop(deadline_s=3)
+        first, second = [usage["cache_read_input_tokens"] for usage in usages]
+        assert first == 0
+        assert second > 100
+
+    asyncio.run(main())
