@@ -1,4 +1,4 @@
-"""All that an experiment names is looked at before anything is played, in every one of its cases."""
+"""All that an experiment names is looked at before anything is played, whatever case names it."""
 
 from typing import Any
 
