@@ -4,8 +4,11 @@
 """
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +54,39 @@ def test_one_seed_is_one_trace_under_every_hash_seed(postgres: PostgresPlan) -> 
     assert len(told) == 1
     lines = told.pop().split()
     assert len(set(lines)) == len(lines) == len(HASHED)
+
+
+def test_who_plays_ends_with_whoever_asked_for_it() -> None:
+    script = "from isochrone.wiring.chaos_runs import play_seeds; list(play_seeds(range(400), 2))"
+    asked = subprocess.Popen([sys.executable, "-c", script])
+    children = Path(f"/proc/{asked.pid}/task/{asked.pid}/children")
+    try:
+        until_s = time.monotonic() + 60.0
+        while len(players := _players(children)) < 2 and time.monotonic() < until_s:
+            time.sleep(0.1)
+    finally:
+        asked.kill()
+        asked.wait()
+    assert len(players) == 2
+    until_s = time.monotonic() + 20.0
+    while (left := [one for one in players if _runs(one)]) and time.monotonic() < until_s:
+        time.sleep(0.1)
+    for one in left:
+        os.kill(int(one.name), signal.SIGKILL)
+    assert not left, "they wait for more to do, for ever"
+
+
+def _players(children: Path) -> list[Path]:
+    every = [Path(f"/proc/{pid}") for pid in children.read_text(encoding="ascii").split()]
+    return [one for one in every if b"spawn_main" in (one / "cmdline").read_bytes()]
+
+
+def _runs(process: Path) -> bool:
+    try:
+        state = (process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 HASHED = (7, 18)

@@ -1,6 +1,7 @@
 """Other people's policies on small fleets: each does what its source says, all keep the rules."""
 
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -189,3 +190,21 @@ def test_tuning_finds_the_best_and_keeps_what_it_tried() -> None:
 
     refined = tune(GORGO, distance, Random(1), generations=6)
     assert refined.cost < min(distance(each) for each in GORGO.space)
+
+
+@pytest.mark.parametrize("what", ["site", "link"])
+@pytest.mark.parametrize("name", [*NAMES, "gorgo, central"])
+def test_what_is_not_heard_of_any_more_is_left_out(
+    name: str, what: Literal["site", "link"]
+) -> None:
+    """By whoever chooses, an ingress or a balancer at a site, until it is heard of again."""
+    fleet = a_fleet(sites=3, homes=False)
+    router = GORGO.make(Gorgo(balancers="central")) if "central" in name else routers()[name]
+    if "central" in name and what == "link":
+        pytest.skip("a way over the one balancer is not the ingress's own")
+    outage = Outage(what=what, number=1, from_s=5.0, until_s=40.0)
+    run = Simulation(fleet, router, Plan(warm_s=12.0, outages=(outage,))).run(
+        some_arrivals(fleet, rate_s=20.0, seconds=36.0)
+    )
+    assert run.answered + run.broken == run.requests > 300
+    assert run.retried == 0

@@ -26,11 +26,12 @@ def print_table(
     if not rows:
         print(empty)
         return
+    title = None if title is None else escape(title)
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for number, column in enumerate(columns):
         numeric = all(isinstance(row[number], int | float | None) for row in rows)
         # Identifiers are copied from here, so no cell is ever cut.
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell(value)) for value in row))
     print_rich(table)

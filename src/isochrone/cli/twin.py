@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,7 @@ from isochrone.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from isochrone.twin.experiments.experiment import Results
-    from isochrone.twin.scenario import Scenario
+    from isochrone.twin.scenario import Scenario, Workload
 
 app = typer.Typer(
     help="Simulate a fleet in virtual time: before money is spent, and against other policies.",
@@ -128,13 +129,15 @@ def run(
     [game] = games(chosen, [policy], loads, requests)
     with progress(f"{policy}: requests", requests, progress_json) as told:
         played = play(game, told)
-    print_rows([played])
-    if played.summary is not None:
-        print_summary(played.summary)
-    print_engine(chosen.fleet)
-    print_left_out([chosen.workload])
-    if out is not None:
-        write_rows([played.row], out)
+    try:
+        print_rows([played])
+        if played.summary is not None:
+            print_summary(played.summary)
+        print_engine(chosen.fleet)
+        print_left_out([chosen.workload])
+    finally:  # whoever reads may be gone, or be a full disk: that must not cost what was played
+        if out is not None:
+            write_rows([played.row], out)
 
 
 @app.command(
@@ -172,13 +175,15 @@ def compare(
     work = games(chosen, names, wanted, requests, gpus)
     with progress("runs", len(work), progress_json) as told:
         played = play_all(work, jobs or os.cpu_count() or 1, lambda _: told(1), cluster)
-    rows = [each.row for each in played]
-    print_rows(played)
-    print_engine(chosen.fleet)
-    print_left_out([chosen.workload])
+    try:
+        print_rows(played)
+        print_engine(chosen.fleet)
+        print_left_out([chosen.workload])
+    finally:
+        if out is not None:
+            write_rows([each.row for each in played], out)
     if out is not None:
-        write_rows(rows, out)
-        print(f"written to {out}")
+        print(f"written to {_named(out)}")
 
 
 @app.command(
@@ -204,16 +209,13 @@ def sweep(
     from isochrone.wiring.twin_report import write_results, write_table
 
     _folders_exist([parquet, out, progress_json])
-    results = _played(Asked(
+    played = _played(Asked(
         wanted=experiment, vary=vary, policies=policies, requests=requests, seed=seed, gpus=gpus,
         full=full,
     ), jobs, cluster, progress_json)
-    print_results(results)  # first: a disk that is full by now must not cost what was played
-    if out is not None:
-        write_results(results, out)
+    _told_and_kept(played, [(write_results, out), (write_table, parquet)])
     if parquet is not None:
-        write_table(results, parquet)
-        print(f"written to {parquet}")
+        print(f"written to {_named(parquet)}")
 
 
 @app.command(
@@ -239,35 +241,63 @@ def report(
     from isochrone.wiring.twin_report import write_page, write_results, write_table
 
     _folders_exist([parquet, out, as_json, progress_json])
-    results = _played(Asked(
+    played = _played(Asked(
         wanted=experiment, vary=vary, policies=policies, requests=requests, seed=seed, gpus=gpus,
         full=full, packaged=packaged,
     ), jobs, cluster, progress_json)
-    print_results(results)
-    if parquet is not None:
-        write_table(results, parquet)
-    if as_json is not None:
-        write_results(results, as_json)
-    write_page([results], out)
-    print(f"written to {out}" + (f" and {parquet}" if parquet is not None else ""))
+    _told_and_kept(played, [
+        (lambda results, path: write_page([results], path), out),
+        (write_results, as_json), (write_table, parquet),
+    ])
+    print(
+        f"written to {_named(out)}" + (f" and {_named(parquet)}" if parquet is not None else "")
+    )
+
+
+def _told_and_kept(
+    played: "tuple[Results, list[Workload]]",
+    files: "list[tuple[Callable[[Results, Path], None], Path | None]]",
+) -> None:
+    """Show what came out, and write it: whatever of that fails, all of the rest is done. Raises
+    InvalidInput where some file cannot be written."""
+    results, workloads = played
+    problems: list[str] = []
+    try:
+        print_results(results)
+        print_left_out(workloads)
+    finally:
+        for write, file in files:
+            try:
+                if file is not None:
+                    write(results, file)
+            except InvalidInput as error:
+                problems += error.problems
+    if problems:
+        raise InvalidInput(problems)
 
 
 def _played(
     asked: Asked, jobs: int | None, cluster: str | None, progress_json: Path | None
-) -> "Results":
-    """Raises InvalidInput with all problems, before anything is played."""
+) -> "tuple[Results, list[Workload]]":
+    """With what traffic was played. Raises InvalidInput with all problems, before anything is."""
     from isochrone.wiring.twin_experiment import play_experiment, work_of
+    from isochrone.wiring.twin_files import shown
     from isochrone.wiring.twin_report import commit
 
     found, count = read(asked)
     with progress("runs", len(work_of(found, count)), progress_json) as told:
         results = play_experiment(
             found, requests=count, jobs=jobs or os.cpu_count() or 1, cluster=cluster,
-            command="isochrone " + shlex.join(sys.argv[1:]), commit=commit(),
+            command="isochrone " + shown(shlex.join(sys.argv[1:])), commit=commit(),
             on_played=lambda _: told(1),
         )
-    print_left_out(each.scenario.workload for each in found.settings)
-    return results
+    return results, [each.scenario.workload for each in found.settings]
+
+
+def _named(file: Path) -> str:
+    from isochrone.wiring.twin_files import shown
+
+    return shown(str(file))
 
 
 def _folders_exist(files: list[Path | None]) -> None:

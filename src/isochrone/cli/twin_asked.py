@@ -40,11 +40,12 @@ def read(asked: Asked) -> "tuple[Experiment, int | None]":
     from dataclasses import replace
 
     from isochrone.wiring.twin_experiment import content_of, read_experiment, varied_by
+    from isochrone.wiring.twin_files import shown
     from isochrone.wiring.twin_plan import need_packaged
 
     seed = asked.seed
     found = read_experiment(
-        content_of(asked.wanted), source=asked.wanted, vary=varied_by(asked.vary or ()),
+        content_of(asked.wanted), source=shown(asked.wanted), vary=varied_by(asked.vary or ()),
         change=lambda each: replace(each, seed=each.seed if seed is None else seed),
     )
     if asked.policies is not None:

@@ -1,12 +1,13 @@
 """Shows what simulations do and did: a progress bar, tables of rows, findings in words."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from isochrone.cli.show import print_table
+from isochrone.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from isochrone.twin.experiments.experiment import Results
@@ -45,24 +46,28 @@ def progress(
 
 
 def _noted_in(file: Path, what: str, total: int | None) -> Callable[[int], None]:
-    """Writes how far it is: at once, and then a few times a second at most, and at the end."""
+    """Writes how far it is: at once, and then a few times a second at most, and at the end. What
+    cannot be written then is left for the next time: it must not cost what is played."""
     import msgspec
 
     from isochrone.core.lifecycle.experiment import ExperimentProgress
     from isochrone.wiring.twin_report import write_text
 
-    done, written_s = 0, -NOTE_S
+    done, written_s = 0, monotonic()
+
+    def write() -> None:
+        told = ExperimentProgress(done=done, of=total, what=what)
+        write_text(file, msgspec.json.encode(told).decode() + "\n")
 
     def note(more: int) -> None:
         nonlocal done, written_s
         done += more
-        if done != total and monotonic() - written_s < NOTE_S:
-            return
-        written_s = monotonic()
-        told = ExperimentProgress(done=done, of=total, what=what)
-        write_text(file, msgspec.json.encode(told).decode() + "\n")
+        if done == total or monotonic() - written_s >= NOTE_S:
+            written_s = monotonic()
+            with suppress(InvalidInput):
+                write()
 
-    note(0)
+    write()
     return note
 
 
@@ -143,12 +148,14 @@ def print_summary(summary: "Summary") -> None:
 
 def print_left_out(workloads: "Iterable[Workload]") -> None:
     """Rows of their traces that are no requests, where there are any."""
+    from isochrone.wiring.twin_files import shown
     from isochrone.wiring.twin_traffic import traffic_of
 
     for workload in {each.files: each for each in workloads if each.kind == "recorded"}.values():
         rows = traffic_of(workload).left_out
         if rows:
-            print(f"Left out, as they are no requests: {len(rows)} rows of the trace, as {rows[0]}")
+            told = f"{len(rows)} rows of the trace, as {shown(rows[0])}"
+            print(f"Left out, as they are no requests: {told}")
 
 
 def print_engine(order: "FleetOrder") -> None:

@@ -122,9 +122,11 @@ def _made(
 
 def _azure(text: str) -> list[TraceRow | str]:
     read: list[TraceRow | str] = []
-    reader = csv.DictReader(io.StringIO(text))
+    table = text.lstrip()
+    blank = text[: len(text) - len(table)].count("\n")  # lines, before the one with the columns
+    reader = csv.DictReader(io.StringIO(table))
     for record in reader:
-        number = reader.line_num
+        number = reader.line_num + blank
         try:
             row = TraceRow(
                 number=number,

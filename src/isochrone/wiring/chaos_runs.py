@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import structlog
 
+from isochrone.adapters.child.launch import die_with
 from isochrone.adapters.postgres.server import PostgresPlan
 from isochrone.core.errors import Unavailable
 from isochrone.twin.checks.record import Record
@@ -27,7 +28,9 @@ def play_seeds(seeds: Sequence[int], jobs: int) -> Iterator[Played]:
             return
         # Not forked: a progress bar runs in a thread, which a fork would cut in the middle.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(seeds)), context, _begin) as pool:
+        with ProcessPoolExecutor(
+            min(jobs, len(seeds)), context, _begin, (os.getpid(),)
+        ) as pool:
             waiting = [pool.submit(_play_short, server, seed) for seed in seeds]
             try:
                 for done in as_completed(waiting):
@@ -62,6 +65,8 @@ def _play_short(server: PostgresPlan, seed: int) -> Played:
     return replace(played, trace=(), record=Record(asked=()))
 
 
-def _begin() -> None:
-    """Ctrl-C is for the process that started this one, which ends it."""
+def _begin(player: int) -> None:
+    """Ctrl-C is for the process that started this one, `player`, which ends it. It dies with that,
+    however that ends: by itself it would wait for more to do."""
+    die_with(player)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

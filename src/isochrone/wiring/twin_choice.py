@@ -9,6 +9,7 @@ from pathlib import Path
 from isochrone.adapters.packaged import DATA
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.scenario import Scenario, WorkloadKind
+from isochrone.wiring.twin_files import shown
 from isochrone.wiring.twin_scenario import FILES_OF_KIND, MOST_LOAD, parse_scenario
 from isochrone.wiring.twin_traffic import SAMPLES
 
@@ -187,8 +188,10 @@ def _first_line(file: str) -> str:
     except UnicodeDecodeError as error:
         raise InvalidInput([f"--trace {file}: is no text ({error.reason})"]) from error
     except OSError as error:
-        raise InvalidInput([f"--trace {file}: cannot be read: {error.strerror}"]) from error
+        raise InvalidInput([
+            f"--trace {file}: cannot be read: {error.strerror or error}"
+        ]) from error
 
 
 def _stem(file: str) -> str:
-    return Path(file).name.partition(".")[0]
+    return shown(Path(file).name.partition(".")[0])

@@ -119,6 +119,8 @@ def read_experiment(
     known: list[tuple[str, Mapping[str, object], tuple[str, ...]]] = []
     for case in cases:
         name = case.need_text("name")
+        if any(name == other for other, _, _ in known):
+            case.problem("there are two cases with this name")
         known.append((name, case.plain("set"), case.names("policies", default=policies)))
         case.finish()
     top.finish()
@@ -206,11 +208,11 @@ def work_of(experiment: Experiment, requests: int | None) -> list[tuple[Setting,
     """What is played, in order. Raises InvalidInput with all problems, before anything is."""
     told: list[str] = []
     found: list[tuple[Setting, Game]] = []
-    seen: set[str] = set()
+    seen: set[object] = set()
     for setting in experiment.settings:
-        workload = str(setting.scenario.workload.files) + setting.scenario.workload.kind
-        if workload not in seen:  # the files are the same at other loads
-            seen.add(workload)
+        looked_at = _looked_at(setting)
+        if looked_at not in seen:  # what can be wrong is the same at other loads
+            seen.add(looked_at)
             try:
                 games(setting.scenario, setting.policies, (), requests)
             except InvalidInput as error:
@@ -227,19 +229,30 @@ def work_of(experiment: Experiment, requests: int | None) -> list[tuple[Setting,
     return found
 
 
+def _looked_at(setting: Setting) -> object:
+    """All that can turn out to be wrong with a scenario that was read: what it names."""
+    scenario, workload = setting.scenario, setting.scenario.workload
+    return (
+        scenario.sites, scenario.rtt, scenario.entries, scenario.tenants, scenario.outages,
+        scenario.fleet.engine_sites, workload.kind, workload.files, workload.part,
+        workload.prompt_tokens, workload.output_tokens, setting.policies,
+    )
+
+
 def play_experiment(
     experiment: Experiment, *, requests: int | None, jobs: int, cluster: str | None, command: str,
     commit: str, on_played: Callable[[Played], None],
 ) -> Results:
     """Everything of it. Raises InvalidInput, or Unavailable as `play_all`."""
     work = work_of(experiment, requests)
+    # First: a file that is gone by the end must not cost what was played.
+    widest = max(experiment.settings, key=lambda each: each.scenario.fleet.engine_sites)
+    places, clients = _map(widest.scenario, requests)
     played = play_all([game for _, game in work], jobs, on_played, cluster)
     outcomes: list[Outcome] = []
     for (setting, _), each in zip(work, played, strict=True):
         names = [tenant.name for tenant in setting.scenario.tenants]
         outcomes += outcomes_of(setting.point, each.row, each.summary, names, each.light)
-    widest = max(experiment.settings, key=lambda each: each.scenario.fleet.engine_sites)
-    places, clients = _map(widest.scenario, requests)
     return Results(
         name=experiment.name, title=experiment.title, question=experiment.question,
         view=experiment.view, command=command, commit=commit, requests=requests,

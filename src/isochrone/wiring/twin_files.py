@@ -1,6 +1,7 @@
 """Reads files that somebody named: plain or gzip, and packaged ones by their bare names."""
 
 import gzip
+import os
 import zlib
 from pathlib import Path
 
@@ -8,6 +9,11 @@ from isochrone.adapters.packaged import DATA
 from isochrone.core.errors import InvalidInput
 
 FOLDERS = ("traces", "workloads", "sites", "network")  # of the packaged data
+
+
+def shown(name: str) -> str:
+    """The name of a file as text that can be printed and written: names may have any bytes."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def path_of(file: str) -> Path:

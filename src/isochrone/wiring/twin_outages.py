@@ -26,12 +26,20 @@ def outages_of(
 
 
 def never_lost(plans: Sequence[OutagePlan], fleet: Fleet) -> list[str]:
-    """What is wrong with those that name a site which the fleet has not."""
+    """What is wrong with those by which the fleet loses nothing."""
     return [
-        f"outage {number}: rank is {plan.rank}, and engines are at {len(fleet.sites)} sites"
-        for number, plan in enumerate(plans, start=1)
-        if plan.what == "site" and plan.rank > len(fleet.sites)
+        f"outage {number}: {_why_nothing(plan, fleet)}"
+        for number, plan in enumerate(plans, start=1) if not outages_of([plan], fleet, 0.0, 1.0)
     ]
+
+
+def _why_nothing(plan: OutagePlan, fleet: Fleet) -> str:
+    if plan.what == "site":
+        return f"rank is {plan.rank}, and engines are at {len(fleet.sites)} sites"
+    here = ", ".join(plan.here)
+    if plan.what == "country":
+        return f"there are no engines in {here}"
+    return f"no way to engines crosses a border of {here}"
 
 
 def _lost(plan: OutagePlan, fleet: Fleet) -> list[int]:

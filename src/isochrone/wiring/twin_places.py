@@ -117,8 +117,10 @@ def parse_round_trips(text: str, source: str) -> dict[tuple[str, str], float]:
                 f"{source}, line {reader.line_num}: {column} is {row[column]!r}; expected "
                 f"milliseconds from 0 to {MOST_MS:g}"
             )
-            continue
-        found[row["src"], row["dst"]] = rtt_ms
+        elif not row["src"] or not row["dst"]:
+            problems.append(f"{source}, line {reader.line_num}: src or dst is blank")
+        else:
+            found[row["src"], row["dst"]] = rtt_ms
     if problems:
         raise InvalidInput(problems[:MOST_TOLD])
     return found
@@ -144,6 +146,8 @@ def _by_distance(text: str, source: str) -> Spread:
             continue
         rows.append(values)
     rows.sort()
-    if problems or len(rows) < 2:
-        raise InvalidInput(problems[:MOST_TOLD] or [f"{source}: has no two rows"])
+    if problems or len(rows) < 2 or not rows[-1][0]:
+        raise InvalidInput(
+            problems[:MOST_TOLD] or [f"{source}: has no two rows, one of them above 0 km"]
+        )
     return spread_of([row[0] for row in rows], [row[1:] for row in rows])

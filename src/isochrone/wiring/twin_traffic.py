@@ -79,6 +79,11 @@ def _traffic(workload: Workload) -> Traffic:
     files = tuple(path_of(each) for each in workload.files)
     if workload.kind == "exponential":
         prompt, output = workload.prompt_tokens, workload.output_tokens
+        if prompt + output > CONTEXT_TOKENS:
+            raise InvalidInput([
+                f"prompt_tokens {prompt:g} and output_tokens {output:g} are too many; expected at "
+                f"most {CONTEXT_TOKENS} together"
+            ])
         return Traffic(
             source=lambda rate, seed: exponential_asks(prompt, output, rate, seed),
             prompt_tokens=prompt, output_tokens=output,

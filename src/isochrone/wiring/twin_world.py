@@ -60,7 +60,7 @@ def twin_world(scenario: Scenario) -> TwinWorld:
     demand = demand_of(sites, start_s=scenario.start_hour * 3600.0, flat=not scenario.hours)
     if entries:
         demand = _entering(demand, sites, entries)
-    places = _places(tenants, sites)
+    places = _places(tenants, sites, demand)
     mix = Mix(
         tenants=tuple(each.share for each in tenants),
         classes=(
@@ -90,7 +90,7 @@ def _entering(
 
 
 def _places(
-    tenants: Sequence[TenantPlan], sites: Sequence[PlacedSite]
+    tenants: Sequence[TenantPlan], sites: Sequence[PlacedSite], demand: Demand
 ) -> tuple[Floats | None, ...]:
     """Where each has clients; None for everywhere. Raises InvalidInput where that is nowhere."""
     found: list[Floats | None] = []
@@ -98,8 +98,11 @@ def _places(
     for tenant in tenants:
         places = np.array([float(site.country in tenant.clients) for site in sites])
         found.append(places if tenant.clients else None)
+        here = ", ".join(sorted(tenant.clients))
         if tenant.clients and not places.any():
-            problems.append(f"tenant {tenant.name}: no site is in {', '.join(tenant.clients)}")
+            problems.append(f"tenant {tenant.name}: no site is in {here}")
+        elif tenant.clients and not (places * demand.share).any():
+            problems.append(f"tenant {tenant.name}: by the entries, nobody asks in {here}")
     if problems:
         raise InvalidInput(problems)
     return tuple(found)

@@ -58,6 +58,8 @@ class SkyWalkerRouter:
     def refused(self, flight: Flight, now_s: float, lost: bool) -> None:
         if lost:
             self._ingress(flight).lost(flight.tried[-1], now_s)
+            if isinstance(flight.note, int):  # the balancer that forwarded it saw it, too
+                self._at_site(flight.note).lost(flight.tried[-1], now_s)
         if len(flight.tried) >= TRIES:
             self._setting.actions.give_up(flight, now_s)
         else:
@@ -202,7 +204,7 @@ class SkyWalkerRouter:
         chosen = self._longest(tree, flight, free)
         if chosen is None:
             chosen = min(free, key=lambda each: (vantage.rtt_ms[each], each))
-        flight.note = "forwarded"
+        flight.note = site  # that forwarded it
         tree.sent(arrival.blocks, chosen)
         vantage.sent(chosen, arrival.model, arrival.prompt_tokens)
         self._setting.actions.go(flight, chosen, now_s)

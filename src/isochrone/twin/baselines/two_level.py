@@ -20,9 +20,10 @@ Balancers = Literal["ingress", "regional", "central"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Balanced:
-    """A balancer has judged the flight; it is not to be judged again."""
+    """A balancer has judged the flight; it is not to be judged again. `at`: the site of that
+    balancer, -1 where it is the ingress."""
 
-    at: int
+    at: int = -1
 
 
 class SitePick(Protocol):
@@ -80,9 +81,11 @@ class TwoLevelRouter:
             self._by_central(flight, now_s)
             return
         # The balancer is reached, whatever its own engines do.
-        near = self._allowed(self._ingress(flight), flight)
+        vantage = self._ingress(flight)
+        near = self._allowed(vantage, flight)
         if near:
-            self._setting.actions.go(flight, near[0], now_s)
+            balancer = next((each for each in near if vantage.reached(each, now_s)), near[0])
+            self._setting.actions.go(flight, balancer, now_s)
         else:
             self._setting.actions.give_up(flight, now_s)
 
@@ -90,6 +93,8 @@ class TwoLevelRouter:
         vantage = self._ingress(flight)
         if lost:
             vantage.lost(flight.tried[-1], now_s)
+            if isinstance(flight.note, _Balanced) and flight.note.at not in (-1, flight.tried[-1]):
+                self._site(flight.note.at).lost(flight.tried[-1], now_s)  # its balancer saw it, too
         if len(flight.tried) >= TRIES:
             self._setting.actions.give_up(flight, now_s)
             return
@@ -175,7 +180,7 @@ class TwoLevelRouter:
             self._setting.actions.give_up(flight, now_s)
             return
         site = self._site_pick.pick(vantage, flight, sites, now_s)
-        flight.note = _Balanced(at=vantage.number)
+        flight.note = _Balanced()
         vantage.sent(site, flight.arrival.model, flight.arrival.prompt_tokens)
         self._setting.actions.go(flight, site, now_s)
 

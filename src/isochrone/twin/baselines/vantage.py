@@ -61,15 +61,21 @@ class Vantage:
         self._held[site] = now_s + HOLD_S
 
     def healthy(self, site: int, model: str, now_s: float) -> bool:
+        """Whether it may be asked: it says so, and can be reached."""
+        digest = self._heard(site, now_s)
+        if digest is not None:
+            load = self._loads(site, digest).get(model)
+            if load is None or load.ready < 1:
+                return False
+        return self.reached(site, now_s)
+
+    def reached(self, site: int, now_s: float) -> bool:
+        """Whether it is heard of, and lost nothing lately."""
         if self._held.get(site, 0.0) > now_s:
             return False
-        digest = self._heard(site, now_s)
-        if digest is None:  # nothing was said yet: as planned
-            return True
-        load = self._loads(site, digest).get(model)
-        if load is None or load.ready < 1:
-            return False
-        return self._news.age_s(site, self.number, now_s) <= STALE_S if not self.at_site else True
+        news = self._news
+        age_s = (news.age_at_s if self.at_site else news.age_s)(site, self.number, now_s)
+        return age_s <= STALE_S or now_s <= STALE_S  # at first nothing was said: as planned
 
     def sent(self, site: int, model: int, prompt_tokens: int) -> None:
         """One more request goes there, which no digest has counted."""

@@ -18,6 +18,11 @@ Cell = str | int | float | bool | None
 # the Erlang table.
 View = Literal["loads", "campus", "cases", "pairs", "tenants", "pooling"]
 
+# Of one tenant nobody counts them.
+OF_ALL_ALONE = ("goodput_rps", "hit_rate")
+# What is varied and stands in every row anyhow.
+IN_THE_ROW = ("workload.load", "workload.rate_rps", "workload.name")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
@@ -25,6 +30,18 @@ class Point:
 
     case: str
     varied: Mapping[str, Cell]
+
+    @property
+    def others(self) -> str:
+        """What is varied and in no row, as `fleet.replicas=8`: empty where nothing is."""
+        return ", ".join(
+            f"{key}={told(value)}" for key, value in self.varied.items() if key not in IN_THE_ROW
+        )
+
+    @property
+    def name(self) -> str:
+        """The case and that: what tells points of one workload and load apart."""
+        return ", ".join(each for each in (self.case, self.others) if each)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +62,17 @@ class Outcome:
     by_site: tuple[int, ...] = ()
     light: Least | None = None
 
+    @property
+    def subject(self) -> str:
+        """What was played, whatever the load: the workload, the case, and what else is varied."""
+        words = (self.row.workload, self.point.case, self.point.others)
+        return ", ".join(dict.fromkeys(each for each in words if each))
+
     def record(self) -> dict[str, Cell]:
         """A flat row of a table; the same columns for all outcomes of one experiment."""
+        unknown = dict.fromkeys(OF_ALL_ALONE) if self.tenant else {}
         return {
-            "case": self.point.case, **self.point.varied, **asdict(self.row),
+            "case": self.point.case, **self.point.varied, **asdict(self.row), **unknown,
             "tenant": self.tenant, "requests": self.requests, "refused": self.refused,
             "broken": self.broken, "gpus": self.gpus, "busy_share": self.busy_share,
         }
@@ -91,6 +115,13 @@ class Results:
     clients: Sequence[Client] = ()
     slo_share: float | None = None
     notes: Sequence[str] = field(default=())
+
+
+def told(value: Cell) -> str:
+    """One value of what is varied, as a scenario has it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
 
 
 def outcomes_of(

@@ -56,23 +56,23 @@ def findings_of(results: Results) -> list[Finding]:
 
 
 def groups_of(outcomes: Sequence[Outcome]) -> dict[tuple[str, str, float], dict[str, Outcome]]:
-    """By case, workload and load: the outcome of each policy."""
+    """By point, workload and load: the outcome of each policy."""
     found: dict[tuple[str, str, float], dict[str, Outcome]] = {}
     for each in outcomes:
-        key = each.point.case, each.row.workload, round(each.row.load, 6)
+        key = each.point.name, each.row.workload, round(each.row.load, 6)
         found.setdefault(key, {})[each.row.policy] = each
     return found
 
 
 def _targets(outcomes: Sequence[Outcome]) -> list[Finding]:
     found: list[Finding] = []
-    for (_, workload, load), by_policy in groups_of(outcomes).items():
+    for (_, _, load), by_policy in groups_of(outcomes).items():
         if OURS in by_policy and abs(load - TARGET_LOAD) < 0.001:
-            found += _at_target_load(workload, by_policy)
+            found += _at_target_load(by_policy[OURS].subject, by_policy)
     return [*found, *_never_worse(outcomes)]
 
 
-def _at_target_load(workload: str, by_policy: Mapping[str, Outcome]) -> list[Finding]:
+def _at_target_load(subject: str, by_policy: Mapping[str, Outcome]) -> list[Finding]:
     ours = by_policy[OURS].row
     found = []
     best = _best(by_policy, lambda row: row.ttft_ms_p99)
@@ -84,7 +84,7 @@ def _at_target_load(workload: str, by_policy: Mapping[str, Outcome]) -> list[Fin
             fewer is not None and fewer <= GPUS_TARGET
         )
         text = (
-            f"{workload} at load {TARGET_LOAD:g}: p99 {_ms(ours.ttft_ms_p99)}, the best baseline "
+            f"{subject} at load {TARGET_LOAD:g}: p99 {_ms(ours.ttft_ms_p99)}, the best baseline "
             f"({best[0]}) {_ms(best[1])}: {_times(share)} (target {P99_TARGET:g} x)"
         )
         if gpus:
@@ -100,22 +100,22 @@ def _at_target_load(workload: str, by_policy: Mapping[str, Outcome]) -> list[Fin
         share = _ratio(ours.ttft_ms_mean, bound)
         good = share is not None and share <= BOUND_TARGET
         text = (
-            f"{workload} at load {TARGET_LOAD:g}: mean {_ms(ours.ttft_ms_mean)}, what no "
+            f"{subject} at load {TARGET_LOAD:g}: mean {_ms(ours.ttft_ms_mean)}, what no "
             f"policy can beat {_ms(bound)}: {_times(share)} (target {BOUND_TARGET:g} x)"
         )
         if not good:
             text += _why(by_policy, lambda row: row.ttft_ms_mean, bound, BOUND_TARGET)
         found.append(Finding(text=text, good=good))
-        found += _beside_light(workload, ours, by_policy[BOUND])
+        found += _beside_light(subject, ours, by_policy[BOUND])
     return found
 
 
-def _beside_light(workload: str, ours: Row, bound: Outcome) -> list[Finding]:
+def _beside_light(subject: str, ours: Row, bound: Outcome) -> list[Finding]:
     light = bound.light
     if light is None:
         return []
     return [Finding(
-        text=f"{workload} at load {TARGET_LOAD:g}: the way alone takes {_ms(light.mean_ms)} in the "
+        text=f"{subject} at load {TARGET_LOAD:g}: the way alone takes {_ms(light.mean_ms)} in the "
         f"mean and {_ms(light.p99_ms)} at p99 at the speed of light; ours is "
         f"{_times(_ratio(ours.ttft_ms_mean, light.mean_ms))} and "
         f"{_times(_ratio(ours.ttft_ms_p99, light.p99_ms))} of that",
@@ -156,10 +156,10 @@ def _why(
 def _never_worse(outcomes: Sequence[Outcome]) -> list[Finding]:
     worse: list[str] = []
     compared = 0
-    for (_, workload, load), by_policy in groups_of(outcomes).items():
+    for (_, _, load), by_policy in groups_of(outcomes).items():
         if OURS not in by_policy:
             continue
-        ours = by_policy[OURS].row
+        ours, subject = by_policy[OURS].row, by_policy[OURS].subject
         for what, measure in MEASURES:
             best = _best(by_policy, measure)
             if best is None:
@@ -168,7 +168,7 @@ def _never_worse(outcomes: Sequence[Outcome]) -> list[Finding]:
             share = _ratio(measure(ours), best[1])
             if share is None or share > WORSE_TARGET:
                 worse.append(
-                    f"{workload} at {load:g} ({what}, {best[0]}, {_times(share)}"
+                    f"{subject} at {load:g} ({what}, {best[0]}, {_times(share)}"
                     f"{_doubt(what, by_policy[OURS])})"
                 )
     if not compared:
@@ -217,10 +217,9 @@ def _best(
 def _campus(outcomes: Sequence[Outcome], slo_share: float | None) -> list[Finding]:
     found: list[Finding] = []
     lines: dict[str, list[tuple[float, Row, Row]]] = {}
-    for (case, workload, load), by_policy in groups_of(outcomes).items():
+    for (_, _, load), by_policy in groups_of(outcomes).items():
         if OURS in by_policy and CAMPUS in by_policy:
-            name = f"{workload}, {case}" if case and case != workload else workload
-            lines.setdefault(name, []).append(
+            lines.setdefault(by_policy[OURS].subject, []).append(
                 (load, by_policy[OURS].row, by_policy[CAMPUS].row)
             )
     for name, points in lines.items():
@@ -242,18 +241,20 @@ def _break_even(
     name: str, what: str, measure: Measure, points: Sequence[tuple[float, Row, Row]]
 ) -> Finding:
     shares = [(load, _ratio(measure(ours), measure(campus))) for load, ours, campus in points]
-    wins = [load for load, share in shares if share is not None and share < 1.0]
-    loses = [
-        load for (load, share), (_, ours, campus) in zip(shares, points, strict=True)
-        if (share is not None and share > 1.0)
-        or (measure(ours) is None and measure(campus) is not None)
-    ]
+    sooner = [(load, _is_sooner(measure(ours), measure(campus))) for load, ours, campus in points]
+    wins = [load for load, is_sooner in sooner if is_sooner]
+    loses = [load for load, is_sooner in sooner if is_sooner is False]
     told = ", ".join(f"{_times(share)} at {load:g}" for load, share in shares)
     crossing = _crossing(shares)
-    if not loses:
+    if len(wins) == len(points):
         verdict = "distributed is sooner at every load that was played"
-    elif not wins:
+    elif len(loses) == len(points):
         verdict = "DISTRIBUTED LOSES at every load that was played"
+    elif not loses:
+        verdict = "none of the two is sooner at any load that was played"
+        if wins:
+            at = ", ".join(f"{load:g}" for load in wins)
+            verdict = f"distributed is sooner at {at}, and none of the two at the others"
     elif crossing is not None:
         verdict = (
             f"they break even at a load of about {crossing:.2f}; distributed loses at "
@@ -264,6 +265,13 @@ def _break_even(
     return Finding(
         text=f"{name}, {what} of distributed to campus: {verdict} ({told})"
     )
+
+
+def _is_sooner(ours: float | None, campus: float | None) -> bool | None:
+    """Never is later than any time; None where none of the two is sooner."""
+    if ours is None or campus is None:
+        return None if ours == campus else campus is None
+    return None if ours == campus else ours < campus
 
 
 def _crossing(shares: Sequence[tuple[float, float | None]]) -> float | None:
@@ -282,15 +290,15 @@ def _crossing(shares: Sequence[tuple[float, float | None]]) -> float | None:
 def _cases(outcomes: Sequence[Outcome]) -> list[Finding]:
     """Each policy against what it did in the first case."""
     found: list[Finding] = []
-    first: dict[tuple[str, float], Outcome] = {}
+    first: dict[tuple[str, str, float], Outcome] = {}
     for each in outcomes:
-        key = each.row.policy, round(each.row.load, 6)
+        key = each.row.policy, each.point.others, round(each.row.load, 6)
         before = first.setdefault(key, each)
         if before is each or each.row.policy == BOUND:
             continue
         row, usual = each.row, before.row
         text = (
-            f"{each.point.case}, {row.policy}: in time {row.slo_attainment:.1%} "
+            f"{each.point.name}, {row.policy}: in time {row.slo_attainment:.1%} "
             f"(without: {usual.slo_attainment:.1%}), mean {_ms(row.ttft_ms_mean)} "
             f"({_ms(usual.ttft_ms_mean)}), p99 {_ms(row.ttft_ms_p99)} ({_ms(usual.ttft_ms_p99)})"
         )
@@ -313,7 +321,7 @@ def _tenants(outcomes: Sequence[Outcome]) -> list[Finding]:
         if each.tenant and each.row.policy == OURS:
             row = each.row
             found.append(Finding(text=(
-                f"{each.point.case or row.workload} at load {row.load:g}, {each.tenant}: "
+                f"{each.point.name or row.workload} at load {row.load:g}, {each.tenant}: "
                 f"{row.slo_attainment:.1%} in time, p99 {_ms(row.ttft_ms_p99)}, "
                 f"{each.refused or 0} of {each.requests} refused"
             )))
@@ -327,7 +335,7 @@ def _pooling(outcomes: Sequence[Outcome]) -> list[Finding]:
     lines: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
     for each in outcomes:
         if each.gpus is not None:
-            lines.setdefault((each.point.case, each.row.policy), []).append(
+            lines.setdefault((each.point.name, each.row.policy), []).append(
                 (each.row.load, each.row.slo_attainment, each.gpus)
             )
     found: list[Finding] = []

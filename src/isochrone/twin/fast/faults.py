@@ -122,7 +122,7 @@ class Faults:
         if self._down[key] > 1:
             return
         if outage.what == "link":
-            stage.ways.cut(outage.ingress, number, True)
+            stage.ways.cut(outage.ingress, number, now_s)
         elif outage.what == "replica":
             self._kill([stage.replicas[number]], stage.replicas[number].spec.site, now_s)
         else:
@@ -137,7 +137,7 @@ class Faults:
         if self._down[key]:
             return
         if outage.what == "link":
-            stage.ways.cut(outage.ingress, number, False)
+            stage.ways.mend(outage.ingress, number)
             return
         if outage.what == "site":
             stage.sites[number].up = True

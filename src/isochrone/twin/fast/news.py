@@ -71,16 +71,25 @@ class Digests:
         return self._ways.is_up(ingress, site)
 
     def heard(self, site: int, ingress: int, now_s: float) -> SiteDigest | None:
-        told = self._last(site, now_s - self._ways.plain_s(ingress, site))
-        return told.digest if told is not None and self._ways.is_up(ingress, site) else None
+        told = self._arrived(site, ingress, now_s)
+        return None if told is None else told.digest
 
     def heard_at(self, site: int, at_site: int, now_s: float) -> SiteDigest | None:
         told = self._last(site, now_s - self._ways.plain_between_s(site, at_site))
         return None if told is None else told.digest
 
     def age_s(self, site: int, ingress: int, now_s: float) -> float:
-        told = self._last(site, now_s - self._ways.plain_s(ingress, site))
+        told = self._arrived(site, ingress, now_s)
         return inf if told is None else now_s - told.made_s
+
+    def age_at_s(self, site: int, at_site: int, now_s: float) -> float:
+        told = self._last(site, now_s - self._ways.plain_between_s(site, at_site))
+        return inf if told is None else now_s - told.made_s
+
+    def _arrived(self, site: int, ingress: int, now_s: float) -> Told | None:
+        ways = self._ways
+        passed_s = ways.passed_until_s(ingress, site, now_s)
+        return self._last(site, passed_s - ways.plain_s(ingress, site))
 
     def _last(self, site: int, made_by_s: float) -> Told | None:
         for told in reversed(self._of[site]):

@@ -113,6 +113,9 @@ class News(Protocol):
     def age_s(self, site: int, ingress: int, now_s: float) -> float:
         """How long ago that digest was made; infinite before the first."""
 
+    def age_at_s(self, site: int, at_site: int, now_s: float) -> float:
+        """The same of what has reached another site."""
+
 
 Waiting = Callable[[int, int], tuple[Work, int]]
 

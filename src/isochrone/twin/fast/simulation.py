@@ -136,6 +136,7 @@ class Simulation:
                 arrival.ingress, site, flight.ident, flight.hops, arrival.body_bytes
             )
             cut = not self.ways.is_up(arrival.ingress, site)
+            country = self._countries[0][arrival.ingress]
         elif flight.stage == AT_SITE:
             if not self.sites[flight.site].up:
                 return  # whoever says so is dead
@@ -143,8 +144,11 @@ class Simulation:
                 del self._kept[flight.ident]
             delay_s = self.ways.between_s(flight.site, site, flight.ident, flight.hops)
             cut = False
+            country = self._countries[1][flight.site]
         else:
             raise BrokenRule(f"request {flight.ident} cannot be sent on: stage {flight.stage}")
+        if country != self._countries[1][site] and not cut:
+            self.tally.crossed(arrival.at_s, arrival.body_bytes)
         flight.site = site
         flight.stage = ON_ITS_WAY
         if cut:
@@ -300,14 +304,13 @@ class Simulation:
         flight.stage = OVER
         self.open -= 1
         back_s = self.ways.one_way_s(arrival.ingress, site, flight.ident, 0)
-        border_bytes = 0
         if self._countries[0][arrival.ingress] != self._countries[1][site]:
-            border_bytes = arrival.body_bytes + arrival.output_tokens * ANSWER_BYTES_TOKEN
+            self.tally.crossed(arrival.at_s, arrival.output_tokens * ANSWER_BYTES_TOKEN)
         self.tally.answer(
             arrival.at_s, arrival.class_, arrival.tenant,
             1000.0 * (flight.first_s + back_s - arrival.at_s),
             1000.0 * (now_s - arrival.at_s), arrival.slo_ms, site, arrival.prompt_tokens,
-            flight.cached_tokens, arrival.output_tokens, border_bytes,
+            flight.cached_tokens, arrival.output_tokens,
         )
         self.tally.trace.add(
             flight.ident, site, flight.replica, flight.cached_tokens, flight.first_s, now_s

@@ -53,10 +53,11 @@ class Quantiles:
         """Of the finite ones; None without any."""
         return self.sum_ms / self.count if self.count else None
 
-    def at(self, share: float) -> float | None:
+    def at(self, share: float, open_: int = 0) -> float | None:
         """The value below which this share of all lies, within half a percent; None where that is
-        one that never came, or nothing was counted."""
-        wanted = share * (self.count + self.endless)
+        one that never came, or nothing was counted. `open_` more have not come yet, and are later
+        than any that did."""
+        wanted = share * (self.count + self.endless + open_)
         seen = 0
         for bucket, count in enumerate(self._counts):
             if count and seen + count >= wanted:
@@ -76,9 +77,10 @@ class ClassTally:
         self.ttft = Quantiles()
 
     def summary(self) -> ClassSummary:
+        open_ = self.requests - self.ttft.count - self.ttft.endless
         return ClassSummary(
             requests=self.requests, refused=self.refused, ttft_ms_mean=self.ttft.mean_ms(),
-            ttft_ms_p50=self.ttft.at(0.5), ttft_ms_p99=self.ttft.at(0.99),
+            ttft_ms_p50=self.ttft.at(0.5, open_), ttft_ms_p99=self.ttft.at(0.99, open_),
             slo_attainment=self.good / self.requests if self.requests else 0.0,
         )
 
@@ -152,7 +154,6 @@ class Tally:
     def answer(
         self, at_s: float, class_: int, tenant: int, ttft_ms: float, total_ms: float,
         slo_ms: float, site: int, prompt_tokens: int, cached_tokens: int, output_tokens: int,
-        border_bytes: int,
     ) -> None:
         """The client has the whole answer."""
         if at_s < self.warm_s:
@@ -174,19 +175,23 @@ class Tally:
         self.prompt_tokens += prompt_tokens
         self.cached_tokens += cached_tokens
         self.output_tokens += output_tokens
-        self.cross_border_bytes += border_bytes
+
+    def crossed(self, at_s: float, bytes_: int) -> None:
+        """So much of a request of that moment, or of its answer, is sent to another country."""
+        if at_s >= self.warm_s:
+            self.cross_border_bytes += bytes_
 
     def summary(
         self, *, policy: str, seed: int, gpus: int, now_s: float, last_s: float, busy_share: float
     ) -> Summary:
         """`now_s`: the end of the run; `last_s`: when the last request came."""
         requests, counted_s = self.requests, max(last_s - self.warm_s, 0.0)
+        open_ = requests - self.answered - self.refused - self.broken
         return Summary(
             policy=policy, seed=seed, requests=requests, answered=self.answered,
-            refused=self.refused, broken=self.broken,
-            open=requests - self.answered - self.refused - self.broken, retried=self.retried,
-            ttft_ms_mean=self.ttft.mean_ms(), ttft_ms_p50=self.ttft.at(0.5),
-            ttft_ms_p90=self.ttft.at(0.9), ttft_ms_p99=self.ttft.at(0.99),
+            refused=self.refused, broken=self.broken, open=open_, retried=self.retried,
+            ttft_ms_mean=self.ttft.mean_ms(), ttft_ms_p50=self.ttft.at(0.5, open_),
+            ttft_ms_p90=self.ttft.at(0.9, open_), ttft_ms_p99=self.ttft.at(0.99, open_),
             total_ms_mean=self.total.mean_ms(),
             slo_attainment=self.good / requests if requests else 0.0,
             goodput_rps=self.good / counted_s if counted_s > 0 else 0.0,

@@ -23,12 +23,13 @@ class ClassSummary:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """One run. Of requests that began after the warm-up: `requests` = `answered` + `refused` +
-    `broken` + `open`. A refused or broken one counts as never answered in the quantiles and for the
-    objective; None for a quantile that lies among those. `ttft_ms_mean` is of those that began to
-    be answered. Times are the client's at its ingress. `goodput_rps`: answered within the
+    `broken` + `open`. One that was not answered whole counts as never answered in the quantiles and
+    for the objective; None for a quantile that lies among those. `ttft_ms_mean` is of those that
+    were. Times are the client's at its ingress. `goodput_rps`: answered within the
     objective, by simulated second after the warm-up. `hit_rate`: prompt tokens that were cached.
-    `cross_border_bytes`: sent between countries, both ways. `trace` is the hash of every request's
-    way and instants. `by_tenant`: of each, empty where there is one."""
+    `cross_border_bytes`: sent between countries, both ways and to sites that sent a request on or
+    back; of answers, whole ones. `trace` is the hash of every request's way and instants.
+    `by_tenant`: of each, empty where there is one."""
 
     policy: str
     seed: int

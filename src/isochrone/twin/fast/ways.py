@@ -27,7 +27,7 @@ class Ways:
             if site >= 0:
                 self._half_s[ingress][site] = 0.0
         self._factors = [1.0 + JITTER_SHARE * rng.expovariate(1.0) for _ in range(DRAWN)]
-        self._cut: set[tuple[int, int]] = set()
+        self._cut: dict[tuple[int, int], float] = {}  # since when
 
     def is_up(self, ingress: int, site: int) -> bool:
         """Whether anything passes between them."""
@@ -36,12 +36,20 @@ class Ways:
             return True
         return (ingress, site) not in cut and (-1, site) not in cut
 
-    def cut(self, ingress: int, site: int, is_cut: bool) -> None:
-        """Cut, or mend, the way between an ingress (-1: all of other places) and a site."""
-        if is_cut:
-            self._cut.add((ingress, site))
-        else:
-            self._cut.discard((ingress, site))
+    def passed_until_s(self, ingress: int, site: int, now_s: float) -> float:
+        """Until when anything passed between them: now, unless the way is cut."""
+        cut = self._cut
+        if not cut or self._home[ingress] == site:
+            return now_s
+        return min(now_s, cut.get((ingress, site), now_s), cut.get((-1, site), now_s))
+
+    def cut(self, ingress: int, site: int, now_s: float) -> None:
+        """Cut the way between an ingress (-1: all of other places) and a site."""
+        self._cut[ingress, site] = now_s
+
+    def mend(self, ingress: int, site: int) -> None:
+        """It is whole again."""
+        self._cut.pop((ingress, site), None)
 
     def plain_s(self, ingress: int, site: int) -> float:
         """Half a round trip without jitter."""

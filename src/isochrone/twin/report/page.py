@@ -122,14 +122,13 @@ def _figure(title: str, inner: str) -> str:
 def _figures(results: Results) -> str:
     whole = [each for each in results.outcomes if not each.tenant]
     names = list(dict.fromkeys(each.row.policy for each in whole))
-    loads = {round(each.row.load, 6) for each in whole}
+    series: dict[str, list[Outcome]] = {}
+    for each in whole:
+        series.setdefault(each.subject, []).append(each)
     parts = []
     if results.view == "pooling":
         parts.append(_pools(whole))
-    elif len(loads) > 1:
-        series: dict[str, list[Outcome]] = {}
-        for each in whole:
-            series.setdefault(_series(each), []).append(each)
+    elif any(len(_loads(of_series)) > 1 for of_series in series.values()):
         for title, of_series in series.items():
             parts += _against_load(title, of_series, names)
     else:
@@ -143,7 +142,7 @@ def _figures(results: Results) -> str:
 def _pools(outcomes: Sequence[Outcome]) -> str:
     found: dict[str, list[tuple[float, float | None]]] = {}
     for each in outcomes:
-        found.setdefault(f"{each.point.case} ({each.row.policy})", []).append(
+        found.setdefault(f"{each.point.name} ({each.row.policy})", []).append(
             (each.row.load, 100.0 * each.row.slo_attainment)
         )
     return _figure("Who does not wait, by utilisation", lines(
@@ -151,9 +150,8 @@ def _pools(outcomes: Sequence[Outcome]) -> str:
     ))
 
 
-def _series(outcome: Outcome) -> str:
-    case, workload = outcome.point.case, outcome.row.workload
-    return f"{workload}, {case}" if case and case != workload else workload
+def _loads(outcomes: Sequence[Outcome]) -> set[float]:
+    return {round(each.row.load, 6) for each in outcomes}
 
 
 def _against_load(title: str, outcomes: Sequence[Outcome], names: Sequence[str]) -> list[str]:
@@ -207,12 +205,17 @@ def _group(key: tuple[str, str, float]) -> str:
 
 def _of_tenants(outcomes: Sequence[Outcome]) -> list[str]:
     parts = []
+    series: dict[str, list[Outcome]] = {}
+    for each in outcomes:
+        series.setdefault(each.point.name, []).append(each)
     for policy in dict.fromkeys(each.row.policy for each in outcomes):
         own = [each for each in outcomes if each.row.policy == policy]
         names = list(dict.fromkeys(each.tenant for each in own))
         groups: dict[str, dict[str, float | None]] = {}
         for each in own:
-            where = each.point.case or f"load {each.row.load:g}"
+            where = each.point.name
+            if not where or len(_loads(series[where])) > 1:
+                where = f"{where} load {each.row.load:g}".strip()
             groups.setdefault(where, {})[each.tenant] = 100.0 * each.row.slo_attainment
         parts.append(_figure(
             f"Within the objective, by tenant: {policy}",

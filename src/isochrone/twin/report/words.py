@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from isochrone.twin.experiments.experiment import Cell, Outcome, Results
+from isochrone.twin.experiments.experiment import IN_THE_ROW, Cell, Outcome, Results, told
 from isochrone.twin.experiments.findings import findings_of
 
 BYTES_PER_MB = 1_000_000.0
@@ -46,11 +47,21 @@ ALWAYS = ("workload", "load", "policy", "TTFT mean ms", "p50", "p90", "p99", "in
 
 def columns_of(results: Results) -> list[Column]:
     """Those that say something here."""
+    keys = dict.fromkeys(
+        key for each in results.outcomes for key in each.point.varied if key not in IN_THE_ROW
+    )
+    varied = [Column(title=key, value=partial(_varied, key)) for key in keys]
     return [
-        column for column in EVERY
+        column for column in (EVERY[0], *varied, *EVERY[1:])
         if column.title in ALWAYS
         or any(column.value(each) is not None for each in results.outcomes)
     ]
+
+
+def _varied(key: str, outcome: Outcome) -> Cell:
+    """As text: its digits are those that somebody wrote."""
+    value = outcome.point.varied.get(key)
+    return None if value is None else told(value)
 
 
 def rows_of(results: Results, columns: Sequence[Column]) -> list[tuple[str, list[str]]]:

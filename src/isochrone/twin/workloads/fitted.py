@@ -24,7 +24,9 @@ Family = Literal["Gamma", "Weibull"]
 MOST_TOLD = 20
 MOST_S = 1e10          # of a clock: years since 1970 are below
 MOST_RPS = 1e9
+LEAST_RPS = 1e-9       # once in thirty years
 LEAST_SPREAD = 0.01
+MANY_TURNS = 1000      # of a period without a request, that are passed over at once
 _PERCENTILES = ("p01", "p05", "p10", "p25", "p50", "p75", "p90", "p95", "p99")
 # Of a prompt that is told in parts, as ServeGen's multimodal clients have it.
 PROMPT_PARTS = ("text_tokens", "image_tokens", "audio_tokens", "video_tokens")
@@ -109,7 +111,11 @@ def _times(
 ) -> Iterator[float]:
     left = rng.random()  # of a step, where time 0 falls into one
     turn = 0
+    of_turn = sum((each.end_s - each.start_s) * each.rate_rps for each in windows) * factor
     while True:
+        if left > MANY_TURNS * of_turn:
+            turn += int(left / of_turn)
+            left %= of_turn
         for window in windows:
             rate = window.rate_rps * factor
             at_s = window.start_s + turn * period_s
@@ -146,12 +152,12 @@ def parse_client_rates(
             problems.append(f"{source}, line {line}: {error}")
             continue
         if row["dist"] not in ("Gamma", "Weibull") or not (
-            abs(start_s) <= MOST_S and 0.0 < rate <= MOST_RPS
+            abs(start_s) <= MOST_S and LEAST_RPS <= rate <= MOST_RPS
             and LEAST_SPREAD <= spread <= 1.0 / LEAST_SPREAD
         ):
             problems.append(
                 f"{source}, line {line}: expected a time in s, dist Gamma or Weibull, rate_rps "
-                f"above 0, and cv (Gamma) or p1 (Weibull) from {LEAST_SPREAD:g} on"
+                f"from {LEAST_RPS:g} on, and cv (Gamma) or p1 (Weibull) from {LEAST_SPREAD:g} on"
             )
             continue
         clients.setdefault(row["client"], []).append(Window(

@@ -1,0 +1,95 @@
+"""Files and numbers for the twin that nobody means: a line that says so, no traceback, no hang."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from isochrone.core.errors import InvalidInput
+from isochrone.replay.trace import parse_trace
+from isochrone.twin.workloads.fitted import Fitted, Lengths, fitted_asks, parse_client_rates
+from isochrone.wiring.twin_experiment import read_experiment
+from isochrone.wiring.twin_places import ways_of
+from isochrone.wiring.twin_world import twin_world
+
+RATES = "client,window_s,rate_rps,cv,dist,p1\n"
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "x.csv"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_round_trip_needs_both_ends(tmp_path: Path) -> None:
+    cut_off = written(tmp_path, "rtt_ms,src,dst\n9,West Europe,UK South\n8\n7,West Europe\n")
+    with pytest.raises(InvalidInput) as raised:
+        ways_of(cut_off)
+    assert [each.partition(", ")[2] for each in raised.value.problems] == [
+        "line 3: src or dst is blank", "line 4: src or dst is blank"
+    ]
+
+
+def test_round_trips_by_distance_need_a_distance(tmp_path: Path) -> None:
+    nowhere = written(tmp_path, "km_mean,p10,p50,p90,p99\n0,1,2,3,4\n0,1,2,3,5\n")
+    with pytest.raises(InvalidInput, match="one of them above 0 km"):
+        ways_of(nowhere)
+
+
+def test_blank_lines_before_the_columns_are_passed_over() -> None:
+    text = "\n\r\nt_s,context_tokens,generated_tokens\n0,5,6\nx,1,1\n"
+    trace = parse_trace(text.encode(), "x")
+    assert [(row.number, row.input_tokens) for row in trace.rows] == [(4, 5)]
+    assert trace.bad[0].startswith("x, row 5:")
+
+
+def test_prompts_that_no_model_takes_are_told() -> None:
+    scenario = read_experiment(
+        {"fleet": {}, "workload": {
+            "kind": "exponential", "prompt_tokens": 200_000, "load": 0.5,
+        }}, source="x", change=lambda each: each,
+    ).settings[0].scenario
+    with pytest.raises(InvalidInput, match="expected at most 131072 together"):
+        twin_world(scenario)
+
+
+@contextmanager
+def within_s(seconds: float) -> Iterator[None]:
+    def too_late(*_: object) -> None:
+        raise AssertionError(f"it takes longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_client_that_hardly_ever_asks_holds_up_nobody() -> None:
+    text = RATES + "a,0,1000,1,Gamma,1\nb,0,1e-9,1,Gamma,1\n"
+    clients, period_s = parse_client_rates(text, "x")
+    lengths = Lengths(shares=(0.0, 1.0), tokens=(10.0, 10.0))
+    fit = Fitted(clients=clients, period_s=period_s, prompt=lengths, output=lengths)
+    with within_s(5.0):
+        asks = list(islice(fitted_asks(fit, 1.0, 1), 1000))
+    assert asks[-1].at_s == pytest.approx(1000.0, rel=0.15)
+    with pytest.raises(InvalidInput, match="rate_rps from 1e-09 on"):
+        parse_client_rates(RATES + "a,0,1e-300,1,Gamma,1\n", "x")
+
+
+def test_a_rare_client_asks_as_often_as_it_says() -> None:
+    """Also where it passes over thousands of turns of the file at once."""
+    text = RATES + "a,0,1e-6,1,Gamma,1\nb,600,1e-6,1,Gamma,1\n"
+    clients, period_s = parse_client_rates(text, "x")
+    lengths = Lengths(shares=(0.0, 1.0), tokens=(10.0, 10.0))
+    fit = Fitted(clients=clients, period_s=period_s, prompt=lengths, output=lengths)
+    with within_s(5.0):
+        asks = list(islice(fitted_asks(fit, 1e-8, 1), 2000))
+    assert asks[-1].at_s == pytest.approx(2000 / 1e-8, rel=0.1)
+    halves = [ask.at_s % period_s < 600.0 for ask in asks]
+    assert sum(halves) == pytest.approx(1000, rel=0.15), "each within its own window"

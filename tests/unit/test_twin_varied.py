@@ -1,0 +1,122 @@
+"""Experiments in which more than the load is varied: each point is judged, and told from others."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from isochrone.adapters.parquet.tables import read_parquet
+from isochrone.twin.experiments.experiment import Cell, Outcome, Point, Results, View
+from isochrone.twin.experiments.findings import findings_of
+from isochrone.twin.fast.rows import Row
+from isochrone.twin.report.page import page_of
+from isochrone.twin.report.words import columns_of, markdown_of, rows_of
+from isochrone.wiring.twin_report import write_table
+
+RINGS = [[0.0, 0.0, 1.0, 1.0]]
+
+
+def outcome(
+    policy: str, varied: Mapping[str, Cell], *, case: str = "", load: float = 0.8,
+    p99: float | None = 1000.0, in_time: float = 1.0, tenant: str = "",
+) -> Outcome:
+    return Outcome(
+        point=Point(case=case, varied=varied), tenant=tenant, requests=5_000,
+        row=Row(
+            workload="w", load=load, policy=policy, ttft_ms_mean=p99, ttft_ms_p50=p99,
+            ttft_ms_p90=p99, ttft_ms_p99=p99, slo_attainment=in_time, goodput_rps=1.0, hit_rate=0.5,
+            cross_border_bytes=None, gpus_for_slo=None,
+        ),
+    )
+
+
+def results(view: View, *outcomes: Outcome) -> Results:
+    return Results(
+        name="x", title="Title", question="Why?", view=view, command="isochrone twin x",
+        commit="abc", requests=10, outcomes=outcomes,
+    )
+
+
+def texts(view: View, *outcomes: Outcome) -> list[str]:
+    return [each.text for each in findings_of(results(view, *outcomes))]
+
+
+FLEETS = [
+    outcome(policy, {"fleet.replicas": replicas, "workload.load": 0.8}, p99=p99)
+    for replicas, ours_ms in ((8, 2000.0), (16, 500.0))
+    for policy, p99 in (("ours", ours_ms), ("nearest", 1000.0))
+]
+
+
+def test_each_point_is_judged_whatever_else_is_varied() -> None:
+    few, many, worse = texts("loads", *FLEETS)
+    assert few.startswith("w, fleet.replicas=8 at load 0.8: p99 2,000 ms")
+    assert many.startswith("w, fleet.replicas=16 at load 0.8: p99 500 ms")
+    assert "in 2 of 4 comparisons" in worse, "the mean and the p99 of the small fleet"
+    assert "w, fleet.replicas=8 at 0.8 (p99, nearest, 2.00 x)" in worse
+
+
+def test_rows_charts_and_documents_say_what_was_varied() -> None:
+    found = results("loads", *FLEETS)
+    columns = columns_of(found)
+    at = [column.title for column in columns].index("fleet.replicas")
+    assert [cells[at] for _, cells in rows_of(found, columns)] == ["8", "8", "16", "16"]
+    assert "workload.load" not in [column.title for column in columns], "each row has its load"
+    assert "| fleet.replicas |" in markdown_of(found)
+    page = page_of([found], RINGS, ["Map: x."])
+    for replicas, p99 in ((8, "2,000"), (16, "500")):
+        assert f"<title>fleet.replicas={replicas}, ours: {p99}</title>" in page
+    loads = results("loads", *FLEETS, *(replace(
+        each, row=replace(each.row, load=0.4),
+        point=Point(case="", varied={**each.point.varied, "workload.load": 0.4}),
+    ) for each in FLEETS))
+    page = page_of([loads], RINGS, ["Map: x."])
+    for replicas in (8, 16):
+        assert f"<h3>w, fleet.replicas={replicas}: within the objective</h3>" in page
+
+
+def test_a_case_is_set_beside_the_one_that_differs_in_nothing_else() -> None:
+    found = texts("cases", *(
+        outcome("ours", {"seed": seed}, case=case, p99=p99)
+        for case, of_seed in (("nothing", (100.0, 200.0)), ("lost", (300.0, 400.0)))
+        for seed, p99 in zip((1, 2), of_seed, strict=True)
+    ))
+    assert found[0].startswith("lost, seed=1, ours:")
+    assert found[1].startswith("lost, seed=2, ours:")
+    assert "p99 300 ms (100 ms)" in found[0]
+    assert "p99 400 ms (200 ms)" in found[1]
+
+
+def test_a_page_has_each_tenant_at_each_load() -> None:
+    page = page_of([results("tenants", *(
+        outcome("ours", {"workload.load": load}, case="law", load=load, in_time=load, tenant=tenant)
+        for load in (0.4, 0.8) for tenant in ("bound", "free", "")
+    ))], RINGS, ["Map: x."])
+    assert "<title>law load 0.4, bound: 40</title>" in page
+    assert "<title>law load 0.8, bound: 80</title>" in page
+
+
+def test_what_nobody_counts_of_a_tenant_is_not_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    write_table(results("tenants", outcome("ours", {}), outcome("ours", {}, tenant="a")), path)
+    whole, own = read_parquet(path)
+    assert (whole["goodput_rps"], whole["hit_rate"]) == (1.0, 0.5)
+    assert (own["goodput_rps"], own["hit_rate"]) == (None, None)
+    assert own["slo_attainment"] == 1.0
+
+
+def test_never_is_later_than_any_time_beside_a_campus() -> None:
+    def verdict(*points: tuple[float | None, float | None]) -> str:
+        found = texts("campus", *(
+            outcome(policy, {}, load=place / 10, p99=p99)
+            for place, pair in enumerate(points, start=1)
+            for policy, p99 in zip(("ours", "campus"), pair, strict=True)
+        ))
+        return next(text for text in found if "p99 of" in text)
+
+    assert "none of the two is sooner at any load" in verdict((None, None), (None, None))
+    assert "distributed is sooner at 0.2, and none" in verdict((None, None), (1.0, None))
+    assert "distributed is sooner at every load" in verdict((1.0, 2.0), (1.0, None))
+    beaten = verdict((2.0, 1.0), (2.0, None))
+    assert "LOSES at every load" not in beaten
+    assert "distributed loses at 0.1" in beaten
+    assert "LOSES at every load" in verdict((2.0, 1.0), (None, 1.0))
