@@ -18,7 +18,7 @@ from isochrone.gateway.continuation.seam import Seam
 from isochrone.gateway.message_meter import MessageMeter, meter_for
 from isochrone.gateway.meter import StreamMeter
 from isochrone.gateway.peer_hop import CLASSES, parse_tokens
-from isochrone.gateway.replies import EVENTS
+from isochrone.gateway.replies import EVENTS, Refusal
 from isochrone.gateway.request import engine_body
 from isochrone.gateway.target import Target
 from isochrone.gateway.upstream import UpstreamConnection
@@ -40,6 +40,9 @@ _TURNED_AWAY: Final = peer.TURNED_AWAY
 _TURNED_AWAY_BYTES: Final = len(_TURNED_AWAY)
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
+_TOO_DEEP: Final = Refusal(
+    status=400, reason="bad_request", message="The body is nested too deeply.",
+)
 
 
 class Attempt:
@@ -123,7 +126,13 @@ class Attempt:
     def _send(self, connection: UpstreamConnection) -> None:
         exchange = self._exchange
         self._connection, self.connected = connection, True
-        data = self._engine_request() if self.target.replica is not None else self._peer_request()
+        try:
+            is_local = self.target.replica is not None
+            data = self._engine_request() if is_local else self._peer_request()
+        except RecursionError:  # it was read once, with more of the stack free
+            self._stop()
+            exchange.refuse(_TOO_DEEP)
+            return
         self.last_ns = exchange.context.clock.monotonic_ns()
         if not exchange.reply.head_sent:
             exchange.sent_ns = self.last_ns
