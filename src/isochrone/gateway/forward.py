@@ -308,14 +308,18 @@ class Exchange(GivingWay):
             message = timeouts.refusal(reason, deadlines).message
             if reason != "between_events_timeout" or not self.fell_silent(message):
                 self.stop(reason, message)
-        elif self.reply.head_sent and self.opened:
-            tokens = self._tokens()
-            if tokens != self._last_progress:
-                self._last_progress = tokens
-                self.context.journal.progress(self.request_id, tokens)
+        elif self.reply.head_sent:
+            if self.opened:
+                self._note_progress()
             self.wait_audibly(now_ns)
         elif self.attempt is not None and self.request.stream and not waits:
             judged.look_for_lateness(self, self.attempt, now_ns)
+
+    def _note_progress(self) -> None:
+        tokens = self._tokens()
+        if tokens != self._last_progress:
+            self._last_progress = tokens
+            self.context.journal.progress(self.request_id, tokens)
 
     def stop(self, reason: str, message: str) -> None:
         """End the request from our side."""
