@@ -298,7 +298,7 @@ class Exchange(GivingWay):
 
     def tick(self, now_ns: int) -> None:
         """Called a few times a second: deadlines, and progress of open streams."""
-        waits = self.turn is not None and self.turn.waits
+        waits = self.waits_elsewhere if self.turn is None else self.turn.waits
         if not self._silent or self._connection.paused or waits:
             self._silent = True
             self._last_ns = now_ns
