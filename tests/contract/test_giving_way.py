@@ -25,7 +25,7 @@ from tests.fixtures.gateways import (
     until,
 )
 from tests.fixtures.recorded_answers import received
-from tests.fixtures.tellers import AT, TALE, Fate, billed, body, is_whole
+from tests.fixtures.tellers import AT, TALE, Fate, billed, body, is_whole, site
 
 
 def test_a_request_whose_answer_has_not_begun_gives_way_and_begins_anew() -> None:
@@ -162,6 +162,67 @@ def test_a_client_that_leaves_a_stopped_stream_pays_for_what_it_got() -> None:
         await until(lambda: len([e for e in cloud.all_events() if e.outcome != "finished"]) == 2)
         gone = [e for e in cloud.all_events() if e.outcome == "client_gone"]
         assert [event.tokens.output for event in gone] == [AT - 1, AT - 1]
+        await until(lambda: is_quiet(paris))
+
+    run(main)
+
+
+def test_an_interactive_stream_that_goes_on_elsewhere_keeps_its_slot_there() -> None:
+    """Its answer has begun long before it came to this queue."""
+
+    async def main(cloud: GatewayCloud) -> None:
+        fate = Fate(places=[("wait", AT), ("wait", 3), ("wait", 3)])
+        paris = await site(cloud, fate, "paris", "FR", replica={"slots": 2})
+        await site(cloud, fate, "berlin", "DE")
+        await cloud.key("secret", classes=ALL)
+        await cloud.ready()
+        await admit_by(cloud, "paris", HALF)
+        sell_to_all(paris)
+        paris.engines[0].status = 503
+        lent = ask_as(paris, "on_demand")
+        await until(lambda: fate.reached == 1)
+        (exchange,) = paris.running.context.exchanges
+        await until(lambda: exchange.first_ns)
+        paris.engines[0].status = 200
+        cloud.kill_site("berlin")
+        await until(lambda: fate.reached == 2 and exchange.continued)
+        beside = ask_as(paris, "on_demand")
+        await until(lambda: fate.reached == 3)
+        firm = ask_as(paris, "reserved")
+        await until(lambda: queue_of(paris).line("reserved").order.queued == 1 or firm.done())
+        await asyncio.sleep(0.05)
+        stops = dict(paris.running.context.queues.stops)
+        fate.gate.set()
+        for answer in await asyncio.gather(lent, beside):
+            is_whole(answer)
+            await billed(cloud, answer)
+        await firm  # which waits for one of them, or is told to come back
+        assert stops == {}
+        await until(lambda: is_quiet(paris))
+
+    run(main)
+
+
+def test_a_stream_may_be_stopped_again_before_it_goes_on() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        # Two that last; a reserved one for which batch is stopped; batch again, which says nothing
+        # yet when the next reserved one comes.
+        fate = Fate(places=[("wait", 3), ("wait", AT), ("whole", 0), ("wait", 0), ("whole", 0)])
+        paris = await one_tells_of_two(cloud, fate, "paris")
+        beside = ask_as(paris, "on_demand")
+        await until(lambda: fate.reached == 1)
+        batch = ask_as(paris, "batch")
+        await until(lambda: fate.reached == 2)
+        is_whole(await ask_as(paris, "reserved"))
+        await until(lambda: fate.reached == 3)
+        firm = ask_as(paris, "reserved")
+        async with asyncio.timeout(5):
+            is_whole(await firm)
+        assert dict(paris.running.context.queues.stops) == {"batch": 2}
+        fate.gate.set()
+        for answer in await asyncio.gather(beside, batch):
+            is_whole(answer)
+            await billed(cloud, answer)
         await until(lambda: is_quiet(paris))
 
     run(main)

@@ -318,6 +318,19 @@ def test_what_is_kept_of_a_stream_is_bounded() -> None:
     run(main)
 
 
+def test_an_end_that_is_missing_comes_behind_a_long_answer_too() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        pieces = ("x" * 1024,) * (MOST_TEXT_BYTES // 1024 + 3)
+        fate = Fate(answer=pieces, places=[("reset", len(pieces) + 2)])
+        paris = await site(cloud, fate, "paris", "FR", engines=2)
+        await cloud.key("secret")
+        await cloud.ready()
+        is_whole(await ask(paris, post(body())), "".join(pieces))
+        assert fate.asked == 1
+
+    run(main)
+
+
 def test_a_stream_of_several_prompts_ends_with_its_engine() -> None:
     async def main(cloud: GatewayCloud) -> None:
         paris = await cloud.add_site("paris", "FR", engines=2)

@@ -179,3 +179,10 @@ def test_other_headers_name_no_kin() -> None:
     assert parse_kin({b"x-isochrone-engine": b"else", b"x-isochrone-revision": b"r1"}) is None
     long = {b"x-isochrone-engine": b"vllm", b"x-isochrone-revision": b"r" * 513}
     assert parse_kin(long) is None
+
+
+def test_a_seed_by_chance_is_none() -> None:
+    """As engines say it, and clients that name all fields send it."""
+    for given in (b"-1", b" -1 "):
+        body = b'{"model":"m","seed":%b,"messages":[]}' % given
+        assert json.loads(with_seed(body, Random(1)))["seed"] == Random(1).getrandbits(31)

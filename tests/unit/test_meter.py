@@ -417,3 +417,15 @@ def test_whole_answers_with_fields_of_another_kind_are_counted(
     body = {"choices": [choice], **{n: changes[n] for n in changes if n == "usage"}}
     tokens = tokens_of_answer(json.dumps(body).encode(), "chat.completions", 1, prompt_bytes=100)
     assert (tokens.input_uncached, tokens.output, tokens.source) == expected
+
+
+def test_an_empty_finish_reason_is_none() -> None:
+    """As some upstreams write it in each event of a stream."""
+    piece = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": ""}]}
+    meter, _ = metered(piece, piece)
+    assert not meter.finished
+    odd = {"choices": [{"index": "0", "delta": {"content": "a"}, "finish_reason": ""}]}
+    meter.feed(sse(odd))  # not understood, and looked at for its end only
+    assert not meter.finished
+    meter.feed(sse(stop()))
+    assert meter.finished

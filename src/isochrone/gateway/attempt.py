@@ -19,7 +19,7 @@ from isochrone.gateway.continuation.seam import Seam
 from isochrone.gateway.message_meter import MessageMeter, meter_for
 from isochrone.gateway.meter import StreamMeter
 from isochrone.gateway.peer_hop import CLASSES, parse_tokens
-from isochrone.gateway.replies import EVENTS
+from isochrone.gateway.replies import EVENTS, Refusal
 from isochrone.gateway.request import engine_body
 from isochrone.gateway.target import Target
 from isochrone.gateway.tenant_slots import is_parted, placed_body
@@ -42,6 +42,9 @@ _TURNED_AWAY: Final = peer.TURNED_AWAY
 _TURNED_AWAY_BYTES: Final = len(_TURNED_AWAY)
 
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
+_TOO_DEEP: Final = Refusal(
+    status=400, reason="bad_request", message="The body is nested too deeply.",
+)
 
 
 class Attempt:
@@ -137,7 +140,13 @@ class Attempt:
     def _send(self, connection: UpstreamConnection) -> None:
         exchange = self._exchange
         self._connection, self.connected = connection, True
-        data = self._engine_request() if self.target.replica is not None else self._peer_request()
+        try:
+            is_local = self.target.replica is not None
+            data = self._engine_request() if is_local else self._peer_request()
+        except RecursionError:  # it was read once, with more of the stack free
+            self._stop()
+            exchange.refuse(_TOO_DEEP)
+            return
         self.last_ns = exchange.context.clock.monotonic_ns()
         if not exchange.reply.head_sent:
             exchange.sent_ns = self.last_ns
@@ -277,8 +286,7 @@ class Attempt:
     def received(self, data: bytes) -> None:
         meter = self.meter
         if meter is not None:
-            data = self._of_stream(data)
-            out = meter.feed(data)
+            out = self._of_stream(meter.feed(data))
             if out and not (meter.error and self._exchange.engine_failed(self, out)):
                 self._exchange.stream(self, out)
             if len(data) >= DENSE_BYTES and self._connection is not None:
@@ -292,13 +300,14 @@ class Attempt:
                 self._pieces = []
             self._pieces.append(data)
 
-    def _of_stream(self, data: bytes) -> bytes:
-        """What was read, without the word of a peer that leaves the stream to this gateway."""
+    def _of_stream(self, events: bytes) -> bytes:
+        """Whole events that were read, without the word of a peer that leaves the stream to this
+        gateway."""
         # Asked of every read of a hop: `endswith` parses its arguments each time, a slice does not.
-        if self.target.replica is None and data[-_TURNED_AWAY_BYTES:] == _TURNED_AWAY:
+        if self.target.replica is None and events[-_TURNED_AWAY_BYTES:] == _TURNED_AWAY:
             self.turned_away = True
-            return data[:-_TURNED_AWAY_BYTES]
-        return data
+            return events[:-_TURNED_AWAY_BYTES]
+        return events
 
     def ended(self) -> None:
         self._connection = None

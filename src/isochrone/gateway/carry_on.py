@@ -22,6 +22,7 @@ from isochrone.core.ids import SiteName
 from isochrone.core.metering.event import Endpoint, Outcome, Tokens
 from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.chosen import Choice
+from isochrone.gateway import judged
 from isochrone.gateway.attempt import Attempt
 from isochrone.gateway.continuation.coordinator import (
     Continuation,
@@ -29,7 +30,7 @@ from isochrone.gateway.continuation.coordinator import (
     StreamRequest,
     message_of,
 )
-from isochrone.gateway.continuation.events import WAITING, before_error
+from isochrone.gateway.continuation.events import DONE, WAITING, before_error
 from isochrone.gateway.continuation.retained import Retained
 from isochrone.gateway.surface import error_event_for
 from isochrone.gateway.tries import Tries
@@ -74,6 +75,7 @@ class CarryingOn(Tries):
     _last_ns: int | None = None  # when the sweep last saw the stream move
     _lost_ns: int | None = None  # since when the client waits for a continuation
     _waiting_ns = 0  # when it was last told so
+    _losses: tuple[tuple[int, Refused], ...] = ()  # with their places among all that was tried
     _method: Method = "retry"
     _usual_gap_ms = 0.0
     _engine_error = b""  # what the client gets if nobody goes on where an engine sent an error
@@ -106,6 +108,8 @@ class CarryingOn(Tries):
         if not has_end and self.retained is not None and self.carry_on(attempt):
             return
         if complete:
+            if not has_end:  # but more than is kept of it was said
+                self.reply.stream(DONE)
             self.reply.end_stream()
             tokens = meter.tokens(self.request.prompt_bytes)
             self._end("finished", status=200, reason=None, tokens=tokens)
@@ -126,6 +130,14 @@ class CarryingOn(Tries):
             self.stream(attempt, before)
         self.stream_broken(attempt, "the engine sent an error")
         return True
+
+    @property
+    def tried_now(self) -> list[Refused]:
+        """Who lost its stream, and who refused it in this gap: in the next one he may take it."""
+        tried = self.tried[self._tried_before :] if self._tried_before else self.tried
+        if not self._losses:
+            return tried
+        return [each for at, each in self._losses if at < self._tried_before] + tried
 
     @property
     def choice_since_ns(self) -> int:
@@ -176,6 +188,15 @@ class CarryingOn(Tries):
         """Whether a peer asked that can go on with the stream, if it just breaks."""
         return self.reply.hop is not None and self.retained is not None
 
+    @property
+    def waits_elsewhere(self) -> bool:
+        """Whether another site was asked to go on and may have it in its queue, for minutes."""
+        attempt = self.attempt
+        return (
+            self._lost_ns is not None and self.class_ == "batch" and attempt is not None
+            and attempt.target.replica is None and attempt.status == 0
+        )
+
     def nobody_goes_on(self) -> None:
         """No target is left for a continuation, or none may be asked."""
         self.lost_why = Lost(why="no_replica")
@@ -199,7 +220,7 @@ class CarryingOn(Tries):
         total_ns = self.context.deadlines[self.class_].total_ns
         plan = continuation.plan(Loss(
             kin=attempt.kin, metered=metered, usual_gap_ms=self._usual_gap_ms,
-            deadline_passed=now_ns - self.started_ns > total_ns,
+            deadline_passed=now_ns - self.started_ns > total_ns, stopped=attempt.turned_away,
         ))
         if isinstance(plan, Lost):
             self.lost_why = plan
@@ -243,27 +264,46 @@ class CarryingOn(Tries):
         seam, replica = continuation.seam, target.replica
         differed = seam is not None and seam.outcome == "differs"  # so it lives, and may continue
         self.asking = continuation.ask(plan)
-        if not isinstance(plan, Retry):
-            self.wanted = continuation.kin
+        self.want_alike(plan)
         self._method = _method_of(plan)
+        if attempt.turned_away:
+            self._method, continuation.stops = "stopped", continuation.stops + 1
         self.release(attempt, None if differed or attempt.turned_away else False, now_ns)
         self._tries_before, self._tries_began_ns = self.attempts, now_ns
-        if self._lost_ns is None:
-            self._lost_ns = self._waiting_ns = now_ns
-        self._silent, self._last_ns, self._last_progress = True, now_ns, None
+        self.begin_gap(now_ns)
+        where = "" if replica is None else f"replica {replica.id}: "
+        lost = _lost_at(target.site, where, attempt.turned_away)
+        if not (differed or attempt.turned_away):
+            self._losses += ((len(self.tried), lost),)
         if replica is not None:
             tried = self._tried_replicas = self._tried_replicas or set()
             if differed:
                 tried.discard(replica.id)
             else:
                 tried.add(replica.id)
-            self.tried.append(_lost_at(target.site, f"replica {replica.id}: "))
+            self.tried.append(lost)
             if not self.try_again_at(target.site, target.rtt_ms, now_ns):
                 self._go_elsewhere()
         elif differed:
             self.choose(now_ns)
         else:
-            self._refused(_lost_at(target.site, "", attempt.turned_away))
+            self._refused(lost)
+
+    def begin_gap(self, now_ns: int) -> None:
+        """From now on the client waits, unless it does already."""
+        if self._lost_ns is None:
+            self._lost_ns = self._waiting_ns = now_ns
+            self._tried_before = len(self.tried)
+        self._silent, self._last_ns, self._last_progress = True, now_ns, None
+
+    def want_alike(self, plan: Retry | ContinueIds | ContinueText | Replay) -> None:
+        """Whoever goes on has the weights of the answer so far; or, before there is any, those that
+        an ingress has read of in its head."""
+        assert self.continuation is not None
+        kin = self.continuation.kin
+        named = self.reply.hop is not None and kin is not None and kin.revision is not None
+        if named or not isinstance(plan, Retry):
+            self.wanted = kin
 
     def went_on(self, attempt: Attempt) -> None:
         """The first bytes of a continuation are there."""
@@ -279,9 +319,12 @@ class CarryingOn(Tries):
 
     def began_again(self) -> None:
         """The first bytes of a continuation have come, be they such as the client has already."""
-        choice = self.choice
+        choice, attempt, now_ns = self.choice, self.attempt, self.context.clock.monotonic_ns()
+        if attempt is not None:
+            judged.first_byte(self, attempt, now_ns)
+        if self.turn is not None:
+            self.turn.first_byte(resumable=True)
         if self.began and choice is not None and self.began[-1].choice is not choice:
-            now_ns = self.context.clock.monotonic_ns()
             self.began += (Began(choice, self.choice_since_ns, now_ns),)
 
     def wait_audibly(self, now_ns: int) -> None:
@@ -302,7 +345,7 @@ class CarryingOn(Tries):
         return attempt.meter.tokens(self.request.prompt_bytes)
 
 
-def _lost_at(site: SiteName, where: str, turned_away: bool = False) -> Refused:
+def _lost_at(site: SiteName, where: str, turned_away: bool) -> Refused:
     how = "it gave way there, and had no place again" if turned_away else "lost during the answer"
     return Refused(site=site, rule="tried_before", detail=where + how)
 

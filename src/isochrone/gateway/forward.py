@@ -298,7 +298,7 @@ class Exchange(GivingWay):
 
     def tick(self, now_ns: int) -> None:
         """Called a few times a second: deadlines, and progress of open streams."""
-        waits = self.turn is not None and self.turn.waits
+        waits = self.waits_elsewhere if self.turn is None else self.turn.waits
         if not self._silent or self._connection.paused or waits:
             self._silent = True
             self._last_ns = now_ns
@@ -310,11 +310,9 @@ class Exchange(GivingWay):
             silent = expired.reason == "between_events_timeout"
             if not silent or not self.fell_silent(expired.message):
                 self.stop(expired)
-        elif self.reply.head_sent and self.opened:
-            tokens = self._tokens()
-            if tokens != self._last_progress:
-                self._last_progress = tokens
-                self.context.journal.progress(self.request_id, tokens)
+        elif self.reply.head_sent:
+            if self.opened:
+                self._note_progress()
             self.wait_audibly(now_ns)
         elif self.attempt is not None and self.request.stream and not waits:
             judged.look_for_lateness(self, self.attempt, now_ns)
@@ -324,6 +322,12 @@ class Exchange(GivingWay):
         if self.attempt is None or self.attempt.target.replica is None:
             return None
         return self._tries_began_ns or self.started_ns
+
+    def _note_progress(self) -> None:
+        tokens = self._tokens()
+        if tokens != self._last_progress:
+            self._last_progress = tokens
+            self.context.journal.progress(self.request_id, tokens)
 
     def stop(self, why: Refusal) -> None:
         """End the request from our side."""

@@ -5,7 +5,7 @@ in its middle and goes on as if its engine had been lost, at the next token; one
 continued so, or is complete, keeps its slot.
 """
 
-from isochrone.core.continuation.plan import FinishLocally, Lost, Replay, Retry
+from isochrone.core.continuation.plan import FinishLocally, Lost, Replay
 from isochrone.core.ids import SiteName
 from isochrone.core.metering.event import Tokens
 from isochrone.core.routing.choice import Stopped
@@ -37,8 +37,10 @@ class GivingWay(CarryingOn):
         begun = self.reply.head_sent
         if not begun:
             self._begin_anew(now_ns)
+        elif attempt is None or not turn.ticket.resumable:
+            metered = None
         else:
-            metered = None if attempt is None else self._pause(attempt, now_ns)
+            metered = self._pause(attempt, now_ns)
         if metered is None:
             turn.unstoppable()
             return
@@ -110,7 +112,8 @@ class GivingWay(CarryingOn):
         """Stop the stream where it is, ready to be continued, and return what was metered; None
         where it has to go on as it is."""
         meter = attempt.meter
-        if meter is None or self.retained is None or self._lost_ns is not None:
+        goes_on_already = self._lost_ns is None or self._method == "stopped"
+        if meter is None or self.retained is None or not goes_on_already:
             return None
         metered, is_first = meter.tokens(self.request.prompt_bytes), self.continuation is None
         continuation = self._begin_continuation(metered, now_ns)
@@ -124,11 +127,9 @@ class GivingWay(CarryingOn):
         attempt.cancel()
         self.asking = continuation.ask(plan)
         continuation.stops += 1
-        if not isinstance(plan, Retry):
-            self.wanted = continuation.kin
+        self.want_alike(plan)
         self._method = "stopped"
         self.release(attempt, None, now_ns)
         self._tries_before, self._tried_replicas = self.attempts, set()
-        self._lost_ns = self._waiting_ns = now_ns
-        self._silent, self._last_ns, self._last_progress = True, now_ns, None
+        self.begin_gap(now_ns)
         return metered

@@ -28,7 +28,7 @@ MOST_SPECIAL_BYTES: Final = 16  # of data that is `null` or `[DONE]`
 MANY_BYTES: Final = 2048  # from here on all events of a read are compared together
 MOST_MISSES: Final = 8    # events in a row like none before: then no more are remembered
 
-_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
+_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
 _COUNTS: Final = re.compile(rb'"(?:usage|timings)"\s*:\s*\{')
 # How engines write text that is there: behind this comes its first byte. Others are parsed.
 _TEXT: dict[Endpoint, bytes] = {
@@ -296,7 +296,7 @@ class StreamMeter(EventTee):
         for choice in event.choices or ():
             index = choice.index if 0 <= choice.index < self._n else 0
             self._counted[index] += choice.carries_text
-            if choice.finish_reason is not None:
+            if choice.finish_reason:
                 self._finished.add(index)
                 if reported is not None:
                     self._ended.add(index)

@@ -88,6 +88,10 @@ class Turn:
     def waits(self) -> bool:
         return self.ticket.state == "queued"
 
+    def runs_behind(self, tokens: Tokens) -> None:
+        """So much of its answer was made elsewhere, and cost nothing here."""
+        self.used = self._used_since(tokens)
+
     def first_byte(self, resumable: bool) -> None:
         """The answer has begun. `resumable`: it could be stopped from now on and continued."""
         place, ticket = self.place, self.ticket
@@ -260,7 +264,10 @@ class SiteQueues:
             place.pushed += 1
         if queue.queued or queue.outbox:
             place.settle_soon()
-        return Turn(place, ticket, rtt_ms, now_ns)
+        turn = Turn(place, ticket, rtt_ms, now_ns)
+        if waiter.continuation is not None:
+            turn.runs_behind(waiter.continuation.tokens())
+        return turn
 
     def sweep(self, now_ns: int) -> None:
         """About once a second: policies, how fast engines read, and what was sold and is in force

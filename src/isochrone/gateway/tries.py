@@ -333,7 +333,7 @@ class Tries(Choosing):
         )
         if self.reply.hop is None:
             why = context.journal.opened(opening_of(self))
-            if why is not None:
+            if why is not None and not self.opened:  # else it is on record, with room to close it
                 self.attempt = before
                 self.refuse(admission.unrecorded(why))
                 return
@@ -386,7 +386,7 @@ class Tries(Choosing):
                 target.replica, now_ns, context.rng, organisation=self.key.org_id, why=why,
                 under_request=attempt.connected, sent_ns=attempt.last_ns,
             )
-        busy = attempt.status in (401, 403, 429)  # says nothing of its health
+        busy = 400 <= attempt.status < 500  # says nothing of its health
         if attempt.status == 429:
             judged.engine_is_full(self, attempt)
         self.release(attempt, None if unreachable or busy else False, now_ns, why)

@@ -7,13 +7,14 @@ from isochrone.core.rng import Random
 from isochrone.gateway.continuation.features import Fields, fields_of
 
 SEED_BITS = 31  # every engine takes these; the largest of 32 bits means "by chance" to llama.cpp
+BY_CHANCE = (b"null", b"-1")  # llama.cpp and vLLM say so of the latter
 _LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 
 _encode = msgspec.json.encode
 
 
 def with_seed(body: bytes, rng: Random) -> bytes:
-    """The body with a seed, if the client gave none.
+    """The body with a seed, if the client gave none, or one that means "by chance".
 
     It goes to the front, so that nothing has to be decoded; a request that mentions one anywhere is
     looked at closely. Engine and peer then see the same request in every attempt. What is no object
@@ -23,10 +24,10 @@ def with_seed(body: bytes, rng: Random) -> bytes:
     if b'"seed"' in body:
         try:
             fields = fields_of(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return body
         if "seed" in fields:
-            if bytes(fields["seed"]) != b"null":
+            if bytes(fields["seed"]) not in BY_CHANCE:
                 return body
             fields["seed"] = msgspec.Raw(seed)
             return _encode(fields)

@@ -118,8 +118,9 @@ class Continuation:
         if prompt is None and known:
             prompt, cached = metered.input_uncached + metered.input_cached, metered.input_cached
         output = metered.output
-        if self._delivered is not None and self._delivered.tokens is not None:
-            output = self._delivered.tokens
+        delivered = self._delivered
+        if self._request.n_choices == 1 and delivered is not None and delivered.tokens is not None:
+            output = delivered.tokens  # of several choices that is what one of them has
         self._whole = Whole(output=output, prompt=prompt, cached=cached)
 
     def ask(self, plan: Retry | ContinueIds | ContinueText | Replay) -> bytes:
@@ -127,6 +128,7 @@ class Continuation:
         request, delivered = self._request, self._delivered
         assert delivered is not None, "what cannot be read is never continued"
         self.continuations += 1
+        output = self._whole.output
         swallow: dict[Channel, str] = {}
         body = request.body
         if isinstance(plan, Replay):
@@ -146,7 +148,7 @@ class Continuation:
                 nth=self.continuations,
             )
         if isinstance(plan, Retry):
-            self._whole = Whole(output=0, prompt=None)
+            output, self._whole = 0, Whole(output=0, prompt=None)
         self.seam = Seam(SeamStart(
             delivered=delivered,
             n_choices=request.n_choices,
@@ -154,6 +156,7 @@ class Continuation:
             whole=self._whole,
             repeats=isinstance(plan, Replay | Retry),
             swallow=swallow,
+            output=output,
             stops=self._features.stops,
         ))
         return body

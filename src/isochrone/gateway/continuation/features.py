@@ -32,6 +32,8 @@ _NUMBERS = ("seed", "min_tokens", *_LIMITS)  # that a continuation changes
 # Values that switch a field off, whatever it does.
 _OFF = (b"null", b"false", b"[]", b"{}", b'""', b'"none"')
 
+HEADROOM = 20  # frames of the stack
+
 _decode = msgspec.json.Decoder(Fields).decode
 
 
@@ -52,24 +54,32 @@ def fields_of(body: bytes) -> Fields:
 
 def features_of(endpoint: Endpoint, body: bytes) -> Features:
     """Features of a request that was accepted. A field of the wrong type counts as stateful: the
-    engine took it, so it means something that is not known here."""
+    engine took it, so it means something that is not known here; so does one nested too deeply."""
     try:
-        fields = {name: raw for name, raw in _decode(body).items() if bytes(raw) != b"null"}
-        for name in _NUMBERS:
-            _number(fields, name, 0)
-        return Features(
-            several=_number(fields, "n", 1) != 1,
-            schema=_is_schema(fields),
-            sampled=_number(fields, "temperature", 1) != 0,
-            output_penalties=any(_number(fields, name, 0) != 0 for name in _OUTPUT_PENALTIES),
-            stateful=_stateful(endpoint, fields),
-            max_tokens=max_tokens_of(fields),
-            stops=stops_of(fields),
-            own_answer=_own_answer(endpoint, fields),
-            prompt_ids=bytes(fields.get("prompt", b"")).startswith(b"["),
-        )
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _from_below(HEADROOM, endpoint, body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Features(several=True, sampled=True, stateful="a field of an unknown form")
+
+
+def _from_below(frames: int, endpoint: Endpoint, body: bytes) -> Features:
+    """Read so much deeper in the stack than its caller: whoever reads the body once more, to make
+    another of it, then has no less room for what is nested in it."""
+    if frames:
+        return _from_below(frames - 1, endpoint, body)
+    fields = {name: raw for name, raw in _decode(body).items() if bytes(raw) != b"null"}
+    for name in _NUMBERS:
+        _number(fields, name, 0)
+    return Features(
+        several=_number(fields, "n", 1) != 1,
+        schema=_is_schema(fields),
+        sampled=_number(fields, "temperature", 1) != 0,
+        output_penalties=any(_number(fields, name, 0) != 0 for name in _OUTPUT_PENALTIES),
+        stateful=_stateful(endpoint, fields),
+        max_tokens=max_tokens_of(fields),
+        stops=stops_of(fields),
+        own_answer=_own_answer(endpoint, fields),
+        prompt_ids=bytes(fields.get("prompt", b"")).startswith(b"["),
+    )
 
 
 def stops_of(fields: Fields) -> tuple[str, ...]:

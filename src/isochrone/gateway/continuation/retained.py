@@ -44,7 +44,7 @@ class Delivered:
     finished: dict[int, str] = field(default_factory=dict)
     roles: set[int] = field(default_factory=set)
     done: bool = False
-    usage_sent: bool = False
+    usages: int = 0
     failed: bool = False
     counts: Reported | None = None
     tokens: int | None = None
@@ -55,6 +55,10 @@ class Delivered:
     prompt_ids: tuple[int, ...] = ()
     ids: list[int] = field(default_factory=list)
     _later_ids: list[int] = field(default_factory=list)
+
+    @property
+    def usage_sent(self) -> bool:
+        return self.usages > 0
 
     def text(self, channel: Channel = (0, TEXT)) -> str:
         return "".join(self.channels.get(channel, ()))
@@ -89,7 +93,7 @@ class Delivered:
             self.identity = said.identity
         self.roles.update(said.roles)
         self.finished.update(said.finished)
-        self.usage_sent = self.usage_sent or said.usage_only
+        self.usages += said.usage_only
         self.failed = self.failed or said.is_error
         self.counts = said.counts or self.counts
         self.prompt_ids = self.prompt_ids or said.prompt_ids
@@ -118,7 +122,7 @@ class Delivered:
             nothing=not self.channels and not self.tool_ids,
             only_text=not self.tool_ids and self.channels.keys() <= {(0, TEXT)},
             finished=self.done or len(self.finished) >= n_choices,
-            ids_complete=self.tokens is not None and len(self.ids) == self.tokens,
+            ids_complete=bool(self.prompt_ids) and len(self.ids) == self.tokens,
             held_back=self.last_jump > 1,
         )
 

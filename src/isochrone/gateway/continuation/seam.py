@@ -7,7 +7,7 @@ finished.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -35,7 +35,9 @@ from isochrone.gateway.continuation.events import (
     with_identity,
 )
 from isochrone.gateway.continuation.retained import Delivered
-from isochrone.gateway.meter import MAX_EVENT_BYTES
+from isochrone.gateway.meter import MAX_EVENT_BYTES, StreamMeter
+
+_NOTHING = msgspec.Raw(b"null")
 
 Outcome = Literal[
     "open",
@@ -49,7 +51,8 @@ Outcome = Literal[
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeamStart:
     """What a seam begins with. `swallow`: what the new answer must begin with, by channel.
-    `repeats`: the new answer is the whole run, so its counts are too."""
+    `repeats`: the new answer is the whole run, so its counts are too. `output`: tokens that were
+    delivered; those of `whole` are fewer where some of them are asked for once more."""
 
     delivered: Delivered
     n_choices: int
@@ -57,6 +60,7 @@ class SeamStart:
     whole: Whole
     repeats: bool
     swallow: Mapping[Channel, str]
+    output: int = 0
     stops: tuple[str, ...] = ()
 
 
@@ -64,8 +68,8 @@ class Seam:
     """One continued stream. Memory is bounded by one event and the text to be swallowed."""
 
     __slots__ = (
-        "_at", "_counts", "_events", "_final", "_finished", "_fresh_text", "_held", "_start",
-        "_tail", "_waiting", "outcome",
+        "_at", "_closed", "_counts", "_events", "_final", "_finished", "_fresh_text", "_held",
+        "_meter", "_says_more", "_shown", "_start", "_tail", "_usages", "_waiting", "outcome",
     )
 
     def __init__(self, start: SeamStart) -> None:
@@ -75,7 +79,16 @@ class Seam:
         self._counts: Reported | None = None
         self._final = False
         self._events = 0
-        self._finished = set(start.delivered.finished)
+        self._closed = frozenset(start.delivered.finished)
+        self._finished = set(self._closed)
+        self._says_more = False  # a choice, than the client has of it
+        self._shown = start.whole
+        self._meter: StreamMeter | None = None
+        self._usages = 0  # that the client has already
+        if start.n_choices > 1:  # each of which its engine may count apart
+            self._shown = replace(start.whole, output=0)
+            self._meter = StreamMeter(start.n_choices, "chat.completions", True)
+            self._usages = start.delivered.usages
         self._tail = "" if start.repeats else tail_for(start.delivered.text(), start.stops)
         self._fresh_text = ""
         self._waiting = ""
@@ -121,8 +134,10 @@ class Seam:
         `prompt_bytes` stands in for a prompt that no attempt has counted, as it does in a meter.
         """
         start = self._start
+        if self._meter is not None:
+            return self._of_several(self._meter.tokens(prompt_bytes), prompt_bytes)
         whole = start.whole.with_counts(self._counts, repeats=start.repeats)
-        prompt, output = whole.prompt, whole.output
+        prompt, output = whole.prompt, max(whole.output, start.output)
         source: TokenSource = "engine" if self._final else "running"
         if self._counts is None:
             again = 0 if start.repeats else start.whole.output
@@ -137,6 +152,22 @@ class Seam:
             input_uncached=prompt - whole.cached, input_cached=whole.cached, output=output,
             source=source,
         )
+
+    def _of_several(self, known: Tokens, prompt_bytes: int) -> Tokens:
+        """Of all choices, of which the present attempt has `known`."""
+        whole, source = self._start.whole, known.source
+        output = max(known.output, whole.output)
+        if not output:
+            return known
+        if whole.prompt is not None:
+            return Tokens(
+                input_uncached=whole.prompt - whole.cached, input_cached=whole.cached,
+                output=output, source="running" if source == "none" else source,
+            )
+        if source == "none":
+            prompt = -(-prompt_bytes // BYTES_PER_TOKEN)
+            return Tokens(input_uncached=prompt, output=output, source="counted")
+        return replace(known, output=output)
 
     # -- one event -----------------------------------------------------------------------------
 
@@ -166,15 +197,14 @@ class Seam:
         if said.is_error:
             self.outcome = "error"
             return b""
-        self._counts = said.counts or self._counts
-        self._final = self._final or (said.counts is not None and self._ends_with(said))
-        self._events += bool(said.pieces)
         fields = fields_of(payload)
-        if said.usage_only:
-            return render(self._dressed(fields)) if self._start.client_gets_usage else b""
-        choices = [self._choice(choice) for choice in list_of(fields.get("choices", raw([])))]
+        given = fields.get("choices", _NOTHING)
+        choices = [] if bytes(given) == b"null" else [self._choice(each) for each in list_of(given)]
         if self.outcome == "differs":
-            return b""
+            return b""  # what nobody gets nobody pays
+        self._count(said, payload)
+        if said.usage_only:
+            return self._usage(fields)
         if self.outcome == "stopped":
             return self._closing()
         kept = [choice for choice in choices if choice is not None]
@@ -183,15 +213,28 @@ class Seam:
         fields["choices"] = raw(kept)
         return render(self._dressed(fields))
 
+    def _count(self, said: Said, payload: bytes) -> None:
+        self._counts = said.counts or self._counts
+        self._final = self._final or (said.counts is not None and self._ends_with(said))
+        self._events += bool(said.pieces)
+        if self._meter is not None:
+            self._meter.feed(b"data: %b\n\n" % payload)
+
     def _ends_with(self, said: Said) -> bool:
         return said.usage_only or bool(said.finished)
+
+    def _usage(self, fields: Fields) -> bytes:
+        if self._usages:
+            self._usages -= 1
+            return b""
+        return render(self._dressed(fields)) if self._start.client_gets_usage else b""
 
     def _dressed(self, fields: Fields) -> Fields:
         start = self._start
         if start.delivered.prompt_ids:
             fields.pop("prompt_token_ids", None)
         with_identity(fields, start.delivered.identity)
-        with_counts(fields, start.whole.with_counts(self._counts, repeats=start.repeats))
+        with_counts(fields, self._shown.with_counts(self._counts, repeats=start.repeats))
         return fields
 
     def _closing(self) -> bytes:
@@ -209,19 +252,21 @@ class Seam:
         index = msgspec.json.decode(choice.get("index", b"0"), type=int)
         if delivered.prompt_ids:
             choice.pop("prompt_token_ids", None)
-        finish = bytes(choice.get("finish_reason", b"null")) != b"null"
-        new = False
+        finish = bytes(choice.get("finish_reason", b"null")) not in (b"null", b'""')
+        self._says_more = False
         if "text" in choice:
             text = self._text(index, text_of(choice["text"]), last=finish)
             choice["text"] = raw(text)
             new = bool(text)
         else:
-            delta = self._delta(index, fields_of(choice.get("delta", b"{}")), last=finish)
+            delta = self._delta(index, _object_of(choice.get("delta", _NOTHING)), last=finish)
             choice["delta"] = raw(delta)
-            new = new or bool(delta)
+            new = bool(delta)
+        if (self._says_more and index in self._closed) or (
+            (self._says_more or finish) and self._lacks(index)
+        ):
+            self.outcome = "differs"
         if finish:
-            if any(self._left(channel) for channel in self._start.swallow if channel[0] == index):
-                self.outcome = "differs"
             new = new or index not in self._finished
             self._finished.add(index)
         return choice if new else None
@@ -254,7 +299,7 @@ class Seam:
         number = msgspec.json.decode(call.get("index", b"0"), type=int)
         name = f"tool_calls/{number}"
         known = self._start.delivered.has_call((index, name))
-        function = fields_of(call.get("function", b"{}"))
+        function = _object_of(call.get("function", _NOTHING))
         kept: Fields = {}
         for part in ("name", "arguments"):
             said = text_of(function[part]) if part in function else ""
@@ -262,6 +307,7 @@ class Seam:
             if rest:
                 kept[part] = raw(rest)
         if not known:
+            self._says_more = True
             return call  # the client has nothing of it
         return {"index": raw(number), "function": raw(kept)} if kept else None
 
@@ -286,14 +332,23 @@ class Seam:
         """The part of a piece that the client does not have; a difference ends the seam."""
         expected = self._start.swallow.get(channel, "")
         at = self._at.get(channel, 0)
-        if at >= len(expected) or not piece:
-            return piece
         size = min(len(piece), len(expected) - at)
         if not expected.startswith(piece[:size], at):
             self.outcome = "differs"
             return ""
         self._at[channel] = at + size
+        self._says_more = self._says_more or len(piece) > size
         return piece[size:]
+
+    def _lacks(self, index: int) -> bool:
+        """Whether a choice has still to say what the client has of it. What a model says, it says
+        one after the other: it goes on with nothing else before."""
+        return any(self._left(each) for each in self._start.swallow if each[0] == index)
 
     def _left(self, channel: Channel) -> bool:
         return self._at.get(channel, 0) < len(self._start.swallow[channel])
+
+
+def _object_of(value: msgspec.Raw) -> Fields:
+    """An object or null."""
+    return {} if bytes(value) == b"null" else fields_of(value)
