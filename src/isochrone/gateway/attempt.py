@@ -18,7 +18,7 @@ from isochrone.gateway.continuation.seam import Seam
 from isochrone.gateway.message_meter import MessageMeter, meter_for
 from isochrone.gateway.meter import StreamMeter
 from isochrone.gateway.peer_hop import CLASSES, parse_tokens
-from isochrone.gateway.replies import EVENTS
+from isochrone.gateway.replies import EVENTS, Refusal
 from isochrone.gateway.request import engine_body
 from isochrone.gateway.target import Target
 from isochrone.gateway.upstream import UpstreamConnection
@@ -39,6 +39,9 @@ _STOPPED: Final = peer.STOPPED.encode()
 _TURNED_AWAY: Final = peer.TURNED_AWAY
 _TURNED_AWAY_BYTES: Final = len(_TURNED_AWAY)
 
+_NESTED: Final = Refusal(
+    status=400, reason="bad_request", message="The body is nested too deeply."
+)
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 
 
@@ -123,7 +126,14 @@ class Attempt:
     def _send(self, connection: UpstreamConnection) -> None:
         exchange = self._exchange
         self._connection, self.connected = connection, True
-        data = self._engine_request() if self.target.replica is not None else self._peer_request()
+        try:
+            data = (
+                self._engine_request() if self.target.replica is not None else self._peer_request()
+            )
+        except RecursionError:  # who read the body first stood less deep in the stack
+            self._stop()
+            exchange.refuse(_NESTED)
+            return
         self.last_ns = exchange.context.clock.monotonic_ns()
         if not exchange.reply.head_sent:
             exchange.sent_ns = self.last_ns

@@ -32,6 +32,7 @@ _NUMBERS = ("seed", "min_tokens", *_LIMITS)  # that a continuation changes
 # Values that switch a field off, whatever it does.
 _OFF = (b"null", b"false", b"[]", b"{}", b'""', b'"none"')
 
+_ROOM = 24
 _decode = msgspec.json.Decoder(Fields).decode
 
 
@@ -50,11 +51,18 @@ def fields_of(body: bytes) -> Fields:
     return _decode(body)
 
 
+def _with_room(body: bytes, frames: int) -> Fields:
+    """The fields, decoded so many frames further down: whoever has to decode them again may stand
+    deeper in the stack than this, and one that is nested too deeply for that is found out here."""
+    return _with_room(body, frames - 1) if frames else fields_of(body)
+
+
 def features_of(endpoint: Endpoint, body: bytes) -> Features:
     """Features of a request that was accepted. A field of the wrong type counts as stateful: the
     engine took it, so it means something that is not known here."""
     try:
-        fields = {name: raw for name, raw in _decode(body).items() if bytes(raw) != b"null"}
+        given = _with_room(body, _ROOM)
+        fields = {name: raw for name, raw in given.items() if bytes(raw) != b"null"}
         for name in _NUMBERS:
             _number(fields, name, 0)
         return Features(
@@ -68,7 +76,7 @@ def features_of(endpoint: Endpoint, body: bytes) -> Features:
             own_answer=_own_answer(endpoint, fields),
             prompt_ids=bytes(fields.get("prompt", b"")).startswith(b"["),
         )
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Features(several=True, sampled=True, stateful="a field of an unknown form")
 
 
