@@ -89,6 +89,7 @@ class Server:
 
     def drain(self) -> None:
         """Close idle connections now and every other one after its answer."""
+        self.outbox.flush()  # what this round has answered already goes out before a close
         self.draining = True
         self.heads = HeadMemory(self.settings.max_body_bytes)  # so that every head is examined anew
         for connection in list(self.connections):
@@ -198,6 +199,7 @@ class ClientConnection:
         """The client sends nothing more. It may have closed, or wait for what it asked for; what
         is written to it now tells which: the kernel of a client that is gone resets."""
         if self._skipping or not (self._answering or self._ahead):
+            self.outbox.flush()  # what it is owed of this round, before the transport is closed
             return False
         self._half_closed = self._probe()
         return self._half_closed
