@@ -61,6 +61,7 @@ RETRY_S = 0.5
 SILENCE_S = 2.5  # the bus sends a heartbeat a second
 FIRST_VIEW_S = 5.0  # a gateway without a view can only refuse, so it does not listen at once
 FLUSH_S = 1.0
+TAKEN_S = 0.05  # between looks whether clients have taken their answers
 
 log = structlog.get_logger()
 
@@ -313,14 +314,18 @@ class Gateway:
             self.context.loads.hearing(now_ns)
 
     async def _drain(self) -> None:
-        """Let open requests end, up to the limit; then end them."""
+        """Let open requests end and clients take their answers, up to the limit; then end them."""
         self.context.stopping = True
         self.server.drain()
-        if self.context.exchanges:
-            quiet = self.context.quiet = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.drain_timeout_s):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                if self.context.exchanges:
+                    quiet = self.context.quiet = asyncio.Event()
                     await quiet.wait()
+                while True:
+                    if not self.server.has_untaken:
+                        break
+                    await asyncio.sleep(TAKEN_S)
         for exchange in list(self.context.exchanges):
             exchange.stop("gateway_stopping", "This gateway is stopping.")
         await asyncio.sleep(0)

@@ -95,6 +95,11 @@ class Server:
         for connection in list(self.connections):
             connection.close_if_idle()
 
+    @property
+    def has_untaken(self) -> bool:
+        """Whether some client has still to take some of what was written for it."""
+        return any(each.has_untaken for each in self.connections)
+
     def sweep(self) -> None:
         """Close connections that are idle or that send their request too slowly."""
         now_ns = self.clock.monotonic_ns()
@@ -455,6 +460,11 @@ class ClientConnection:
         body = error_body(Refusal(status=408, reason=f"{part}_timeout", message=text))
         self._transport.write(TIMED_OUT % (len(body), body))
         self._transport.close()
+
+    @property
+    def has_untaken(self) -> bool:
+        """Whether the client has still to take some of what was written for it."""
+        return self._transport.get_write_buffer_size() > 0
 
     def _takes(self, now_ns: int) -> bool:
         """Whether the client has taken some of its answer since this was asked before."""
