@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -103,11 +104,11 @@ async def raw_engine() -> AsyncIterator[tuple[RawEngine, str]]:
         server.close()
 
 
-async def a_site(cloud: GatewayCloud, url: str) -> RunningSite:
+async def a_site(cloud: GatewayCloud, url: str, **settings: Any) -> RunningSite:
     """Its only engine is the one at `url`, and is always tried again."""
     site = await cloud.add_site(
         "frankfurt", "DE", breaker_failures=20, breaker_failure_rate=1.0, retry_min_per_s=1000.0,
-        breaker_first_hold_s=0.01, breaker_longest_hold_s=0.01,
+        breaker_first_hold_s=0.01, breaker_longest_hold_s=0.01, **settings,
     )
     await cloud.key("secret")
     await cloud.deploy("frankfurt", MODEL, {"base_url": url})

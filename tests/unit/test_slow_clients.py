@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.outbox import Outbox
-from isochrone.gateway.server import ClientConnection, Handler, Server
+from isochrone.gateway.replies import Refusal, error_body
+from isochrone.gateway.server import CONTINUE, LINGER_S, ClientConnection, Handler, Server
 from isochrone.gateway.settings import GatewaySettings
+from isochrone.twin import loop as virtual
 from tests.fixtures.wires import Wire
 
 SETTINGS = GatewaySettings(
@@ -43,12 +47,16 @@ class App:
                 connection.answer(b"x" * 100, close=connection.will_close(incoming))
 
             def fail(self, fault: Fault) -> None:
-                self.serve()
+                app.fail(connection, incoming, fault)
 
+        app = self
         return One()
 
     def fail(self, connection: ClientConnection, incoming: Incoming, fault: Fault) -> None:
-        connection.answer(b"x", close=True)
+        refusal = Refusal(status=fault.status, reason=fault.reason, message=fault.message)
+        body = error_body(refusal)
+        top = b"HTTP/1.1 %d No\r\nconnection: close\r\n" % fault.status
+        connection.answer(top + b"content-length: %d\r\n\r\n%b" % (len(body), body), close=True)
 
 
 class Cutting(App):
@@ -78,10 +86,13 @@ class Stage:
         connection.connection_made(wire)
         return connection, wire
 
-    def lasts_s(self, each_second: Callable[[], None]) -> float:
-        """How long the connection lasts while something happens every second; at most 1000 s."""
+    def lasts_s(self, each_second: Callable[[], None], *, half: bool = False) -> float:
+        """How long the connection lasts while something happens every second; at most 1000 s.
+        `half`: or the gateway's half of it, which ends first where something is said."""
         since_s = self.clock.now_s
-        while not self.wire.closed and self.clock.now_s - since_s < 1000:
+        while not (self.wire.closed or (half and self.wire.ended)):
+            if self.clock.now_s - since_s >= 1000:
+                break
             self.clock.now_s += 1
             each_second()
             self.server.sweep()
@@ -100,7 +111,7 @@ def test_nothing_at_all() -> None:
 
 
 def exactly(stage: Stage, each_second: Callable[[], None], seconds: float) -> None:
-    assert stage.lasts_s(each_second) == seconds
+    assert stage.lasts_s(each_second, half=True) == seconds
 
 
 def trickle(stage: Stage, data: bytes) -> Callable[[], None]:
@@ -222,7 +233,8 @@ def test_an_answer_that_is_cut_and_not_taken() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"GET", HEAD + b"\r\n123"])
 def test_thousands_of_them_at_once(data: bytes) -> None:
-    def body(stage: Stage) -> None:
+    async def main() -> None:
+        stage = Stage()
         stage.clock.now_s = 2
         many = [stage.connect() for _ in range(2000)]
         for connection, _ in many:
@@ -231,13 +243,14 @@ def test_thousands_of_them_at_once(data: bytes) -> None:
         stage.server.sweep()  # begins to count for those that have just become idle
         stage.clock.now_s = 400
         stage.server.sweep()
+        await asyncio.sleep(2 * LINGER_S)
         assert all(wire.closed for _, wire in many)
         for connection, _ in many:
             connection.connection_lost(None)
         assert stage.server.uploads.held_bytes == 0
         assert len(stage.server.connections) == 1
 
-    on_stage(body)
+    virtual.run(main())
 
 
 def test_too_many_of_them() -> None:
@@ -249,5 +262,114 @@ def test_too_many_of_them() -> None:
         many[-1][0].connection_lost(None)
         many[0][0].connection_lost(None)
         assert not stage.connect()[1].closed
+
+    on_stage(body)
+
+
+class Slow(App):
+    """Each answer is more than its client takes at once."""
+
+    def begin(self, connection: ClientConnection, incoming: Incoming) -> Handler:
+        class One:
+            def serve(self) -> None:
+                connection.pause_writing()
+                connection.answer(b"x" * 100, close=connection.will_close(incoming))
+
+            def fail(self, fault: Fault) -> None:
+                app.fail(connection, incoming, fault)
+
+        app = self
+        return One()
+
+
+class Late(App):
+    """Answers when it is told."""
+
+    def __init__(self) -> None:
+        self.asked: list[Incoming] = []
+
+    def begin(self, connection: ClientConnection, incoming: Incoming) -> Handler:
+        class One:
+            def serve(self) -> None:
+                app.asked.append(incoming)
+
+            def fail(self, fault: Fault) -> None:
+                app.fail(connection, incoming, fault)
+
+        app = self
+        return One()
+
+
+class Halved(Wire):
+    """One that may be ended by halves: there is a socket to watch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pair = socket.socketpair()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._pair[0] if name == "socket" else default
+
+
+def test_a_request_behind_an_answer_that_is_taken_slowly() -> None:
+    """It has come in whole, so no time for its coming can be over."""
+
+    def body(stage: Stage) -> None:
+        stage.server.app = Slow()
+        stage.connection.data_received(GET + GET)
+        stage.wire.unsent_bytes = 500
+
+        def takes_a_byte() -> None:
+            stage.wire.unsent_bytes = max(0, stage.wire.unsent_bytes - 1)
+
+        assert 500 < stage.lasts_s(takes_a_byte) < 500 + 3 * 76
+
+    on_stage(body)
+
+
+def test_half_a_request_behind_an_answer_that_takes_long() -> None:
+    """The rest of it was not read meanwhile."""
+
+    def body(stage: Stage) -> None:
+        app = stage.server.app = Late()
+        stage.connection.data_received(GET + HEAD + b"\r\n" + b"x" * 10)
+        for _ in range(300):
+            stage.clock.now_s += 1
+            stage.server.sweep()
+        stage.connection.answer(b"x" * 100, close=False)
+        stage.clock.now_s += 100
+        stage.server.sweep()
+        assert not stage.wire.closed
+        assert not stage.wire.ended
+        stage.connection.data_received(b"x" * 990)
+        assert [each.body for each in app.asked] == [b"", b"x" * 1000]
+
+    on_stage(body)
+
+
+@pytest.mark.parametrize("when", ["while it is answered", "behind it"])
+def test_what_a_slow_client_had_asked_before_it_ended_its_half(when: str) -> None:
+    def body(stage: Stage) -> None:
+        app, wire = Late(), Halved()
+        stage.server.app = app
+        connection = stage.server.accept()
+        connection.connection_made(wire)
+        connection.data_received(GET * 3)
+        if when == "while it is answered":
+            assert connection.eof_received()
+        connection.pause_writing()
+        connection.answer(b"1", close=False)
+        assert len(app.asked) == 1
+        if when == "behind it":
+            assert connection.eof_received()
+        assert [wire.closed] == [False]
+        for number in (b"2", b"3"):
+            connection.resume_writing()
+            connection.pause_writing()
+            connection.answer(number, close=False)
+        stage.server.outbox.flush()
+        assert b"".join(wire.written).replace(CONTINUE, b"") == b"123"
+        assert wire.closed
+        stage.server.hangups.close()
 
     on_stage(body)

@@ -24,7 +24,7 @@ def read(payload: bytes) -> Event | None:
     """The event in `payload`, or None when it is not one that we understand."""
     try:
         return decode_event(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -39,7 +39,7 @@ def _stated(body: bytes) -> Tokens | None:
     plain = at > 0 and body[at - 1] in _BEFORE_NAME and body.find(_ERROR) < 0
     try:
         counts = decode_counts(b"{" + body[at:] if plain else body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     usage = counts.usage
     if usage is None or counts.object == "error" or counts.error is not ABSENT:

@@ -27,7 +27,7 @@ def engine_error_body(body: bytes, status: int) -> bytes:
     """An engine's error in OpenAI's form; as it came where it has that form or is no JSON error."""
     try:
         error = _engine_error.decode(body).error
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return body
     if not isinstance(error.code, int):
         return body
@@ -61,6 +61,6 @@ def foreign_message(body: bytes) -> str | None:
     error."""
     try:
         said = _decode_any(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return None if said.type == "error" else said.error.message

@@ -109,7 +109,7 @@ def _is_whole(event: bytes) -> bool:
         return True
     try:
         msgspec.json.decode(payload, type=msgspec.Raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return True
 

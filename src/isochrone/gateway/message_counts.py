@@ -88,7 +88,7 @@ class NamedEvent(msgspec.Struct, frozen=True, gc=False):
             return None
         try:
             return _decode_inner(self.message).usage
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return None
 
     def speaks(self, endpoint: Endpoint) -> bool:
@@ -101,7 +101,7 @@ class NamedEvent(msgspec.Struct, frozen=True, gc=False):
             return False
         try:
             delta = _decode_delta(self.delta)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return True
         return bool(delta.text or delta.thinking or delta.partial_json)
 
@@ -115,7 +115,7 @@ def read_named(payload: bytes) -> NamedEvent | None:
     """The event in `payload`, or None when it is not one that we understand."""
     try:
         return _decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -65,6 +65,7 @@ FLUSH_S = 1.0
 _STOPPING = Refusal(
     status=504, reason="gateway_stopping", message="This gateway is stopping."
 )
+TAKEN_S = 0.05  # between looks whether clients have taken their answers
 
 log = structlog.get_logger()
 
@@ -317,14 +318,18 @@ class Gateway:
             self.context.loads.hearing(now_ns)
 
     async def _drain(self) -> None:
-        """Let open requests end, up to the limit; then end them."""
+        """Let open requests end and clients take their answers, up to the limit; then end them."""
         self.context.stopping = True
         self.server.drain()
-        if self.context.exchanges:
-            quiet = self.context.quiet = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.drain_timeout_s):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                if self.context.exchanges:
+                    quiet = self.context.quiet = asyncio.Event()
                     await quiet.wait()
+                while True:
+                    if not self.server.has_untaken:
+                        break
+                    await asyncio.sleep(TAKEN_S)
         for exchange in list(self.context.exchanges):
             exchange.stop(_STOPPING)
         await asyncio.sleep(0)

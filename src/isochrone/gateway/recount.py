@@ -91,16 +91,16 @@ async def recount(
     tokenizer in time) stays as in the estimate. The cached part is known of the first prompt only.
     """
     texts = _texts(body)
-    prompts = [] if request_body is None else prompts_of(request_body)
     output = whole = None
     try:
+        prompts = [] if request_body is None else prompts_of(request_body)
         async with asyncio.timeout(TIMEOUT_S):
             if texts is not None:
                 said = [msgspec.Raw(_encode(text)) for text in texts if text]
                 output = await _count(pool, replica, said, prompts=False)
             if len(prompts) > 1:
                 whole = await _count(pool, replica, prompts, prompts=True)
-    except (OSError, TimeoutError, ValueError, msgspec.MsgspecError):
+    except (OSError, TimeoutError, ValueError, msgspec.MsgspecError, RecursionError):
         pass  # what was counted until now is still better than the estimate
     if output is not None:
         estimate = replace(estimate, output=output, source="counted")

@@ -89,10 +89,16 @@ class Server:
 
     def drain(self) -> None:
         """Close idle connections now and every other one after its answer."""
+        self.outbox.flush()  # what this round has answered already goes out before a close
         self.draining = True
         self.heads = HeadMemory(self.settings.max_body_bytes)  # so that every head is examined anew
         for connection in list(self.connections):
             connection.close_if_idle()
+
+    @property
+    def has_untaken(self) -> bool:
+        """Whether some client has still to take some of what was written for it."""
+        return any(each.has_untaken for each in self.connections)
 
     def sweep(self) -> None:
         """Close connections that are idle or that send their request too slowly."""
@@ -197,7 +203,8 @@ class ClientConnection:
     def eof_received(self) -> bool:
         """The client sends nothing more. It may have closed, or wait for what it asked for; what
         is written to it now tells which: the kernel of a client that is gone resets."""
-        if self._skipping or not (self._answering or self._ahead):
+        if self._skipping or not (self._answering or self._ahead or self._is_held_up):
+            self.outbox.flush()  # what it is owed of this round, before the transport is closed
             return False
         self._half_closed = self._probe()
         return self._half_closed
@@ -221,7 +228,12 @@ class ClientConnection:
         if self.listener is not None:
             self.listener.client_resumed()
         elif not self._answering:
-            self._pump()
+            self._go_on()
+
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether requests wait until the client has taken the answers before them."""
+        return self.paused and len(self._queue) > 0
 
     # -- a client that is gone, though nothing is read from it ------------------------------------
 
@@ -280,6 +292,13 @@ class ClientConnection:
         if not self._queue:
             self._quiet_ns = quiet_ns  # empty lines begin no request
 
+    def _go_on(self) -> None:
+        """The answer before is out of the way. Of what has begun to come behind it nothing was read
+        meanwhile, so its time begins anew."""
+        if self._queue and not self._queue[0].complete:
+            self._queue[0].began_ns = self._server.clock.monotonic_ns()
+        self._pump()
+
     def _pump(self) -> None:
         """Answer what has been read, in order, until one answer has to wait."""
         if self._pumping:
@@ -296,7 +315,8 @@ class ClientConnection:
                 self._read(ahead)
         finally:
             self._pumping = False
-        if self._half_closed and not (self._answering or self._ending or self._ahead):
+        waits = self._answering or self._ending or self._ahead or self._is_held_up
+        if self._half_closed and not waits:
             self._end()  # nothing more will come
 
     def _advance(self, incoming: Incoming) -> bool:
@@ -385,7 +405,7 @@ class ClientConnection:
         if close:
             self._end()
         elif self._queue or self._ahead or self._half_closed:
-            self._pump()
+            self._go_on()
 
     def cut(self) -> None:
         """End in the middle of an answer: what was written goes out, and no end of a body."""
@@ -434,7 +454,7 @@ class ClientConnection:
         settings = self._server.settings
         if not self._quiet_ns:
             self._quiet_ns = now_ns
-        if not self._queue:
+        if not self._queue or self.paused:
             if now_ns - self._quiet_ns > settings.idle_timeout_s * 1e9 and not self._takes(now_ns):
                 self.abort()
             return
@@ -453,6 +473,11 @@ class ClientConnection:
         body = error_body(Refusal(status=408, reason=f"{part}_timeout", message=text))
         self._transport.write(TIMED_OUT % (len(body), body))
         self._transport.close()
+
+    @property
+    def has_untaken(self) -> bool:
+        """Whether the client has still to take some of what was written for it."""
+        return self._transport.get_write_buffer_size() > 0
 
     def _takes(self, now_ns: int) -> bool:
         """Whether the client has taken some of its answer since this was asked before."""
