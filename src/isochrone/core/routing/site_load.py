@@ -10,13 +10,14 @@ from isochrone.core.estimate.engine_rates import (
     pending_prompt_tokens,
 )
 from isochrone.core.estimate.room import room, usual_tokens
-from isochrone.core.estimate.service import Servers, Work, prefill_ms
+from isochrone.core.estimate.service import Rates, Servers, Work, prefill_ms
 from isochrone.core.ids import ModelName
 from isochrone.core.routing.credits import spare_requests
 from isochrone.core.world.digest import DeploymentLoad
 from isochrone.core.world.engine_load import EngineLoad
 from isochrone.core.world.model import COMMON_ENDPOINTS, Endpoint
 
+MOST: Final = 2.0**53  # tokens or ms that are told; more is no engine's work
 LITTLE: Final = 0.1  # of a usual prompt: less than this still to be read keeps nobody waiting
 
 
@@ -41,10 +42,10 @@ def load_of(
     if queued is None:
         queued = Work()
     prompt_tokens = queued.prompt_tokens + round(
-        sum([pending_prompt_tokens(known, each.load) for each in ready])
+        min(sum([pending_prompt_tokens(known, each.load) for each in ready]), MOST)
     )
     output_tokens = queued.output_tokens + round(
-        sum([pending_output_tokens(known, each.load) for each in ready])
+        min(sum([pending_output_tokens(known, each.load) for each in ready]), MOST)
     )
     usual = usual_tokens([each.load for each in ready], known.prompt_tokens + known.output_tokens)
     rooms = [_room(each, usual) for each in ready]
@@ -80,7 +81,7 @@ def load_of(
         spare=spare,
         pushed=round(pushed, 3),
         free=openings if rates.prefill_tok_s > 0.0 else None,
-        due_ms=round(prefill_ms(soonest_tokens, rates)) if rates.prefill_tok_s > 0.0 else 0,
+        due_ms=_due_ms(soonest_tokens, rates),
     )
 
 
@@ -97,6 +98,12 @@ def _openings(
             openings += 1
         soonest_tokens = min(soonest_tokens, unread)
     return openings, round(soonest_tokens) if ready else 0
+
+
+def _due_ms(prompt_tokens: int, rates: Rates) -> int:
+    if rates.prefill_tok_s <= 0.0:
+        return 0
+    return round(min(prefill_ms(prompt_tokens, rates), MOST))
 
 
 def _room(reading: Reading, usual: float) -> int:
