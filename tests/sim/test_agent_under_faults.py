@@ -1,8 +1,12 @@
-"""An agent on virtual time: engines too busy to say their load, and a stop that becomes urgent."""
+"""An agent on virtual time: engines too busy to say their load, a stop that becomes urgent, and a
+second agent of the same site."""
 
 import asyncio
 
-from tests.sim.test_agent import FIRST, Stage, on_stage
+from structlog.testing import capture_logs
+
+from isochrone.ports.bus import Entry
+from tests.sim.test_agent import BUCKET, FIRST, HOST, Stage, on_stage
 
 
 def test_a_removed_replica_finishes_its_work_though_it_is_too_busy_to_say_its_load() -> None:
@@ -73,3 +77,25 @@ def test_an_engine_too_busy_to_say_its_load_does_not_look_idle() -> None:
             assert stage.ready() == 1
 
     on_stage(body)
+
+
+def test_two_agents_of_one_site_do_not_write_without_end() -> None:
+    async def body(stage: Stage) -> None:
+        told: list[Entry] = []
+        await stage.control.watch(BUCKET, "replica", told.append)
+        await stage.want(2)
+        async with stage.agent():
+            await asyncio.sleep(1)
+            with capture_logs() as logs:
+                async with stage.agent():
+                    await asyncio.sleep(5)
+                    told.clear()
+                    await asyncio.sleep(10)
+                    assert len(told) <= 2 * 2 * 10 * 10 + 4, "of each ten rounds a second at most"
+            others = [each for each in logs if each["event"] == "another_agent_of_this_site"]
+            assert len(others) == 2, "each says it, once a minute"
+            assert others[0]["its_hosts"] == [HOST.name]
+
+    on_stage(body)
+
+
