@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,20 @@ def test_a_digest_with_hosts_that_cannot_be_is_refused(
 ) -> None:
     says(api, "sydney", (a_load("good"),))
     says(api, "sydney", hosts, replicas, sequence=2)
+    assert [each["name"] for each in api.call("GET", "hosts")[1]["items"]] == ["good"]
+
+
+@pytest.mark.parametrize("what", ["kind", "state", "id", "model"])
+def test_a_digest_that_would_command_a_terminal_is_refused(api: Api, what: str) -> None:
+    title = "\x1b]0;yours\x07"
+    says(api, "sydney", (a_load("good"),))
+    load, replica = a_load("bad"), a_replica(0, "bad")
+    if what == "kind":
+        gpus = (Gpu(kind=title, memory_bytes=None),)
+        load = replace(load, host=replace(load.host, gpus=gpus))
+    else:
+        replica = replace(replica, **{what: title})  # type: ignore[arg-type]
+    says(api, "sydney", (load,), (replica,), sequence=2)
     assert [each["name"] for each in api.call("GET", "hosts")[1]["items"]] == ["good"]
 
 

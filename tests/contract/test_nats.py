@@ -8,10 +8,15 @@ import json
 import time
 from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
+from random import Random
 
 import pytest
 import uvloop
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
+from isochrone.adapters.nats.bus import open_bus
+from isochrone.adapters.nats.connection import Connection
 from isochrone.adapters.nats.identity import (
     Credentials,
     control_user,
@@ -24,7 +29,7 @@ from isochrone.core.errors import BusUnavailable, InvalidInput, Untrusted
 from isochrone.ports.bus import Entry
 from isochrone.wire import subjects
 from tests.contract.test_bus import until
-from tests.fixtures.nats import NatsServer
+from tests.fixtures.nats import HostClock, NatsServer
 
 
 def run(main: Coroutine[None, None, None]) -> None:
@@ -209,6 +214,70 @@ def test_a_watch_whose_consumer_vanished_lists_again_and_leaves_none_behind(
         assert await own_nats.consumers("KV_view") == names
         await watch.close()
         assert await own_nats.consumers("KV_view") == []
+        await bus.close()
+
+    run(main())
+
+
+def test_what_is_subscribed_to_while_a_login_ends_is_heard(
+    own_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = Connection._exchange
+
+    async def main() -> None:
+        control = await own_nats.bus()
+        proving, proved = asyncio.Event(), asyncio.Event()
+
+        async def far_away(
+            self: Connection, client: Client, subject: str | None, payload: bytes,
+            headers: dict[str, str] | None,
+        ) -> Msg:
+            if subject is None:
+                proving.set()
+                await proved.wait()
+            return await exchange(self, client, subject, payload, headers)
+
+        monkeypatch.setattr(Connection, "_exchange", far_away)
+        sydney = await own_nats.bus(own_nats.site("sydney"), wait_s=0.0)
+        await proving.wait()
+        heard: list[str] = []
+        await sydney.subscribe(subjects.DIGESTS, lambda subject, _: heard.append(subject))
+        proved.set()
+        await until(lambda: sydney.connected, "the login has ended")
+        for _ in range(3):
+            await control.publish("digest.ashburn", b"")
+        await until(lambda: heard != [], "the digest")
+        await sydney.close()
+        await control.close()
+
+    run(main())
+
+
+def test_what_is_no_nats_server_does_not_end_the_search_for_one(own_nats: NatsServer) -> None:
+    async def main() -> None:
+        async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"x" * 1_000_000)  # no line
+            writer.close()
+
+        stranger = await asyncio.start_server(babble, "127.0.0.1", 0)
+        url = f"nats://127.0.0.1:{stranger.sockets[0].getsockname()[1]}"
+        bus = await open_bus(
+            [url, own_nats.plan.url], own_nats.control, name="test", clock=HostClock(),
+            rng=Random(), wait_s=10.0,
+        )
+        assert bus.connected
+        await bus.close()
+        stranger.close()
+
+    run(main())
+
+
+def test_a_seed_that_is_damaged_is_said(own_nats: NatsServer) -> None:
+    async def main() -> None:
+        damaged = replace(own_nats.site("sydney"), seed="SUA")
+        bus = await own_nats.bus(damaged, wait_s=0.5)
+        with pytest.raises(BusUnavailable, match="not a NATS"):
+            await bus.publish_durable("usage.sydney", b"", message_id="m", timeout_s=0.2)
         await bus.close()
 
     run(main())

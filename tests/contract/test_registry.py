@@ -334,6 +334,11 @@ def test_a_join_token_is_spent_once_but_its_answer_can_be_had_again(registry: Re
     assert estate.join(a_joining("t1"), now=NOW + 1) == joined
     with pytest.raises(Untrusted, match="used before"):
         estate.join(a_joining("t1", keys="b"), now=NOW + 1)
+    elsewhere = ({"host": "10.0.0.2"}, {"port": 4200}, {"public_url": "https://x/v1"})
+    for address in elsewhere:  # it would be told that it joined there, and be reached nowhere
+        with pytest.raises(Untrusted, match="used before"):
+            estate.join(replace(a_joining("t1"), **address), now=NOW + 1)
+    assert estate.site(SiteName("aa")) == joined
     with pytest.raises(Untrusted, match="expired"):
         estate.join(a_joining("t1"), now=NOW + HOUR_NS)
     with pytest.raises(Untrusted, match="unknown"):

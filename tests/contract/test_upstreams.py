@@ -1,6 +1,7 @@
 """Asking over HTTP, keys by reference, logs of children, and upstreams without or with metrics."""
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 from isochrone.adapters.clock import SystemClock
 from isochrone.adapters.credentials import read_credential
 from isochrone.adapters.engines.child_log import MOST_BYTES, ChildLog
-from isochrone.adapters.engines.openai import OpenAiDriver
+from isochrone.adapters.engines.openai import MODELS_EVERY_S, OpenAiDriver
 from isochrone.adapters.http import HttpAnswer, request
 from isochrone.core.errors import EngineUnavailable, Unavailable
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
 from isochrone.core.world.engine_load import UNKNOWN_LOAD
 from isochrone.core.world.model import ALL_ENDPOINTS, EngineSpec
 from isochrone.ports.engine import EngineStart, EngineTraits
+from tests.fixtures.stepped_clock import SteppedClock
 
 Reply = Callable[[bytes], bytes | None]
 
@@ -178,3 +180,74 @@ def test_a_log_is_bounded_and_ends_with_the_latest_lines(tmp_path: Path) -> None
     assert 0 < path.stat().st_size <= MOST_BYTES
     assert 0 < older.stat().st_size <= MOST_BYTES
     assert len(list(tmp_path.iterdir())) == 2
+
+
+METRICS = b"vllm:num_requests_running 3\nvllm:num_requests_waiting 1\n"
+
+
+def listing(*names: str) -> bytes:
+    return with_body(json.dumps({"data": [{"id": name} for name in names]}).encode())
+
+
+@pytest.mark.parametrize("late", [None, with_body(b"gone", 503)], ids=["too slow", "refused"])
+def test_an_upstream_that_cannot_say_its_load_just_now_is_still_there(late: bytes | None) -> None:
+    said = [with_body(METRICS), with_body(METRICS), late, with_body(METRICS)]
+
+    def reply(head: bytes) -> bytes | None:
+        return said.pop(0) if head.startswith(b"GET /metrics ") else listing("partner")
+
+    async def use(url: str) -> None:
+        engine = await OpenAiDriver(SystemClock()).start(a_start(url), deadline_s=20)
+        assert (await engine.load()).running == 3
+        assert await engine.load() == UNKNOWN_LOAD
+        assert (await engine.load()).running == 3
+
+    asyncio.run(asked(reply, use))
+
+
+def test_an_upstream_that_answers_nothing_is_away() -> None:
+    is_away = False
+
+    def reply(head: bytes) -> bytes:
+        if is_away:
+            return with_body(b"", 503)
+        return with_body(METRICS) if head.startswith(b"GET /metrics ") else listing("partner")
+
+    async def use(url: str) -> None:
+        nonlocal is_away
+        engine = await OpenAiDriver(SystemClock()).start(a_start(url), deadline_s=20)
+        is_away = True
+        with pytest.raises(EngineUnavailable, match="503"):
+            await engine.load()
+
+    asyncio.run(asked(reply, use))
+
+
+def test_a_vllm_that_serves_another_model_is_not_ready() -> None:
+    def reply(head: bytes) -> bytes:
+        return with_body(METRICS) if head.startswith(b"GET /metrics ") else listing("other")
+
+    async def use(url: str) -> None:
+        with pytest.raises(EngineUnavailable, match="serves other, not partner"):
+            await OpenAiDriver(SystemClock()).start(a_start(url), deadline_s=20)
+
+    asyncio.run(asked(reply, use))
+
+
+def test_a_vllm_that_serves_another_model_from_now_on_is_noticed() -> None:
+    models, clock = ["partner"], SteppedClock()
+
+    def reply(head: bytes) -> bytes:
+        return with_body(METRICS) if head.startswith(b"GET /metrics ") else listing(*models)
+
+    async def use(url: str) -> None:
+        engine = await OpenAiDriver(clock).start(a_start(url), deadline_s=20)
+        await engine.load()
+        models[:] = ["other"]
+        clock.ahead_ns = int((MODELS_EVERY_S + 1) * 1e9)
+        with pytest.raises(EngineUnavailable, match="serves other, not partner"):
+            await engine.load()
+        with pytest.raises(EngineUnavailable):
+            await engine.load()
+
+    asyncio.run(asked(reply, use))

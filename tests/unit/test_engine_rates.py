@@ -15,6 +15,9 @@ from isochrone.core.estimate.engine_rates import (
     seeded,
 )
 from isochrone.core.estimate.service import Rates
+from isochrone.core.ids import ModelName
+from isochrone.core.routing.site_load import Reading, load_of
+from isochrone.core.world.digest import DeploymentLoad
 from isochrone.core.world.engine_load import UNKNOWN_LOAD, EngineLoad
 from isochrone.wire import fleet
 
@@ -205,3 +208,26 @@ def test_what_came_lately_fades() -> None:
     idle, busy = a_reading(running=0), a_reading(running=10)
     assert arrived(2.0, idle, busy, KNOWN, elapsed_s=1.0) == pytest.approx(7.6)
     assert arrived(7.6, busy, busy, KNOWN, elapsed_s=1.0) == pytest.approx(2.28)
+
+
+NONSENSE = [
+    "vllm:num_requests_running 9e15\nvllm:num_requests_waiting 9e15\n"
+    "vllm:prompt_tokens_total 9e15\nvllm:generation_tokens_total 9e15\n"
+    "vllm:request_success_total 1\n",
+    "vllm:num_requests_running 1\nvllm:prompt_tokens_total 9e15\n"
+    "vllm:generation_tokens_total 9e15\nvllm:request_prefill_time_seconds_sum 9e15\n"
+    "vllm:inter_token_latency_seconds_count 1e-300\n"
+    "vllm:inter_token_latency_seconds_sum 9e15\n",
+]
+
+
+@pytest.mark.parametrize("page", NONSENSE, ids=["counts", "rates"])
+def test_nonsense_within_bounds_makes_a_digest_that_can_be_told(page: str) -> None:
+    before = replace(IDLE, requests_total=0)
+    load = LoadReader(family="vllm").read(read_series(page))
+    known = learn(SEED, before, load)
+    came = arrived(None, before, load, known, elapsed_s=1.0)
+    said = load_of(ModelName("m"), [Reading(4, load, came)], known)
+    assert fleet.decode(fleet.encode(said), DeploymentLoad) == said
+    assert said.decode_tok_s > 0.0
+    assert said.prefill_tok_s > 0.0

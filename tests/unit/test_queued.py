@@ -72,6 +72,13 @@ def test_what_nobody_can_have_said_counts_nothing(payload: bytes) -> None:
     assert queued.of(MODEL) == Work()
 
 
+def test_what_another_site_had_delivered_here_counts_nothing() -> None:
+    queued, _ = an_agent()
+    for subject in ("$KV.site_evil.replica.x", subjects.queued_subject(SiteName("there"))):
+        queued.on_report(subject, report(requests=9))
+    assert queued.of(MODEL) == Work()
+
+
 def test_pushes_are_counted_by_the_second_and_a_worker_may_begin_anew() -> None:
     queued, clock = an_agent()
     subject = subjects.queued_subject(HERE)

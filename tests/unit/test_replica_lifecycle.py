@@ -201,3 +201,15 @@ def test_what_is_stopped_at_once_is_not_drained() -> None:
     (slowly,) = plan([], by_id(in_state("ready")), 0).commands
     assert isinstance(slowly, Stop)
     assert not slowly.at_once
+
+
+def test_a_stop_that_becomes_urgent_is_said_once_more_and_not_again() -> None:
+    draining, urgent = in_state("draining"), frozenset({TINY})
+    assert plan([], by_id(draining), 0).commands == ()
+    (stop,) = plan([], by_id(draining), 0, at_once=urgent).commands
+    assert stop == Stop(id=draining.goal.id, reason="no longer desired", at_once=True)
+    ending = step(draining, Event(kind="stop_asked", at_once=True), 0)
+    assert ending.state == "draining"
+    assert plan([], by_id(ending), 0, at_once=urgent).commands == ()
+    stopped = step(ending, Event(kind="ended"), 0)
+    assert not again(stopped, wanted()[0], 2, 0).at_once

@@ -102,7 +102,10 @@ class Agent:
                 tasks.create_task(
                     self._follow(subjects.VIEW_BUCKET, "site", self._on_view), name="view"
                 )
-                tasks.create_task(self._listen(), name="queues")
+                waiting = subjects.queued_subject(self._plan.site)
+                tasks.create_task(self._listen(waiting, self._queued.on_report), name="queues")
+                told = subjects.digest_subject(self._plan.site)
+                tasks.create_task(self._listen(told, self._digests.heard), name="others")
                 tasks.create_task(self._supervisor.run(), name="supervisor")
                 tasks.create_task(self._records.run(), name="records")
                 tasks.create_task(self._digests.run(), name="digests")
@@ -120,12 +123,13 @@ class Agent:
         except (TimeoutError, BusUnavailable):
             log.info("agent_left_without_farewell", site=self._plan.site)
 
-    async def _listen(self) -> None:
-        """Hear what waits at the site's gateways."""
-        subject = subjects.queued_subject(self._plan.site)
+    async def _listen(
+        self, subject: str, on_message: Callable[[str, bytes], None]
+    ) -> None:
+        """Hear all messages of a subject."""
         while True:
             try:
-                await self._bus.subscribe(subject, self._queued.on_report)
+                await self._bus.subscribe(subject, on_message)
                 return
             except BusUnavailable as error:
                 log.info("agent_waits_for_bus", subject=subject, detail=error.message)

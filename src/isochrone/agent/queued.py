@@ -10,7 +10,7 @@ from isochrone.core.estimate.service import Work
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.world.queued import QueueReport
 from isochrone.ports.clock import Clock
-from isochrone.wire import fleet
+from isochrone.wire import fleet, subjects
 
 FORGOTTEN_NS: Final = 3_000_000_000  # of who says nothing for so long nothing waits, or it is gone
 MOST_WORKERS: Final = 1024           # of one gateway
@@ -34,7 +34,9 @@ class Queued:
         except Untrusted as error:
             log.warning("queue_report_refused", subject=subject, why=error.message)
             return
-        if report.site != self._site or not 0 <= report.worker < MOST_WORKERS:
+        # The subject, too: what a server is made to deliver elsewhere keeps that of its sender.
+        own = subject == subjects.queued_subject(report.site) and report.site == self._site
+        if not own or not 0 <= report.worker < MOST_WORKERS:
             return
         _, before = self._reports.get(report.worker, (0, None))
         for each in report.queues:

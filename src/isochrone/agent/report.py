@@ -13,7 +13,7 @@ import structlog
 from isochrone.agent.hosting import host_of
 from isochrone.agent.queued import Queued
 from isochrone.agent.supervise import Live, Supervisor
-from isochrone.core.errors import BusUnavailable
+from isochrone.core.errors import BusUnavailable, Untrusted
 from isochrone.core.estimate.engine_rates import Learned
 from isochrone.core.ids import HostName, ModelName, SiteName
 from isochrone.core.routing.site_load import Reading, load_of
@@ -31,7 +31,8 @@ from isochrone.ports.clock import Clock
 from isochrone.wire import fleet, subjects
 
 RETRY_S = 1.0
-QUICKEST_DIGEST_S = 0.1
+WARN_AGAIN_NS = 60_000_000_000
+QUICKEST_S = 0.1  # from one digest, or round of records, to the next
 
 log = structlog.get_logger()
 
@@ -72,6 +73,7 @@ class Records:
         self._bucket = bucket
         self._wanted: dict[str, bytes] = {}
         self._stored: dict[str, bytes] = {}
+        self._contested = False  # another writer answers each of our writes with one
         self._wake = asyncio.Event()
 
     def want(self, replicas: Iterable[Replica]) -> None:
@@ -83,6 +85,9 @@ class Records:
         if entry.value is None:
             self._stored.pop(entry.key, None)
         else:
+            ours = (None, entry.value)
+            if self._stored.get(entry.key) not in ours and self._wanted.get(entry.key) not in ours:
+                self._contested = True
             self._stored[entry.key] = entry.value
         self._wake.set()
 
@@ -97,6 +102,9 @@ class Records:
                 log.warning("replica_records_waiting", bucket=self._bucket, detail=error.message)
                 self._wake.set()
                 await asyncio.sleep(RETRY_S)
+            if self._contested:
+                self._contested = False
+                await asyncio.sleep(QUICKEST_S)
 
     async def settle(self) -> None:
         """Close the gap once. Raises BusUnavailable."""
@@ -173,11 +181,26 @@ class Digests:
         self._interval_s = interval_s
         self._epoch = clock.wall_ns() // 1_000_000
         self._sequence = 0
+        self._warned_ns: int | None = None
         self._soon = asyncio.Event()
 
     def soon(self) -> None:
         """Something changed that routing should know before the next second."""
         self._soon.set()
+
+    def heard(self, subject: str, payload: bytes) -> None:
+        """A digest of this site: where it is not ours, another agent plays the same site. What
+        they tell of its replicas takes turns, so somebody has to hear of it."""
+        try:
+            digest = fleet.decode(payload, SiteDigest)
+        except Untrusted:
+            return
+        now_ns = self._clock.monotonic_ns()
+        is_told = self._warned_ns is not None and now_ns - self._warned_ns < WARN_AGAIN_NS
+        if digest.epoch != self._epoch and not is_told:
+            self._warned_ns = now_ns
+            hosts = [each.host.name for each in digest.hosts]
+            log.error("another_agent_of_this_site", site=self._site, its_hosts=hosts)
 
     def digest(self) -> SiteDigest:
         """The next digest; its sequence number grows with every call."""
@@ -215,9 +238,9 @@ class Digests:
         while True:
             self._soon.clear()
             await self.publish()
-            await asyncio.sleep(QUICKEST_DIGEST_S)
+            await asyncio.sleep(QUICKEST_S)
             try:
-                async with asyncio.timeout(max(0.0, self._interval_s - QUICKEST_DIGEST_S)):
+                async with asyncio.timeout(max(0.0, self._interval_s - QUICKEST_S)):
                     await self._soon.wait()
             except TimeoutError:
                 continue

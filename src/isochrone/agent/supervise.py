@@ -5,6 +5,7 @@ happened goes back to the core as events; the core's plan is applied after every
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,7 @@ log = structlog.get_logger()
 class Live:
     """A replica in the agent's hands. `load` is the last reading, `engine` None unless it runs;
     `at_ready` is the reading when it became ready, after what it was tried with; `arrived` are the
-    requests a second that came to it lately; for `silent_s` it has not answered; `at_once`: it was
+    requests a second that came to it lately; for `silent_s` it has not answered; `urgent`: it was
     asked to stop without finishing its work.
     """
 
@@ -50,8 +51,8 @@ class Live:
     at_ready: EngineLoad = UNKNOWN_LOAD
     arrived: float | None = None
     silent_s: float = 0.0
-    at_once: bool = False
     stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    urgent: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +145,10 @@ class Supervisor:
                 tasks.create_task(self._live_through(live), name=f"replica {goal.id}")
             case life.Stop(id=id_, reason=reason, at_once=at_once):
                 live = self._live[id_]
-                live.at_once = at_once
-                self._happened(live, life.Event(kind="stop_asked", detail=reason))
+                asked = life.Event(kind="stop_asked", detail=reason, at_once=at_once)
+                self._happened(live, asked)
+                if at_once:
+                    live.urgent.set()
                 live.stop_asked.set()
             case life.Forget(id=id_):
                 del self._live[id_]
@@ -204,7 +207,7 @@ class Supervisor:
         because it waits for a disk or a device, costs no other engine; nobody leaving waits."""
         while True:
             try:
-                await engine.stop(deadline_s=0.0 if live.at_once else STOP_S)
+                await engine.stop(deadline_s=0.0 if live.urgent.is_set() else STOP_S)
             except TimeoutError:
                 log.error("replica_not_killed", replica=live.status.goal.id, pid=engine.pid)
                 if leaving:
@@ -232,8 +235,9 @@ class Supervisor:
         return life.Event(kind="failed", detail=reason[:MOST_DETAIL])
 
     async def _until_silent(self, live: Live, engine: Engine) -> str:
-        """Read the engine's load for ever; returns when it has not answered for too long."""
-        heard_ns = self._clock.monotonic_ns()
+        """Read the engine's load for ever; returns when it has not answered for too long. Of one
+        that answers, but not with its load, the last reading holds for as long: it is busy."""
+        heard_ns = read_ns = self._clock.monotonic_ns()
         while True:
             await asyncio.sleep(self._plan.load_interval_s)
             load = await self._read(engine)
@@ -243,13 +247,17 @@ class Supervisor:
                 if now_ns - heard_ns > SILENT_S * 1e9:
                     return f"it has not answered for {SILENT_S:g} s"
                 continue
+            heard_ns, live.silent_s = now_ns, 0.0
+            if load == UNKNOWN_LOAD:
+                if now_ns - read_ns > SILENT_S * 1e9:
+                    live.load, live.arrived = UNKNOWN_LOAD, None
+                continue
             model = live.status.goal.model
             known = self._learned[model] = learn(self.learned(model), live.load, load)
             live.arrived = arrived(
-                live.arrived, live.load, load, known, elapsed_s=(now_ns - heard_ns) / 1e9
+                live.arrived, live.load, load, known, elapsed_s=(now_ns - read_ns) / 1e9
             )
-            heard_ns, live.silent_s = now_ns, 0.0
-            live.load = load
+            read_ns, live.load = now_ns, load
 
     async def _read(self, engine: Engine) -> EngineLoad | None:
         try:
@@ -260,15 +268,19 @@ class Supervisor:
     async def _until_drained(self, live: Live) -> life.Event:
         """Wait to be asked to stop, then until nothing runs or the patience is over."""
         await live.stop_asked.wait()
-        if live.engine is not None and live.engine.pid is not None and not live.at_once:
-            await asyncio.sleep(NOTICE_S)
-            deadline_ns = self._clock.monotonic_ns() + DRAIN_S * 1e9
-            while live.engine is not None and self._clock.monotonic_ns() < deadline_ns:
-                load = await self._read(live.engine)
-                if load is None or not (load.running or load.waiting):
-                    break
-                await asyncio.sleep(0.2)
+        if live.engine is not None and live.engine.pid is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NOTICE_S + DRAIN_S):
+                    await self._first_of(self._until_idle(live.engine), live.urgent.wait())
         return life.Event(kind="ended", detail=live.status.detail)
+
+    async def _until_idle(self, engine: Engine) -> None:
+        """Until nothing is sent to it any more and it says that nothing runs; one that is too busy
+        to say so, or silent, has not said it."""
+        await asyncio.sleep(NOTICE_S)
+        # Polled: an engine has no event to wait for.
+        while not _is_idle(await self._read(engine)):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
 
     async def _first_of(self, *waits: Coroutine[Any, Any, Any]) -> Any:
         """The result of the first to finish; the others are cancelled and awaited."""
@@ -280,3 +292,7 @@ class Supervisor:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_idle(load: EngineLoad | None) -> bool:
+    return load is not None and load.running == 0 and not load.waiting

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from unicodedata import category
 
 import structlog
 
@@ -30,6 +31,7 @@ REPORT_NS = 7_000_000_000  # gateways repeat theirs every two seconds while some
 RETRY_S = 1.0
 MOST_WORKERS = 1024  # of one gateway
 COUNTS_END = 1 << 63  # of whole numbers in the book
+CONTROL_CHARACTERS = "it has control characters where people read"
 # Smaller changes of a round trip than both of these are noise and not worth a new view.
 LEARN_RATIO = 0.1
 LEARN_MS = 0.5
@@ -115,6 +117,10 @@ class FleetState:
         if subject != subjects.health_subject(report.site) or not 0 <= report.worker < MOST_WORKERS:
             log.warning("health_report_refused", subject=subject, reason="it speaks for another")
             return
+        seen: list[SeenReplica | SeenSite] = [*report.replicas, *report.sites]
+        if any(_commands(text) for each in seen for text in (each.state, each.why)):
+            log.warning("health_report_refused", subject=subject, reason=CONTROL_CHARACTERS)
+            return
         self._reported[report.site, report.worker] = Reported(
             report=report, at_ns=self._clock.monotonic_ns()
         )
@@ -151,6 +157,8 @@ def _wrong_hosts(digest: SiteDigest) -> str | None:
         return "its hosts have no names, or one name twice"
     if not {each.host for each in digest.replicas} <= {None, *names}:
         return "a replica runs on a host that it does not tell"
+    if any(_commands(gpu.kind) for each in digest.hosts for gpu in each.host.gpus):
+        return CONTROL_CHARACTERS
     return None
 
 
@@ -167,10 +175,14 @@ def _wrong_counts(digest: SiteDigest) -> str | None:
         return "it counts what nothing counts"
     if not all(0.0 <= each.rtt_ms < math.inf for each in digest.probes):
         return "its round trips are none"
-    names = [name for each in digest.replicas for name in (each.id, each.model)]
-    if any("\0" in name for name in (*names, *(each.peer for each in digest.probes))):
-        return "it names what has no name"
-    return None
+    names = [name for each in digest.replicas for name in (each.id, each.model, each.state)]
+    names += [each.peer for each in digest.probes] + [each.model for each in digest.loads]
+    return CONTROL_CHARACTERS if any(map(_commands, names)) else None
+
+
+def _commands(text: str) -> bool:
+    """Whether a terminal would obey a part of it; the book holds no NUL either."""
+    return not text.isprintable() and any(category(each) == "Cc" for each in text)
 
 
 async def listen(state: FleetState, bus: Bus) -> Sequence[Subscription]:

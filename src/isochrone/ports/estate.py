@@ -107,8 +107,9 @@ class Estate(Protocol):
     def join(self, joining: Joining, *, now: int) -> Site:
         """Spend the token and take over the site's keys and address.
 
-        The same token with the same keys again, before it expires, changes nothing and returns the
-        same site. Raises Untrusted when the token is unknown, expired or spent with other keys.
+        The same token with the same keys and address again, before it expires, changes nothing and
+        returns the same site. Raises Untrusted when the token is unknown, expired or spent with
+        others.
         """
         ...
 

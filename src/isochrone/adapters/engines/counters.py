@@ -40,6 +40,7 @@ class Names:
 
 
 LARGEST = 2.0**53  # of what is counted; beyond it floats are no whole numbers
+SLOWEST_TOK_S = 1e-3  # below it a rate cannot have been measured; gateways believe none
 # vLLM states the size of its cache in labels; what they make is added as a series of this name.
 CACHE_CONFIG = "vllm:cache_config_info"
 CACHE_TOKENS = "vllm:cache_tokens"
@@ -197,4 +198,4 @@ class LoadReader:
         if new_tokens <= 0 or new_seconds <= 0:
             return None
         rate = new_tokens / new_seconds
-        return rate if rate <= LARGEST else None
+        return rate if SLOWEST_TOK_S <= rate <= LARGEST else None

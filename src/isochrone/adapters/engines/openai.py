@@ -1,11 +1,14 @@
 """Watches one OpenAI-compatible upstream as if it were a replica: vLLM, SGLang, a partner cloud.
 
-Nothing is started. Ready means that its list of models answers with our key. Load comes from its
-metrics page where it has one; elsewhere it is unknown, and the list of models is asked now and then
+Nothing is started. Ready means that its list of models answers with our key, and of vLLM, which
+refuses every other name, that ours is on it. Load comes from its metrics page where it has one;
+elsewhere, and while that does not answer, it is unknown. The list of models is asked now and then
 to see whether the upstream is still there.
 """
 
 import asyncio
+
+import msgspec
 
 from isochrone.adapters.credentials import read_credential
 from isochrone.adapters.engines.counters import FAMILIES, LoadReader, family_of, read_series
@@ -17,6 +20,7 @@ from isochrone.ports.clock import Clock
 from isochrone.ports.engine import EngineStart, EngineTraits
 
 LOAD_TIMEOUT_S = 0.8
+BUSY_TIMEOUT_S = 2.0  # of what answers, but not with its load
 MODELS_TIMEOUT_S = 5.0
 MODELS_EVERY_S = 15.0
 
@@ -24,8 +28,11 @@ MODELS_EVERY_S = 15.0
 class OpenAiEngine:
     """One upstream. Made by OpenAiDriver.start only."""
 
-    def __init__(self, spec: EngineSpec, clock: Clock, reader: LoadReader | None) -> None:
+    def __init__(
+        self, spec: EngineSpec, model: str, clock: Clock, reader: LoadReader | None
+    ) -> None:
         self._spec = spec
+        self._model = model
         self._clock = clock
         self._reader = reader
         self._listed_ns = clock.monotonic_ns()
@@ -49,14 +56,15 @@ class OpenAiEngine:
         return EngineTraits() if self._reader is None else FAMILIES[self._reader.family].traits
 
     async def load(self) -> EngineLoad:
-        if self._reader is not None:
-            answer = await ask(self._spec, metrics_url(self._spec), timeout_s=LOAD_TIMEOUT_S)
-            if answer.status != 200:
-                raise EngineUnavailable(f"{self.base_url}: metrics answer {answer.status}")
-            return self._reader.read(read_series(answer.body.decode("utf-8", "replace")))
         if self._clock.monotonic_ns() - self._listed_ns > MODELS_EVERY_S * 1e9:
-            await list_models(self._spec)
+            check_served(await list_models(self._spec), self._model, self._reader)
             self._listed_ns = self._clock.monotonic_ns()
+        if self._reader is None:
+            return UNKNOWN_LOAD
+        page = await find_metrics(self._spec, timeout_s=LOAD_TIMEOUT_S)
+        if page is not None:
+            return self._reader.read(read_series(page))
+        await list_models(self._spec, timeout_s=BUSY_TIMEOUT_S)
         return UNKNOWN_LOAD
 
     async def exited(self) -> str:
@@ -72,15 +80,17 @@ class OpenAiDriver:
         self._clock = clock
 
     async def start(self, start: EngineStart, *, deadline_s: float) -> OpenAiEngine:
+        model = start.spec.upstream_model or start.model
         try:
             async with asyncio.timeout(deadline_s):
-                await list_models(start.spec)
+                listed = await list_models(start.spec)
                 reader = await find_reader(start.spec)
         except TimeoutError as error:
             raise EngineUnavailable(
                 f"{start.spec.source} did not answer within {deadline_s:g} s"
             ) from error
-        return OpenAiEngine(start.spec, self._clock, reader)
+        check_served(listed, model, reader)
+        return OpenAiEngine(start.spec, model, self._clock, reader)
 
     async def revision(self, spec: EngineSpec) -> str | None:
         """Nobody states the weights of an upstream."""
@@ -97,14 +107,38 @@ async def ask(spec: EngineSpec, url: str, *, timeout_s: float) -> HttpAnswer:
         raise EngineUnavailable(error.message) from error
 
 
-async def list_models(spec: EngineSpec) -> None:
-    """Raises EngineUnavailable unless `/models` answers with 200."""
+class Listed(msgspec.Struct, frozen=True):
+    id: str
+
+
+class Models(msgspec.Struct, frozen=True):
+    """A list of models, as far as we read it."""
+
+    data: tuple[Listed, ...] = ()
+
+
+async def list_models(
+    spec: EngineSpec, *, timeout_s: float = MODELS_TIMEOUT_S
+) -> tuple[str, ...]:
+    """The names on the list at `/models`, none where it cannot be read. Raises EngineUnavailable
+    unless it answers with 200."""
     url = f"{spec.source.rstrip('/')}/models"
-    answer = await ask(spec, url, timeout_s=MODELS_TIMEOUT_S)
+    answer = await ask(spec, url, timeout_s=timeout_s)
     if answer.status in (401, 403):
         raise EngineUnavailable(f"{url} refuses the key ({answer.status}); check {spec.credential}")
     if answer.status != 200:
         raise EngineUnavailable(f"{url} answers {answer.status}, expected 200")
+    try:
+        return tuple(each.id for each in msgspec.json.decode(answer.body, type=Models).data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ()
+
+
+def check_served(listed: tuple[str, ...], model: str, reader: LoadReader | None) -> None:
+    """Raises EngineUnavailable where an engine that has no other names than those listed lists
+    others: each request would be answered with 404, as if the client had asked for nonsense."""
+    if reader is not None and reader.family == "vllm" and listed and model not in listed:
+        raise EngineUnavailable(f"the upstream serves {', '.join(listed)[:200]}, not {model}")
 
 
 def metrics_url(spec: EngineSpec) -> str:
@@ -112,13 +146,17 @@ def metrics_url(spec: EngineSpec) -> str:
     return f"{spec.source.rstrip('/').removesuffix('/v1')}/metrics"
 
 
-async def find_reader(spec: EngineSpec) -> LoadReader | None:
-    """A reader for the engine family whose series the upstream shows, None when it shows none."""
+async def find_metrics(spec: EngineSpec, *, timeout_s: float) -> str | None:
+    """The upstream's metrics page, None when it has none or does not answer with it."""
     try:
-        answer = await ask(spec, metrics_url(spec), timeout_s=MODELS_TIMEOUT_S)
+        answer = await ask(spec, metrics_url(spec), timeout_s=timeout_s)
     except EngineUnavailable:
         return None
-    if answer.status != 200:
-        return None
-    family = family_of(read_series(answer.body.decode("utf-8", "replace")))
+    return answer.body.decode("utf-8", "replace") if answer.status == 200 else None
+
+
+async def find_reader(spec: EngineSpec) -> LoadReader | None:
+    """A reader for the engine family whose series the upstream shows, None when it shows none."""
+    page = await find_metrics(spec, timeout_s=MODELS_TIMEOUT_S)
+    family = None if page is None else family_of(read_series(page))
     return None if family is None else LoadReader(family=family)

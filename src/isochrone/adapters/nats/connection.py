@@ -21,7 +21,7 @@ from nats.aio.subscription import Subscription
 
 from isochrone.adapters.nats import nkeys
 from isochrone.adapters.nats.identity import Credentials, inbox_prefix
-from isochrone.core.errors import BusUnavailable
+from isochrone.core.errors import BusUnavailable, Untrusted
 
 _CONNECT_S = 5.0
 _PING_EVERY_S = 2.0
@@ -255,9 +255,7 @@ class Connection:
         try:
             async with asyncio.timeout(_CONNECT_S):
                 await self._login(client, url, closed)
-                for interest in self._interests:
-                    interest.active = await client.subscribe(interest.subject, cb=interest.handler)
-                await self._exchange(client, None, b"", None)
+                await self._subscribe_all(client)
             self._told = ""
             self._log.info("nats_connected", url=url)
             self._client = client
@@ -265,7 +263,8 @@ class Connection:
             self._up.set()
             await self._until_lost(client, closed)
             self._log.warning("nats_lost", url=url, reason=self._last_error)
-        except (OSError, nats.errors.Error, TimeoutError) as error:
+        except (OSError, nats.errors.Error, TimeoutError, ValueError, Untrusted) as error:
+            # ValueError: what answers is no NATS server. Untrusted: our own seed is none.
             self._note(error)
             if self._last_error != self._told:  # once a cause, not once an attempt
                 self._told = self._last_error
@@ -280,6 +279,15 @@ class Connection:
             with contextlib.suppress(OSError, nats.errors.Error, TimeoutError):
                 async with asyncio.timeout(_CLOSE_S):
                     await client.close()
+
+    async def _subscribe_all(self, client: Client) -> None:
+        """Return once the server knows every interest, also those that came meanwhile."""
+        known: set[Interest] = set()
+        while missing := [each for each in self._interests if each not in known]:
+            for interest in missing:
+                interest.active = await client.subscribe(interest.subject, cb=interest.handler)
+            known.update(missing)
+            await self._exchange(client, None, b"", None)
 
     async def _login(self, client: Client, url: str, closed: asyncio.Event) -> None:
         async def on_closed() -> None:

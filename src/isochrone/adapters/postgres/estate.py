@@ -171,19 +171,24 @@ class PostgresEstate:
     def join(self, joining: Joining, *, now: int) -> Site:
         with self._pool.transaction(_JOINING) as connection:
             row = connection.execute(
-                "SELECT t.site, t.used_at, t.expires_at, s.peer_key, s.nats_key"
+                "SELECT t.site, t.used_at, t.expires_at, s.peer_key, s.nats_key, s.host, s.port,"
+                " s.public_url"
                 " FROM site_tokens t JOIN sites s ON s.name = t.site"
                 " WHERE t.token_sha256 = %s AND s.removed_at IS NULL FOR UPDATE",
                 (joining.token_sha256,),
             ).fetchone()
             if row is None:
                 raise Untrusted("the join token is unknown: ask the operator for a new one")
-            site, used_at, expires_at, peer_key, nats_key = row
+            site, used_at, expires_at, *stated = row
             if now >= expires_at:
                 raise Untrusted("the join token has expired: ask the operator for a new one")
             if used_at is not None:
-                if (peer_key, nats_key) != (joining.peer_key, joining.nats_key):
-                    raise Untrusted("the join token was used before: ask the operator for another")
+                if stated != [joining.peer_key, joining.nats_key, joining.host, joining.port,
+                              joining.public_url]:
+                    raise Untrusted(
+                        "the join token was used before, with other keys or for another address:"
+                        " ask the operator for another"
+                    )
                 return _site_named(connection, site)
             connection.execute(
                 "UPDATE site_tokens SET used_at = %s WHERE token_sha256 = %s",

@@ -53,7 +53,8 @@ class Goal:
 class Status:
     """One replica as the agent knows it; `since_ns` and `retry_at_ns` are monotonic.
 
-    `failures` counts failures in a row and decides the next wait; `restarts` only grows.
+    `failures` counts failures in a row and decides the next wait; `restarts` only grows. `at_once`:
+    it was asked to stop without finishing its work.
     """
 
     goal: Goal
@@ -64,14 +65,17 @@ class Status:
     restarts: int = 0
     retry_at_ns: int | None = None
     detail: str | None = None
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened to a replica; `detail` is the reason of a failure."""
+    """Something that happened to a replica; `detail` is the reason of a failure, `at_once` of
+    `stop_asked`: without finishing its work."""
 
     kind: EventKind
     detail: str | None = None
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,11 +159,14 @@ def again(status: Status, goal: Goal, generation: int, now_ns: int) -> Status:
         failures=status.failures if same else 0,
         restarts=status.restarts + 1 if status.state == "failed" else status.restarts,
         retry_at_ns=None,  # `detail` stays: until it is ready, the last failure explains it
+        at_once=False,
     )
 
 
 def step(status: Status, event: Event, now_ns: int) -> Status:
     """Apply one event; an event that means nothing in this state changes nothing."""
+    if event.at_once:
+        status = replace(status, at_once=True)
     state = TRANSITIONS.get((status.state, event.kind))
     if state is None or event.kind == "started":
         return status
@@ -214,10 +221,10 @@ def plan(
             continue
         if status.state in ("failed", "stopped"):
             commands.append(Forget(id=id_))
-        elif status.state != "draining":
-            commands.append(
-                Stop(id=id_, reason="no longer desired", at_once=status.goal.model in at_once)
-            )
+        else:
+            urgent = status.goal.model in at_once
+            if status.state != "draining" or (urgent and not status.at_once):
+                commands.append(Stop(id=id_, reason="no longer desired", at_once=urgent))
     return Plan(commands=tuple(commands), wake_ns=min(wakes, default=None))
 
 

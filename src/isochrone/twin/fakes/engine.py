@@ -1,7 +1,7 @@
 """The engine driver in memory: its replicas are FakeEngineServers, started and crashed at will.
 
-Faults: a replica crashes, falls silent or cannot be killed, or the next starts fail; `die` is its
-agent's death.
+Faults: a replica crashes, falls silent, is too busy to say its load or cannot be killed, or the
+next starts fail; `die` is its agent's death.
 Starting takes `start_s` of the loop's time. Process numbers are invented, so that callers treat
 these engines as processes.
 """
@@ -13,7 +13,7 @@ from hashlib import sha256
 
 from isochrone.core.errors import EngineUnavailable
 from isochrone.core.ids import ReplicaId
-from isochrone.core.world.engine_load import EngineLoad
+from isochrone.core.world.engine_load import UNKNOWN_LOAD, EngineLoad
 from isochrone.core.world.model import EngineSpec
 from isochrone.ports.engine import EngineStart, EngineTraits
 from isochrone.ports.network import Network
@@ -30,6 +30,7 @@ class FakeEngine:
         self.start = start
         self.server = server
         self.silent = False
+        self.busy = False
         self.unkillable = False
         self._pid = pid
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -58,6 +59,8 @@ class FakeEngine:
     async def load(self) -> EngineLoad:
         if self.silent or not self.running:
             raise EngineUnavailable(f"{self.start.replica} does not answer")
+        if self.busy:
+            return UNKNOWN_LOAD
         counters = self.server.counters
         now = (counters.prompt_tokens, counters.prompt_s, counters.output_tokens, counters.output_s)
         before, self._before = self._before, now
