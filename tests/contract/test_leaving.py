@@ -32,7 +32,8 @@ ALSO = (
 )
 # Structs that only read what a client or an engine sent, or that stay in memory.
 IN_MEMORY = {
-    "isochrone.adapters.alone.stored_usage", "isochrone.dns.fleet",
+    "isochrone.adapters.alone.stored_usage", "isochrone.adapters.engines.openai",
+    "isochrone.dns.fleet",
     "isochrone.gateway.answer_fields",
     "isochrone.gateway.continuation.events",
     "isochrone.gateway.continuation.features", "isochrone.gateway.deployed",
