@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from isochrone.adapters.engines.llamacpp import LlamaCppDriver
 from isochrone.core.world.model import ALL_ENDPOINTS
 from isochrone.ports.engine import Engine
@@ -24,6 +26,19 @@ Chat = Callable[..., Awaitable[int]]
 
 
 def with_tenants(path: Path, main: Callable[[Chat], Awaitable[None]]) -> None:
+    """As `with_site`, for one that asks and is told how much was cached."""
+
+    async def asking(site: RunningSite) -> None:
+        async def chat(key: str, text: str, path: str = "/v1/chat/completions",
+                       **fields: Any) -> int:
+            return await cached(site, key, text, path, fields)
+
+        await main(chat)
+
+    with_site(path, asking)
+
+
+def with_site(path: Path, main: Callable[[RunningSite], Awaitable[None]]) -> None:
     """Run a test body with a gateway before a real engine of two slots, and tenants a, b and c."""
 
     async def started(engine: Engine) -> None:
@@ -37,12 +52,7 @@ def with_tenants(path: Path, main: Callable[[Chat], Awaitable[None]]) -> None:
             for name in ("a", "b", "c"):
                 await cloud.key(name, org=name)
             await cloud.ready()
-
-            async def chat(key: str, text: str, path: str = "/v1/chat/completions",
-                           **fields: Any) -> int:
-                return await cached(site, key, text, path, fields)
-
-            await main(chat)
+            await main(site)
 
     with_engine(path, started)
 
@@ -108,6 +118,31 @@ def test_what_runs_in_any_slot_uses_nothing_and_leaves_nothing_to_use(tmp_path: 
         assert await chat("a", STORY) > 100
 
     with_tenants(tmp_path, main)
+
+
+@pytest.mark.parametrize(("path", "answers"), [
+    ("/v1/chat/completions", "choices"), ("/v1/responses", "output"),
+])
+def test_an_engine_gives_as_many_answers_as_are_counted(
+    tmp_path: Path, path: str, answers: str
+) -> None:
+    async def main(site: RunningSite) -> None:
+        body = {
+            "model": MODEL, "messages": [{"role": "user", "content": "hi"}], "input": "hi",
+            "max_tokens": 2, "max_output_tokens": 2,
+        }
+        fields: list[dict[str, int]] = [{"n_cmpl": 2}, {"n_cmpl": 1}]
+        if path.endswith("responses"):
+            fields = [{"n": 2}, {"n": 2, "n_cmpl": 2}]
+        for each in fields:
+            answer = await ask(site, post(json.dumps(body | each).encode(), key="a", path=path))
+            assert answer.status == 200, answer.body
+            assert len(answer.json[answers]) == 1
+        if path.endswith("completions"):
+            two = await ask(site, post(json.dumps(body | {"n": 2, "n_cmpl": 1}).encode(), key="a"))
+            assert len(two.json[answers]) == 2
+
+    with_site(tmp_path, main)
 
 
 def test_messages_share_what_there_is_where_the_operator_says_so(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Nothing reaches the client before the first byte of a stream or the whole of ano
 there, so everything that goes wrong earlier may be tried again elsewhere; the exchange decides.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -114,7 +115,7 @@ class Attempt:
             return
         unheard = self.status == 0 or (self._given_up and place.slot is None)
         now_ns = self._exchange.context.clock.monotonic_ns()
-        place.left(now_ns, ran=None if unheard else self.status == OK)
+        place.left(now_ns, ran=None if unheard and self.last_ns else self.status == OK)
 
     def set_reading(self, reading: bool) -> None:
         """Pause or resume with the client."""
@@ -137,6 +138,11 @@ class Attempt:
             else:
                 self._send(connection)
 
+    async def _dial_later(self, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
+        if not self._over:
+            await self._dial(self._exchange.connect_share_s(self.target))
+
     def _send(self, connection: UpstreamConnection) -> None:
         exchange = self._exchange
         self._connection, self.connected = connection, True
@@ -146,6 +152,12 @@ class Attempt:
         except RecursionError:  # it was read once, with more of the stack free
             self._stop()
             exchange.refuse(_TOO_DEEP)
+            return
+        if self.place is not None and self.place.wait_ns:
+            self._connection = None
+            connection.abort()
+            exchange.context.spawn(self._dial_later(self.place.wait_ns / 1e9))
+            self.place.wait_ns = 0
             return
         self.last_ns = exchange.context.clock.monotonic_ns()
         if not exchange.reply.head_sent:
@@ -170,7 +182,9 @@ class Attempt:
         if replica.pid is not None and is_parted(replica, request):
             if self.place is None:
                 self.place = exchange.context.tenant_slots.place(exchange, replica)
-            body = placed_body(body, self.place)
+            else:
+                self.place.may_reuse = False  # others may have been sent there meanwhile
+            body = placed_body(body, self.place, request.choices // request.prompts)
         return b"%b%bcontent-length: %d\r\n\r\n%b" % (
             self.target.start_of(exchange.head.path), exchange.head.forwarded, len(body), body,
         )

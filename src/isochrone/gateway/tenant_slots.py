@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Most prompts of a small engine are shorter than one block of those that routing goes by.
 MARK_BYTES: Final = 128
+MOST_BYTES: Final = 1 << 20  # of a body that an engine is sure to have read in time
 SWEPT_ABOVE: Final = 64  # runs of engines that are remembered before those of the past go
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -44,8 +45,9 @@ class TenantSlots:
         slots = self._slots_of(replica)
         if request.choices > 1 or request.endpoint == "messages":
             # Choices take a slot each, and the engine drops these fields on its way from this API.
-            return slots.take_any()
-        if not context.view.table.standing(key.policy_id, exchange.narrowing).caches:
+            return slots.take_any(now_ns)
+        is_kept = context.view.table.standing(key.policy_id, exchange.narrowing).caches
+        if not is_kept or len(exchange.asking or exchange.body) > MOST_BYTES:
             return slots.take(exchange.request_id, (), now_ns)  # a tenant of its own
         owner = context.salts.of_engine(key.org_id, request.own_salt or b"")
         salt = context.salts.of_prompts(key.org_id, request.model)
@@ -73,11 +75,13 @@ def is_parted(replica: Replica, request: InferenceRequest) -> bool:
     )
 
 
-def placed_body(body: bytes, place: Place) -> bytes:
-    """The body with its place in it, whatever the client says of one."""
+def placed_body(body: bytes, place: Place, choices: int) -> bytes:
+    """The body with its place in it, whatever the client says of one, and with as many answers to a
+    prompt as are counted: each takes a slot."""
     fields = _decode_fields(body)
     fields["id_slot"] = msgspec.Raw(b"%d" % (-1 if place.slot is None else place.slot))
     fields["cache_prompt"] = msgspec.Raw(b"true" if place.may_reuse else b"false")
+    fields["n_cmpl"] = msgspec.Raw(b"%d" % choices)
     return _encode(fields)
 
 

@@ -4,54 +4,63 @@ An engine such as llama.cpp keeps in each of its slots the last prompt that ran 
 answer, and a prompt that begins alike is read from there. It knows no tenants. So each request is
 sent to a slot by number, and may use what the slot holds only if that is certainly of its owner.
 
-Not certain is what nobody has heard of: a request that was given up before its answer began may
-still be on its way into its slot. And what cannot be sent by number may run anywhere: while one of
-those is open nobody uses anything, and afterwards nothing is known of any slot.
+Not certain is in which order an engine began what it was sent, nor when it was done: its answers
+come late where their clients are slow. So a slot is of one owner only if nobody else was sent there
+since it was last empty. A request that was given up before its answer began may still be on its
+way there. What may use what a slot holds has to be in it before anybody else is sent there, so who
+comes right behind it waits for a moment. And what cannot be sent by number may run anywhere: while
+one of those is open nobody uses anything, and afterwards nothing is known of any slot.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
 DOUBT_NS: Final = 60_000_000_000  # by then an engine has noticed that a request was given up
+COMES_IN_NS: Final = 250_000_000  # by then it has a request in its slot that was free
 
 
 class Place:
-    """Of one request at an engine: its slot, None for any, and whether it may use what is there."""
+    """Of one request at an engine: its slot, None for any, whether it may use what is there, and
+    for how long it has to wait before it is sent."""
 
-    __slots__ = ("_is_certain", "_marks", "_owner", "_slots", "_turn", "may_reuse", "slot")
+    __slots__ = ("_has_no_number", "_marks", "_slots", "may_reuse", "slot", "wait_ns")
 
     def __init__(
-        self, slots: "EngineSlots", slot: int | None, *, may_reuse: bool = False,
-        is_certain: bool = False, owner: str = "", marks: Sequence[int] = (), turn: int = 0,
+        self, slots: "EngineSlots", slot: int | None, *, wait_ns: int, may_reuse: bool = False,
+        marks: Sequence[int] = (), has_no_number: bool = False,
     ) -> None:
         self.slot = slot
         self.may_reuse = may_reuse
+        self.wait_ns = wait_ns
         self._slots = slots
-        self._is_certain = is_certain  # nobody else is on the way into the slot
-        self._owner = owner
         self._marks = marks
-        self._turn = turn
+        self._has_no_number = has_no_number
 
     def left(self, now_ns: int, *, ran: bool | None) -> None:
         """It is over, once. `ran`: the slot had its prompt, as the engine began to answer, or has
         answered in full where it has no slot; False: the engine refused it; None: it was given up,
         and may still run, or a part of it."""
         if self.slot is None:
-            self._slots.left_any(now_ns, unheard=ran is None)
-            return
-        owner = self._owner if ran and self._is_certain else None
-        self._slots.left(self.slot, owner, self._marks, self._turn, now_ns, unheard=ran is None)
+            self._slots.left_any(now_ns, ran=ran, has_no_number=self._has_no_number)
+        else:
+            self._slots.left(self.slot, self._marks, now_ns, ran=ran)
 
 
 class _Slot:
-    __slots__ = ("doubt_ns", "marks", "open", "owner", "turn")
+    __slots__ = ("doubt_ns", "marks", "open", "owner", "reused_ns", "sent", "turn")
 
     def __init__(self) -> None:
         self.owner: str | None = None      # of all that is in it; None while that is not certain
         self.marks: Sequence[int] = ()     # of the prompt in it
         self.open = 0                      # requests that were sent there and are not over
-        self.turn = 0                      # of the last request that was sent there
+        self.sent: str | None = None       # whose they all are; None if that is not certain
+        self.turn = 0                      # when one was last sent there, or over
         self.doubt_ns = 0                  # until then somebody may still be on the way into it
+        self.reused_ns = 0                 # until then who may use what is in it comes in
+
+    def forget(self) -> None:
+        """Somebody may have been in it, or may come, of whom nobody knows when."""
+        self.owner, self.marks, self.sent = None, (), None
 
 
 class EngineSlots:
@@ -60,14 +69,18 @@ class EngineSlots:
     def __init__(self, count: int) -> None:
         self._slots = [_Slot() for _ in range(count)]
         self._turn = 0
-        self._loose = 0  # requests that may be in any slot
+        self._loose = 0       # requests that may be in any slot,
+        self._numberless = 0  # and those of them that have to be
 
     def take(self, owner: str, marks: Sequence[int], now_ns: int) -> Place:
         """A place for a request whose prompt has these marks, chained hashes of its beginning.
 
         Of the slots that are free, else of those with the fewest requests, the one that has most of
-        its prompt, if that is at least half of it; else the one that was used least recently.
+        its prompt, if that is at least half of it; else the one that was used least recently. While
+        one may be busy with a request that has no number, the engine itself knows which is free.
         """
+        if self._numberless:
+            return self._anywhere(now_ns, has_no_number=False)
         fewest = min([slot.open for slot in self._slots])
         number = max(
             [number for number, slot in enumerate(self._slots) if slot.open == fewest],
@@ -76,46 +89,57 @@ class EngineSlots:
             ),
         )
         slot = self._slots[number]
-        is_certain = not self._loose and now_ns >= slot.doubt_ns
-        may_reuse = is_certain and slot.owner == owner
+        if self._loose or now_ns < slot.doubt_ns:
+            slot.forget()
+        elif not slot.open:
+            slot.sent = owner
+        elif slot.sent != owner:
+            slot.forget()
+        may_reuse = slot.sent == owner and slot.owner == owner
         if not may_reuse:
             slot.owner, slot.marks = None, ()
-        self._turn += 1
-        slot.open, slot.turn = slot.open + 1, self._turn
-        return Place(
-            self, number, may_reuse=may_reuse, is_certain=is_certain, owner=owner, marks=marks,
-            turn=self._turn,
-        )
+        wait_ns = 0 if slot.sent == owner else max(slot.reused_ns - now_ns, 0)
+        if may_reuse:
+            slot.reused_ns = now_ns + COMES_IN_NS
+        slot.open += 1
+        self._used(slot)
+        return Place(self, number, wait_ns=wait_ns, may_reuse=may_reuse, marks=marks)
 
-    def take_any(self) -> Place:
+    def take_any(self, now_ns: int) -> Place:
         """A place for a request that the engine itself gives slots, one or several."""
-        self._loose += 1
-        self._forget()
-        return Place(self, None)
+        return self._anywhere(now_ns, has_no_number=True)
 
-    def left(
-        self, number: int, owner: str | None, marks: Sequence[int], turn: int, now_ns: int, *,
-        unheard: bool,
-    ) -> None:
-        """See `Place.left`. `owner` None: nobody knows what the slot holds."""
+    def left(self, number: int, marks: Sequence[int], now_ns: int, *, ran: bool | None) -> None:
+        """See `Place.left`."""
         slot = self._slots[number]
         slot.open -= 1
-        if unheard:
-            slot.owner, slot.doubt_ns = None, now_ns + DOUBT_NS
-        elif slot.turn == turn:  # who was sent there since may have run already, or will
-            slot.owner, slot.marks = owner if now_ns >= slot.doubt_ns else None, marks
+        self._used(slot)  # it may be for a moment still, if it was given up
+        if ran is None:
+            slot.forget()
+            slot.doubt_ns = now_ns + DOUBT_NS
+        elif ran and slot.sent is not None:
+            slot.owner, slot.marks = slot.sent, marks
 
-    def left_any(self, now_ns: int, *, unheard: bool) -> None:
+    def left_any(self, now_ns: int, *, ran: bool | None, has_no_number: bool) -> None:
         """See `Place.left`."""
         self._loose -= 1
-        self._forget()
-        if unheard:
-            for slot in self._slots:
+        self._numberless -= has_no_number
+        for slot in self._slots:
+            slot.forget()
+            if ran is None:
                 slot.doubt_ns = now_ns + DOUBT_NS
 
-    def _forget(self) -> None:
+    def _anywhere(self, now_ns: int, *, has_no_number: bool) -> Place:
+        self._loose += 1
+        self._numberless += has_no_number
         for slot in self._slots:
-            slot.owner, slot.marks = None, ()
+            slot.forget()
+        wait_ns = max(max([slot.reused_ns for slot in self._slots]) - now_ns, 0)
+        return Place(self, None, wait_ns=wait_ns, has_no_number=has_no_number)
+
+    def _used(self, slot: _Slot) -> None:
+        self._turn += 1
+        slot.turn = self._turn
 
 
 def _held(slot: _Slot, owner: str, marks: Sequence[int]) -> int:
