@@ -1,16 +1,12 @@
 """Two tenants at one real llama.cpp: neither learns from it what the other one asked."""
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from isochrone.adapters.engines.llamacpp import LlamaCppDriver
 from isochrone.core.world.model import ALL_ENDPOINTS
 from isochrone.ports.engine import Engine
-from tests.contract.test_engines import START_S, a_start
 from tests.contract.test_engines import ask as ask_engine
 from tests.contract.test_gateway_http import one_site
 from tests.contract.test_several_prompts import with_engine
@@ -111,20 +107,13 @@ def test_what_runs_in_any_slot_uses_nothing_and_leaves_nothing_to_use(tmp_path: 
 
 
 def test_messages_share_what_there_is_where_the_operator_says_so(tmp_path: Path) -> None:
-    async def main() -> None:
-        driver = LlamaCppDriver(tmp_path)
-        start = a_start(spec=replace(a_start().spec, shares_cache=True))
-        async with asyncio.timeout(60):
-            engine = await driver.start(start, deadline_s=START_S)
-            try:
-                body = {"messages": [{"role": "user", "content": STORY}], "max_tokens": 2}
-                usages = [
-                    (await ask_engine(engine, "/messages", body)).json()["usage"] for _ in range(2)
-                ]
-            finally:
-                await engine.stop(deadline_s=3)
+    async def main(engine: Engine) -> None:
+        body = {"messages": [{"role": "user", "content": STORY}], "max_tokens": 2}
+        usages = [
+            (await ask_engine(engine, "/messages", body)).json()["usage"] for _ in range(2)
+        ]
         first, second = [usage["cache_read_input_tokens"] for usage in usages]
         assert first == 0
         assert second > 100
 
-    asyncio.run(main())
+    with_engine(tmp_path, main, shares_cache=True)
