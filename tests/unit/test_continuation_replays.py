@@ -119,6 +119,16 @@ def test_all_choices_of_a_replay_are_charged(cut: int) -> None:
     assert [usage["completion_tokens"] for usage in got.usages] == [2, 4]
 
 
+@pytest.mark.parametrize("cut", range(3, 11))
+def test_choices_may_end_in_another_order_in_a_replay(cut: int) -> None:
+    ahead = [*PAIR[:2], PAIR[2], PAIR[4], *PAIR[8:12], PAIR[3], PAIR[5], PAIR[6], PAIR[7], DONE]
+    lossy = Lossy(*PAIR[:cut], n=2, metered=metered_by(*PAIR[:cut]))
+    got = lossy.then(Replay(), *ahead)
+    assert got.finish == {0: "length", 1: "stop"}
+    assert lossy.seam.tokens(40) == metered_by(*PAIR)
+    assert sorted(usage["completion_tokens"] for usage in got.usages) == [2, 4]
+
+
 def test_all_choices_of_a_replay_are_charged_when_it_is_lost_too() -> None:
     lossy = Lossy(*PAIR[:5], n=2, metered=metered_by(*PAIR[:5]))
     lossy.then(Replay(), *PAIR[:5])

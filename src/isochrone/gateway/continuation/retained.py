@@ -35,7 +35,8 @@ class Delivered:
 
     `tokens` is the engine's count behind the last event with text, `last_piece` that text and
     `last_jump` its tokens. `tool_ids` are by the channel of the call. `ids` are the token ids of
-    the answer where the engine shows them, up to the last event with text.
+    the answer where the engine shows them, up to the last event with text. `reported`: choices
+    behind whose end a usage came, the last that ended before it.
     """
 
     identity: Identity | None = None
@@ -44,7 +45,8 @@ class Delivered:
     finished: dict[int, str] = field(default_factory=dict)
     roles: set[int] = field(default_factory=set)
     done: bool = False
-    usages: int = 0
+    usage_sent: bool = False
+    reported: set[int] = field(default_factory=set)
     failed: bool = False
     counts: Reported | None = None
     tokens: int | None = None
@@ -55,10 +57,7 @@ class Delivered:
     prompt_ids: tuple[int, ...] = ()
     ids: list[int] = field(default_factory=list)
     _later_ids: list[int] = field(default_factory=list)
-
-    @property
-    def usage_sent(self) -> bool:
-        return self.usages > 0
+    _ended: int = -1
 
     def text(self, channel: Channel = (0, TEXT)) -> str:
         return "".join(self.channels.get(channel, ()))
@@ -93,7 +92,11 @@ class Delivered:
             self.identity = said.identity
         self.roles.update(said.roles)
         self.finished.update(said.finished)
-        self.usages += said.usage_only
+        for index, _ in said.finished:
+            self._ended = index
+        if said.usage_only:
+            self.usage_sent = True
+            self.reported.add(self._ended)
         self.failed = self.failed or said.is_error
         self.counts = said.counts or self.counts
         self.prompt_ids = self.prompt_ids or said.prompt_ids

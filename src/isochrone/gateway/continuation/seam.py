@@ -68,8 +68,9 @@ class Seam:
     """One continued stream. Memory is bounded by one event and the text to be swallowed."""
 
     __slots__ = (
-        "_at", "_closed", "_counts", "_events", "_final", "_finished", "_fresh_text", "_held",
-        "_meter", "_says_more", "_shown", "_start", "_tail", "_usages", "_waiting", "outcome",
+        "_at", "_closed", "_counts", "_ended", "_events", "_final", "_finished", "_fresh_text",
+        "_held", "_meter", "_reported", "_says_more", "_shown", "_start", "_tail", "_waiting",
+        "outcome",
     )
 
     def __init__(self, start: SeamStart) -> None:
@@ -80,15 +81,15 @@ class Seam:
         self._final = False
         self._events = 0
         self._closed = frozenset(start.delivered.finished)
+        self._reported = frozenset(start.delivered.reported)
+        self._ended = -1  # the choice that did last
         self._finished = set(self._closed)
         self._says_more = False  # a choice, than the client has of it
         self._shown = start.whole
         self._meter: StreamMeter | None = None
-        self._usages = 0  # that the client has already
         if start.n_choices > 1:  # each of which its engine may count apart
             self._shown = replace(start.whole, output=0)
             self._meter = StreamMeter(start.n_choices, "chat.completions", True)
-            self._usages = start.delivered.usages
         self._tail = "" if start.repeats else tail_for(start.delivered.text(), start.stops)
         self._fresh_text = ""
         self._waiting = ""
@@ -224,10 +225,9 @@ class Seam:
         return said.usage_only or bool(said.finished)
 
     def _usage(self, fields: Fields) -> bytes:
-        if self._usages:
-            self._usages -= 1
+        if self._ended in self._reported or not self._start.client_gets_usage:
             return b""
-        return render(self._dressed(fields)) if self._start.client_gets_usage else b""
+        return render(self._dressed(fields))
 
     def _dressed(self, fields: Fields) -> Fields:
         start = self._start
@@ -269,6 +269,7 @@ class Seam:
         if finish:
             new = new or index not in self._finished
             self._finished.add(index)
+            self._ended = index
         return choice if new else None
 
     def _delta(self, index: int, delta: Fields, *, last: bool) -> Fields:
