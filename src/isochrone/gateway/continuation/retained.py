@@ -36,7 +36,8 @@ class Delivered:
     `tokens` is the engine's count behind the last event with text, `last_piece` that text and
     `last_jump` its tokens. `tool_ids` are by the channel of the call. `ids` are the token ids of
     the answer where the engine shows them, up to the last event with text. `reported`: choices
-    behind whose end a usage came, the last that ended before it.
+    behind whose end a usage came, the last that ended before it. `outputs`: tokens of each choice,
+    as its engine counted them behind its last event with text.
     """
 
     identity: Identity | None = None
@@ -52,6 +53,7 @@ class Delivered:
     tokens: int | None = None
     events: int = 0
     text_bytes: int = 0
+    outputs: dict[int, int] = field(default_factory=dict)
     last_piece: str = ""
     last_jump: int = 0
     prompt_ids: tuple[int, ...] = ()
@@ -112,6 +114,9 @@ class Delivered:
             self.channels.setdefault(channel, []).append(piece)
             self.text_bytes += len(piece.encode("utf-8", "surrogatepass"))
         tokens = None if said.counts is None else said.counts.output
+        if tokens is not None:
+            for (index, _), _ in said.pieces:
+                self.outputs[index] = max(self.outputs.get(index, 0), tokens)
         self.last_piece = said.pieces[-1][1]
         unknown = tokens is None or (self.tokens is None and self.events > 1)
         self.last_jump = 0 if unknown else (tokens or 0) - (self.tokens or 0)
