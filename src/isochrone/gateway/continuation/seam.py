@@ -70,7 +70,7 @@ class Seam:
     __slots__ = (
         "_at", "_closed", "_counts", "_ended", "_events", "_final", "_finished", "_fresh_text",
         "_held", "_meter", "_reported", "_says_more", "_shown", "_start", "_tail", "_waiting",
-        "outcome",
+        "gave", "outcome",
     )
 
     def __init__(self, start: SeamStart) -> None:
@@ -93,6 +93,7 @@ class Seam:
         self._tail = "" if start.repeats else tail_for(start.delivered.text(), start.stops)
         self._fresh_text = ""
         self._waiting = ""
+        self.gave = False  # any of an answer, comments aside
         self.outcome: Outcome = "open"
 
     @property
@@ -181,10 +182,12 @@ class Seam:
         if payload in (b"", b"null"):
             return b""
         try:
-            return self._done() if payload == b"[DONE]" else self._chunk(payload)
+            out = self._done() if payload == b"[DONE]" else self._chunk(payload)
         except (Unreadable, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.outcome = "error"
             return b""
+        self.gave = self.gave or bool(out)
+        return out
 
     def _done(self) -> bytes:
         if any(self._left(channel) for channel in self._start.swallow):
