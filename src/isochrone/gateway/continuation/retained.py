@@ -58,7 +58,7 @@ class Delivered:
     last_jump: int = 0
     prompt_ids: tuple[int, ...] = ()
     ids: list[int] = field(default_factory=list)
-    _later_ids: list[int] = field(default_factory=list)
+    later_ids: list[int] = field(default_factory=list)
     _ended: int = -1
 
     def text(self, channel: Channel = (0, TEXT)) -> str:
@@ -102,14 +102,14 @@ class Delivered:
         self.failed = self.failed or said.is_error
         self.counts = said.counts or self.counts
         self.prompt_ids = self.prompt_ids or said.prompt_ids
-        self._later_ids += said.token_ids
+        self.later_ids += said.token_ids
         for channel, id_ in said.tool_ids:
             self.tool_ids.setdefault(channel, id_)
         if not said.pieces:
             return
         self.events += 1
-        self.ids += self._later_ids
-        self._later_ids.clear()
+        self.ids += self.later_ids
+        self.later_ids.clear()
         for channel, piece in said.pieces:
             self.channels.setdefault(channel, []).append(piece)
             self.text_bytes += len(piece.encode("utf-8", "surrogatepass"))

@@ -69,8 +69,8 @@ class Seam:
 
     __slots__ = (
         "_at", "_closed", "_counts", "_ended", "_events", "_final", "_finished", "_fresh_text",
-        "_held", "_meter", "_reported", "_says_more", "_shown", "_start", "_tail", "_waiting",
-        "gave", "outcome",
+        "_held", "_made_again", "_meter", "_reported", "_says_more", "_shown", "_start", "_tail",
+        "_waiting", "gave", "outcome",
     )
 
     def __init__(self, start: SeamStart) -> None:
@@ -83,6 +83,7 @@ class Seam:
         self._closed = frozenset(start.delivered.finished)
         self._reported = frozenset(start.delivered.reported)
         self._ended = -1  # the choice that did last
+        self._made_again = len(start.delivered.later_ids)  # ids without text, which the client has
         self._finished = set(self._closed)
         self._says_more = False  # a choice, than the client has of it
         self._shown = start.whole
@@ -265,6 +266,7 @@ class Seam:
             delta = self._delta(index, _object_of(choice.get("delta", _NOTHING)), last=finish)
             choice["delta"] = raw(delta)
             new = bool(delta)
+        new = self._has_new_ids(choice) or new
         if (self._says_more and index in self._closed) or (
             (self._says_more or finish) and self._lacks(index)
         ):
@@ -274,6 +276,15 @@ class Seam:
             self._finished.add(index)
             self._ended = index
         return choice if new else None
+
+    def _has_new_ids(self, choice: Fields) -> bool:
+        """Whether it names tokens that the client does not know, which may have no text yet."""
+        given = choice.get("token_ids", _NOTHING)
+        if self._start.repeats or bytes(given) == b"null":
+            return False
+        count = len(msgspec.json.decode(given, type=list[int]))
+        again, self._made_again = self._made_again, max(self._made_again - count, 0)
+        return count > again
 
     def _delta(self, index: int, delta: Fields, *, last: bool) -> Fields:
         kept: Fields = {}
