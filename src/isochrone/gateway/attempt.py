@@ -269,8 +269,7 @@ class Attempt:
     def received(self, data: bytes) -> None:
         meter = self.meter
         if meter is not None:
-            data = self._of_stream(data)
-            out = meter.feed(data)
+            out = self._of_stream(meter.feed(data))
             if out and not (meter.error and self._exchange.engine_failed(self, out)):
                 self._exchange.stream(self, out)
             if len(data) >= DENSE_BYTES and self._connection is not None:
@@ -285,7 +284,8 @@ class Attempt:
             self._pieces.append(data)
 
     def _of_stream(self, data: bytes) -> bytes:
-        """What was read, without the word of a peer that leaves the stream to this gateway."""
+        """What a meter lets pass, in whole events, without the word of a peer that leaves the
+        stream to this gateway."""
         # Asked of every read of a hop: `endswith` parses its arguments each time, a slice does not.
         if self.target.replica is None and data[-_TURNED_AWAY_BYTES:] == _TURNED_AWAY:
             self.turned_away = True

@@ -36,7 +36,7 @@ class Resumed(Attempt):
 
     def received(self, data: bytes) -> None:
         seam, exchange = self._seam, self._exchange
-        out = seam.feed(self._of_stream(data))
+        out = self._of_stream(seam.feed(data))
         if not self.began and seam.outcome != "error":
             self.began = True
             exchange.began_again()
