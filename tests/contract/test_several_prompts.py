@@ -6,6 +6,7 @@ Run it again whenever the version of the llama.cpp wheel moves.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,14 @@ PROMPTS = ["x", "Once upon a time there was a fox", "word " * 40]
 ODD = ["", "<|im_start|>hi</s> \u00e9\u4e16", [1, 5, 6, 7], [5, "x y"], ["a b", 9, "c"], "y" * 50]
 
 
-def with_engine(path: Path, main: Callable[[Engine], Awaitable[None]]) -> None:
+def with_engine(
+    path: Path, main: Callable[[Engine], Awaitable[None]], *, shares_cache: bool = False
+) -> None:
+    start = a_start(spec=replace(a_start().spec, shares_cache=shares_cache))
+
     async def bounded() -> None:
         async with asyncio.timeout(60):
-            engine = await LlamaCppDriver(path).start(a_start(), deadline_s=START_S)
+            engine = await LlamaCppDriver(path).start(start, deadline_s=START_S)
             try:
                 await main(engine)
             finally:

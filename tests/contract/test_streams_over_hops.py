@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.ids import SiteName
 from isochrone.wire import fleet, subjects
 from isochrone.wire.peer import TURNED_AWAY
 from tests.fixtures.gateways import MODEL, Client, GatewayCloud, RunningSite, ask, post, run, until
+from tests.fixtures.scripted_engine import ScriptedEngine
 from tests.fixtures.tellers import (
     AT,
     TALE,
@@ -211,17 +211,11 @@ def test_a_queue_learns_of_what_was_made_here_alone() -> None:
         await until(lambda: exchange.first_ns)
         paris.engines[0].status = 200
         queue = paris.running.context.queues.places[SiteName("paris"), MODEL].queue
-        used, finished = [], queue.finished
-
-        def spy(ticket: Ticket, tokens: int, now_ns: int) -> None:
-            used.append(tokens)
-            finished(ticket, tokens, now_ns)
-
-        queue.finished = spy  # type: ignore[method-assign]
+        assert queue.guessed
         cloud.kill_site("berlin")
         is_whole(await asking)
-        await until(lambda: used)
-        assert used == [(len(TALE) - AT + 1) * queue.policy.output_weight]
+        await until(lambda: not queue.guessed)  # the first that ends says all that it knows
+        assert queue._measured_tokens == (len(TALE) - AT + 1) * queue.policy.output_weight
 
     run(main)
 
@@ -282,5 +276,45 @@ def test_who_will_not_go_on_with_a_stream_is_not_ill(ingress: str) -> None:
         for name in ("paris", "lisbon"):
             known = cloud.sites[name].running.context.loads.health.of(SiteName("berlin"), MODEL)
             assert known is None or not known.why
+
+    run(main)
+
+
+class Commenter(ScriptedEngine):
+    """Says that it is there, and is lost."""
+
+    async def _stream(
+        self, body: dict[str, Any], writer: asyncio.StreamWriter, reader: asyncio.StreamReader
+    ) -> None:
+        said = b": a moment\n\n"
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+            b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(said), said)
+        )
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        raise ConnectionResetError
+
+
+def test_a_comment_is_no_answer_that_goes_on() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        fate = Fate(places=[("wait", AT)])
+        paris = await site(cloud, fate, "paris", "FR")
+        await cloud.key("secret")
+        await cloud.ready()
+        asking = asyncio.create_task(ask(paris, post(body())))
+        await until(lambda: fate.reached)
+        (exchange,) = paris.running.context.exchanges
+        await until(lambda: exchange.first_ns)
+        berlin = await cloud.add_site(
+            "berlin", "DE", make_engine=Commenter, replica={"running_counts": "timings"},
+        )
+        await cloud.ready()
+        paris.engines[0].kill()
+        answer = await asking
+        lost(answer)
+        assert b": a moment" in answer.body
+        assert len(berlin.engines[0].asked) == 1
+        assert exchange.continued == ()
 
     run(main)

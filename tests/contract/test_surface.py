@@ -70,7 +70,7 @@ def test_an_answer_is_metered_whole_streamed_and_broken(
             3, "running" if endpoint == "responses" else "counted"
         )
 
-    with_engine(tmp_path, main)
+    with_engine(tmp_path, main, shares_cache=True)
 
 
 def test_a_field_given_twice_counts_as_last(tmp_path: Path) -> None:

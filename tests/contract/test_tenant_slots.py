@@ -1,18 +1,14 @@
 """Two tenants at one real llama.cpp: neither learns from it what the other one asked."""
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from isochrone.adapters.engines.llamacpp import LlamaCppDriver
 from isochrone.core.world.model import ALL_ENDPOINTS
 from isochrone.ports.engine import Engine
-from tests.contract.test_engines import START_S, a_start
 from tests.contract.test_engines import ask as ask_engine
 from tests.contract.test_gateway_http import one_site
 from tests.contract.test_several_prompts import with_engine
@@ -146,20 +142,13 @@ def test_an_engine_gives_as_many_answers_as_are_counted(
 
 
 def test_messages_share_what_there_is_where_the_operator_says_so(tmp_path: Path) -> None:
-    async def main() -> None:
-        driver = LlamaCppDriver(tmp_path)
-        start = a_start(spec=replace(a_start().spec, shares_cache=True))
-        async with asyncio.timeout(60):
-            engine = await driver.start(start, deadline_s=START_S)
-            try:
-                body = {"messages": [{"role": "user", "content": STORY}], "max_tokens": 2}
-                usages = [
-                    (await ask_engine(engine, "/messages", body)).json()["usage"] for _ in range(2)
-                ]
-            finally:
-                await engine.stop(deadline_s=3)
+    async def main(engine: Engine) -> None:
+        body = {"messages": [{"role": "user", "content": STORY}], "max_tokens": 2}
+        usages = [
+            (await ask_engine(engine, "/messages", body)).json()["usage"] for _ in range(2)
+        ]
         first, second = [usage["cache_read_input_tokens"] for usage in usages]
         assert first == 0
         assert second > 100
 
-    asyncio.run(main())
+    with_engine(tmp_path, main, shares_cache=True)

@@ -79,6 +79,28 @@ def test_an_engine_too_busy_to_say_its_load_does_not_look_idle() -> None:
     on_stage(body)
 
 
+def test_a_record_that_was_lost_before_it_was_listed_is_written_again() -> None:
+    async def body(stage: Stage) -> None:
+        async with stage.agent():
+            await stage.want(0)
+            await asyncio.sleep(1)
+            await stage.want(1, serial=2)
+            await asyncio.sleep(0.0005)
+            for _ in range(2):  # the watch lists anew when it has noticed, in 2.5 s
+                stage.hub.lose_bucket(BUCKET)
+                await stage.control.ensure_bucket(BUCKET)
+                await asyncio.sleep(1.5)
+            await stage.until(lambda: stage.ready() == 1)
+            await asyncio.sleep(30)
+            assert (await stage.records())[FIRST].state == "ready"
+            told: list[Entry] = []
+            await stage.control.watch(BUCKET, "replica", told.append)
+            await asyncio.sleep(60)
+            assert len(told) == 1, "and not again and again"
+
+    on_stage(body)
+
+
 def test_two_agents_of_one_site_do_not_write_without_end() -> None:
     async def body(stage: Stage) -> None:
         told: list[Entry] = []

@@ -1,11 +1,15 @@
-"""What a run of the fast twin counts: requests that are open at its end, and bytes over borders."""
+"""What a run of the fast twin counts: requests that are open at its end, bytes over borders,
+and what cannot be sent."""
+
+from dataclasses import replace
 
 from isochrone.core.estimate.batching import Physics
 from isochrone.twin.baselines.catalogue import routers
 from isochrone.twin.baselines.replica_picks import LeastOutstandingReplica
 from isochrone.twin.baselines.site_picks import NearestSite
 from isochrone.twin.baselines.two_level import TwoLevelRouter
-from isochrone.twin.fast.plan import Plan
+from isochrone.twin.bound.all_seeing import AllSeeing
+from isochrone.twin.fast.plan import Outage, Plan
 from isochrone.twin.fast.policy import Flight
 from isochrone.twin.fast.simulation import Simulation
 from isochrone.twin.fast.summary import ANSWER_BYTES_TOKEN
@@ -60,3 +64,18 @@ def test_what_is_sent_abroad_and_back_crossed_a_border() -> None:
     assert crossed(Detour("detour", *picks), off) == bodies
     assert crossed(Detour("abroad", *picks), frozenset()) == bodies + answers
     assert crossed(TwoLevelRouter("home", *picks), off) == 0
+
+
+def test_who_sees_everything_sees_what_is_cut_and_what_never_fits() -> None:
+    """It sent such requests again and again, until the run was stopped."""
+    fleet = a_fleet(sites=2, homes=False, physics=replace(SLOW, kv_tokens=1_000))
+    cut = Outage(what="link", number=1, from_s=5.0, until_s=90.0)
+    run = Simulation(fleet, AllSeeing(), Plan(outages=(cut,))).run(
+        some_arrivals(fleet, rate_s=2.0, seconds=60.0)
+    )
+    never = sum(
+        row.prompt_tokens + row.output_tokens > 1_000
+        for chunk in some_arrivals(fleet, rate_s=2.0, seconds=60.0) for row in chunk.rows()
+    )
+    assert run.refused == never > 5
+    assert run.answered + run.broken == run.requests - never

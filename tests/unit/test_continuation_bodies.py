@@ -186,3 +186,9 @@ def test_a_seed_by_chance_is_none() -> None:
     for given in (b"-1", b" -1 "):
         body = b'{"model":"m","seed":%b,"messages":[]}' % given
         assert json.loads(with_seed(body, Random(1)))["seed"] == Random(1).getrandbits(31)
+
+
+def test_whose_limit_it_is() -> None:
+    assert features(n_predict=9).private
+    assert not features(n_predict=9, max_tokens=5).private
+    assert not features(max_completion_tokens=5).private

@@ -131,6 +131,12 @@ def test_ends_and_first_steps(changes: dict[str, Any], plan: Plan) -> None:
     assert decide(a_state(**changes)) == plan
 
 
+def test_a_limit_that_an_engine_does_not_know_ends_none_of_its_answers() -> None:
+    limit = {"max_tokens": K, "private": True}
+    plans = [decide(a_state(kin, **limit)) for kin in (LLAMA, VLLM, OTHER)]
+    assert plans == [FinishLocally(reason="length"), TEXT, REPLAY]
+
+
 def test_kin_is_the_same_weights_behind_a_like_engine() -> None:
     replica = Replica(
         id=ReplicaId("a/m/0"), site=SiteName("a"), model=ModelName("m"), revision="r1",

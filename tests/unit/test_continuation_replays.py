@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from isochrone.core.continuation.plan import ContinueText, FinishLocally, Lost, Replay
+from isochrone.core.continuation.plan import ContinueIds, ContinueText, FinishLocally, Lost, Replay
 from isochrone.core.metering.event import Tokens
 from isochrone.gateway.continuation.retained import Retained
 from isochrone.gateway.meter import StreamMeter
@@ -119,6 +119,16 @@ def test_all_choices_of_a_replay_are_charged(cut: int) -> None:
     assert [usage["completion_tokens"] for usage in got.usages] == [2, 4]
 
 
+@pytest.mark.parametrize("cut", range(3, 11))
+def test_choices_may_end_in_another_order_in_a_replay(cut: int) -> None:
+    ahead = [*PAIR[:2], PAIR[2], PAIR[4], *PAIR[8:12], PAIR[3], PAIR[5], PAIR[6], PAIR[7], DONE]
+    lossy = Lossy(*PAIR[:cut], n=2, metered=metered_by(*PAIR[:cut]))
+    got = lossy.then(Replay(), *ahead)
+    assert got.finish == {0: "length", 1: "stop"}
+    assert lossy.seam.tokens(40) == metered_by(*PAIR)
+    assert sorted(usage["completion_tokens"] for usage in got.usages) == [2, 4]
+
+
 def test_all_choices_of_a_replay_are_charged_when_it_is_lost_too() -> None:
     lossy = Lossy(*PAIR[:5], n=2, metered=metered_by(*PAIR[:5]))
     lossy.then(Replay(), *PAIR[:5])
@@ -144,6 +154,29 @@ def test_an_answer_in_ids_is_continued_only_where_the_prompt_is_known_so() -> No
     lossy = Lossy(part("Once", [7], 1), part(" up", [8], 2), kin=VLLM, endpoint="completions")
     lossy.then(ContinueText(tokens=2))
     assert lossy.body["prompt"] == "?Once up"
+
+
+def test_ids_without_text_go_on_too() -> None:
+    """Of half a character, for one."""
+    def part(text: str, ids: list[int], tokens: int, **more: Any) -> bytes:
+        usage = {"prompt_tokens": 3, "completion_tokens": tokens}
+        choice = {"index": 0, "text": text, "finish_reason": None, "token_ids": ids, **more}
+        return event(choice, object="text_completion", usage=usage)
+
+    lossy = Lossy(
+        part("Once", [7], 1, prompt_token_ids=[1, 2]), part("", [8], 2), kin=VLLM,
+        endpoint="completions",
+    )
+    lossy.then(
+        ContinueIds(tokens=1), part("", [8], 1), part("", [9], 2), part("\U0001f98a", [10], 3),
+        part("", [11], 4),
+    )
+    chunks = [json.loads(each[6:]) for each in lossy.sent.split(b"\n\n")[:-1]]
+    ids = [number for chunk in chunks for number in chunk["choices"][0]["token_ids"]]
+    assert ids == [7, 8, 9, 10, 11]
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 3, 4, 5]
+    lossy.then(ContinueIds(tokens=4))
+    assert lossy.body["prompt"] == [1, 2, 7, 8, 9, 10]
 
 
 # -- what engines write ----------------------------------------------------------------------------

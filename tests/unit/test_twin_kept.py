@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -81,6 +82,17 @@ def test_what_was_played_is_written_although_nobody_saw_it(
     assert len(read_parquet(table)) == 1
     play("report", scenario, *NEAREST, "--out", page)
     assert "nearest" in page.read_text(encoding="utf-8")
+
+
+def test_a_full_disk_behind_the_output_is_told_in_a_line(scenario: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "isochrone", "twin", "run", str(scenario), *FEW, "--policy",
+             "nearest"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "isochrone: the output cannot be written: No space left on device\n"
 
 
 def test_a_file_that_cannot_be_written_costs_no_other(

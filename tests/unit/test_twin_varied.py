@@ -47,6 +47,17 @@ FLEETS = [
 ]
 
 
+def test_who_never_answers_misses_for_a_reason_as_well() -> None:
+    """The bound was played, although there is no share of it to be told."""
+    played = [
+        outcome("ours", {}, p99=None), outcome("nearest", {}), outcome("bound", {}, p99=100.0),
+    ]
+    text = texts("loads", *played)[0]
+    assert text.endswith("; what no policy can beat is 0.10 x, the best that any reached 1.00 x")
+    text = texts("loads", *played, outcome("all_seeing", {}, p99=200.0))[0]
+    assert "; who sees every engine at every instant has 0.20 x" in text
+
+
 def test_each_point_is_judged_whatever_else_is_varied() -> None:
     few, many, worse = texts("loads", *FLEETS)
     assert few.startswith("w, fleet.replicas=8 at load 0.8: p99 2,000 ms")

@@ -31,6 +31,7 @@ from isochrone.ports.clock import Clock
 from isochrone.wire import fleet, subjects
 
 RETRY_S = 1.0
+ECHO_S = 10.0  # a watch has listed its bucket anew by then
 WARN_AGAIN_NS = 60_000_000_000
 QUICKEST_S = 0.1  # from one digest, or round of records, to the next
 
@@ -73,6 +74,7 @@ class Records:
         self._bucket = bucket
         self._wanted: dict[str, bytes] = {}
         self._stored: dict[str, bytes] = {}
+        self._unheard: set[str] = set()  # written, and not seen in the bucket yet
         self._contested = False  # another writer answers each of our writes with one
         self._wake = asyncio.Event()
 
@@ -82,6 +84,7 @@ class Records:
 
     def heard(self, entry: Entry) -> None:
         """Take in what the bucket's watch says about one key of ours."""
+        self._unheard.discard(entry.key)
         if entry.value is None:
             self._stored.pop(entry.key, None)
         else:
@@ -94,7 +97,14 @@ class Records:
     async def run(self) -> None:
         """Write and delete until cancelled; a bus that is away is tried again."""
         while True:
-            await self._wake.wait()
+            try:
+                async with asyncio.timeout(ECHO_S if self._unheard else None):
+                    await self._wake.wait()
+            except TimeoutError:  # the bucket was lost before its watch had listed them
+                self._stored = {
+                    key: value for key, value in self._stored.items() if key not in self._unheard
+                }
+                self._unheard.clear()
             self._wake.clear()
             try:
                 await self.settle()
@@ -110,6 +120,7 @@ class Records:
         """Close the gap once. Raises BusUnavailable."""
         for key, value in list(self._wanted.items()):
             if self._stored.get(key) != value:
+                self._unheard.add(key)
                 await self._bus.put(self._bucket, key, value)
                 self._stored[key] = value
         for key in [key for key in self._stored if key not in self._wanted]:

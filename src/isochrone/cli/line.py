@@ -2,6 +2,7 @@
 
 import os
 import sys
+from errno import ENOSPC
 from typing import Annotated
 
 import typer
@@ -44,15 +45,23 @@ def run_line(app: typer.Typer) -> int:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except BrokenPipeError:
-        # The reader of our output left; without this the interpreter complains at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()  # the reader of our output left
         return 1
     except OSError as error:
+        if error.filename is None and error.errno == ENOSPC:
+            _complain(f"the output cannot be written: {error.strerror}")
+            _print_no_more()
+            return 1
         if error.filename is None:
             raise
         _complain(f"{os.fsdecode(error.filename)}: {error.strerror}")
         return 2
     return code if isinstance(code, int) else 0
+
+
+def _print_no_more() -> None:
+    """What is still to be printed at exit goes nowhere, or the interpreter would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(line: str) -> None:

@@ -203,11 +203,19 @@ class CarryingOn(Tries):
         self.give_up_stream("no other replica takes it")
 
     def fell_silent(self, message: str) -> bool:
-        """The stream has said nothing for too long: go on without its engine, if possible."""
-        if self.retained is None or self.attempt is None:
+        """The stream has said nothing for too long: go on without its engine, if possible. Where it
+        had said its last, nothing is missing but the end of its body."""
+        attempt = self.attempt
+        if attempt is None or attempt.meter is None:
             return False
+        if self.retained is None:
+            if not attempt.meter.finished or attempt.meter.error:
+                return False
+            attempt.cancel()
+            self.stream_broken(attempt, message)
+            return True
         self._silence = message
-        return self.carry_on(self.attempt)
+        return self.carry_on(attempt)
 
     # -- going on --------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ class RequestHead:
     def settle(self) -> None:
         """The head is whole: work out once what every request with it needs."""
         self.complete = True
-        self.path = _path(self.url)
+        self.path = path_of(self.url)
         self.client_request_id = _client_request_id(self.headers)
         self.session_id = self.headers.get(b"x-session-id", b"")
         self.asks_why = self.headers.get(_EXPLAIN, b"").strip().lower() == b"full"
@@ -201,7 +201,7 @@ def _hop_value(data: bytes, begin: int, stop: int) -> bytes:
     return value if plain else b""
 
 
-def _path(url: bytes) -> str:
+def path_of(url: bytes) -> str:
     """The path without its query, of a target in either form (RFC 9112, 3.2)."""
     if url[:8].lower().startswith((b"http://", b"https://")):
         url = b"/" + url.partition(b"://")[2].partition(b"?")[0].partition(b"/")[2]

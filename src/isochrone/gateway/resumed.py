@@ -40,10 +40,10 @@ class Resumed(Attempt):
         if not self.began and seam.outcome != "error":
             self.began = True
             exchange.began_again()
+        if seam.gave and not self.gave:
+            self.gave = True
+            exchange.went_on(self)
         if out:
-            if not self.gave:
-                self.gave = True
-                exchange.went_on(self)
             exchange.stream(self, out)
         if seam.over:
             self._stop()

@@ -18,6 +18,7 @@ from isochrone.core.world.tenant import ApiKey
 from isochrone.gateway import admission, models_route
 from isochrone.gateway.context import Context
 from isochrone.gateway.forward import Exchange
+from isochrone.gateway.heads import path_of
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.letters import PATH as LETTERS_PATH
 from isochrone.gateway.letters import Letters
@@ -25,7 +26,7 @@ from isochrone.gateway.peer_hop import KEEP_ALIVE_S, claimed_ingress, claims_hop
 from isochrone.gateway.replies import JSON, Refusal, head, refusal_lines
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.server import ClientConnection, Handler
-from isochrone.gateway.surface import ROUTES, error_body_for, unknown_path
+from isochrone.gateway.surface import ROUTES, api_of, error_body_for, unknown_path
 
 UNAUTHENTICATED = Refusal(
     status=401, reason="invalid_api_key", code="invalid_api_key",
@@ -76,8 +77,10 @@ class OwnAnswer:
         self.refuse(Refusal(status=fault.status, reason=fault.reason, message=fault.message))
 
     def refuse(self, refusal: Refusal) -> None:
+        asked = self.incoming.head
+        path = asked.path if asked.complete else path_of(asked.url)
         self.send(
-            refusal.status, error_body_for(ROUTES.get(self.incoming.head.path), refusal),
+            refusal.status, error_body_for(api_of(path), refusal),
             reason=refusal.reason, extra=refusal_lines(refusal),
         )
 

@@ -13,7 +13,6 @@ from isochrone.gateway.hangups import Hangups
 from isochrone.gateway.heads import HeadMemory, RequestHead
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.outbox import Outbox
-from isochrone.gateway.replies import Refusal, error_body
 from isochrone.gateway.request_reader import RequestReader, Uploads
 from isochrone.gateway.settings import GatewaySettings
 from isochrone.ports.clock import Clock
@@ -22,10 +21,6 @@ from isochrone.ports.network import Sealing
 MOST_SENT_AHEAD_BYTES: Final = 64 * 1024
 LINGER_S: Final = 1.0
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-TIMED_OUT: Final = (
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n"
-    b"connection: close\r\ncontent-length: %d\r\n\r\n%b"
-)
 
 
 class Listening(Protocol):
@@ -470,9 +465,8 @@ class ClientConnection:
             self.abort()
             return
         text = f"The {part} of the request has not come in whole within {limit_s:g} s."
-        body = error_body(Refusal(status=408, reason=f"{part}_timeout", message=text))
-        self._transport.write(TIMED_OUT % (len(body), body))
-        self._transport.close()
+        self._queue[0].fault = Fault(status=408, reason=f"{part}_timeout", message=text)
+        self._pump()
 
     @property
     def has_untaken(self) -> bool:

@@ -101,6 +101,12 @@ def _anthropic_error(status: int, message: str) -> bytes:
     return _encode({"type": "error", "error": error})
 
 
+def api_of(path: str) -> Endpoint | None:
+    """The endpoint in whose form a refusal at this path is told: what lies below an endpoint of an
+    API is part of that API. None for OpenAI's form."""
+    return "messages" if path.startswith("/v1/messages/") else ROUTES.get(path)
+
+
 def error_body_for(endpoint: Endpoint | None, refusal: Refusal) -> bytes:
     """The body of a refusal; `endpoint` None where none was asked for."""
     if endpoint == "messages":

@@ -323,6 +323,7 @@ class UpstreamConnection:
         if (
             self._excess or not self._reusable or not self.open or self._transport.is_closing()
             or _closes_behind(self._headers)
+            or self._transport.get_write_buffer_size()  # of a request that was answered early
         ):
             self.abort()
             return

@@ -20,7 +20,7 @@ from isochrone.ports.clock import Clock
 from isochrone.ports.engine import EngineStart, EngineTraits
 
 LOAD_TIMEOUT_S = 0.8
-BUSY_TIMEOUT_S = 2.0  # of what answers, but not with its load
+BUSY_TIMEOUT_S = 2.0  # of the list of what has a metrics page; hung, it is silent soon
 MODELS_TIMEOUT_S = 5.0
 MODELS_EVERY_S = 15.0
 
@@ -56,16 +56,17 @@ class OpenAiEngine:
         return EngineTraits() if self._reader is None else FAMILIES[self._reader.family].traits
 
     async def load(self) -> EngineLoad:
-        if self._clock.monotonic_ns() - self._listed_ns > MODELS_EVERY_S * 1e9:
-            check_served(await list_models(self._spec), self._model, self._reader)
+        reader, page = self._reader, None
+        if reader is not None:
+            page = await find_metrics(self._spec, timeout_s=LOAD_TIMEOUT_S)
+        is_due = self._clock.monotonic_ns() - self._listed_ns > MODELS_EVERY_S * 1e9
+        if is_due or (reader is not None and page is None):
+            wait_s = MODELS_TIMEOUT_S if reader is None else BUSY_TIMEOUT_S
+            check_served(await list_models(self._spec, timeout_s=wait_s), self._model, reader)
             self._listed_ns = self._clock.monotonic_ns()
-        if self._reader is None:
+        if reader is None or page is None:
             return UNKNOWN_LOAD
-        page = await find_metrics(self._spec, timeout_s=LOAD_TIMEOUT_S)
-        if page is not None:
-            return self._reader.read(read_series(page))
-        await list_models(self._spec, timeout_s=BUSY_TIMEOUT_S)
-        return UNKNOWN_LOAD
+        return reader.read(read_series(page))
 
     async def exited(self) -> str:
         await self._stopped.wait()

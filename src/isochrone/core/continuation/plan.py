@@ -8,7 +8,7 @@ the text (tool calls, schemas, several choices), and costs the whole way again, 
 first difference in a replay ends it. Where neither is honest the stream ends with an error event.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, assert_never
 
 from isochrone.core.continuation.kin import Kin
@@ -41,6 +41,7 @@ class Features:
     the text (tools, grammars, fields that are not known), None without any. `max_tokens`: the
     client's limit, None without one. `stops`: its stop strings. `own_answer`: the messages end with
     an answer that the client did not ask to be continued. `prompt_ids`: the prompt is token ids.
+    `private`: the limit is named as llama.cpp alone names one, and others let it be.
     """
 
     several: bool = False
@@ -52,6 +53,7 @@ class Features:
     stops: tuple[str, ...] = ()
     own_answer: bool = False
     prompt_ids: bool = False
+    private: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +157,8 @@ def decide(state: State) -> Plan:
         return Lost(why=state.unkept)
     if progress.finished:
         return FinishLocally(reason=None)
-    most = features.max_tokens
+    is_obeyed = not features.private or state.lost.engine == "llamacpp"
+    most = features.max_tokens if is_obeyed else None
     if most is not None and not features.several and 0 < most <= (progress.tokens or 0):
         return FinishLocally(reason="length")
     if state.continuations >= MOST_CONTINUATIONS:

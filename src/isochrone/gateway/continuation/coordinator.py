@@ -117,10 +117,11 @@ class Continuation:
         prompt, cached = self._whole.prompt, self._whole.cached
         if prompt is None and known:
             prompt, cached = metered.input_uncached + metered.input_cached, metered.input_cached
-        output = metered.output
-        delivered = self._delivered
-        if self._request.n_choices == 1 and delivered is not None and delivered.tokens is not None:
-            output = delivered.tokens  # of several choices that is what one of them has
+        output, delivered = metered.output, self._delivered
+        if delivered is not None and self._request.n_choices > 1:
+            output = max(output, sum(delivered.outputs.values()))
+        elif delivered is not None and delivered.tokens is not None:
+            output = delivered.tokens
         self._whole = Whole(output=output, prompt=prompt, cached=cached)
 
     def ask(self, plan: Retry | ContinueIds | ContinueText | Replay) -> bytes:

@@ -27,7 +27,7 @@ PLAIN = frozenset((
     "chat_template_kwargs", "parallel_tool_calls", "response_format", "modalities",
 ))
 _OUTPUT_PENALTIES = ("presence_penalty", "frequency_penalty")
-_LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
+_LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")  # the last is llama.cpp's own
 _NUMBERS = ("seed", "min_tokens", *_LIMITS)  # that a continuation changes
 # Values that switch a field off, whatever it does.
 _OFF = (b"null", b"false", b"[]", b"{}", b'""', b'"none"')
@@ -79,6 +79,7 @@ def _from_below(frames: int, endpoint: Endpoint, body: bytes) -> Features:
         stops=stops_of(fields),
         own_answer=_own_answer(endpoint, fields),
         prompt_ids=bytes(fields.get("prompt", b"")).startswith(b"["),
+        private=not any(name in fields for name in _LIMITS[:-1]),
     )
 
 

@@ -35,7 +35,9 @@ class Delivered:
 
     `tokens` is the engine's count behind the last event with text, `last_piece` that text and
     `last_jump` its tokens. `tool_ids` are by the channel of the call. `ids` are the token ids of
-    the answer where the engine shows them, up to the last event with text.
+    the answer where the engine shows them, up to the last event with text. `reported`: choices
+    behind whose end a usage came, the last that ended before it. `outputs`: tokens of each choice,
+    as its engine counted them behind its last event with text.
     """
 
     identity: Identity | None = None
@@ -44,21 +46,20 @@ class Delivered:
     finished: dict[int, str] = field(default_factory=dict)
     roles: set[int] = field(default_factory=set)
     done: bool = False
-    usages: int = 0
+    usage_sent: bool = False
+    reported: set[int] = field(default_factory=set)
     failed: bool = False
     counts: Reported | None = None
     tokens: int | None = None
     events: int = 0
     text_bytes: int = 0
+    outputs: dict[int, int] = field(default_factory=dict)
     last_piece: str = ""
     last_jump: int = 0
     prompt_ids: tuple[int, ...] = ()
     ids: list[int] = field(default_factory=list)
-    _later_ids: list[int] = field(default_factory=list)
-
-    @property
-    def usage_sent(self) -> bool:
-        return self.usages > 0
+    later_ids: list[int] = field(default_factory=list)
+    _ended: int = -1
 
     def text(self, channel: Channel = (0, TEXT)) -> str:
         return "".join(self.channels.get(channel, ()))
@@ -93,22 +94,29 @@ class Delivered:
             self.identity = said.identity
         self.roles.update(said.roles)
         self.finished.update(said.finished)
-        self.usages += said.usage_only
+        for index, _ in said.finished:
+            self._ended = index
+        if said.usage_only:
+            self.usage_sent = True
+            self.reported.add(self._ended)
         self.failed = self.failed or said.is_error
         self.counts = said.counts or self.counts
         self.prompt_ids = self.prompt_ids or said.prompt_ids
-        self._later_ids += said.token_ids
+        self.later_ids += said.token_ids
         for channel, id_ in said.tool_ids:
             self.tool_ids.setdefault(channel, id_)
         if not said.pieces:
             return
         self.events += 1
-        self.ids += self._later_ids
-        self._later_ids.clear()
+        self.ids += self.later_ids
+        self.later_ids.clear()
         for channel, piece in said.pieces:
             self.channels.setdefault(channel, []).append(piece)
             self.text_bytes += len(piece.encode("utf-8", "surrogatepass"))
         tokens = None if said.counts is None else said.counts.output
+        if tokens is not None:
+            for (index, _), _ in said.pieces:
+                self.outputs[index] = max(self.outputs.get(index, 0), tokens)
         self.last_piece = said.pieces[-1][1]
         unknown = tokens is None or (self.tokens is None and self.events > 1)
         self.last_jump = 0 if unknown else (tokens or 0) - (self.tokens or 0)

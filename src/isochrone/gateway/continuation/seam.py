@@ -68,8 +68,9 @@ class Seam:
     """One continued stream. Memory is bounded by one event and the text to be swallowed."""
 
     __slots__ = (
-        "_at", "_closed", "_counts", "_events", "_final", "_finished", "_fresh_text", "_held",
-        "_meter", "_says_more", "_shown", "_start", "_tail", "_usages", "_waiting", "outcome",
+        "_at", "_closed", "_counts", "_ended", "_events", "_final", "_finished", "_fresh_text",
+        "_held", "_made_again", "_meter", "_reported", "_says_more", "_shown", "_start", "_tail",
+        "_waiting", "gave", "outcome",
     )
 
     def __init__(self, start: SeamStart) -> None:
@@ -80,18 +81,20 @@ class Seam:
         self._final = False
         self._events = 0
         self._closed = frozenset(start.delivered.finished)
+        self._reported = frozenset(start.delivered.reported)
+        self._ended = -1  # the choice that did last
+        self._made_again = len(start.delivered.later_ids)  # ids without text, which the client has
         self._finished = set(self._closed)
         self._says_more = False  # a choice, than the client has of it
         self._shown = start.whole
         self._meter: StreamMeter | None = None
-        self._usages = 0  # that the client has already
         if start.n_choices > 1:  # each of which its engine may count apart
             self._shown = replace(start.whole, output=0)
             self._meter = StreamMeter(start.n_choices, "chat.completions", True)
-            self._usages = start.delivered.usages
         self._tail = "" if start.repeats else tail_for(start.delivered.text(), start.stops)
         self._fresh_text = ""
         self._waiting = ""
+        self.gave = False  # any of an answer, comments aside
         self.outcome: Outcome = "open"
 
     @property
@@ -180,10 +183,12 @@ class Seam:
         if payload in (b"", b"null"):
             return b""
         try:
-            return self._done() if payload == b"[DONE]" else self._chunk(payload)
+            out = self._done() if payload == b"[DONE]" else self._chunk(payload)
         except (Unreadable, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.outcome = "error"
             return b""
+        self.gave = self.gave or bool(out)
+        return out
 
     def _done(self) -> bytes:
         if any(self._left(channel) for channel in self._start.swallow):
@@ -224,10 +229,9 @@ class Seam:
         return said.usage_only or bool(said.finished)
 
     def _usage(self, fields: Fields) -> bytes:
-        if self._usages:
-            self._usages -= 1
+        if self._ended in self._reported or not self._start.client_gets_usage:
             return b""
-        return render(self._dressed(fields)) if self._start.client_gets_usage else b""
+        return render(self._dressed(fields))
 
     def _dressed(self, fields: Fields) -> Fields:
         start = self._start
@@ -262,6 +266,7 @@ class Seam:
             delta = self._delta(index, _object_of(choice.get("delta", _NOTHING)), last=finish)
             choice["delta"] = raw(delta)
             new = bool(delta)
+        new = self._has_new_ids(choice) or new
         if (self._says_more and index in self._closed) or (
             (self._says_more or finish) and self._lacks(index)
         ):
@@ -269,7 +274,17 @@ class Seam:
         if finish:
             new = new or index not in self._finished
             self._finished.add(index)
+            self._ended = index
         return choice if new else None
+
+    def _has_new_ids(self, choice: Fields) -> bool:
+        """Whether it names tokens that the client does not know, which may have no text yet."""
+        given = choice.get("token_ids", _NOTHING)
+        if self._start.repeats or bytes(given) == b"null":
+            return False
+        count = len(msgspec.json.decode(given, type=list[int]))
+        again, self._made_again = self._made_again, max(self._made_again - count, 0)
+        return count > again
 
     def _delta(self, index: int, delta: Fields, *, last: bool) -> Fields:
         kept: Fields = {}

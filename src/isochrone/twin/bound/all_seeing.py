@@ -74,14 +74,18 @@ class AllSeeing:
 
     def _send(self, flight: Flight, now_s: float) -> None:
         arrival, fleet = flight.arrival, self._simulation.fleet
+        tokens = arrival.prompt_tokens + arrival.output_tokens
         soonest_s, chosen = inf, -1
         for site in self._simulation.tables.allowed(
             arrival.ingress, arrival.tenant, arrival.model
         ):
+            if not self._simulation.ways.is_up(arrival.ingress, site):
+                continue
             home = fleet.home[arrival.ingress] == site
             rtt_s = 0.0 if home else float(fleet.rtt_ms[arrival.ingress, site]) / 1000.0
             for number in fleet.at[site][arrival.model]:
-                if rtt_s < soonest_s and self._simulation.replicas[number].ready:
+                fits = tokens <= fleet.replicas[number].physics.kv_tokens
+                if fits and rtt_s < soonest_s and self._simulation.replicas[number].ready:
                     answer_s = rtt_s / 2.0 + self._read_s(number, arrival, rtt_s / 2.0, now_s)
                     if answer_s < soonest_s:
                         soonest_s, chosen = answer_s, number

@@ -138,14 +138,15 @@ def _why(
             f"; not even who sees every engine at every instant and takes the soonest reaches it "
             f"({_times(seeing)}): engines and ways take the rest"
         )
-    if seeing is not None and ours is not None and ours > seeing:
+    if seeing is not None and (ours is None or ours > seeing):
         return (
             f"; who sees every engine at every instant has {_times(seeing)}: the difference to "
             f"ours is for want of news, or of a better use of it"
         )
     best = _best(by_policy, measure)
-    if best is not None and bound is not None and ours is not None:
-        nearest = min(ours, _ratio(best[1], beside) or ours)
+    shares_had = (ours, _ratio(best[1], beside) if best is not None else None)
+    nearest = min((share for share in shares_had if share is not None), default=None)
+    if bound is not None:
         return (
             f"; what no policy can beat is {_times(bound)}, the best that any reached "
             f"{_times(nearest)}"
