@@ -18,10 +18,14 @@ from tests.fixtures.gateways import MODEL, RunningSite, a_cloud, ask, post
 STORY = "Once upon a time a fox and a crow lived in a wood beside a river. " * 8
 OTHER = "The price of bread in the town rose by two coins, and the baker was sorry. " * 8
 
+THIRD = "Seven sailors rowed to an island with a lighthouse that nobody had lit for years. " * 8
+
 Chat = Callable[..., Awaitable[int]]
 
 
-def with_tenants(path: Path, main: Callable[[Chat], Awaitable[None]]) -> None:
+def with_tenants(
+    path: Path, main: Callable[[Chat], Awaitable[None]], *, shares: bool = False
+) -> None:
     """As `with_site`, for one that asks and is told how much was cached."""
 
     async def asking(site: RunningSite) -> None:
@@ -31,17 +35,19 @@ def with_tenants(path: Path, main: Callable[[Chat], Awaitable[None]]) -> None:
 
         await main(chat)
 
-    with_site(path, asking)
+    with_site(path, asking, shares=shares)
 
 
-def with_site(path: Path, main: Callable[[RunningSite], Awaitable[None]]) -> None:
+def with_site(
+    path: Path, main: Callable[[RunningSite], Awaitable[None]], *, shares: bool = False
+) -> None:
     """Run a test body with a gateway before a real engine of two slots, and tenants a, b and c."""
 
     async def started(engine: Engine) -> None:
         replica = {
             "base_url": engine.base_url, "engine_key": engine.key, "upstream_model": "tiny",
             "running_counts": "timings", "usage_counts_one_choice": True, "slots": 2,
-            "pid": engine.pid, "endpoints": ALL_ENDPOINTS,
+            "pid": engine.pid, "endpoints": ALL_ENDPOINTS, "shares_cache": shares,
         }
         async with a_cloud() as cloud:
             site = await has_everything(await one_site(cloud, replica=replica))
@@ -50,7 +56,7 @@ def with_site(path: Path, main: Callable[[RunningSite], Awaitable[None]]) -> Non
             await cloud.ready()
             await main(site)
 
-    with_engine(path, started)
+    with_engine(path, started, shares_cache=shares)
 
 
 async def cached(
@@ -139,6 +145,17 @@ def test_an_engine_gives_as_many_answers_as_are_counted(
             assert len(two.json[answers]) == 2
 
     with_site(tmp_path, main)
+
+
+def test_tenants_share_what_there_is_where_the_operator_says_so(tmp_path: Path) -> None:
+    async def main(chat: Chat) -> None:
+        for text in (STORY, OTHER, THIRD):
+            assert await chat("a", text) < 50
+        for text in (STORY, OTHER, THIRD):
+            assert await chat("b", text) > 100, "also what no slot holds any more"
+        assert await chat("c", STORY, "/v1/messages") > 100
+
+    with_tenants(tmp_path, main, shares=True)
 
 
 def test_messages_share_what_there_is_where_the_operator_says_so(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def record_of(live: Live) -> Replica:
         upstream_model=goal.engine.upstream_model or goal.model,
         slots=goal.engine.slots,
         slots_stated=goal.engine.slots_stated,
+        shares_cache=goal.engine.shares_cache,
         pid=None if engine is None else engine.pid,
         started_at=live.started_at,
         restarts=status.restarts,

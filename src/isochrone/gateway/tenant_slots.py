@@ -68,10 +68,10 @@ class TenantSlots:
 
 def is_parted(replica: Replica, request: InferenceRequest) -> bool:
     """Whether a request has a place at this engine: an agent started it, so it has no other users;
-    and it keeps what it reads."""
+    it keeps what it reads, and not for all."""
     return (
         replica.engine == "llamacpp" and replica.pid is not None
-        and request.endpoint != "embeddings"
+        and not replica.shares_cache and request.endpoint != "embeddings"
     )
 
 

@@ -162,7 +162,7 @@ MESSAGES: Mapping[str, Mapping[str, Leaves]] = {
         fleet=(
             "id site model revision generation state engine base_url upstream_model slots pid "
             "started_at restarts running_counts usage_counts_one_choice detail endpoints "
-            "cache_salt slots_stated"
+            "cache_salt slots_stated shares_cache"
         ),
         credential="engine_key credential",
     ),

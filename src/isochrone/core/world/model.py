@@ -92,7 +92,7 @@ class Replica:
     `running_counts`: the engine can report counts in every event (`timings` or `usage`).
     `usage_counts_one_choice`: its final usage covers one choice only when n > 1. `endpoints`: the
     APIs that its engine has. `cache_salt`: it keeps prompts apart by a field of this name.
-    `slots_stated` as in its `EngineSpec`.
+    `slots_stated` and `shares_cache` as in its `EngineSpec`.
     """
 
     id: ReplicaId
@@ -116,3 +116,4 @@ class Replica:
     endpoints: tuple[Endpoint, ...] = COMMON_ENDPOINTS
     cache_salt: bool = False
     slots_stated: bool = True
+    shares_cache: bool = False
