@@ -70,6 +70,17 @@ def test_batch_has_time_to_wait_and_no_more_than_others_when_its_engine_was_aske
     assert told("batch", now_s, asked_s=asked_s, first_s=first_s, last_s=last_s) == expected
 
 
+@pytest.mark.parametrize(("batch_wait_s", "turn_s"), [(0.0, 10.0), (4.0, 10.0), (40.0, 40.0)])
+def test_batch_waits_for_its_turn_no_shorter_than_others(
+    batch_wait_s: float, turn_s: float
+) -> None:
+    settings = GatewaySettings(
+        identity=Path("i"), port=0, journal=Path("j"), batch_wait_s=batch_wait_s,
+        first_byte_timeout_s=10.0,
+    )
+    assert deadlines_of(settings)["batch"].turn_ns == turn_s * SECOND_NS
+
+
 @pytest.mark.parametrize(
     "reason",
     ["connect_timeout", "first_byte_timeout", "between_events_timeout", "total_timeout"],

@@ -42,7 +42,7 @@ class TenantSlots:
         """Where in this engine a request runs that is about to be sent there."""
         request, context, key = exchange.request, exchange.context, exchange.key
         now_ns = context.clock.monotonic_ns()
-        slots = self._slots_of(replica)
+        slots = self.of_run(replica)
         if request.choices > 1 or request.endpoint == "messages":
             # Choices take a slot each, and the engine drops these fields on its way from this API.
             return slots.take_any(now_ns)
@@ -53,7 +53,8 @@ class TenantSlots:
         salt = context.salts.of_prompts(key.org_id, request.model)
         return slots.take(owner, prompt_marks(request, salt), now_ns)
 
-    def _slots_of(self, replica: Replica) -> EngineSlots:
+    def of_run(self, replica: Replica) -> EngineSlots:
+        """The slots of the run that this record speaks of."""
         known = self._runs.get(replica.id)
         if known is not None and known[0] == replica.generation:
             return known[1]
@@ -62,6 +63,8 @@ class TenantSlots:
             for each in gone:
                 del self._runs[each]
         slots = EngineSlots(max(replica.slots, 1))
+        if known is not None and known[0] > replica.generation:
+            return slots  # of a run that has ended: it says nothing of the present one
         self._runs[replica.id] = (replica.generation, slots)
         return slots
 

@@ -41,7 +41,7 @@ def deadlines_of(settings: GatewaySettings) -> Mapping[Class, Deadlines]:
     )
     wait_ns = int(settings.batch_wait_s * SECOND_NS)
     patient = replace(
-        usual, turn_ns=wait_ns, first_byte_ns=first_byte_ns + wait_ns,
+        usual, turn_ns=max(wait_ns, first_byte_ns), first_byte_ns=first_byte_ns + wait_ns,
         total_ns=usual.total_ns + wait_ns,
     )
     return {"reserved": usual, "on_demand": usual, "batch": patient}
