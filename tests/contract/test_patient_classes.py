@@ -1,5 +1,6 @@
 """Real gateways: a class that is meant to wait says nothing against the site where it waits."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -71,5 +72,39 @@ def test_batch_that_waits_for_its_turn_elsewhere_does_not_make_that_site_ill(
         paris.engines[0].hold.set()
         answers = [await client.answer() for client in clients]
         assert {each.status for each in answers[1:]} <= statuses
+
+    run(main)
+
+
+def test_batch_that_waited_here_in_vain_has_its_time_at_the_engine_of_another_site() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU", replica={"slots": 1})
+        hobart = await cloud.add_site("hobart", "AU")
+        await cloud.key("anywhere", classes=ALL)
+        await cloud.link("sydney", "hobart", 80.0)
+        await cloud.ready()
+        await admit_by(cloud, "sydney", SHARE)
+        context = sydney.running.context
+        here, there = sydney.engines[0], hobart.engines[0]
+        here.hold.clear()
+        there.hold.clear()
+        there.silent = True
+        clients = [await Client.open(sydney) for _ in range(2)]
+        await until(lambda: context.view.table.view.links)
+        clients[0].send(wanting("default", "anywhere"))
+        await until(lambda: len(here.asked) == 1)
+        clients[1].send(wanting("flex", "anywhere"))
+        await until(lambda: queue_of(sydney).line("batch").order.queued == 1)
+        waiter = next(each for each in context.exchanges if each.class_ == "batch")
+        waiter.started_ns -= 200 * S
+        replicas, now_ns = context.view.replicas, context.clock.monotonic_ns()
+        lost = next(iter(replicas._by_entry.values()))
+        for each in hobart.running.context.view.replicas._by_entry.values():
+            replicas.put("there", each)  # as a gateway that runs alone reaches them
+        replicas.lost(lost, now_ns, context.rng)
+        await until(lambda: len(there.asked) == 1)
+        await asyncio.sleep(1)
+        there.hold.set()
+        assert (await clients[1].answer()).status == 200
 
     run(main)

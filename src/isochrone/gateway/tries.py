@@ -231,7 +231,6 @@ class Tries(Choosing):
         turn = self.turn
         assert turn is not None, "it has waited for its turn"
         self._count_wait(turn, now_ns)
-        self._tries_began_ns = now_ns
         if not self.try_again_at(turn.place.site, turn.rtt_ms, now_ns):
             self._none_ready(turn.place.site)
 
@@ -260,6 +259,7 @@ class Tries(Choosing):
     def _count_wait(self, turn: Turn, now_ns: int) -> None:
         waited_ns = now_ns - turn.since_ns
         self.queued_ns += waited_ns
+        self._tries_began_ns = now_ns  # what it waited for its turn is no time of a target
         self.context.queues.count_wait(self.class_, waited_ns)
         if self.reply.hop is not None:
             self.reply.extra = f"{peer.QUEUED}: {self.queued_ns // 1_000_000}\r\n"
