@@ -113,6 +113,8 @@ class EngineSlots:
         """See `Place.left`."""
         slot = self._slots[number]
         slot.open -= 1
+        if ran and not slot.open and now_ns >= slot.doubt_ns:
+            slot.reused_ns = 0  # all that were sent there have come in
         self._used(slot)  # it may be for a moment still, if it was given up
         if ran is None:
             slot.forget()
