@@ -54,6 +54,12 @@ def test_what_cannot_restart_says_why(api: Api) -> None:
     status, said = api.call("POST", "replicas/restart", {"replica": FIRST, "generation": 71})
     assert status == 422
     assert "the last is 70" in said["problems"][0]
+    for number, odd in enumerate(("first", "-1", "²", "9" * 5000)):  # as a site may call one
+        says(api, 70, 2 + number, replica=ReplicaId(f"sydney/tiny/{odd}"))
+        assert api.call("POST", "replicas/restart", {"replica": f"sydney/tiny/{odd}"})[0] in (
+            404, 422
+        )
+    says(api, 70, 9)
     api.call("PUT", "deployments", {"site": "sydney", "model": "tiny", "replicas": 0})
     assert api.call("POST", "replicas/restart", {"replica": FIRST})[0] == 404, "not wanted any more"
 

@@ -47,7 +47,7 @@ def routes(context: Context) -> APIRouter:
             raise InvalidInput(
                 [f"generation: {up_to} was never heard of, the last is {present.generation}"]
             )
-        index = int(present.id.rpartition("/")[2])
+        index = _index_of(present)
         wish = context.registry.estate.restart(
             caller.scope, site, present.model, index, up_to=up_to
         )
@@ -58,6 +58,14 @@ def routes(context: Context) -> APIRouter:
         )
 
     return router
+
+
+def _index_of(replica: ReplicaLoad) -> int:
+    """Which of its deployment's it is. Raises NotFound for a name that no agent of ours gives."""
+    number = replica.id.rpartition("/")[2]
+    if not (number.isascii() and number.isdigit() and len(number) < 10):
+        raise NotFound(f"{replica.id!r} is no replica of a deployment")
+    return int(number)
 
 
 def _heard(context: Context, replica: str) -> tuple[SiteName, ReplicaLoad]:
