@@ -8,7 +8,10 @@ import os
 
 from isochrone.wiring.compiled import use_compiled
 
-pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.nats", "tests.fixtures.loops"]
+pytest_plugins = [
+    "tests.fixtures.postgres", "tests.fixtures.nats", "tests.fixtures.loops",
+    "tests.fixtures.twin_command",
+]
 
 if os.environ.get("ISOCHRONE_TEST_FORM") == "compiled":
     assert use_compiled(), "nothing is compiled that fits these sources: make compile"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from isochrone.core.ids import SiteName
+from isochrone.gateway.forward import Exchange
 from isochrone.wire import fleet, subjects
 from isochrone.wire.peer import TURNED_AWAY
 from tests.fixtures.gateways import MODEL, Client, GatewayCloud, RunningSite, ask, post, run, until
@@ -34,6 +35,14 @@ async def a_hop(
     await cloud.key("secret")
     await cloud.ready()
     return lisbon, paris
+
+
+async def in_the_middle(ingress: RunningSite, fate: Fate) -> Exchange:
+    """The one stream of a gateway, whose client has the beginning of its answer."""
+    await until(lambda: fate.reached)
+    (exchange,) = ingress.running.context.exchanges
+    await until(lambda: exchange.first_ns)
+    return exchange
 
 
 def test_a_long_stream_for_another_site_is_not_late() -> None:
@@ -93,9 +102,7 @@ def test_an_answer_is_never_of_two_revisions() -> None:
         )
         await until(lambda: any(each.revision == "r2" for each, _, _ in replicas.states()))
         asking = asyncio.create_task(ask(lisbon, post(body())))
-        await until(lambda: fate.reached)
-        (exchange,) = lisbon.running.context.exchanges
-        await until(lambda: exchange.first_ns)
+        await in_the_middle(lisbon, fate)
         await site(cloud, fate, "berlin", "DE")
         await cloud.ready()
         second.status = 200
@@ -178,9 +185,7 @@ def test_a_full_disk_ends_no_stream_that_is_on_record() -> None:
         await cloud.key("secret")
         await cloud.ready()
         asking = asyncio.create_task(ask(paris, post(body())))
-        await until(lambda: fate.reached)
-        (exchange,) = paris.running.context.exchanges
-        await until(lambda: exchange.first_ns)
+        await in_the_middle(paris, fate)
         paris.disk.capacity_bytes = 0
         journal = paris.running.context.journal
         room = journal._reserved_bytes
@@ -206,9 +211,7 @@ def test_a_queue_learns_of_what_was_made_here_alone() -> None:
         await cloud.ready()
         paris.engines[0].status = 503
         asking = asyncio.create_task(ask(paris, post(body())))
-        await until(lambda: fate.reached)
-        (exchange,) = paris.running.context.exchanges
-        await until(lambda: exchange.first_ns)
+        await in_the_middle(paris, fate)
         paris.engines[0].status = 200
         queue = paris.running.context.queues.places[SiteName("paris"), MODEL].queue
         assert queue.guessed
@@ -230,9 +233,7 @@ def test_batch_that_goes_on_may_wait_for_its_turn_there() -> None:
         await cloud.key("secret", classes=("on_demand", "batch"))
         await cloud.ready()
         asking = asyncio.create_task(ask(lisbon, post(body(service_tier="flex"))))
-        await until(lambda: fate.reached)
-        (exchange,) = lisbon.running.context.exchanges
-        await until(lambda: exchange.first_ns)
+        exchange = await in_the_middle(lisbon, fate)
         other = Fate(places=[("wait", 0)])
         await site(cloud, other, "berlin", "DE")
         await cloud.ready()
@@ -257,9 +258,7 @@ def test_who_will_not_go_on_with_a_stream_is_not_ill(ingress: str) -> None:
         fate = Fate(places=[("wait", AT)])
         _, paris = await a_hop(cloud, fate)
         asking = asyncio.create_task(ask(cloud.sites[ingress], post(body())))
-        await until(lambda: fate.reached)
-        (exchange,) = cloud.sites[ingress].running.context.exchanges
-        await until(lambda: exchange.first_ns)
+        await in_the_middle(cloud.sites[ingress], fate)
         berlin = await site(cloud, fate, "berlin", "DE")
         await cloud.ready()
         berlin.engines[0].status = 400
@@ -303,9 +302,7 @@ def test_a_comment_is_no_answer_that_goes_on() -> None:
         await cloud.key("secret")
         await cloud.ready()
         asking = asyncio.create_task(ask(paris, post(body())))
-        await until(lambda: fate.reached)
-        (exchange,) = paris.running.context.exchanges
-        await until(lambda: exchange.first_ns)
+        exchange = await in_the_middle(paris, fate)
         berlin = await cloud.add_site(
             "berlin", "DE", make_engine=Commenter, replica={"running_counts": "timings"},
         )

@@ -6,16 +6,22 @@ import asyncio
 from structlog.testing import capture_logs
 
 from isochrone.ports.bus import Entry
+from isochrone.twin.fakes.engine import FakeEngine
 from tests.sim.test_agent import BUCKET, FIRST, HOST, Stage, on_stage
+
+
+async def at_work(stage: Stage) -> FakeEngine:
+    """The one replica that is wanted, which has begun an answer of 500 tokens."""
+    await stage.want(1)
+    await stage.until(lambda: stage.ready() == 1)
+    await stage.begin(500)
+    return stage.driver.engines[FIRST]
 
 
 def test_a_removed_replica_finishes_its_work_though_it_is_too_busy_to_say_its_load() -> None:
     async def body(stage: Stage) -> None:
         async with stage.agent():
-            await stage.want(1)
-            await stage.until(lambda: stage.ready() == 1)
-            engine = stage.driver.engines[FIRST]
-            await stage.begin(500)
+            engine = await at_work(stage)
             engine.busy = True
             await stage.want(0, serial=2)
             await stage.until(lambda: not engine.running)
@@ -27,10 +33,7 @@ def test_a_removed_replica_finishes_its_work_though_it_is_too_busy_to_say_its_lo
 def test_a_removed_replica_that_is_silent_for_a_moment_finishes_its_work() -> None:
     async def body(stage: Stage) -> None:
         async with stage.agent():
-            await stage.want(1)
-            await stage.until(lambda: stage.ready() == 1)
-            engine = stage.driver.engines[FIRST]
-            await stage.begin(500)
+            engine = await at_work(stage)
             await stage.want(0, serial=2)
             engine.silent = True
             await asyncio.sleep(3)
@@ -44,10 +47,7 @@ def test_a_removed_replica_that_is_silent_for_a_moment_finishes_its_work() -> No
 def test_a_stop_that_becomes_urgent_ends_what_is_finishing_its_work() -> None:
     async def body(stage: Stage) -> None:
         async with stage.agent():
-            await stage.want(1)
-            await stage.until(lambda: stage.ready() == 1)
-            await stage.begin(500)
-            engine = stage.driver.engines[FIRST]
+            engine = await at_work(stage)
             await stage.want(0, serial=2)
             await asyncio.sleep(2)
             assert engine.running
@@ -63,11 +63,9 @@ def test_a_stop_that_becomes_urgent_ends_what_is_finishing_its_work() -> None:
 def test_an_engine_too_busy_to_say_its_load_does_not_look_idle() -> None:
     async def body(stage: Stage) -> None:
         async with stage.agent():
-            await stage.want(1)
-            await stage.until(lambda: stage.ready() == 1)
-            await stage.begin(500)
+            engine = await at_work(stage)
             await stage.until(lambda: bool(stage.digest and stage.digest.loads[0].running))
-            stage.driver.engines[FIRST].busy = True
+            engine.busy = True
             await asyncio.sleep(3)
             assert stage.digest is not None
             assert stage.digest.loads[0].running == 1

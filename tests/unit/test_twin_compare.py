@@ -3,20 +3,19 @@
 import gzip
 import json
 import os
-import sys
 from pathlib import Path
 from re import findall
 from typing import Any
 
 import pytest
 
-from isochrone.cli.app import run
 from isochrone.twin.baselines.catalogue import routers
 from isochrone.twin.fast.policy import Router
 from isochrone.wiring import twin_comparison
 from isochrone.wiring.twin_choice import Changes, chosen_scenario
 from isochrone.wiring.twin_comparison import POLICIES, Game, Played, games, play
 from isochrone.wiring.twin_pool import play_all
+from tests.fixtures.twin_command import SMALL
 
 FEW = ("--requests", "120", "--jobs", "1")
 COLUMNS = [
@@ -37,24 +36,6 @@ France Central,West Europe,9
 West Europe,UK South,12
 UK South,West Europe,12
 """
-SMALL = """
-length_s = 20.0
-hours = false
-[fleet]
-engine_sites = 3
-replicas = 3
-[workload]
-load = 0.5
-"""
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def given(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["isochrone", "twin", *(str(each) for each in words)])
-        return run()
-
-    return given
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -70,11 +51,11 @@ def written(folder: Path, name: str, text: str) -> Path:
 
 
 def test_a_row_for_each_policy_and_load_with_the_bound_below_all(
-    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    twin_command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.json"
     names = "ours,llm_d,campus,bound"
-    assert command(
+    assert twin_command(
         "compare", "eight-sites", "--policies", names, "--loads", "0.3,0.7", *FEW, "--json", out
     ) == 0
     rows = rows_of(out)
@@ -110,12 +91,12 @@ def test_a_row_for_each_policy_and_load_with_the_bound_below_all(
 
 
 def test_the_same_seed_gives_the_same_file_whatever_the_processes(
-    command: Any, tmp_path: Path
+    twin_command: Any, tmp_path: Path
 ) -> None:
     files = []
     for name, jobs, seed in (("a", 1, 7), ("b", 2, 7), ("c", 1, 8)):
         files.append(tmp_path / name)
-        assert command(
+        assert twin_command(
             "compare", "eight-sites", "--policies", "ours,bound", "--requests", 60,
             "--jobs", jobs, "--seed", seed, "--json", files[-1],
         ) == 0
@@ -137,7 +118,7 @@ def test_rows_come_in_the_order_of_the_work_whoever_is_done_first() -> None:
 
 
 def test_all_policies_get_the_same_requests(
-    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    twin_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever's name a policy has, the same decisions give the same row."""
 
@@ -146,14 +127,14 @@ def test_all_policies_get_the_same_requests(
 
     monkeypatch.setattr(twin_comparison, "routers", twice)
     out = tmp_path / "out.json"
-    assert command(
+    assert twin_command(
         "compare", "eight-sites", "--policies", "nearest,llm_d", *FEW, "--json", out
     ) == 0
     one, other = rows_of(out)
     assert {**one, "policy": ""} == {**other, "policy": ""}
 
 
-def test_files_replace_what_the_scenario_names(command: Any, tmp_path: Path) -> None:
+def test_files_replace_what_the_scenario_names(twin_command: Any, tmp_path: Path) -> None:
     scenario = written(tmp_path, "s.toml", SMALL + 'name = "x"\nfiles = ["gone"]\n')
     sites, rtt = written(tmp_path, "sites.csv", SITES), written(tmp_path, "rtt.csv", RTT)
     trace = tmp_path / "calls.csv.gz"
@@ -161,7 +142,7 @@ def test_files_replace_what_the_scenario_names(command: Any, tmp_path: Path) -> 
         b"%d,%d,%d\n" % (at, 300 + at % 7, 20 + at % 5) for at in range(300)
     )))
     out = tmp_path / "out.json"
-    assert command(
+    assert twin_command(
         "compare", scenario, "--trace", trace, "--sites", sites, "--rtt", rtt, "--policies",
         "ours,bound", *FEW, "--json", out,
     ) == 0
@@ -172,7 +153,7 @@ def test_files_replace_what_the_scenario_names(command: Any, tmp_path: Path) -> 
 
 
 def test_rows_that_are_no_requests_are_told(
-    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    twin_command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     head = "t_s,context_tokens,generated_tokens\n"
     good = "".join(f"{at},100,10\n" for at in range(30))
@@ -181,15 +162,16 @@ def test_rows_that_are_no_requests_are_told(
     told = f"2 rows of the trace, as {trace}, row 32: arrival nan is no time"
     for words in (("compare", scenario, "--policies", "nearest"), ("sweep", scenario, "--policies",
                   "nearest"), ("run", scenario, "--policy", "nearest")):
-        assert command(*words, "--requests", 20) == 0
+        assert twin_command(*words, "--requests", 20) == 0
         assert told in capsys.readouterr().out
     other = written(tmp_path, "good.csv", head + good)
-    assert command("run", scenario, "--trace", other, "--policy", "nearest", "--requests", 20) == 0
+    once = ("run", scenario, "--trace", other, "--policy", "nearest", "--requests", 20)
+    assert twin_command(*once) == 0
     assert "Left out" not in capsys.readouterr().out
 
 
 def test_what_was_played_is_shown_although_it_cannot_be_written(
-    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    twin_command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scenario = written(tmp_path, "s.toml", SMALL)
     full = tmp_path / ("x" * 250)  # its name is good, that of what is written beside it too long
@@ -197,7 +179,7 @@ def test_what_was_played_is_shown_although_it_cannot_be_written(
                   ("run", scenario, "--policy", "nearest", *FEW[:2], "--json", full),
                   ("sweep", scenario, "--policies", "nearest", *FEW, "--json", full),
                   ("report", scenario, "--policies", "nearest", *FEW, "--out", full)):
-        assert command(*words) == 2
+        assert twin_command(*words) == 2
         shown = capsys.readouterr()
         assert "cannot be written: File name too long" in shown.err
         assert "nearest" in shown.out
@@ -205,27 +187,27 @@ def test_what_was_played_is_shown_although_it_cannot_be_written(
     if not os.geteuid():
         return  # root may write anywhere
     tmp_path.chmod(0o500)
-    assert command("compare", scenario, "--policies", "nearest", "--json", tmp_path / "x") == 2
+    assert twin_command("compare", scenario, "--policies", "nearest", "--json", tmp_path / "x") == 2
     shown = capsys.readouterr()
     assert f"the folder {tmp_path} cannot be written to" in shown.err
     assert "nearest" not in shown.out
 
 
 def test_a_table_with_an_open_quotation_is_told(
-    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    twin_command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     open_ = '"' + "x" * 140_000
     sites = written(tmp_path, "sites.csv", SITES + open_)
     rtt = written(tmp_path, "rtt.csv", RTT + open_)
     trace = written(tmp_path, "t.csv", "num_prefill_tokens,num_decode_tokens\n5,5\n" + open_)
     calls = written(tmp_path, "c.csv", "t_s,context_tokens,generated_tokens\n0,5,5\n" + open_)
-    assert command(
+    assert twin_command(
         "compare", "eight-sites", "--sites", sites, "--rtt", rtt, "--trace", trace
     ) == 2
     told = capsys.readouterr().err
     for file in (sites, rtt, trace):
         assert f"{file}: is no table with commas between (field larger" in told
-    assert command("compare", "eight-sites", "--trace", calls) == 2
+    assert twin_command("compare", "eight-sites", "--trace", calls) == 2
     assert f"{calls}: is no table with commas" in capsys.readouterr().err
 
 
@@ -274,20 +256,20 @@ def test_lengths_alone_or_first_find_their_rates(
 
 
 def test_the_load_of_a_stated_rate_is_its_part_of_what_the_fleet_does(
-    command: Any, tmp_path: Path
+    twin_command: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.json"
     rates = []
     for text in (SMALL, SMALL.replace("load = 0.5", "rate_rps = 2.0")):
         scenario = written(tmp_path, "s.toml", text)
-        assert command("run", scenario, "--requests", 50, "--json", out) == 0
+        assert twin_command("run", scenario, "--requests", 50, "--json", out) == 0
         rates.append(rows_of(out)[0]["load"])
     assert rates[0] == 0.5
     assert 0.0 < rates[1] != 0.5
 
 
 def test_everything_that_is_wrong_is_told_and_nothing_is_written(
-    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    twin_command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = written(tmp_path, "bad.csv", "x,y\n1,2\n")
     scenario = written(tmp_path, "s.toml", "sed = 1\n[fleet]\nreplicas = 0\n")
@@ -295,7 +277,7 @@ def test_everything_that_is_wrong_is_told_and_nothing_is_written(
 
     def told(*words: object) -> str:
         before = sorted(tmp_path.iterdir())
-        assert command("compare", *words, "--json", kept) == 2
+        assert twin_command("compare", *words, "--json", kept) == 2
         assert sorted(tmp_path.iterdir()) == before
         assert kept.read_text(encoding="utf-8") == "before"
         return capsys.readouterr().err
@@ -311,19 +293,19 @@ def test_everything_that_is_wrong_is_told_and_nothing_is_written(
     text = told(written(tmp_path, "far.toml", far), "--sites", written(tmp_path, "s.csv", SITES))
     assert "outage 1: rank is 4, and engines are at 3 sites" in text
     assert "outage 2" not in text
-    assert command("run", "eight-sites", "--load", "0.5,0.6") == 2
+    assert twin_command("run", "eight-sites", "--load", "0.5,0.6") == 2
     assert 'load "0.5,0.6": expected one' in capsys.readouterr().err
     assert "packaged: eight-sites" in told("nine-sites")
     damaged = tmp_path / "trace.gz"
     damaged.write_bytes(b"\x1f\x8bno")
     assert "damaged gzip" in told("eight-sites", "--trace", damaged)
-    assert command("compare", "eight-sites", "--json", tmp_path / "no" / "out.json") == 2
+    assert twin_command("compare", "eight-sites", "--json", tmp_path / "no" / "out.json") == 2
     assert "does not exist" in capsys.readouterr().err
 
 
-def test_a_packaged_scenario_is_good_for_every_policy(command: Any, tmp_path: Path) -> None:
+def test_a_packaged_scenario_is_good_for_every_policy(twin_command: Any, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    assert command("compare", "eight-sites", "--requests", 40, "--jobs", 1, "--json", out) == 0
+    assert twin_command("compare", "eight-sites", "--requests", 40, "--jobs", 1, "--json", out) == 0
     assert [row["policy"] for row in rows_of(out)] == list(POLICIES)
 
 

@@ -13,31 +13,13 @@ from typing import Any, TextIO
 import pytest
 
 from isochrone.adapters.parquet.tables import read_parquet
-from isochrone.cli.app import run
 from isochrone.cli.twin_shown import progress
 from isochrone.wiring.twin_experiment import play_experiment, read_experiment
+from tests.fixtures.twin_command import SMALL
 
-SMALL = """
-length_s = 20.0
-hours = false
-[fleet]
-engine_sites = 3
-replicas = 3
-[workload]
-load = 0.5
-"""
 FEW = ("--requests", "30")
 NEAREST = (*FEW, "--policies", "nearest", "--jobs", "1")
 CALLS = "t_s,context_tokens,generated_tokens\n" + "".join(f"{at},100,10\n" for at in range(40))
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def given(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["isochrone", "twin", *(str(each) for each in words)])
-        return run()
-
-    return given
 
 
 @pytest.fixture
@@ -61,7 +43,7 @@ def lost_output(request: pytest.FixtureRequest) -> Iterator[TextIO]:
 
 
 def test_what_was_played_is_written_although_nobody_saw_it(
-    command: Any, scenario: Path, tmp_path: Path, lost_output: TextIO,
+    twin_command: Any, scenario: Path, tmp_path: Path, lost_output: TextIO,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "stdout", lost_output)
@@ -69,7 +51,7 @@ def test_what_was_played_is_written_although_nobody_saw_it(
 
     def play(*words: object) -> None:
         with suppress(OSError, SystemExit):  # it may well end with that
-            command(*words)
+            twin_command(*words)
             sys.stdout.flush()
 
     for words in (("compare", scenario, *NEAREST, "--loads", "0.4,0.5"),
@@ -96,12 +78,12 @@ def test_a_full_disk_behind_the_output_is_told_in_a_line(scenario: Path) -> None
 
 
 def test_a_file_that_cannot_be_written_costs_no_other(
-    command: Any, scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    twin_command: Any, scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, rows = tmp_path / "page.html", tmp_path / "rows.json"
     full = tmp_path / ("x" * 250)  # its name is good, that of what is written beside it too long
     for options in (("--parquet", full, "--json", rows), ("--parquet", rows, "--json", full)):
-        assert command("report", scenario, *NEAREST, "--out", page, *options) == 2
+        assert twin_command("report", scenario, *NEAREST, "--out", page, *options) == 2
         assert "File name too long" in capsys.readouterr().err
         assert page.exists()
         assert rows.exists()
@@ -110,11 +92,11 @@ def test_a_file_that_cannot_be_written_costs_no_other(
 
 
 def test_names_that_are_no_text_are_shown_as_far_as_they_are(
-    command: Any, scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    twin_command: Any, scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trace, out = tmp_path / os.fsdecode(b"caf\xe9.csv"), tmp_path / os.fsdecode(b"o\xfft")
     trace.write_text(CALLS + "x,1,1\n", encoding="utf-8")
-    assert command("compare", scenario, "--trace", trace, *NEAREST, "--json", out) == 0
+    assert twin_command("compare", scenario, "--trace", trace, *NEAREST, "--json", out) == 0
     assert json.loads(out.read_bytes())[0]["workload"] == "caf\N{REPLACEMENT CHARACTER}"
     shown = capsys.readouterr().out
     assert "written to" in shown
@@ -122,16 +104,16 @@ def test_names_that_are_no_text_are_shown_as_far_as_they_are(
     other = tmp_path / os.fsdecode(b"s\xe9.toml")
     other.write_text(SMALL, encoding="utf-8")
     rows = tmp_path / "rows.json"
-    assert command("report", other, *NEAREST, "--out", out, "--json", rows) == 0
+    assert twin_command("report", other, *NEAREST, "--out", out, "--json", rows) == 0
     assert "nearest" in out.read_text(encoding="utf-8")
     assert json.loads(rows.read_bytes())["rows"]
 
 
 def test_names_are_no_markup(
-    command: Any, scenario: Path, capsys: pytest.CaptureFixture[str]
+    twin_command: Any, scenario: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scenario.write_text(SMALL + 'name = "calls [/min] [red]"\n', encoding="utf-8")
-    assert command("compare", scenario, *NEAREST) == 0
+    assert twin_command("compare", scenario, *NEAREST) == 0
     assert "calls [/min] [red] at load 0.5" in capsys.readouterr().out
 
 

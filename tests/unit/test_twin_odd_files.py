@@ -70,11 +70,16 @@ def within_s(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_client_that_hardly_ever_asks_holds_up_nobody() -> None:
-    text = RATES + "a,0,1000,1,Gamma,1\nb,0,1e-9,1,Gamma,1\n"
+def fitted(text: str) -> Fitted:
+    """The clients of a rate file, whose prompts and answers have ten tokens."""
     clients, period_s = parse_client_rates(text, "x")
     lengths = Lengths(shares=(0.0, 1.0), tokens=(10.0, 10.0))
-    fit = Fitted(clients=clients, period_s=period_s, prompt=lengths, output=lengths)
+    return Fitted(clients=clients, period_s=period_s, prompt=lengths, output=lengths)
+
+
+def test_a_client_that_hardly_ever_asks_holds_up_nobody() -> None:
+    text = RATES + "a,0,1000,1,Gamma,1\nb,0,1e-9,1,Gamma,1\n"
+    fit = fitted(text)
     with within_s(5.0):
         asks = list(islice(fitted_asks(fit, 1.0, 1), 1000))
     assert asks[-1].at_s == pytest.approx(1000.0, rel=0.15)
@@ -85,11 +90,9 @@ def test_a_client_that_hardly_ever_asks_holds_up_nobody() -> None:
 def test_a_rare_client_asks_as_often_as_it_says() -> None:
     """Also where it passes over thousands of turns of the file at once."""
     text = RATES + "a,0,1e-6,1,Gamma,1\nb,600,1e-6,1,Gamma,1\n"
-    clients, period_s = parse_client_rates(text, "x")
-    lengths = Lengths(shares=(0.0, 1.0), tokens=(10.0, 10.0))
-    fit = Fitted(clients=clients, period_s=period_s, prompt=lengths, output=lengths)
+    fit = fitted(text)
     with within_s(5.0):
         asks = list(islice(fitted_asks(fit, 1e-8, 1), 2000))
     assert asks[-1].at_s == pytest.approx(2000 / 1e-8, rel=0.1)
-    halves = [ask.at_s % period_s < 600.0 for ask in asks]
+    halves = [ask.at_s % fit.period_s < 600.0 for ask in asks]
     assert sum(halves) == pytest.approx(1000, rel=0.15), "each within its own window"
