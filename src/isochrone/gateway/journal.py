@@ -39,7 +39,7 @@ from isochrone.ports.disk import Disk, Segment
 from isochrone.wire import fleet
 from isochrone.wire.usage import Opening, UsageRecord
 
-COMMIT_S: Final = 0.05
+COMMIT_S: Final = 0.1
 PROGRESS_S: Final = 1.0
 RETRY_S = 1.0
 SYNC_LIMIT_S = 5.0

@@ -7,7 +7,7 @@ from isochrone.core.ids import RequestId
 from isochrone.core.metering.event import UsageEvent
 from isochrone.twin.checks.record import Asked, Record, Worked
 
-# Records of the last 50 ms and of the sync in progress are lost with a host (docs/metering.md).
+# Records of the last 100 ms and of the sync in progress are lost with a host (docs/metering.md).
 UNSYNCED_S = 0.25
 # Said before the gateway can tell whose request it is, or because it can record nothing.
 NOT_BOOKED = ("starting", "invalid_api_key", "journal")
