@@ -10,8 +10,10 @@ cores, and has to be over when the last of the rig begins. Ends with 1 when anyt
 everything has run.
 """
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -159,14 +161,18 @@ class Run:
                 stdout=None if show else subprocess.PIPE,
                 stderr=None if show else subprocess.STDOUT,
             )
-        said, _ = process.communicate()
+        said = None if process.stdout is None else process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)  # what it and all that it waited for used
+        process.returncode = os.waitstatus_to_exitcode(status)
+        cpu_s = used.ru_utime + used.ru_stime
         with self.changed:
             del self.running[job.name]
             if said is not None:
                 sys.stdout.write(said.decode(errors="replace"))
             if process.returncode:
                 self.failed.append(job.name)
-            print(f"-- {job.name}: {time.monotonic() - began_s:.0f} s", flush=True)
+            took_s = time.monotonic() - began_s
+            print(f"-- {job.name}: {took_s:.0f} s, CPU {cpu_s:.0f} s", flush=True)
             if job is COMPILE:
                 self._compiling_has_ended()
             self.changed.notify_all()
@@ -196,7 +202,8 @@ class Run:
         with self.changed:
             self.stopped = True
             for process in self.running.values():
-                process.terminate()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)  # unlike terminate() takes no status
             self.changed.notify_all()
 
 
