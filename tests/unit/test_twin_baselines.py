@@ -1,6 +1,7 @@
 """Other people's policies on small fleets: each does what its source says, all keep the rules."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from isochrone.core.estimate.batching import Physics
 from isochrone.core.rng import Random
+from isochrone.core.world.digest import SiteDigest
 from isochrone.twin.baselines.campus import best_campus, campus_of
 from isochrone.twin.baselines.catalogue import (
     CONSISTENT_HASH,
@@ -25,12 +27,15 @@ from isochrone.twin.baselines.catalogue import (
     routers,
 )
 from isochrone.twin.baselines.prefix_tree import PrefixTree
+from isochrone.twin.baselines.skywalker import SkyWalkerRouter
 from isochrone.twin.baselines.tune import tune
+from isochrone.twin.baselines.vantage import Vantage
 from isochrone.twin.fast.fleet import Fleet
 from isochrone.twin.fast.plan import Outage, Plan
-from isochrone.twin.fast.policy import Router
+from isochrone.twin.fast.policy import Flight, Router
 from isochrone.twin.fast.simulation import Simulation
 from isochrone.twin.fast.summary import Summary
+from tests.builders import a_digest
 from tests.fixtures.small_fleet import a_fleet, a_tenant, some_arrivals
 
 NAMES = sorted(routers())
@@ -190,6 +195,57 @@ def test_tuning_finds_the_best_and_keeps_what_it_tried() -> None:
 
     refined = tune(GORGO, distance, Random(1), generations=6)
     assert refined.cost < min(distance(each) for each in GORGO.space)
+
+
+class _Listening(SkyWalkerRouter):
+    """Notes the most that waited anywhere, as sites hear it of each other."""
+
+    most_waiting = 0
+
+    def arrived(self, flight: Flight, site: int, now_s: float) -> None:
+        for other in range(len(self._setting.fleet.sites)):
+            digest = self._setting.news.heard_at(other, site, now_s)
+            for load in () if digest is None else digest.loads:
+                self.most_waiting = max(self.most_waiting, load.waiting)
+        super().arrived(flight, site, now_s)
+
+
+def test_skywalkers_balancers_tell_each_other_what_waits_there() -> None:
+    given = SkyWalker()
+    router = _Listening(
+        probe_s=given.probe_s, pending=1, match_share=given.match_share,
+        unread_tokens=given.unread_tokens,
+    )
+    # A replica is given what it can begin to read, so what waits does so at the balancers.
+    played(router, a_fleet(sites=2, replicas=1, physics=SLOW), rate_s=30.0)
+    assert router.most_waiting > 10
+
+
+class _Told:
+    """News of sites whose one replica is idle, made at `made_s`."""
+
+    made_s = 0.0
+
+    def heard(self, site: int, ingress: int, now_s: float) -> SiteDigest | None:
+        return replace(a_digest(f"s{site:02}"), at=int(self.made_s * 1e9))
+
+    def age_s(self, site: int, ingress: int, now_s: float) -> float:
+        return now_s - self.made_s
+
+    heard_at, age_at_s = heard, age_s
+
+
+def test_what_was_sent_counts_until_news_are_made_after_it_was_there() -> None:
+    fleet, told = a_fleet(sites=2, homes=False), _Told()
+    setting = Simulation(fleet, routers()["nearest"], Plan()).setting
+    setting.news = told
+    vantage, name = Vantage(setting, 0, at_site=False), fleet.models[0].name
+    way_s = vantage.rtt_ms[1] / 2000.0
+    vantage.sent(1, 0, 300, now_s=10.0)
+    vantage.sent(1, 0, 500, now_s=11.0)
+    for made_s, requests in ((9.0, 2), (10.0 + way_s / 2, 2), (10.01 + way_s, 1), (11.1, 0)):
+        told.made_s = made_s
+        assert vantage.load(1, 0, name, 12.0).requests == requests, made_s
 
 
 @pytest.mark.parametrize("what", ["site", "link"])

@@ -10,6 +10,7 @@ prompt is taken if that is long enough, else the one with the fewest requests, o
 from collections import deque
 from collections.abc import Sequence
 
+from isochrone.core.estimate.service import Work
 from isochrone.core.world.digest import SiteDigest
 from isochrone.twin.baselines.prefix_tree import PrefixTree
 from isochrone.twin.baselines.two_level import TRIES
@@ -38,6 +39,7 @@ class SkyWalkerRouter:
 
     def start(self, setting: Setting) -> None:
         self._setting = setting
+        setting.waiting = self._waiting
         count = len(setting.fleet.replicas)
         self._unread = [0] * count
         self._open = [0] * count
@@ -148,6 +150,10 @@ class SkyWalkerRouter:
             if queue:
                 self._wake(site, now_s)
 
+    def _waiting(self, site: int, model: int) -> tuple[Work, int]:
+        """What waits at a balancer, as it tells others when they probe it."""
+        return Work(requests=len(self._queues.get((site, model), ()))), 0
+
     def _wake(self, site: int, now_s: float) -> None:
         if site not in self._woken:
             self._woken.add(site)
@@ -206,7 +212,7 @@ class SkyWalkerRouter:
             chosen = min(free, key=lambda each: (vantage.rtt_ms[each], each))
         flight.note = site  # that forwarded it
         tree.sent(arrival.blocks, chosen)
-        vantage.sent(chosen, arrival.model, arrival.prompt_tokens)
+        vantage.sent(chosen, arrival.model, arrival.prompt_tokens, now_s)
         self._setting.actions.go(flight, chosen, now_s)
         return True
 

@@ -115,7 +115,7 @@ class TwoLevelRouter:
             chosen = self._site_pick.pick(vantage, flight, sites, now_s) if sites else site
             flight.note = _Balanced(at=site)
             if chosen != site:
-                vantage.sent(chosen, flight.arrival.model, flight.arrival.prompt_tokens)
+                vantage.sent(chosen, flight.arrival.model, flight.arrival.prompt_tokens, now_s)
                 self._setting.actions.go(flight, chosen, now_s)
                 return
         model, replicas = flight.arrival.model, self._setting.fleet.replicas
@@ -181,7 +181,7 @@ class TwoLevelRouter:
             return
         site = self._site_pick.pick(vantage, flight, sites, now_s)
         flight.note = _Balanced()
-        vantage.sent(site, flight.arrival.model, flight.arrival.prompt_tokens)
+        vantage.sent(site, flight.arrival.model, flight.arrival.prompt_tokens, now_s)
         self._setting.actions.go(flight, site, now_s)
 
     def _by_central(self, flight: Flight, now_s: float) -> None:
@@ -193,7 +193,7 @@ class TwoLevelRouter:
             return
         site = self._site_pick.pick(central, flight, sites, now_s)
         flight.note = _Balanced(at=self._central)
-        central.sent(site, flight.arrival.model, flight.arrival.prompt_tokens)
+        central.sent(site, flight.arrival.model, flight.arrival.prompt_tokens, now_s)
         straight_ms = self._ingress(flight).rtt_ms
         detour_ms = straight_ms[self._central] + central.rtt_ms[site] - straight_ms[site]
         self._setting.actions.go(flight, site, now_s, max(detour_ms, 0.0) / 1000.0)

@@ -5,6 +5,7 @@ dispatches since. A site whose digests stopped, or which lost a request lately, 
 there are others: everybody has health checks.
 """
 
+from collections import deque
 from typing import NamedTuple
 
 from isochrone.core.world.digest import DeploymentLoad, SiteDigest
@@ -35,6 +36,26 @@ class Load(NamedTuple):
         return self.prompt_tokens / self.ready
 
 
+class _OnTheirWay:
+    """Requests to one site that its latest digest cannot have counted."""
+
+    __slots__ = ("there_s", "tokens")
+
+    def __init__(self) -> None:
+        self.there_s: deque[tuple[float, int]] = deque()  # and the prompt tokens of each
+        self.tokens = 0
+
+    def add(self, there_s: float, tokens: int) -> None:
+        self.there_s.append((there_s, tokens))
+        self.tokens += tokens
+
+    def forget(self, until_s: float) -> None:
+        """Those that were there by then."""
+        there_s = self.there_s
+        while there_s and there_s[0][0] <= until_s:
+            self.tokens -= there_s.popleft()[1]
+
+
 class Vantage:
     """One place: an ingress, or a site with a balancer (`at_site`)."""
 
@@ -48,7 +69,7 @@ class Vantage:
         self.rtt_ms: list[float] = row.tolist()
         self._news = setting.news
         self._sites = [tuple(models) for models in fleet.at]
-        self._sent: dict[tuple[int, int], list[float]] = {}
+        self._sent: dict[tuple[int, int], _OnTheirWay] = {}
         self._seen: dict[int, tuple[SiteDigest, dict[str, DeploymentLoad]]] = {}
         self._held: dict[int, float] = {}
 
@@ -77,19 +98,19 @@ class Vantage:
         age_s = (news.age_at_s if self.at_site else news.age_s)(site, self.number, now_s)
         return age_s <= STALE_S or now_s <= STALE_S  # at first nothing was said: as planned
 
-    def sent(self, site: int, model: int, prompt_tokens: int) -> None:
-        """One more request goes there, which no digest has counted."""
-        since = self._sent.setdefault((site, model), [-1.0, 0.0, 0.0])
-        since[1] += 1.0
-        since[2] += prompt_tokens
+    def sent(self, site: int, model: int, prompt_tokens: int, now_s: float) -> None:
+        """One more request goes there, which no digest has counted that is made before it is there.
+        """
+        since = self._sent.setdefault((site, model), _OnTheirWay())
+        since.add(now_s + self.rtt_ms[site] / 2000.0, prompt_tokens)
 
     def load(self, site: int, model: int, name: str, now_s: float) -> Load:
         digest = self._heard(site, now_s)
         since = self._sent.get((site, model))
         known = None if digest is None else self._loads(site, digest).get(name)
-        if digest is not None and since is not None and since[0] != digest.sequence:
-            since[0], since[1], since[2] = float(digest.sequence), 0.0, 0.0
-        requests, tokens = (0.0, 0.0) if since is None else (since[1], since[2])
+        if digest is not None and since is not None:
+            since.forget(digest.at / 1e9)
+        requests, tokens = (0, 0) if since is None else (len(since.there_s), since.tokens)
         if known is None:
             ready = max(len(self._sites[site][model]), 1)
             return Load(ready, ready, requests, 0.0, tokens)
