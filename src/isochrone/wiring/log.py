@@ -1,23 +1,101 @@
 """Sends the events of a process to its standard output, one JSON object a line."""
 
+import atexit
 import contextlib
 import io
 import logging
 import os
+import select
+import stat
 import sys
+import threading
+from collections import deque
 from typing import Literal, TextIO, cast
 
 import structlog
 
+MOST_WAITING_BYTES = 8 * 1024 * 1024
+LAST_WORDS_S = 1.0  # at the end of a process, for a reader that is behind
+
 Level = Literal["debug", "info", "warning", "error"]
 
 
+class PatientWriter:
+    """Writes to what may make its writer wait, such as a pipe whose reader has stopped to read, in
+    a thread of its own: whoever speaks goes on. Beyond `most_bytes` that wait, lines are lost; how
+    often that was is said before the next that are taken.
+
+    At most `select.PIPE_BUF` bytes of whole lines go out at once, which no other writer to the same
+    pipe can come between.
+    """
+
+    def __init__(self, fd: int, *, most_bytes: int = MOST_WAITING_BYTES) -> None:
+        self._fd = fd
+        self._most_bytes = most_bytes
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._lost = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def write(self, lines: bytes) -> None:
+        """Write them some time, in order."""
+        with self._changed:
+            if self._waiting_bytes + len(lines) > self._most_bytes:
+                self._lost += 1
+                return
+            if self._lost:
+                lines = b'{"event":"log_lost","writes":%d}\n' % self._lost + lines
+                self._lost = 0
+            self._waiting.append(lines)
+            self._waiting_bytes += len(lines)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+                self._thread.start()
+                atexit.register(self.finish)
+            self._changed.notify_all()
+
+    def finish(self, timeout_s: float = LAST_WORDS_S) -> None:
+        """Wait, not for ever, until everything is written."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting_bytes, timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                taken = self._waiting.popleft()
+            with contextlib.suppress(OSError):  # nobody reads any more
+                _write_whole(self._fd, taken)
+            with self._changed:
+                self._waiting_bytes -= len(taken)
+                self._changed.notify_all()
+
+
+def _write_whole(fd: int, lines: bytes) -> None:
+    at = 0
+    while at < len(lines):
+        end = lines.rfind(b"\n", at, at + select.PIPE_BUF) + 1 or at + select.PIPE_BUF
+        at += os.write(fd, lines[at:end])
+
+
+_patient: dict[int, PatientWriter] = {}
+
+
 def write_output(lines: bytes) -> None:
-    """Whole lines to standard output, in one write, since workers share it. What it does not take
-    is lost: a full disk, or a reader that has gone, must not stop who speaks."""
+    """Whole lines to standard output, which workers share. What it does not take is lost: a full
+    disk, or a reader that has gone or does not read, must not stop who speaks."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-        os.write(sys.stdout.fileno(), lines)
+        fd = sys.stdout.fileno()
+        patient = _patient.get(fd)
+        if patient is not None:
+            patient.write(lines)
+        elif stat.S_ISREG(os.fstat(fd).st_mode):
+            os.write(fd, lines)
+        else:
+            patient = _patient[fd] = PatientWriter(fd)
+            patient.write(lines)
 
 
 class _Output(io.TextIOBase):
