@@ -1,12 +1,16 @@
 """Following the file of a gateway that runs alone: one bad reload is not the last."""
 
 import asyncio
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from isochrone.adapters.alone.bus import AloneBus, NoStore
 from isochrone.adapters.clock import SystemClock
+from isochrone.wire import subjects
 from isochrone.wiring.alone_entries import Teller, Told, told_by
 from isochrone.wiring.alone_file import AloneFile, load_alone
 from isochrone.wiring.alone_reload import Reloader
@@ -42,3 +46,31 @@ def test_a_reload_that_fails_unexpectedly_is_not_the_last(tmp_path: Path) -> Non
 
     asyncio.run(main())
     assert [key.id for key in taken[0].keys] == ["laptop"]
+
+
+def test_what_was_not_told_is_told_by_the_next_reload(tmp_path: Path) -> None:
+    """A file of which something cannot be told is taken back: a key that it no longer had must not
+    stay good because it counts as told."""
+    config = tmp_path / "gateway.toml"
+    other = sha256(b"other").hexdigest()
+    both = f'{SMALL}\n[[key]]\nname = "phone"\nsecret_sha256 = "{other}"\n'
+
+    async def main() -> None:
+        bus = AloneBus(SystemClock(), NoStore())
+        teller = Teller(bus, "here", Ed25519PrivateKey.generate())
+
+        async def tell(text: str, *, breaks: bool = False) -> None:
+            config.write_text(text)
+            told = told_by(load_alone(config), peer_key="ab" * 32)
+            if breaks:
+                told = replace(told, view={"policy.broken": 2**70, **told.view})
+            await teller.tell(told)
+
+        await tell(both)
+        with pytest.raises(OverflowError):
+            await tell(SMALL, breaks=True)
+        assert subjects.keys_key(other[:2]) in await bus.keys(subjects.VIEW_BUCKET)
+        await tell(SMALL)
+        assert subjects.keys_key(other[:2]) not in await bus.keys(subjects.VIEW_BUCKET)
+
+    asyncio.run(main())
