@@ -228,6 +228,13 @@ def test_what_keeps_it_from_running_is_one_line(tmp_path: Path, engine: EngineTh
             assert "Traceback" not in done.stderr
         done = isochrone("gateway", "--config", gateway.config)
         assert "is in use by another process" in done.stderr  # the journal
+    ports = tmp_path / "ports.toml"
+    ports.write_text(config_text(engine.url, gateway="metrics_port = 4998").replace(
+        "port = 0", "port = 4999", 1
+    ))
+    done = isochrone("gateway", "--config", ports, "--workers", "2")
+    assert done.returncode == 2
+    assert "port 4999 is a port of metrics: 2 workers have 4998 to 4999" in done.stderr
     bad = tmp_path / "bad.toml"
     bad.write_text("[gateway]\nprot = 1\n")
     done = isochrone("gateway", "--config", bad, "--workers", "2")

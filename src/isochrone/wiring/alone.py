@@ -89,7 +89,9 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
     )
     await teller.tell(told(file))
     disk = FileDisk(settings.journal)
-    network = SocketNetwork(reuse_port=settings.workers > 1, authorities=settings.tls_ca)
+    network = SocketNetwork(
+        shared_port=settings.port if settings.workers > 1 else None, authorities=settings.tls_ca
+    )
     ports = Ports(
         clock=clock, network=network, bus=bus, disk=disk, rng=Random(secrets.randbits(128)),
         read_credential=read_credential, write_lines=outputs.write_lines,

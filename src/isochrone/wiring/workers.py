@@ -6,6 +6,7 @@ started again, and signals go to all of them.
 """
 
 import asyncio
+import dataclasses
 import signal
 import socket
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 import structlog
 
 from isochrone.adapters.child import child_command
-from isochrone.core.errors import Unavailable
+from isochrone.core.errors import InvalidInput, Unavailable
+from isochrone.gateway.settings import contradictions
 from isochrone.wiring.alone_file import load_alone
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.stopping import asked_to_stop
@@ -34,6 +36,9 @@ def run_workers(config: Path, workers: int) -> None:
     Raises InvalidInput for a bad file, Unavailable when a worker cannot start at all.
     """
     settings = load_alone(config).settings
+    problems = contradictions(dataclasses.replace(settings, workers=workers))
+    if problems:
+        raise InvalidInput([f"{config}: gateway: {problem}" for problem in problems])
     configure_log("gateway-workers", settings.log_level)
     reserved, port = None, settings.port
     if port == 0:
