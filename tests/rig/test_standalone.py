@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import openai
@@ -191,6 +192,42 @@ def test_workers_share_a_port_and_a_usage_file(tmp_path: Path, engine: EngineThr
         counts = Counter(line["request_id"] for line in gateway.usage())
         assert set(counts) == set(done)
         assert set(counts.values()) == {1}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_hang_up_while_it_starts_ends_nothing(
+    tmp_path: Path, engine: EngineThread, workers: int
+) -> None:
+    """`logrotate` and editors' hooks send it whenever they like."""
+    gateway = Alone(tmp_path / "g", config_text(engine.url), "--workers", str(workers))
+    maps = ""
+    with gateway.output.open("ab") as output:
+        gateway.process = subprocess.Popen(
+            [*COMMAND, "gateway", "--config", str(gateway.config), "--workers", str(workers)],
+            env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        )
+    try:
+        while "msgspec" not in maps:  # the interpreter itself has started
+            maps = Path(f"/proc/{gateway.pid}/maps").read_text()
+
+        def listens(processes: int) -> bool:
+            with suppress(ProcessLookupError):
+                os.kill(gateway.pid, signal.SIGHUP)
+            return gateway.ended or len(gateway.logged("gateway_listening")) >= processes
+
+        wait_until(lambda: listens(workers), "all listen", poll_s=0.005)
+        assert not gateway.ended
+        if workers > 1:
+            os.kill(children(gateway.pid)[0], signal.SIGKILL)
+            wait_until(lambda: listens(workers + 1), "it is started again", poll_s=0.005)
+            codes = [entry["code"] for entry in gateway.logged("worker_ended")]
+            assert codes == [-signal.SIGKILL]
+        seen = len(gateway.logged("reloaded"))
+        os.kill(gateway.pid, signal.SIGHUP)
+        wait_until(lambda: len(gateway.logged("reloaded")) >= seen + workers, "all are told")
+        assert gateway.status("secret") == 200
+    finally:
+        assert gateway.stop() == 0
 
 
 def test_workers_die_with_their_parent_and_one_alone_ships_what_they_left(

@@ -1,6 +1,7 @@
 """`isochrone control | gateway | agent | dns | console`: one process, in front, from one TOML file.
 """
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -99,6 +100,7 @@ def _run_gateway(config: Path, workers: int) -> None:
             raise InvalidInput([f"--workers {workers}: only a gateway that runs alone has workers"])
         from isochrone.wiring.gateway import run
 
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         run(config)
     elif workers > 1:
         from isochrone.wiring.workers import run_workers

@@ -42,7 +42,7 @@ from isochrone.wiring.alone_reload import Reloader
 from isochrone.wiring.gateway_start import LineFile, freeze_start
 from isochrone.wiring.log import configure_log, write_output
 from isochrone.wiring.peer_secret import kept_peer_secret, peer_public, read_peer_secret
-from isochrone.wiring.stopping import asked_to_stop
+from isochrone.wiring.stopping import asked_to_stop, hang_ups_held
 from isochrone.wiring.telemetry import spans_of
 from isochrone.wiring.watched import watched
 
@@ -102,7 +102,8 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
     gateway = Gateway(settings, identity, ports, Data(blocs=load_blocs(), hardware=load_hardware()))
     reloader = Reloader(config, file, teller, told, outputs.reopen)
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
+    with hang_ups_held():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
     beside = [asyncio.ensure_future(watched("reload", reloader.run))]
     if settings.worker == 0:
         # Each by itself: one that fails keeps no other from being shipped.

@@ -21,7 +21,7 @@ from isochrone.core.errors import InvalidInput, Unavailable
 from isochrone.gateway.settings import contradictions
 from isochrone.wiring.alone_file import load_alone
 from isochrone.wiring.log import configure_log
-from isochrone.wiring.stopping import asked_to_stop
+from isochrone.wiring.stopping import asked_to_stop, hang_ups_held
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
@@ -81,7 +81,8 @@ class _Workers:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
+        with hang_ups_held():
+            loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
         log.info("workers_start", workers=self._workers, port=self._port)
         with asked_to_stop(self._stop):
             async with asyncio.TaskGroup() as group:
@@ -125,10 +126,11 @@ class _Workers:
 
     async def _live(self, worker: int) -> int:
         """One life of a worker; returns its exit code, negative for a signal."""
-        process = await asyncio.create_subprocess_exec(
-            *child_command(self._command(worker)), stdin=asyncio.subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C comes to the parent alone, which passes it on
-        )
+        with hang_ups_held():  # and the worker begins with them held, until it can take them
+            process = await asyncio.create_subprocess_exec(
+                *child_command(self._command(worker)), stdin=asyncio.subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C comes to the parent alone, which passes it on
+            )
         self._running[worker] = process
         if self._stopping.is_set():  # told while it was being started
             process.terminate()
