@@ -316,6 +316,27 @@ def test_two_processes_share_the_file(tmp_path: Path) -> None:
     assert len(found) == 600 == len(set(found))
 
 
+def test_what_another_process_left_in_the_middle_spoils_no_line(tmp_path: Path) -> None:
+    """A worker that is killed while it writes leaves half a line, and the others go on."""
+    path = tmp_path / "usage.jsonl"
+    cut = events("b", "c")
+
+    async def main() -> None:
+        usage, other = (UsageFile(path, SystemClock()) for _ in range(2))
+        await store(usage, "here-1-u", events("a"))
+        await store(other, "here-2-u", cut)
+        await other.close()
+        os.truncate(path, path.stat().st_size - 40)  # as far as it came
+        await store(usage, "here-3-u", events("d", "e"))
+        again = UsageFile(path, SystemClock())
+        await store(again, "here-2-u", cut)
+        await again.close()
+        await usage.close()
+
+    go(main)
+    assert requests(path) == ["a", "b", "d", "e", "c"]
+
+
 @contextmanager
 def no_file_above(size_bytes: int) -> Iterator[None]:
     """A disk with room for so much of one file, as the system enforces it."""

@@ -158,6 +158,7 @@ class UsageFile:
         """All lines of these batches and a sync, or nothing at all."""
         fcntl.flock(fd, fcntl.LOCK_EX)
         try:
+            _cut_half_line(fd, self._path)  # of another process, which was killed meanwhile
             data = memoryview(b"".join(line for each in batches for line in self._lines(fd, each)))
             written_bytes = 0
             try:
@@ -186,12 +187,8 @@ def _open(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)  # whoever writes holds it, so what is half is left over
-        tail = _tail(fd, LONGEST_LINE_BYTES)
-        whole = tail.rfind(b"\n") + 1
-        if whole < len(tail):
-            log.warning("usage_file_torn", path=str(path), bytes=len(tail) - whole)
-            os.ftruncate(fd, os.fstat(fd).st_size - len(tail) + whole)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        _cut_half_line(fd, path)
         fcntl.flock(fd, fcntl.LOCK_UN)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -202,6 +199,16 @@ def _open(path: Path) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _cut_half_line(fd: int, path: Path) -> None:
+    """Whoever writes holds the file's lock, as the caller does: what is half is left over."""
+    if _tail(fd, 1) in (b"", b"\n"):
+        return
+    tail = _tail(fd, LONGEST_LINE_BYTES)
+    half_bytes = len(tail) - (tail.rfind(b"\n") + 1)
+    log.warning("usage_file_torn", path=str(path), bytes=half_bytes)
+    os.ftruncate(fd, os.fstat(fd).st_size - half_bytes)
 
 
 def _tail(fd: int, most_bytes: int) -> bytes:
