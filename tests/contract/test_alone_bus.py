@@ -399,6 +399,17 @@ def test_a_file_that_was_moved_away_is_made_again(tmp_path: Path) -> None:
     assert (requests(moved), requests(path)) == (["a"], ["b"])
 
 
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_what_usage_cannot_be_kept_in_is_refused_at_the_start(tmp_path: Path, kind: str) -> None:
+    """It would wait in the journal for ever, until that takes no more requests."""
+    path = Path("/dev/null")
+    if kind == "pipe":
+        path = tmp_path / "usage"
+        os.mkfifo(path)
+    with pytest.raises(OSError, match=r'no regular file; "none" is for nowhere'):
+        UsageFile(path, SystemClock())
+
+
 def test_what_is_no_batch_is_refused(tmp_path: Path) -> None:
     async def main() -> None:
         usage = UsageFile(tmp_path / "usage.jsonl", SystemClock())

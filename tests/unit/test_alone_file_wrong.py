@@ -91,3 +91,8 @@ def test_each_problem_is_one_line_whatever_the_value(line: str) -> None:
     for found in problems(f"{line}\n{SMALL}"):
         assert "a\\nb" in found
         assert found.isprintable()
+
+
+def test_usage_and_the_request_log_are_two_files() -> None:
+    (found,) = problems(f'[gateway]\nrequest_log = "./usage.jsonl"\n{SMALL}')
+    assert "usage and request_log are the same file" in found

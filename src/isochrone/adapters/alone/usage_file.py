@@ -7,9 +7,11 @@ that the file held after the start, so sending one of an earlier run again adds 
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import re
+import stat
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -187,6 +189,8 @@ def _open(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # it cannot be synced, and not be read again
+            raise OSError(errno.EINVAL, f'{path} is no regular file; "none" is for nowhere')
         fcntl.flock(fd, fcntl.LOCK_EX)
         _cut_half_line(fd, path)
         fcntl.flock(fd, fcntl.LOCK_UN)
