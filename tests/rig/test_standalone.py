@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 from collections import Counter
@@ -192,6 +193,28 @@ def test_workers_share_a_port_and_a_usage_file(tmp_path: Path, engine: EngineThr
         counts = Counter(line["request_id"] for line in gateway.usage())
         assert set(counts) == set(done)
         assert set(counts.values()) == {1}
+
+
+def test_a_worker_that_cannot_be_started_again_now_takes_nobody_with_it(
+    tmp_path: Path, engine: EngineThread
+) -> None:
+    """A system that is short of memory kills one, and refuses the next."""
+    text = config_text(engine.url)
+    with a_gateway(tmp_path / "g", text, "--workers", "2", listening=2) as gateway:
+        first, second = children(gateway.pid)
+        in_use = max(int(each) for each in os.listdir(f"/proc/{gateway.pid}/fd")) + 1
+        _, most = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (in_use, most))
+        os.kill(first, signal.SIGKILL)
+        wait_until(
+            lambda: gateway.ended or len(gateway.logged("worker_not_started")) >= 2, "it is tried"
+        )
+        assert not gateway.ended
+        assert children(gateway.pid) == [second]
+        assert gateway.status("secret") == 200
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (most, most))
+        wait_until(lambda: len(gateway.logged("gateway_listening")) >= 3, "it is started again")
+        assert gateway.stop() == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])

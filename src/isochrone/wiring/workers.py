@@ -107,7 +107,12 @@ class _Workers:
         wait_s, lives = FIRST_WAIT_S, 0
         while not self._stopping.is_set():
             began_s = loop.time()
-            code = await self._live(worker)
+            try:
+                code = await self._live(worker)
+            except OSError as error:  # no memory, process or file is left now: the others go on
+                log.error("worker_not_started", worker=worker, why=str(error), again_in_s=wait_s)
+                wait_s = await self._pause(wait_s)
+                continue
             lives += 1
             if self._stopping.is_set():
                 return
@@ -119,10 +124,14 @@ class _Workers:
                 return
             wait_s = FIRST_WAIT_S if settled else wait_s
             log.error("worker_ended", worker=worker, code=code, again_in_s=wait_s)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._stopping.wait()
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            wait_s = await self._pause(wait_s)
+
+    async def _pause(self, wait_s: float) -> float:
+        """Wait, unless all are told to stop; returns how long the next time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._stopping.wait()
+        return min(2 * wait_s, LONGEST_WAIT_S)
 
     async def _live(self, worker: int) -> int:
         """One life of a worker; returns its exit code, negative for a signal."""
