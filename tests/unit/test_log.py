@@ -100,6 +100,7 @@ def test_what_cannot_wait_any_more_is_lost_and_counted() -> None:
             patient.finish(60)
             patient.write(b'{"number":-1}\n')
             patient.finish(60)
+            patient.close()
             os.close(writer)
             lines = [first, *map(json.loads, rest.result(60).splitlines())]
     numbers = [each["number"] for each in lines if "number" in each]
@@ -118,6 +119,7 @@ def test_writers_to_one_pipe_do_not_come_between_each_others_lines() -> None:
         read = pool.submit(reading.read)
         for patient in both:
             patient.finish(60)
+            patient.close()
         os.close(writer)
         lines = Counter(read.result(60).splitlines())
     assert lines == {b"a" * 99: 10_000, b"b" * 99: 10_000}

@@ -21,9 +21,10 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 class PatientWriter:
-    """Writes to what may make its writer wait, such as a pipe whose reader has stopped to read, in
-    a thread of its own: whoever speaks goes on. Beyond `most_bytes` that wait, lines are lost; how
-    often that was is said before the next that are taken.
+    """Writes to what may make its writer wait, such as a pipe whose reader has stopped to read:
+    what is not taken at once is written by a thread, and whoever speaks goes on. Beyond
+    `most_bytes` that wait, lines are lost; how often that was is said before the next that are
+    taken.
 
     At most `select.PIPE_BUF` bytes of whole lines go out at once, which no other writer to the same
     pipe can come between.
@@ -37,10 +38,15 @@ class PatientWriter:
         self._lost = 0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._at_once_fd = _opened_again(fd)
 
     def write(self, lines: bytes) -> None:
-        """Write them some time, in order."""
+        """Write them now or some time, in order."""
         with self._changed:
+            if not self._waiting_bytes and self._at_once_fd >= 0 and not self._lost:
+                lines = self._write_at_once(lines)
+                if not lines:
+                    return
             if self._waiting_bytes + len(lines) > self._most_bytes:
                 self._lost += 1
                 return
@@ -55,28 +61,60 @@ class PatientWriter:
                 atexit.register(self.finish)
             self._changed.notify_all()
 
+    def _write_at_once(self, lines: bytes) -> bytes:
+        """Write what does not have to wait; returns the rest."""
+        at = 0
+        try:
+            while at < len(lines):
+                at += os.write(self._at_once_fd, _piece(lines, at))
+        except BlockingIOError:
+            return lines[at:]
+        except OSError:  # nobody reads any more
+            return b""
+        return b""
+
     def finish(self, timeout_s: float = LAST_WORDS_S) -> None:
         """Wait, not for ever, until everything is written."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting_bytes, timeout_s)
+
+    def close(self) -> None:
+        """Nothing more will be said."""
+        self.finish()
+        if self._at_once_fd >= 0:
+            os.close(self._at_once_fd)
+            self._at_once_fd = -1
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
                 taken = self._waiting.popleft()
+            at = 0
             with contextlib.suppress(OSError):  # nobody reads any more
-                _write_whole(self._fd, taken)
+                while at < len(taken):
+                    at += os.write(self._fd, _piece(taken, at))
             with self._changed:
                 self._waiting_bytes -= len(taken)
                 self._changed.notify_all()
 
 
-def _write_whole(fd: int, lines: bytes) -> None:
-    at = 0
-    while at < len(lines):
-        end = lines.rfind(b"\n", at, at + select.PIPE_BUF) + 1 or at + select.PIPE_BUF
-        at += os.write(fd, lines[at:end])
+def _opened_again(fd: int) -> int:
+    """A way of our own to the same place that never makes us wait; -1 where there is none, as to a
+    socket. The other one is shared with whoever started us, and has to stay as it is."""
+    try:
+        how = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        return os.open(f"/proc/self/fd/{fd}", how)
+    except OSError:
+        return -1
+
+
+def _piece(lines: bytes, at: int) -> bytes:
+    """Whole lines from there on, as many as go out at once."""
+    if len(lines) - at <= select.PIPE_BUF:
+        return lines[at:]
+    end = lines.rfind(b"\n", at, at + select.PIPE_BUF) + 1
+    return lines[at : end or at + select.PIPE_BUF]
 
 
 _patient: dict[int, PatientWriter] = {}
