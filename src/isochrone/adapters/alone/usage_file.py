@@ -91,10 +91,9 @@ class UsageFile:
             raise BusUnavailable(f"{subject}: {error.message}") from error
 
     def reopen(self) -> None:
-        """Go on in a new file if the old one was moved away. Raises OSError."""
-        fd = _open(self._path)
-        before, self._fd = self._fd, fd
-        self._thread.submit(os.close, before)  # behind what is still written to it
+        """Go on in a new file if the old one was moved away, behind what is still written to that;
+        not here, since another process may hold the file for as long as its disk takes."""
+        self._thread.submit(self._reopen)
 
     async def close(self) -> None:
         """Write what is on its way, then let go of the file."""
@@ -112,7 +111,7 @@ class UsageFile:
             batches = [each for each in taken if await self._has_lines(each)]
             self._pace(self._clock.monotonic_ns() - began_ns)
             try:
-                await loop.run_in_executor(self._thread, self._append, self._fd, batches)
+                await loop.run_in_executor(self._thread, self._append, batches)
             except OSError as error:
                 self._settle(batches, error)
             else:
@@ -156,8 +155,18 @@ class UsageFile:
 
     # -- in the thread ---------------------------------------------------------------------------
 
-    def _append(self, fd: int, batches: list[_Waiting]) -> None:
+    def _reopen(self) -> None:
+        try:
+            fd = _open(self._path)
+        except OSError as error:
+            log.error("file_not_reopened", why=str(error))
+            return
+        os.close(self._fd)
+        self._fd = fd
+
+    def _append(self, batches: list[_Waiting]) -> None:
         """All lines of these batches and a sync, or nothing at all."""
+        fd = self._fd
         fcntl.flock(fd, fcntl.LOCK_EX)
         try:
             _cut_half_line(fd, self._path)  # of another process, which was killed meanwhile
