@@ -125,7 +125,8 @@ class HopClaim:
             return
         entrant = hop.entrant
         key, sender = context.view.keys.by_id(KeyId(entrant.head.key_id)), entrant.ingress.name
-        context.skew.heard(sender, hop.sent_at, context.view.rtt_ms(sender))
+        rtt_ms = context.view.rtt_ms(sender)
+        context.skew.heard(sender, hop.sent_at, rtt_ms, incoming.began_ns)
         unknown: Refusal | None = KEY_UNKNOWN
         if key is not None:
             unknown = admission.refuse_key(
