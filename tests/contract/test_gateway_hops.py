@@ -436,8 +436,7 @@ def test_a_body_that_takes_its_time_says_nothing_of_the_clock() -> None:
         for _ in range(4):
             raw, client = signed_by(sydney, frankfurt), await Client.open(frankfurt)
             client.send(raw[:-5])
-            connections = frankfurt.running.server.connections
-            await until(lambda seen=connections: any(each.is_receiving for each in seen))  # type: ignore[misc]
+            await until(lambda: frankfurt.running.server.is_waited_for)
             clock.ahead_ns += 5_000_000_000  # on a link that is slow
             client.send(raw[-5:])
             assert (await client.answer()).status == 200

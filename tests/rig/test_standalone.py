@@ -195,6 +195,26 @@ def test_workers_share_a_port_and_a_usage_file(tmp_path: Path, engine: EngineThr
         assert set(counts.values()) == {1}
 
 
+def test_a_worker_that_is_started_again_shares_what_the_others_have(
+    tmp_path: Path, engine: EngineThread
+) -> None:
+    """Also when the file names another folder by then, which needs a restart of all."""
+    text = config_text(engine.url).replace(
+        'name = "laptop"', 'name = "laptop"\nrequests_per_min = 20'
+    )
+    with a_gateway(tmp_path / "g", text, "--workers", "2", listening=2) as gateway:
+        assert Counter(gateway.status("secret") for _ in range(30)) == {200: 20, 429: 10}
+        gateway.edit("port = 0", 'port = 0\njournal = "elsewhere"')
+        wait_until(lambda: len(gateway.logged("reload_needs_restart")) == 2, "both are told")
+        for pid in children(gateway.pid):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(gateway.logged("gateway_listening")) >= 4, "both are started again")
+        assert Counter(gateway.status("secret") for _ in range(10)) == {429: 10}
+        assert not (gateway.folder / "elsewhere").exists()
+        assert gateway.stop() == 0
+        assert len({line["request_id"] for line in gateway.usage()}) == 40
+
+
 def test_a_worker_that_cannot_be_started_again_now_takes_nobody_with_it(
     tmp_path: Path, engine: EngineThread
 ) -> None:

@@ -69,6 +69,7 @@ def gateway(
     ] = None,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
     port: Annotated[int | None, typer.Option(hidden=True)] = None,
+    journal: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a gateway: takes OpenAI requests at a site and serves each where it is soonest.
 
@@ -86,7 +87,7 @@ def gateway(
     if worker is not None:
         from isochrone.wiring.alone import run_alone
 
-        run_alone(config, worker=worker, workers=workers, port=port)
+        run_alone(config, worker=worker, workers=workers, port=port, journal=journal)
     else:
         _run_gateway(config, workers)
 

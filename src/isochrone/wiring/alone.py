@@ -49,13 +49,19 @@ from isochrone.wiring.watched import watched
 log = structlog.get_logger()
 
 
-def run_alone(config: Path, *, worker: int = 0, workers: int = 1, port: int | None = None) -> None:
+def run_alone(
+    config: Path, *, worker: int = 0, workers: int = 1, port: int | None = None,
+    journal: Path | None = None,
+) -> None:
     """Run the gateway of `config` until SIGTERM or SIGINT, as `worker` of `workers`.
 
-    `port` replaces the file's. Raises InvalidInput for a bad file, Unavailable when the port or a
-    folder cannot be had.
+    `port` and `journal` replace the file's. Raises InvalidInput for a bad file, Unavailable when
+    the port or a folder cannot be had.
     """
     file = load_alone(config)
+    if journal is not None:
+        own = dataclasses.replace(file.settings, journal=journal)
+        file = dataclasses.replace(file, settings=own)
     configure_log("gateway", file.settings.log_level)
     if workers > 1:
         structlog.contextvars.bind_contextvars(worker=worker)

@@ -46,7 +46,7 @@ def run_workers(config: Path, workers: int) -> None:
         reserved = _reserve(settings.host)
         port = reserved.getsockname()[1]
     try:
-        asyncio.run(_Workers(config, workers, port).run())
+        asyncio.run(_Workers(config, workers, port, settings.journal).run())
     finally:
         if reserved is not None:
             reserved.close()
@@ -71,10 +71,11 @@ def _reserve(host: str) -> socket.socket:
 
 
 class _Workers:
-    def __init__(self, config: Path, workers: int, port: int) -> None:
+    def __init__(self, config: Path, workers: int, port: int, journal: Path) -> None:
         self._config = config
         self._workers = workers
         self._port = port
+        self._journal = journal
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
         self._unable: str | None = None
@@ -152,4 +153,6 @@ class _Workers:
         return (
             sys.executable, "-m", "isochrone", "gateway", "--config", str(self._config),
             "--workers", str(self._workers), "--worker", str(worker), "--port", str(self._port),
+            # What they share, also with one that begins when the file names another folder.
+            "--journal", str(self._journal),
         )
