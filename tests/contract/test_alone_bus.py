@@ -316,6 +316,27 @@ def test_two_processes_share_the_file(tmp_path: Path) -> None:
     assert len(found) == 600 == len(set(found))
 
 
+def test_what_another_process_left_in_the_middle_spoils_no_line(tmp_path: Path) -> None:
+    """A worker that is killed while it writes leaves half a line, and the others go on."""
+    path = tmp_path / "usage.jsonl"
+    cut = events("b", "c")
+
+    async def main() -> None:
+        usage, other = (UsageFile(path, SystemClock()) for _ in range(2))
+        await store(usage, "here-1-u", events("a"))
+        await store(other, "here-2-u", cut)
+        await other.close()
+        os.truncate(path, path.stat().st_size - 40)  # as far as it came
+        await store(usage, "here-3-u", events("d", "e"))
+        again = UsageFile(path, SystemClock())
+        await store(again, "here-2-u", cut)
+        await again.close()
+        await usage.close()
+
+    go(main)
+    assert requests(path) == ["a", "b", "d", "e", "c"]
+
+
 @contextmanager
 def no_file_above(size_bytes: int) -> Iterator[None]:
     """A disk with room for so much of one file, as the system enforces it."""
@@ -376,6 +397,54 @@ def test_a_file_that_was_moved_away_is_made_again(tmp_path: Path) -> None:
 
     go(main)
     assert (requests(moved), requests(path)) == (["a"], ["b"])
+
+
+def test_a_file_that_another_process_holds_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Every reload opens it again, and other workers hold it while their disk syncs."""
+    path, moved = tmp_path / "usage.jsonl", tmp_path / "usage.1"
+
+    async def main() -> None:
+        usage = UsageFile(path, SystemClock())
+        await store(usage, "here-1-u", events("a"))
+        path.rename(moved)
+        with path.open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            reopening = asyncio.get_running_loop().run_in_executor(None, usage.reopen)
+            await asyncio.wait_for(asyncio.shield(reopening), 5)
+            storing = asyncio.ensure_future(store(usage, "here-2-u", events("b")))
+            await asyncio.sleep(0)
+            assert not storing.done()
+        await storing
+        await usage.close()
+
+    go(main)
+    assert (requests(moved), requests(path)) == (["a"], ["b"])
+
+
+def test_a_file_that_cannot_be_made_again_is_gone_on_with(tmp_path: Path) -> None:
+    path, moved = tmp_path / "folder" / "usage.jsonl", tmp_path / "moved"
+
+    async def main() -> None:
+        usage = UsageFile(path, SystemClock())
+        path.parent.rename(moved)
+        path.parent.write_text("in its place")
+        usage.reopen()
+        await store(usage, "here-1-u", events("a"))
+        await usage.close()
+
+    go(main)
+    assert requests(moved / "usage.jsonl") == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_what_usage_cannot_be_kept_in_is_refused_at_the_start(tmp_path: Path, kind: str) -> None:
+    """It would wait in the journal for ever, until that takes no more requests."""
+    path = Path("/dev/null")
+    if kind == "pipe":
+        path = tmp_path / "usage"
+        os.mkfifo(path)
+    with pytest.raises(OSError, match=r'no regular file; "none" is for nowhere'):
+        UsageFile(path, SystemClock())
 
 
 def test_what_is_no_batch_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tests.fixtures.gateways import (
 )
 from tests.fixtures.scripted_engine import ScriptedEngine
 from tests.fixtures.signed_hops import signed_by
+from tests.fixtures.stepped_clock import SteppedClock
 
 
 async def two_sites(cloud: GatewayCloud) -> tuple[RunningSite, RunningSite]:
@@ -420,6 +421,31 @@ def test_a_gateway_with_a_wrong_clock_is_not_trusted() -> None:
         answer = await ask(sydney, post(chat_body(), key="german"))
         assert answer.status == 503
         assert frankfurt.engines[0].asked == []
+
+    run(main)
+
+
+def test_a_body_that_takes_its_time_says_nothing_of_the_clock() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        clock = SteppedClock()
+        sydney = await cloud.add_site("sydney", "AU", clock=clock)
+        frankfurt = await cloud.add_site("frankfurt", "DE", clock=clock)
+        await cloud.key("german", residency=("DE",))
+        await cloud.ready()
+        skew = frankfurt.running.context.skew
+        for _ in range(4):
+            raw, client = signed_by(sydney, frankfurt), await Client.open(frankfurt)
+            client.send(raw[:-5])
+            await until(lambda: frankfurt.running.server.is_waited_for)
+            clock.ahead_ns += 5_000_000_000  # on a link that is slow
+            client.send(raw[-5:])
+            assert (await client.answer()).status == 200
+            client.close()
+        skew.sweep()
+        offset_ms = skew.offset_ms()
+        assert offset_ms is not None
+        assert abs(offset_ms) < 500
+        assert not skew.alarmed
 
     run(main)
 

@@ -268,3 +268,20 @@ def test_those_who_come_together_are_let_in_together(
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())
+
+
+def test_only_the_port_that_is_shared_may_be_taken_twice() -> None:
+    """Workers share the port of customers. Those of metrics would get a part of the customers."""
+    async def main() -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = free.getsockname()[1]
+        networks = [SocketNetwork(shared_port=shared) for _ in range(2)]
+        both = [await network.listen(Recorder, "127.0.0.1", shared) for network in networks]
+        other = await networks[0].listen(Recorder, "127.0.0.1", 0)
+        with pytest.raises(OSError, match="in use"):
+            await networks[1].listen(Recorder, "127.0.0.1", other.port)
+        for listener in (*both, other):
+            await listener.close()
+
+    asyncio.run(main())

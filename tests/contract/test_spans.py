@@ -1,6 +1,11 @@
 """Spans: one a request, belonging together over gateways, and sinks that send them or drop them."""
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,6 +184,55 @@ def test_a_collector_that_refuses_costs_spans_and_nothing_else(collector: Collec
     sink.take(a_span())
     sink.close()
     assert (sink.counts().exported, sink.counts().failed) == (0, 1)
+
+
+SPEAK = """
+import sys, time
+from isochrone.adapters.telemetry.otlp import OtlpSpans
+from isochrone.wiring.log import configure_log
+from tests.contract.test_spans import a_span
+configure_log("gateway")
+sink = OtlpSpans(sys.argv[1], service="s", version="1", instance="i", every_s=0.01)
+sink.take(a_span())
+while not sink.counts().failed:
+    time.sleep(0.01)
+sink.close()
+"""
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_what_authorises_at_a_collector_is_not_in_the_log(
+    collector: Collector, listens: bool
+) -> None:
+    """Not of the URL, of headers that are written wrongly, or of the collector's own words."""
+    collector.status, collector.said = 401, "marked-3 is no key"
+    url = collector.url if listens else "http://127.0.0.1:9/v1/traces"
+    url = url.replace("//", "//user:marked-0@") + "?key=marked-1"
+    done = subprocess.run(
+        [sys.executable, "-c", SPEAK, url], capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "OTEL_EXPORTER_OTLP_HEADERS": "authorization: Bearer marked-2"},
+    )
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    why = "status 401" if listens else "ConnectionError"
+    assert [(each["event"], each.get("why")) for each in said[1:]] == [("spans_not_sent", why)]
+    assert said[0]["event"] == "otlp_environment_not_read"
+    assert "marked" not in done.stdout + done.stderr
+
+
+def test_that_spans_are_sent_again_is_said_once(
+    collector: Collector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sink = OtlpSpans(collector.url, service="s", version="1", instance="i", every_s=0.01)
+    for status in (400, 400, 200, 200):
+        collector.status = status
+        before = sink.counts()
+        sink.take(a_span())
+        deadline = time.monotonic() + 30
+        while sink.counts() == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+    sink.close()
+    said = capsys.readouterr().out
+    assert (said.count("spans_not_sent"), said.count("spans_sent_again")) == (1, 1)
 
 
 def test_a_gateway_sends_to_its_collector(collector: Collector) -> None:

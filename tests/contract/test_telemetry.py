@@ -24,6 +24,7 @@ from tests.fixtures.gateways import (
     until,
 )
 from tests.fixtures.scrapes import scrape, scraped
+from tests.fixtures.signed_hops import signed_by
 from tests.fixtures.stepped_clock import SteppedClock
 from tests.fixtures.tellers import AT, Fate
 from tests.fixtures.tellers import body as tale
@@ -196,6 +197,23 @@ def test_what_refusals_move() -> None:
         assert said.sum(metrics.REQUESTS, model="other", status="404") == 1
         assert said.sum(metrics.ANSWERS, status="401", reason="invalid_api_key") == 1
         assert said.sum(metrics.ATTEMPTS) == 1
+
+    run(main)
+
+
+def test_what_refused_hops_move() -> None:
+    """The ingress logs and books them; here they are counted, whatever refuses them."""
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU")
+        frankfurt = await cloud.add_site("frankfurt", "DE", metrics_port=0)
+        await cloud.key("secret")
+        await cloud.key("australian", residency=("AU",))
+        await cloud.ready()
+        for key in ("australian", "nobody", "nobody"):
+            assert (await ask(frankfurt, signed_by(sydney, frankfurt, key=key))).status == 403
+        said = await scrape(frankfurt)
+        assert said.sum(metrics.ANSWERS, status="403", reason="residency") == 1
+        assert said.sum(metrics.ANSWERS, status="403", reason="key_unknown") == 2
 
     run(main)
 

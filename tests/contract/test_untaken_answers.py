@@ -17,7 +17,7 @@ async def answered(site: RunningSite, client: Client) -> None:
     client.send(post(chat_body()))
     await client.reader.readuntil(b"\r\n\r\n")
     await until(lambda: not site.running.context.exchanges)
-    assert site.running.server.has_untaken
+    assert site.running.server.is_waited_for
 
 
 def test_a_whole_answer_is_taken_to_its_end(on_each_loop: RunOnLoop) -> None:

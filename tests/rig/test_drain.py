@@ -122,6 +122,30 @@ async def drain(gateway: Alone, engine: EngineThread, workers: int) -> None:
         assert b"\r\nconnection: close\r\n" in answer(half)
 
 
+@pytest.mark.parametrize("comes", [True, False])
+def test_what_was_let_in_is_answered_though_nothing_else_is_open(
+    tmp_path: Path, engine: EngineThread, comes: bool
+) -> None:
+    """It is waited for, up to the limit."""
+    text = config_text(engine.url, gateway=f"drain_timeout_s = {60 if comes else 1}")
+    with a_gateway(tmp_path / "g", text) as gateway, connect(gateway) as half:
+        with connect(gateway) as begun:
+            begun.sendall(REQUEST[:40])  # of this not even the head has come: nobody let it in
+            half.sendall(REQUEST[:-10])
+            assert gateway.status("secret") == 200
+            os.kill(gateway.pid, signal.SIGTERM)
+            wait_until(lambda: bool(gateway.logged("gateway_draining")), "it drains")
+            if comes:
+                half.sendall(REQUEST[-10:])
+            found = answer(half)
+            assert b"\r\nconnection: close\r\n" in found
+            status, outcome = (b"200", "finished") if comes else (b"503", "refused")
+            assert found.startswith(b"HTTP/1.1 " + status)
+            assert (b"gateway_stopping" in found) == (not comes)
+        assert gateway.stop() == 0
+        assert [line["outcome"] for line in gateway.usage()] == ["finished", outcome]
+
+
 def test_what_is_open_beyond_the_limit_ends_with_a_typed_error_and_is_billed(
     tmp_path: Path, engine: EngineThread
 ) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import openai
@@ -193,6 +195,84 @@ def test_workers_share_a_port_and_a_usage_file(tmp_path: Path, engine: EngineThr
         assert set(counts.values()) == {1}
 
 
+def test_a_worker_that_is_started_again_shares_what_the_others_have(
+    tmp_path: Path, engine: EngineThread
+) -> None:
+    """Also when the file names another folder by then, which needs a restart of all."""
+    text = config_text(engine.url).replace(
+        'name = "laptop"', 'name = "laptop"\nrequests_per_min = 20'
+    )
+    with a_gateway(tmp_path / "g", text, "--workers", "2", listening=2) as gateway:
+        assert Counter(gateway.status("secret") for _ in range(30)) == {200: 20, 429: 10}
+        gateway.edit("port = 0", 'port = 0\njournal = "elsewhere"')
+        wait_until(lambda: len(gateway.logged("reload_needs_restart")) == 2, "both are told")
+        for pid in children(gateway.pid):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(gateway.logged("gateway_listening")) >= 4, "both are started again")
+        assert Counter(gateway.status("secret") for _ in range(10)) == {429: 10}
+        assert not (gateway.folder / "elsewhere").exists()
+        assert gateway.stop() == 0
+        assert len({line["request_id"] for line in gateway.usage()}) == 40
+
+
+def test_a_worker_that_cannot_be_started_again_now_takes_nobody_with_it(
+    tmp_path: Path, engine: EngineThread
+) -> None:
+    """A system that is short of memory kills one, and refuses the next."""
+    text = config_text(engine.url)
+    with a_gateway(tmp_path / "g", text, "--workers", "2", listening=2) as gateway:
+        first, second = children(gateway.pid)
+        in_use = max(int(each) for each in os.listdir(f"/proc/{gateway.pid}/fd")) + 1
+        _, most = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (in_use, most))
+        os.kill(first, signal.SIGKILL)
+        wait_until(
+            lambda: gateway.ended or len(gateway.logged("worker_not_started")) >= 2, "it is tried"
+        )
+        assert not gateway.ended
+        assert children(gateway.pid) == [second]
+        assert gateway.status("secret") == 200
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (most, most))
+        wait_until(lambda: len(gateway.logged("gateway_listening")) >= 3, "it is started again")
+        assert gateway.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_hang_up_while_it_starts_ends_nothing(
+    tmp_path: Path, engine: EngineThread, workers: int
+) -> None:
+    """`logrotate` and editors' hooks send it whenever they like."""
+    gateway = Alone(tmp_path / "g", config_text(engine.url), "--workers", str(workers))
+    maps = ""
+    with gateway.output.open("ab") as output:
+        gateway.process = subprocess.Popen(
+            [*COMMAND, "gateway", "--config", str(gateway.config), "--workers", str(workers)],
+            env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        )
+    try:
+        while "msgspec" not in maps:  # the interpreter itself has started
+            maps = Path(f"/proc/{gateway.pid}/maps").read_text()
+
+        def listens(processes: int) -> bool:
+            with suppress(ProcessLookupError):
+                os.kill(gateway.pid, signal.SIGHUP)
+            return gateway.ended or len(gateway.logged("gateway_listening")) >= processes
+
+        wait_until(lambda: listens(workers), "all listen", poll_s=0.005)
+        assert not gateway.ended
+        if workers > 1:
+            os.kill(children(gateway.pid)[0], signal.SIGKILL)
+            wait_until(lambda: listens(workers + 1), "it is started again", poll_s=0.005)
+            codes = [entry["code"] for entry in gateway.logged("worker_ended")]
+            assert codes == [-signal.SIGKILL]
+        seen = len(gateway.logged("reloaded"))
+        os.kill(gateway.pid, signal.SIGHUP)
+        wait_until(lambda: len(gateway.logged("reloaded")) >= seen + workers, "all are told")
+        assert gateway.status("secret") == 200
+    finally:
+        assert gateway.stop() == 0
+
+
 def test_workers_die_with_their_parent_and_one_alone_ships_what_they_left(
     tmp_path: Path, engine: EngineThread
 ) -> None:
@@ -228,6 +308,13 @@ def test_what_keeps_it_from_running_is_one_line(tmp_path: Path, engine: EngineTh
             assert "Traceback" not in done.stderr
         done = isochrone("gateway", "--config", gateway.config)
         assert "is in use by another process" in done.stderr  # the journal
+    ports = tmp_path / "ports.toml"
+    ports.write_text(config_text(engine.url, gateway="metrics_port = 4998").replace(
+        "port = 0", "port = 4999", 1
+    ))
+    done = isochrone("gateway", "--config", ports, "--workers", "2")
+    assert done.returncode == 2
+    assert "port 4999 is a port of metrics: 2 workers have 4998 to 4999" in done.stderr
     bad = tmp_path / "bad.toml"
     bad.write_text("[gateway]\nprot = 1\n")
     done = isochrone("gateway", "--config", bad, "--workers", "2")

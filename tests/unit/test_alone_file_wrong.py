@@ -65,3 +65,34 @@ def test_what_would_end_the_process_is_a_problem_of_the_file(line: str) -> None:
 def test_a_number_too_long_for_python_is_a_problem_of_the_file() -> None:
     (found,) = problems(f"[gateway]\nport = 1{'0' * 5000}\n{SMALL}")
     assert "not a TOML file" in found
+
+
+@pytest.mark.parametrize("when", ["9999-12-31T23:59:59Z", "2262-04-12T00:00:00Z"])
+@pytest.mark.parametrize("key", ["expires", "until"])
+def test_an_instant_that_cannot_be_told_is_a_problem_of_the_file(key: str, when: str) -> None:
+    more = f"{key} = {when}\n"
+    if key == "until":
+        more = '[[entitlement]]\nname = "gold"\ntok_s = 20\n' + more
+    (found,) = [each for each in problems(SMALL + more) if f"{key} is {when[:4]}" in each]
+    assert "from 1970 to 2261" in found
+
+
+@pytest.mark.parametrize("setting", ["total_timeout_s", "first_byte_timeout_s", "batch_wait_s",
+                                     "between_events_timeout_s", "ttft_target_ms"])
+def test_a_duration_that_no_clock_counts_is_a_problem_of_the_file(setting: str) -> None:
+    (found,) = problems(f"[gateway]\n{setting} = 1e300\n{SMALL}")
+    assert f"{setting}: must be at most 1000000000" in found
+
+
+@pytest.mark.parametrize(
+    "line", ['[gateway]\nusage = "a\\nb: all is well\\u001b[2J"', '[[policy]]\nname = "a\\nb"']
+)
+def test_each_problem_is_one_line_whatever_the_value(line: str) -> None:
+    for found in problems(f"{line}\n{SMALL}"):
+        assert "a\\nb" in found
+        assert found.isprintable()
+
+
+def test_usage_and_the_request_log_are_two_files() -> None:
+    (found,) = problems(f'[gateway]\nrequest_log = "./usage.jsonl"\n{SMALL}')
+    assert "usage and request_log are the same file" in found

@@ -242,6 +242,31 @@ def test_streams_that_lost_their_engine() -> None:
     assert values(families, metrics.ABANDONED) == {("peer", "no_replica"): 1}
 
 
+def test_no_counter_goes_down_while_it_is_scraped() -> None:
+    """Between two families requests have their turn, and end."""
+    counts, record = measured(), a_usage_record()
+    refused = msgspec.structs.replace(
+        record, outcome="refused", status=429, reason="rate_limit_requests", attempts=0,
+        token_source="none",
+    )
+    for _ in range(10):
+        counts.ended(record)
+
+    def scrape(*meanwhile: UsageRecord) -> dict[tuple[str, tuple[str, ...]], float]:
+        found = {}
+        for family in counts.families():
+            for sample in family.samples:
+                if isinstance(sample, Sample):
+                    found[family.metric.name, sample.labels] = sample.value
+            for each in meanwhile:
+                counts.ended(each)
+        return found
+
+    before = scrape()
+    during = scrape(refused, msgspec.structs.replace(refused, reporter="evidence"))
+    assert {name: value for name, value in before.items() if during[name] < value} == {}
+
+
 # -- labels stay few -------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The view cache: what arrives together never lets a key run ahead of its policy."""
 
 import asyncio
+from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -10,6 +11,7 @@ from isochrone.core.residency.rule import Denied
 from isochrone.core.world.entitlement import Entitlement, Slice, Voters
 from isochrone.core.world.site import Site
 from isochrone.core.world.tenant import ApiKey, KeyShard, Policy
+from isochrone.gateway.access import Keys
 from isochrone.gateway.view_cache import Data, ViewCache
 from isochrone.ports.bus import Entry
 from isochrone.wire import fleet, subjects
@@ -69,3 +71,25 @@ def test_a_key_never_works_before_its_policy() -> None:
         await view.close()
 
     asyncio.run(main())
+
+
+def test_a_key_that_got_another_secret_is_found_by_its_id_whichever_shard_came_first() -> None:
+    before, other = KEY, replace(KEY, id=KeyId("other"), secret_sha256="ab" * 31 + "cd")
+    after = replace(KEY, secret_sha256="ef" * 32)
+    old, left = (KeyShard(shard="ab", keys=keys) for keys in ((before, other), (other,)))
+    new = KeyShard(shard="ef", keys=(after,))
+    for shards in ((old, new, left), (old, left, new)):
+        keys = Keys()
+        for shard in shards:
+            keys.put(shard)
+        assert keys.by_id(KEY.id) == after
+        assert (keys.by_hash(after.secret_sha256), keys.by_hash(before.secret_sha256)) == (
+            after, None,
+        )
+        assert len(keys) == 2
+        keys.drop("ef")
+        assert keys.by_id(KEY.id) is None
+    keys.put(old)
+    keys.put(new)
+    keys.drop("ab")
+    assert (keys.by_id(KEY.id), keys.by_id(other.id)) == (after, None)

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 something failed, 2 the input was wrong (nothing was done), 130 interrupted.
 """
 
+import signal
 import sys
 
 INTERRUPTED = 130
@@ -11,6 +12,9 @@ PROCESSES = ("control", "gateway", "agent", "dns", "console")  # they are many, 
 
 def main() -> None:
     """Run the command line and exit."""
+    if sys.argv[1:2] == ["gateway"]:
+        # One alone takes SIGHUP as word of its file, and must not end by it while it starts.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         # Before anything that has a compiled form is imported: the two forms must not be mixed.
         from isochrone.wiring.compiled import use_compiled

@@ -1,6 +1,7 @@
 """`isochrone control | gateway | agent | dns | console`: one process, in front, from one TOML file.
 """
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -68,6 +69,7 @@ def gateway(
     ] = None,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
     port: Annotated[int | None, typer.Option(hidden=True)] = None,
+    journal: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a gateway: takes OpenAI requests at a site and serves each where it is soonest.
 
@@ -85,7 +87,7 @@ def gateway(
     if worker is not None:
         from isochrone.wiring.alone import run_alone
 
-        run_alone(config, worker=worker, workers=workers, port=port)
+        run_alone(config, worker=worker, workers=workers, port=port, journal=journal)
     else:
         _run_gateway(config, workers)
 
@@ -99,6 +101,7 @@ def _run_gateway(config: Path, workers: int) -> None:
             raise InvalidInput([f"--workers {workers}: only a gateway that runs alone has workers"])
         from isochrone.wiring.gateway import run
 
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         run(config)
     elif workers > 1:
         from isochrone.wiring.workers import run_workers

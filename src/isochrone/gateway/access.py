@@ -21,10 +21,12 @@ class Keys:
     def put(self, shard: KeyShard) -> None:
         """Replace one shard; keys that it no longer lists stop to work at once."""
         self.drop(shard.shard)
-        self._shards[shard.shard] = shard.keys
-        for key in shard.keys:
-            if key.limits == NO_LIMITS:
-                key = replace(key, limits=NO_LIMITS)  # the same one, so that `is` will do
+        # The same `NO_LIMITS` everywhere, so that `is` will do.
+        keys = tuple(
+            replace(key, limits=NO_LIMITS) if key.limits == NO_LIMITS else key for key in shard.keys
+        )
+        self._shards[shard.shard] = keys
+        for key in keys:
             self._by_hash[key.secret_sha256] = key
             self._by_id[key.id] = key
 
@@ -32,7 +34,9 @@ class Keys:
         self.version += 1
         for key in self._shards.pop(shard, ()):
             self._by_hash.pop(key.secret_sha256, None)
-            self._by_id.pop(key.id, None)
+            # A key that got another secret is in the shard of that one, which may have come before.
+            if self._by_id.get(key.id) is key:
+                del self._by_id[key.id]
 
     def by_id(self, key_id: KeyId) -> ApiKey | None:
         return self._by_id.get(key_id)

@@ -133,7 +133,8 @@ class Letters:
                     self._commitments.hear(sender, message, now_ns, now)
             context.paying.decide(now_ns)
             return Refusal(status=503, reason="gateway_stopping", message="This gateway stops.")
-        context.skew.heard(sender, hop.sent_at, context.view.rtt_ms(sender))
+        rtt_ms = context.view.rtt_ms(sender)
+        context.skew.heard(sender, hop.sent_at, rtt_ms, incoming.began_ns)
         self.heard += 1
         answers: list[Letter] = []
         for message in messages:

@@ -170,11 +170,9 @@ class Measured:
     def families(self) -> Iterator[Family]:
         """Everything that was counted, by its declaration."""
         rows = [(row.labels, row) for row in self._by_labels.values()]
-        requests = {labels: sum(row.durations) for labels, row in rows}
-        yield _counts(metrics.REQUESTS, requests)
+        yield _counts(metrics.REQUESTS, {labels: sum(row.durations) for labels, row in rows})
         yield self._tokens(rows)
-        by_source = _sums(((labels[_SOURCE],), count) for labels, count in requests.items())
-        yield _counts(metrics.TOKEN_REPORTS, self._reports(by_source))
+        yield _counts(metrics.TOKEN_REPORTS, self._reports())
         yield _counts(metrics.REFUSALS, self._refusals)
         yield _counts(metrics.FAILURES, self._failures)
         yield _counts(metrics.ANSWERS, self._answers)
@@ -189,7 +187,8 @@ class Measured:
         ))
         yield _counts(metrics.SESSION_REQUESTS, self._homes)
         yield _counts(metrics.ATTEMPTS, {
-            source: count + self._extra_attempts[source] for source, count in by_source.items()
+            source: count + self._extra_attempts[source]
+            for source, count in self._by_source().items()
         })
         yield _counts(metrics.FAILED_ATTEMPTS, self._left)
         yield _counts(metrics.CONTINUATIONS, self._continuations)
@@ -207,10 +206,17 @@ class Measured:
             tokens[*shape, "output"] += row.output
         return _counts(metrics.TOKENS, tokens)
 
-    def _reports(self, by_source: Mapping[_Names, int]) -> Mapping[_Names, int]:
+    def _by_source(self) -> Counter[_Names]:
+        """All requests until now. Requests end between two families: what is taken from them has
+        to be counted at the same moment, or a counter would go down."""
+        return _sums(
+            ((row.labels[_SOURCE],), sum(row.durations)) for row in self._by_labels.values()
+        )
+
+    def _reports(self) -> Mapping[_Names, int]:
         """How tokens were counted: by the engine, unless something else was noted."""
         reports = dict(self._counted)
-        for (source,), count in by_source.items():
+        for (source,), count in self._by_source().items():
             others = sum(n for names, n in self._counted.items() if names[0] == source)
             reports[source, "engine"] = count - others
         return reports

@@ -298,7 +298,7 @@ JOURNAL_HELD = Metric(
 )
 JOURNAL_SYNC = Metric(
     name=_P + "journal_sync_seconds", kind="gauge", unit="seconds",
-    help="How long the present sync has taken, of which there are twenty a second; 0 between them.",
+    help="How long the present sync has taken, of which there are ten a second; 0 between them.",
 )
 SHIPPING = Metric(
     name=_P + "shipping_lag_seconds", kind="gauge", unit="seconds",

@@ -20,6 +20,7 @@ from isochrone.gateway.context import Context
 from isochrone.gateway.detail import Detail
 from isochrone.gateway.gauges import Gauges
 from isochrone.gateway.health_reports import HealthReports
+from isochrone.gateway.incoming import Fault
 from isochrone.gateway.journal import Journal
 from isochrone.gateway.known_endpoints import KnownEndpoints
 from isochrone.gateway.letters import Letters
@@ -64,6 +65,10 @@ FIRST_VIEW_S = 5.0  # a gateway without a view can only refuse, so it does not l
 FLUSH_S = 1.0
 _STOPPING = Refusal(
     status=504, reason="gateway_stopping", message="This gateway is stopping."
+)
+_TOO_LATE = Fault(
+    status=503, reason=_STOPPING.reason,
+    message="This gateway is stopping, and the request has not come in whole; try another one.",
 )
 TAKEN_S = 0.05  # between looks whether clients have taken their answers
 
@@ -318,18 +323,20 @@ class Gateway:
             self.context.loads.hearing(now_ns)
 
     async def _drain(self) -> None:
-        """Let open requests end and clients take their answers, up to the limit; then end them."""
+        """Let what was let in come in, open requests end and clients take their answers, up to the
+        limit; then end them."""
         self.context.stopping = True
         self.server.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_s):
-                if self.context.exchanges:
-                    quiet = self.context.quiet = asyncio.Event()
-                    await quiet.wait()
                 while True:
-                    if not self.server.has_untaken:
+                    if self.context.exchanges:
+                        quiet = self.context.quiet = asyncio.Event()
+                        await quiet.wait()
+                    if not self.server.is_waited_for:
                         break
                     await asyncio.sleep(TAKEN_S)
+        self.server.turn_away(_TOO_LATE)
         for exchange in list(self.context.exchanges):
             exchange.stop(_STOPPING)
         await asyncio.sleep(0)

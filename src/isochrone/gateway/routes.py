@@ -22,7 +22,7 @@ from isochrone.gateway.heads import path_of
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.letters import PATH as LETTERS_PATH
 from isochrone.gateway.letters import Letters
-from isochrone.gateway.peer_hop import KEEP_ALIVE_S, claimed_ingress, claims_hop
+from isochrone.gateway.peer_hop import KEEP_ALIVE_S, Hop, claimed_ingress, claims_hop
 from isochrone.gateway.replies import JSON, Refusal, head, refusal_lines
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.server import ClientConnection, Handler
@@ -123,40 +123,42 @@ class HopClaim:
         except Untrusted as error:
             self._refuse(Refusal(status=401, reason="peer_untrusted", message=error.message))
             return
-        entrant, request_id = hop.entrant, hop.request_id
+        entrant = hop.entrant
         key, sender = context.view.keys.by_id(KeyId(entrant.head.key_id)), entrant.ingress.name
-        context.skew.heard(sender, hop.sent_at, context.view.rtt_ms(sender))
+        rtt_ms = context.view.rtt_ms(sender)
+        context.skew.heard(sender, hop.sent_at, rtt_ms, incoming.began_ns)
         unknown: Refusal | None = KEY_UNKNOWN
         if key is not None:
             unknown = admission.refuse_key(
                 key, admission.scope_of(self._endpoint), context.clock.wall_ns()
             )
         if key is None or unknown is not None:
-            reply = Reply(self._connection, incoming, request_id, hop)
-            refusal = unknown or KEY_UNKNOWN
-            reply.refuse(refusal, where=context.where, timing="total;dur=0", typed=True)
-            reply.close()
+            self._refuse_hop(hop, unknown or KEY_UNKNOWN)
             return
         if context.stopping:
-            reply = Reply(self._connection, incoming, request_id, hop)
-            reply.refuse(STOPPING, where=context.where, timing="total;dur=0", typed=True)
-            reply.close()
+            self._refuse_hop(hop, STOPPING)
             return
         narrowing = context.narrowings.of_hop(entrant.head.residency, context.view.table.blocs)
         if isinstance(narrowing, Refusal):
-            reply = Reply(self._connection, incoming, request_id, hop)
-            reply.refuse(narrowing, where=context.where, timing="total;dur=0", typed=True)
-            reply.close()
+            self._refuse_hop(hop, narrowing)
             return
         exchange = Exchange(
             context, self._connection, incoming, key=key, endpoint=self._endpoint,
-            request_id=request_id, received_at=context.clock.wall_ns(), hop=hop,
+            request_id=hop.request_id, received_at=context.clock.wall_ns(), hop=hop,
         )
         exchange.narrowing = narrowing
         exchange.serve()
 
     def fail(self, fault: Fault) -> None:
         self._refuse(Refusal(status=fault.status, reason=fault.reason, message=fault.message))
+
+    def _refuse_hop(self, hop: Hop, refusal: Refusal) -> None:
+        """Tell a peer, which says itself what came of the request."""
+        context = self._context
+        reply = Reply(self._connection, self._incoming, hop.request_id, hop)
+        reply.refuse(refusal, where=context.where, timing="total;dur=0", typed=True)
+        context.metrics.answered(refusal.status, refusal.reason)
+        reply.close()
 
     def _refuse(self, refusal: Refusal) -> None:
         OwnAnswer(self._context, self._connection, self._incoming).refuse(refusal)

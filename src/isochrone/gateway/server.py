@@ -91,9 +91,14 @@ class Server:
             connection.close_if_idle()
 
     @property
-    def has_untaken(self) -> bool:
-        """Whether some client has still to take some of what was written for it."""
-        return any(each.has_untaken for each in self.connections)
+    def is_waited_for(self) -> bool:
+        """Whether some client has still to take an answer, or to send a request that was let in."""
+        return any(each.has_untaken or each.is_receiving for each in self.connections)
+
+    def turn_away(self, fault: Fault) -> None:
+        """Wait no longer for what is still coming."""
+        for connection in list(self.connections):
+            connection.turn_away(fault)
 
     def sweep(self) -> None:
         """Close connections that are idle or that send their request too slowly."""
@@ -472,6 +477,17 @@ class ClientConnection:
     def has_untaken(self) -> bool:
         """Whether the client has still to take some of what was written for it."""
         return self._transport.get_write_buffer_size() > 0
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a request of which the head was let in is still coming."""
+        return self._handler is not None and not self._answering
+
+    def turn_away(self, fault: Fault) -> None:
+        """Answer the request that is still coming, if there is one."""
+        if self.is_receiving:
+            self._queue[0].fault = fault
+            self._pump()
 
     def _takes(self, now_ns: int) -> bool:
         """Whether the client has taken some of its answer since this was asked before."""

@@ -96,6 +96,12 @@ def contradictions(settings: GatewaySettings) -> list[str]:
         )
     if settings.metrics_port and settings.metrics_port == settings.port:
         found.append("metrics_port and port are the same")
+    elif settings.metrics_port and 0 < settings.port - settings.metrics_port < settings.workers:
+        last = settings.metrics_port + settings.workers - 1
+        found.append(
+            f"port {settings.port} is a port of metrics: {settings.workers} workers have "
+            f"{settings.metrics_port} to {last}"
+        )
     if settings.breaker_first_hold_s > settings.breaker_longest_hold_s:
         found.append("breaker_first_hold_s is longer than breaker_longest_hold_s")
     return found

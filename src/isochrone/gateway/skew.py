@@ -43,8 +43,11 @@ class Skew:
         self._judged_ns: int | None = None
         self.alarmed = False
 
-    def heard(self, site: SiteName, sent_at: int, rtt_ms: float = 0.0) -> None:
-        """A message arrived now that `site` stamped with its wall clock; 0 is no stamp."""
+    def heard(
+        self, site: SiteName, sent_at: int, rtt_ms: float = 0.0, began_ns: int | None = None
+    ) -> None:
+        """A message arrived that `site` stamped with its wall clock; 0 is no stamp. One that took
+        its time to come in began to at `began_ns`."""
         now_ns = self._clock.monotonic_ns()
         heard = self._sites.get(site)
         if heard is None:
@@ -54,7 +57,10 @@ class Skew:
         elif now_ns - heard.at_ns < EVERY_NS or sent_at <= 0:
             return
         heard.at_ns = now_ns
-        heard.samples.append(sample_ms(sent_at, self._clock.wall_ns(), rtt_ms))
+        arrived_at = self._clock.wall_ns()
+        if began_ns is not None:
+            arrived_at -= now_ns - began_ns
+        heard.samples.append(sample_ms(sent_at, arrived_at, rtt_ms))
 
     def offset_ms(self) -> float | None:
         """How far the own clock is ahead of the others, as last judged; None while unknown."""

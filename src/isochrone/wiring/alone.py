@@ -42,20 +42,26 @@ from isochrone.wiring.alone_reload import Reloader
 from isochrone.wiring.gateway_start import LineFile, freeze_start
 from isochrone.wiring.log import configure_log, write_output
 from isochrone.wiring.peer_secret import kept_peer_secret, peer_public, read_peer_secret
-from isochrone.wiring.stopping import asked_to_stop
+from isochrone.wiring.stopping import asked_to_stop, hang_ups_held
 from isochrone.wiring.telemetry import spans_of
 from isochrone.wiring.watched import watched
 
 log = structlog.get_logger()
 
 
-def run_alone(config: Path, *, worker: int = 0, workers: int = 1, port: int | None = None) -> None:
+def run_alone(
+    config: Path, *, worker: int = 0, workers: int = 1, port: int | None = None,
+    journal: Path | None = None,
+) -> None:
     """Run the gateway of `config` until SIGTERM or SIGINT, as `worker` of `workers`.
 
-    `port` replaces the file's. Raises InvalidInput for a bad file, Unavailable when the port or a
-    folder cannot be had.
+    `port` and `journal` replace the file's. Raises InvalidInput for a bad file, Unavailable when
+    the port or a folder cannot be had.
     """
     file = load_alone(config)
+    if journal is not None:
+        own = dataclasses.replace(file.settings, journal=journal)
+        file = dataclasses.replace(file, settings=own)
     configure_log("gateway", file.settings.log_level)
     if workers > 1:
         structlog.contextvars.bind_contextvars(worker=worker)
@@ -89,7 +95,9 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
     )
     await teller.tell(told(file))
     disk = FileDisk(settings.journal)
-    network = SocketNetwork(reuse_port=settings.workers > 1, authorities=settings.tls_ca)
+    network = SocketNetwork(
+        shared_port=settings.port if settings.workers > 1 else None, authorities=settings.tls_ca
+    )
     ports = Ports(
         clock=clock, network=network, bus=bus, disk=disk, rng=Random(secrets.randbits(128)),
         read_credential=read_credential, write_lines=outputs.write_lines,
@@ -100,7 +108,8 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
     gateway = Gateway(settings, identity, ports, Data(blocs=load_blocs(), hardware=load_hardware()))
     reloader = Reloader(config, file, teller, told, outputs.reopen)
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
+    with hang_ups_held():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
     beside = [asyncio.ensure_future(watched("reload", reloader.run))]
     if settings.worker == 0:
         # Each by itself: one that fails keeps no other from being shipped.

@@ -190,9 +190,14 @@ class Teller:
         self._told = Told(view={}, replicas={}, loads={})
 
     async def tell(self, told: Told) -> int:
-        """Returns how many entries changed."""
-        before, self._told = self._told, told
+        """Returns how many entries changed. Should one of them not be told, none is."""
+        before = self._told
         self._serial += 1
+        view = {
+            key: self._signed(key, noun) for key, noun in told.view.items()
+            if before.view.get(key) != noun
+        }
+        self._told = told
         await self._bus.ensure_bucket(subjects.VIEW_BUCKET)
         await self._bus.ensure_bucket(self._bucket)
         gone = [key for key in before.view if key not in told.view]
@@ -200,15 +205,13 @@ class Teller:
             await self._bus.delete(subjects.VIEW_BUCKET, key)
         for key in before.replicas.keys() - told.replicas.keys():
             await self._bus.delete(self._bucket, key)
-        changed = 0
+        changed = len(view)
         for key, replica in told.replicas.items():
             if before.replicas.get(key) != replica:
                 changed += 1
                 await self._bus.put(self._bucket, key, fleet.encode(replica))
-        for key, noun in told.view.items():
-            if before.view.get(key) != noun:
-                changed += 1
-                await self._bus.put(subjects.VIEW_BUCKET, key, self._signed(key, noun))
+        for key, signed in view.items():
+            await self._bus.put(subjects.VIEW_BUCKET, key, signed)
         for site, loads in told.loads.items():
             if before.loads.get(site) != loads:
                 await self._say_load(site, loads)

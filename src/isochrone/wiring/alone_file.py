@@ -160,6 +160,8 @@ class _Process:
         self.request_log: Path | str | None = folder / log
         if log in (NOWHERE, STANDARD_OUTPUT):
             self.request_log = None if log == NOWHERE else log
+        if self.usage is not None and self.usage == self.request_log:
+            problems.add("gateway", "usage and request_log are the same file; each needs its own")
         secret = table.text("peer_secret_file", expected="a path to a file with the peer secret")
         self.peer_secret = None if secret is None else folder / secret
         rest = {"port": DEFAULT_PORT, "journal": "journal", **given}

@@ -63,7 +63,10 @@ class Reloader:
             for problem in error.problems:
                 log.error("reload_refused", problem=problem)
             return
-        changed = await self._teller.tell(self._told(file))
+        # What needs a restart stays as it is, with all that is told of this gateway by it.
+        fixed = self._file
+        as_run = dataclasses.replace(file, site=fixed.site, settings=fixed.settings)
+        changed = await self._teller.tell(self._told(as_run))
         self._on_reload()
         needs_restart = self._fixed(file)
         log.info("reloaded", file=str(self._config), entries_changed=changed)

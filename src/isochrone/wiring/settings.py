@@ -3,8 +3,8 @@
 All problems of a file are found before anything is refused: unknown keys, missing keys, wrong
 types, numbers out of range. Fields may be str, int, float, bool, Path, tuple[str, ...], a Literal
 of strings, or any of these or None. Units in names give the bounds: `port` and `*_port` hold
-0..65535, `*_s`, `*_ms` and `*_bytes` are above zero; a field's metadata may say `min` and `max`,
-or the `pattern` of a string and, in words, what it `expected`.
+0..65535, `*_s`, `*_ms` and `*_bytes` are above zero, and durations at most LONGEST; a field's
+metadata may say `min` and `max`, or the `pattern` of a string and, in words, what it `expected`.
 Relative paths are relative to the folder of the TOML file. Metadata `secret` marks a value that
 must not be shown.
 """
@@ -26,6 +26,8 @@ S = TypeVar("S")
 MASK = "********"
 _PASSWORD = re.compile(r"(password=)('[^']*'|\S+)|(://[^:/@\s]*:)([^@/\s]+)(?=@)")
 _ABOVE_ZERO = ("_s", "_ms", "_bytes")
+_DURATIONS = ("_s", "_ms")
+LONGEST = 1_000_000_000  # of a duration: thirty years of seconds, which nanoseconds can count
 
 
 def load(path: Path, kind: type[S]) -> S:
@@ -166,6 +168,8 @@ def _out_of_range(name: str, value: object, metadata: Mapping[str, Any]) -> str 
     least, most = metadata.get("min"), metadata.get("max")
     if name == "port" or name.endswith("_port"):
         least, most = metadata.get("min", 0), metadata.get("max", 65535)
+    if most is None and name.endswith(_DURATIONS):
+        most = LONGEST
     if least is None and name.endswith(_ABOVE_ZERO) and value <= 0:
         return "must be above 0"
     if least is not None and value < least:

@@ -1,4 +1,5 @@
-"""How a process is told to stop: once, however often it is asked."""
+"""How a process is told to stop, once, however often it is asked; and that SIGHUP is no such word.
+"""
 
 import asyncio
 import signal
@@ -23,3 +24,14 @@ def asked_to_stop(ask: Callable[[], object]) -> Iterator[None]:
         # Taken from the loop, which would restore the default action when it is closed.
         loop.remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextmanager
+def hang_ups_held() -> Iterator[None]:
+    """Within the block SIGHUP waits; after it, whatever was before, it is taken, at once if one
+    came. Until there is somebody to take it, it would end the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from isochrone.core.errors import InvalidInput
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = datetime(2262, 1, 1, tzinfo=UTC)  # nanoseconds since 1970 have 63 bits
 
 
 class Problems:
@@ -23,7 +24,10 @@ class Problems:
 
     def add(self, where: str, what: str) -> None:
         place = f"{where}: " if where else ""
-        self.found.append(f"{self.source}: {place}{what}")
+        text = f"{self.source}: {place}{what}"
+        if not text.isprintable():  # a value may hold a line end, or commands for a terminal
+            text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        self.found.append(text)
 
     def raise_if_any(self) -> None:
         """Raise InvalidInput when anything was noted."""
@@ -120,9 +124,10 @@ class TomlTable:
         value = self._take(key)
         if value is None:
             return default
-        if isinstance(value, datetime) and value.tzinfo is not None and value >= _EPOCH:
+        if isinstance(value, datetime) and value.tzinfo is not None and _EPOCH <= value < _LAST:
             return (value - _EPOCH) // timedelta(microseconds=1) * 1000
-        self._wrong(key, "a date and time with its offset, as 2027-01-01T00:00:00Z", value)
+        expected = "a date and time with its offset, as 2027-01-01T00:00:00Z, from 1970 to 2261"
+        self._wrong(key, expected, value)
         return default
 
     def texts(self, key: str, count: int) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ started again, and signals go to all of them.
 """
 
 import asyncio
+import dataclasses
 import signal
 import socket
 import sys
@@ -16,10 +17,11 @@ from pathlib import Path
 import structlog
 
 from isochrone.adapters.child import child_command
-from isochrone.core.errors import Unavailable
+from isochrone.core.errors import InvalidInput, Unavailable
+from isochrone.gateway.settings import contradictions
 from isochrone.wiring.alone_file import load_alone
 from isochrone.wiring.log import configure_log
-from isochrone.wiring.stopping import asked_to_stop
+from isochrone.wiring.stopping import asked_to_stop, hang_ups_held
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
@@ -34,6 +36,9 @@ def run_workers(config: Path, workers: int) -> None:
     Raises InvalidInput for a bad file, Unavailable when a worker cannot start at all.
     """
     settings = load_alone(config).settings
+    problems = contradictions(dataclasses.replace(settings, workers=workers))
+    if problems:
+        raise InvalidInput([f"{config}: gateway: {problem}" for problem in problems])
     configure_log("gateway-workers", settings.log_level)
     reserved, port = None, settings.port
     if port == 0:
@@ -41,7 +46,7 @@ def run_workers(config: Path, workers: int) -> None:
         reserved = _reserve(settings.host)
         port = reserved.getsockname()[1]
     try:
-        asyncio.run(_Workers(config, workers, port).run())
+        asyncio.run(_Workers(config, workers, port, settings.journal).run())
     finally:
         if reserved is not None:
             reserved.close()
@@ -66,17 +71,19 @@ def _reserve(host: str) -> socket.socket:
 
 
 class _Workers:
-    def __init__(self, config: Path, workers: int, port: int) -> None:
+    def __init__(self, config: Path, workers: int, port: int, journal: Path) -> None:
         self._config = config
         self._workers = workers
         self._port = port
+        self._journal = journal
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
         self._unable: str | None = None
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
+        with hang_ups_held():
+            loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
         log.info("workers_start", workers=self._workers, port=self._port)
         with asked_to_stop(self._stop):
             async with asyncio.TaskGroup() as group:
@@ -101,7 +108,12 @@ class _Workers:
         wait_s, lives = FIRST_WAIT_S, 0
         while not self._stopping.is_set():
             began_s = loop.time()
-            code = await self._live(worker)
+            try:
+                code = await self._live(worker)
+            except OSError as error:  # no memory, process or file is left now: the others go on
+                log.error("worker_not_started", worker=worker, why=str(error), again_in_s=wait_s)
+                wait_s = await self._pause(wait_s)
+                continue
             lives += 1
             if self._stopping.is_set():
                 return
@@ -113,17 +125,22 @@ class _Workers:
                 return
             wait_s = FIRST_WAIT_S if settled else wait_s
             log.error("worker_ended", worker=worker, code=code, again_in_s=wait_s)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._stopping.wait()
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            wait_s = await self._pause(wait_s)
+
+    async def _pause(self, wait_s: float) -> float:
+        """Wait, unless all are told to stop; returns how long the next time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._stopping.wait()
+        return min(2 * wait_s, LONGEST_WAIT_S)
 
     async def _live(self, worker: int) -> int:
         """One life of a worker; returns its exit code, negative for a signal."""
-        process = await asyncio.create_subprocess_exec(
-            *child_command(self._command(worker)), stdin=asyncio.subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C comes to the parent alone, which passes it on
-        )
+        with hang_ups_held():  # and the worker begins with them held, until it can take them
+            process = await asyncio.create_subprocess_exec(
+                *child_command(self._command(worker)), stdin=asyncio.subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C comes to the parent alone, which passes it on
+            )
         self._running[worker] = process
         if self._stopping.is_set():  # told while it was being started
             process.terminate()
@@ -136,4 +153,6 @@ class _Workers:
         return (
             sys.executable, "-m", "isochrone", "gateway", "--config", str(self._config),
             "--workers", str(self._workers), "--worker", str(worker), "--port", str(self._port),
+            # What they share, also with one that begins when the file names another folder.
+            "--journal", str(self._journal),
         )

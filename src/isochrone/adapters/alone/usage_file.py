@@ -7,9 +7,11 @@ that the file held after the start, so sending one of an earlier run again adds 
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import re
+import stat
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -89,10 +91,9 @@ class UsageFile:
             raise BusUnavailable(f"{subject}: {error.message}") from error
 
     def reopen(self) -> None:
-        """Go on in a new file if the old one was moved away. Raises OSError."""
-        fd = _open(self._path)
-        before, self._fd = self._fd, fd
-        self._thread.submit(os.close, before)  # behind what is still written to it
+        """Go on in a new file if the old one was moved away, behind what is still written to that;
+        not here, since another process may hold the file for as long as its disk takes."""
+        self._thread.submit(self._reopen)
 
     async def close(self) -> None:
         """Write what is on its way, then let go of the file."""
@@ -110,7 +111,7 @@ class UsageFile:
             batches = [each for each in taken if await self._has_lines(each)]
             self._pace(self._clock.monotonic_ns() - began_ns)
             try:
-                await loop.run_in_executor(self._thread, self._append, self._fd, batches)
+                await loop.run_in_executor(self._thread, self._append, batches)
             except OSError as error:
                 self._settle(batches, error)
             else:
@@ -154,10 +155,21 @@ class UsageFile:
 
     # -- in the thread ---------------------------------------------------------------------------
 
-    def _append(self, fd: int, batches: list[_Waiting]) -> None:
+    def _reopen(self) -> None:
+        try:
+            fd = _open(self._path)
+        except OSError as error:
+            log.error("file_not_reopened", why=str(error))
+            return
+        os.close(self._fd)
+        self._fd = fd
+
+    def _append(self, batches: list[_Waiting]) -> None:
         """All lines of these batches and a sync, or nothing at all."""
+        fd = self._fd
         fcntl.flock(fd, fcntl.LOCK_EX)
         try:
+            _cut_half_line(fd, self._path)  # of another process, which was killed meanwhile
             data = memoryview(b"".join(line for each in batches for line in self._lines(fd, each)))
             written_bytes = 0
             try:
@@ -186,12 +198,10 @@ def _open(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)  # whoever writes holds it, so what is half is left over
-        tail = _tail(fd, LONGEST_LINE_BYTES)
-        whole = tail.rfind(b"\n") + 1
-        if whole < len(tail):
-            log.warning("usage_file_torn", path=str(path), bytes=len(tail) - whole)
-            os.ftruncate(fd, os.fstat(fd).st_size - len(tail) + whole)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # it cannot be synced, and not be read again
+            raise OSError(errno.EINVAL, f'{path} is no regular file; "none" is for nowhere')
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        _cut_half_line(fd, path)
         fcntl.flock(fd, fcntl.LOCK_UN)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -202,6 +212,16 @@ def _open(path: Path) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _cut_half_line(fd: int, path: Path) -> None:
+    """Whoever writes holds the file's lock, as the caller does: what is half is left over."""
+    if _tail(fd, 1) in (b"", b"\n"):
+        return
+    tail = _tail(fd, LONGEST_LINE_BYTES)
+    half_bytes = len(tail) - (tail.rfind(b"\n") + 1)
+    log.warning("usage_file_torn", path=str(path), bytes=half_bytes)
+    os.ftruncate(fd, os.fstat(fd).st_size - half_bytes)
 
 
 def _tail(fd: int, most_bytes: int) -> bytes:

@@ -57,13 +57,16 @@ class SocketListener:
 class SocketNetwork:
     """Listens and connects; `Address.rtt_ms` > 0 adds that round trip to the connection.
 
-    `reuse_port`: several processes may listen on one port; the kernel deals out connections.
+    `shared_port`: several processes may listen on this port; the kernel deals out connections. Of
+    any other port only one process has them all.
     `authorities`: a PEM file of those to trust besides the system's; raises InvalidInput when it
     cannot be used.
     """
 
-    def __init__(self, *, reuse_port: bool = False, authorities: Path | None = None) -> None:
-        self._reuse_port = reuse_port
+    def __init__(
+        self, *, shared_port: int | None = None, authorities: Path | None = None
+    ) -> None:
+        self._shared_port = shared_port
         # The system's authorities take some memory, so they are read when they are needed.
         self._tls = None if authorities is None else client_context(authorities)
 
@@ -78,7 +81,7 @@ class SocketNetwork:
         with _names_judged(host):
             server = await asyncio.get_running_loop().create_server(
                 _made_by(accepting.make), host, port, backlog=BACKLOG,
-                reuse_port=self._reuse_port or None,
+                reuse_port=(port == self._shared_port) or None,
             )
         accepting.follow(server)
         return SocketListener(server, accepting, secured)

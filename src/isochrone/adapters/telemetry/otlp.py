@@ -1,12 +1,16 @@
 """Sends spans to a collector by OTLP over HTTP, in the background and never in anybody's way.
 
 OpenTelemetry's batch processor does the sending in a thread of its own. This module bounds what may
-wait for it, counts what became of each span, and turns ours into the SDK's.
+wait for it, counts what became of each span, and turns ours into the SDK's. What the SDK has to say
+names the collector's URL, its answers and headers that it could not read, which may hold secrets:
+of that only the kind of failure comes into the log, once.
 """
 
+import logging
 import threading
 from collections.abc import Sequence
 
+import structlog
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -21,6 +25,8 @@ BATCH = 512
 EVERY_S = 1.0
 TIMEOUT_S = 5.0
 CLOSE_S = 1.0
+
+log = structlog.get_logger()
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
@@ -39,7 +45,13 @@ class OtlpSpans:
             "service.name": service, "service.version": version, "service.instance.id": instance,
         })
         self._scope = InstrumentationScope(service, version)
-        self._exporter = _Counting(OTLPSpanExporter(endpoint=endpoint, timeout=TIMEOUT_S))
+        told = _Told()
+        sdk = logging.getLogger("opentelemetry")
+        sdk.handlers, sdk.propagate = [told], False
+        exporter = OTLPSpanExporter(endpoint=endpoint, timeout=TIMEOUT_S)
+        if told.why is not None:
+            log.warning("otlp_environment_not_read", why="OTEL_EXPORTER_OTLP_HEADERS or another")
+        self._exporter = _Counting(exporter, told)
         self._processor = BatchSpanProcessor(
             self._exporter, max_queue_size=most_waiting, schedule_delay_millis=every_s * 1000,
             max_export_batch_size=min(BATCH, most_waiting),
@@ -84,11 +96,30 @@ class OtlpSpans:
         )
 
 
-class _Counting(SpanExporter):
-    """Counts what another exporter does; only the processor's thread writes to the counts."""
+class _Told(logging.Handler):
+    """Hears what the SDK says, and keeps the kind of it: a status, or the class of an error."""
 
-    def __init__(self, exporter: SpanExporter) -> None:
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.why: str | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.why = self.why or "no answer in time"
+        for each in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(each, Exception):
+                self.why = type(each).__name__
+            elif isinstance(each, int):
+                self.why = f"status {each}"
+
+
+class _Counting(SpanExporter):
+    """Counts what another exporter does, and says when it begins to fail and when that is over;
+    only the processor's thread writes to the counts."""
+
+    def __init__(self, exporter: SpanExporter, told: _Told) -> None:
         self._exporter = exporter
+        self._told = told
+        self._failing = False
         self.exported = 0
         self.failed = 0
 
@@ -101,7 +132,16 @@ class _Counting(SpanExporter):
                 self.exported += len(spans)
             else:
                 self.failed += len(spans)
+            self._say(result is not SpanExportResult.SUCCESS)
         return result
+
+    def _say(self, failing: bool) -> None:
+        why, self._told.why = self._told.why, None
+        if failing and not self._failing:
+            log.warning("spans_not_sent", why=why)
+        elif self._failing and not failing:
+            log.info("spans_sent_again", failed=self.failed)
+        self._failing = failing
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
