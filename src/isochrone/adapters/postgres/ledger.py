@@ -24,7 +24,7 @@ from isochrone.adapters.postgres.charges import (
 from isochrone.adapters.postgres.due_hours import first_due, first_used, take_due
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.pool import Pool
-from isochrone.adapters.postgres.prices import SHEETS, sheets_for
+from isochrone.adapters.postgres.prices import SHEETS, keep_sheets, sheets_for
 from isochrone.core.billing.charging import Payer, changes, charges_of
 from isochrone.core.billing.hold import Event, Hold, opening, step
 from isochrone.core.billing.ledger import (
@@ -154,6 +154,7 @@ class PostgresLedger:
             is_over = min(before, now) >= period.end
             if first is None and not is_over:
                 return 0, True
+            keep_sheets(connection)
             sheets = sheets_for(connection.execute(SHEETS).fetchall(), payer.org_id)
             begin = period.end - HOUR_NS if first is None else first
             standing = load_standing(connection, payer, period, since=begin)

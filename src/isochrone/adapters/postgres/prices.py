@@ -21,7 +21,8 @@ from isochrone.ports.tenants import Once
 from isochrone.wire.prices import sheet_of, sheet_text_of, text_of
 
 _SHEET = "SELECT sheet, version, only_for, valid_from, created_at FROM price_sheets"
-_ONE_WRITER = 7461300019  # an advisory lock: versions follow one another
+# An advisory lock: versions follow one another, and none comes while what it prices is charged.
+_ONE_WRITER = 7461300019
 
 
 class PostgresPrices:
@@ -78,6 +79,12 @@ class PostgresPrices:
 
 
 SHEETS = f"{_SHEET} ORDER BY created_at, id, version"  # as they were added
+
+
+def keep_sheets(connection: psycopg.Connection[TupleRow]) -> None:
+    """Until the end of the transaction nobody adds a sheet: its hours would be marked as due while
+    they still are, and then be charged by the sheets before it."""
+    connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (_ONE_WRITER,))
 
 
 def sheets_for(rows: Sequence[TupleRow], org_id: OrgId) -> list[PriceSheet]:

@@ -1,0 +1,70 @@
+"""Price sheets that are added while usage is charged by those before them."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import psycopg
+
+from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.pool import open_pool
+from isochrone.adapters.postgres.prices import PostgresPrices
+from isochrone.core.billing.charge import PerUnit
+from isochrone.core.billing.sheet import HOUR_NS
+from isochrone.core.money import PICO
+from tests.contract.test_ledger import (
+    REVENUE,
+    START,
+    a_report,
+    a_sheet,
+    at,
+    charge_all,
+    sell_at,
+    spent_pico,
+    zero_sum,
+)
+
+END = START + HOUR_NS
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 1.5  # below the lock timeout of the transactions that wait
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_a_sheet_that_is_added_while_an_hour_is_charged_prices_that_hour(database: str) -> None:
+    """The one who charges has read the sheets before it, and takes the mark that the hour is due;
+    whoever adds the sheet finds it marked already."""
+    pools = [open_pool(database) for _ in range(2)]
+    ledger, prices = PostgresLedger(pools[0]), PostgresPrices(pools[1])
+    sell_at(prices, a_sheet())
+    PostgresBook(pools[0]).book_usage([a_report(1, output=1_000_000)], now=1)
+    dearer = replace(a_sheet().prices[0], charge=PerUnit(price_pico=9 * PICO, per=10**6))
+    with psycopg.connect(database) as owner, ThreadPoolExecutor(2) as workers:
+        owner.execute("SELECT set_config('isochrone.tenant', '*', true)")
+        owner.execute("SELECT FROM request_hours FOR UPDATE")
+
+        def waiting() -> int:
+            with psycopg.connect(database, autocommit=True) as watcher:
+                row = watcher.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                    " AND datname = current_database()"
+                ).fetchone()
+            assert row is not None
+            return int(row[0])
+
+        charging = workers.submit(charge_all, ledger, END)
+        until(lambda: waiting() == 1)
+        adding = workers.submit(sell_at, prices, a_sheet(prices=(dearer,), valid_from=START))
+        until(lambda: adding.done() or waiting() == 2)
+        owner.rollback()
+        charging.result(timeout=30)
+        adding.result(timeout=30)
+    charge_all(ledger, END)
+    assert at(ledger, REVENUE) == spent_pico(ledger) > 0
+    assert zero_sum(pools[0])
+    for pool in pools:
+        pool.close()
