@@ -6,22 +6,31 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import psycopg
+import pytest
 
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.ledger import PostgresLedger
-from isochrone.adapters.postgres.pool import open_pool
+from isochrone.adapters.postgres.pool import Pool, open_pool
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.core.billing.charge import PerUnit
-from isochrone.core.billing.sheet import HOUR_NS
+from isochrone.core.billing.ledger import unwinding
+from isochrone.core.billing.sheet import HOUR_NS, Recurring
+from isochrone.core.errors import Conflict
 from isochrone.core.money import PICO
+from isochrone.core.world.tenant import EVERY_TENANT
+from isochrone.ports.prices import StoredSheet
 from tests.contract.test_ledger import (
+    DAY,
+    NOVEMBER,
     REVENUE,
     START,
+    a_credit,
     a_report,
     a_sheet,
     at,
     charge_all,
     sell_at,
+    spent_by,
     spent_pico,
     zero_sum,
 )
@@ -68,3 +77,34 @@ def test_a_sheet_that_is_added_while_an_hour_is_charged_prices_that_hour(databas
     assert zero_sum(pools[0])
     for pool in pools:
         pool.close()
+
+
+def test_a_first_sheet_charges_what_is_once_a_period_of_months_that_were_over(pool: Pool) -> None:
+    """It begins after the last hour in which anything was used, so no hour is charged anew."""
+    ledger, prices = PostgresLedger(pool), PostgresPrices(pool)
+    PostgresBook(pool).book_usage([a_report(1)], now=1)
+    over = NOVEMBER.end + HOUR_NS
+    charge_all(ledger, over)
+    assert ledger.due(before=over, now=over) == []
+    support = Recurring(name="support", amount_pico=30 * PICO)
+    sheet = a_sheet(valid_from=NOVEMBER.end - 3 * DAY, recurring=(support,))
+    stored = StoredSheet(sheet=sheet, only_for=None, created_at=over)
+    prices.add_sheet(EVERY_TENANT, stored, once=None)
+    charge_all(ledger, over)
+    (spent,) = spent_by(ledger, now=over)
+    assert spent.rated.total_pico == 3 * PICO
+    assert spent.charged_pico == spent.rated.total_pico
+    assert ledger.due(before=over, now=over) == []
+
+
+def test_a_first_sheet_is_in_the_currency_of_the_credits(pool: Pool) -> None:
+    """They would never meet what is owed."""
+    ledger, prices = PostgresLedger(pool), PostgresPrices(pool)
+    ledger.record(EVERY_TENANT, a_credit("paid"), now=1)
+    dollars = a_sheet(currency="USD")
+    with pytest.raises(Conflict, match="EUR"):
+        sell_at(prices, dollars)
+    ledger.record(
+        EVERY_TENANT, unwinding(a_credit("paid"), key="back", at=2, about="a slip"), now=2
+    )
+    sell_at(prices, dollars)

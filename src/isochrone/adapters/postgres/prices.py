@@ -8,6 +8,7 @@ import msgspec
 import psycopg
 from psycopg.rows import TupleRow
 
+from isochrone.adapters.postgres.charges import open_periods
 from isochrone.adapters.postgres.due_hours import mark_due
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.pool import Pool
@@ -64,6 +65,9 @@ class PostgresPrices:
             )
             # What these hours came to may be another amount now.
             mark_due(connection, since=new.valid_from, org_id=sheet.only_for)
+            open_periods(
+                connection, since=month_of(new.valid_from).begin, org_id=sheet.only_for
+            )
         return made
 
     def try_sheet(self, scope: Scope, sheet: StoredSheet) -> StoredSheet:
@@ -112,10 +116,27 @@ def _check(
         raise InvalidInput(
             ["valid_from: lies before this month; hours of earlier months keep their prices"]
         )
+    if not known:
+        _check_credits(connection, new.sheet.currency)
     if new.only_for is not None and connection.execute(
         "SELECT 1 FROM organisations WHERE id = %s", (new.only_for,)
     ).fetchone() is None:
         raise NotFound(f"there is no organisation {new.only_for!r}")
+
+
+def _check_credits(connection: psycopg.Connection[TupleRow], currency: str) -> None:
+    """Raises Conflict where somebody has something in another currency."""
+    other = connection.execute(
+        "SELECT currency, org_id FROM entries JOIN postings USING (org_id, key)"
+        " WHERE currency <> %s GROUP BY org_id, project_id, account, currency"
+        " HAVING sum(amount_pico) <> 0 ORDER BY 1, 2 LIMIT 1",
+        (currency,),
+    ).fetchone()
+    if other is not None:
+        raise Conflict(
+            f"organisation {other[1]!r} has credit in {other[0]}, which would never meet what it"
+            f" owes in {currency}: correct it first, or name the prices in {other[0]}"
+        )
 
 
 def _stored(row: TupleRow) -> StoredSheet:
