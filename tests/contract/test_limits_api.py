@@ -399,6 +399,28 @@ def test_a_budget_counts_usage_and_its_fees_and_no_bounds_of_a_month(
     assert api.call("GET", f"limits/{made['id']}")[1]["spent"] == "0.66"
 
 
+def test_a_rotated_key_has_left_what_its_former_had(api: Api) -> None:  # noqa: F811
+    """Whoever rotated a key had its budget of the month once more."""
+    api.make("prices", SHEET)
+    day = day_of(api.context.now())
+    former = api.make("keys", {})["id"]
+    put(api, kind="budget", amount="10", period="day", key_id=former)
+    use(api, 1, day, output=1_000_000, key=former)
+    follow(api, day + HOUR_NS + 600_000_000_000)
+    present = api.make(f"keys/{former}/rotate", {})["id"]
+
+    def spent() -> dict[str, str]:
+        return {
+            each["key_id"]: each["spent"] for each in api.call("GET", "limits")[1]["items"]
+        }
+
+    assert spent() == {former: "0.60", present: "0.60"}, "before anybody sums it"
+    use(api, 2, day + HOUR_NS, output=500_000, key=former)
+    use(api, 3, day + HOUR_NS, output=2_000_000, key=present)
+    follow(api, day + 2 * HOUR_NS + 600_000_000_000)
+    assert spent() == {former: "0.90", present: "2.10"}
+
+
 def test_a_rotated_key_keeps_its_limits(api: Api) -> None:  # noqa: F811
     old = api.make("keys", {})
     for kind, amount in (("requests_per_min", "7"), ("tokens_per_min", "900")):

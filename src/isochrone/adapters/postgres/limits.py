@@ -180,13 +180,20 @@ def _came_to(usage: Sequence[Quantity], sheets: Sequence[PriceSheet], month: Per
 def _used_with_key(
     connection: _Connection, limit: Limit, since: int, before: int
 ) -> list[Quantity]:
+    """Of the key, and of those that it was made for in rotations: a budget goes on."""
+    line = connection.execute(
+        "WITH RECURSIVE line AS (SELECT id, replaces FROM api_keys WHERE id = %s UNION"
+        " SELECT k.id, k.replaces FROM api_keys k JOIN line ON k.id = line.replaces)"
+        " SELECT id FROM line",
+        (limit.key_id,),
+    ).fetchall()
     rows = connection.execute(
         "SELECT received_at - mod(received_at, 3600000000000), model, class,"
         " coalesce(serving_site, ''), bound, count(*), sum(input_uncached), sum(input_cached),"
-        " sum(output) FROM usage WHERE org_id = %(org)s AND key_id = %(key)s"
+        " sum(output) FROM usage WHERE org_id = %(org)s AND key_id = ANY(%(keys)s)"
         " AND received_at >= %(since)s AND received_at < %(before)s"
         " AND (token_source <> 'none' OR outcome = 'finished') GROUP BY 1, 2, 3, 4, 5",
-        {"org": limit.org_id, "key": limit.key_id, "since": since, "before": before},
+        {"org": limit.org_id, "keys": [id_ for (id_,) in line], "since": since, "before": before},
     ).fetchall()
     return [
         Quantity(
