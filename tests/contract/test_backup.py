@@ -101,7 +101,7 @@ def full(registry: Registry, pool: Pool) -> Pool:  # noqa: F811
 
 def tables(conninfo: str) -> dict[str, list[Any]]:
     """All rows of all tables, as the owner of the database reads them; without what a restoration
-    numbers anew: serials, and the epoch of the voters."""
+    numbers anew: serials, and the epoch of the voters with its begin."""
     with psycopg.connect(conninfo) as connection:
         connection.execute("SELECT set_config('isochrone.tenant', '*', true)")
         names = connection.execute(
@@ -113,7 +113,7 @@ def tables(conninfo: str) -> dict[str, list[Any]]:
             for (name,) in names
         }
         if rows.get("voters"):
-            voters = connection.execute("SELECT sites, former, changed_at FROM voters").fetchall()
+            voters = connection.execute("SELECT sites, former FROM voters").fetchall()
             rows["voters"] = list(map(str, voters))
         return rows
 

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import psycopg
 
+from isochrone.adapters.clock import SystemClock
 from isochrone.adapters.postgres.entitlements import PostgresEntitlements
 from isochrone.adapters.postgres.pool import Pool, open_pool
 from isochrone.core.admission.commitments import Commitments
+from isochrone.core.admission.entitlement import changed_voters
 from isochrone.core.admission.stewards import TERM_NS, Stand
 from isochrone.core.ids import SiteName
 from isochrone.core.world.entitlement import Voters
@@ -52,6 +54,10 @@ def test_running_gateways_vote_by_the_voters_of_a_restored_book(
     pool.close()
     assert restored is not None
     assert restored.voters.sites == (VOTER,)
+    now = SystemClock().wall_ns()
+    assert isinstance(
+        changed_voters(restored.voters, (OSLO,), changed_at=restored.changed_at, now=now), int
+    ), "not changed again before all have heard of it"
     running = Commitments(VOTER, 1, 0)
     running.set_voters(Voters(sites=(VOTER, OSLO, ROME), former=(VOTER,), epoch=1))
     running.set_voters(restored.voters)

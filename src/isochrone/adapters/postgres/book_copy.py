@@ -379,7 +379,8 @@ def _number_beyond_what_was_seen(connection: _Connection) -> None:
     )
     connection.execute(_alter("voters", "DISABLE TRIGGER USER"))
     connection.execute(
-        "UPDATE voters SET epoch = greatest(epoch, extract(epoch FROM now())::bigint) + 1"
+        "UPDATE voters SET epoch = greatest(epoch, extract(epoch FROM now())::bigint) + 1,"
+        " changed_at = (extract(epoch FROM now()) * 1000000000)::bigint"
     )
     connection.execute(_alter("voters", "ENABLE TRIGGER USER"))
 
