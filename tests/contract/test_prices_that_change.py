@@ -8,17 +8,23 @@ from dataclasses import replace
 import psycopg
 import pytest
 
+from isochrone.adapters.postgres import prices as prices_module
 from isochrone.adapters.postgres.book import PostgresBook
+from isochrone.adapters.postgres.estate import PostgresEstate
 from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.limits import PostgresLimits
 from isochrone.adapters.postgres.pool import Pool, open_pool
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.core.billing.charge import PerUnit
 from isochrone.core.billing.ledger import unwinding
-from isochrone.core.billing.sheet import HOUR_NS, Recurring
+from isochrone.core.billing.sheet import HOUR_NS, PriceSheet, Recurring
 from isochrone.core.errors import Conflict
+from isochrone.core.ids import LimitId, OrgId
 from isochrone.core.money import PICO
+from isochrone.core.world.limit import Limit
 from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.ports.prices import StoredSheet
+from isochrone.wire.prices import SheetText, sheet_of
 from tests.contract.test_ledger import (
     DAY,
     NOVEMBER,
@@ -108,3 +114,38 @@ def test_a_first_sheet_is_in_the_currency_of_the_credits(pool: Pool) -> None:
         EVERY_TENANT, unwinding(a_credit("paid"), key="back", at=2, about="a slip"), now=2
     )
     sell_at(prices, dollars)
+
+
+def test_sheets_are_read_once_whoever_many_they_are_for(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot for gateways read each sheet anew for each organisation with a budget. With the
+    prices of 200 models, two years of them and 20 organisations that took longer than the database
+    lets a transaction say nothing, so nothing was published any more."""
+    read: list[int] = []
+
+    def counted(text: SheetText, *, version: int, valid_from: int) -> PriceSheet:
+        read.append(version)
+        return sheet_of(text, version=version, valid_from=valid_from)
+
+    monkeypatch.setattr(prices_module, "sheet_of", counted)
+    prices, limits = PostgresPrices(pool), PostgresLimits(pool)
+    names = ("one", "two", "three", "four")
+    for number in range(3):
+        sell_at(prices, a_sheet(id="often", valid_from=START + number * HOUR_NS))
+    with pool.transaction(EVERY_TENANT) as connection:
+        for name in names:
+            connection.execute("INSERT INTO organisations VALUES (%(it)s, %(it)s, 1)", {"it": name})
+    PostgresBook(pool).book_usage(
+        [replace(a_report(at), org_id=OrgId(name)) for at, name in enumerate(names)], now=1
+    )
+    for name in names:
+        limits.set_limit(EVERY_TENANT, Limit(
+            id=LimitId(name), org_id=OrgId(name), kind="budget", amount=PICO, period="day",
+            currency="EUR", created_at=1,
+        ))
+    read.clear()
+    estate, ledger = PostgresEstate(pool), PostgresLedger(pool)
+    assert [len(each.cards) for each in estate.snapshot(now=START).limits] == [3] * 4
+    assert len(spent_by(ledger)) == 4
+    assert len(read) <= 3

@@ -9,7 +9,7 @@ from psycopg.rows import TupleRow
 from isochrone.adapters.postgres.charges import load_hours, spent_projects
 from isochrone.adapters.postgres.owners import check_owner
 from isochrone.adapters.postgres.pool import Pool
-from isochrone.adapters.postgres.prices import SHEETS, sheets_for
+from isochrone.adapters.postgres.prices import load_sheets, sheets_for
 from isochrone.core.billing.charging import Payer
 from isochrone.core.billing.period import DAY_NS, month_of
 from isochrone.core.billing.rate import Period, Quantity, rate
@@ -117,7 +117,7 @@ class PostgresLimits:
 
     def spent(self, limit: Limit, *, since: int, before: int) -> int:
         with self._pool.transaction(EVERY_TENANT, one_instant=True) as connection:
-            sheets = sheets_for(connection.execute(SHEETS).fetchall(), limit.org_id)
+            sheets = sheets_for(load_sheets(connection), limit.org_id)
             month = month_of(since)
             if limit.key_id is not None:
                 until = _used_with_key(connection, limit, month.begin, before)
@@ -154,11 +154,11 @@ def org_limits(connection: _Connection, *, now: int) -> tuple[OrgLimits, ...]:
         limit = _limit(row)
         by_org[limit.org_id].append(limit)
     priced = any(each.kind == "budget" for limits in by_org.values() for each in limits)
-    rows = connection.execute(SHEETS).fetchall() if priced else []
+    known = load_sheets(connection) if priced else []
     return tuple(
         OrgLimits(
             org_id=org, limits=tuple(limits),
-            cards=cards_of(sheets_for(rows, org), since=now - DAY_NS)
+            cards=cards_of(sheets_for(known, org), since=now - DAY_NS)
             if any(each.kind == "budget" for each in limits) else (),
         )
         for org, limits in by_org.items()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import msgspec
 import psycopg
@@ -21,7 +22,7 @@ from isochrone.ports.prices import StoredSheet
 from isochrone.ports.tenants import Once
 from isochrone.wire.prices import sheet_of, sheet_text_of, text_of
 
-_SHEET = "SELECT sheet, version, only_for, valid_from, created_at FROM price_sheets"
+_SHEET = "SELECT sheet::text, version, only_for, valid_from, created_at FROM price_sheets"
 # An advisory lock: versions follow one another, and none comes while what it prices is charged.
 _ONE_WRITER = 7461300019
 
@@ -79,10 +80,7 @@ class PostgresPrices:
 
     def applying(self, org_id: OrgId) -> Sequence[PriceSheet]:
         with self._pool.transaction(EVERY_TENANT) as connection:
-            return sheets_for(connection.execute(SHEETS).fetchall(), org_id)
-
-
-SHEETS = f"{_SHEET} ORDER BY created_at, id, version"  # as they were added
+            return sheets_for(load_sheets(connection), org_id)
 
 
 def keep_sheets(connection: psycopg.Connection[TupleRow]) -> None:
@@ -91,9 +89,15 @@ def keep_sheets(connection: psycopg.Connection[TupleRow]) -> None:
     connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (_ONE_WRITER,))
 
 
-def sheets_for(rows: Sequence[TupleRow], org_id: OrgId) -> list[PriceSheet]:
-    """Of all rows of `SHEETS`, the sheets that price the usage of an organisation."""
-    known = [_stored(row) for row in rows]
+def load_sheets(connection: psycopg.Connection[TupleRow]) -> list[StoredSheet]:
+    """All that the transaction sees, as they were added. Once for all organisations: of sheets
+    with the prices of many models that takes longer than a transaction may say nothing."""
+    rows = connection.execute(f"{_SHEET} ORDER BY created_at, id, version").fetchall()
+    return [_stored(row) for row in rows]
+
+
+def sheets_for(known: Sequence[StoredSheet], org_id: OrgId) -> list[PriceSheet]:
+    """Of all sheets, those that price the usage of an organisation."""
     return applying(
         [each.sheet for each in known if each.only_for is None],
         [each.sheet for each in known if each.only_for == org_id],
@@ -141,6 +145,12 @@ def _check_credits(connection: psycopg.Connection[TupleRow], currency: str) -> N
 
 def _stored(row: TupleRow) -> StoredSheet:
     return StoredSheet(
-        sheet=sheet_of(sheet_text_of(row[0]), version=row[1], valid_from=row[3]),
-        only_for=row[2], created_at=row[4],
+        sheet=_read(row[0], row[1], row[3]), only_for=row[2], created_at=row[4],
     )
+
+
+@lru_cache(maxsize=128)
+def _read(text: str, version: int, valid_from: int) -> PriceSheet:
+    """What was read before is not read again: a snapshot for gateways is taken every two seconds.
+    """
+    return sheet_of(sheet_text_of(json.loads(text)), version=version, valid_from=valid_from)
