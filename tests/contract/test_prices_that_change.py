@@ -116,7 +116,7 @@ def test_a_first_sheet_is_in_the_currency_of_the_credits(pool: Pool) -> None:
     sell_at(prices, dollars)
 
 
-def test_sheets_are_read_once_whoever_many_they_are_for(
+def test_sheets_are_read_once_however_many_they_are_for(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A snapshot for gateways read each sheet anew for each organisation with a budget. With the
