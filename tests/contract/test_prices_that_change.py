@@ -13,8 +13,8 @@ from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.estate import PostgresEstate
 from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.limits import PostgresLimits
-from isochrone.adapters.postgres.pool import Pool, open_pool
-from isochrone.adapters.postgres.prices import PostgresPrices
+from isochrone.adapters.postgres.pool import LOCK_TIMEOUT_MS, Pool, open_pool
+from isochrone.adapters.postgres.prices import PostgresPrices, keep_sheets
 from isochrone.core.billing.charge import PerUnit
 from isochrone.core.billing.ledger import unwinding
 from isochrone.core.billing.sheet import HOUR_NS, PriceSheet, Recurring
@@ -83,6 +83,19 @@ def test_a_sheet_that_is_added_while_an_hour_is_charged_prices_that_hour(databas
     assert zero_sum(pools[0])
     for pool in pools:
         pool.close()
+
+
+def test_a_sheet_waits_for_a_charge_that_takes_long(database: str) -> None:
+    """A month with many models: longer than other writers wait for a lock."""
+    pool = open_pool(database)
+    with pool.transaction(EVERY_TENANT) as charging, ThreadPoolExecutor(1) as workers:
+        keep_sheets(charging)
+        adding = workers.submit(sell_at, PostgresPrices(pool), a_sheet())
+        time.sleep(1.2 * LOCK_TIMEOUT_MS / 1000)
+        assert not adding.done()
+        charging.rollback()
+        adding.result(timeout=30)
+    pool.close()
 
 
 def test_a_first_sheet_charges_what_is_once_a_period_of_months_that_were_over(pool: Pool) -> None:

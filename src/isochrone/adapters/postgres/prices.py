@@ -25,6 +25,7 @@ from isochrone.wire.prices import sheet_of, sheet_text_of, text_of
 _SHEET = "SELECT sheet::text, version, only_for, valid_from, created_at FROM price_sheets"
 # An advisory lock: versions follow one another, and none comes while what it prices is charged.
 _ONE_WRITER = 7461300019
+_WAIT_MS = 9_000  # for charges that are being made; a statement may take ten seconds
 
 
 class PostgresPrices:
@@ -45,6 +46,7 @@ class PostgresPrices:
     def add_sheet(self, scope: Scope, sheet: StoredSheet, *, once: Once | None) -> StoredSheet:
         new, now = sheet.sheet, sheet.created_at
         with self._pool.transaction(scope) as connection:
+            connection.execute(f"SET LOCAL lock_timeout = {_WAIT_MS}")
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_ONE_WRITER,))
             rows = connection.execute(f"{_SHEET} ORDER BY id, version").fetchall()
             known = [_stored(row) for row in rows]
