@@ -100,17 +100,22 @@ def full(registry: Registry, pool: Pool) -> Pool:  # noqa: F811
 
 
 def tables(conninfo: str) -> dict[str, list[Any]]:
-    """All rows of all tables, as the owner of the database reads them."""
+    """All rows of all tables, as the owner of the database reads them; without what a restoration
+    numbers anew: serials, and the epoch of the voters with its begin."""
     with psycopg.connect(conninfo) as connection:
         connection.execute("SELECT set_config('isochrone.tenant', '*', true)")
         names = connection.execute(
             "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace"
             " AND relkind IN ('r', 'p') AND relname <> 'view_serial'"
         ).fetchall()
-        return {
+        rows = {
             name: sorted(map(str, connection.execute(f'SELECT * FROM "{name}"').fetchall()))
             for (name,) in names
         }
+        if rows.get("voters"):
+            voters = connection.execute("SELECT sites, former FROM voters").fetchall()
+            rows["voters"] = list(map(str, voters))
+        return rows
 
 
 def test_a_restored_book_holds_what_was_there_and_goes_on(

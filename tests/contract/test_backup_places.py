@@ -14,8 +14,11 @@ from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.server import OWNER, prepare
 from isochrone.adapters.postgres.usage_days import PostgresUsageDays
+from isochrone.control.settings import ControlSettings
+from isochrone.core.errors import InvalidInput
 from isochrone.core.world.tenant import EVERY_TENANT
-from isochrone.wiring.backup import Place, backup, restore
+from isochrone.wiring.backup import Place, backup, place_of, restore
+from isochrone.wiring.control import read_files
 from tests.contract.test_backup import full, place, tables, tell  # noqa: F401 - fixtures
 from tests.contract.test_ledger import DAY, START, a_report
 from tests.contract.test_row_security import registry  # noqa: F401 - a fixture
@@ -79,3 +82,25 @@ def test_all_files_of_the_archive_that_belong_to_a_backup_are_listed(
         path.name for path in (tmp_path / "archive").iterdir()
     }
     assert len(made.archive) == 2
+
+
+def test_a_place_without_a_name_is_refused(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    """It is a new folder that is made; `.` in an empty one was a bug's traceback."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="name a folder that does not"):
+        backup(place, Path("."), now=1, tell=tell)
+
+
+@pytest.mark.parametrize("database", ["nonsense", "postgresql://%zz@host/book"])
+def test_what_is_no_connection_string_is_said_to_be_none(database: str, tmp_path: Path) -> None:
+    settings = ControlSettings(
+        port=1, database=database, nats_urls=(), public_url="http://c",
+        nats_credentials=tmp_path / "login", nats_secrets=tmp_path / "nats",
+        signing_key=tmp_path / "signing", admin_key=tmp_path / "admin",
+    )
+    with pytest.raises(InvalidInput, match="no connection string"):
+        place_of(settings)
+    with pytest.raises(InvalidInput, match="no connection string"):
+        read_files(settings)

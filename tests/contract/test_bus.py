@@ -7,7 +7,8 @@ from typing import Protocol
 
 import pytest
 
-from isochrone.core.errors import BusUnavailable
+from isochrone.adapters.nats.server import MAX_PAYLOAD_BYTES
+from isochrone.core.errors import BusUnavailable, MessageTooLarge
 from isochrone.ports.bus import Bus, Durable, Entry
 from isochrone.twin import loop as virtual
 from isochrone.twin.clock import VirtualClock
@@ -417,6 +418,20 @@ def test_unavailable_is_said_in_time(run: Run) -> None:
             place.up()
         await until(lambda: bus.connected, "it is back")
         await bus.publish_durable(f"{stream}.a", b"", message_id="m", timeout_s=DEADLINE_S)
+        await close(bus)
+
+    run(main)
+
+
+def test_what_is_too_long_is_said_and_keeps_nothing_else_back(run: Run) -> None:
+    async def main(place: Place) -> None:
+        bus = await place.bus()
+        bucket = fresh("b")
+        await bus.ensure_bucket(bucket)
+        with pytest.raises(MessageTooLarge):
+            await bus.put(bucket, "long", b"x" * (MAX_PAYLOAD_BYTES + 1))
+        await bus.put(bucket, "short", b"1")
+        assert list(await bus.keys(bucket)) == ["short"]
         await close(bus)
 
     run(main)

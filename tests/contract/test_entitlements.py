@@ -126,6 +126,20 @@ def test_a_revoked_one_is_shown_and_no_longer_published(api: Api) -> None:  # no
     assert api.call("GET", "entitlements")[1]["items"][0]["id"] == made["id"]
 
 
+def test_one_that_has_ended_is_shown_and_no_longer_published(api: Api) -> None:  # noqa: F811
+    """Gateways would keep books of all that was ever sold."""
+    made = api.make("entitlements", a_body())
+    later = api.make("entitlements", a_body(ends_at=str(int(UNTIL) + YEAR_NS)))
+    estate, hour_ns = api.context.registry.estate, 3_600 * 1_000_000_000
+
+    def told(now: int) -> set[str]:
+        return {each.id for each in estate.snapshot(now=now).entitlements}
+
+    assert told(int(UNTIL) + hour_ns - 1) == {made["id"], later["id"]}
+    assert told(int(UNTIL) + hour_ns) == {later["id"]}
+    assert len(api.call("GET", "entitlements")[1]["items"]) == 2
+
+
 def a_cloud_that_joined(api: Api) -> None:  # noqa: F811
     """All sites of the intent, and two more."""
     intent, now = an_intent(), api.context.now()

@@ -169,6 +169,40 @@ def test_budgets_know_what_was_booked_before_the_hour(api: Api) -> None:  # noqa
     assert booked(of_key)[1] == 0, "another day"
 
 
+def test_gateways_are_told_prices_of_the_last_day_and_later_alone(api: Api) -> None:  # noqa: F811
+    """All that ever were would outgrow a message, and then nothing is published any more."""
+    api.make("prices", SHEET)
+    put(api, kind="budget", amount="10", **PROJECT)
+    first = hour_of(api.context.now()) + HOUR_NS
+    for number in range(40):
+        api.make("prices", {**SHEET, "valid_from": str(first + number * HOUR_NS)})
+    (told,) = api.context.registry.estate.snapshot(now=first + 30 * HOUR_NS).limits
+    assert [each.valid_from for each in told.cards] == [
+        first + number * HOUR_NS for number in range(6, 40)
+    ]
+
+
+def test_limits_of_keys_that_are_gone_are_not_told_or_summed(api: Api) -> None:  # noqa: F811
+    """Whoever rotates keys would have more and more of them."""
+    api.make("prices", SHEET)
+    former = api.make("keys", {})["id"]
+    put(api, kind="budget", amount="10", key_id=former)
+    present = api.make(f"keys/{former}/rotate", {"overlap_s": 0})["id"]
+    registry, now = api.context.registry, api.context.now()
+
+    def told(at: int) -> set[str | None]:
+        (limits,) = registry.estate.snapshot(now=at).limits
+        return {each.key_id for each in limits.limits}
+
+    def summed(before: int) -> set[str | None]:
+        return {each.limit.key_id for each in registry.limits.unsummed(before=before)}
+
+    assert told(now) == {former, present}, "they are gone after their keys"
+    assert summed(hour_of(now)) == {former, present}
+    assert told(now + 2 * HOUR_NS) == {present}
+    assert summed(hour_of(now) + 3 * HOUR_NS) == {present}
+
+
 def test_gateways_are_never_told_that_a_budget_that_was_used_is_unspent(
     api: Api,  # noqa: F811
 ) -> None:
@@ -363,6 +397,28 @@ def test_a_budget_counts_usage_and_its_fees_and_no_bounds_of_a_month(
     use(api, 1, day, output=1_000_000)
     follow(api, day + HOUR_NS + 600_000_000_000)
     assert api.call("GET", f"limits/{made['id']}")[1]["spent"] == "0.66"
+
+
+def test_a_rotated_key_has_left_what_its_former_had(api: Api) -> None:  # noqa: F811
+    """Whoever rotated a key had its budget of the month once more."""
+    api.make("prices", SHEET)
+    day = day_of(api.context.now())
+    former = api.make("keys", {})["id"]
+    put(api, kind="budget", amount="10", period="day", key_id=former)
+    use(api, 1, day, output=1_000_000, key=former)
+    follow(api, day + HOUR_NS + 600_000_000_000)
+    present = api.make(f"keys/{former}/rotate", {})["id"]
+
+    def spent() -> dict[str, str]:
+        return {
+            each["key_id"]: each["spent"] for each in api.call("GET", "limits")[1]["items"]
+        }
+
+    assert spent() == {former: "0.60", present: "0.60"}, "before anybody sums it"
+    use(api, 2, day + HOUR_NS, output=500_000, key=former)
+    use(api, 3, day + HOUR_NS, output=2_000_000, key=present)
+    follow(api, day + 2 * HOUR_NS + 600_000_000_000)
+    assert spent() == {former: "0.90", present: "2.10"}
 
 
 def test_a_rotated_key_keeps_its_limits(api: Api) -> None:  # noqa: F811

@@ -11,18 +11,22 @@ from isochrone.adapters.postgres import ledger as ledger_module
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.consistency import problems_of_book
 from isochrone.adapters.postgres.ledger import PostgresLedger
+from isochrone.adapters.postgres.limits import PostgresLimits
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.control.charging import Charging
+from isochrone.control.limiting import Limiting
 from isochrone.core.billing.sheet import HOUR_NS, Recurring
 from isochrone.core.errors import StoreUnavailable
-from isochrone.core.ids import ProjectId
+from isochrone.core.ids import LimitId, ProjectId
 from isochrone.core.money import PICO
+from isochrone.core.world.limit import Limit
 from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.ports.ledger import Due
 from tests.contract.test_ledger import (
     DAY,
     NOVEMBER,
+    ORG,
     START,
     a_report,
     a_sheet,
@@ -105,6 +109,45 @@ def test_an_hour_that_was_charged_before_its_end_follows_the_pieces(pool: Pool) 
     for before in (early - HOUR_NS, early, NOVEMBER.end):
         charge_all(ledger, before)
     charged_is_right(pool, NOVEMBER.end)
+
+
+def test_a_budget_whose_sum_fails_each_time_keeps_no_other_from_being_summed(pool: Pool) -> None:
+    class Failing(PostgresLimits):
+        def spent(self, limit: Limit, *, since: int, before: int) -> int:
+            if limit.id == "b":
+                raise StoreUnavailable("canceling statement due to statement timeout")
+            return super().spent(limit, since=since, before=before)
+
+    class Now:
+        def wall_ns(self) -> int:
+            return START + DAY
+
+        def monotonic_ns(self) -> int:
+            return START + DAY
+
+    async def directly(call: Callable[[], T], /) -> T:
+        return call()
+
+    with pool.transaction(EVERY_TENANT) as connection:
+        connection.execute("INSERT INTO organisations VALUES ('org', 'org', 1)")
+        for name in "abcd":
+            connection.execute(
+                "INSERT INTO projects (id, org_id, name, created_at) VALUES (%s, 'org', %s, 1)",
+                (name, name),
+            )
+    limits = Failing(pool)
+    for name in "abcd":
+        limits.set_limit(EVERY_TENANT, Limit(
+            id=LimitId(name), org_id=ORG, project_id=ProjectId(name), kind="budget", amount=PICO,
+            period="day", currency="EUR", created_at=1,
+        ))
+    limiting = Limiting(
+        limits, PostgresLedger(pool), clock=Now(), offload=directly, changed=lambda: None
+    )
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            asyncio.run(limiting.follow())
+    assert [each.limit.id for each in limits.unsummed(before=START)] == ["b"]
 
 
 def test_a_project_that_fails_each_time_keeps_no_other_from_being_charged(pool: Pool) -> None:

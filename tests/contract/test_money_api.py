@@ -52,6 +52,10 @@ BEYOND: tuple[tuple[dict[str, Any], str], ...] = (
     ({"recurring": [{"name": "r", "amount": "1000000001"}]}, "an amount beyond"),
     ({"adjustments": [{"name": "a", "basis_points": 10**6 + 1}]}, "a hundredfold"),
     ({"fees": [{"name": "f", "basis_points": 10**30}]}, "a hundredfold"),
+    (
+        {"fees": [{"name": each, "basis_points": -6000, "of": ["output"]} for each in "fg"]},
+        "price 'output': its fees together take away more than everything",
+    ),
 )
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, TypeVar
 
 import pytest
@@ -17,8 +18,9 @@ from isochrone.control.loops import ControlLoops, ControlPlan, ControlPorts
 from isochrone.control.publish import LEASE
 from isochrone.control.world import Weights, intent_of, seed_of
 from isochrone.core.errors import Conflict, StoreUnavailable
-from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
+from isochrone.core.ids import KeyId, LimitId, ModelName, OrgId, PolicyId, ProjectId, SiteName
 from isochrone.core.world.digest import ProbedRtt, SiteDigest
+from isochrone.core.world.limit import Limit, LimitKind
 from isochrone.core.world.tenant import ApiKey, Policy, Scope
 from isochrone.ports.tenants import StoredKey, StoredPolicy
 from isochrone.twin.clock import VirtualClock
@@ -130,6 +132,31 @@ def test_what_has_not_changed_is_not_published_again(pool: Pool) -> None:
         async with stage.running():
             await asyncio.sleep(20)
             assert stage.serials() == before
+
+    on_stage(pool, scene)
+
+
+def test_an_entry_that_is_too_long_keeps_no_other_back(pool: Pool) -> None:
+    """One tenant with very many limits: keys of the others are made and revoked all the same."""
+    async def scene(stage: Stage) -> None:
+        async with stage.running() as loops:
+            await stage.until(lambda: full(stage))
+            stage.hub.message_bytes_most = 2 * max(map(len, stage.view().values()))
+            kinds: tuple[LimitKind, ...] = ("concurrent", "requests_per_min", "tokens_per_min")
+            for number, kind in product(range(99), kinds):
+                if kind == kinds[0]:
+                    stage.add_key(f"{number:02d}")
+                stage.registry.limits.set_limit(
+                    ALL, Limit(
+                        id=LimitId(f"{number}/{kind}"), org_id=OrgId("default"), amount=1,
+                        project_id=ProjectId("default"), key_id=KeyId(f"{number:02d}"), kind=kind,
+                        created_at=NOW,
+                    ),
+                )
+            shard = stage.add_key("ab")
+            loops.publisher.wake()
+            await stage.until(lambda: shard in stage.view())
+            assert subjects.limits_key(OrgId("default")) not in stage.view()
 
     on_stage(pool, scene)
 

@@ -108,8 +108,17 @@ def _flat(price_pico: int, per: int = 1, *, version: int = 1) -> PriceSheet:
 def test_a_version_that_another_replaced_at_its_instant_has_no_card() -> None:
     later = replace(_flat(7), valid_from=10)
     for sheets in ([_flat(3), _flat(5, version=2), later], [_flat(5, version=2), _flat(3), later]):
-        cards = cards_of(sheets)
+        cards = cards_of(sheets, since=0)
         assert [(each.valid_from, each.prices[0].price_pico) for each in cards] == [(0, 5), (10, 7)]
+
+
+def test_cards_of_sheets_that_price_nothing_any_more_are_not_told() -> None:
+    """A cloud that changes its prices each hour would tell more than a message holds."""
+    sheets = [replace(_flat(at + 1, version=at + 1), valid_from=at) for at in range(1000)]
+    cards = cards_of(sheets, since=997)
+    assert [each.valid_from for each in cards] == [997, 998, 999]
+    assert [each.valid_from for each in cards_of(sheets, since=5_000)] == [999]
+    assert cards_of(sheets[500:], since=0) == cards_of(sheets[500:], since=499)
 
 
 @given(price_pico=st.integers(0, 10**38), per=st.integers(1, 10**30))

@@ -16,6 +16,7 @@ from isochrone.control.offload import Offload
 from isochrone.core.billing.hold import Settle
 from isochrone.core.billing.period import DAY_NS, day_of, hour_of
 from isochrone.core.errors import NotFound, TooMuchMoney, Unavailable
+from isochrone.core.ids import LimitId
 from isochrone.core.limits.lease import lease_id, lease_of
 from isochrone.core.limits.periods import period_begin
 from isochrone.core.world.limit import Limit
@@ -59,6 +60,7 @@ class Limiting:
         self._offload = offload
         self._changed = changed
         self._wait_ns = int(wait_s * _NS_PER_S)
+        self._failed: LimitId | None = None  # at which the last round ended
 
     async def run(self) -> None:
         """Follow them until cancelled; a book that is away is waited out."""
@@ -73,13 +75,20 @@ class Limiting:
         """Sum what is due; return how many budgets that was."""
         now = self._clock.wall_ns()
         before = hour_of(now - self._wait_ns)
-        due = await self._offload(partial(self._limits.unsummed, before=before))
+        due = list(await self._offload(partial(self._limits.unsummed, before=before)))
+        ids = [each.limit.id for each in due]
+        if self._failed in ids:
+            # One whose sum fails each time keeps no other from its own: those after it come first.
+            after = ids.index(self._failed) + 1
+            due = [*due[after:], *due[:after]]
         for budget in due:
+            self._failed = budget.limit.id
             try:
                 await self._offload(partial(self._follow_one, budget, before=before, now=now))
             except TooMuchMoney as error:
                 # Its sum stays as it was, the others' are made.
                 log.error("budget_not_summed", limit_id=budget.limit.id, reason=error.message)
+        self._failed = None
         if due:
             self._changed()
             log.info("budgets_summed", budgets=len(due))

@@ -22,7 +22,7 @@ from isochrone.control.entries import (
 )
 from isochrone.control.mirror import Mirror
 from isochrone.control.offload import Offload
-from isochrone.core.errors import Conflict, Unavailable
+from isochrone.core.errors import Conflict, MessageTooLarge, Unavailable
 from isochrone.ports.bus import Bus
 from isochrone.ports.clock import Clock
 from isochrone.ports.leases import Lease
@@ -153,7 +153,11 @@ class Publisher:
                 lambda: self._registry.leases.serials(lease, len(changes.puts), above=above)
             )
             for serial, (place, noun) in enumerate(changes.puts, first):
-                await self._put(place, with_serial(noun, serial), serial)
+                try:
+                    await self._put(place, with_serial(noun, serial), serial)
+                except MessageTooLarge as error:
+                    # Readers keep the one before it; all others are told, revocations too.
+                    log.error("entry_not_published", key=place.key, reason=error.message)
         for place in changes.deletes:
             await self._bus.delete(place.bucket, place.key)
             self._mirrors[place.bucket].deleted(place)

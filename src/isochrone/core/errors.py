@@ -4,6 +4,7 @@ IsochroneError                 code, message; base of all that follow
 |- InvalidInput                bad file, flag or field: all problems listed, nothing was done
 |- Unavailable                 something outside does not answer just now; trying again may help
 |  |- BusUnavailable           NATS is away or did not acknowledge in time
+|  |  `- MessageTooLarge       it takes no message of this length; others go on
 |  |- StoreUnavailable         PostgreSQL is away or refused the connection
 |  `- EngineUnavailable        an engine did not start or does not answer
 |- NotFound                    the named thing does not exist (for this tenant)
@@ -49,6 +50,12 @@ class BusUnavailable(Unavailable):
     """NATS is away, or did not acknowledge before the deadline."""
 
     code = "bus_unavailable"
+
+
+class MessageTooLarge(BusUnavailable):
+    """One message is longer than NATS takes; it is never taken as it is, and others are."""
+
+    code = "message_too_large"
 
 
 class StoreUnavailable(Unavailable):

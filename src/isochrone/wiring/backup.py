@@ -19,6 +19,7 @@ import msgspec
 
 from isochrone import __version__
 from isochrone.adapters.postgres.book_copy import CopiedBook, Tell, copy_in, copy_of, copy_out
+from isochrone.adapters.postgres.pool import check_conninfo
 from isochrone.control.settings import ControlSettings
 from isochrone.core.errors import InvalidInput
 from isochrone.wire.backup import VERSION, BackupManifest, FileCopy
@@ -37,9 +38,11 @@ class Place:
 
 def place_of(settings: ControlSettings) -> Place:
     """Where this control keeps them. The key that `isochrone up` printed lies beside the admin's.
-    """
+    Raises InvalidInput where it names no database."""
+    database = settings.owner_database or settings.database
+    check_conninfo(database)
     return Place(
-        database=settings.owner_database or settings.database,
+        database=database,
         keys={
             "signing_key": settings.signing_key, "admin_key": settings.admin_key,
             "nats_secrets": settings.nats_secrets, "nats_credentials": settings.nats_credentials,
@@ -50,7 +53,7 @@ def place_of(settings: ControlSettings) -> Place:
 
 def backup(place: Place, folder: Path, *, now: int, tell: Tell) -> BackupManifest:
     """Back up into `folder`, which must not be there yet. Raises InvalidInput, StoreUnavailable."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not folder.name or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise InvalidInput([f"{folder} exists already; name a folder that does not"])
     partial = folder.with_name(folder.name + ".part")
     try:

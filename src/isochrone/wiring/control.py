@@ -26,7 +26,7 @@ from isochrone.adapters.network.web import UvicornServer, listen
 from isochrone.adapters.packaged import bundled_model, load_blocs, load_power, load_round_trips
 from isochrone.adapters.postgres.book import PostgresBook
 from isochrone.adapters.postgres.migrate import migrate
-from isochrone.adapters.postgres.pool import check_role, open_pool
+from isochrone.adapters.postgres.pool import check_conninfo, check_role, open_pool
 from isochrone.adapters.postgres.registry import open_registry
 from isochrone.control.api.app import build_app
 from isochrone.control.api.context import Context, Playing
@@ -132,6 +132,8 @@ def read_files(settings: ControlSettings) -> ControlFiles:
     admin_key = attempt(lambda: _text(settings.admin_key))
     nats = attempt(lambda: load_secrets(settings.nats_secrets))
     attempt(lambda: load_credentials(settings.nats_credentials))
+    attempt(lambda: check_conninfo(settings.database))
+    attempt(lambda: check_conninfo(settings.owner_database or ""))
     path = settings.world
     world = None if path is None else attempt(lambda: _world(path))
     wanted = settings.prices

@@ -21,7 +21,7 @@ from nats.aio.subscription import Subscription
 
 from isochrone.adapters.nats import nkeys
 from isochrone.adapters.nats.identity import Credentials, inbox_prefix
-from isochrone.core.errors import BusUnavailable, Untrusted
+from isochrone.core.errors import BusUnavailable, MessageTooLarge, Untrusted
 
 _CONNECT_S = 5.0
 _PING_EVERY_S = 2.0
@@ -167,6 +167,8 @@ class Connection:
             ) from error
         except nats.errors.NoRespondersError as error:
             raise BusUnavailable(f"{subject}: no stream or service takes it") from error
+        except nats.errors.MaxPayloadError as error:
+            raise MessageTooLarge(f"{subject}: {error}") from error
         except nats.errors.Error as error:
             raise BusUnavailable(f"{subject}: {error}") from error
         finally:

@@ -30,8 +30,7 @@ from isochrone.wire.backup import BookTotals, FileCopy, TableCopy
 
 CHUNK_BYTES = 1 << 20
 GZIP_LEVEL = 2
-# A gateway takes no entry with a lower serial than it has seen; more than any cloud signs between
-# a backup and its restoration.
+# More than any cloud signs between a backup and its restoration, should the clock be wrong.
 SERIALS_AHEAD = 1_000_000_000
 
 Tell = Callable[[str, int], None]  # what is being done, and how many rows of it are
@@ -124,7 +123,7 @@ def copy_in(
             problems.append("its totals are not those that the backup states")
         if problems:
             raise InvalidInput([f"the restored book is inconsistent: {each}" for each in problems])
-        connection.execute("UPDATE view_serial SET serial = serial + %s", (SERIALS_AHEAD,))
+        _number_beyond_what_was_seen(connection)
         connection.execute("ANALYZE")
 
 
@@ -349,6 +348,7 @@ def _load(
             raise InvalidInput([f"the backup's table {name} cannot be restored: {said}"]) from error
         tell(name, copied.rows)
 
+
 def _number_on(connection: _Connection) -> None:
     """What the database numbers goes on after the rows that came in."""
     rows = connection.execute(
@@ -366,6 +366,23 @@ def _number_on(connection: _Connection) -> None:
                 name=sql.Literal(f'public."{table}"'), text=sql.Literal(column),
             )
         )
+
+
+def _number_beyond_what_was_seen(connection: _Connection) -> None:
+    """A gateway takes no entry with a lower serial than it has seen, and votes by no voters of an
+    earlier epoch than it knows. By the clock, so that a second restoration is beyond the first. The
+    voters stay who they were, so the audit log says nothing."""
+    connection.execute(
+        "UPDATE view_serial SET serial ="
+        " greatest(serial, (extract(epoch FROM now()) * 1000000000)::bigint) + %s",
+        (SERIALS_AHEAD,),
+    )
+    connection.execute(_alter("voters", "DISABLE TRIGGER USER"))
+    connection.execute(
+        "UPDATE voters SET epoch = greatest(epoch, extract(epoch FROM now())::bigint) + 1,"
+        " changed_at = (extract(epoch FROM now()) * 1000000000)::bigint"
+    )
+    connection.execute(_alter("voters", "ENABLE TRIGGER USER"))
 
 
 def _part(connection: _Connection) -> None:

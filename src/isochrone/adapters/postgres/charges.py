@@ -15,6 +15,7 @@ from isochrone.core.billing.charging import Charge, HourUsage, Payer
 from isochrone.core.billing.period import DAY_NS, month_of
 from isochrone.core.billing.rate import Period, Quantity
 from isochrone.core.billing.sheet import Facts, PriceSheet
+from isochrone.core.ids import OrgId
 from isochrone.ports.ledger import Due, SpentDay
 
 _Connection = psycopg.Connection[TupleRow]
@@ -70,6 +71,16 @@ def note_period(
         " DO UPDATE SET closed_at = excluded.closed_at"
         " WHERE (known.closed_at IS NULL) <> (excluded.closed_at IS NULL)",
         (payer.org_id, payer.project_id, period.begin, closed_at),
+    )
+
+
+def open_periods(connection: _Connection, *, since: int, org_id: OrgId | None) -> None:
+    """Those from this one on are to be charged again, of one organisation or of all: what is once
+    a period may be another amount now, also where no hour is."""
+    connection.execute(
+        "UPDATE charged_periods SET closed_at = NULL WHERE closed_at IS NOT NULL"
+        " AND begin_at >= %(since)s AND (%(org)s::text IS NULL OR org_id = %(org)s)",
+        {"since": since, "org": org_id},
     )
 
 

@@ -23,6 +23,7 @@ ROW = (
     " name, created_at, revoked_at FROM entitlements"
 )
 _VOTERS = "SELECT sites, former, epoch, changed_at FROM voters"
+_OVER_NS = 3_600_000_000_000
 _IN_SCOPE = "(%(org)s::text IS NULL OR org_id = %(org)s)"
 
 _Connection = psycopg.Connection[TupleRow]
@@ -107,9 +108,12 @@ class PostgresEntitlements:
             return StoredVoters(voters=after, changed_at=now)
 
 
-def live_entitlements(connection: _Connection) -> tuple[Entitlement, ...]:
-    """All that are not revoked; for the snapshot of the estate, in its transaction."""
-    rows = connection.execute(f"{ROW} WHERE revoked_at IS NULL ORDER BY id")
+def live_entitlements(connection: _Connection, *, now: int) -> tuple[Entitlement, ...]:
+    """All that are not revoked and have not ended; for the snapshot of the estate, in its
+    transaction. Those that ended a moment ago stay, for gateways whose clocks are behind."""
+    rows = connection.execute(
+        f"{ROW} WHERE revoked_at IS NULL AND ends_at > %s ORDER BY id", (now - _OVER_NS,)
+    )
     return tuple(_stored(row).entitlement for row in rows)
 
 

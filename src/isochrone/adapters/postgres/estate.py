@@ -109,9 +109,9 @@ class PostgresEstate:
                         (now,),
                     )
                 ),
-                entitlements=live_entitlements(connection),
+                entitlements=live_entitlements(connection, now=now),
                 voters=chosen_voters(connection),
-                limits=org_limits(connection),
+                limits=org_limits(connection, now=now),
             )
 
     def sites(self, page: Page) -> Sequence[Site]:

@@ -24,7 +24,7 @@ from isochrone.adapters.postgres.charges import (
 from isochrone.adapters.postgres.due_hours import first_due, first_used, take_due
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.pool import Pool
-from isochrone.adapters.postgres.prices import SHEETS, sheets_for
+from isochrone.adapters.postgres.prices import keep_sheets, load_sheets, sheets_for
 from isochrone.core.billing.charging import Payer, changes, charges_of
 from isochrone.core.billing.hold import Event, Hold, opening, step
 from isochrone.core.billing.ledger import (
@@ -154,7 +154,8 @@ class PostgresLedger:
             is_over = min(before, now) >= period.end
             if first is None and not is_over:
                 return 0, True
-            sheets = sheets_for(connection.execute(SHEETS).fetchall(), payer.org_id)
+            keep_sheets(connection)
+            sheets = sheets_for(load_sheets(connection), payer.org_id)
             begin = period.end - HOUR_NS if first is None else first
             standing = load_standing(connection, payer, period, since=begin)
             # Of an hour that is not over, but was charged before its end, the charge may shift too.
@@ -187,9 +188,9 @@ class PostgresLedger:
         found: list[Spent | Unrated] = []
         with self._pool.transaction(scope, one_instant=True) as connection:
             mine = _mine(scope, org_id, project_id)
-            rows = connection.execute(SHEETS).fetchall()
+            known = load_sheets(connection)
             for payer in spent_projects(connection, period, mine):
-                sheets = sheets_for(rows, payer.org_id)
+                sheets = sheets_for(known, payer.org_id)
                 usage, _ = load_hours(
                     connection, payer, period, sheets, since=period.end, until=period.end
                 )

@@ -9,9 +9,9 @@ from psycopg.rows import TupleRow
 from isochrone.adapters.postgres.charges import load_hours, spent_projects
 from isochrone.adapters.postgres.owners import check_owner
 from isochrone.adapters.postgres.pool import Pool
-from isochrone.adapters.postgres.prices import SHEETS, sheets_for
+from isochrone.adapters.postgres.prices import load_sheets, sheets_for
 from isochrone.core.billing.charging import Payer
-from isochrone.core.billing.period import month_of
+from isochrone.core.billing.period import DAY_NS, month_of
 from isochrone.core.billing.rate import Period, Quantity, rate
 from isochrone.core.billing.sheet import Facts, Meter, PriceSheet, of_usage_alone
 from isochrone.core.errors import NotFound, TooMuchMoney
@@ -30,6 +30,11 @@ _COLUMNS = (
 )
 _TABLES = " FROM limits l LEFT JOIN limit_sums s ON s.limit_id = l.id"
 _LIMIT = _COLUMNS + _TABLES
+# Without those of keys that are gone since an hour: each rotation leaves one behind.
+_OF_LIVE_KEYS = (
+    " LEFT JOIN api_keys k ON k.id = l.key_id"
+    " WHERE coalesce(least(k.revoked_at, k.expires_at) > %(now)s - 3600000000000, true)"
+)
 _IN_SCOPE = "(%(org)s::text IS NULL OR l.org_id = %(org)s)"
 _AT_SETTING = 0  # summed when the budget was set: what else follows from a sum is still to be done
 _METERS: tuple[Meter, ...] = (
@@ -103,16 +108,16 @@ class PostgresLimits:
             rows = connection.execute(
                 f"{_COLUMNS}, o.closed_at IS NULL AND p.closed_at IS NULL{_TABLES}"
                 " JOIN organisations o ON o.id = l.org_id"
-                " LEFT JOIN projects p ON p.id = l.project_id"
-                " WHERE l.kind = 'budget' AND (coalesce(s.before_at, 0) < %s"
+                f" LEFT JOIN projects p ON p.id = l.project_id{_OF_LIVE_KEYS}"
+                " AND l.kind = 'budget' AND (coalesce(s.before_at, 0) < %(now)s"
                 f" OR s.summed_at = {_AT_SETTING}) ORDER BY l.id",
-                (before,),
+                {"now": before},
             ).fetchall()
         return [DueBudget(limit=_limit(row), is_open=row[-1]) for row in rows]
 
     def spent(self, limit: Limit, *, since: int, before: int) -> int:
         with self._pool.transaction(EVERY_TENANT, one_instant=True) as connection:
-            sheets = sheets_for(connection.execute(SHEETS).fetchall(), limit.org_id)
+            sheets = sheets_for(load_sheets(connection), limit.org_id)
             month = month_of(since)
             if limit.key_id is not None:
                 until = _used_with_key(connection, limit, month.begin, before)
@@ -139,19 +144,21 @@ class PostgresLimits:
             )
 
 
-def org_limits(connection: _Connection) -> tuple[OrgLimits, ...]:
+def org_limits(connection: _Connection, *, now: int) -> tuple[OrgLimits, ...]:
     """By organisation, with rate cards where there are budgets; for the snapshot of the estate, in
-    its transaction."""
+    its transaction. Requests that run came within the last day."""
     by_org: defaultdict[OrgId, list[Limit]] = defaultdict(list)
-    for row in connection.execute(f"{_LIMIT} ORDER BY l.org_id, l.id"):
+    for row in connection.execute(
+        f"{_LIMIT}{_OF_LIVE_KEYS} ORDER BY l.org_id, l.id", {"now": now}
+    ):
         limit = _limit(row)
         by_org[limit.org_id].append(limit)
     priced = any(each.kind == "budget" for limits in by_org.values() for each in limits)
-    rows = connection.execute(SHEETS).fetchall() if priced else []
+    known = load_sheets(connection) if priced else []
     return tuple(
         OrgLimits(
             org_id=org, limits=tuple(limits),
-            cards=cards_of(sheets_for(rows, org))
+            cards=cards_of(sheets_for(known, org), since=now - DAY_NS)
             if any(each.kind == "budget" for each in limits) else (),
         )
         for org, limits in by_org.items()
@@ -173,13 +180,20 @@ def _came_to(usage: Sequence[Quantity], sheets: Sequence[PriceSheet], month: Per
 def _used_with_key(
     connection: _Connection, limit: Limit, since: int, before: int
 ) -> list[Quantity]:
+    """Of the key, and of those that it was made for in rotations: a budget goes on."""
+    line = connection.execute(
+        "WITH RECURSIVE line AS (SELECT id, replaces FROM api_keys WHERE id = %s UNION"
+        " SELECT k.id, k.replaces FROM api_keys k JOIN line ON k.id = line.replaces)"
+        " SELECT id FROM line",
+        (limit.key_id,),
+    ).fetchall()
     rows = connection.execute(
         "SELECT received_at - mod(received_at, 3600000000000), model, class,"
         " coalesce(serving_site, ''), bound, count(*), sum(input_uncached), sum(input_cached),"
-        " sum(output) FROM usage WHERE org_id = %(org)s AND key_id = %(key)s"
+        " sum(output) FROM usage WHERE org_id = %(org)s AND key_id = ANY(%(keys)s)"
         " AND received_at >= %(since)s AND received_at < %(before)s"
         " AND (token_source <> 'none' OR outcome = 'finished') GROUP BY 1, 2, 3, 4, 5",
-        {"org": limit.org_id, "key": limit.key_id, "since": since, "before": before},
+        {"org": limit.org_id, "keys": [id_ for (id_,) in line], "since": since, "before": before},
     ).fetchall()
     return [
         Quantity(

@@ -36,6 +36,14 @@ IDLE_TIMEOUT_MS = 15_000
 EVERYBODY = "*"  # what the policies of the tables take for everybody; no organisation's id
 
 
+def check_conninfo(conninfo: str) -> None:
+    """Raises InvalidInput for what is no connection string."""
+    try:
+        conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError as error:
+        raise InvalidInput([f"database: is no connection string: {error}"]) from error
+
+
 def application_conninfo(conninfo: str) -> str:
     """`conninfo` with the application role, the timeouts and keepalives of seconds added."""
     given = conninfo_to_dict(conninfo)

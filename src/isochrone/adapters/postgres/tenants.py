@@ -265,6 +265,14 @@ class PostgresTenants:
                 " FROM limits WHERE key_id = %(former)s",
                 {"new": new.key.id, "former": former, "now": new.created_at},
             )
+            # Of a budget the new one has left what the former had; it is summed anew at once.
+            connection.execute(
+                "INSERT INTO limit_sums (limit_id, org_id, before_at, spent_pico, summed_at)"
+                " SELECT %(new)s || '-' || l.kind, l.org_id, s.before_at, s.spent_pico, 0"
+                " FROM limits l JOIN limit_sums s ON s.limit_id = l.id"
+                " WHERE l.key_id = %(former)s",
+                {"new": new.key.id, "former": former},
+            )
             return _key_in(connection, scope, new.key.id)
 
     def revoke_key(self, scope: Scope, key_id: KeyId, *, now: int) -> StoredKey:

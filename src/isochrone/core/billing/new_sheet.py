@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from isochrone.core.billing.charge import ChargeModel, Graduated, Package, Volume
-from isochrone.core.billing.sheet import PriceSheet, names_of
+from isochrone.core.billing.sheet import LEAST_BASIS_POINTS, PriceSheet, names_of
 from isochrone.core.money import PICO
 
 MOST_UNITS_OF_CURRENCY: Final = 10**9
@@ -66,3 +66,10 @@ def _changes(sheet: PriceSheet) -> Iterator[str]:
     for name, basis_points in changes:
         if basis_points > MOST_BASIS_POINTS:
             yield f"{name!r}: more than a hundredfold"
+    for price in sheet.prices:
+        # Fees are added up, where adjustments follow one another.
+        points = sum(
+            fee.basis_points for fee in sheet.fees if not fee.of or price.name in fee.of
+        )
+        if points < LEAST_BASIS_POINTS:
+            yield f"price {price.name!r}: its fees together take away more than everything"

@@ -22,11 +22,15 @@ MOST_RATES = 10_000  # that are kept of a card
 MOST_TOLD = 1 << 62  # above `limits.terms.MOST_AMOUNT`, below what messages hold
 
 
-def cards_of(sheets: Sequence[PriceSheet]) -> tuple[RateCard, ...]:
-    """Of the sheets of one payer; those that another replaced at their own instant have none, as a
-    card has no version to tell them apart."""
+def cards_of(sheets: Sequence[PriceSheet], *, since: int) -> tuple[RateCard, ...]:
+    """Of the sheets of one payer that price anything from `since` (wall ns) on: all that ever were
+    would outgrow a message. Those that another replaced at their own instant have none, as a card
+    has no version to tell them apart."""
+    first = in_force(sheets, since)
     return tuple(
-        card_of(sheet) for sheet in sheets if in_force(sheets, sheet.valid_from) is sheet
+        card_of(sheet) for sheet in sheets
+        if in_force(sheets, sheet.valid_from) is sheet
+        and (sheet.valid_from > since or sheet is first)
     )
 
 

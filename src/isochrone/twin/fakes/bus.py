@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from isochrone.core.errors import BusUnavailable
+from isochrone.core.errors import BusUnavailable, MessageTooLarge
 from isochrone.ports.bus import Durable, Entry
 from isochrone.ports.clock import Clock
 
@@ -79,6 +79,7 @@ class FakeHub:
         self.latency_s = latency_ms / 1000
         self.redeliver_after_s = redeliver_after_s
         self.is_up = True
+        self.message_bytes_most = 8 << 20
         self.buckets: dict[str, _Bucket] = {}
         self.streams: dict[str, _Stream] = {}
         self.buses: list[FakeBus] = []
@@ -353,6 +354,8 @@ class FakeBus:
         await self._reply("acknowledgement", _CALL_S)
 
     async def put(self, bucket: str, key: str, value: bytes) -> None:
+        if len(value) > self.hub.message_bytes_most:
+            raise MessageTooLarge(f"{bucket}.{key}: maximum payload exceeded")
         await self._store(bucket, key, value)
 
     async def delete(self, bucket: str, key: str) -> None:
