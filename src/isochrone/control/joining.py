@@ -28,7 +28,7 @@ _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 class SiteCredentials(Protocol):
     """Makes what a site logs in to the bus with."""
 
-    def __call__(self, site: SiteName, nats_key: str, /) -> str:
+    def __call__(self, site: SiteName, nats_key: str, issued_at: int, /) -> str:
         """The JWT for the owner of `nats_key`. Raises InvalidInput or Untrusted for a bad key."""
         ...
 
@@ -64,7 +64,7 @@ def join(
     problems = _problems(request)
     if problems:
         raise InvalidInput(problems)
-    site = estate.join(
+    joined = estate.join(
         Joining(
             token_sha256=hash_of(request.token),
             peer_key=request.peer_key,
@@ -75,11 +75,12 @@ def join(
         ),
         now=now,
     )
+    site = joined.site
     return JoinReply(
         site=site.name,
         country=site.country,
         nats_urls=hub.nats_urls,
-        nats_jwt=credentials(site.name, request.nats_key),
+        nats_jwt=credentials(site.name, request.nats_key, joined.joined_at),
         control_key=hub.control_key,
         control_url=hub.control_url,
     )

@@ -1,0 +1,97 @@
+"""Identities of sites that are theirs no more: the real control cuts them off at NATS."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from isochrone.adapters.clock import SystemClock
+from isochrone.adapters.nats.bus import NatsBus, open_bus
+from isochrone.adapters.nats.identity import Credentials
+from isochrone.core.rng import stream
+from isochrone.wire.identity import SiteIdentity
+from isochrone.wiring.joining import join_site
+from tests.contract.test_bus import until
+from tests.rig.cloud import Cloud, isochrone
+from tests.rig.test_control import Control, control  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.rig
+
+WITHIN_S = 2.0
+
+
+def joined(control: Control, out: Path) -> SiteIdentity:  # noqa: F811
+    """The site's identity, with new keys where `out` is a new file."""
+    status, made = control.call("POST", "sites/sydney/token")
+    assert status == 201
+    return join_site(
+        made["token"], f"http://127.0.0.1:{control.port}", host="127.0.0.1", port=4100,
+        public_url="http://127.0.0.1:4100/v1", out=out,
+    )
+
+
+async def comes_in(identity: SiteIdentity, *, wait_s: float = 20.0) -> NatsBus:
+    return await open_bus(
+        identity.nats_urls, Credentials(jwt=identity.nats_jwt, seed=identity.nats_seed),
+        name="test", clock=SystemClock(), rng=stream(0, "bus"), wait_s=wait_s,
+    )
+
+
+async def is_cut(bus: NatsBus, cause: Callable[[], object]) -> None:
+    """It is connected until the cause, and soon after it no more."""
+    assert bus.connected
+    await asyncio.to_thread(cause)
+    async with asyncio.timeout(WITHIN_S):
+        await until(lambda: not bus.connected, "it is cut off")
+    await bus.close()
+
+
+def test_an_identity_that_is_the_sites_no_more_is_cut_off(
+    control: Control, tmp_path: Path  # noqa: F811
+) -> None:
+    out = tmp_path / "identity.json"
+    first = joined(control, out)
+
+    async def main() -> None:
+        old = await comes_in(first)
+        same = joined(control, out)
+        assert (same.nats_seed, old.connected) == (first.nats_seed, True)
+        await is_cut(old, lambda: joined(control, tmp_path / "second.json"))
+        second = joined(control, tmp_path / "second.json")
+
+        bus = await comes_in(second)
+        await is_cut(bus, lambda: control.call("DELETE", "sites/sydney/login"))
+        again = joined(control, tmp_path / "second.json")
+        assert again.nats_seed == second.nats_seed
+        bus = await comes_in(again)
+        assert bus.connected, "the operator gave it a token after that"
+
+        world = control.folder / "world.toml"
+        control.stop(signal.SIGKILL)
+        control.nats.kill()
+        control.nats.start()
+        world.write_text(world.read_text().replace('"sydney"', '"perth"'))
+        await until(lambda: bus.connected, "it comes again")
+        await is_cut(bus, control.start)
+        for identity in (first, same, second, again):
+            refused = await comes_in(identity, wait_s=0.5)
+            assert not refused.connected
+            await refused.close()
+
+    asyncio.run(main())
+
+
+def test_a_site_of_up_that_was_cut_off_joins_again_at_the_next_start(tmp_path: Path) -> None:
+    cloud = Cloud(tmp_path / "state").start()
+    try:
+        done = isochrone("site", "revoke", "sydney", "--state", cloud.state)
+        assert (done.returncode, done.stderr) == (0, "")
+        sites = {each["name"]: each["joined"] for each in cloud.api.get("sites")["items"]}
+        assert sites == {"sydney": False, "frankfurt": True, "ashburn": True}
+        cloud.stop()
+        cloud.start()  # it is up when each site's gateway and agent are heard
+        assert cloud.chats("sydney")
+    finally:
+        cloud.stop()
