@@ -19,7 +19,7 @@ from tests.contract.test_registry import a_joining, an_intent
 
 NOW = 1_760_000_000_000_000_000
 SECOND = 1_000_000_000
-HOUR = 3600 * SECOND
+MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
 AA, BB = SiteName("aa"), SiteName("bb")
 OPERATOR = Scope(org_id=None, actor="principal:operator")
 
@@ -51,8 +51,8 @@ def join(
     return estate.join(a_joining(token, keys=keys), now=now)
 
 
-def revoked(estate: Estate) -> Sequence[tuple[str, int]]:
-    return [(each.user_key, each.revoked_at) for each in estate.revoked_logins()]
+def revoked(estate: Estate, *, now: int = NOW + HOUR) -> Sequence[tuple[str, int]]:
+    return [(each.user_key, each.revoked_at) for each in estate.revoked_logins(now=now)]
 
 
 def without(name: SiteName, fingerprint: str) -> Intent:
@@ -63,7 +63,8 @@ def test_new_keys_of_a_site_revoke_the_ones_before(estate: Estate) -> None:
     assert join(estate, "t1", "k1").joined_at == NOW
     assert revoked(estate) == []
     assert join(estate, "t2", "k2", now=NOW + 9).joined_at == NOW + 9
-    assert revoked(estate) == [("k1", NOW + 9)]
+    assert revoked(estate, now=NOW + 8) == []
+    assert revoked(estate, now=NOW + 9) == [("k1", NOW + 9)], "at once"
     estate.join(a_joining("t2", keys="k2"), now=NOW + 99)
     assert revoked(estate) == [("k1", NOW + 9)], "the same answer again"
 
@@ -84,7 +85,8 @@ def test_a_site_that_is_removed_has_its_login_revoked(estate: Estate) -> None:
     join(estate, "t1", "k1")
     join(estate, "t2", "k2", BB)
     estate.reconcile(without(AA, "2"), now=NOW + SECOND)
-    assert revoked(estate) == [("k1", NOW + SECOND)]
+    assert revoked(estate, now=NOW + SECOND + MINUTE - 1) == [], "it is told to run nothing"
+    assert revoked(estate, now=NOW + SECOND + MINUTE) == [("k1", NOW + SECOND)]
     estate.reconcile(without(BB, "3"), now=NOW + 2 * SECOND)
     assert revoked(estate) == [("k1", NOW + SECOND), ("k2", NOW + 2 * SECOND)]
     assert estate.site(AA).peer_key is None, "it is back, and has to join"
@@ -114,7 +116,7 @@ def test_an_operator_cuts_a_site_off(registry: Registry) -> None:
     invite(estate, "t3")
     for at in (NOW + 5, NOW + 6):
         assert estate.revoke_login(OPERATOR, AA, now=at).peer_key is None
-    assert revoked(estate) == [("k1", NOW + 5)], "once"
+    assert revoked(estate, now=NOW + 5) == [("k1", NOW + 5)], "at once, and once"
     assert estate.site(BB).peer_key == "k2"
     assert AA in {site.name for site in estate.snapshot(now=NOW).sites}
     for spent in ("t1", "t3"):
@@ -127,7 +129,8 @@ def test_an_operator_cuts_a_site_off(registry: Registry) -> None:
     assert [(each.actor, each.subject, each.change) for each in log] == [
         ("principal:operator", "aa", "made"),
     ]
-    assert log[0].after == {"user_key": "(hidden)", "site": "aa", "revoked_at": NOW + 5}
+    assert log[0].after == {"user_key": "(hidden)", "site": "aa", "revoked_at": NOW + 5,
+                            "refused_from": NOW + 5}
 
 
 def test_no_site_takes_the_key_of_another(estate: Estate) -> None:

@@ -195,12 +195,23 @@ def test_nobody_else_reaches_what_revokes(own_nats: NatsServer) -> None:
     run(main())
 
 
+class Clock(HostClock):
+    """The machine's, and what a test puts it forward by."""
+
+    def __init__(self) -> None:
+        self.ahead_ns = 0
+
+    def wall_ns(self) -> int:
+        return super().wall_ns() + self.ahead_ns
+
+
 class Cloud:
     """Site `aa` in a book, and the loop that has NATS refuse what the book says."""
 
     def __init__(self, pool: Pool, server: NatsServer) -> None:
         self.estate: Estate = open_registry(pool).estate
         self.server = server
+        self.clock = Clock()
         self.estate.reconcile(an_intent("1", "aa"), now=time.time_ns())
 
     def join(self, token: str) -> Credentials:
@@ -217,7 +228,9 @@ class Cloud:
         """A copy of control at work, as far as logins go."""
         bus = await self.server.bus()
         async with logins_at(self.server) as logins:
-            revoking = Revoking(self.estate, logins, offload=asyncio.to_thread)
+            revoking = Revoking(
+                self.estate, logins, clock=self.clock, offload=asyncio.to_thread
+            )
             task = asyncio.create_task(revoking.run())
             try:
                 yield revoking
@@ -251,6 +264,21 @@ def test_control_cuts_off_what_the_book_revokes(cloud: Cloud) -> None:
             await stays_out(cloud.server, each)
         await bus.close()
         await again.close()
+
+    run(main())
+
+
+def test_a_site_that_is_removed_has_a_minute_to_hear_it_and_to_report(cloud: Cloud) -> None:
+    async def main() -> None:
+        bus = await cloud.server.bus(cloud.join("t1"))
+        async with cloud.control() as control:
+            cloud.estate.reconcile(an_intent("2", "bb"), now=time.time_ns())
+            assert await control.revoke() == 0
+            assert bus.connected, "it is told to run nothing"
+            cloud.clock.ahead_ns = 60 * SECOND
+            control.wake()
+            await soon(lambda: not bus.connected, "the removed site is cut off")
+        await bus.close()
 
     run(main())
 

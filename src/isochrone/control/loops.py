@@ -71,7 +71,7 @@ class ControlLoops:
             evidence_wait_s=plan.evidence_wait_s,
         )
         self.revoking = None if ports.logins is None else Revoking(
-            ports.registry.estate, ports.logins, offload=ports.offload
+            ports.registry.estate, ports.logins, clock=ports.clock, offload=ports.offload
         )
         self.charging = Charging(ports.registry.ledger, clock=ports.clock, offload=ports.offload)
         self.limiting = Limiting(

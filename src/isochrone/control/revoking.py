@@ -11,6 +11,7 @@ import structlog
 
 from isochrone.control.offload import Offload
 from isochrone.core.errors import Unavailable
+from isochrone.ports.clock import Clock
 from isochrone.ports.estate import Estate
 from isochrone.ports.logins import Logins
 
@@ -23,9 +24,12 @@ log = structlog.get_logger()
 class Revoking:
     """The revoking loop of one copy of control."""
 
-    def __init__(self, estate: Estate, logins: Logins, *, offload: Offload) -> None:
+    def __init__(
+        self, estate: Estate, logins: Logins, *, clock: Clock, offload: Offload
+    ) -> None:
         self._estate = estate
         self._logins = logins
+        self._clock = clock
         self._offload = offload
         self._changed = asyncio.Event()
         self._told = ""
@@ -51,7 +55,8 @@ class Revoking:
     async def revoke(self) -> int:
         """One round: how many logins were let in before it. Raises Unavailable."""
         self._changed.clear()
-        revoked = await self._offload(self._estate.revoked_logins)
+        now = self._clock.wall_ns()
+        revoked = await self._offload(lambda: self._estate.revoked_logins(now=now))
         count = await self._logins.refuse(revoked) if revoked else 0
         if count:
             log.info("logins_revoked", count=count, of=len(revoked))

@@ -86,8 +86,8 @@ class Estate(Protocol):
         """Make the book match; False when this fingerprint was the last one reconciled.
 
         Sites that remain keep their identity (keys, host, port), and stay drained. What the
-        intent does not name is removed, with the logins and open tokens of sites; usage that names
-        it stays.
+        intent does not name is removed, with the keys and open tokens of sites, whose logins are
+        refused a minute later; usage that names it stays.
         """
         ...
 
@@ -130,8 +130,8 @@ class Estate(Protocol):
         Nothing changes for one that has not. Raises NotFound."""
         ...
 
-    def revoked_logins(self) -> Sequence[RevokedLogin]:
-        """Every login that was taken back since the beginning."""
+    def revoked_logins(self, *, now: int) -> Sequence[RevokedLogin]:
+        """Every login that is to be refused at `now`, of all that were taken back."""
         ...
 
     def models_with_sites(self, page: Page) -> Sequence[tuple[Model, tuple[SiteName, ...]]]:

@@ -11,7 +11,13 @@ from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.entitlements import chosen_voters, live_entitlements
 from isochrone.adapters.postgres.limits import org_limits
-from isochrone.adapters.postgres.logins import issued_at, revoke, revoked_logins, take_back
+from isochrone.adapters.postgres.logins import (
+    REMOVED_STAYS_NS,
+    issued_at,
+    revoke,
+    revoked_logins,
+    take_back,
+)
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.owners import OPEN_PROJECTS
 from isochrone.adapters.postgres.pool import Pool
@@ -194,7 +200,7 @@ class PostgresEstate:
                 return JoinedSite(site=_site_named(connection, site), joined_at=joined_at)
             at = issued_at(connection, joining.nats_key, site, before=joined_at, now=now)
             if (key := stated[1]) not in (None, joining.nats_key):
-                revoke(connection, key, site, until=max(now, joined_at))
+                revoke(connection, key, site, until=max(now, joined_at), refused_from=now)
             connection.execute(
                 "UPDATE site_tokens SET used_at = %s WHERE token_sha256 = %s",
                 (now, joining.token_sha256),
@@ -213,9 +219,9 @@ class PostgresEstate:
             take_back(connection, [name], now=now)
             return _site_named(connection, name)
 
-    def revoked_logins(self) -> Sequence[RevokedLogin]:
+    def revoked_logins(self, *, now: int) -> Sequence[RevokedLogin]:
         with self._pool.transaction() as connection:
-            return revoked_logins(connection)
+            return revoked_logins(connection, now=now)
 
     def models_with_sites(self, page: Page) -> Sequence[tuple[Model, tuple[SiteName, ...]]]:
         with self._pool.transaction() as connection:
@@ -320,10 +326,11 @@ def _reconcile_sites(connection: _Connection, sites: Sequence[Site], now: int) -
         "SELECT name FROM sites WHERE removed_at IS NULL AND name <> ALL (%s) ORDER BY name",
         ([site.name for site in sites],),
     ).fetchall()
-    take_back(connection, [name for (name,) in removed], now=now)
+    names = [name for (name,) in removed]
+    take_back(connection, names, now=now, stays_ns=REMOVED_STAYS_NS)
     connection.execute(
         "UPDATE sites SET removed_at = %s WHERE name = ANY (%s)",
-        (now, [name for (name,) in removed]),
+        (now, names),
     )
 
 

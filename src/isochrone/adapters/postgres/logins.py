@@ -13,24 +13,32 @@ from isochrone.core.errors import Untrusted
 from isochrone.core.ids import SiteName
 from isochrone.ports.logins import RevokedLogin
 
+# What a removed site gets to hear that it is to run nothing, and to report what it used.
+REMOVED_STAYS_NS = 60 * 1_000_000_000
 _NS_PER_S = 1_000_000_000
 
 _Connection = psycopg.Connection[TupleRow]
 
 
-def revoke(connection: _Connection, user_key: str, site: SiteName, *, until: int) -> None:
-    """Refuse the key with what was issued until then. Clocks of copies differ, so `until` is no
-    earlier than its login was issued."""
+def revoke(
+    connection: _Connection, user_key: str, site: SiteName, *, until: int, refused_from: int
+) -> None:
+    """Refuse the key, from an instant on, with what was issued until another. Clocks of copies
+    differ, so `until` is no earlier than its login was issued."""
     connection.execute(
-        "INSERT INTO revoked_logins AS known (user_key, site, revoked_at) VALUES (%s, %s, %s)"
-        " ON CONFLICT (user_key) DO UPDATE SET site = excluded.site,"
-        " revoked_at = excluded.revoked_at WHERE known.revoked_at < excluded.revoked_at",
-        (user_key, site, until),
+        "INSERT INTO revoked_logins AS known (user_key, site, revoked_at, refused_from)"
+        " VALUES (%s, %s, %s, %s) ON CONFLICT (user_key) DO UPDATE SET site = excluded.site,"
+        " revoked_at = excluded.revoked_at, refused_from = excluded.refused_from"
+        " WHERE known.revoked_at < excluded.revoked_at",
+        (user_key, site, until, refused_from),
     )
 
 
-def take_back(connection: _Connection, names: Sequence[SiteName], *, now: int) -> None:
-    """These sites lose their keys, and their tokens; they may join anew with others."""
+def take_back(
+    connection: _Connection, names: Sequence[SiteName], *, now: int, stays_ns: int = 0
+) -> None:
+    """These sites lose their keys, and their tokens; they may join anew with others. They are let
+    in at NATS for `stays_ns` more."""
     # Tokens before sites, as one who joins locks them.
     connection.execute(
         "UPDATE site_tokens SET expires_at = %s"
@@ -43,7 +51,9 @@ def take_back(connection: _Connection, names: Sequence[SiteName], *, now: int) -
         (list(names),),
     ).fetchall()
     for name, key, joined_at in joined:
-        revoke(connection, key, name, until=max(now, joined_at))
+        revoke(
+            connection, key, name, until=max(now, joined_at), refused_from=now + stays_ns
+        )
     connection.execute(
         "UPDATE sites SET peer_key = NULL, nats_key = NULL, joined_at = NULL"
         " WHERE name = ANY(%s)",
@@ -72,9 +82,11 @@ def issued_at(
     return max(now, before, after)
 
 
-def revoked_logins(connection: _Connection) -> list[RevokedLogin]:
-    """All of them, in the order of their keys."""
+def revoked_logins(connection: _Connection, *, now: int) -> list[RevokedLogin]:
+    """All that are refused at `now`, in the order of their keys."""
     rows = connection.execute(
-        "SELECT user_key, revoked_at FROM revoked_logins ORDER BY user_key"
+        "SELECT user_key, revoked_at FROM revoked_logins WHERE refused_from <= %s"
+        " ORDER BY user_key",
+        (now,),
     ).fetchall()
     return [RevokedLogin(user_key=key, revoked_at=at) for key, at in rows]
