@@ -4,9 +4,12 @@ On uvloop, as the other tests of NATS.
 """
 
 import asyncio
+import json
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -21,6 +24,7 @@ from isochrone.adapters.nats.identity import (
     site_user_jwt,
 )
 from isochrone.adapters.nats.logins import NatsLogins, open_logins
+from isochrone.adapters.nats.server import prepare
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.registry import open_registry
 from isochrone.control.revoking import Revoking
@@ -193,6 +197,58 @@ def test_nobody_else_reaches_what_revokes(own_nats: NatsServer) -> None:
             await each.close()
 
     run(main())
+
+
+def cluster(folder: Path) -> list[NatsServer]:
+    """Two servers of one cluster, as operators run them: each keeps accounts, none has streams."""
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    servers: list[NatsServer] = []
+    for number, port in enumerate(ports):
+        (folder / str(number)).mkdir()
+        server = NatsServer(folder / str(number))
+        if servers:
+            server.secrets, server.control = servers[0].secrets, servers[0].control
+            server.plan = prepare(folder / str(number) / "nats", server.secrets, 0)
+        text = server.plan.config.read_text().partition("jetstream {")[0]
+        routes = json.dumps([f"nats://127.0.0.1:{other}" for other in ports if other != port])
+        server.plan.config.write_text(
+            text.replace("server_name: isochrone", f"server_name: server-{number}")
+            + f'cluster {{ name: c, listen: "127.0.0.1:{port}", routes: {routes} }}\n'
+        )
+        servers.append(server)
+    return servers
+
+
+def test_every_server_of_a_cluster_refuses_it(tmp_path: Path) -> None:
+    one, other = servers = cluster(tmp_path)
+
+    async def main() -> None:
+        async with asyncio.timeout(20):
+            while (await one.monitor("varz"))["routes"] == 0:
+                await asyncio.sleep(0.05)
+        login = one.site("sydney")
+        bus = await one.bus(login)
+        async with logins_at(other) as logins:  # where nobody of the account is
+            assert await logins.refuse([revoked(login)]) == 1
+            await soon(lambda: not bus.connected, "cut off at the other server")
+        for server in servers:
+            await stays_out(server, login)
+        one.kill()
+        one.start()
+        await stays_out(one, login)
+        await bus.close()
+
+    try:
+        for server in servers:
+            server.start()
+        run(main())
+    finally:
+        for server in servers:
+            server.kill()
 
 
 class Clock(HostClock):

@@ -287,7 +287,10 @@ def revoking_user(secrets: NatsSecrets) -> Credentials:
     """
     public, seed = new_user()
     inbox = f"{inbox_prefix(REVOKING_USER)}.>"
-    asked = [account_info(secrets.account), account_update(secrets.account)]
+    asked = [
+        account_info(secrets.account), account_kept(secrets.account),
+        account_update(secrets.account),
+    ]
     limits = dict.fromkeys(("subs", "data", "payload"), _UNLIMITED)
     nats = {
         "type": "user", "version": 2, "pub": {"allow": [*asked, inbox]},
@@ -298,8 +301,14 @@ def revoking_user(secrets: NatsSecrets) -> Credentials:
 
 
 def account_info(account: str) -> str:
-    """The subject at which a server tells the JWT of an account that is in force there."""
+    """The subject at which a server tells the JWT of an account that is in force there; one that
+    has no client of the account does not know it."""
     return f"$SYS.REQ.ACCOUNT.{account}.INFO"
+
+
+def account_kept(account: str) -> str:
+    """The subject at which a server tells the JWT of an account that it keeps on its disk."""
+    return f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP"
 
 
 def account_update(account: str) -> str:

@@ -16,6 +16,7 @@ from isochrone.adapters.nats.identity import (
     Credentials,
     NatsSecrets,
     account_info,
+    account_kept,
     account_update,
     claims_of,
     revoking,
@@ -55,32 +56,36 @@ class NatsLogins:
 
     async def refuse(self, revoked: Sequence[RevokedLogin]) -> int:
         account = self._secrets.account
-        told = await self._ask(account_info(account), b"")
-        before = told.jwt
+        logins = [each for each in revoked if each.user_key != self._spared]
+        before = await self._present(account)
         try:
-            after = revoking(
-                self._secrets, before, [each for each in revoked if each.user_key != self._spared]
-            )
+            after = revoking(self._secrets, before, logins)
         except Untrusted as error:
             raise BusUnavailable(f"the NATS account {account}: {error.message}") from error
         if after is None:
             return 0
-        await self._ask(account_update(account), after.encode())
+        told = await self._ask(account_update(account), after.encode())
+        if told.error is not None:
+            raise BusUnavailable(f"NATS refuses to revoke: {told.error.description}")
         return len(_revocations(after).items() - _revocations(before).items())
 
     async def close(self) -> None:
         await self._connection.close()
 
-    async def _ask(self, subject: str, payload: bytes) -> _Account:
+    async def _present(self, account: str) -> str:
+        told = await self._ask(account_info(account), b"")
+        if told.data is not None and told.data.jwt:
+            return told.data.jwt
+        # This server of a cluster has no client of the account.
+        kept = await self._connection.request(account_kept(account), b"", timeout_s=_ANSWER_S)
+        return kept.data.decode(errors="replace")
+
+    async def _ask(self, subject: str, payload: bytes) -> _Answer:
         message = await self._connection.request(subject, payload, timeout_s=_ANSWER_S)
         try:
-            answer = msgspec.json.decode(message.data, type=_Answer)
+            return msgspec.json.decode(message.data, type=_Answer)
         except msgspec.MsgspecError as error:
             raise BusUnavailable(f"{subject}: not an answer of NATS: {error}") from error
-        if answer.error is not None or answer.data is None:
-            why = "" if answer.error is None else answer.error.description
-            raise BusUnavailable(f"{subject}: NATS refused it: {why or 'it does not say why'}")
-        return answer.data
 
 
 def _revocations(jwt: str) -> dict[str, int]:
