@@ -9,11 +9,13 @@ import pytest
 
 from isochrone.adapters.clock import SystemClock
 from isochrone.adapters.nats.bus import NatsBus, open_bus
-from isochrone.adapters.nats.identity import Credentials
+from isochrone.adapters.nats.identity import Credentials, load_secrets
+from isochrone.adapters.nats.server import prepare
 from isochrone.core.rng import stream
 from isochrone.wire.identity import SiteIdentity
-from isochrone.wiring.joining import join_site
+from isochrone.wiring.joining import join_site, load_identity
 from tests.contract.test_bus import until
+from tests.fixtures.nats import NatsServer
 from tests.rig.cloud import Cloud, isochrone
 from tests.rig.test_control import Control, control  # noqa: F401 - a fixture
 
@@ -80,6 +82,24 @@ def test_an_identity_that_is_the_sites_no_more_is_cut_off(
     asyncio.run(main())
 
 
+async def refuses_without_control(restored: Path, sites: Path) -> None:
+    """The NATS of a restored cloud lets in who belongs to it, before anybody tells it."""
+    server = NatsServer(restored)
+    server.secrets = load_secrets(restored / "secrets" / "nats.json")
+    server.plan = prepare(restored / "nats", server.secrets, 0)
+    server.start()
+    try:
+        for name in ("sydney", "frankfurt"):
+            identity = load_identity(sites / name / "identity.json")
+            bus = await server.bus(
+                Credentials(jwt=identity.nats_jwt, seed=identity.nats_seed), wait_s=2.0
+            )
+            assert bus.connected is (name == "frankfurt")
+            await bus.close()
+    finally:
+        server.kill()
+
+
 def test_a_site_of_up_that_was_cut_off_joins_again_at_the_next_start(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path / "state").start()
     try:
@@ -87,6 +107,11 @@ def test_a_site_of_up_that_was_cut_off_joins_again_at_the_next_start(tmp_path: P
         assert (done.returncode, done.stderr) == (0, "")
         sites = {each["name"]: each["joined"] for each in cloud.api.get("sites")["items"]}
         assert sites == {"sydney": False, "frankfurt": True, "ashburn": True}
+        folder, fresh = tmp_path / "backup", tmp_path / "fresh"
+        for what, state in (("backup", cloud.state), ("restore", fresh)):
+            done = isochrone(what, folder, "--state", state)
+            assert done.returncode == 0, done.stderr
+        asyncio.run(refuses_without_control(fresh, cloud.state / "sites"))
         cloud.stop()
         cloud.start()  # it is up when each site's gateway and agent are heard
         assert cloud.chats("sydney")

