@@ -153,7 +153,7 @@ def main() -> None:
             registry=registry, book=book, fleet=state, blocs=load_blocs(), clock=clock,
             entropy=secrets.token_bytes, changed=lambda: None, bus_connected=lambda: True,
             hub=Hub(nats_urls=("nats://x",), control_key="00" * 32, control_url="http://x"),
-            site_credentials=lambda site, key: "", secret_root=secrets.token_bytes(32),
+            site_credentials=lambda site, key, _: "", secret_root=secrets.token_bytes(32),
             power=load_power(),
         )
         threading.Thread(target=tell, args=(state, book, clock), daemon=True).start()

@@ -322,6 +322,7 @@ CALLS: dict[str, Callable[[Stage, str], Call]] = {
     "GET /sites/{name}": lambda stage, _: ("sites/sydney", None),
     "PUT /sites/{name}/draining": lambda stage, _: ("sites/ashburn/draining", {"draining": True}),
     "PUT /sites/{name}/running": lambda stage, _: ("sites/ashburn/running", {"running": True}),
+    "DELETE /sites/{name}/login": lambda stage, _: ("sites/ashburn/login", None),
     "POST /sites/join": lambda stage, _: ("sites/join", {"token": "x", **JOIN}),
     "POST /sites/{name}/token": lambda stage, _: ("sites/sydney/token", None),
     "GET /status": lambda stage, _: ("status", None),

@@ -78,8 +78,8 @@ def hears(api: Api, site: str) -> None:
 def joins(api: Api, site: str) -> None:
     token = api.make(f"sites/{site}/token", None)["token"]
     body = {
-        "token": token, "peer_key": "ab" * 32, "nats_key": "U" + "A" * 55, "host": "10.0.0.1",
-        "port": 4100, "public_url": "https://x.example/v1",
+        "token": token, "peer_key": "ab" * 32, "nats_key": f"U{site:A<55}".upper(),
+        "host": "10.0.0.1", "port": 4100, "public_url": "https://x.example/v1",
     }
     assert api.call("POST", "sites/join", body, key=None)[0] == 200
 

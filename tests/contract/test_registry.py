@@ -330,7 +330,7 @@ def test_a_join_token_is_spent_once_but_its_answer_can_be_had_again(registry: Re
     )
     estate.add_token(ALL, token, once=None)
     joined = estate.join(a_joining("t1"), now=NOW)
-    assert joined.peer_key == "a"
+    assert joined.site.peer_key == "a"
     assert estate.join(a_joining("t1"), now=NOW + 1) == joined
     with pytest.raises(Untrusted, match="used before"):
         estate.join(a_joining("t1", keys="b"), now=NOW + 1)
@@ -338,13 +338,13 @@ def test_a_join_token_is_spent_once_but_its_answer_can_be_had_again(registry: Re
     for address in elsewhere:  # it would be told that it joined there, and be reached nowhere
         with pytest.raises(Untrusted, match="used before"):
             estate.join(replace(a_joining("t1"), **address), now=NOW + 1)
-    assert estate.site(SiteName("aa")) == joined
+    assert estate.site(SiteName("aa")) == joined.site
     with pytest.raises(Untrusted, match="expired"):
         estate.join(a_joining("t1"), now=NOW + HOUR_NS)
     with pytest.raises(Untrusted, match="unknown"):
         estate.join(a_joining("t2"), now=NOW)
     estate.add_token(ALL, replace(token, secret_sha256="t2"), once=None)
-    assert estate.join(a_joining("t2", keys="b"), now=NOW).peer_key == "b"
+    assert estate.join(a_joining("t2", keys="b"), now=NOW).site.peer_key == "b"
     with pytest.raises(Untrusted, match="used before"):
         estate.join(a_joining("t1"), now=NOW + 1)
 

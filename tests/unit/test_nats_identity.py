@@ -4,6 +4,7 @@ import base64
 import json
 import stat
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -21,10 +22,12 @@ from isochrone.adapters.nats.identity import (
     load_secrets,
     new_secrets,
     new_user,
+    revoking,
     site_user_jwt,
 )
-from isochrone.adapters.nats.server import prepare
+from isochrone.adapters.nats.server import keep_revoked, prepare
 from isochrone.core.errors import InvalidInput, Untrusted
+from isochrone.ports.logins import RevokedLogin
 
 # The example pair of the NATS documentation of nkeys.
 SEED = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
@@ -144,3 +147,83 @@ def test_rights_of_an_earlier_release_are_renewed() -> None:
     old = replace(secrets, account_jwt=f"{head}.{earlier.decode()}.{code}")
     renewed = claims_of(current_account_jwt(old))
     assert (renewed["sub"], renewed["nats"]) == (claims["sub"], claims["nats"])
+
+
+def test_what_was_revoked_stays_so_under_the_rights_of_another_release() -> None:
+    secrets = new_secrets()
+    at = 1_760_000_000
+    login = RevokedLogin(user_key=PUBLIC, revoked_at=at * 1_000_000_000 + 5)
+    held = revoking(secrets, secrets.account_jwt, [login], spared="")
+    assert held is not None
+    assert revoking(secrets, held, [login], spared="") is None
+    _verify(held, nkeys.public_key(secrets.operator_seed))
+    assert _revocations(held) == {PUBLIC: at}
+    assert current_account_jwt(secrets, held) == held
+    other = _public(1)
+    more = RevokedLogin(user_key=other, revoked_at=at * 1_000_000_000)
+    assert revoking(secrets, held, [more], spared=other) is None
+    both = revoking(secrets, held, [more], spared="")
+    assert both is not None
+    assert _revocations(both) == {PUBLIC: at, other: at}
+
+    payload = base64.urlsafe_b64decode(both.split(".")[1] + "==")
+    earlier = base64.urlsafe_b64encode(payload.replace(b'"health.{{name()}}",', b"")).rstrip(b"=")
+    assert earlier.decode() not in both, "there was something to take away"
+    renewed = current_account_jwt(secrets, f"x.{earlier.decode()}.x")
+    assert claims_of(renewed)["nats"] == claims_of(both)["nats"]
+    _verify(renewed, nkeys.public_key(secrets.operator_seed))
+    # Servers keep the newer one by its date in seconds, whatever this clock says.
+    dates = [_issued_s(jwt) for jwt in (secrets.account_jwt, held, both, renewed)]
+    assert all(one < later for one, later in pairwise(dates))
+
+
+def test_an_account_of_somebody_else_is_not_signed() -> None:
+    secrets, stranger = new_secrets(), new_secrets()
+    login = RevokedLogin(user_key=PUBLIC, revoked_at=1)
+    with pytest.raises(Untrusted):
+        revoking(secrets, stranger.account_jwt, [login], spared="")
+
+
+def test_a_server_starts_with_what_it_kept(tmp_path: Path) -> None:
+    secrets = new_secrets()
+    plan = prepare(tmp_path / "nats", secrets, 4222)
+    assert secrets.account_jwt in plan.config.read_text()
+    login = RevokedLogin(user_key=PUBLIC, revoked_at=5_000_000_000)
+    held = revoking(secrets, secrets.account_jwt, [login], spared="")
+    assert held is not None
+    kept = plan.accounts / f"{secrets.account}.jwt"
+    for text, loaded in ((held, held), (held[:99], secrets.account_jwt), ("", secrets.account_jwt),
+                         (new_secrets().account_jwt, secrets.account_jwt)):
+        kept.write_text(text)
+        assert f"{secrets.account}: {json.dumps(loaded)}" in prepare(
+            tmp_path / "nats", secrets, 4222
+        ).config.read_text()
+
+
+def test_what_a_server_is_to_refuse_at_its_first_start_is_not_control(tmp_path: Path) -> None:
+    secrets, user = new_secrets(), Credentials(jwt="", seed=SEED)
+    for revoked, left in (([PUBLIC, _public(1)], {_public(1): 5}), ([_public(2)],
+                          {_public(1): 5, _public(2): 5})):
+        keep_revoked(
+            tmp_path, secrets, user,
+            [RevokedLogin(user_key=key, revoked_at=5_000_000_000) for key in revoked],
+        )
+        held = (tmp_path / "accounts" / f"{secrets.account}.jwt").read_text()
+        assert _revocations(held) == left
+        assert json.dumps(held) in prepare(tmp_path, secrets, 4222).config.read_text()
+
+
+def _revocations(jwt: str) -> object:
+    nats = claims_of(jwt)["nats"]
+    assert isinstance(nats, dict)
+    return nats["revocations"]
+
+
+def _issued_s(jwt: str) -> int:
+    at_s = claims_of(jwt)["iat"]
+    assert isinstance(at_s, int)
+    return at_s
+
+
+def _public(number: int) -> str:
+    return nkeys.public_key(nkeys.seed_text("user", bytes([number]) * 32))

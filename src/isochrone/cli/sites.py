@@ -1,4 +1,5 @@
-"""`isochrone sites` and `isochrone site`: places of the cloud, joining, draining and stopping."""
+"""`isochrone sites` and `isochrone site`: places of the cloud, joining, draining, stopping, cutting
+off."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,9 @@ import typer
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.core.errors import InvalidInput
 
-site_app = typer.Typer(help="Join a site to the cloud, drain or stop it.", no_args_is_help=True)
+site_app = typer.Typer(
+    help="Join a site to the cloud, drain it, stop it, cut it off.", no_args_is_help=True
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -142,6 +145,17 @@ def start(
     """Start as many replicas of the site NAME as ran when it was stopped."""
     found = find_cloud(state, url, key).api.put(f"sites/{part(name)}/running", {"running": True})
     _said(found, f"the replicas of {name} are being started", as_json)
+
+
+@site_app.command(epilog="Example: `isochrone site revoke sydney`, as its identity was stolen")
+def revoke(
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    state: StateOption = None, url: UrlOption = None, key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut the site NAME off: NATS and its peers refuse its identity until it joins anew."""
+    found = find_cloud(state, url, key).api.delete(f"sites/{part(name)}/login")
+    _said(found, f"the identity of {name} is refused; it has to join anew", as_json)
 
 
 def _said(found: Mapping[str, Any], line: str, as_json: bool) -> None:

@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from isochrone.core.errors import InvalidInput
+from isochrone.core.errors import InvalidInput, Untrusted
 from isochrone.core.ids import SiteName
 from isochrone.core.world.tenant import Scope
 from isochrone.ports.estate import Estate, Joining, SiteToken
 from isochrone.ports.tenants import Once
 from isochrone.wire.identity import JoinReply, JoinRequest
 
+_NOBODY = SiteName("nobody")
 TOKEN_LIFE_NS = 3600 * 1_000_000_000
 PEER_KEY_BYTES = 32
 # As the DNS has it: every gateway, agent and name server writes it into heads of its own.
@@ -28,7 +29,7 @@ _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 class SiteCredentials(Protocol):
     """Makes what a site logs in to the bus with."""
 
-    def __call__(self, site: SiteName, nats_key: str, /) -> str:
+    def __call__(self, site: SiteName, nats_key: str, issued_at: int, /) -> str:
         """The JWT for the owner of `nats_key`. Raises InvalidInput or Untrusted for a bad key."""
         ...
 
@@ -64,7 +65,11 @@ def join(
     problems = _problems(request)
     if problems:
         raise InvalidInput(problems)
-    site = estate.join(
+    try:
+        credentials(_NOBODY, request.nats_key, now)  # before the token is spent for it
+    except Untrusted as error:
+        raise InvalidInput([f"nats_key: {error.message}"]) from error
+    joined = estate.join(
         Joining(
             token_sha256=hash_of(request.token),
             peer_key=request.peer_key,
@@ -75,11 +80,12 @@ def join(
         ),
         now=now,
     )
+    site = joined.site
     return JoinReply(
         site=site.name,
         country=site.country,
         nats_urls=hub.nats_urls,
-        nats_jwt=credentials(site.name, request.nats_key),
+        nats_jwt=credentials(site.name, request.nats_key, joined.joined_at),
         control_key=hub.control_key,
         control_url=hub.control_url,
     )

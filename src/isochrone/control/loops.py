@@ -1,5 +1,5 @@
 """The loops of one copy of control: booking and charging usage, keeping its days, following
-budgets, publishing, hearing the fleet, having experiments played, retention.
+budgets, publishing, revoking logins, hearing the fleet, having experiments played, retention.
 
 Free of threads, sockets and servers, so the twin runs the same loops on virtual time.
 """
@@ -20,12 +20,14 @@ from isochrone.control.offload import Offload
 from isochrone.control.publish import Publisher
 from isochrone.control.reconciling import Reconciler
 from isochrone.control.retention import erase_for_ever
+from isochrone.control.revoking import Revoking
 from isochrone.control.usage_days import UsageDaysLoop
 from isochrone.core.errors import Unavailable
 from isochrone.ports.book import Book
 from isochrone.ports.bus import Bus, Subscription
 from isochrone.ports.clock import Clock
 from isochrone.ports.experiments import Player
+from isochrone.ports.logins import Logins
 from isochrone.ports.registry import Registry
 
 log = structlog.get_logger()
@@ -51,10 +53,11 @@ class ControlPorts:
     clock: Clock
     offload: Offload
     player: Player | None = None  # None: it plays no experiments
+    logins: Logins | None = None  # None: the bus lets everybody in
 
 
 class ControlLoops:
-    """Everything of control but its API; `publisher` and `fleet` are for the API to use."""
+    """Everything of control but its API; `wake` and `fleet` are for the API to use."""
 
     def __init__(self, plan: ControlPlan, ports: ControlPorts) -> None:
         self.ports = ports
@@ -67,7 +70,9 @@ class ControlLoops:
             ports.bus, ports.book, clock=ports.clock, offload=ports.offload,
             evidence_wait_s=plan.evidence_wait_s,
         )
-
+        self.revoking = None if ports.logins is None else Revoking(
+            ports.registry.estate, ports.logins, clock=ports.clock, offload=ports.offload
+        )
         self.charging = Charging(ports.registry.ledger, clock=ports.clock, offload=ports.offload)
         self.limiting = Limiting(
             ports.registry.limits, ports.registry.ledger, clock=ports.clock,
@@ -84,6 +89,12 @@ class ControlLoops:
             ports.registry.experiments, ports.registry.leases, ports.player, holder=plan.holder,
             clock=ports.clock, offload=ports.offload,
         )
+
+    def wake(self) -> None:
+        """Tell sites and the bus now what changed; call it on the loop's own thread."""
+        self.publisher.wake()
+        if self.revoking is not None:
+            self.revoking.wake()
 
     async def run(self) -> None:
         """Work until cancelled; outages of the book and the bus are waited out."""
@@ -107,6 +118,8 @@ class ControlLoops:
                     ),
                     name="retention",
                 )
+                if self.revoking is not None:
+                    tasks.create_task(self.revoking.run(), name="revoking")
                 if self.experimenting is not None:
                     tasks.create_task(self.experimenting.run(), name="experiments")
                 subscriptions = await listen(self.fleet, ports.bus)

@@ -14,8 +14,8 @@ Change = Literal["made", "changed", "removed"]
 KINDS = (
     "account", "attached_day", "deployment", "detached_day", "detached_evidence", "entitlement",
     "experiment", "key", "limit", "meter_event", "model", "organisation", "person", "policy",
-    "posting", "price_sheet", "principal", "project", "session", "site", "site_token", "voters",
-    "world",
+    "posting", "price_sheet", "principal", "project", "revoked_login", "session", "site",
+    "site_token", "voters", "world",
 )
 
 

@@ -15,6 +15,7 @@ from isochrone.core.world.limit import OrgLimits
 from isochrone.core.world.model import Deployment, Model
 from isochrone.core.world.site import Link, Site, SiteLinks
 from isochrone.core.world.tenant import ApiKey, Policy, Scope
+from isochrone.ports.logins import RevokedLogin
 from isochrone.ports.tenants import Once, Page
 
 
@@ -71,12 +72,22 @@ class Joining:
     public_url: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinedSite:
+    """A site, and when what it logs in with was issued: after all of the same key that was revoked.
+    """
+
+    site: Site
+    joined_at: int
+
+
 class Estate(Protocol):
     def reconcile(self, intent: Intent, *, now: int) -> bool:
         """Make the book match; False when this fingerprint was the last one reconciled.
 
         Sites that remain keep their identity (keys, host, port), and stay drained. What the
-        intent does not name is removed; usage that names it stays.
+        intent does not name is removed, with the keys and open tokens of sites, whose logins are
+        refused a minute later; usage that names it stays.
         """
         ...
 
@@ -104,13 +115,23 @@ class Estate(Protocol):
         """Raises NotFound for an unknown site."""
         ...
 
-    def join(self, joining: Joining, *, now: int) -> Site:
-        """Spend the token and take over the site's keys and address.
+    def join(self, joining: Joining, *, now: int) -> JoinedSite:
+        """Spend the token and take over the site's keys and address. The login of a key that it had
+        before is revoked.
 
         The same token with the same keys and address again, before it expires, changes nothing and
-        returns the same site. Raises Untrusted when the token is unknown, expired or spent with
-        others.
+        returns the same. Raises Untrusted when the token is unknown, expired or spent with others,
+        and when another site has the NATS key.
         """
+        ...
+
+    def revoke_login(self, scope: Scope, name: SiteName, *, now: int) -> Site:
+        """Revoke the site's login and forget its keys and open tokens: it has not joined any more.
+        Nothing changes for one that has not. Raises NotFound."""
+        ...
+
+    def revoked_logins(self, *, now: int) -> Sequence[RevokedLogin]:
+        """Every login that is to be refused at `now`, of all that were taken back."""
         ...
 
     def models_with_sites(self, page: Page) -> Sequence[tuple[Model, tuple[SiteName, ...]]]:

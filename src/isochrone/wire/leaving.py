@@ -465,6 +465,7 @@ TABLES: Mapping[str, Mapping[str, Leaves]] = {
             "input_cached output digest due"
         ),
     ),
+    "revoked_logins": _fields(credential="user_key", fleet="site revoked_at refused_from"),
     "sessions": _fields(
         account="principal_id org_id begun_at expires_at", credential="secret_sha256",
     ),

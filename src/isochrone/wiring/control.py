@@ -17,11 +17,13 @@ from isochrone.adapters.child.experiments import ChildPlayer
 from isochrone.adapters.clock import SystemClock
 from isochrone.adapters.nats.bus import open_bus
 from isochrone.adapters.nats.identity import (
+    Credentials,
     NatsSecrets,
     load_credentials,
     load_secrets,
     site_user_jwt,
 )
+from isochrone.adapters.nats.logins import open_logins
 from isochrone.adapters.network.web import UvicornServer, listen
 from isochrone.adapters.packaged import bundled_model, load_blocs, load_power, load_round_trips
 from isochrone.adapters.postgres.book import PostgresBook
@@ -65,6 +67,7 @@ class ControlFiles:
     signer: Ed25519PrivateKey
     admin_key: str
     nats: NatsSecrets
+    login: Credentials
     world: World | None
     prices: PriceSheet | None = None
 
@@ -83,8 +86,12 @@ async def run_control(settings: ControlSettings) -> None:
     with listen("control", settings.host, settings.port) as listener, asked_to_stop(stop.set):
         clock = SystemClock()
         bus = await open_bus(
-            settings.nats_urls, load_credentials(settings.nats_credentials), name="control",
-            clock=clock, rng=stream(secrets.randbits(64), "bus"), wait_s=BUS_WAIT_S,
+            settings.nats_urls, files.login, name="control", clock=clock,
+            rng=stream(secrets.randbits(64), "bus"), wait_s=BUS_WAIT_S,
+        )
+        logins = await open_logins(
+            settings.nats_urls, files.nats, files.login,
+            rng=stream(secrets.randbits(64), "logins"), wait_s=0.0,
         )
         pool = open_pool(settings.database)
         try:
@@ -107,12 +114,13 @@ async def run_control(settings: ControlSettings) -> None:
                     ),
                     ControlPorts(
                         registry=registry, book=PostgresBook(pool), bus=bus, clock=clock,
-                        offload=_on_thread, player=_player(settings),
+                        offload=_on_thread, player=_player(settings), logins=logins,
                     ),
                 )
                 app = build_app(_context(settings, files, loops, clock))
                 await run_process(loops, UvicornServer(app, listener), stop)
         finally:
+            await logins.close()
             await bus.close()
             pool.close()
 
@@ -131,16 +139,18 @@ def read_files(settings: ControlSettings) -> ControlFiles:
     signer = attempt(lambda: _signer(settings.signing_key))
     admin_key = attempt(lambda: _text(settings.admin_key))
     nats = attempt(lambda: load_secrets(settings.nats_secrets))
-    attempt(lambda: load_credentials(settings.nats_credentials))
+    login = attempt(lambda: load_credentials(settings.nats_credentials))
     attempt(lambda: check_conninfo(settings.database))
     attempt(lambda: check_conninfo(settings.owner_database or ""))
     path = settings.world
     world = None if path is None else attempt(lambda: _world(path))
     wanted = settings.prices
     prices = None if wanted is None else attempt(lambda: read_sheet(_text(wanted), str(wanted)))
-    if problems or signer is None or admin_key is None or nats is None:
+    if problems or signer is None or admin_key is None or nats is None or login is None:
         raise InvalidInput(problems)
-    return ControlFiles(signer=signer, admin_key=admin_key, nats=nats, world=world, prices=prices)
+    return ControlFiles(
+        signer=signer, admin_key=admin_key, nats=nats, login=login, world=world, prices=prices
+    )
 
 
 async def prepare_book(
@@ -219,12 +229,12 @@ def _player(settings: ControlSettings) -> ChildPlayer | None:
 def _context(
     settings: ControlSettings, files: ControlFiles, loops: ControlLoops, clock: SystemClock
 ) -> Context:
-    """What the API works with; it wakes the publisher from its worker threads."""
+    """What the API works with; it wakes the loops from its worker threads."""
     loop = asyncio.get_running_loop()
     ports = loops.ports
 
     def changed() -> None:
-        loop.call_soon_threadsafe(loops.publisher.wake)
+        loop.call_soon_threadsafe(loops.wake)
 
     def playing() -> Playing | None:
         loop_of = loops.experimenting
@@ -250,7 +260,9 @@ def _context(
             control_key=files.signer.public_key().public_bytes_raw().hex(),
             control_url=settings.public_url,
         ),
-        site_credentials=lambda site, nats_key: site_user_jwt(files.nats, site, nats_key),
+        site_credentials=lambda site, nats_key, issued_at: site_user_jwt(
+            files.nats, site, nats_key, issued_at=issued_at
+        ),
         secret_root=hmac.digest(
             files.signer.private_bytes_raw(), b"isochrone repeatable secrets v1", "sha256"
         ),

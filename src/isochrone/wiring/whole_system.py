@@ -439,7 +439,7 @@ class WholeSystem:
                 public_url=f"http://127.0.0.1:{port}/v1",
             ),
             Hub(nats_urls=(), control_key=control_key, control_url=""),
-            lambda site, key: f"{site} {key}",
+            lambda site, key, _: f"{site} {key}",
             now=now,
         )
         return SiteIdentity(

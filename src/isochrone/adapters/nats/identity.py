@@ -4,6 +4,9 @@ One operator signs two accounts: the system's and ours. Ours names a *scoped* si
 template gives a site rights by the site's name alone, so a new site needs a JWT and no change of
 the server. Control's user is signed by the account itself and may do everything within it.
 
+A login is revoked in the account's JWT: by user key, with the second until which what was issued to
+it is refused. What was revoked once stays so in every JWT of the account that is signed later.
+
 A limit of NATS: reply subjects are not checked, so a joined site can make the server send one of
 its own acknowledgements (fixed JSON) to any subject. It can thus spoil an entry or a message, but
 forge none: readers must skip what is not signed by control or is no usage batch.
@@ -14,7 +17,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,8 +26,10 @@ import msgspec
 
 from isochrone.adapters.nats import nkeys
 from isochrone.core.errors import InvalidInput, Untrusted
+from isochrone.ports.logins import RevokedLogin
 
 CONTROL_USER = "_control"
+REVOKING_USER = "_revoking"
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 T = TypeVar("T")
@@ -67,6 +72,11 @@ class Credentials:
         """The name inside the JWT: a site, or control."""
         return str(claims_of(self.jwt)["name"])
 
+    @property
+    def user_key(self) -> str:
+        """The public half of the seed, by which it is revoked."""
+        return nkeys.public_key(self.seed)
+
 
 def inbox_prefix(user: str) -> str:
     """Prefix of the reply subjects of one user; nobody else may subscribe there."""
@@ -77,9 +87,15 @@ def _b64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def _jwt(issuer_seed: str, claims: Mapping[str, object]) -> str:
+def _now_s() -> int:
+    return time.time_ns() // _NS_PER_S
+
+
+def _jwt(issuer_seed: str, claims: Mapping[str, object], issued_at_s: int | None = None) -> str:
     """Sign claims the way NATS does: ed25519-nkey over header.payload."""
-    full = {**claims, "iss": nkeys.public_key(issuer_seed), "iat": time.time_ns() // _NS_PER_S}
+    at_s = _now_s() if issued_at_s is None else issued_at_s
+    full = {**claims, "iss": nkeys.public_key(issuer_seed), "iat": at_s}
+    full.pop("jti", None)
     digest = hashlib.sha256(json.dumps(full, sort_keys=True).encode()).digest()
     full["jti"] = base64.b32encode(digest).rstrip(b"=").decode()
     header = _b64(b'{"typ":"JWT","alg":"ed25519-nkey"}')
@@ -148,14 +164,66 @@ def _account_claims(
     return {"name": name, "sub": nkeys.public_key(seed), "nats": nats}
 
 
-def current_account_jwt(secrets: NatsSecrets) -> str:
+def current_account_jwt(secrets: NatsSecrets, held: str | None = None) -> str:
     """The JWT of our account with the rights of sites as they are in this release: signed anew
-    where it was made by another one."""
-    nats = claims_of(secrets.account_jwt).get("nats")
+    where it was made by another one. `held` is the one that a server kept, with what was revoked.
+    """
+    present = secrets.account_jwt if held is None else held
+    nats = _nats_claims(present)
     account = _account_claims(
         "ISOCHRONE", secrets.account_seed, storage=True, scoped=secrets.site_signing_seed
     )
-    return secrets.account_jwt if nats == account["nats"] else _jwt(secrets.operator_seed, account)
+    wanted = account["nats"]
+    assert isinstance(wanted, dict)
+    if revocations := nats.get("revocations"):
+        wanted["revocations"] = revocations
+    if nats == wanted:
+        return present
+    return _jwt(secrets.operator_seed, account, _after(present))
+
+
+def revoking(
+    secrets: NatsSecrets, present: str, logins: Iterable[RevokedLogin], *, spared: str
+) -> str | None:
+    """The account's JWT `present` with these logins revoked as well; None where they all are.
+
+    `spared` is the user key of control: no site can have it revoked by stating it as its own.
+    Raises Untrusted when `present` is none of our account.
+    """
+    claims, nats = claims_of(present), _nats_claims(present)
+    if claims.get("sub") != secrets.account:
+        raise Untrusted("not the JWT of this cloud's account")
+    held = nats.get("revocations")
+    revoked: dict[str, int] = dict(held) if isinstance(held, dict) else {}
+    until_s = {
+        login.user_key: login.revoked_at // _NS_PER_S
+        for login in logins if login.user_key != spared and _is_user(login)
+    }
+    lacking = {key: at_s for key, at_s in until_s.items() if revoked.get(key, 0) < at_s}
+    if not lacking:
+        return None
+    full = {**claims, "nats": {**nats, "revocations": {**revoked, **lacking}}}
+    return _jwt(secrets.operator_seed, full, _after(present))
+
+
+def _is_user(login: RevokedLogin) -> bool:
+    """Whether anybody could log in with it; a server refuses the whole JWT for one that is none."""
+    try:
+        nkeys.check_public("user", login.user_key)
+    except Untrusted:
+        return False
+    return True
+
+
+def _after(present: str) -> int:
+    """When to date a JWT that a server is to take for newer than `present`, whatever clocks say."""
+    issued_at_s = claims_of(present).get("iat")
+    return max(_now_s(), issued_at_s + 1 if isinstance(issued_at_s, int) else 0)
+
+
+def _nats_claims(jwt: str) -> dict[str, object]:
+    nats = claims_of(jwt).get("nats")
+    return nats if isinstance(nats, dict) else {}
 
 
 def new_secrets() -> NatsSecrets:
@@ -187,12 +255,13 @@ def new_user() -> tuple[str, str]:
 
 
 def site_user_jwt(
-    secrets: NatsSecrets, site: str, user_public_nkey: str, *, expires_at: int | None = None
+    secrets: NatsSecrets, site: str, user_public_nkey: str, *, issued_at: int | None = None,
+    expires_at: int | None = None,
 ) -> str:
-    """The JWT that lets the owner of `user_public_nkey` act as `site`; `expires_at` is in wall ns.
+    """The JWT that lets the owner of `user_public_nkey` act as `site`; instants are in wall ns.
 
-    Raises InvalidInput for a name that could reach beyond one subject token, Untrusted for a key
-    that is not a user's.
+    Revoking goes by `issued_at`, which is now where it is not stated. Raises InvalidInput for a
+    name that could reach beyond one subject token, Untrusted for a key that is not a user's.
     """
     if not SITE_NAME.fullmatch(site):
         raise InvalidInput([f"site name {site!r}: expected letters a-z, digits and hyphens"])
@@ -206,7 +275,8 @@ def site_user_jwt(
     }
     if expires_at is not None:
         claims["exp"] = expires_at // _NS_PER_S
-    return _jwt(secrets.site_signing_seed, claims)
+    issued_at_s = None if issued_at is None else issued_at // _NS_PER_S
+    return _jwt(secrets.site_signing_seed, claims, issued_at_s)
 
 
 def control_user(secrets: NatsSecrets) -> Credentials:
@@ -219,6 +289,40 @@ def control_user(secrets: NatsSecrets) -> Credentials:
         "nats": {"type": "user", "version": 2, "pub": {}, "sub": {}, **limits},
     }
     return Credentials(jwt=_jwt(secrets.account_seed, claims), seed=seed)
+
+
+def revoking_user(secrets: NatsSecrets) -> Credentials:
+    """A new user of the system's account, who may read and renew the JWT of ours and nothing else.
+    """
+    public, seed = new_user()
+    inbox = f"{inbox_prefix(REVOKING_USER)}.>"
+    asked = [
+        account_info(secrets.account), account_kept(secrets.account),
+        account_update(secrets.account),
+    ]
+    limits = dict.fromkeys(("subs", "data", "payload"), _UNLIMITED)
+    nats = {
+        "type": "user", "version": 2, "pub": {"allow": [*asked, inbox]},
+        "sub": {"allow": [inbox]}, **limits,
+    }
+    claims = {"name": REVOKING_USER, "sub": public, "nats": nats}
+    return Credentials(jwt=_jwt(secrets.system_seed, claims), seed=seed)
+
+
+def account_info(account: str) -> str:
+    """The subject at which a server tells the JWT of an account that is in force there; one that
+    has no client of the account does not know it."""
+    return f"$SYS.REQ.ACCOUNT.{account}.INFO"
+
+
+def account_kept(account: str) -> str:
+    """The subject at which a server tells the JWT of an account that it keeps on its disk."""
+    return f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP"
+
+
+def account_update(account: str) -> str:
+    """The subject at which every server takes a newer JWT of an account."""
+    return f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.UPDATE"
 
 
 def load_credentials(path: Path) -> Credentials:

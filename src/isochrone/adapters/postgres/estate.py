@@ -11,6 +11,13 @@ from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.entitlements import chosen_voters, live_entitlements
 from isochrone.adapters.postgres.limits import org_limits
+from isochrone.adapters.postgres.logins import (
+    REMOVED_STAYS_NS,
+    issued_at,
+    revoke,
+    revoked_logins,
+    take_back,
+)
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.owners import OPEN_PROJECTS
 from isochrone.adapters.postgres.pool import Pool
@@ -21,7 +28,8 @@ from isochrone.core.world.model import Deployment, EngineSpec, Model
 from isochrone.core.world.site import Hardware, Link, Site, SiteLinks
 from isochrone.core.world.site_policy import SitePolicy
 from isochrone.core.world.tenant import EVERY_TENANT, ApiKey, Scope
-from isochrone.ports.estate import Intent, Joining, SiteToken, Snapshot
+from isochrone.ports.estate import Intent, JoinedSite, Joining, SiteToken, Snapshot
+from isochrone.ports.logins import RevokedLogin
 from isochrone.ports.tenants import Once, Page
 
 _SITE = """
@@ -168,18 +176,18 @@ class PostgresEstate:
             raise NotFound(f"there is no such token of site {token.site!r}")
         return SiteToken(secret_sha256=row[0], site=row[1], created_at=row[2], expires_at=row[3])
 
-    def join(self, joining: Joining, *, now: int) -> Site:
+    def join(self, joining: Joining, *, now: int) -> JoinedSite:
         with self._pool.transaction(_JOINING) as connection:
             row = connection.execute(
-                "SELECT t.site, t.used_at, t.expires_at, s.peer_key, s.nats_key, s.host, s.port,"
-                " s.public_url"
+                "SELECT t.site, t.used_at, t.expires_at, coalesce(s.joined_at, 0), s.peer_key,"
+                " s.nats_key, s.host, s.port, s.public_url"
                 " FROM site_tokens t JOIN sites s ON s.name = t.site"
                 " WHERE t.token_sha256 = %s AND s.removed_at IS NULL FOR UPDATE",
                 (joining.token_sha256,),
             ).fetchone()
             if row is None:
                 raise Untrusted("the join token is unknown: ask the operator for a new one")
-            site, used_at, expires_at, *stated = row
+            site, used_at, expires_at, joined_at, *stated = row
             if now >= expires_at:
                 raise Untrusted("the join token has expired: ask the operator for a new one")
             if used_at is not None:
@@ -189,7 +197,10 @@ class PostgresEstate:
                         "the join token was used before, with other keys or for another address:"
                         " ask the operator for another"
                     )
-                return _site_named(connection, site)
+                return JoinedSite(site=_site_named(connection, site), joined_at=joined_at)
+            at = issued_at(connection, joining.nats_key, site, before=joined_at, now=now)
+            if (key := stated[1]) not in (None, joining.nats_key):
+                revoke(connection, key, site, until=max(now, joined_at), refused_from=now)
             connection.execute(
                 "UPDATE site_tokens SET used_at = %s WHERE token_sha256 = %s",
                 (now, joining.token_sha256),
@@ -198,9 +209,19 @@ class PostgresEstate:
                 "UPDATE sites SET peer_key = %s, nats_key = %s, host = %s, port = %s,"
                 " public_url = %s, joined_at = %s WHERE name = %s",
                 (joining.peer_key, joining.nats_key, joining.host, joining.port,
-                 joining.public_url, now, site),
+                 joining.public_url, at, site),
             )
-            return _site_named(connection, site)
+            return JoinedSite(site=_site_named(connection, site), joined_at=at)
+
+    def revoke_login(self, scope: Scope, name: SiteName, *, now: int) -> Site:
+        with self._pool.transaction(scope) as connection:
+            _site_named(connection, name)
+            take_back(connection, [name], now=now)
+            return _site_named(connection, name)
+
+    def revoked_logins(self, *, now: int) -> Sequence[RevokedLogin]:
+        with self._pool.transaction() as connection:
+            return revoked_logins(connection, now=now)
 
     def models_with_sites(self, page: Page) -> Sequence[tuple[Model, tuple[SiteName, ...]]]:
         with self._pool.transaction() as connection:
@@ -301,10 +322,15 @@ def _reconcile_sites(connection: _Connection, sites: Sequence[Site], now: int) -
              now),
         )
     # A removed site loses its identity: should it come back, it joins anew.
+    removed = connection.execute(
+        "SELECT name FROM sites WHERE removed_at IS NULL AND name <> ALL (%s) ORDER BY name",
+        ([site.name for site in sites],),
+    ).fetchall()
+    names = [name for (name,) in removed]
+    take_back(connection, names, now=now, stays_ns=REMOVED_STAYS_NS)
     connection.execute(
-        "UPDATE sites SET removed_at = %s, peer_key = NULL, nats_key = NULL, joined_at = NULL"
-        " WHERE removed_at IS NULL AND name <> ALL (%s)",
-        (now, [site.name for site in sites]),
+        "UPDATE sites SET removed_at = %s WHERE name = ANY (%s)",
+        (now, names),
     )
 
 

@@ -24,9 +24,9 @@ class Playing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """`entropy(n)` gives n unpredictable bytes; `changed()` wakes the publisher from any thread;
-    `secret_root` is what repeatable secrets are derived from, `power` estimates of power; without
-    `experiments` none are played here."""
+    """`entropy(n)` gives n unpredictable bytes; `changed()` has sites and the bus told, from any
+    thread; `secret_root` is what repeatable secrets are derived from, `power` estimates of power;
+    without `experiments` none are played here."""
 
     registry: Registry
     book: Book

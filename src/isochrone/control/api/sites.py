@@ -1,4 +1,4 @@
-"""Sites: list, look at one, drain or stop it, make a join token, and join with it."""
+"""Sites: list, look at one, drain or stop it, make a join token, join with it, revoke its login."""
 
 from typing import Annotated
 
@@ -142,6 +142,15 @@ def _add_joining(router: APIRouter, context: Context) -> None:
             once=once,
         )
         return SiteToken(site=made.site, token=secret, expires_at=made.expires_at)
+
+    @router.delete("/{name}/login")
+    def revoke_login(name: str, caller: Annotated[Caller, may("estate.write")]) -> SiteShape:
+        """Cut a site off: NATS refuses its login and its peers no longer believe it, until it joins
+        anew. Join tokens that nobody used are void."""
+        estate = context.registry.estate
+        site = estate.revoke_login(caller.scope, SiteName(name), now=context.now())
+        context.changed()
+        return shape_of(context, site, estate.deployments(EVERY, site=site.name))
 
 
 def deployments_by_site(context: Context) -> dict[SiteName, list[Deployment]]:

@@ -83,12 +83,13 @@ class LocalCloud:
         joined = {
             site["name"] for site in await asyncio.to_thread(self._sites) if site["joined"]
         }
-        await together(
-            *(self._join(name) for name in self.sites if name not in early or name not in joined)
-        )
-        for name in self.sites:
-            if name not in early:
-                self._start_site(name)
+        # What an early one logs in with is refused if it was removed or revoked since.
+        late = [name for name in self.sites if name not in early or name not in joined]
+        await self.supervisor.stop([gateway_child(name) for name in late])
+        await self.supervisor.stop([agent_child(name) for name in late])
+        await together(*(self._join(name) for name in late))
+        for name in late:
+            self._start_site(name)
 
     async def stop(self) -> None:
         """Stop in the reverse order of starting: what depends on others goes first."""

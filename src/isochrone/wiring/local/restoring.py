@@ -5,11 +5,15 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from isochrone.adapters.child import child_command
+from isochrone.adapters.nats.identity import load_credentials, load_secrets
+from isochrone.adapters.nats.server import keep_revoked
 from isochrone.adapters.postgres.book_copy import Tell
+from isochrone.adapters.postgres.estate import PostgresEstate
+from isochrone.adapters.postgres.pool import open_pool
 from isochrone.adapters.postgres.server import PostgresPlan, prepare, ready
 from isochrone.control.settings import ControlSettings
 from isochrone.core.errors import InvalidInput, Unavailable
@@ -64,6 +68,7 @@ def restore_cloud(root: Path, folder: Path, *, replacing: bool, tell: Tell) -> B
             # The keys of a new folder were made a moment ago, for nobody.
             made = restore(place, folder, replacing=replacing or is_new, tell=tell)
             was_restored = True
+            _keep_revoked(state, plan)
         for identity in root.glob("sites/*/identity.json"):
             identity.unlink()  # of other keys, or of addresses that the restored book does not know
         return made
@@ -72,6 +77,19 @@ def restore_cloud(root: Path, folder: Path, *, replacing: bool, tell: Tell) -> B
             for each in root.iterdir():
                 shutil.rmtree(each) if each.is_dir() else each.unlink()
         os.close(state.lock)
+
+
+def _keep_revoked(state: State, plan: PostgresPlan) -> None:
+    """NATS starts without files of its own, before control, and has to refuse what was revoked.
+    Raises InvalidInput where there is no room to say so."""
+    with closing(open_pool(plan.conninfo)) as pool:
+        revoked = PostgresEstate(pool).revoked_logins(now=time.time_ns())
+    folder, nats = state.path("nats"), load_secrets(state.secret("nats.json"))
+    own = load_credentials(state.secret("control.nats.json"))
+    try:
+        keep_revoked(folder, nats, own, revoked)
+    except OSError as error:
+        raise InvalidInput([f"{error.filename or folder}: {error.strerror}"]) from error
 
 
 @contextmanager
