@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from isochrone.gateway.journal import Journal
+from isochrone.gateway.journal import COMMIT_S, Journal
 from isochrone.gateway.shipping import Shipper
 from isochrone.twin.clock import VirtualClock
 from isochrone.twin.fakes.bus import FakeBus, FakeHub
@@ -92,7 +92,7 @@ def test_usage_and_evidence_go_their_ways_within_a_moment() -> None:
     async def test(site: Site) -> None:
         site.journal.closed(a_usage_record("a"))
         site.journal.closed(evidence("b"))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(COMMIT_S + 0.05)
         kinds = {subject: [e.request_id for e in batch.events]
                  for subject, _, batch in site.stored()}
         assert kinds == {"usage.sydney": ["a"], "evidence.sydney": ["b"]}
@@ -186,7 +186,7 @@ def test_grounds_go_with_the_decisions_that_name_them() -> None:
         event = replace(a_usage_event("a"), decision=a_decision(ground))
         site.journal.closed(a_record(event), ground)
         site.journal.closed(evidence("b"))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(COMMIT_S + 0.05)
         told = {m.subject: decode_batch(m.payload)
                 for m in site.hub.streams[USAGE_STREAM].messages.values()}
         assert told["usage.sydney"] == ((ground,), [event])

@@ -7,6 +7,7 @@ started again, and signals go to all of them.
 
 import asyncio
 import dataclasses
+import os
 import signal
 import socket
 import sys
@@ -99,8 +100,11 @@ class _Workers:
 
     def _tell(self, number: signal.Signals) -> None:
         for process in self._running.values():
-            with suppress(ProcessLookupError):
-                process.send_signal(number)
+            # Not by `send_signal`, which takes the status of one that has just ended from whoever
+            # waits for it: that one is then told 255, as of a worker that says it cannot work.
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
     async def _keep(self, worker: int) -> None:
         """Keep one worker running until all are told to stop."""
@@ -143,7 +147,7 @@ class _Workers:
             )
         self._running[worker] = process
         if self._stopping.is_set():  # told while it was being started
-            process.terminate()
+            self._tell(signal.SIGTERM)
         try:
             return await process.wait()
         finally:
