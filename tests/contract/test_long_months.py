@@ -111,22 +111,24 @@ def test_an_hour_that_was_charged_before_its_end_follows_the_pieces(pool: Pool) 
     charged_is_right(pool, NOVEMBER.end)
 
 
+class _Now:
+    def wall_ns(self) -> int:
+        return START + DAY
+
+    def monotonic_ns(self) -> int:
+        return START + DAY
+
+
+async def _directly(call: Callable[[], T], /) -> T:
+    return call()
+
+
 def test_a_budget_whose_sum_fails_each_time_keeps_no_other_from_being_summed(pool: Pool) -> None:
     class Failing(PostgresLimits):
         def spent(self, limit: Limit, *, since: int, before: int) -> int:
             if limit.id == "b":
                 raise StoreUnavailable("canceling statement due to statement timeout")
             return super().spent(limit, since=since, before=before)
-
-    class Now:
-        def wall_ns(self) -> int:
-            return START + DAY
-
-        def monotonic_ns(self) -> int:
-            return START + DAY
-
-    async def directly(call: Callable[[], T], /) -> T:
-        return call()
 
     with pool.transaction(EVERY_TENANT) as connection:
         connection.execute("INSERT INTO organisations VALUES ('org', 'org', 1)")
@@ -142,7 +144,7 @@ def test_a_budget_whose_sum_fails_each_time_keeps_no_other_from_being_summed(poo
             period="day", currency="EUR", created_at=1,
         ))
     limiting = Limiting(
-        limits, PostgresLedger(pool), clock=Now(), offload=directly, changed=lambda: None
+        limits, PostgresLedger(pool), clock=_Now(), offload=_directly, changed=lambda: None
     )
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
@@ -157,22 +159,12 @@ def test_a_project_that_fails_each_time_keeps_no_other_from_being_charged(pool: 
                 raise StoreUnavailable("canceling statement due to statement timeout")
             return super().charge(due, before=before, now=now)
 
-    class Now:
-        def wall_ns(self) -> int:
-            return START + DAY
-
-        def monotonic_ns(self) -> int:
-            return START + DAY
-
-    async def directly(call: Callable[[], T], /) -> T:
-        return call()
-
     sell_at(PostgresPrices(pool), a_sheet())
     PostgresBook(pool).book_usage(
         [replace(a_report(at), project_id=ProjectId(name)) for at, name in enumerate("abcd")],
         now=1,
     )
-    charging = Charging(Failing(pool), clock=Now(), offload=directly)
+    charging = Charging(Failing(pool), clock=_Now(), offload=_directly)
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
             asyncio.run(charging.charge_due())

@@ -22,6 +22,7 @@ from isochrone.control.entries import (
 )
 from isochrone.control.mirror import Mirror
 from isochrone.control.offload import Offload
+from isochrone.control.pausing import pause
 from isochrone.core.errors import Conflict, MessageTooLarge, Unavailable
 from isochrone.ports.bus import Bus
 from isochrone.ports.clock import Clock
@@ -81,7 +82,7 @@ class Publisher:
                 except Conflict as error:
                     log.warning("publishing_lease_lost", reason=str(error))
                     self._lease = None
-                await self._pause(pause_s)
+                await pause(self._changed, pause_s)
         finally:
             for mirror in self._mirrors.values():
                 await mirror.close()
@@ -107,13 +108,6 @@ class Publisher:
         await self._apply(lease, differences(wanted, held))
         self.rounds += 1
         return True
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return
 
     async def _hold_lease(self) -> Lease | None:
         now, asked_ns, lease = self._clock.wall_ns(), self._clock.monotonic_ns(), self._lease

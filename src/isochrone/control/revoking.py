@@ -10,6 +10,7 @@ import asyncio
 import structlog
 
 from isochrone.control.offload import Offload
+from isochrone.control.pausing import pause
 from isochrone.core.errors import Unavailable
 from isochrone.ports.clock import Clock
 from isochrone.ports.estate import Estate
@@ -50,7 +51,7 @@ class Revoking:
                     self._told = error.message
                     log.warning("revoking_waits", reason=error.message)
                 pause_s = RETRY_S
-            await self._pause(pause_s)
+            await pause(self._changed, pause_s)
 
     async def revoke(self) -> int:
         """One round: how many logins were let in before it. Raises Unavailable."""
@@ -61,10 +62,3 @@ class Revoking:
         if count:
             log.info("logins_revoked", count=count, of=len(revoked))
         return count
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return
