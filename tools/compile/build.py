@@ -154,7 +154,7 @@ def main() -> None:
         print("no C compiler with Python's headers here: the gateway runs interpreted, which works "
               "and takes about half as much CPU again", file=sys.stderr)
         return
-    print(f"compiling {len(files)} modules of the gateway (about a minute, once)", flush=True)
+    print(f"compiling {len(files)} modules of the gateway (one to three minutes, once)", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="isochrone-compile-") as folder:
         try:
