@@ -250,10 +250,13 @@ def _sums(fleet: Fleet) -> None:
     )
     open_sites = sum(site.ready and not site.stopped for site in fleet.sites)
     wanted = sum(each.replicas for each in fleet.deployments)
-    away = sum(site.digest_age_ms is None or not site.joined for site in fleet.sites)
+    away = {
+        "not joined": sum(not site.joined for site in fleet.sites),
+        "never heard": sum(site.joined and site.digest_age_ms is None for site in fleet.sites),
+    }
     figures([
         ("Sites ready", f"{open_sites} of {len(fleet.sites)}",
-         f"{away} never heard" if away else ""),
+         ", ".join(f"{count} {what}" for what, count in away.items() if count)),
         ("Replicas ready", f"{ready} of {wanted}", "wanted over all deployments"),
         ("Draining, stopped",
          f"{sum(site.draining for site in fleet.sites)}, "
