@@ -58,6 +58,12 @@ def let_go(site: RunningSite) -> None:
         engine.hold.set()
 
 
+def at_rome(tier: str) -> bytes:
+    """At Rome only: else, where this machine is slow, it may go where nobody waits."""
+    body = chat_body(service_tier=tier, max_tokens=2)
+    return post(body, headers={"x-isochrone-residency": "site:rome"})
+
+
 def outcomes(site: RunningSite) -> dict[str, int]:
     return dict(site.running.context.paying.outcomes)
 
@@ -250,11 +256,11 @@ def test_a_request_that_waits_is_moved_before_those_on_demand() -> None:
     async def main(cloud: GatewayCloud) -> None:
         _, rome = await paris_pays(cloud, replica={"slots": 1})
         hold(rome)
-        first = asyncio.create_task(ask(rome, wanting("default")))
+        first = asyncio.create_task(ask(rome, at_rome("default")))
         await until(lambda: queue_of(rome).running == 1)
-        second = asyncio.create_task(ask(rome, wanting("default")))
+        second = asyncio.create_task(ask(rome, at_rome("default")))
         await until(lambda: queue_of(rome).queued == 1)
-        third = asyncio.create_task(ask(rome, wanting()))
+        third = asyncio.create_task(ask(rome, at_rome("priority")))
         await until(lambda: outcomes(rome).get("paid") == 1)
         queue = queue_of(rome)
         assert [queue.line(each).order.queued for each in ("reserved", "on_demand")] == [1, 1]
@@ -287,24 +293,18 @@ def test_one_that_would_be_turned_away_on_demand_waits_for_its_payment(dead: boo
     run(main)
 
 
-
 def test_requests_that_are_paid_for_together_wait_in_the_order_in_which_they_came() -> None:
     async def main(cloud: GatewayCloud) -> None:
         _, rome = await paris_pays(cloud, replica={"slots": 1})
         hold(rome)
-        first = asyncio.create_task(ask(rome, wanting("default")))
+        first = asyncio.create_task(ask(rome, at_rome("default")))
         await until(lambda: queue_of(rome).running == 1)
         context = rome.running.context
         assert context.paying.commitments is not None
         decide = decided_later(rome)
         asked = []
-        # At Rome only: else, where this machine is slow, the second one goes where nobody waits.
-        here = post(
-            chat_body(service_tier="priority", max_tokens=2),
-            headers={"x-isochrone-residency": "site:rome"},
-        )
         for _ in range(2):
-            asked.append(asyncio.create_task(ask(rome, here)))
+            asked.append(asyncio.create_task(ask(rome, at_rome("priority"))))
             await until(lambda: queue_of(rome).queued == len(asked))
         payments = context.paying.commitments.payments
         await until(lambda: len(payments.decided) == 2)
