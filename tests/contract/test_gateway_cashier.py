@@ -18,6 +18,7 @@ from isochrone.gateway.letters import PATH
 from isochrone.wire import peer
 from isochrone.wire.commitments import encode_messages
 from isochrone.wire.peer import HopHead
+from isochrone.wire.peer_codes import proof, started
 from tests.contract.test_gateway_entitlements import (
     CLASS,
     ID,
@@ -193,7 +194,7 @@ def test_a_cashier_pays_once_however_often_it_is_asked_and_takes_back_once() -> 
             head = HopHead("POST", PATH, "rome", "paris", peer.NOTHING, "reserved")
             body, now = encode_messages(messages), rome.clock.wall_ns()
             lines = head.lines() + (
-                f"{peer.HOP}: {peer.proof(shared, head.covered(), f'x-{sent}', now, body)}"
+                f"{peer.HOP}: {proof(started(shared, head.covered()), f'x-{sent}', now, body)}"
             )
             headers = dict(line.split(": ", 1) for line in lines.splitlines())
             answer = await ask(paris, post(body, key=None, path=PATH, headers=headers))

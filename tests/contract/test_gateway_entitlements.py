@@ -21,6 +21,7 @@ from isochrone.ports.telemetry import Sample
 from isochrone.wire import peer, subjects
 from isochrone.wire.commitments import encode_messages
 from isochrone.wire.peer import HopHead
+from isochrone.wire.peer_codes import proof, started
 from tests.fixtures.gateways import (
     MODEL,
     GatewayCloud,
@@ -375,7 +376,7 @@ def test_letters_are_taken_from_proven_peers_only_and_once() -> None:
             head = HopHead("POST", PATH, "paris", serving, peer.NOTHING, "reserved")
             body, now = encode_messages(messages), paris.clock.wall_ns()
             lines = head.lines() + (
-                f"{peer.HOP}: {peer.proof(shared, head.covered(), 'x', now, body)}"
+                f"{peer.HOP}: {proof(started(shared, head.covered()), 'x', now, body)}"
             )
             headers = dict(line.split(": ", 1) for line in lines.splitlines())
             return post(body, key=None, path=PATH, headers=headers)

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from isochrone.core.ids import SiteName
 from isochrone.ports.clock import Clock
 from isochrone.wire import peer, subjects
+from isochrone.wire.peer_codes import answer_code, started
 from tests.fixtures.gateways import (
     MODEL,
     Client,
@@ -276,7 +277,7 @@ def test_the_destination_checks_everything_again() -> None:
         counts, _, replica = said.partition(" ")
         assert counts == "6,4,2,engine"
         assert replica.startswith("frankfurt")
-        assert code == peer.answer_code(shared, request_id, "frankfurt", 200, said)
+        assert code == answer_code(started(shared), request_id, "frankfurt", 200, said)
 
         other_body = good.replace(b'"hello"', b'"HELLO"')
         other_class = signed_by(sydney, frankfurt).replace(b"on_demand", b"reserved!")

@@ -10,6 +10,7 @@ from isochrone.core.ids import OrgId, PolicyId
 from isochrone.core.world.tenant import Policy
 from isochrone.wire import peer, subjects
 from isochrone.wire.peer import HopHead
+from isochrone.wire.peer_codes import proof, started
 from tests.fixtures.gateways import (
     MODEL,
     Answer,
@@ -167,7 +168,7 @@ def hop(sydney: RunningSite, frankfurt: RunningSite, residency: str) -> bytes:
         "POST", "/v1/chat/completions", "sydney", "frankfurt", "k-secret", "on_demand", residency
     )
     lines = head.lines()
-    lines += f"{peer.HOP}: {peer.proof(shared, head.covered(), request_id, sent_at, body)}"
+    lines += f"{peer.HOP}: {proof(started(shared, head.covered()), request_id, sent_at, body)}"
     headers = dict(line.split(": ", 1) for line in lines.splitlines())
     return post(body, key=None, headers=headers)
 

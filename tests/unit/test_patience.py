@@ -14,7 +14,7 @@ from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.patience import patience_ms
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
-from isochrone.wire.peer import proof
+from isochrone.wire.peer_codes import proof, started
 from tests.builders import a_choice, a_digest, a_load, a_site, a_table, a_view
 
 MS = 1_000_000
@@ -72,6 +72,6 @@ def test_who_leaves_the_queue_at_once_leaves_nothing_behind() -> None:
 
 
 def test_a_hop_says_it_in_whole_milliseconds() -> None:
-    assert proof(b"k", b"", "id", 7, b"", patience_ms=82.9).split()[1] == "7w82"
-    assert proof(b"k", b"", "id", 7, b"", pushed=True, patience_ms=0.0).split()[1] == "7pw0"
-    assert proof(b"k", b"", "id", 7, b"").split()[1] == "7"
+    assert proof(started(b"k"), "id", 7, b"", patience_ms=82.9).split()[1] == "7w82"
+    assert proof(started(b"k"), "id", 7, b"", pushed=True, patience_ms=0.0).split()[1] == "7pw0"
+    assert proof(started(b"k"), "id", 7, b"").split()[1] == "7"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from functools import partial
+from typing import Final
 
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.residency.bounds import Narrowing
@@ -18,6 +19,8 @@ from isochrone.gateway.replies import Refusal
 from isochrone.gateway.request import InferenceRequest
 from isochrone.gateway.surface import endpoint_refusal
 from isochrone.wire import peer
+
+_TRIED: Final = peer.TRIED.encode()
 
 
 def refuse_request(context: Context, request: InferenceRequest, path: str) -> Refusal | None:
@@ -81,7 +84,8 @@ def refuse_hop(
 
 def refuse_circling(headers: Mapping[bytes, bytes], site: SiteName) -> Refusal | None:
     """Whether the ingress of a hop says that this site refused the request before."""
-    if site not in peer.sites_tried(headers.get(peer.TRIED.encode())):
+    tried = headers.get(_TRIED)
+    if tried is None or site not in peer.sites_tried(tried):
         return None
     return Refusal(
         status=503, reason="tried_before",

@@ -27,6 +27,7 @@ from isochrone.gateway.tenant_slots import is_parted, placed_body
 from isochrone.gateway.upstream import UpstreamConnection
 from isochrone.gateway.waiting import is_pushed, may_wait_ms
 from isochrone.wire import peer
+from isochrone.wire.peer_codes import answer_code, proof, same_code
 
 if TYPE_CHECKING:
     from isochrone.gateway.tries import Tries
@@ -191,14 +192,13 @@ class Attempt:
 
     def _peer_request(self) -> bytes:
         exchange, context = self._exchange, self._exchange.context
-        assert self.target.peer_key is not None
         body, path = exchange.asking or exchange.body, exchange.head.path
         narrowing, client_id = exchange.narrowing, exchange.head.client_request_id
         tried, claim, class_ = exchange.tried_now, exchange.claim, exchange.class_
         unpaid = claim is not None and claim.unpaid
         if claim is not None and unpaid:
             class_ = claim.asked
-        start, covered = self.target.hop_start(
+        start, requests = self.target.hop_start(
             context.site,
             (path, exchange.key.id, class_,
              "" if narrowing is None else narrowing.hop_text, exchange.head.forwarded),
@@ -208,12 +208,12 @@ class Attempt:
             lines += kin_lines(exchange.wanted)
         if tried:
             lines += peer.tried_line([each.site for each in tried])
-        proof = peer.proof(
-            self.target.peer_key, covered, exchange.request_id, context.clock.wall_ns(), body,
+        code = proof(
+            requests, exchange.request_id, context.clock.wall_ns(), body,
             pushed=is_pushed(exchange), patience_ms=may_wait_ms(exchange), unpaid=unpaid,
         )
         return b"%b%b%b: %b\r\ncontent-length: %d\r\n\r\n%b" % (
-            start, lines.encode("latin-1"), _HOP, proof.encode("latin-1"), len(body), body,
+            start, lines.encode("latin-1"), _HOP, code.encode("latin-1"), len(body), body,
         )
 
     # -- the answer, called by the connection ----------------------------------------------------
@@ -282,12 +282,12 @@ class Attempt:
         )
 
     def _peer_is_genuine(self, status: int, headers: Mapping[bytes, bytes]) -> bool:
-        assert self.target.peer_key is not None
+        assert self.target.answers is not None
         said, _, code = headers.get(_HOP, b"").decode("latin-1").rpartition(" ")
-        right = peer.answer_code(
-            self.target.peer_key, self._exchange.request_id, self.target.site, status, said
+        right = answer_code(
+            self.target.answers, self._exchange.request_id, self.target.site, status, said
         )
-        if not peer.same_code(code, right):
+        if not same_code(code, right):
             return False
         counts, _, replica = said.partition(" ")
         replica, _, class_ = replica.partition(" ")

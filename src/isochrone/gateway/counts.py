@@ -5,7 +5,13 @@ from typing import Final
 import msgspec
 
 from isochrone.core.metering.event import Endpoint, Tokens
-from isochrone.core.metering.tokens import BYTES_PER_TOKEN, LARGEST_COUNT, Reported, settle
+from isochrone.core.metering.tokens import (
+    BYTES_PER_TOKEN,
+    LARGEST_COUNT,
+    Reported,
+    settle,
+    tokens_of,
+)
 from isochrone.gateway.answer_fields import (
     ABSENT,
     Event,
@@ -52,9 +58,7 @@ def _stated(body: bytes) -> Tokens | None:
     cached = (details.cached_tokens if details is not None else 0) or 0
     if not (0 <= cached <= prompt <= LARGEST_COUNT and 0 <= output <= LARGEST_COUNT):
         return None
-    return Tokens(
-        input_uncached=prompt - cached, input_cached=cached, output=output, source="engine"
-    )
+    return tokens_of(prompt - cached, cached, output, "engine")
 
 
 def tokens_of_answer(

@@ -34,6 +34,7 @@ from isochrone.wire.commitments import (
     decode_messages,
     encode_messages,
 )
+from isochrone.wire.peer_codes import proof
 
 if TYPE_CHECKING:
     from isochrone.gateway.context import Context
@@ -254,13 +255,13 @@ class Letters:
             noun, key, context.view.emulated_rtt_ms(to), context.view.rtt_ms(to)
         )
         body, now = encode_messages(messages), context.clock.wall_ns()
-        start, covered = target.hop_start(
+        start, requests = target.hop_start(
             context.site, (PATH, peer.NOTHING, "reserved", "", _CONTENT_TYPE)
         )
         self.sent += 1
-        proof = peer.proof(key, covered, RequestId(f"{self._life:x}-{self.sent}"), now, body)
+        code = proof(requests, RequestId(f"{self._life:x}-{self.sent}"), now, body)
         data = b"%b%b: %b\r\ncontent-length: %d\r\n\r\n%b" % (
-            start, _HOP, proof.encode("latin-1"), len(body), body,
+            start, _HOP, code.encode("latin-1"), len(body), body,
         )
         post = _Post(self, target, data, context.clock.monotonic_ns())
         self._posts[post] = None

@@ -11,6 +11,7 @@ from typing import Final
 from isochrone.core.errors import Untrusted
 from isochrone.core.ids import RequestId, SiteName
 from isochrone.core.metering.event import Tokens, TokenSource
+from isochrone.core.metering.tokens import tokens_of
 from isochrone.core.world.site import Site
 from isochrone.core.world.tenant import Class
 from isochrone.gateway.incoming import Incoming
@@ -18,6 +19,14 @@ from isochrone.ports.clock import Clock
 from isochrone.wire import peer
 from isochrone.wire.identity import SiteIdentity
 from isochrone.wire.peer import HopHead
+from isochrone.wire.peer_codes import (
+    PATIENCE,
+    PUSHED,
+    UNPAID,
+    request_code,
+    same_code,
+    started,
+)
 
 MAX_AGE_NS: Final = int(peer.MAX_AGE_S * 1e9)
 KEEP_ALIVE_S: Final = 60
@@ -27,15 +36,17 @@ CLASSES: Final[dict[str, Class]] = {c: c for c in ("reserved", "on_demand", "bat
 
 class HopEntrant:
     """What the head of a hop says, as long as `ingress` is what the view says of its sender. Many
-    requests come with one head, so it is worked out once; each is proved by itself."""
+    requests come with one head, so it is worked out once; each is proved by itself. `requests` and
+    `answers`: with what the codes of both begin."""
 
-    __slots__ = ("class_", "covered", "head", "ingress", "key")
+    __slots__ = ("answers", "class_", "head", "ingress", "requests", "serving")
 
     def __init__(self, ingress: Site, key: bytes, head: HopHead, class_: Class) -> None:
         self.ingress = ingress
-        self.key = key
         self.head = head
-        self.covered = head.covered()
+        self.serving = head.serving
+        self.requests = started(key, head.covered())
+        self.answers = started(key)
         self.class_ = class_
 
 
@@ -115,18 +126,18 @@ class PeerHops:
         entrant = self.entrant(incoming, ingress)
         said, _, code = incoming.hop.decode("latin-1").rpartition(" ")
         request_id, _, sent = said.partition(" ")
-        sent, bounded, patience = sent.partition(peer.PATIENCE)
+        sent, bounded, patience = sent.partition(PATIENCE)
         if bounded and not (patience.isdigit() and len(patience) < 10):
             raise Untrusted("no time that it may wait")
-        pushed = sent.endswith(peer.PUSHED)
+        pushed = sent.endswith(PUSHED)
         if pushed:
             sent = sent[:-1]
-        unpaid = sent.endswith(peer.UNPAID)
+        unpaid = sent.endswith(UNPAID)
         if unpaid:
             sent = sent[:-1]
         if not sent.isdigit() or len(sent) > 20:
             raise Untrusted("no id, instant of sending and code")
-        if not peer.same_code(code, peer.request_code(entrant.key, entrant.covered, said, body)):
+        if not same_code(code, request_code(entrant.requests, said, body)):
             raise Untrusted("the message code is wrong")
         sent_at = int(sent)
         age_ns = self._clock.wall_ns() - sent_at
@@ -167,13 +178,12 @@ def parse_tokens(text: str) -> Tokens | None:
     parts = text.split(",")
     if len(parts) != 4:
         return None
-    source, counts = _SOURCES.get(parts[3]), parts[0] + parts[1] + parts[2]
-    if source is None or not (counts.isascii() and counts.isdigit()):
+    uncached, cached, output = parts[0], parts[1], parts[2]
+    source = _SOURCES.get(parts[3])
+    if source is None or not (_is_count(uncached) and _is_count(cached) and _is_count(output)):
         return None
-    sizes = [len(part) for part in parts[:3]]
-    if min(sizes) < 1 or max(sizes) > MOST_DIGITS:
-        return None
-    return Tokens(
-        input_uncached=int(parts[0]), input_cached=int(parts[1]), output=int(parts[2]),
-        source=source,
-    )
+    return tokens_of(int(uncached), int(cached), int(output), source)
+
+
+def _is_count(text: str) -> bool:
+    return 0 < len(text) <= MOST_DIGITS and text.isascii() and text.isdigit()

@@ -22,6 +22,7 @@ from isochrone.gateway.replies import (
 from isochrone.gateway.server import ClientConnection
 from isochrone.gateway.surface import ROUTES, error_body_for
 from isochrone.wire import peer
+from isochrone.wire.peer_codes import answer
 
 _KEEP_ALIVE: Final = f"keep-alive: timeout={KEEP_ALIVE_S}\r\n"
 
@@ -152,8 +153,8 @@ class Reply:
 
     def _proof(self, hop: Hop, status: int, counts: str, replica: ReplicaId | None) -> str:
         """What proves the answer to the peer, and what it says."""
-        key, serving = hop.entrant.key, hop.entrant.head.serving
-        return peer.answer(
-            key, self.request_id, serving, status, tokens=counts,
+        entrant = hop.entrant
+        return answer(
+            entrant.answers, self.request_id, entrant.serving, status, tokens=counts,
             replica=peer.NOTHING if replica is None else replica, class_=self.class_said,
         )

@@ -22,7 +22,13 @@ from isochrone.gateway.heads import path_of
 from isochrone.gateway.incoming import Fault, Incoming
 from isochrone.gateway.letters import PATH as LETTERS_PATH
 from isochrone.gateway.letters import Letters
-from isochrone.gateway.peer_hop import KEEP_ALIVE_S, Hop, claimed_ingress, claims_hop
+from isochrone.gateway.peer_hop import (
+    KEEP_ALIVE_S,
+    Hop,
+    HopEntrant,
+    claimed_ingress,
+    claims_hop,
+)
 from isochrone.gateway.replies import JSON, Refusal, head, refusal_lines
 from isochrone.gateway.reply import Reply
 from isochrone.gateway.server import ClientConnection, Handler
@@ -117,7 +123,10 @@ class HopClaim:
 
     def serve(self) -> None:
         context, incoming = self._context, self._incoming
-        ingress = context.view.site(claimed_ingress(incoming))
+        known = incoming.head.known
+        ingress = context.view.site(
+            known.ingress.name if isinstance(known, HopEntrant) else claimed_ingress(incoming)
+        )
         try:
             hop = context.peers.verify(incoming, ingress, incoming.body)
         except Untrusted as error:
@@ -126,12 +135,11 @@ class HopClaim:
         entrant = hop.entrant
         key, sender = context.view.keys.by_id(KeyId(entrant.head.key_id)), entrant.ingress.name
         rtt_ms = context.view.rtt_ms(sender)
+        wall_ns = context.clock.wall_ns()
         context.skew.heard(sender, hop.sent_at, rtt_ms, incoming.began_ns)
         unknown: Refusal | None = KEY_UNKNOWN
         if key is not None:
-            unknown = admission.refuse_key(
-                key, admission.scope_of(self._endpoint), context.clock.wall_ns()
-            )
+            unknown = admission.refuse_key(key, admission.scope_of(self._endpoint), wall_ns)
         if key is None or unknown is not None:
             self._refuse_hop(hop, unknown or KEY_UNKNOWN)
             return
@@ -144,7 +152,7 @@ class HopClaim:
             return
         exchange = Exchange(
             context, self._connection, incoming, key=key, endpoint=self._endpoint,
-            request_id=hop.request_id, received_at=context.clock.wall_ns(), hop=hop,
+            request_id=hop.request_id, received_at=wall_ns, hop=hop,
         )
         exchange.narrowing = narrowing
         exchange.serve()

@@ -6,6 +6,7 @@ its site, is the one in the view.
 
 from collections.abc import Callable
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from isochrone.ports.network import Address
 from isochrone.wire import peer
 from isochrone.wire.hop_tls import hop_tls_name
 from isochrone.wire.peer import HopHead
+from isochrone.wire.peer_codes import started
 
 # Of the client's headers only these go on: others may hold secrets that are not for engines, and
 # content codings that metering could not read.
@@ -33,14 +35,15 @@ CREDENTIAL_NS: Final = 1_000_000_000  # a key that was replaced in its file coun
 
 
 class Target:
-    """`replica` for an engine; `peer_key` for the gateway of another site, with its `rtt_ms`.
+    """`replica` for an engine; `peer_key` for the gateway of another site, with its `rtt_ms`, and
+    `answers`, with which the codes of its answers begin.
 
     `where` are the lines of an answer's head that say where it ran.
     """
 
     __slots__ = (
-        "_headers", "_hops", "_starts", "address", "base_path", "country", "host", "peer_key",
-        "replica", "rtt_ms", "site", "until_ns", "where",
+        "_headers", "_hops", "_starts", "address", "answers", "base_path", "country", "host",
+        "peer_key", "replica", "rtt_ms", "site", "until_ns", "where",
     )
 
     def __init__(
@@ -56,11 +59,12 @@ class Target:
         self.base_path = base_path
         self.replica = replica
         self.peer_key = peer_key
+        self.answers = None if peer_key is None else started(peer_key)
         self.rtt_ms = rtt_ms
         self.until_ns = 0
         self._headers = headers
         self._starts: dict[str, bytes] = {}
-        self._hops: dict[tuple[str, str, str, str, bytes], tuple[bytes, bytes]] = {}
+        self._hops: dict[tuple[str, str, str, str, bytes], tuple[bytes, blake2b]] = {}
 
     def start_of(self, path: str) -> bytes:
         """The first lines of a request to `path` (as the client names it) at this target."""
@@ -71,12 +75,12 @@ class Target:
             known = self._starts[path] = text.encode("latin-1")
         return known
 
-
     def hop_start(self, ingress: SiteName, said: tuple[str, str, str, str, bytes]) -> (
-        tuple[bytes, bytes]
+        tuple[bytes, blake2b]
     ):
-        """(first lines of a request's head, what its code covers of them) at this peer, for a path,
+        """(first lines of a request's head, with what its code begins) at this peer, for a path,
         key id, class, narrowed residency, and the client's headers that go on."""
+        assert self.peer_key is not None
         known = self._hops.get(said)
         if known is None:
             path, key_id, class_, residency, forwarded = said
@@ -84,7 +88,7 @@ class Target:
             start = self.start_of(path) + head.lines().encode("latin-1") + forwarded
             if len(self._hops) >= HOPS_KEPT:
                 self._hops.clear()
-            known = self._hops[said] = (start, head.covered())
+            known = self._hops[said] = (start, started(self.peer_key, head.covered()))
         return known
 
 

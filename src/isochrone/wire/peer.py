@@ -3,18 +3,15 @@
 Two sites share a key without ever exchanging one: X25519 of one's secret and the other's public key
 (from the signed view), through HKDF. The ingress sends a code (keyed BLAKE2b) over id, method,
 path, key id, class, instant, what the client's headers narrow, and body; the serving gateway
-answers with a code over id, status, token counts and replica. A code older than `MAX_AGE_S` is
-refused. The client's own key never travels: the destination finds `key id` in its own view and
-re-checks tenant and residency there.
+answers with a code over id, status, token counts and replica (`peer_codes`). A code older than
+`MAX_AGE_S` is refused. The client's own key never travels: the destination finds `key id` in its
+own view and re-checks tenant and residency there.
 
 What differs from request to request stands in one header, `HOP`, right before the content-length,
 so that both gateways know the rest of a head from the one before it.
 """
 
 from collections.abc import Sequence
-from hashlib import blake2b
-from hmac import compare_digest
-from math import inf
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -38,13 +35,9 @@ REFUSED = "x-isochrone-refused"        # on a typed refusal by the destination: 
 QUEUED = "x-isochrone-queued"          # on an answer: whole ms that it waited there for its turn
 STOPPED = "x-isochrone-stopped"        # on a typed refusal: how it gave way there before
 TRIED = "x-isochrone-tried"            # on a hop: the sites that refused or lost the request before
-PUSHED = "p"                           # behind the instant in `HOP`: past the nearest site
-UNPAID = "u"                           # before both: its ingress cannot pay for `reserved`
-PATIENCE = "w"                         # behind that: the whole ms that it may wait there
 # The last bytes of a stream that a serving gateway leaves to its ingress because its own queue had
 # no place for it again; to whoever does not know them they are a comment.
 TURNED_AWAY = b": isochrone turned-away\n\n"
-CODE_BYTES = 24
 NOTHING = "-"                          # in the place of an answer's tokens or replica
 
 
@@ -83,42 +76,6 @@ def shared_key(own_secret_hex: str, peer_public_hex: str, one: str, other: str) 
     )
 
 
-def proof(
-    key: bytes, covered: bytes, request_id: str, sent_at: int, body: bytes, *, pushed: bool = False,
-    patience_ms: float = inf, unpaid: bool = False,
-) -> str:
-    """The value of a request's `HOP`; `covered` is what its HopHead says. `pushed`: another site is
-    nearer, and has a long queue. `patience_ms`: where it would wait for longer, it wants to be
-    refused at once. `unpaid`: it is of its class only if the serving site pays for it."""
-    said = f"{request_id} {sent_at}{UNPAID if unpaid else ''}{PUSHED if pushed else ''}"
-    if patience_ms < inf:
-        said += f"{PATIENCE}{int(patience_ms)}"
-    return f"{said} {request_code(key, covered, said, body)}"
-
-
-def request_code(key: bytes, covered: bytes, said: str, body: bytes) -> str:
-    """Message code of a peer request, hex; `said` is id and instant as they stand before it."""
-    return blake2b(
-        b"%b%b\n%b" % (covered, said.encode(), body), key=key, digest_size=CODE_BYTES
-    ).hexdigest()
-
-
-def answer(
-    key: bytes, request_id: str, serving: str, status: int, *, tokens: str, replica: str,
-    class_: str = "",
-) -> str:
-    """The value of an answer's `HOP`: token counts and replica that served it, or `NOTHING`; the
-    class in which it was, where the request was `UNPAID`; and the code."""
-    said = f"{tokens} {replica} {class_}" if class_ else f"{tokens} {replica}"
-    return f"{said} {answer_code(key, request_id, serving, status, said)}"
-
-
-def answer_code(key: bytes, request_id: str, serving: str, status: int, said: str) -> str:
-    """Message code of the answer's head, hex; `said` is what stands before it."""
-    text = f"answer\n{request_id}\n{serving}\n{status}\n{said}\n"
-    return blake2b(text.encode(), key=key, digest_size=CODE_BYTES).hexdigest()
-
-
 def tried_line(sites: Sequence[str]) -> str:
     """The line of a hop's head that says where the request was before."""
     return f"{TRIED}: {','.join(sites)}\r\n"
@@ -129,8 +86,3 @@ def sites_tried(value: bytes | None) -> frozenset[str]:
     if not value:
         return frozenset()
     return frozenset(each.strip() for each in value.decode("latin-1").split(","))
-
-
-def same_code(one: str, other: str) -> bool:
-    """Compare in constant time; False for what cannot be a code."""
-    return one.isascii() and compare_digest(one, other)

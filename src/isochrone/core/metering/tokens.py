@@ -17,7 +17,7 @@ Sources, best first, and the largest error of each (see docs/metering.md):
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from isochrone.core.metering.event import Tokens
+from isochrone.core.metering.event import Tokens, TokenSource
 
 BYTES_PER_TOKEN = 4
 LARGEST_COUNT = 2**31 - 1
@@ -79,6 +79,14 @@ def of_answers(finals: Sequence[Reported], choices: int, prompts: int) -> Report
         cached=sum(count.cached for count in finals) // share,
         output=output,
     )
+
+
+def tokens_of(input_uncached: int, input_cached: int, output: int, source: TokenSource) -> Tokens:
+    """Tokens of these counts, in less than half the time that their constructor takes."""
+    tokens = object.__new__(Tokens)
+    tokens.input_uncached, tokens.input_cached = input_uncached, input_cached
+    tokens.output, tokens.source = output, source
+    return tokens
 
 
 def settle(

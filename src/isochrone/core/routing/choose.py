@@ -17,7 +17,7 @@ from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.rng import Random
 from isochrone.core.routing.board import TIE_MS, TIE_SHARE, Board, Part
 from isochrone.core.routing.choice import Refused
-from isochrone.core.routing.chosen import Choice
+from isochrone.core.routing.chosen import UNKNOWN, Choice
 from isochrone.core.routing.credits import PUSHED_MS, stays_rather
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.per_site import Milliseconds
@@ -80,7 +80,7 @@ def choose(
     choice.eligible = part.eligible if not tried else len(costs) - len(refused)
     choice.costs, choice.decodes = costs, decodes
     choice.part, choice.refused, choice.queues = part, refused, _queues(board, held)
-    choice.verdict, choice.limit_ms = "none", 0.0
+    choice.verdict, choice.limit_ms, choice.next_best = "none", 0.0, UNKNOWN
     if not choice.eligible:
         return _nobody(choice)
     index = _best(choice, part, costs, target_ms, class_, rng)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import inf
+from typing import Final
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from isochrone.core.routing.bond import Bond, HomeVerdict
 from isochrone.core.routing.choice import Because, Decision, Ground, Refused
 from isochrone.core.routing.per_site import Milliseconds
 from isochrone.core.routing.prefix import Belief
+
+UNKNOWN: Final = -2
 
 
 class Choice:
@@ -23,14 +26,15 @@ class Choice:
     chosen site is expected to have of the prompt; `verdict` is what became of the session's home,
     which could be `limit_ms` dearer than another. `because` says what decided among the eligible,
     None when there is nobody; `pushed`: it goes past the nearest site, which counts against the
-    credits. `body_bytes` is what was reckoned for the way, 0 for little. `queues` are those of the
-    whole board of which `part` are the open sites.
+    credits. `next_best` is what `runner_up` has found, UNKNOWN before. `body_bytes` is what was
+    reckoned for the way, 0 for little. `queues` are those of the whole board of which `part` are
+    the open sites.
     """
 
     __slots__ = (
         "allowed_exists", "because", "belief", "body_bytes", "cost_ms", "costs", "decode_ms",
-        "decodes", "digest_age_ms", "eligible", "ground", "index", "limit_ms", "part", "prefill_ms",
-        "pushed", "queue_ms", "queues", "refused", "rtt_ms", "site", "verdict",
+        "decodes", "digest_age_ms", "eligible", "ground", "index", "limit_ms", "next_best", "part",
+        "prefill_ms", "pushed", "queue_ms", "queues", "refused", "rtt_ms", "site", "verdict",
     )
 
     site: SiteName | None
@@ -46,6 +50,7 @@ class Choice:
     digest_age_ms: float
     because: Because | None
     pushed: bool
+    next_best: int
     body_bytes: int
     refused: tuple[Refused, ...]
     costs: Milliseconds
@@ -86,11 +91,12 @@ class Choice:
         """The index of the cheapest site beside the chosen one; -1 where there is none."""
         if self.eligible < 2:
             return -1
-        costs, index = self.costs, self.index
-        costs[index] = inf
-        other = int(costs.argmin())
-        costs[index] = self.cost_ms
-        return other
+        if self.next_best == UNKNOWN:
+            costs, index = self.costs, self.index
+            costs[index] = inf
+            self.next_best = int(costs.argmin())
+            costs[index] = self.cost_ms
+        return self.next_best
 
     def decision(
         self, *, actual_ttft_ms: float | None = None, tried: Sequence[Refused] = (),
