@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from psycopg.rows import kwargs_row
 
 from isochrone.adapters.postgres.pool import Pool
+from isochrone.adapters.postgres.settled import SETTLED
 from isochrone.core.world.tenant import Scope
 from isochrone.ports.audit import AuditEntry, AuditFilter
 
@@ -20,11 +21,12 @@ class PostgresAudit:
         newest: bool = False,
     ) -> Sequence[AuditEntry]:
         beyond, order = ("<", "DESC") if newest else (">", "ASC")
+        settled = f" AND {SETTLED.format('audit')}" if after is not None and not newest else ""
         with self._pool.transaction(scope) as connection:
             cursor = connection.cursor(row_factory=kwargs_row(AuditEntry))
             return cursor.execute(
                 "SELECT serial, at, org_id, actor, kind, subject, change, before, after FROM audit"
-                f" WHERE (%(after)s::bigint IS NULL OR serial {beyond} %(after)s)"
+                f" WHERE (%(after)s::bigint IS NULL OR serial {beyond} %(after)s){settled}"
                 " AND (%(scope)s::text IS NULL OR org_id = %(scope)s)"
                 " AND (%(org)s::text IS NULL OR org_id = %(org)s)"
                 " AND (%(actor)s::text IS NULL OR actor = %(actor)s)"

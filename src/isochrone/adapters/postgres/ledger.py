@@ -25,6 +25,7 @@ from isochrone.adapters.postgres.due_hours import first_due, first_used, take_du
 from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import keep_sheets, load_sheets, sheets_for
+from isochrone.adapters.postgres.settled import SETTLED, UNDER_WAY
 from isochrone.core.billing.charging import Payer, changes, charges_of
 from isochrone.core.billing.hold import Event, Hold, opening, step
 from isochrone.core.billing.ledger import (
@@ -101,10 +102,11 @@ class PostgresLedger:
         after: int | None = None, newest: bool = False,
     ) -> Sequence[Recorded]:
         beyond, order = ("<", "DESC") if newest else (">", "ASC")
+        settled = f" AND {SETTLED.format('p')}" if after is not None and not newest else ""
         with self._pool.transaction(scope) as connection:
             rows = connection.execute(
                 f"{_POSTING} WHERE (%(org)s::text IS NULL OR p.org_id = %(org)s)"
-                f" AND (%(after)s::bigint IS NULL OR p.number {beyond} %(after)s)"
+                f" AND (%(after)s::bigint IS NULL OR p.number {beyond} %(after)s){settled}"
                 " AND (%(project)s::text IS NULL OR EXISTS ("
                 "   SELECT FROM entries m WHERE m.org_id = p.org_id AND m.key = p.key"
                 "   AND m.project_id = %(project)s))"
@@ -285,7 +287,8 @@ def _record(connection: _Connection, posting: Posting, now: int) -> Verdict:
         raise InvalidInput(problems)
     added = connection.execute(
         "INSERT INTO postings (org_id, key, kind, at, currency, about, unwinds, recorded_at)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (org_id, key) DO NOTHING",
+        f" SELECT %s, %s, %s, %s, %s, %s, %s, %s WHERE {UNDER_WAY}"
+        " ON CONFLICT (org_id, key) DO NOTHING",
         (posting.org_id, posting.key, posting.kind, posting.at, posting.currency, posting.about,
          posting.unwinds, now),
     ).rowcount

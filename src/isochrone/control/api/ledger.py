@@ -207,7 +207,8 @@ def _add_reading(router: APIRouter, context: Context) -> None:
         org_id: Filter = None, project_id: Filter = None,
         order: Literal["oldest", "newest"] = "oldest",
     ) -> Listed[PostingShape]:
-        """Postings by when they were recorded; `after` is the number of one."""
+        """Postings by when they were recorded; `after` is the number of one, 0 for all. With it
+        none is told while one with a smaller number may still come."""
         after = page.after
         if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
             raise InvalidInput([f"after: {after!r} is not the number of a posting"])
