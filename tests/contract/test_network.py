@@ -3,6 +3,7 @@
 import asyncio
 import resource
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar, cast
@@ -285,3 +286,28 @@ def test_only_the_port_that_is_shared_may_be_taken_twice() -> None:
             await listener.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connection_that_came_in_time_is_made_by_a_loop_that_is_late(
+    factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """As after a pause of the machine: it is no fault of who was asked."""
+
+    async def main() -> None:
+        network = SocketNetwork()
+        listener = await network.listen(Recorder, "127.0.0.1", 0)
+        address = Address(host="127.0.0.1", port=listener.port)
+        connecting = asyncio.create_task(network.connect(Recorder, address, timeout_s=0.2))
+        await asyncio.sleep(0)
+        until_s = time.monotonic() + 0.5
+        while time.monotonic() < until_s:
+            pass
+        client = await connecting
+        client.open.close()
+        with pytest.raises(TimeoutError):
+            await network.connect(Recorder, replace(address, rtt_ms=60_000), timeout_s=0.05)
+        await listener.close()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(asyncio.wait_for(main(), 20))
