@@ -10,10 +10,9 @@ import psycopg
 import pytest
 
 from isochrone.adapters.postgres.book import PostgresBook
-from isochrone.adapters.postgres.ledger import PostgresLedger, _record
+from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.pool import Pool, open_pool
 from isochrone.adapters.postgres.prices import PostgresPrices
-from isochrone.adapters.postgres.settled import UNDER_WAY
 from isochrone.control.charging import Charging, charge_now
 from isochrone.core.billing.charge import Graduated, PerUnit, Tier
 from isochrone.core.billing.charging import Payer
@@ -161,35 +160,6 @@ def test_a_posting_is_recorded_once_and_comes_back_as_it_was(ledger: PostgresLed
         ledger.record(MINE, replace(posting, key="k", entries=posting.entries[:1] * 2), now=9)
     with pytest.raises(NotFound):
         ledger.balances(MINE, org_id=OrgId("other"), project_id=None)
-
-
-def test_who_follows_the_ledger_misses_no_posting_that_was_under_way(
-    ledger: PostgresLedger, pool: Pool
-) -> None:
-    ledger.record(MINE, a_credit("first"), now=1)
-
-    def keys(after: int) -> list[str]:
-        rows = ledger.postings(MINE, org_id=None, project_id=None, most=9, after=after)
-        return [row.posting.key for row in rows]
-
-    with pool.transaction(MINE) as slow:
-        assert _record(slow, a_credit("slow"), 2) == "recorded"
-        ledger.record(MINE, a_credit("quick"), now=3)
-        assert keys(0) == ["first"], "else one that goes on behind it never sees the slow one"
-        newest = ledger.postings(MINE, org_id=None, project_id=None, most=9, newest=True)
-        assert [row.posting.key for row in newest] == ["quick", "first"]
-    assert keys(0) == ["first", "slow", "quick"]
-
-
-def test_a_posting_is_under_way_before_it_draws_its_number(pool: Pool) -> None:
-    """Else one that drew a smaller number might look as if it had not begun."""
-    with pool.transaction(MINE) as connection:
-        plan = connection.execute(
-            "EXPLAIN (VERBOSE, COSTS OFF) INSERT INTO postings (org_id, key, kind, at, currency,"
-            f" about, recorded_at) SELECT 'o', 'k', 'credit', 1, 'EUR', '', 1 WHERE {UNDER_WAY}"
-        ).fetchall()
-    lines = [str(line).strip() for (line,) in plan]
-    assert any(line.startswith("One-Time Filter: (pg_current_xact_id()") for line in lines), lines
 
 
 def test_the_database_itself_keeps_the_ledger(ledger: PostgresLedger, database: str) -> None:
