@@ -97,6 +97,29 @@ def test_a_crowd_whose_time_is_over_at_once_is_not_told_to_wait_for_each_other()
 
 
 @pytest.mark.parametrize(
+    ("has", "others", "makes_room"), [(1, 9, True), (3, 3, True), (9, 3, False)]
+)
+def test_in_a_full_queue_whoever_has_two_more_makes_room(
+    has: int, others: int, makes_room: bool
+) -> None:
+    """However many tenants have few: what each has on the average is no measure."""
+    rule = ClassRule(share=3, queue_most=has + others + 10, wait_ms=60_000)
+    queue = SiteQueue(SitePolicy(on_demand=rule), 1, 1.0 * MS, guessed=True)
+    offered(queue, "on_demand", "first", 10, 0)
+    crowd = ["hog"] * 10 + ["poor"] * has + [f"t{number}" for number in range(others)]
+    tickets = [offered(queue, "on_demand", tenant, 10, 0) for tenant in crowd]
+    answer = queue.offer("on_demand", "poor", 10, most_tokens=10, now_ns=0)
+    if makes_room:
+        assert isinstance(answer, Ticket)
+        (away,) = drained(queue)
+        assert isinstance(away, TurnAway)
+        assert (away.ticket, away.refused.reason) == (tickets[9], "queue_full")
+    else:
+        assert isinstance(answer, Refused)
+        assert (answer.reason, drained(queue)) == ("queue_full", [])
+
+
+@pytest.mark.parametrize(
     ("wanted", "allowed", "got"),
     [
         ("reserved", ("reserved", "on_demand", "batch"), "reserved"),
