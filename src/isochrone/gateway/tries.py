@@ -41,6 +41,7 @@ MOST_TRIES: Final = 3
 LEAST_CONNECT_S: Final = 0.25
 CLOSING_NS: Final = 200_000_000  # and a round trip: a connection that was closing is lost by then
 _NO_TOKENS: Final = Tokens()
+_NONE_READY: Final = "none of the site's replicas is ready"
 
 
 class Tries(Choosing):
@@ -55,8 +56,8 @@ class Tries(Choosing):
     tries are counted anew. `asking` takes the place of the body, `wanted` is what its replica must
     be, None where any will do. `turn` is its place in the queue of the site that it is sent to,
     where this gateway keeps that, and `waiting` counts it as work there; `saturated`: the refusal
-    of a queue that it may come back to soonest; `queued_ns`: how long it has waited for its turn;
-    `stops`: how often it gave its slot back meanwhile.
+    of a queue that it may come back to soonest; `bounces`: how many were busy; `queued_ns`: how
+    long it has waited for its turn; `stops`: how often it gave its slot back meanwhile.
     """
 
     context: Context
@@ -78,6 +79,7 @@ class Tries(Choosing):
     choice: Choice | None = None
     attempt: Attempt | None = None
     attempts = 0
+    bounces = 0
     opened = False
     chosen_ns: int | None = None
     choice_ns = 0  # when the last choice was made
@@ -267,6 +269,7 @@ class Tries(Choosing):
     def saturated_at(self, site: SiteName, refusal: Refusal) -> None:
         """The queue of a site has refused it: keep the refusal that it may come back to soonest."""
         known, after_s = self.saturated, refusal.retry_after_s
+        self.bounces += refusal.reason == BUSY
         if known is None or known.retry_after_s is None or (
             after_s is not None and after_s < known.retry_after_s
         ):
@@ -277,14 +280,12 @@ class Tries(Choosing):
     def _none_ready(self, site: SiteName) -> None:
         if self.reply.hop is not None and self.tried:
             self.refuse_hop_without_replica()
-            return
-        detail = "none of the site's replicas is ready"
-        self._refused(Refused(site=site, rule="no_ready_replica", detail=detail))
+        else:
+            self._refused(Refused(site=site, rule="no_ready_replica", detail=_NONE_READY))
 
     def try_again_at(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
         """Try another replica of a site that was tried before, if the view still allows it."""
-        table = self.context.view.table
-        if not table.may_process(site, self.key.policy_id, self.narrowing):
+        if not self.context.view.table.may_process(site, self.key.policy_id, self.narrowing):
             return False
         return self.try_replica(site, rtt_ms, now_ns)
 
@@ -328,9 +329,8 @@ class Tries(Choosing):
         context, request = self.context, self.request
         seam = None if self.continuation is None else self.continuation.seam
         before = self.attempt
-        attempt = self.attempt = (
-            Attempt(self, target) if seam is None else Resumed(self, target, seam)
-        )
+        attempt = Attempt(self, target) if seam is None else Resumed(self, target, seam)
+        self.attempt = attempt
         if self.reply.hop is None:
             why = context.journal.opened(opening_of(self))
             if why is not None and not self.opened:  # else it is on record, with room to close it
@@ -472,7 +472,7 @@ class Tries(Choosing):
             self.refuse(self.saturated or admission.no_site_healthy(self.context, choice, model))
 
     def refuse_hop_without_replica(self) -> None:
-        why = self.tried[-1].detail if self.tried else "none of the site's replicas is ready"
+        why = self.tried[-1].detail if self.tried else _NONE_READY
         self.refuse(self.saturated or admission.no_replica(why))
 
     @property
