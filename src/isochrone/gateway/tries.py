@@ -413,7 +413,7 @@ class Tries(Choosing):
         now_ns = self.context.clock.monotonic_ns()
         if self.affinity is not None:
             self.affinity.failed(self.context)
-        self.release(attempt, None, now_ns)
+        self.release(attempt, judged.said_by_refusal(self, rule), now_ns, f"it refuses: {rule}")
         saturated, site = None, attempt.target.site
         if rule in QUEUE_REASONS:
             saturated = admission.saturated_elsewhere(site, self.request.model, rule, retry_after_s)
