@@ -148,7 +148,7 @@ class Tries(Choosing):
 
     def choose_one(self, now_ns: int) -> None:
         """Choose among the allowed sites and try the best one."""
-        context, request = self.context, self.request
+        context, request, view = self.context, self.request, self.context.view
         tries = self.attempts - self._tries_before
         if tries and self.connect_time_left_s() <= 0:
             self.refuse(timeouts.refusal("connect_timeout", context.settings.connect_timeout_s))
@@ -160,7 +160,7 @@ class Tries(Choosing):
         if affinity is None:
             affinity = self.affinity = affinity_of(self)
         choice = self.choice = choose(
-            context.view.table,
+            view.table,
             context.loads,
             context.prefixes,
             model=request.model,
@@ -174,8 +174,8 @@ class Tries(Choosing):
             rng=context.rng,
             narrowing=self.narrowing,
             home=None if affinity is None else affinity.find_home(context, now_ns),
-            body_bytes=len(self.asking or self.body),
-            target_ms=context.settings.ttft_target_ms,
+            body_bytes=len(self.asking or self.body), target_ms=context.settings.ttft_target_ms,
+            closed=view.closed_to(self.class_, request.model) if view.closed else (),
         )
         self.choice_ns, site = now_ns, choice.site
         if site is None:
@@ -187,7 +187,7 @@ class Tries(Choosing):
             detail = "requests of this organisation failed there while others were served"
             self._refused(Refused(site=site, rule="ejected", detail=detail))
             return
-        near = site == context.site or context.view.replicas.reaches(site)
+        near = site == context.site or view.replicas.reaches(site)
         if self.claim is not None:
             context.paying.claim(self, site, now_ns, another=not near)
         if affinity is not None:
@@ -197,12 +197,12 @@ class Tries(Choosing):
         if near:
             self.serve_at(site, choice.rtt_ms, now_ns)
             return
-        noun = context.view.site(site)
+        noun = view.site(site)
         key = None if noun is None else context.peers.key_for(noun)
         if noun is None or key is None:
             self._refused(Refused(site=site, rule="not_joined", detail="the site left the view"))
             return
-        emulated_rtt_ms = context.view.emulated_rtt_ms(site)
+        emulated_rtt_ms = view.emulated_rtt_ms(site)
         self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms), now_ns)
 
     # At a site that this gateway reaches itself.
