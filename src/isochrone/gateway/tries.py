@@ -390,7 +390,7 @@ class Tries(Choosing):
         if attempt.status == 429:
             judged.engine_is_full(self, attempt)
         self.release(attempt, None if unreachable or busy else False, now_ns, why)
-        if not self._may_retry(now_ns):
+        if not self._may_retry(now_ns, self.saturated if attempt.status == 429 else None):
             return
         tries = self.attempts - self._tries_before
         if attempt.last_ns:
