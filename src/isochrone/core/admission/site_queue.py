@@ -233,9 +233,7 @@ class SiteQueue:
             for line in self._lines:
                 line.draw_to(self._virtual)
         self._committed = committed
-        if slots == 0 and self.queued:
-            self._turn_all_away()
-        elif self.queued:
+        if self.queued:
             self._dispatch(now_ns)
 
     def engines_read(self, names: Collection[str], tok_s: float) -> None:
@@ -414,6 +412,8 @@ class SiteQueue:
                 self._loose_tokens = int(self._reclaim_ns / self.slot_ns)
 
     def _dispatch(self, now_ns: int) -> None:
+        if not self.slots:
+            self._turn_all_away()
         while self.queued and self.running < self.slots and not self.reading.is_full():
             ticket = self._next(now_ns)
             if ticket is None:
