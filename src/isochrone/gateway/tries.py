@@ -160,19 +160,11 @@ class Tries(Choosing):
         if affinity is None:
             affinity = self.affinity = affinity_of(self)
         choice = self.choice = choose(
-            view.table,
-            context.loads,
-            context.prefixes,
-            model=request.model,
-            policy_id=self.key.policy_id,
-            class_=self.class_,
-            prompt_tokens=request.prompt_tokens,
-            output_tokens=request.output_tokens,
+            view.table, context.loads, context.prefixes,
+            model=request.model, policy_id=self.key.policy_id, class_=self.class_,
+            prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens,
             blocks=() if affinity is None else affinity.blocks,
-            tried=self.tried_now,
-            now_ns=now_ns,
-            rng=context.rng,
-            narrowing=self.narrowing,
+            tried=self.tried_now, now_ns=now_ns, rng=context.rng, narrowing=self.narrowing,
             home=None if affinity is None else affinity.find_home(context, now_ns),
             body_bytes=len(self.asking or self.body), target_ms=context.settings.ttft_target_ms,
             closed=view.closed_to(self.class_, request.model) if view.closed else (),
@@ -443,8 +435,8 @@ class Tries(Choosing):
 
     def _may_retry(self, now_ns: int, saturated: Refusal | None = None) -> bool:
         """Whether the budget has a retry for this request; else it is refused, as `saturated` says
-        where that just happened. Streams that have begun are tried a few times anyway."""
-        if self.continuation is not None or self.attempts >= MOST_TRIES:
+        where that just happened. Streams that have begun are tried anyway; of one alone none is."""
+        if self.continuation is not None or self.attempts >= MOST_TRIES or self._was_alone:
             return True
         if self.context.retries.try_spend(now_ns):
             return True
@@ -480,6 +472,14 @@ class Tries(Choosing):
         """Whether nobody but the site that it is at can serve it."""
         choice = self.choice
         return self.reply.hop is None and (choice is None or choice.eligible < 2)
+
+    @property
+    def _was_alone(self) -> bool:
+        """Whether whoever was tried last is the only one."""
+        replicas, attempt = self.context.view.replicas, self.attempt
+        return self._is_last_resort and attempt is not None and not (
+            replicas.are_several(attempt.target.site, self.request.model)
+        )
 
     def release(
         self, attempt: Attempt, ok: bool | None, now_ns: int, why: str = "a request failed"
