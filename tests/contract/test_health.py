@@ -133,6 +133,19 @@ def test_a_site_whose_gateway_asks_none_of_its_replicas_is_left_before_retries_r
     run(main)
 
 
+def test_a_site_of_one_replica_takes_no_retry_for_what_it_sends_back() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        ingress, paris, _ = await three_sites(cloud)
+        paris.engines[0].status = 503
+        answers = [await chat(ingress) for _ in range(3)]
+        assert {each.headers["x-isochrone-site"] for each in answers} == {"oslo"}
+        assert len(paris.engines[0].asked) == 3
+        assert ingress.running.context.retries.spent == 3
+        assert paris.running.context.retries.spent == 0
+
+    run(main)
+
+
 def test_the_last_site_that_takes_requests_stays_though_it_fails() -> None:
     async def main(cloud: GatewayCloud) -> None:
         ingress, paris, _ = await three_sites(cloud)

@@ -476,8 +476,8 @@ class Tries(Choosing):
     @property
     def _was_alone(self) -> bool:
         """Whether whoever was tried last is the only one."""
-        replicas, attempt = self.context.view.replicas, self.attempt
-        return self._is_last_resort and attempt is not None and not (
+        choice, attempt, replicas = self.choice, self.attempt, self.context.view.replicas
+        return (choice is None or choice.eligible < 2) and attempt is not None and not (
             replicas.are_several(attempt.target.site, self.request.model)
         )
 
