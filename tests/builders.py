@@ -164,6 +164,7 @@ def a_choice(
     body_bytes: int = 0,
     target_ms: float = TARGET_MS,
     home: Home | None = None,
+    closed: Sequence[Refused] = (),
 ) -> Choice:
     """The choice for a short interactive request of an unbound key."""
     return choose(
@@ -183,4 +184,5 @@ def a_choice(
         body_bytes=body_bytes,
         target_ms=target_ms,
         home=home,
+        closed=closed,
     )

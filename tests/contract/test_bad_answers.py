@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.metering.event import Tokens
 from tests.fixtures.gateways import (
     MODEL,
@@ -156,6 +157,38 @@ def test_engines_that_take_no_more_say_when_to_come_back(on_each_loop: RunOnLoop
                 assert (event.outcome, event.tokens.total) == ("refused", 0)
             engine.answer = OK + LENGTH + b"\r\n" + WHOLE  # and it was not taken for broken
             assert (await ask(site, post(chat_body()))).status == 200
+
+    on_each_loop(main)
+
+
+def test_engines_that_take_no_more_say_so_when_no_retry_is_left(on_each_loop: RunOnLoop) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        async with raw_engine() as (engine, url):
+            site = await a_site(cloud, url, engines=2)
+            context = site.running.context
+            await until(lambda: context.view.replicas.are_several(site.site.name, MODEL))
+            context.retries = RetryBudget(0.0, 0.0)
+            engine.answer = FULL % b"7"
+            got = await ask(site, post(chat_body()))
+            assert (got.status, got.headers["x-isochrone-reason"]) == (429, "queue_full")
+            assert got.headers["retry-after"] == "7"
+            engine.answer = b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n"
+            got = await ask(site, post(chat_body()))
+            assert (got.status, got.headers["x-isochrone-reason"]) == (503, "retry_budget")
+
+    on_each_loop(main)
+
+
+def test_an_engine_alone_takes_no_retries_from_others(on_each_loop: RunOnLoop) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        async with raw_engine() as (engine, url):
+            site = await a_site(cloud, url)
+            retries = site.running.context.retries = RetryBudget(0.0, 0.3)  # three
+            engine.answer = FULL % b"7"
+            for _ in range(5):
+                got = await ask(site, post(chat_body()))
+                assert (got.status, got.headers["retry-after"]) == (429, "7")
+            assert (retries.spent, retries.refused) == (0, 0)
 
     on_each_loop(main)
 

@@ -1,6 +1,7 @@
 """Gateways over real sockets: a busy site sends back what may not wait for so long."""
 
 import asyncio
+from functools import partial
 
 from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.ids import OrgId, SiteName
@@ -82,6 +83,45 @@ def test_a_request_that_a_busy_site_sends_back_takes_nothing_of_the_retry_budget
         ]
         engine.hold.set()
         assert (await first).status == 200
+
+    run(main)
+
+
+def asked_twice(site: RunningSite) -> bool:
+    return len(site.engines[0].asked) == 2
+
+
+def test_two_busy_sites_send_a_request_back_and_the_third_takes_it_be_one_the_own() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        places = {"sydney": "AU", "paris": "FR", "berlin": "DE", "lisbon": "PT"}
+        for name, country in places.items():
+            await cloud.add_site(name, country, replica={"slots": 1})
+            await cloud.key(f"only-{name}", residency=(country,))
+        await cloud.key("secret")
+        await cloud.ready()
+        held = []
+        for name in places:
+            site = cloud.sites[name]
+            mine = post(chat_body(), key=f"only-{name}")
+            assert (await ask(site, mine)).status == 200
+            site.engines[0].hold.clear()
+            held.append(asyncio.create_task(ask(site, mine)))
+            await until(partial(asked_twice, site))
+            queue_of(site).asked_ns = 5e6
+        waits = asyncio.create_task(ask(cloud.sites["sydney"], post(chat_body())))
+        await until(lambda: any(queue_of(each).queued for each in cloud.sites.values()))
+        for each in cloud.sites.values():
+            each.engines[0].hold.set()
+        answer = await waits
+        assert [(await each).status for each in held] == [200] * 4
+        assert answer.status == 200
+        (event,) = (
+            e for e in await cloud.events(answer.request_id, 2) if e.reporter == "ingress"
+        )
+        assert event.decision is not None
+        tried = event.decision.tried
+        assert [(each.rule, each.detail[:4]) for each in tried] == [("saturated", "busy")] * 2
+        assert tried[0].site == "sydney"
 
     run(main)
 

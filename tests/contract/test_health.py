@@ -4,7 +4,9 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Any
 
+from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.ids import SiteName
+from isochrone.core.lifecycle.health import HealthRules
 from isochrone.core.metering.event import UsageEvent
 from isochrone.core.world.health import HealthReport
 from isochrone.core.world.site import Link, SiteLinks
@@ -107,6 +109,39 @@ def test_a_site_that_fails_is_ejected_explained_and_comes_back() -> None:
             await asyncio.sleep(0.02)
         assert (await chat(ingress)).headers["x-isochrone-site"] == "paris"
         await until(lambda: reports[-1].sites == ())
+
+    run(main)
+
+
+def test_a_site_whose_gateway_asks_none_of_its_replicas_is_left_before_retries_run_out() -> None:
+    """Its digest says that they are ready, as its agent knows nothing of what fails there."""
+    async def main(cloud: GatewayCloud) -> None:
+        ingress, paris, _ = await three_sites(cloud)
+        assert (await chat(ingress)).headers["x-isochrone-site"] == "paris"
+        there, context = paris.running.context, ingress.running.context
+        ((replica, _, _),) = there.view.replicas.states()
+        there.view.replicas.rules = HealthRules(first_hold_s=60.0)
+        there.view.replicas.lost(replica, there.clock.monotonic_ns(), there.rng)
+        context.retries = RetryBudget(0.1, 1.0)
+        answers = [await chat(ingress) for _ in range(60)]
+        assert {each.status for each in answers} == {200}
+        assert {each.headers["x-isochrone-site"] for each in answers} == {"oslo"}
+        health = context.loads.health.of(SiteName("paris"), MODEL)
+        assert health is not None
+        assert health.why == "it refuses: no_ready_replica"
+
+    run(main)
+
+
+def test_a_site_of_one_replica_takes_no_retry_for_what_it_sends_back() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        ingress, paris, _ = await three_sites(cloud)
+        paris.engines[0].status = 503
+        answers = [await chat(ingress) for _ in range(3)]
+        assert {each.headers["x-isochrone-site"] for each in answers} == {"oslo"}
+        assert len(paris.engines[0].asked) == 3
+        assert ingress.running.context.retries.spent == 3
+        assert paris.running.context.retries.spent == 0
 
     run(main)
 

@@ -58,6 +58,27 @@ def test_a_site_knows_when_a_request_would_begin() -> None:
     assert begins_in_ms(guessed, "on_demand", "acme", 40.0, 0) == 40.0  # nobody knows yet
 
 
+def test_what_is_below_its_floor_waits_for_no_more_than_a_stop() -> None:
+    """Else a site that must serve it would send it back, and stop a stream for nothing."""
+    rule = ClassRule(share=3)
+    policy = SitePolicy(reserved=ClassRule(floor=0.5), on_demand=rule, batch=rule)
+    queue = SiteQueue(policy, 4, 10.0 * MS)
+    for _ in range(4):
+        queue.offer("batch", "lab", 6_000, most_tokens=6_000, now_ns=0)
+    assert begins_in_ms(queue, "on_demand", "acme", 40.0, 0) > 30_000.0
+    for number in range(2):
+        assert begins_in_ms(queue, "reserved", "acme", 40.0, 0) == 40.0
+        queue.offer("reserved", "acme", 100, most_tokens=100, now_ns=0)
+        assert len(queue.outbox) == number + 1  # a stop
+    assert begins_in_ms(queue, "reserved", "acme", 40.0, 0) > 1_000.0  # it has its floor
+    fixed = SiteQueue(policy, 4, 10.0 * MS)
+    for _ in range(4):
+        fixed.offer("on_demand", "lab", 100, most_tokens=100, now_ns=0)
+    for ticket in fixed.line("on_demand").tickets:
+        fixed.first_byte(ticket)
+    assert begins_in_ms(fixed, "reserved", "acme", 40.0, 0) == 1_000.0  # nobody can stop for it
+
+
 def test_who_leaves_the_queue_at_once_leaves_nothing_behind() -> None:
     queue = SiteQueue(SitePolicy(on_demand=ClassRule(share=3)), 1, 10.0 * MS)
     found = [

@@ -64,6 +64,17 @@ def test_nobody_waits_for_an_engine_of_which_nobody_knows_how_fast_it_is() -> No
     assert soonest_ms((starting,)) == soonest_ms(()) == 0.0
 
 
+def test_an_ejected_engine_is_not_the_one_that_is_soonest_done() -> None:
+    busy, out = a_standing("busy"), a_standing("out")
+    busy.count(1, 4_000)
+    for each in (busy, out):
+        each.rate(Rates(prefill_tok_s=2_000.0, decode_tok_s=50.0))
+    assert soonest_ms((busy, out)) == 0.0
+    out.health.lost("no connection", 0, rng=RNG, rules=RULES)
+    assert soonest_ms((busy, out)) == busy.wait_ms
+    assert soonest_ms((out,)) == 0.0
+
+
 def test_the_least_share_wins_not_the_fewest_requests() -> None:
     assert picked(a_standing("small", running=1, slots=2), a_standing("big", running=3, slots=8)) \
         == "big"

@@ -20,12 +20,14 @@ HELD_BACK = SitePolicy(
 )
 
 
-def crowd(site: BusySite, classes: tuple[Class, ...], seconds: float) -> None:
+def crowd(
+    site: BusySite, classes: tuple[Class, ...], seconds: float, tokens: int = TOKENS
+) -> None:
     """Each class has requests waiting all the time."""
     for _ in range(int(seconds * 20)):
         for class_ in classes:
             while site.queue.line(class_).order.queued < 20:
-                site.offer(class_, "acme", TOKENS, resumable=False)
+                site.offer(class_, "acme", tokens, resumable=False)
         site.pass_ms(50)
 
 
@@ -55,6 +57,23 @@ def test_a_class_that_was_favoured_has_its_share_when_that_is_over(
     crowd(site, both, 2.0)  # what began before that ends
     site.begun.clear()
     crowd(site, both, 40.0)
+    assert began(site, "on_demand") / began(site, "batch") == pytest.approx(3.0, rel=0.1)
+
+
+@pytest.mark.parametrize("change", ["sold", "slots"])
+def test_shares_hold_while_what_was_sold_or_slots_change_with_every_second(change: str) -> None:
+    rule = ClassRule(queue_most=30, wait_ms=1e7)
+    site = BusySite(SitePolicy(on_demand=replace(rule, share=3), batch=replace(rule, share=1)), 4)
+    for _ in range(4):
+        site.offer("on_demand", "acme", 4_000)
+        site.pass_ms(1_000)  # from now on one ends in every second
+    site.begun.clear()
+    for second in range(200):
+        if change == "sold":
+            site.promise(900.0 + 200.0 * (second % 2))  # of which nothing is used
+        else:
+            site.resize(4 + second % 2)
+        crowd(site, ("on_demand", "batch"), 1.0, 4_000)
     assert began(site, "on_demand") / began(site, "batch") == pytest.approx(3.0, rel=0.1)
 
 

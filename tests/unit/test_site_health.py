@@ -212,6 +212,23 @@ def test_one_that_hangs_is_late_by_the_measure_of_the_other() -> None:
     assert chosen(table, loads, 1).site == "far"
 
 
+def test_slow_sites_that_are_gone_are_no_measure_of_those_that_are_there() -> None:
+    for how in ("lost", "drained"):
+        _, loads = two_sites()
+        gone = [SiteName(name) for name in ("c", "d", "e")]
+        tell(loads, 1, *gone)
+        for site, waited_ms in ((FAR, 220.0), *[(each, 20_000.0) for each in gone]):
+            for _ in range(5):
+                loads.health.answered(site, MODEL, "org", 1, expected_ms=200.0, waited_ms=waited_ms)
+        assert not loads.health.late(NEAR, MODEL, 6_000.0, 100.0, "org", 1, RNG)  # as all are
+        if how == "lost":
+            for each in gone:
+                loads.lost(each, 1)
+        else:
+            loads.health.keep({NEAR, FAR, *gone}, set(gone))
+        assert loads.health.late(NEAR, MODEL, 6_000.0, 100.0, "org", 1, RNG), how
+
+
 def test_suspicion_is_over_a_minute_after_the_last_failure() -> None:
     table, loads = two_sites()
     fail(loads, NEAR, 1, count=4)

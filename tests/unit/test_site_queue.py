@@ -96,6 +96,43 @@ def test_a_crowd_whose_time_is_over_at_once_is_not_told_to_wait_for_each_other()
     assert times_ns == sorted(times_ns), "they are told different times all the same"
 
 
+def test_who_gives_way_while_the_last_engine_goes_away_does_not_wait_for_nothing() -> None:
+    rule = ClassRule(share=3, wait_ms=600_000)
+    queue = SiteQueue(SitePolicy(reserved=ClassRule(floor=0.5), batch=rule), 2, 10.0 * MS)
+    batch = [offered(queue, "batch", "lab", 9_000, 0) for _ in range(2)]
+    firm = offered(queue, "reserved", "shop", 100, 0)
+    assert drained(queue) == [Stop(batch[1], FOR_RESERVED)]
+    queue.resize(0, MS)
+    nobody = Refused("no_capacity", None)
+    assert drained(queue) == [TurnAway(firm, nobody)]
+    queue.stopped(batch[1], 0, 2 * MS)
+    assert drained(queue) == [TurnAway(batch[1], nobody)]
+    assert (queue.queued, queue.running) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("has", "others", "makes_room"), [(1, 9, True), (3, 3, True), (9, 3, False)]
+)
+def test_in_a_full_queue_whoever_has_two_more_makes_room(
+    has: int, others: int, makes_room: bool
+) -> None:
+    """However many tenants have few: what each has on the average is no measure."""
+    rule = ClassRule(share=3, queue_most=has + others + 10, wait_ms=60_000)
+    queue = SiteQueue(SitePolicy(on_demand=rule), 1, 1.0 * MS, guessed=True)
+    offered(queue, "on_demand", "first", 10, 0)
+    crowd = ["hog"] * 10 + ["poor"] * has + [f"t{number}" for number in range(others)]
+    tickets = [offered(queue, "on_demand", tenant, 10, 0) for tenant in crowd]
+    answer = queue.offer("on_demand", "poor", 10, most_tokens=10, now_ns=0)
+    if makes_room:
+        assert isinstance(answer, Ticket)
+        (away,) = drained(queue)
+        assert isinstance(away, TurnAway)
+        assert (away.ticket, away.refused.reason) == (tickets[9], "queue_full")
+    else:
+        assert isinstance(answer, Refused)
+        assert (answer.reason, drained(queue)) == ("queue_full", [])
+
+
 @pytest.mark.parametrize(
     ("wanted", "allowed", "got"),
     [

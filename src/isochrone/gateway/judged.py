@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from isochrone.core.world.model import COMMON_ENDPOINTS
 from isochrone.gateway import admission
 from isochrone.gateway.attempt import Attempt
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 # What waits for its turn at another site, perhaps for minutes, says nothing of how that site is:
 # its own gateway knows whether an engine is late.
 _PATIENT: Final = "batch"
+
+# Refusals of a site that can serve nobody, whatever its digest says.
+_SERVES_NOBODY: Final = frozenset(("no_ready_replica", "journal", "gateway_stopping"))
 
 log = structlog.get_logger()
 
@@ -62,6 +66,13 @@ def is_no_fault(exchange: "Tries", attempt: Attempt, reason: str | None) -> bool
         return True
     is_patient = exchange.class_ == _PATIENT and attempt.target.replica is None
     return is_patient and reason == "first_byte_timeout"
+
+
+def said_by_refusal(exchange: "Tries", rule: str) -> bool | None:
+    """What a refusal says of the site: False where it would refuse others as well, None where it
+    may be the request's fault, which only some replicas can take, or goes by its key or class."""
+    is_usual = exchange.wanted is None and exchange.endpoint in COMMON_ENDPOINTS
+    return False if is_usual and rule in _SERVES_NOBODY else None
 
 
 def peer_ended(

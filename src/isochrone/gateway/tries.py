@@ -41,6 +41,7 @@ MOST_TRIES: Final = 3
 LEAST_CONNECT_S: Final = 0.25
 CLOSING_NS: Final = 200_000_000  # and a round trip: a connection that was closing is lost by then
 _NO_TOKENS: Final = Tokens()
+_NONE_READY: Final = "none of the site's replicas is ready"
 
 
 class Tries(Choosing):
@@ -55,8 +56,8 @@ class Tries(Choosing):
     tries are counted anew. `asking` takes the place of the body, `wanted` is what its replica must
     be, None where any will do. `turn` is its place in the queue of the site that it is sent to,
     where this gateway keeps that, and `waiting` counts it as work there; `saturated`: the refusal
-    of a queue that it may come back to soonest; `queued_ns`: how long it has waited for its turn;
-    `stops`: how often it gave its slot back meanwhile.
+    of a queue that it may come back to soonest; `bounces`: how many were busy; `queued_ns`: how
+    long it has waited for its turn; `stops`: how often it gave its slot back meanwhile.
     """
 
     context: Context
@@ -78,6 +79,7 @@ class Tries(Choosing):
     choice: Choice | None = None
     attempt: Attempt | None = None
     attempts = 0
+    bounces = 0
     opened = False
     chosen_ns: int | None = None
     choice_ns = 0  # when the last choice was made
@@ -146,7 +148,7 @@ class Tries(Choosing):
 
     def choose_one(self, now_ns: int) -> None:
         """Choose among the allowed sites and try the best one."""
-        context, request = self.context, self.request
+        context, request, view = self.context, self.request, self.context.view
         tries = self.attempts - self._tries_before
         if tries and self.connect_time_left_s() <= 0:
             self.refuse(timeouts.refusal("connect_timeout", context.settings.connect_timeout_s))
@@ -158,22 +160,14 @@ class Tries(Choosing):
         if affinity is None:
             affinity = self.affinity = affinity_of(self)
         choice = self.choice = choose(
-            context.view.table,
-            context.loads,
-            context.prefixes,
-            model=request.model,
-            policy_id=self.key.policy_id,
-            class_=self.class_,
-            prompt_tokens=request.prompt_tokens,
-            output_tokens=request.output_tokens,
+            view.table, context.loads, context.prefixes,
+            model=request.model, policy_id=self.key.policy_id, class_=self.class_,
+            prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens,
             blocks=() if affinity is None else affinity.blocks,
-            tried=self.tried_now,
-            now_ns=now_ns,
-            rng=context.rng,
-            narrowing=self.narrowing,
+            tried=self.tried_now, now_ns=now_ns, rng=context.rng, narrowing=self.narrowing,
             home=None if affinity is None else affinity.find_home(context, now_ns),
-            body_bytes=len(self.asking or self.body),
-            target_ms=context.settings.ttft_target_ms,
+            body_bytes=len(self.asking or self.body), target_ms=context.settings.ttft_target_ms,
+            closed=view.closed_to(self.class_, request.model) if view.closed else (),
         )
         self.choice_ns, site = now_ns, choice.site
         if site is None:
@@ -185,7 +179,7 @@ class Tries(Choosing):
             detail = "requests of this organisation failed there while others were served"
             self._refused(Refused(site=site, rule="ejected", detail=detail))
             return
-        near = site == context.site or context.view.replicas.reaches(site)
+        near = site == context.site or view.replicas.reaches(site)
         if self.claim is not None:
             context.paying.claim(self, site, now_ns, another=not near)
         if affinity is not None:
@@ -195,12 +189,12 @@ class Tries(Choosing):
         if near:
             self.serve_at(site, choice.rtt_ms, now_ns)
             return
-        noun = context.view.site(site)
+        noun = view.site(site)
         key = None if noun is None else context.peers.key_for(noun)
         if noun is None or key is None:
             self._refused(Refused(site=site, rule="not_joined", detail="the site left the view"))
             return
-        emulated_rtt_ms = context.view.emulated_rtt_ms(site)
+        emulated_rtt_ms = view.emulated_rtt_ms(site)
         self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms), now_ns)
 
     # At a site that this gateway reaches itself.
@@ -267,6 +261,7 @@ class Tries(Choosing):
     def saturated_at(self, site: SiteName, refusal: Refusal) -> None:
         """The queue of a site has refused it: keep the refusal that it may come back to soonest."""
         known, after_s = self.saturated, refusal.retry_after_s
+        self.bounces += refusal.reason == BUSY
         if known is None or known.retry_after_s is None or (
             after_s is not None and after_s < known.retry_after_s
         ):
@@ -277,14 +272,12 @@ class Tries(Choosing):
     def _none_ready(self, site: SiteName) -> None:
         if self.reply.hop is not None and self.tried:
             self.refuse_hop_without_replica()
-            return
-        detail = "none of the site's replicas is ready"
-        self._refused(Refused(site=site, rule="no_ready_replica", detail=detail))
+        else:
+            self._refused(Refused(site=site, rule="no_ready_replica", detail=_NONE_READY))
 
     def try_again_at(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
         """Try another replica of a site that was tried before, if the view still allows it."""
-        table = self.context.view.table
-        if not table.may_process(site, self.key.policy_id, self.narrowing):
+        if not self.context.view.table.may_process(site, self.key.policy_id, self.narrowing):
             return False
         return self.try_replica(site, rtt_ms, now_ns)
 
@@ -328,9 +321,8 @@ class Tries(Choosing):
         context, request = self.context, self.request
         seam = None if self.continuation is None else self.continuation.seam
         before = self.attempt
-        attempt = self.attempt = (
-            Attempt(self, target) if seam is None else Resumed(self, target, seam)
-        )
+        attempt = Attempt(self, target) if seam is None else Resumed(self, target, seam)
+        self.attempt = attempt
         if self.reply.hop is None:
             why = context.journal.opened(opening_of(self))
             if why is not None and not self.opened:  # else it is on record, with room to close it
@@ -390,7 +382,7 @@ class Tries(Choosing):
         if attempt.status == 429:
             judged.engine_is_full(self, attempt)
         self.release(attempt, None if unreachable or busy else False, now_ns, why)
-        if not self._may_retry(now_ns):
+        if not self._may_retry(now_ns, self.saturated if attempt.status == 429 else None):
             return
         tries = self.attempts - self._tries_before
         if attempt.last_ns:
@@ -413,7 +405,7 @@ class Tries(Choosing):
         now_ns = self.context.clock.monotonic_ns()
         if self.affinity is not None:
             self.affinity.failed(self.context)
-        self.release(attempt, None, now_ns)
+        self.release(attempt, judged.said_by_refusal(self, rule), now_ns, f"it refuses: {rule}")
         saturated, site = None, attempt.target.site
         if rule in QUEUE_REASONS:
             saturated = admission.saturated_elsewhere(site, self.request.model, rule, retry_after_s)
@@ -443,8 +435,8 @@ class Tries(Choosing):
 
     def _may_retry(self, now_ns: int, saturated: Refusal | None = None) -> bool:
         """Whether the budget has a retry for this request; else it is refused, as `saturated` says
-        where that just happened. Streams that have begun are tried a few times anyway."""
-        if self.continuation is not None or self.attempts >= MOST_TRIES:
+        where that just happened. Streams that have begun are tried anyway; of one alone none is."""
+        if self.continuation is not None or self.attempts >= MOST_TRIES or self._was_alone:
             return True
         if self.context.retries.try_spend(now_ns):
             return True
@@ -472,7 +464,7 @@ class Tries(Choosing):
             self.refuse(self.saturated or admission.no_site_healthy(self.context, choice, model))
 
     def refuse_hop_without_replica(self) -> None:
-        why = self.tried[-1].detail if self.tried else "none of the site's replicas is ready"
+        why = self.tried[-1].detail if self.tried else _NONE_READY
         self.refuse(self.saturated or admission.no_replica(why))
 
     @property
@@ -480,6 +472,14 @@ class Tries(Choosing):
         """Whether nobody but the site that it is at can serve it."""
         choice = self.choice
         return self.reply.hop is None and (choice is None or choice.eligible < 2)
+
+    @property
+    def _was_alone(self) -> bool:
+        """Whether whoever was tried last is the only one."""
+        choice, attempt, replicas = self.choice, self.attempt, self.context.view.replicas
+        return (choice is None or choice.eligible < 2) and attempt is not None and not (
+            replicas.are_several(attempt.target.site, self.request.model)
+        )
 
     def release(
         self, attempt: Attempt, ok: bool | None, now_ns: int, why: str = "a request failed"

@@ -8,7 +8,7 @@ the time since the bus last proved that nothing newer was published.
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,16 +19,17 @@ from isochrone.core.errors import Untrusted
 from isochrone.core.estimate.hardware import HardwareTable
 from isochrone.core.ids import ModelName, PolicyId, SiteName
 from isochrone.core.residency.blocs import Blocs
+from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.table import RoutingTable, compile_table
 from isochrone.core.world.entitlement import Entitlement, Voters
 from isochrone.core.world.limit import OrgLimits
 from isochrone.core.world.model import Model, Replica
 from isochrone.core.world.site import Link, Site, SiteLinks
 from isochrone.core.world.site_policy import SitePolicy
-from isochrone.core.world.tenant import KeyShard, Policy
+from isochrone.core.world.tenant import Class, KeyShard, Policy
 from isochrone.core.world.view import View
 from isochrone.gateway.access import Keys
-from isochrone.gateway.deployed import Deployed
+from isochrone.gateway.deployed import Closed, Deployed, closed_sites
 from isochrone.gateway.replicas import Replicas
 from isochrone.ports.bus import Bus, Entry, Watch
 from isochrone.wire import fleet, subjects
@@ -99,6 +100,7 @@ class ViewCache:
         self._watches: list[Watch] = []
         self._timer: asyncio.TimerHandle | None = None
         self.own: Site | None = None  # this site; None before the view has it
+        self.closed: Closed = {}
         self.table = self._compile()
 
     @property
@@ -142,6 +144,11 @@ class ViewCache:
         """How classes share the slots of a model at a site."""
         deployed = self._deployed.get(subjects.deployment_key(site, model))
         return _USUAL if deployed is None or deployed.admission is None else deployed.admission
+
+    def closed_to(self, class_: Class, model: ModelName) -> Sequence[Refused]:
+        """The sites whose policies take nothing of the class. While there are none of any class and
+        model, `closed` is empty."""
+        return self.closed.get((class_, model), ())
 
     def is_stopped(self, model: ModelName, site: SiteName) -> bool:
         """Whether its operator stopped what runs of a model at a site."""
@@ -370,6 +377,7 @@ class ViewCache:
 
     def _compile(self) -> RoutingTable:
         self.own = self._sites.get(self.own_site)
+        self.closed = closed_sites(self._deployed.values())
         deployments: dict[ModelName, set[SiteName]] = {}
         for deployed in self._deployed.values():
             sites = deployments.setdefault(ModelName(deployed.model), set())

@@ -45,13 +45,15 @@ def is_pushed(exchange: "Tries") -> bool:
 
 def may_wait_ms(exchange: "Tries") -> float:
     """How long it may wait where it is sent before another site is better: as its ingress says, or
-    this gateway itself. Unbounded in its last try, and for what goes on with a stream."""
+    this gateway itself. Unbounded in its last try, and for what goes on with a stream. Sites that
+    this gateway reaches itself send back what was no attempt yet."""
     hop, choice = exchange.reply.hop, exchange.choice
     if hop is not None:
         return hop.patience_ms
-    if choice is None or exchange.continuation is not None or exchange.attempts >= LAST_TRY:
+    tries = max(exchange.attempts, exchange.bounces + 1)
+    if choice is None or exchange.continuation is not None or tries >= LAST_TRY:
         return inf
-    return patience_ms(choice, exchange.class_, exchange.attempts)
+    return patience_ms(choice, exchange.class_, tries)
 
 
 class QueueReports:

@@ -10,14 +10,14 @@ _VIRTUAL = 1_000_000  # counters of classes are in tokens by share, times this
 
 class ClassLine:
     """One class. `firm`, `stopping`: how many of its `running` requests are; `tokens`: of those
-    that run. `virtual`: what it was served for its share while there was a queue. `short_ns`: since
-    when it runs fewer than its floor while somebody waits, else `NEVER_NS`. `latest_ns`: nobody who
-    has come so far waits beyond it. `ends`: of what it runs."""
+    that run. `virtual`: what it was served for its share while there was a queue, `last_cost` the
+    last of it. `short_ns`: since when it runs fewer than its floor while somebody waits, else
+    `NEVER_NS`. `latest_ns`: nobody who has come so far waits beyond it. `ends`: of what it runs."""
 
     __slots__ = (
-        "ceiling", "ends", "firm", "floor", "latest_ns", "order", "per_token", "promised_ns",
-        "queue_most", "running", "share", "short_ns", "stopping", "tickets", "tokens", "virtual",
-        "wait_ns",
+        "ceiling", "ends", "firm", "floor", "last_cost", "latest_ns", "order", "per_token",
+        "promised_ns", "queue_most", "running", "share", "short_ns", "stopping", "tickets",
+        "tokens", "virtual", "wait_ns",
     )
 
     def __init__(self, rule: ClassRule) -> None:
@@ -29,6 +29,7 @@ class ClassLine:
         self.stopping = 0
         self.tokens = 0
         self.virtual = 0
+        self.last_cost = 0
         self.promised_ns = 0
         self.latest_ns = 0
         self.short_ns = NEVER_NS
@@ -51,6 +52,12 @@ class ClassLine:
         ticket.deadline_ns = deadline_ns
         if deadline_ns > self.latest_ns:
             self.latest_ns = deadline_ns
+
+    def draw_to(self, virtual: int) -> None:
+        """Have no more, and no less, than this for its share, but for as much as it runs and one
+        request more: so much may be charged too little, or too much, until that ends."""
+        apart = self.last_cost * (self.running + 1)
+        self.virtual = min(max(self.virtual, virtual - apart), virtual + apart)
 
     def ahead_ns(self, pace_ns: float, now_ns: int) -> int:
         """How long what runs and waits is ahead of whoever comes back, at `pace_ns` a token. What

@@ -101,6 +101,7 @@ class FairOrder:
         self._heap: list[tuple[int, int, TenantLine]] = []
         self._entries = 0
         self._prune_at = _SPARE_TENANTS
+        self._having: list[int] = []  # how many tenants have one, two, ... requests waiting or more
 
     def served(self, tenant: str) -> int:
         """The counter of a tenant; one that is not known starts where the others are."""
@@ -166,6 +167,11 @@ class FairOrder:
             line.waiting.appendleft(ticket)
         else:
             line.waiting.append(ticket)
+        has = len(line.waiting)
+        if has > len(self._having):
+            self._having.append(1)
+        else:
+            self._having[has - 1] += 1
         line.tokens += ticket.tokens
         self.queued += 1
         self.tokens += ticket.tokens
@@ -212,11 +218,10 @@ class FairOrder:
         `tenant` has: in a full queue it makes room for one of `tenant`; unless it was stopped, as
         all before it were then: some of them have begun to answer."""
         own = len(self._lines[tenant].waiting) if tenant in self._lines else 0
-        if (own + 1) * self.tenants >= self.queued:
-            return None  # an average tenant has no more
-        most = self._longest()
-        last = most.waiting[-1]
-        return last if len(most.waiting) >= own + 2 and not last.stops else None
+        if len(self._having) < own + 2:
+            return None
+        last = self._longest().waiting[-1]
+        return None if last.stops else last
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -254,6 +259,10 @@ class FairOrder:
         return ticket
 
     def _count_out(self, line: TenantLine, ticket: Ticket) -> None:
+        had = len(line.waiting)
+        self._having[had] -= 1
+        if not self._having[had]:
+            self._having.pop()  # it had most
         line.tokens -= ticket.tokens
         self.queued -= 1
         self.tokens -= ticket.tokens

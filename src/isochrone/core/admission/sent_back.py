@@ -3,6 +3,7 @@
 How long it may wait is its ingress's to say, see `core/routing/patience.py`.
 """
 
+from isochrone.core.admission.class_line import victim_of
 from isochrone.core.admission.classes import CLASSES, RANK
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.site_queue import SiteQueue
@@ -13,11 +14,13 @@ def begins_in_ms(
     queue: SiteQueue, class_: Class, tenant: str, engines_ms: float, now_ns: int
 ) -> float:
     """When a request that came now would begin to be read: in its turn, and once the engines have
-    read what they were sent before; with a slot free, or while nobody knows how long a turn takes,
-    when the engine that is soonest done has done that (`engines_ms`)."""
+    read what they were sent before; with a slot free or given back for it, or while nobody knows
+    how long a turn takes, when the engine that is soonest done has done that (`engines_ms`)."""
     if queue.running < queue.slots and queue.reading.is_full():
         return _read_in_ns(queue, class_) / 1e6
     if (queue.queued or queue.running >= queue.slots) and not queue.guessed:
+        if _has_way(queue, class_):
+            return engines_ms
         return queue.expected_wait_ns(class_, tenant, now_ns) / 1e6
     return engines_ms
 
@@ -28,6 +31,14 @@ def leave(queue: SiteQueue, ticket: Ticket, now_ns: int) -> None:
         queue.withdrawn(ticket, now_ns)
     else:
         queue.finished(ticket, 0, now_ns)
+
+
+def _has_way(queue: SiteQueue, class_: Class) -> bool:
+    """Whether its class is below its floor, and a request is there that stops for it."""
+    line = queue.line(class_)
+    if line.running + line.order.queued >= line.floor:
+        return False
+    return victim_of([queue.line(each) for each in CLASSES], RANK[class_]) is not None
 
 
 def _read_in_ns(queue: SiteQueue, class_: Class) -> int:

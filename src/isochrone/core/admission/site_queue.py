@@ -221,19 +221,19 @@ class SiteQueue:
         self.slots = slots
         self._ends.forget()
         committed, parts = 0, divide(self.policy, slots, self._sold_slots)
+        has_changed = False
         for line, part in zip(self._lines, parts, strict=True):
-            if (line.floor, line.ceiling) != (part.floor, part.ceiling):
-                # What a class had by another rule, or had not, is not owed by this one: it would
-                # get nothing, or all, for as long as it was favoured, or held back.
-                for each in self._lines:
-                    each.virtual = self._virtual
+            has_changed |= (line.floor, line.ceiling) != (part.floor, part.ceiling)
             line.floor, line.ceiling = part.floor, part.ceiling
             line.ends.forget()
             committed += max(line.floor, line.firm)
+        if has_changed:
+            # What a class had by another rule, or had not, is not owed by this one. Whose turn it
+            # is stays: what was sold, and slots, may change with every second.
+            for line in self._lines:
+                line.draw_to(self._virtual)
         self._committed = committed
-        if slots == 0 and self.queued:
-            self._turn_all_away()
-        elif self.queued:
+        if self.queued:
             self._dispatch(now_ns)
 
     def engines_read(self, names: Collection[str], tok_s: float) -> None:
@@ -412,13 +412,16 @@ class SiteQueue:
                 self._loose_tokens = int(self._reclaim_ns / self.slot_ns)
 
     def _dispatch(self, now_ns: int) -> None:
+        if not self.slots:
+            self._turn_all_away()
         while self.queued and self.running < self.slots and not self.reading.is_full():
             ticket = self._next(now_ns)
             if ticket is None:
                 break
             line = self._lines[ticket.rank]
             self.queued -= 1
-            line.virtual += ticket.tokens * line.per_token
+            line.last_cost = ticket.tokens * line.per_token
+            line.virtual += line.last_cost
             self._begin(line, ticket, now_ns)
             self._ends.began(ticket.tokens)
             line.ends.began(ticket.tokens)

@@ -47,17 +47,17 @@ def choose(
     rng: Random,
     narrowing: Narrowing | None = None,
     home: Home | None = None,
-    body_bytes: int = 0,
-    target_ms: float = TARGET_MS,
+    body_bytes: int = 0, target_ms: float = TARGET_MS,
+    closed: Sequence[Refused] = (),
 ) -> Choice:
     """Weigh every open site of the shortlist and take the best, see `_best`, or the `home` of the
     request's session while it costs little enough.
 
     Token counts are expectations >= 0. `blocks` are the hashes of the prompt's leading blocks, see
     `Prefixes`. `tried` are the sites that refused or lost the request already, with what ended each
-    try. `now_ns` is the clock that `loads` was told. `rng` draws among near equals, and now and
-    then a site to explore. `target_ms`: a time to the first token that is soon enough; 0 for none.
-    Plain arguments: this runs for every request, and a record would cost a tenth of the choice.
+    try; `closed` those that take nothing of its class. `now_ns` is the clock that `loads` was told.
+    `rng` draws among near equals, and now and then a site to explore. `target_ms`: a time to the
+    first token that is soon enough; 0 for none. Plain arguments: a record would cost every request.
     """
     listing = table.listing(model, policy_id, narrowing)
     part = _up_to_date(table, listing.shortlist, loads, model, now_ns)
@@ -75,9 +75,9 @@ def choose(
     if part.places is not None:
         costs = costs.take(part.places)
         decodes = None if decodes is None else decodes.take(part.places)
-    refused = _without(part, costs, tried) if tried else part.refused
+    refused = _without(part, costs, tried, closed) if tried or closed else part.refused
     choice.ground, choice.allowed_exists = listing.ground, listing.shortlist.allowed_exists
-    choice.eligible = part.eligible if not tried else len(costs) - len(refused)
+    choice.eligible = len(costs) - len(refused)
     choice.costs, choice.decodes = costs, decodes
     choice.part, choice.refused, choice.queues = part, refused, _queues(board, held)
     choice.verdict, choice.limit_ms, choice.next_best = "none", 0.0, UNKNOWN
@@ -283,8 +283,11 @@ def _credit(
     return beliefs
 
 
-def _without(part: Part, costs: Milliseconds, tried: Sequence[Refused]) -> tuple[Refused, ...]:
-    """Rule out the sites that were tried; all refusals of open sites."""
+def _without(
+    part: Part, costs: Milliseconds, tried: Sequence[Refused], closed: Sequence[Refused]
+) -> tuple[Refused, ...]:
+    """Rule out the sites that were tried, and the closed ones while another is left or one that is
+    not was full; all refusals of open sites."""
     refused = {each.site: each for each in part.refused}
     for earlier in tried:
         index = part.index_of.get(earlier.site)
@@ -292,4 +295,13 @@ def _without(part: Part, costs: Milliseconds, tried: Sequence[Refused]) -> tuple
             costs[index] = np.inf
             detail = f"this request was there already: {earlier.rule} ({earlier.detail})"
             refused[earlier.site] = Refused(site=earlier.site, rule="tried_before", detail=detail)
+    shut = [each for each in closed if each.site in part.index_of and each.site not in refused]
+    if shut and (len(shut) + len(refused) < len(costs) or _any_full(tried)):
+        for each in shut:
+            costs[part.index_of[each.site]] = np.inf
+            refused[each.site] = each
     return tuple(refused.values())
+
+
+def _any_full(tried: Sequence[Refused]) -> bool:
+    return "saturated" in {each.rule for each in tried}

@@ -100,10 +100,11 @@ class Standing:
 
 def soonest_ms(standings: Collection[Standing]) -> float:
     """When the first of the ready ones has read what it was sent; 0 where none is ready, and while
-    nobody knows how fast one of them is: it may be as fast as it likes."""
+    nobody knows how fast one of them is: it may be as fast as it likes. Who is left out has nothing
+    to read, and takes nothing."""
     soonest = inf
     for each in standings:
-        if not each.ready:
+        if not each.ready or (each.health.ailing and each.health.is_out):
             continue
         if not each.rated:
             return 0.0

@@ -109,10 +109,10 @@ class SiteHealth:
         of the other sites; that counts as a failure, unless there are no others."""
         if not is_late(waited_ms, expected_ms, 1.0):
             return False
-        members = self._known.get(model)
-        if members is None or not is_late(waited_ms, expected_ms, usual_pace(members.values())):
+        group = self._group(model, now_ns)
+        if model not in self._known or len(group) < 2:
             return False
-        if len(self._group(model, now_ns)) < 2:
+        if not is_late(waited_ms, expected_ms, usual_pace(self._members(model, group))):
             return False
         why = f"no first byte after {waited_ms / 1000:.1f} s, expected {expected_ms / 1000:.1f} s"
         self.failed(site, model, why, organisation, now_ns, rng, sent_ns)

@@ -17,7 +17,8 @@ RULES: Final[Mapping[Rule, str]] = {
     "not_joined": "the site has no identity yet",
     "unreachable": "this gateway lost its connection there and waits for a sign of life",
     "ejected": "requests of this gateway failed there too often, and it waits before the next",
-    "saturated": "its queue refused this request; the fact says why, and until when",
+    "saturated": "its queue refused this request, or would, as it takes none of its class; the "
+    "fact says why, and until when",
     "tried_before": "this request was refused or lost there already",
 }
 

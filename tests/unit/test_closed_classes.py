@@ -1,0 +1,47 @@
+"""Sites that take nothing of a class: who else is chosen, and what is said where nobody is left."""
+
+from isochrone.core.ids import ModelName, SiteName
+from isochrone.core.routing.choice import Refused
+from isochrone.core.routing.loads import Loads
+from isochrone.core.world.site_policy import ClassRule, SitePolicy
+from isochrone.gateway.deployed import Deployed, closed_sites
+from tests.builders import a_choice, a_digest, a_load, a_site, a_table, a_view
+
+
+def test_who_takes_nothing_of_the_class_is_left_out_while_another_is_left() -> None:
+    names = ("near", "mid", "far")
+    view = a_view(
+        [a_site("own"), *map(a_site, names)], own_site="own", serving=names,
+        rtt_ms={"near": 10.0, "mid": 30.0, "far": 300.0},
+    )
+    table, loads = a_table(view), Loads()
+    for name in names:
+        loads.heard(a_digest(name, a_load()), 0)
+    shut = tuple(
+        Refused(site=SiteName(name), rule="saturated", detail="class_closed: batch is not taken")
+        for name in names
+    )
+    choice = a_choice(table, loads, class_="batch", closed=shut[:2])
+    assert (choice.site, choice.eligible, choice.refused) == ("far", 1, shut[:2])
+    # Where all are closed the nearest says so, and then nobody else has to.
+    choice = a_choice(table, loads, class_="batch", closed=shut)
+    assert (choice.site, choice.eligible, choice.refused) == ("near", 3, ())
+    for full in shut:  # one says that it is closed, or one that is open that it is full
+        choice = a_choice(table, loads, class_="batch", closed=shut, tried=(full,))
+        assert (choice.site, choice.eligible) == (None, 0)
+    lost = Refused(site=SiteName("far"), rule="unreachable", detail="lost")
+    choice = a_choice(table, loads, class_="batch", closed=shut[:2], tried=(lost,))
+    assert choice.site == "near"
+
+
+def test_a_class_is_closed_where_its_ceiling_is_nothing() -> None:
+    shut = SitePolicy(batch=ClassRule(ceiling=0.0))
+    found = closed_sites([
+        Deployed(site="near", model="tiny", admission=shut),
+        Deployed(site="near", model="big", admission=SitePolicy()),
+        Deployed(site="mid", model="tiny"),
+        Deployed(site="far", model="tiny", admission=shut),
+    ])
+    assert [*found] == [("batch", ModelName("tiny"))]
+    (sites,) = found.values()
+    assert [each.site for each in sites] == ["near", "far"]
