@@ -3,6 +3,7 @@
 from typing import Any
 
 from isochrone.core.metering.event import UsageEvent
+from isochrone.core.world.model import ALL_ENDPOINTS
 from isochrone.gateway.detail import Detail
 from tests.fixtures.gateways import (
     MODEL,
@@ -153,5 +154,31 @@ def test_each_replica_that_was_left_is_named_with_its_reason() -> None:
         found = cloud.explained(event)
         assert found.is_full
         assert [each.site for each in found.candidates] == ["sydney"]
+
+    run(main)
+
+
+def test_a_site_that_is_not_asked_is_no_try_and_refused_by_its_own_rule() -> None:
+    """A key that may be served anywhere: the record must not say that a site had the request."""
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await two_sites(cloud)
+        paris = await cloud.add_site("paris", "FR", replica={"endpoints": ALL_ENDPOINTS})
+        await cloud.ready()
+        paris.endpoints = ALL_ENDPOINTS
+        context = sydney.running.context
+        await until(lambda: sorted(map(len, context.endpoints.of(MODEL))) == [3, 3, 5])
+        body = chat_body(max_tokens=8)
+        answer = await ask(sydney, post(body, path="/v1/messages"))
+        assert answer.headers["x-isochrone-site"] == "paris"
+        event = await told(cloud, answer)
+        assert event.decision is not None
+        assert event.decision.tried == ()
+        found = cloud.explained(event)
+        assert found.is_full
+        assert [each.site for each in found.candidates] == ["paris"]
+        assert {(each.site, each.rule, each.detail) for each in found.refused} == {
+            (site, "no_ready_replica", "no engine there has /v1/messages")
+            for site in ("sydney", "frankfurt")
+        }
 
     run(main)

@@ -145,7 +145,7 @@ class Exchange(GivingWay):
             self.refuse(refusal)
             return
         if self.endpoint not in COMMON_ENDPOINTS:
-            self.tried.extend(context.endpoints.lacking(self.endpoint, parsed.model))
+            self.passed_over = context.endpoints.lacking(self.endpoint, parsed.model)
         if parsed.stream and self._may_continue:
             self.body = with_seed(self.body, context.rng)
         self.choose(now_ns)

@@ -49,15 +49,17 @@ def choose(
     home: Home | None = None,
     body_bytes: int = 0,
     target_ms: float = TARGET_MS,
+    passed_over: Sequence[Refused] = (),
 ) -> Choice:
     """Weigh every open site of the shortlist and take the best, see `_best`, or the `home` of the
     request's session while it costs little enough.
 
     Token counts are expectations >= 0. `blocks` are the hashes of the prompt's leading blocks, see
     `Prefixes`. `tried` are the sites that refused or lost the request already, with what ended each
-    try. `now_ns` is the clock that `loads` was told. `rng` draws among near equals, and now and
-    then a site to explore. `target_ms`: a time to the first token that is soon enough; 0 for none.
-    Plain arguments: this runs for every request, and a record would cost a tenth of the choice.
+    try; `passed_over` those that are not asked, and why. `now_ns` is the clock that `loads` was
+    told. `rng` draws among near equals, and now and then a site to explore. `target_ms`: a time to
+    the first token that is soon enough; 0 for none. Plain arguments: this runs for every
+    request, and a record would cost a tenth of the choice.
     """
     listing = table.listing(model, policy_id, narrowing)
     part = _up_to_date(table, listing.shortlist, loads, model, now_ns)
@@ -75,9 +77,11 @@ def choose(
     if part.places is not None:
         costs = costs.take(part.places)
         decodes = None if decodes is None else decodes.take(part.places)
-    refused = _without(part, costs, tried) if tried else part.refused
+    refused, choice.eligible = part.refused, part.eligible
+    if tried or passed_over:
+        refused = _without(part, costs, tried, passed_over)
+        choice.eligible = len(costs) - len(refused)
     choice.ground, choice.allowed_exists = listing.ground, listing.shortlist.allowed_exists
-    choice.eligible = part.eligible if not tried else len(costs) - len(refused)
     choice.costs, choice.decodes = costs, decodes
     choice.part, choice.refused, choice.queues = part, refused, _queues(board, held)
     choice.verdict, choice.limit_ms, choice.next_best = "none", 0.0, UNKNOWN
@@ -283,9 +287,16 @@ def _credit(
     return beliefs
 
 
-def _without(part: Part, costs: Milliseconds, tried: Sequence[Refused]) -> tuple[Refused, ...]:
-    """Rule out the sites that were tried; all refusals of open sites."""
+def _without(
+    part: Part, costs: Milliseconds, tried: Sequence[Refused], passed_over: Sequence[Refused]
+) -> tuple[Refused, ...]:
+    """Rule out the sites that were tried or are not asked; all refusals of open sites."""
     refused = {each.site: each for each in part.refused}
+    for each in passed_over:
+        index = part.index_of.get(each.site)
+        if index is not None:
+            costs[index] = np.inf
+            refused[each.site] = each
     for earlier in tried:
         index = part.index_of.get(earlier.site)
         if index is not None:
