@@ -138,6 +138,22 @@ def test_a_home_that_is_not_allowed_is_left_and_nobody_else_moves() -> None:
     run(main)
 
 
+def test_each_wish_has_homes_of_its_own_also_one_of_transit() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney, _ = await two_near_sites(cloud)
+        headers = {"x-session-id": "s"}
+        while True:  # until some session is at home at Oslo
+            headers["x-session-id"] += "+"
+            if await served_by(sydney, post(chat_body(), headers=headers)) == "oslo":
+                break
+        narrowed = post(chat_body(), headers={**headers, "x-isochrone-transit": "any,via:AU"})
+        for _ in range(6):
+            assert await served_by(sydney, narrowed) == "sydney", "the link does not say its way"
+            assert await served_by(sydney, post(chat_body(), headers=headers)) == "oslo"
+
+    run(main)
+
+
 def test_nothing_is_remembered_where_the_policy_of_caches_does_not_admit_the_ingress() -> None:
     async def main(cloud: GatewayCloud) -> None:
         sydney, oslo = await two_near_sites(cloud)

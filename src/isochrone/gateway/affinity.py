@@ -155,7 +155,7 @@ def affinity_of(exchange: "Tries") -> Affinity | None:
     session = NO_SESSION
     # A conversation of which nothing was seen goes on with none, and needs no home before it does.
     if not is_hop and (session_id or request.cache_key or context.prefixes.knows(blocks)):
-        narrowed = "" if narrowing is None else narrowing.hop_text
+        narrowed = "" if narrowing is None else narrowing.text
         salt = salts.of_sessions(key.org_id, model, key.policy_id, narrowed)
         session = session_of(request, session_id, salt, blocks)
     return Affinity(exchange, blocks, session, scope)
