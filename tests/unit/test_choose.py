@@ -1,5 +1,6 @@
 """Choosing a site: the worked example of docs/routing.md, each refusal, ties, and the table."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,12 @@ from isochrone.core.routing.choice import Explanation, Refused
 from isochrone.core.routing.explain import explain
 from isochrone.core.routing.loads import Loads
 from isochrone.core.routing.prefix import BLOCK_TOKENS, Prefixes
-from isochrone.core.routing.table import LISTINGS_KEPT, SHORTLISTS_KEPT, compile_table
+from isochrone.core.routing.table import (
+    LISTINGS_KEPT,
+    NARROWED_KEPT,
+    SHORTLISTS_KEPT,
+    compile_table,
+)
 from isochrone.core.world.site import Link
 from isochrone.core.world.view import View
 from tests.builders import (
@@ -398,6 +404,21 @@ def test_remembered_listings_and_boards_are_bounded() -> None:
         a_choice(table, loads, model=f"m{number}")
     assert len(table.listings) <= LISTINGS_KEPT
     assert table.boards == {}  # nobody serves these models
+
+
+def test_what_is_remembered_of_invented_wishes_is_bounded_and_displaces_nobody_else() -> None:
+    """docs/residency.md, cost: a client may send another header with each request."""
+    table, anywhere = compile_table(a_view([a_site("here")]), some_blocs()), PolicyId("anywhere")
+    before = table.standing(anywhere), table.listing(MODEL, anywhere)
+    invented = range(LISTINGS_KEPT + 2 * NARROWED_KEPT)
+    wishes = [Narrowing(residency=("any", f"-site:s{number}")) for number in invented]
+    held = max(sys.getrefcount(wish) for wish in wishes)
+    for wish in wishes:
+        assert table.standing(anywhere, wish).caches
+        table.listing(MODEL, anywhere, wish)
+    assert sum(sys.getrefcount(wish) > held for wish in wishes) <= NARROWED_KEPT
+    assert table.standing(anywhere) is before[0]
+    assert table.listing(MODEL, anywhere) is before[1]
 
 
 # -- local first, exploring, bodies (docs/spill.md, docs/routing.md) -------------------------------

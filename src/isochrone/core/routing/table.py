@@ -86,7 +86,10 @@ class RoutingTable:
     narrowed: dict[tuple[ModelName, PolicyId, Narrowing], Listing] = field(
         repr=False, compare=False
     )
-    standings: dict[tuple[PolicyId, Narrowing | None], Standing] = field(repr=False, compare=False)
+    standings: dict[PolicyId, Standing] = field(repr=False, compare=False)
+    narrowed_standings: dict[tuple[PolicyId, Narrowing], Standing] = field(
+        repr=False, compare=False
+    )
     boards: dict[ModelName, Board] = field(repr=False, compare=False)
     ground_sites: tuple[GroundSite, ...] = field(repr=False, compare=False)
     refusals: dict[tuple[int, Bounds | None], Refused] = field(repr=False, compare=False)
@@ -177,12 +180,23 @@ class RoutingTable:
 
     def standing(self, policy_id: PolicyId, narrowing: Narrowing | None = None) -> Standing:
         """What the own site may do for this policy's requests."""
-        known = self.standings.get((policy_id, narrowing))
+        if narrowing is not None:
+            return self._narrowed_standing(policy_id, narrowing)
+        known = self.standings.get(policy_id)
         if known is None:
-            known = self._stand(policy_id, narrowing)
+            known = self._stand(policy_id, None)
             if len(self.standings) >= LISTINGS_KEPT:
                 self.standings.clear()
-            self.standings[policy_id, narrowing] = known
+            self.standings[policy_id] = known
+        return known
+
+    def _narrowed_standing(self, policy_id: PolicyId, narrowing: Narrowing) -> Standing:
+        known = self.narrowed_standings.get((policy_id, narrowing))
+        if known is None:
+            known = self._stand(policy_id, narrowing)
+            if len(self.narrowed_standings) >= NARROWED_KEPT:
+                self.narrowed_standings.clear()
+            self.narrowed_standings[policy_id, narrowing] = known
         return known
 
     def _stand(self, policy_id: PolicyId, narrowing: Narrowing | None) -> Standing:
@@ -270,6 +284,7 @@ def compile_table(
         listings={},
         narrowed={},
         standings={},
+        narrowed_standings={},
         boards={},
         ground_sites=tuple(
             GroundSite(site=each.name, rtt_ms=each.rtt_ms, rtt_source=each.rtt_source)
