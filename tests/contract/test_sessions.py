@@ -1,5 +1,6 @@
 """Cached prefixes and sessions on real gateways: who is asked again, what is told to whom."""
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -254,6 +255,42 @@ def test_reports_teach_how_far_to_believe() -> None:
         assert falling[-1] < 400
         rising = [await believed(10) for _ in range(20)]
         assert rising[-1] > 900
+
+    run(main)
+
+
+def test_what_one_replica_has_is_not_believed_of_the_one_that_serves_while_it_is_busy() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU", engines=2, replica={"slots": 1})
+        await cloud.key("secret")
+        await cloud.ready()
+        context, raw = sydney.running.context, post(long_body())
+        assert (await ask(sydney, raw)).status == 200
+        one, other = sorted(sydney.engines, key=lambda each: -len(each.asked))
+        one.hold.clear()
+        other.hold.clear()
+        one.cached_tokens, other.cached_tokens = 10, 0
+        first = asyncio.create_task(ask(sydney, raw))
+        await until(lambda: asked(sydney) in ([2, 0], [0, 2]))
+        second = asyncio.create_task(ask(sydney, raw))
+        await until(lambda: len(other.asked) == 1)
+        known = context.view.replicas._by_id
+        named = ReplicaId(f"sydney-{MODEL}-{sydney.engines.index(other)}")
+        request = parse_request("chat.completions", long_body())
+        assert known[named].ahead.prompt_tokens == request.prompt_tokens, "it has all to read"
+        one.hold.set()
+        other.hold.set()
+        assert '"0 tokens believed cached"' not in (await first).headers["server-timing"]
+        answer = await second
+        assert '"0 tokens believed cached"' in answer.headers["server-timing"]
+        (event,) = await cloud.events(answer.request_id)
+        assert event.decision is not None
+        assert event.decision.bond is not None
+        assert (event.replica, event.decision.bond.cached_tokens) == (named, 0)
+        blocks = prompt_blocks(request, context.salts.of_prompts(OrgId("org"), MODEL))
+        now_ns = context.clock.monotonic_ns()
+        for belief in context.prefixes.cached_by_replica(sydney.site.name, blocks, now_ns).values():
+            assert belief.sighting.trust.share == 1.0, "whoever was believed had as much"
 
     run(main)
 

@@ -60,7 +60,7 @@ class Affinity:
 
     def chosen(self, context: "Context", choice: Choice, now_ns: int) -> None:
         """After a choice of a site."""
-        self.belief = choice.belief
+        self.belief, self.cached = choice.belief, None
         if self.session == NO_SESSION or choice.site is None:
             return
         self.verdict = "new" if self.home is None else choice.verdict
@@ -72,29 +72,26 @@ class Affinity:
     ) -> dict[ReplicaId, float] | None:
         """The leading tokens that each of a site's replicas is expected to have; None: nobody."""
         found = context.prefixes.cached_by_replica(site, self.blocks, now_ns)
-        self.cached = found
-        if not found:
-            return None
+        cached: dict[ReplicaId, Belief] = {}
         tokens: dict[ReplicaId, float] = {}
         for replica, belief in found.items():
             generation = context.view.replicas.generation_of(replica)
             if generation == belief.sighting.generation or generation == UNKNOWN:
-                tokens[replica] = belief.tokens
-        return tokens
+                cached[replica], tokens[replica] = belief, belief.tokens
+        self.cached = cached
+        return tokens or None
 
     @property
     def believed_tokens(self) -> int:
         """What the place that was chosen is expected to have, at most the prompt."""
         return 0 if self.belief is None else min(int(self.belief.tokens), self._prompt_tokens)
 
-    def sent(
-        self, context: "Context", target: "Target", by_choice: bool, now_ns: int
-    ) -> None:
-        """A try begins."""
+    def sent(self, context: "Context", target: "Target", now_ns: int) -> None:
+        """A try begins. Another replica of the site may have what this one lacks."""
         if not self.blocks:
             return
         replica = target.replica
-        if not by_choice and replica is not None and self.cached is not None:
+        if replica is not None and self.cached is not None:
             self.belief = self.cached.get(replica.id)
         self.sighting = context.prefixes.saw(
             target.site, self._model, self.blocks, now_ns, scope=self.scope, tokens=self._tokens,
@@ -104,11 +101,8 @@ class Affinity:
 
     def failed(self, context: "Context") -> None:
         """The try came to nothing: nobody has computed anything of it."""
-        seen, belief = self.sighting, self.belief
-        if seen is not None:
-            if seen.replica is not None and self.cached is not None:
-                belief = self.cached.get(seen.replica)
-            context.prefixes.failed(seen, belief, self.blocks)
+        if self.sighting is not None:
+            context.prefixes.failed(self.sighting, self.belief, self.blocks)
 
     def ended(self, context: "Context", tokens: Tokens, replica: ReplicaId | None) -> None:
         """The request is over; the engine's own counts say what it had cached. Estimates are ours,

@@ -340,7 +340,7 @@ class Tries(Choosing):
         self.attempts += 1
         prompt_tokens, affinity = request.prompt_tokens, self.affinity
         if affinity is not None:
-            affinity.sent(context, target, self.choice is not None, now_ns)
+            affinity.sent(context, target, now_ns)
             prompt_tokens -= affinity.believed_tokens
         if target.replica is not None:
             attempt.unread_tokens = prompt_tokens
