@@ -178,6 +178,16 @@ class RoutingTable:
             return False
         return self.sets.processing(bounds) & self.sets.bit_of.get(site, 0) != 0
 
+    def models(
+        self, policy_id: PolicyId, narrowing: Narrowing | None = None
+    ) -> tuple[ModelName, ...]:
+        """The models of the view that some site serves which this policy allows, by name."""
+        bounds = self._bounds(policy_id, narrowing)
+        allowed = 0 if bounds is None else _allowed(self.sets, bounds)
+        return tuple([
+            name for name in sorted(self.view.models) if self.serving.get(name, 0) & allowed
+        ])
+
     def standing(self, policy_id: PolicyId, narrowing: Narrowing | None = None) -> Standing:
         """What the own site may do for this policy's requests."""
         if narrowing is not None:
@@ -333,11 +343,14 @@ def _unknown_policy(policy_id: PolicyId) -> Denied:
     return Denied(rule="policy_unknown", detail=detail)
 
 
+def _allowed(sets: SiteSets, bounds: Bounds) -> int:
+    """The sites that may process within these bounds and be reached from the own one."""
+    return sets.processing(bounds) & sets.in_reach(bounds)
+
+
 def _shortlist(table: RoutingTable, model: ModelName, bounds: Bounds | None) -> Shortlist:
     serving = table.serving.get(model, 0)
-    allowed = 0
-    if bounds is not None:
-        allowed = table.sets.processing(bounds) & table.sets.in_reach(bounds)
+    allowed = 0 if bounds is None else _allowed(table.sets, bounds)
     open_bits = serving & allowed & table.joined & ~table.draining
     members = list(_members(open_bits))
     opens = tuple([table.opens[bit] for bit in members])
