@@ -54,12 +54,10 @@ def choose(
     """Weigh every open site of the shortlist and take the best, see `_best`, or the `home` of the
     request's session while it costs little enough.
 
-    Token counts are expectations >= 0. `blocks` are the hashes of the prompt's leading blocks, see
-    `Prefixes`. `tried` are the sites that refused or lost the request already, with what ended each
-    try; `passed_over` those that are not asked, and why. `now_ns` is the clock that `loads` was
-    told. `rng` draws among near equals, and now and then a site to explore. `target_ms`: a time to
-    the first token that is soon enough; 0 for none. Plain arguments: this runs for every
-    request, and a record would cost a tenth of the choice.
+    Token counts are expectations >= 0. `blocks`: hashes of the prompt's leading blocks, see
+    `Prefixes`; `tried`: sites that refused or lost the request, and how; `passed_over`: who is not
+    asked, and why. `now_ns` is the clock that `loads` was told. `rng` draws near equals, and whom
+    to explore. `target_ms`: what is soon enough, or 0. A record would cost a tenth of the choice.
     """
     listing = table.listing(model, policy_id, narrowing)
     part = _up_to_date(table, listing.shortlist, loads, model, now_ns)
@@ -77,11 +75,9 @@ def choose(
     if part.places is not None:
         costs = costs.take(part.places)
         decodes = None if decodes is None else decodes.take(part.places)
-    refused, choice.eligible = part.refused, part.eligible
-    if tried or passed_over:
-        refused = _without(part, costs, tried, passed_over)
-        choice.eligible = len(costs) - len(refused)
+    refused = _without(part, costs, tried, passed_over) if tried or passed_over else part.refused
     choice.ground, choice.allowed_exists = listing.ground, listing.shortlist.allowed_exists
+    choice.eligible = part.eligible if refused is part.refused else len(costs) - len(refused)
     choice.costs, choice.decodes = costs, decodes
     choice.part, choice.refused, choice.queues = part, refused, _queues(board, held)
     choice.verdict, choice.limit_ms, choice.next_best = "none", 0.0, UNKNOWN
