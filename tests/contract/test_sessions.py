@@ -336,6 +336,38 @@ def test_nothing_is_believed_of_a_try_that_failed() -> None:
     run(main)
 
 
+def test_nothing_is_believed_of_an_engine_that_gave_no_answer_in_time() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU", first_byte_timeout_s=0.3)
+        await cloud.key("secret")
+        await cloud.ready()
+        context, engine = sydney.running.context, sydney.engines[0]
+        blocks = prompt_blocks(
+            parse_request("chat.completions", long_body()),
+            context.salts.of_prompts(OrgId("org"), MODEL),
+        )
+
+        def believed() -> int:
+            found = context.prefixes.cached(blocks, context.clock.monotonic_ns())
+            return sum(belief.seen_tokens for belief in found.values())
+
+        engine.silent = True
+        engine.hold.clear()
+        answer = await ask(sydney, post(long_body(stream=True)))
+        assert answer.headers["x-isochrone-reason"] == "first_byte_timeout"
+        assert believed() == 0
+        engine.hold.set()
+        assert (await ask(sydney, post(long_body(stream=True)))).status == 200
+        before = believed()
+        assert before > 0
+        engine.hold.clear()
+        longer = post(long_body(LONG, LONG, stream=True))
+        assert (await ask(sydney, longer)).headers["x-isochrone-reason"] == "first_byte_timeout"
+        assert believed() == before, "what the engine had of it before"
+
+    run(main)
+
+
 def test_digests_say_which_replicas_have_started_anew() -> None:
     async def main(cloud: GatewayCloud) -> None:
         sydney = await cloud.add_site("sydney", "AU", engines=0)

@@ -338,6 +338,8 @@ class Exchange(GivingWay):
             self.reply.cut_stream(b"" if self.leaves_it_to_the_ingress else event)
             self._end("timed_out", status=200, reason=why.reason, tokens=self._tokens())
         else:
+            if self.affinity is not None and self._ticket is not None:  # a try that was sent
+                self.affinity.failed(self.context)
             self.refuse(why, outcome="timed_out")
 
     # -- accounting ------------------------------------------------------------------------------
