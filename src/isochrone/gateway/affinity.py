@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from isochrone.gateway.tries import Tries
 
 SESSION: Final = "x-session-id"
+_LEFT: Final = ("new", "moved", "gone")  # by these a session goes to another home
 
 
 class Affinity:
     """Of one request. `blocks` and `session` are salted hashes; `home` is its session's before the
-    choice, `belief` what the chosen place is expected to have cached, `sighting` the try."""
+    choice, `belief` what the chosen place is expected to have cached, `sighting` the try.
+    `verdict` and `limit_ms` are of the home that the session had before the request."""
 
     __slots__ = (
-        "_model", "_prompt_tokens", "_tokens", "belief", "blocks", "cached", "home", "limit_ms",
-        "scope", "session", "sighting", "verdict",
+        "_before", "_model", "_prompt_tokens", "_tokens", "belief", "blocks", "cached", "home",
+        "limit_ms", "scope", "session", "sighting", "verdict",
     )
 
     def __init__(
@@ -41,6 +43,7 @@ class Affinity:
         self.session = session
         self.scope = scope
         self.home: Home | None = None
+        self._before: Home | None = None
         self.verdict: HomeVerdict = "none"
         self.limit_ms = 0.0
         self.belief: Belief | None = None
@@ -63,9 +66,10 @@ class Affinity:
         self.belief, self.cached = choice.belief, None
         if self.session == NO_SESSION or choice.site is None:
             return
-        self.verdict = "new" if self.home is None else choice.verdict
-        self.limit_ms = choice.limit_ms
-        context.sessions.went(self.session, choice.site, self.verdict, now_ns)
+        verdict: HomeVerdict = "new" if self.home is None else choice.verdict
+        context.sessions.went(self.session, choice.site, verdict, now_ns)
+        if self.verdict not in _LEFT:  # else its home was another than where that try has failed
+            self.verdict, self.limit_ms, self._before = verdict, choice.limit_ms, self.home
 
     def cached_at(
         self, context: "Context", site: SiteName, now_ns: int
@@ -118,7 +122,7 @@ class Affinity:
 
     def bond(self) -> BondRecord:
         """As the decision keeps it."""
-        home = self.home
+        home = self._before
         return BondRecord(
             self.believed_tokens, self._prompt_tokens, self.verdict,
             None if home is None else home.site, self.limit_ms,
