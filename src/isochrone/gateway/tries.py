@@ -311,8 +311,8 @@ class Tries(Choosing):
                 continue
             try:
                 target = context.targets.engine(replica, context.country_of(site), now_ns)
-            except (Unavailable, ValueError) as error:
-                detail = f"replica {replica.id}: {error}"
+            except (Unavailable, ValueError):  # a file or an address: for its operator's log alone
+                detail = f"replica {replica.id}: its gateway cannot use it; its log says why"
                 self.tried.append(Refused(site=site, rule="no_ready_replica", detail=detail))
                 continue
             if self.chosen_ns is None:
