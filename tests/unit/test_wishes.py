@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from isochrone.core.ids import ModelName, PolicyId
+from isochrone.core.ids import ModelName, OrgId, PolicyId
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.routing.table import LISTINGS_KEPT, NARROWED_KEPT, compile_table
 from isochrone.gateway.models_route import allowed_models
+from isochrone.gateway.salts import MOST_KEPT, MOST_WISHES, Salts
 from tests.builders import MODEL, a_model, a_policy, a_site, a_view, some_blocs
 
 SITES = [a_site("sydney", "AU"), a_site("frankfurt", "DE"), a_site("ashburn", "US")]
@@ -29,6 +30,19 @@ def test_what_is_remembered_of_invented_wishes_is_bounded_and_displaces_nobody_e
     assert sum(sys.getrefcount(wish) > held for wish in wishes) <= NARROWED_KEPT
     assert table.standing(anywhere) is before[0]
     assert table.listing(MODEL, anywhere) is before[1]
+
+
+def test_salts_of_invented_wishes_are_bounded_and_displace_nobody_else() -> None:
+    salts, org, policy = Salts(b"secret"), OrgId("org"), PolicyId("anywhere")
+    plain = salts.of_sessions(org, MODEL, policy, "")
+    texts = [f"any,-site:s{number}\nany" for number in range(MOST_KEPT + 10)]
+    held = max(sys.getrefcount(text) for text in texts)
+    first = [salts.of_sessions(org, MODEL, policy, text) for text in texts]
+    assert sum(sys.getrefcount(text) > held for text in texts) <= MOST_WISHES
+    assert ("sessions", org, MODEL, policy, "") in salts._numbers
+    assert salts.of_sessions(org, MODEL, policy, "") == plain
+    assert [salts.of_sessions(org, MODEL, policy, text) for text in texts[:3]] == first[:3]
+    assert len({plain, *first}) == 1 + len(first)
 
 
 @pytest.mark.parametrize("wish", [
