@@ -8,6 +8,7 @@ import pytest
 from isochrone.core.ids import ModelName, OrgId, PolicyId
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.routing.table import LISTINGS_KEPT, NARROWED_KEPT, compile_table
+from isochrone.core.world.site import Link
 from isochrone.gateway.models_route import allowed_models
 from isochrone.gateway.salts import MOST_KEPT, MOST_WISHES, Salts
 from tests.builders import MODEL, a_model, a_policy, a_site, a_view, some_blocs
@@ -68,3 +69,17 @@ def test_models_are_listed_without_a_choice_for_each(wish: Narrowing | None) -> 
             name for name in names if other.listing(name, policy_id, wish).shortlist.allowed_exists
         ]
     assert (table.listings, table.narrowed, table.shortlists, table.refusals) == ({}, {}, {}, {})
+
+
+def test_whether_a_site_may_be_tried_again_is_also_asked_of_the_way_there() -> None:
+    """One that is reached without a hop has nobody else who asks, while a request waits for it."""
+    by_land = replace(a_policy("by-land", ("AU", "DE")), transit=("any", "via:AU", "via:DE"))
+    link = Link(peer=SITES[1].name, rtt_ms=9.0, source="stated", via=("AU", "DE"))
+    view = a_view(SITES, policies=[by_land])
+    for via, may in ((("AU", "DE"), True), (("AU", "US", "DE"), False), (None, False)):
+        links = {SITES[1].name: replace(link, via=via)}
+        table = compile_table(replace(view, links=links), some_blocs())
+        assert table.may_process(SITES[1].name, by_land.id) == may
+        assert table.may_process(SITES[0].name, by_land.id), "to itself it needs no way"
+        wish = Narrowing(transit=("any", "via:AU", "via:DE"))
+        assert table.may_process(SITES[1].name, PolicyId("anywhere"), wish) == may

@@ -172,11 +172,12 @@ class RoutingTable:
     def may_process(
         self, site: SiteName, policy_id: PolicyId, narrowing: Narrowing | None = None
     ) -> bool:
-        """Whether a site may process for this policy: asked again before a site is tried again."""
+        """Whether a site may process for this policy and be reached: asked again before it is tried
+        again."""
         bounds = self._bounds(policy_id, narrowing)
         if bounds is None:
             return False
-        return self.sets.processing(bounds) & self.sets.bit_of.get(site, 0) != 0
+        return _allowed(self.sets, bounds) & self.sets.bit_of.get(site, 0) != 0
 
     def models(
         self, policy_id: PolicyId, narrowing: Narrowing | None = None
