@@ -368,6 +368,22 @@ def test_nothing_is_believed_of_an_engine_that_gave_no_answer_in_time() -> None:
     run(main)
 
 
+def test_what_answers_may_have_at_most_displaces_nothing() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU")  # which does not say what it has computed
+        await cloud.key("secret")
+        await cloud.ready()
+        sydney.engines[0].cached_tokens = 10
+        assert (await ask(sydney, post(long_body()))).status == 200
+        for number in range(3):
+            body = long_body(f"{number} {LONG}", max_tokens=128_000)
+            assert (await ask(sydney, post(body))).status == 200
+        said = (await ask(sydney, post(long_body()))).headers["server-timing"]
+        assert int(said.partition('prefix;desc="')[2].partition(" ")[0]) > 980
+
+    run(main)
+
+
 def test_digests_say_which_replicas_have_started_anew() -> None:
     async def main(cloud: GatewayCloud) -> None:
         sydney = await cloud.add_site("sydney", "AU", engines=0)

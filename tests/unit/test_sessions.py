@@ -301,7 +301,7 @@ class _Told:
 
     def __init__(self, sessions: Sessions, prefixes: Prefixes, now_ns: int = 0) -> None:
         request = SimpleNamespace(
-            model=MODEL, prompt_tokens=len(BLOCKS) * BLOCK_TOKENS, output_tokens=1
+            model=MODEL, prompt_tokens=len(BLOCKS) * BLOCK_TOKENS, output_tokens=1, choices=1
         )
         self.affinity = Affinity(cast(Tries, SimpleNamespace(request=request)), BLOCKS, 7, 0)
         self.context = cast(Context, SimpleNamespace(sessions=sessions))

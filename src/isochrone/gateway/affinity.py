@@ -14,6 +14,7 @@ from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.prefix import BLOCK_BYTES, UNKNOWN, Belief, Sighting
 from isochrone.core.routing.sessions import Home
 from isochrone.gateway.prefix_hash import NO_SESSION, prompt_blocks, session_of
+from isochrone.gateway.request import USUAL_OUTPUT_TOKENS
 from isochrone.wire.usage import BondRecord
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ class Affinity:
         self.cached: dict[ReplicaId, Belief] | None = None
         self._model = request.model
         self._prompt_tokens = request.prompt_tokens
-        self._tokens = request.prompt_tokens + request.output_tokens
+        # Few answers are as long as their clients allow: that would displace all that is believed.
+        written_tokens = min(request.output_tokens, USUAL_OUTPUT_TOKENS * request.choices)
+        self._tokens = request.prompt_tokens + written_tokens
 
     def find_home(self, context: "Context", now_ns: int) -> Home | None:
         """Before a choice: where the session is at home."""
