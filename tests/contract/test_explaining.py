@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from isochrone.adapters.credentials import read_credential
 from isochrone.core.metering.event import UsageEvent
+from isochrone.core.world.model import ALL_ENDPOINTS
 from isochrone.gateway.detail import Detail
+from isochrone.gateway.target import Targets
 from tests.fixtures.gateways import (
     MODEL,
     Answer,
@@ -153,5 +156,77 @@ def test_each_replica_that_was_left_is_named_with_its_reason() -> None:
         found = cloud.explained(event)
         assert found.is_full
         assert [each.site for each in found.candidates] == ["sydney"]
+
+    run(main)
+
+
+def test_a_site_that_is_not_asked_is_no_try_and_refused_by_its_own_rule() -> None:
+    """A key that may be served anywhere: the record must not say that a site had the request."""
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await two_sites(cloud)
+        paris = await cloud.add_site("paris", "FR", replica={"endpoints": ALL_ENDPOINTS})
+        await cloud.ready()
+        paris.endpoints = ALL_ENDPOINTS
+        context = sydney.running.context
+        await until(lambda: sorted(map(len, context.endpoints.of(MODEL))) == [3, 3, 5])
+        body = chat_body(max_tokens=8)
+        answer = await ask(sydney, post(body, path="/v1/messages"))
+        assert answer.headers["x-isochrone-site"] == "paris"
+        event = await told(cloud, answer)
+        assert event.decision is not None
+        assert event.decision.tried == ()
+        found = cloud.explained(event)
+        assert found.is_full
+        assert [each.site for each in found.candidates] == ["paris"]
+        assert {(each.site, each.rule, each.detail) for each in found.refused} == {
+            (site, "no_ready_replica", "no engine there has /v1/messages")
+            for site in ("sydney", "frankfurt")
+        }
+
+    run(main)
+
+
+def test_customers_are_told_no_address_and_no_file_of_the_operator() -> None:
+    """Explanations are read by whoever asked; what is wrong with a replica is in the site's log."""
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU", engines=2)
+        await cloud.key("secret")
+        await cloud.ready()
+        context = sydney.running.context
+        context.targets = Targets(read_credential)
+        told_of: set[str] = set()
+
+        async def told_in_tries() -> set[str]:
+            said: set[str] = set()
+            while not said:
+                event = await told(cloud, await ask(sydney, post(chat_body())))
+                assert event.decision is not None
+                said = {each.detail for each in event.decision.tried}
+            told_of.update(said)
+            return said
+
+        changes = {"engine_key": None, "credential": "file:/etc/keys/partner"}
+        await cloud.deploy("sydney", MODEL, changes)
+        await until(lambda: all(
+            each.credential for each, _, _ in context.view.replicas.states()
+        ))
+        unreadable = await told_in_tries()
+        await cloud.deploy("sydney", MODEL, {"base_url": "ftp://user:word@10.0.0.7/v1"})
+        await until(lambda: all(
+            each.base_url.startswith("ftp") for each, _, _ in context.view.replicas.states()
+        ))
+        assert await told_in_tries() == unreadable
+        sydney.engines[0].kill()
+        sydney.engines[1].kill()
+        await cloud.deploy("sydney", MODEL, {})
+        await until(lambda: all(
+            each.base_url.startswith("http:") for each, _, _ in context.view.replicas.states()
+        ))
+        await told_in_tries()
+        told_of |= {health.why for _, _, health in context.view.replicas.states()}
+        for said in told_of:
+            for private in ("127.0.0.1", "10.0.0.7", "word", "/etc/keys", "ftp:"):
+                assert private not in said
+        assert "no connection: Connect call failed" in told_of
 
     run(main)

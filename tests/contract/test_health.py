@@ -146,6 +146,41 @@ def test_a_site_of_one_replica_takes_no_retry_for_what_it_sends_back() -> None:
     run(main)
 
 
+def test_a_site_that_is_not_asked_for_an_organisation_is_no_try_of_its_requests() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        ingress, paris, _ = await three_sites(cloud)
+        context = ingress.running.context
+        assert (await chat(ingress, key="other")).status == 200
+
+        def may(org: str) -> bool:
+            now_ns = context.clock.monotonic_ns()
+            return context.loads.health.may_ask(SiteName("paris"), MODEL, org, now_ns)
+
+        paris.engines[0].status = 500
+        for _ in range(20):
+            for key in ("secret", "other"):
+                if may("org"):
+                    await chat(ingress, key=key)
+        assert state_at(context, "paris") == "ejected"
+        await until(lambda: may("org"))
+        assert (await chat(ingress)).status == 500, "the probe, of which others may make another"
+        await until(lambda: may("other-org"))
+        assert not may("org")
+        answer = await chat(ingress)
+        assert (answer.status, answer.headers["x-isochrone-site"]) == (200, "oslo")
+        event = await at_ingress(cloud, answer)
+        assert (event.attempts, state_at(context, "paris")) == (1, "ejected")
+        assert event.decision is not None
+        assert event.decision.tried == ()
+        (refused,) = [each for each in event.decision.refused if each.site == "paris"]
+        assert (refused.rule, refused.detail) == (
+            "ejected", "requests of this organisation failed there while others were served"
+        )
+        assert cloud.explained(event).is_full
+
+    run(main)
+
+
 def test_the_last_site_that_takes_requests_stays_though_it_fails() -> None:
     async def main(cloud: GatewayCloud) -> None:
         ingress, paris, _ = await three_sites(cloud)

@@ -7,7 +7,7 @@ from typing import Any
 from isochrone.core.billing.charge import PerUnit
 from isochrone.core.billing.period import month_of, name_of
 from isochrone.core.billing.sheet import Meter, Price, PriceSheet, When
-from isochrone.core.ids import OrgId, ProjectId, uuid7
+from isochrone.core.ids import KeyId, OrgId, ProjectId, uuid7
 from isochrone.core.metering.event import Tokens
 from isochrone.core.money import LARGEST, written
 from isochrone.core.world.tenant import EVERY_TENANT
@@ -305,6 +305,27 @@ def test_an_explanation_says_what_the_request_costs_by_itself(api: Api) -> None:
     api.context.book.book_usage([used], now=api.context.now())
     own = api.call("GET", f"requests/{used.request_id}", key=key["key"])[1]
     assert own["price"] is None, "a project key may not see prices"
+
+
+def test_a_request_whose_choice_was_not_kept_is_priced_as_it_is_charged(
+    api: Api,  # noqa: F811
+) -> None:
+    key, other = api.make("keys", {"residency": ["DE"]}), api.make("keys", {})
+    bound = {**SHEET["prices"][0], "name": "bound output", "bound": True, "charge": EACH}
+    plain = {**SHEET["prices"][0], "bound": False}
+    api.make("prices", {**SHEET, "prices": [bound, plain]})
+    for number, (holder, name) in enumerate(((key, "bound output"), (other, "output"))):
+        used = replace(
+            a_usage_event(uuid7(api.context.now(), number)), org_id=OrgId(holder["org_id"]),
+            project_id=ProjectId(holder["project_id"]), key_id=KeyId(holder["id"]),
+            serving_country="DE", received_at=api.context.now(), finished_at=api.context.now(),
+        )
+        assert used.decision is None
+        api.context.book.book_usage([used], now=api.context.now())
+        price = api.call("GET", f"requests/{used.request_id}")[1]["price"]
+        assert [line["name"] for line in price["lines"]] == [name]
+    (spent,) = api.call("GET", "ledger/spent")[1]["items"]
+    assert {line["name"] for line in spent["lines"]} == {"bound output", "output"}
 
 
 def test_a_sheet_under_one_key_is_for_one_organisation(api: Api) -> None:  # noqa: F811

@@ -1,5 +1,6 @@
 """Cached prefixes and sessions on real gateways: who is asked again, what is told to whom."""
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -138,6 +139,22 @@ def test_a_home_that_is_not_allowed_is_left_and_nobody_else_moves() -> None:
     run(main)
 
 
+def test_each_wish_has_homes_of_its_own_also_one_of_transit() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney, _ = await two_near_sites(cloud)
+        headers = {"x-session-id": "s"}
+        while True:  # until some session is at home at Oslo
+            headers["x-session-id"] += "+"
+            if await served_by(sydney, post(chat_body(), headers=headers)) == "oslo":
+                break
+        narrowed = post(chat_body(), headers={**headers, "x-isochrone-transit": "any,via:AU"})
+        for _ in range(6):
+            assert await served_by(sydney, narrowed) == "sydney", "the link does not say its way"
+            assert await served_by(sydney, post(chat_body(), headers=headers)) == "oslo"
+
+    run(main)
+
+
 def test_nothing_is_remembered_where_the_policy_of_caches_does_not_admit_the_ingress() -> None:
     async def main(cloud: GatewayCloud) -> None:
         sydney, oslo = await two_near_sites(cloud)
@@ -242,6 +259,42 @@ def test_reports_teach_how_far_to_believe() -> None:
     run(main)
 
 
+def test_what_one_replica_has_is_not_believed_of_the_one_that_serves_while_it_is_busy() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU", engines=2, replica={"slots": 1})
+        await cloud.key("secret")
+        await cloud.ready()
+        context, raw = sydney.running.context, post(long_body())
+        assert (await ask(sydney, raw)).status == 200
+        one, other = sorted(sydney.engines, key=lambda each: -len(each.asked))
+        one.hold.clear()
+        other.hold.clear()
+        one.cached_tokens, other.cached_tokens = 10, 0
+        first = asyncio.create_task(ask(sydney, raw))
+        await until(lambda: asked(sydney) in ([2, 0], [0, 2]))
+        second = asyncio.create_task(ask(sydney, raw))
+        await until(lambda: len(other.asked) == 1)
+        known = context.view.replicas._by_id
+        named = ReplicaId(f"sydney-{MODEL}-{sydney.engines.index(other)}")
+        request = parse_request("chat.completions", long_body())
+        assert known[named].ahead.prompt_tokens == request.prompt_tokens, "it has all to read"
+        one.hold.set()
+        other.hold.set()
+        assert '"0 tokens believed cached"' not in (await first).headers["server-timing"]
+        answer = await second
+        assert '"0 tokens believed cached"' in answer.headers["server-timing"]
+        (event,) = await cloud.events(answer.request_id)
+        assert event.decision is not None
+        assert event.decision.bond is not None
+        assert (event.replica, event.decision.bond.cached_tokens) == (named, 0)
+        blocks = prompt_blocks(request, context.salts.of_prompts(OrgId("org"), MODEL))
+        now_ns = context.clock.monotonic_ns()
+        for belief in context.prefixes.cached_by_replica(sydney.site.name, blocks, now_ns).values():
+            assert belief.sighting.trust.share == 1.0, "whoever was believed had as much"
+
+    run(main)
+
+
 def test_a_replica_that_starts_anew_has_forgotten() -> None:
     async def main(cloud: GatewayCloud) -> None:
         sydney = await cloud.add_site("sydney", "AU", engines=2)
@@ -279,6 +332,54 @@ def test_nothing_is_believed_of_a_try_that_failed() -> None:
             sydney.site.name, blocks, context.clock.monotonic_ns()
         )
         assert set(cached) == {f"sydney-{MODEL}-1"}
+
+    run(main)
+
+
+def test_nothing_is_believed_of_an_engine_that_gave_no_answer_in_time() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU", first_byte_timeout_s=0.3)
+        await cloud.key("secret")
+        await cloud.ready()
+        context, engine = sydney.running.context, sydney.engines[0]
+        blocks = prompt_blocks(
+            parse_request("chat.completions", long_body()),
+            context.salts.of_prompts(OrgId("org"), MODEL),
+        )
+
+        def believed() -> int:
+            found = context.prefixes.cached(blocks, context.clock.monotonic_ns())
+            return sum(belief.seen_tokens for belief in found.values())
+
+        engine.silent = True
+        engine.hold.clear()
+        answer = await ask(sydney, post(long_body(stream=True)))
+        assert answer.headers["x-isochrone-reason"] == "first_byte_timeout"
+        assert believed() == 0
+        engine.hold.set()
+        assert (await ask(sydney, post(long_body(stream=True)))).status == 200
+        before = believed()
+        assert before > 0
+        engine.hold.clear()
+        longer = post(long_body(LONG, LONG, stream=True))
+        assert (await ask(sydney, longer)).headers["x-isochrone-reason"] == "first_byte_timeout"
+        assert believed() == before, "what the engine had of it before"
+
+    run(main)
+
+
+def test_what_answers_may_have_at_most_displaces_nothing() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU")  # which does not say what it has computed
+        await cloud.key("secret")
+        await cloud.ready()
+        sydney.engines[0].cached_tokens = 10
+        assert (await ask(sydney, post(long_body()))).status == 200
+        for number in range(3):
+            body = long_body(f"{number} {LONG}", max_tokens=128_000)
+            assert (await ask(sydney, post(body))).status == 200
+        said = (await ask(sydney, post(long_body()))).headers["server-timing"]
+        assert int(said.partition('prefix;desc="')[2].partition(" ")[0]) > 980
 
     run(main)
 

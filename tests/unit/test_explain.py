@@ -1,7 +1,10 @@
 """What `isochrone explain` says to an auditor."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from isochrone.cli.explain import (
@@ -16,6 +19,11 @@ from isochrone.cli.explain import (
     undecided,
 )
 from isochrone.cli.rules import meanings
+from isochrone.console.pages.explain import Explanation as ConsoleExplanation
+from isochrone.console.pages.explain import policy
+from isochrone.control.api.requests import _explanation
+from isochrone.ports.book import Booked
+from tests.unit.build_usage import a_decision, a_ground, a_usage_event
 
 DECISION: dict[str, Any] = {
     "residency": ["DE"], "transit": ["any"], "predicted_ttft_ms": 300.0, "actual_ttft_ms": 310.0,
@@ -51,6 +59,22 @@ def test_what_bound_a_request_is_said_in_one_line() -> None:
         "residency DE; transit any; caches DE, FR; logs DE; narrowed by the request to -FR, EEA"
     )
     assert policy_line(DECISION) == "residency DE; transit any"
+
+
+def test_the_console_tells_all_that_bound_a_request() -> None:
+    ground = replace(
+        a_ground(), residency=("DE", "FR"), transit=("any", "via:EEA"), caches=("DE",),
+        logs=("DE",), narrowed=("DE",), narrowed_transit=("-US", "any"),
+    )
+    event = replace(a_usage_event("019aa1b2-0000-7000-8000-000000000001"),
+                    decision=a_decision(ground))
+    told = _explanation(Booked(event=event, booked_at=1, ground=ground))
+    read = msgspec.json.decode(told.model_dump_json(by_alias=True), type=ConsoleExplanation)
+    assert read.decision is not None
+    assert policy(read.decision) == policy_line(json.loads(told.model_dump_json())["decision"]) == (
+        "residency DE, FR; transit any, via:EEA; caches DE; logs DE; "
+        "narrowed by the request to DE; its transit narrowed to -US, any"
+    )
 
 
 @pytest.mark.parametrize(

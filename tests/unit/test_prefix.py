@@ -192,6 +192,16 @@ def test_a_replica_that_has_started_anew_has_nothing() -> None:
     assert tokens_of(prefixes, [1, 2]) == {}, "nobody speaks of the other replica any more"
 
 
+def test_a_replica_that_ended_has_nothing_at_a_site_with_many_others() -> None:
+    prefixes = Prefixes()
+    many = [(ReplicaId(f"r{number}"), 1, 10) for number in range(100)]
+    prefixes.saw(SYDNEY, MODEL, [1, 2], 0, replica=ONE, generation=1)
+    prefixes.heard(a_digest_of((ONE, 1, 10), *many))
+    for _ in range(3):
+        prefixes.heard(a_digest_of(*many))
+        assert tokens_of(prefixes, [1, 2]) == {}, "nobody speaks of it any more"
+
+
 def test_replicas_that_come_and_go_do_not_fill_the_memory() -> None:
     prefixes = Prefixes()
     seen = prefixes.saw(SYDNEY, MODEL, [1], 0)

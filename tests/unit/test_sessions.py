@@ -1,6 +1,7 @@
 """A session's home: what it may cost, when it moves, when it is forgotten."""
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -22,6 +23,9 @@ from isochrone.core.routing.sessions import (
     limit_ms,
 )
 from isochrone.core.world.view import View
+from isochrone.gateway.affinity import Affinity
+from isochrone.gateway.context import Context
+from isochrone.gateway.tries import Tries
 from tests.builders import (
     MODEL,
     SECOND_NS,
@@ -287,3 +291,69 @@ def test_sites_that_are_busy_in_turns_do_not_send_a_session_to_and_fro() -> None
 def test_nobody_is_chosen_where_nobody_can() -> None:
     choice = a_choice(a_table(world()), Loads(), home=at_home(OSLO))
     assert (choice.site, choice.verdict) == (None, "none")
+
+
+# -- what is told of it ----------------------------------------------------------------------------
+
+
+class _Told:
+    """A request of session 7 of whose tries all but the last fail, and what its record says."""
+
+    def __init__(self, sessions: Sessions, prefixes: Prefixes, now_ns: int = 0) -> None:
+        request = SimpleNamespace(
+            model=MODEL, prompt_tokens=len(BLOCKS) * BLOCK_TOKENS, output_tokens=1, choices=1
+        )
+        self.affinity = Affinity(cast(Tries, SimpleNamespace(request=request)), BLOCKS, 7, 0)
+        self.context = cast(Context, SimpleNamespace(sessions=sessions))
+        self.prefixes, self.now_ns = prefixes, now_ns
+        self.tried: list[Refused] = []
+
+    def goes(self, busy: dict[str, int] | None = None) -> str:
+        home = self.affinity.find_home(self.context, self.now_ns)
+        choice = a_choice(
+            a_table(world()), loads_of(busy, self.now_ns), blocks=BLOCKS, prefixes=self.prefixes,
+            prompt_tokens=len(BLOCKS) * BLOCK_TOKENS, home=home, tried=self.tried,
+            now_ns=self.now_ns,
+        )
+        self.affinity.chosen(self.context, choice, self.now_ns)
+        assert choice.site is not None
+        self.tried.append(sent_back(choice.site, "unreachable"))
+        return choice.site
+
+    @property
+    def said(self) -> tuple[str, str | None, int]:
+        bond = self.affinity.bond()
+        return bond.verdict, bond.home, round(bond.limit_ms)
+
+
+def test_a_session_that_had_no_home_leaves_none_when_its_first_try_fails() -> None:
+    sessions = Sessions()
+    told = _Told(sessions, Prefixes())
+    assert told.goes() == "sydney"
+    assert told.said == ("new", None, 0)
+    assert told.goes() == "oslo"
+    assert told.said == ("new", None, 0), "and not that it leaves Sydney, where it never was"
+    assert site_of(sessions, 7, 0) == OSLO
+
+
+def test_of_the_homes_that_a_request_leaves_its_record_names_the_one_that_was() -> None:
+    sessions, prefixes = Sessions(), Prefixes()
+    sessions.went(7, OSLO, "new", 0)
+    told = _Told(sessions, prefixes)
+    assert told.goes({"oslo": 5_000}) == "sydney"
+    moved = told.said
+    assert moved[:2] == ("moved", "oslo")
+    assert told.goes({"oslo": 5_000}) == "paris"
+    assert told.said == moved, "Oslo was left for its queue, and nothing was at Sydney"
+    assert site_of(sessions, 7, 0) == PARIS
+
+
+def test_a_home_that_fails_a_request_that_it_was_to_keep_is_gone() -> None:
+    sessions, prefixes = Sessions(), Prefixes()
+    sessions.went(7, OSLO, "new", 0)
+    prefixes.saw(OSLO, MODEL, BLOCKS, 0)
+    told = _Told(sessions, prefixes)
+    assert told.goes() == "oslo"
+    assert told.said[:2] == ("kept", "oslo")
+    assert told.goes() == "sydney"
+    assert told.said[:2] == ("gone", "oslo")

@@ -7,8 +7,9 @@ import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.core.metering.words import REPORTERS, SOURCES
+from isochrone.core.residency.rule import UNBOUND
 from isochrone.core.routing.choice import Stopped
-from isochrone.core.routing.words import BECAUSE, HOMES, UNPAID, words_of_stop
+from isochrone.core.routing.words import BECAUSE, HOMES, UNPAID, words_of_bounds, words_of_stop
 
 BAR_WIDTH = 48
 
@@ -123,17 +124,10 @@ def ground_lines(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def policy_line(decision: Mapping[str, Any]) -> str:
     """What bound the request: the policy's axes, and what its own headers narrowed."""
-    said = [f"{axis} {', '.join(decision[axis])}" for axis in ("residency", "transit")]
-    if decision.get("caches"):
-        said.append(f"caches {', '.join(decision['caches'])}")
-    for axis, field in (
-        ("logs", "logs"), ("narrowed by the request to", "narrowed"),
-        ("its transit narrowed to", "narrowed_transit"),
-    ):
-        terms = decision.get(field, ["any"])
-        if terms != ["any"]:
-            said.append(f"{axis} {', '.join(terms)}")
-    return "; ".join(said)
+    return words_of_bounds(
+        decision["residency"], decision["transit"], decision.get("caches") or (),
+        *(decision.get(each, UNBOUND) for each in ("logs", "narrowed", "narrowed_transit")),
+    )
 
 
 def bond_lines(decision: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from isochrone.core.routing.chosen import Choice
 from isochrone.core.routing.prefix import BLOCK_BYTES, UNKNOWN, Belief, Sighting
 from isochrone.core.routing.sessions import Home
 from isochrone.gateway.prefix_hash import NO_SESSION, prompt_blocks, session_of
+from isochrone.gateway.request import USUAL_OUTPUT_TOKENS
 from isochrone.wire.usage import BondRecord
 
 if TYPE_CHECKING:
@@ -22,15 +23,17 @@ if TYPE_CHECKING:
     from isochrone.gateway.tries import Tries
 
 SESSION: Final = "x-session-id"
+_LEFT: Final = ("new", "moved", "gone")  # by these a session goes to another home
 
 
 class Affinity:
     """Of one request. `blocks` and `session` are salted hashes; `home` is its session's before the
-    choice, `belief` what the chosen place is expected to have cached, `sighting` the try."""
+    choice, `belief` what the chosen place is expected to have cached, `sighting` the try.
+    `verdict` and `limit_ms` are of the home that the session had before the request."""
 
     __slots__ = (
-        "_model", "_prompt_tokens", "_tokens", "belief", "blocks", "cached", "home", "limit_ms",
-        "scope", "session", "sighting", "verdict",
+        "_before", "_model", "_prompt_tokens", "_tokens", "belief", "blocks", "cached", "home",
+        "limit_ms", "scope", "session", "sighting", "verdict",
     )
 
     def __init__(
@@ -41,6 +44,7 @@ class Affinity:
         self.session = session
         self.scope = scope
         self.home: Home | None = None
+        self._before: Home | None = None
         self.verdict: HomeVerdict = "none"
         self.limit_ms = 0.0
         self.belief: Belief | None = None
@@ -48,7 +52,9 @@ class Affinity:
         self.cached: dict[ReplicaId, Belief] | None = None
         self._model = request.model
         self._prompt_tokens = request.prompt_tokens
-        self._tokens = request.prompt_tokens + request.output_tokens
+        # Few answers are as long as their clients allow: that would displace all that is believed.
+        written_tokens = min(request.output_tokens, USUAL_OUTPUT_TOKENS * request.choices)
+        self._tokens = request.prompt_tokens + written_tokens
 
     def find_home(self, context: "Context", now_ns: int) -> Home | None:
         """Before a choice: where the session is at home."""
@@ -60,41 +66,39 @@ class Affinity:
 
     def chosen(self, context: "Context", choice: Choice, now_ns: int) -> None:
         """After a choice of a site."""
-        self.belief = choice.belief
+        self.belief, self.cached = choice.belief, None
         if self.session == NO_SESSION or choice.site is None:
             return
-        self.verdict = "new" if self.home is None else choice.verdict
-        self.limit_ms = choice.limit_ms
-        context.sessions.went(self.session, choice.site, self.verdict, now_ns)
+        verdict: HomeVerdict = "new" if self.home is None else choice.verdict
+        context.sessions.went(self.session, choice.site, verdict, now_ns)
+        if self.verdict not in _LEFT:  # else its home was another than where that try has failed
+            self.verdict, self.limit_ms, self._before = verdict, choice.limit_ms, self.home
 
     def cached_at(
         self, context: "Context", site: SiteName, now_ns: int
     ) -> dict[ReplicaId, float] | None:
         """The leading tokens that each of a site's replicas is expected to have; None: nobody."""
         found = context.prefixes.cached_by_replica(site, self.blocks, now_ns)
-        self.cached = found
-        if not found:
-            return None
+        cached: dict[ReplicaId, Belief] = {}
         tokens: dict[ReplicaId, float] = {}
         for replica, belief in found.items():
             generation = context.view.replicas.generation_of(replica)
             if generation == belief.sighting.generation or generation == UNKNOWN:
-                tokens[replica] = belief.tokens
-        return tokens
+                cached[replica], tokens[replica] = belief, belief.tokens
+        self.cached = cached
+        return tokens or None
 
     @property
     def believed_tokens(self) -> int:
         """What the place that was chosen is expected to have, at most the prompt."""
         return 0 if self.belief is None else min(int(self.belief.tokens), self._prompt_tokens)
 
-    def sent(
-        self, context: "Context", target: "Target", by_choice: bool, now_ns: int
-    ) -> None:
-        """A try begins."""
+    def sent(self, context: "Context", target: "Target", now_ns: int) -> None:
+        """A try begins. Another replica of the site may have what this one lacks."""
         if not self.blocks:
             return
         replica = target.replica
-        if not by_choice and replica is not None and self.cached is not None:
+        if replica is not None and self.cached is not None:
             self.belief = self.cached.get(replica.id)
         self.sighting = context.prefixes.saw(
             target.site, self._model, self.blocks, now_ns, scope=self.scope, tokens=self._tokens,
@@ -104,11 +108,8 @@ class Affinity:
 
     def failed(self, context: "Context") -> None:
         """The try came to nothing: nobody has computed anything of it."""
-        seen, belief = self.sighting, self.belief
-        if seen is not None:
-            if seen.replica is not None and self.cached is not None:
-                belief = self.cached.get(seen.replica)
-            context.prefixes.failed(seen, belief, self.blocks)
+        if self.sighting is not None:
+            context.prefixes.failed(self.sighting, self.belief, self.blocks)
 
     def ended(self, context: "Context", tokens: Tokens, replica: ReplicaId | None) -> None:
         """The request is over; the engine's own counts say what it had cached. Estimates are ours,
@@ -124,7 +125,7 @@ class Affinity:
 
     def bond(self) -> BondRecord:
         """As the decision keeps it."""
-        home = self.home
+        home = self._before
         return BondRecord(
             self.believed_tokens, self._prompt_tokens, self.verdict,
             None if home is None else home.site, self.limit_ms,
@@ -155,7 +156,7 @@ def affinity_of(exchange: "Tries") -> Affinity | None:
     session = NO_SESSION
     # A conversation of which nothing was seen goes on with none, and needs no home before it does.
     if not is_hop and (session_id or request.cache_key or context.prefixes.knows(blocks)):
-        narrowed = "" if narrowing is None else narrowing.hop_text
+        narrowed = "" if narrowing is None else narrowing.text
         salt = salts.of_sessions(key.org_id, model, key.policy_id, narrowed)
         session = session_of(request, session_id, salt, blocks)
     return Affinity(exchange, blocks, session, scope)

@@ -24,7 +24,7 @@ from isochrone.gateway.replies import EVENTS, Refusal
 from isochrone.gateway.request import engine_body
 from isochrone.gateway.target import Target
 from isochrone.gateway.tenant_slots import is_parted, placed_body
-from isochrone.gateway.upstream import UpstreamConnection
+from isochrone.gateway.upstream import UpstreamConnection, without_address
 from isochrone.gateway.waiting import is_pushed, may_wait_ms
 from isochrone.wire import peer
 from isochrone.wire.peer_codes import answer_code, proof, same_code
@@ -132,7 +132,7 @@ class Attempt:
         except TimeoutError:
             self._fail(f"no connection within {timeout_s:.2f} s", unreachable=True)
         except OSError as error:
-            self._fail(f"no connection: {error.strerror or error}", unreachable=True)
+            self._fail(f"no connection: {without_address(error)}", unreachable=True)
         else:
             if self._over:
                 connection.abort()

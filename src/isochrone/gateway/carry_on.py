@@ -301,7 +301,7 @@ class CarryingOn(Tries):
         """From now on the client waits, unless it does already."""
         if self._lost_ns is None:
             self._lost_ns = self._waiting_ns = now_ns
-            self._tried_before = len(self.tried)
+            self._tried_before, self.passed_over = len(self.tried), ()
         self._silent, self._last_ns, self._last_progress = True, now_ns, None
 
     def want_alike(self, plan: Retry | ContinueIds | ContinueText | Replay) -> None:

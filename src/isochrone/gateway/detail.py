@@ -40,6 +40,7 @@ class Detail:
             or outcome != "finished"
             or exchange.attempts != 1
             or len(exchange.tried) > 0
+            or len(exchange.passed_over) > 0
             or exchange.narrowing is not None
             or exchange.head.asks_why
             or choice.is_spill

@@ -145,7 +145,7 @@ class Exchange(GivingWay):
             self.refuse(refusal)
             return
         if self.endpoint not in COMMON_ENDPOINTS:
-            self.tried.extend(context.endpoints.lacking(self.endpoint, parsed.model))
+            self.passed_over = context.endpoints.lacking(self.endpoint, parsed.model)
         if parsed.stream and self._may_continue:
             self.body = with_seed(self.body, context.rng)
         self.choose(now_ns)
@@ -338,6 +338,8 @@ class Exchange(GivingWay):
             self.reply.cut_stream(b"" if self.leaves_it_to_the_ingress else event)
             self._end("timed_out", status=200, reason=why.reason, tokens=self._tokens())
         else:
+            if self.affinity is not None and self._ticket is not None:  # a try that was sent
+                self.affinity.failed(self.context)
             self.refuse(why, outcome="timed_out")
 
     # -- accounting ------------------------------------------------------------------------------

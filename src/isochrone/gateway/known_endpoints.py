@@ -1,7 +1,5 @@
 """Which APIs the engines of each site have, as their digests say."""
 
-from collections.abc import Sequence
-
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.metering.event import Endpoint
 from isochrone.core.routing.choice import Refused
@@ -26,13 +24,13 @@ class KnownEndpoints:
         """What each site with a ready replica of the model has."""
         return [models[model] for models in self._by_site.values() if model in models]
 
-    def lacking(self, endpoint: Endpoint, model: ModelName) -> Sequence[Refused]:
+    def lacking(self, endpoint: Endpoint, model: ModelName) -> tuple[Refused, ...]:
         """Sites whose engines of the model are known not to have the endpoint."""
         if endpoint in COMMON_ENDPOINTS:
             return ()
         detail = f"no engine there has {PATHS[endpoint]}"
-        return [
+        return tuple([
             Refused(site=site, rule="no_ready_replica", detail=detail)
             for site, models in self._by_site.items()
             if model in models and endpoint not in models[model]
-        ]
+        ])

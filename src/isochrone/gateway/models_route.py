@@ -17,11 +17,7 @@ def allowed_models(
 ) -> Sequence[Model]:
     """Models of the view that this policy, as the request narrows it, can use; by name."""
     models = table.view.models
-    return [
-        models[name]
-        for name in sorted(models)
-        if table.listing(name, policy_id, narrowing).shortlist.allowed_exists
-    ]
+    return [models[name] for name in table.models(policy_id, narrowing)]
 
 
 def list_body(models: Sequence[Model]) -> bytes:

@@ -10,6 +10,7 @@ from typing import Final
 from isochrone.core.ids import ModelName, OrgId, PolicyId
 
 MOST_KEPT: Final = 65_536
+MOST_WISHES: Final = 1024  # apart: clients may invent them, and each is up to 2 KB
 ENGINE_SALT_BYTES: Final = 16
 
 
@@ -19,18 +20,22 @@ class Salts:
     def __init__(self, secret: bytes) -> None:
         self._key = blake2b(secret, digest_size=32, person=b"isochrone salts").digest()
         self._numbers: dict[tuple[str, ...], int] = {}
+        self._of_wishes: dict[tuple[str, ...], int] = {}
         self._engines: dict[tuple[str, str], str] = {}
 
     def of_prompts(self, org: OrgId, model: ModelName) -> int:
         """64 bits for the blocks of a tenant's prompts to a model: engines cache by model."""
-        return self._number(("prompts", org, model))
+        return self._number(("prompts", org, model), self._numbers, MOST_KEPT)
 
     def of_sessions(
         self, org: OrgId, model: ModelName, policy: PolicyId, narrowed: str
     ) -> int:
         """64 bits for a tenant's sessions. Each policy and each wish has homes of its own, since a
         site may be allowed by one and not by the other."""
-        return self._number(("sessions", org, model, policy, narrowed))
+        what = ("sessions", org, model, policy, narrowed)
+        if narrowed:
+            return self._number(what, self._of_wishes, MOST_WISHES)
+        return self._number(what, self._numbers, MOST_KEPT)
 
     def of_engine(self, org: OrgId, own: bytes) -> str:
         """What an engine mixes into its cache for a tenant, hex. `own` is the salt that the client
@@ -45,13 +50,15 @@ class Salts:
             self._engines["engine", org] = known
         return known
 
-    def _number(self, what: tuple[str, ...]) -> int:
-        known = self._numbers.get(what)
+    def _number(
+        self, what: tuple[str, ...], numbers: dict[tuple[str, ...], int], most: int
+    ) -> int:
+        known = numbers.get(what)
         if known is None:
             known = int.from_bytes(self._hash(what, b"", 8), "big")
-            if len(self._numbers) >= MOST_KEPT:
-                self._numbers.clear()
-            self._numbers[what] = known
+            if len(numbers) >= most:
+                numbers.clear()
+            numbers[what] = known
         return known
 
     def _hash(self, what: tuple[str, ...], more: bytes, size_bytes: int) -> bytes:

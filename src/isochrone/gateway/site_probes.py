@@ -14,6 +14,7 @@ import structlog
 from isochrone.core.ids import SiteName
 from isochrone.gateway.context import Context
 from isochrone.gateway.target import Target
+from isochrone.gateway.upstream import without_address
 
 TIMEOUT_S: Final = 2.0
 AHEAD_NS: Final = 2_500_000_000  # of the end of a hold: a probe that begins then has failed by it
@@ -83,7 +84,7 @@ class SiteProbes:
         except TimeoutError:
             why = f"no answer to a probe within {TIMEOUT_S:g} s"
         except OSError as error:
-            why = f"a probe failed: {error.strerror or error}"
+            why = f"a probe failed: {without_address(error)}"
         now_ns = context.clock.monotonic_ns()
         self._next_ns[site] = now_ns + EVERY_NS
         context.site_probes["failed" if why else "answered"] += 1

@@ -118,15 +118,15 @@ class Targets:
             and (replica.credential is None or now_ns < known.until_ns)
         ):
             return known
-        address, host, base_path = place_of(replica.base_url)
         secret = replica.engine_key
-        if secret is None:
-            try:
+        try:
+            address, host, base_path = place_of(replica.base_url)
+            if secret is None:
                 secret = self._read_credential(replica.credential)
-            except Unavailable as error:
-                self.blame(replica, error.message)
-                raise
-            self._blamed.pop(replica.id, None)
+                self._blamed.pop(replica.id, None)
+        except (Unavailable, ValueError) as error:
+            self.blame(replica, str(error))
+            raise
         headers = "" if secret is None else f"authorization: Bearer {secret}\r\n"
         target = Target(
             address, replica.site, country, host=host, base_path=base_path, headers=headers,

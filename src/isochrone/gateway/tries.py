@@ -48,9 +48,9 @@ class Tries(Choosing):
     """What an exchange knows of its request, and how it finds who serves it.
 
     Every request makes one, so what most requests leave alone is a default of the class. `tried`
-    says where it was refused or lost, with the rule or failure that ended each try; `opened`:
-    the journal knows of it; instants (`_ns`) are monotonic. `affinity` is what it has to do
-    with the requests before it, None where that is nothing.
+    says where it was refused or lost, with the rule or failure that ended each try, `passed_over`
+    who is not asked; `opened`: the journal knows of it; instants (`_ns`) are monotonic. `affinity`
+    is what it has to do with the requests before it, None where that is nothing.
 
     `retained` is what a stream has delivered, `continuation` there is once it was lost, and then
     tries are counted anew. `asking` takes the place of the body, `wanted` is what its replica must
@@ -95,6 +95,7 @@ class Tries(Choosing):
     saturated: Refusal | None = None
     queued_ns = 0
     stops: tuple[Stopped, ...] = ()
+    passed_over: tuple[Refused, ...] = ()
     _tries_before = 0  # those before the stream was lost
     _tried_before = 0
     _tries_began_ns: int | None = None
@@ -156,9 +157,7 @@ class Tries(Choosing):
         if tries >= MOST_TRIES:
             self._refuse_nobody()
             return
-        affinity = self.affinity
-        if affinity is None:
-            affinity = self.affinity = affinity_of(self)
+        affinity = self.affinity = self.affinity or affinity_of(self)
         choice = self.choice = choose(
             view.table, context.loads, context.prefixes,
             model=request.model, policy_id=self.key.policy_id, class_=self.class_,
@@ -167,7 +166,7 @@ class Tries(Choosing):
             tried=self.tried_now, now_ns=now_ns, rng=context.rng, narrowing=self.narrowing,
             home=None if affinity is None else affinity.find_home(context, now_ns),
             body_bytes=len(self.asking or self.body), target_ms=context.settings.ttft_target_ms,
-            closed=view.closed_to(self.class_, request.model) if view.closed else (),
+            passed_over=self.passed_over, closed=view.closed_to(self.class_, request.model),
         )
         self.choice_ns, site = now_ns, choice.site
         if site is None:
@@ -176,8 +175,8 @@ class Tries(Choosing):
         if context.loads.health.ailing and not context.loads.health.may_ask(
             site, request.model, self.key.org_id, now_ns
         ):
-            detail = "requests of this organisation failed there while others were served"
-            self._refused(Refused(site=site, rule="ejected", detail=detail))
+            why = "requests of this organisation failed there while others were served"
+            self._pass_over(site, "ejected", why)
             return
         near = site == context.site or view.replicas.reaches(site)
         if self.claim is not None:
@@ -192,7 +191,7 @@ class Tries(Choosing):
         noun = view.site(site)
         key = None if noun is None else context.peers.key_for(noun)
         if noun is None or key is None:
-            self._refused(Refused(site=site, rule="not_joined", detail="the site left the view"))
+            self._pass_over(site, "not_joined", "the site left the view")
             return
         emulated_rtt_ms = view.emulated_rtt_ms(site)
         self._try(context.targets.peer(noun, key, emulated_rtt_ms, choice.rtt_ms), now_ns)
@@ -205,8 +204,7 @@ class Tries(Choosing):
 
     def patience_ns(self, now_ns: int) -> int:
         """How long it may wait for its turn, of the time that its class has for that."""
-        left_ns = self.context.deadlines[self.class_].turn_ns - (now_ns - self.started_ns)
-        return left_ns if left_ns > 0 else 1
+        return max(self.context.deadlines[self.class_].turn_ns - (now_ns - self.started_ns), 1)
 
     def serve_at(self, site: SiteName, rtt_ms: float, now_ns: int) -> None:
         """Serve it at a site that this gateway reaches itself: now, or when it is its turn."""
@@ -277,9 +275,8 @@ class Tries(Choosing):
 
     def try_again_at(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
         """Try another replica of a site that was tried before, if the view still allows it."""
-        if not self.context.view.table.may_process(site, self.key.policy_id, self.narrowing):
-            return False
-        return self.try_replica(site, rtt_ms, now_ns)
+        may = self.context.view.table.may_process(site, self.key.policy_id, self.narrowing)
+        return may and self.try_replica(site, rtt_ms, now_ns)
 
     def try_replica(self, site: SiteName, rtt_ms: float, now_ns: int) -> bool:
         """Try a replica that this gateway reaches itself; False when none is left."""
@@ -307,8 +304,8 @@ class Tries(Choosing):
                 continue
             try:
                 target = context.targets.engine(replica, context.country_of(site), now_ns)
-            except (Unavailable, ValueError) as error:
-                detail = f"replica {replica.id}: {error}"
+            except (Unavailable, ValueError):  # a file or an address: for its operator's log alone
+                detail = f"replica {replica.id}: its gateway cannot use it; its log says why"
                 self.tried.append(Refused(site=site, rule="no_ready_replica", detail=detail))
                 continue
             if self.chosen_ns is None:
@@ -335,7 +332,7 @@ class Tries(Choosing):
         self.attempts += 1
         prompt_tokens, affinity = request.prompt_tokens, self.affinity
         if affinity is not None:
-            affinity.sent(context, target, self.choice is not None, now_ns)
+            affinity.sent(context, target, now_ns)
             prompt_tokens -= affinity.believed_tokens
         if target.replica is not None:
             attempt.unread_tokens = prompt_tokens
@@ -358,9 +355,8 @@ class Tries(Choosing):
         """How long this try may take to connect, so that the next ones have time, too."""
         candidates = 1 if self.choice is None else self.choice.eligible
         left = MOST_TRIES + 1 - (self.attempts - self._tries_before)
-        tries = 1 if target.replica is not None else min(left, candidates)
-        share_s = self.connect_time_left_s() / max(tries, 1)
-        return max(share_s, LEAST_CONNECT_S + target.rtt_ms / 1000)
+        tries = 1 if target.replica is not None else max(min(left, candidates), 1)
+        return max(self.connect_time_left_s() / tries, LEAST_CONNECT_S + target.rtt_ms / 1000)
 
     def connect_time_left_s(self) -> float:
         """What is left of the time for connections; a tenth is kept for the answer itself."""
@@ -443,12 +439,17 @@ class Tries(Choosing):
         self.refuse(saturated or admission.no_retry_left())
         return False
 
+    def _pass_over(self, site: SiteName, rule: Rule, detail: str) -> None:
+        """The site that was chosen is not asked."""
+        self.passed_over += (Refused(site=site, rule=rule, detail=detail),)
+        self._go_elsewhere()
+
     def _refused(self, refused: Refused) -> None:
         self.tried.append(refused)
         self._go_elsewhere()
 
     def _go_elsewhere(self) -> None:
-        """Its last site is among those that were tried: choose another one."""
+        """Its last site is among those that were tried or passed over: choose another one."""
         if self.turn is not None:
             self.leave_queue(_NO_TOKENS, self.context.clock.monotonic_ns())
         if self.reply.hop is None:
@@ -470,8 +471,7 @@ class Tries(Choosing):
     @property
     def _is_last_resort(self) -> bool:
         """Whether nobody but the site that it is at can serve it."""
-        choice = self.choice
-        return self.reply.hop is None and (choice is None or choice.eligible < 2)
+        return self.reply.hop is None and (self.choice is None or self.choice.eligible < 2)
 
     @property
     def _was_alone(self) -> bool:

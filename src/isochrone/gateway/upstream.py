@@ -32,6 +32,12 @@ _HOP: Final = peer.HOP.encode()
 VERSIONS: Final = ("1.1", "1.0")
 
 
+def without_address(error: OSError) -> str:
+    """Why there is no connection: `Connect call failed ('10.0.0.7', 8001)` up to its address, as
+    customers read it, too."""
+    return str(error.strerror or error).partition(" (")[0]
+
+
 class Receiver(Protocol):
     """Who takes an answer."""
 

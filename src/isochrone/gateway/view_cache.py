@@ -146,9 +146,8 @@ class ViewCache:
         return _USUAL if deployed is None or deployed.admission is None else deployed.admission
 
     def closed_to(self, class_: Class, model: ModelName) -> Sequence[Refused]:
-        """The sites whose policies take nothing of the class. While there are none of any class and
-        model, `closed` is empty."""
-        return self.closed.get((class_, model), ())
+        """The sites whose policies take nothing of the class."""
+        return self.closed.get((class_, model), ()) if self.closed else ()
 
     def is_stopped(self, model: ModelName, site: SiteName) -> bool:
         """Whether its operator stopped what runs of a model at a site."""

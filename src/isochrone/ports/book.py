@@ -35,13 +35,15 @@ class Booked:
     """One booked request and when its present report was booked (wall ns).
 
     `ground` is what its decision names, where the decision was asked for and the ground is kept;
-    `stops` is then how often the request gave its slot back, as each site that it was at says.
+    `stops` is then how often the request gave its slot back, as each site that it was at says, and
+    `bound` whether the policy of its key named the country that served, as it is charged.
     """
 
     event: UsageEvent
     booked_at: int
     ground: Ground | None = None
     stops: tuple[Stopped, ...] = ()
+    bound: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

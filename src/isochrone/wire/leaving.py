@@ -2,8 +2,8 @@
 
 A message or table that is not listed here with each of its fields fails the tests, so nobody adds
 one without this question. Prompts and answers are in none of them: they travel as the bodies of
-requests and answers, to the engine that serves and back, and are written nowhere. What is computed
-from a prompt (prefix hashes, retained streams) is kept in memory where the axis of caches allows.
+requests and answers, to the engine that serves and back, and are written nowhere. Prefix hashes
+are kept in memory where the axis of caches allows; what a stream has delivered, until it ends.
 
     account     ids, counts, times, places and verdicts, by which use is billed and explained:
                 may leave

@@ -120,17 +120,17 @@ class PostgresBook:
         with self._pool.transaction(scope) as connection:
             row = connection.execute(
                 sql.SQL(
-                    "SELECT booked_at, {} FROM usage WHERE request_id = %(id)s"
+                    "SELECT booked_at, bound, {} FROM usage WHERE request_id = %(id)s"
                     " AND (%(org)s::text IS NULL OR org_id = %(org)s)"
                 ).format(_NAMES),
                 {"id": request_id, "org": scope.org_id},
             ).fetchone()
             if row is None:
                 return None
-            event = event_of(row[1:])
+            event = event_of(row[2:])
             return Booked(
                 event=event, booked_at=row[0], ground=_ground(connection, event),
-                stops=_stops(connection, event),
+                stops=_stops(connection, event), bound=row[1],
             )
 
     def requests(

@@ -19,7 +19,14 @@ from isochrone.core.metering.event import Outcome, Reporter, TokenSource
 from isochrone.core.metering.words import OUTCOMES, REPORTERS, SOURCES
 from isochrone.core.routing.bond import HomeVerdict
 from isochrone.core.routing.choice import Because, Stopped
-from isochrone.core.routing.words import BECAUSE, HOMES, RULES, UNPAID, words_of_stop
+from isochrone.core.routing.words import (
+    BECAUSE,
+    HOMES,
+    RULES,
+    UNPAID,
+    words_of_bounds,
+    words_of_stop,
+)
 
 RECENT = 50
 TERMS = ("round trip", "transfer", "queue", "prefill", "decode")
@@ -97,7 +104,10 @@ class Decision(msgspec.Struct, frozen=True):
     ground: str
     residency: tuple[str, ...]
     transit: tuple[str, ...]
+    caches: tuple[str, ...] | None
+    logs: tuple[str, ...]
     narrowed: tuple[str, ...]
+    narrowed_transit: tuple[str, ...]
     is_full: bool
     eligible: int
     runner_up: RunnerUp | None
@@ -415,12 +425,9 @@ def _record(found: Explanation) -> None:
     ]
     if decision is not None:
         pairs += [
-            ("Policy", f"residency {', '.join(decision.residency)}; transit "
-             f"{', '.join(decision.transit)}"),
+            ("Policy", policy(decision)),
             ("Ground", f"{decision.ground} (policy {decision.policy_id}, sites, round trips)"),
         ]
-        if decision.narrowed != ("any",):
-            pairs.append(("Narrowed to", decision.narrowed))
         pairs += _bond(decision.bond)
     pairs += [
         ("Key", found.key_id), ("Project", f"{found.org_id} / {found.project_id}"),
@@ -429,6 +436,14 @@ def _record(found: Explanation) -> None:
     ]
     with card("Record"):
         facts(pairs)
+
+
+def policy(decision: Decision) -> str:
+    """What bound it: the policy's axes, and what the request's own headers narrowed."""
+    return words_of_bounds(
+        decision.residency, decision.transit, decision.caches or (), decision.logs,
+        decision.narrowed, decision.narrowed_transit,
+    )
 
 
 def _classes(classes: Classes | None) -> list[tuple[str, object]]:

@@ -262,9 +262,7 @@ def routes(context: Context) -> APIRouter:
 
 
 def _price(booked: Booked, sheets: Sequence[PriceSheet]) -> PriceShape | None:
-    event, ground = booked.event, booked.ground
-    bound = ground is not None and event.serving_country in ground.residency
-    rated = price_of_request(event, sheets, bound=bound)
+    rated = price_of_request(booked.event, sheets, bound=booked.bound)
     if rated.currency is None:
         return None
     return PriceShape(

@@ -27,6 +27,11 @@ class Narrowing:
         is judged where the request enters."""
         return "" if self.residency == UNBOUND else render_axis(self.residency)
 
+    @property
+    def text(self) -> str:
+        """All of it: no two wishes have the same."""
+        return f"{render_axis(self.residency)}\n{render_axis(self.transit)}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:

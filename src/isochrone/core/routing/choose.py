@@ -48,16 +48,16 @@ def choose(
     narrowing: Narrowing | None = None,
     home: Home | None = None,
     body_bytes: int = 0, target_ms: float = TARGET_MS,
-    closed: Sequence[Refused] = (),
+    passed_over: Sequence[Refused] = (), closed: Sequence[Refused] = (),
 ) -> Choice:
     """Weigh every open site of the shortlist and take the best, see `_best`, or the `home` of the
     request's session while it costs little enough.
 
-    Token counts are expectations >= 0. `blocks` are the hashes of the prompt's leading blocks, see
-    `Prefixes`. `tried` are the sites that refused or lost the request already, with what ended each
-    try; `closed` those that take nothing of its class. `now_ns` is the clock that `loads` was told.
-    `rng` draws among near equals, and now and then a site to explore. `target_ms`: a time to the
-    first token that is soon enough; 0 for none. Plain arguments: a record would cost every request.
+    Token counts are expectations >= 0. `blocks`: hashes of the prompt's leading blocks, see
+    `Prefixes`; `tried`: sites that refused or lost the request, and how; `passed_over`: who is not
+    asked, and why; `closed`: who takes nothing of its class. `now_ns` is the clock that `loads` was
+    told. `rng` draws near equals, and whom to explore. `target_ms`: what is soon enough, or 0.
+    Plain arguments: a record would cost a tenth of the choice.
     """
     listing = table.listing(model, policy_id, narrowing)
     part = _up_to_date(table, listing.shortlist, loads, model, now_ns)
@@ -75,7 +75,9 @@ def choose(
     if part.places is not None:
         costs = costs.take(part.places)
         decodes = None if decodes is None else decodes.take(part.places)
-    refused = _without(part, costs, tried, closed) if tried or closed else part.refused
+    refused = part.refused
+    if tried or passed_over or closed:
+        refused = _without(part, costs, tried, passed_over, closed)
     choice.ground, choice.allowed_exists = listing.ground, listing.shortlist.allowed_exists
     choice.eligible = len(costs) - len(refused)
     choice.costs, choice.decodes = costs, decodes
@@ -284,11 +286,17 @@ def _credit(
 
 
 def _without(
-    part: Part, costs: Milliseconds, tried: Sequence[Refused], closed: Sequence[Refused]
+    part: Part, costs: Milliseconds, tried: Sequence[Refused], passed_over: Sequence[Refused],
+    closed: Sequence[Refused],
 ) -> tuple[Refused, ...]:
-    """Rule out the sites that were tried, and the closed ones while another is left or one that is
-    not was full; all refusals of open sites."""
+    """Rule out the sites that were tried or are not asked, and the closed ones while another is
+    left or one that is not was full; all refusals of open sites."""
     refused = {each.site: each for each in part.refused}
+    for each in passed_over:
+        index = part.index_of.get(each.site)
+        if index is not None:
+            costs[index] = np.inf
+            refused[each.site] = each
     for earlier in tried:
         index = part.index_of.get(earlier.site)
         if index is not None:

@@ -38,6 +38,7 @@ TRUST_STEP: Final = 1 / 8  # how much one report counts beside all before it
 LEAST_TRUST: Final = 1 / 16  # so that a cache that works again is found out
 MOST_PLACES: Final = 6  # that are remembered for one block
 MOST_TRUSTS: Final = 65_536
+MOST_ENDED: Final = 64  # replicas that are remembered as ended, of one model at one site
 
 UNKNOWN: Final = -1  # generation: nobody has said it
 ENDED: Final = -2    # generation: the replica is no longer spoken of
@@ -390,9 +391,10 @@ def _kept(said_tokens: int | None) -> int:
 
 def _end_others(cache: Cache, spoken_of: set[ReplicaId]) -> None:
     """Replicas that are no longer spoken of. The last ones are remembered as ended."""
+    most = len(spoken_of) + MOST_ENDED
     for replica in list(cache.generations):
         if replica not in spoken_of:
-            if cache.generations[replica] == ENDED and len(cache.generations) > 64:
+            if cache.generations[replica] == ENDED and len(cache.generations) > most:
                 del cache.generations[replica]
             else:
                 cache.generations[replica] = ENDED

@@ -86,7 +86,10 @@ class RoutingTable:
     narrowed: dict[tuple[ModelName, PolicyId, Narrowing], Listing] = field(
         repr=False, compare=False
     )
-    standings: dict[tuple[PolicyId, Narrowing | None], Standing] = field(repr=False, compare=False)
+    standings: dict[PolicyId, Standing] = field(repr=False, compare=False)
+    narrowed_standings: dict[tuple[PolicyId, Narrowing], Standing] = field(
+        repr=False, compare=False
+    )
     boards: dict[ModelName, Board] = field(repr=False, compare=False)
     ground_sites: tuple[GroundSite, ...] = field(repr=False, compare=False)
     refusals: dict[tuple[int, Bounds | None], Refused] = field(repr=False, compare=False)
@@ -169,20 +172,42 @@ class RoutingTable:
     def may_process(
         self, site: SiteName, policy_id: PolicyId, narrowing: Narrowing | None = None
     ) -> bool:
-        """Whether a site may process for this policy: asked again before a site is tried again."""
+        """Whether a site may process for this policy and be reached: asked again before it is tried
+        again."""
         bounds = self._bounds(policy_id, narrowing)
         if bounds is None:
             return False
-        return self.sets.processing(bounds) & self.sets.bit_of.get(site, 0) != 0
+        return _allowed(self.sets, bounds) & self.sets.bit_of.get(site, 0) != 0
+
+    def models(
+        self, policy_id: PolicyId, narrowing: Narrowing | None = None
+    ) -> tuple[ModelName, ...]:
+        """The models of the view that some site serves which this policy allows, by name."""
+        bounds = self._bounds(policy_id, narrowing)
+        allowed = 0 if bounds is None else _allowed(self.sets, bounds)
+        return tuple([
+            name for name in sorted(self.view.models) if self.serving.get(name, 0) & allowed
+        ])
 
     def standing(self, policy_id: PolicyId, narrowing: Narrowing | None = None) -> Standing:
         """What the own site may do for this policy's requests."""
-        known = self.standings.get((policy_id, narrowing))
+        if narrowing is not None:
+            return self._narrowed_standing(policy_id, narrowing)
+        known = self.standings.get(policy_id)
         if known is None:
-            known = self._stand(policy_id, narrowing)
+            known = self._stand(policy_id, None)
             if len(self.standings) >= LISTINGS_KEPT:
                 self.standings.clear()
-            self.standings[policy_id, narrowing] = known
+            self.standings[policy_id] = known
+        return known
+
+    def _narrowed_standing(self, policy_id: PolicyId, narrowing: Narrowing) -> Standing:
+        known = self.narrowed_standings.get((policy_id, narrowing))
+        if known is None:
+            known = self._stand(policy_id, narrowing)
+            if len(self.narrowed_standings) >= NARROWED_KEPT:
+                self.narrowed_standings.clear()
+            self.narrowed_standings[policy_id, narrowing] = known
         return known
 
     def _stand(self, policy_id: PolicyId, narrowing: Narrowing | None) -> Standing:
@@ -270,6 +295,7 @@ def compile_table(
         listings={},
         narrowed={},
         standings={},
+        narrowed_standings={},
         boards={},
         ground_sites=tuple(
             GroundSite(site=each.name, rtt_ms=each.rtt_ms, rtt_source=each.rtt_source)
@@ -318,11 +344,14 @@ def _unknown_policy(policy_id: PolicyId) -> Denied:
     return Denied(rule="policy_unknown", detail=detail)
 
 
+def _allowed(sets: SiteSets, bounds: Bounds) -> int:
+    """The sites that may process within these bounds and be reached from the own one."""
+    return sets.processing(bounds) & sets.in_reach(bounds)
+
+
 def _shortlist(table: RoutingTable, model: ModelName, bounds: Bounds | None) -> Shortlist:
     serving = table.serving.get(model, 0)
-    allowed = 0
-    if bounds is not None:
-        allowed = table.sets.processing(bounds) & table.sets.in_reach(bounds)
+    allowed = 0 if bounds is None else _allowed(table.sets, bounds)
     open_bits = serving & allowed & table.joined & ~table.draining
     members = list(_members(open_bits))
     opens = tuple([table.opens[bit] for bit in members])

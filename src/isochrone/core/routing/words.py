@@ -1,8 +1,9 @@
 """What the verdicts of routing mean, in the words in which people are told."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from isochrone.core.residency.rule import UNBOUND
 from isochrone.core.routing.bond import HomeVerdict
 from isochrone.core.routing.choice import Because, Rule, Stopped, UnpaidBecause
 
@@ -52,6 +53,24 @@ HOMES: Final[Mapping[HomeVerdict, str]] = {
     "overflow": "its home {home} was far dearer, or too busy, and it moved there a moment ago: "
     "this request alone goes elsewhere",
 }
+
+
+def words_of_bounds(
+    residency: Sequence[str], transit: Sequence[str], caches: Sequence[str], logs: Sequence[str],
+    narrowed: Sequence[str], narrowed_transit: Sequence[str],
+) -> str:
+    """What bound a request: the axes of its policy, and what its own headers narrowed. Without
+    those that bind nothing; no `caches`: as residency."""
+    said = [f"residency {', '.join(residency)}", f"transit {', '.join(transit)}"]
+    if caches:
+        said.append(f"caches {', '.join(caches)}")
+    for name, axis in (
+        ("logs", logs), ("narrowed by the request to", narrowed),
+        ("its transit narrowed to", narrowed_transit),
+    ):
+        if tuple(axis) != UNBOUND:
+            said.append(f"{name} {', '.join(axis)}")
+    return "; ".join(said)
 
 
 def words_of_stop(stop: Stopped) -> str:

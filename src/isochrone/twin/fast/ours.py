@@ -382,9 +382,9 @@ class Ours:
         replica_id = standing.replica.id
         number = place.numbers[replica_id]
         served.standing = standing
-        belief = sent.belief
-        if sent.gateway is not gateway:
-            belief = None if beliefs is None else beliefs.get(replica_id)
+        belief = sent.belief if sent.gateway is gateway else None
+        if beliefs is not None:  # another replica of the site may have what this one lacks
+            belief = beliefs.get(replica_id) if cached and replica_id in cached else None
         served.belief = belief
         unread = arrival.prompt_tokens
         if belief is not None:
