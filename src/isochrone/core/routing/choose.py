@@ -75,9 +75,7 @@ def choose(
     if part.places is not None:
         costs = costs.take(part.places)
         decodes = None if decodes is None else decodes.take(part.places)
-    refused = part.refused
-    if tried or passed_over or closed:
-        refused = _without(part, costs, tried, passed_over, closed)
+    refused = _without(part, costs, tried, passed_over, closed)
     choice.ground, choice.allowed_exists = listing.ground, listing.shortlist.allowed_exists
     choice.eligible = len(costs) - len(refused)
     choice.costs, choice.decodes = costs, decodes
@@ -291,6 +289,8 @@ def _without(
 ) -> tuple[Refused, ...]:
     """Rule out the sites that were tried or are not asked, and the closed ones while another is
     left or one that is not was full; all refusals of open sites."""
+    if not (tried or passed_over or closed):
+        return part.refused
     refused = {each.site: each for each in part.refused}
     for each in passed_over:
         index = part.index_of.get(each.site)
