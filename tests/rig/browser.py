@@ -3,13 +3,20 @@ of."""
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, Response, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    Error,
+    Page,
+    Request,
+    Response,
+    sync_playwright,
+)
 
 # The first has no window at all: in the others each new profile draws one that nobody sees, with
 # its tool bar, which takes a third of their CPU.
@@ -19,6 +26,7 @@ PROGRAMS = (
 )
 ARTEFACTS = Path(__file__).parents[2] / "artefacts" / "console"
 PATIENCE_MS = 20_000
+FOLLOWED_MS = 7_000  # by a link
 NAME = "each => each?.getAttribute('aria-label') ?? each?.innerText"
 
 Theme = Literal["light", "dark"]
@@ -109,6 +117,15 @@ class Tab:
         """Click the button, and keep its name: a table may draw it anew."""
         self.page.locator(selector).evaluate(f"each => {{ window.asked = ({NAME})(each); }}")
         self.page.click(selector)
+
+    def follow(self, link: str, address: str) -> None:
+        """Click a link until the page is there: a table may draw it anew under the pointer."""
+        for _ in range(3):
+            self.page.click(link)
+            with suppress(Error):
+                self.page.wait_for_url(address, timeout=FOLLOWED_MS)
+                return
+        raise AssertionError(f"{link} does not lead to {address}")
 
     def picture(self, name: str) -> None:
         """Keep what is seen as artefacts/console/NAME.png."""

@@ -158,7 +158,7 @@ def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
 
         beside.open("/")
         go("Fleet", beside)
-        fleet.click(f".iso-table a:text-is('{site}')")
+        beside.follow(f".iso-table a:text-is('{site}')", f"**/fleet?site={site}")
         beside.ask("button:has-text('Kill the site')")
         clicked.append("Kill the site")
         kill_it(beside, site)
@@ -176,7 +176,7 @@ def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
         beside.picture("map-killed")
         go("Fleet", beside)
         it_is_told_as_stopped(cloud, beside, site)
-        fleet.click(f".iso-table a:text-is('{site}')")
+        beside.follow(f".iso-table a:text-is('{site}')", f"**/fleet?site={site}")
         fleet.click("button:has-text('Start the site')")
         clicked.append("Start the site")
         fleet.click("button:has-text('Start it')")
