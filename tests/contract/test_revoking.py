@@ -196,11 +196,8 @@ def test_nobody_else_reaches_what_revokes(own_nats: NatsServer) -> None:
 
 def cluster(folder: Path) -> list[NatsServer]:
     """Two servers of one cluster, as operators run them: each keeps accounts, none has streams."""
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    ports = [each.getsockname()[1] for each in held]  # no other port of theirs may be one of these
     servers: list[NatsServer] = []
     for number, port in enumerate(ports):
         (folder / str(number)).mkdir()
@@ -215,6 +212,8 @@ def cluster(folder: Path) -> list[NatsServer]:
             + f'cluster {{ name: c, listen: "127.0.0.1:{port}", routes: {routes} }}\n'
         )
         servers.append(server)
+    for each in held:
+        each.close()
     return servers
 
 
