@@ -97,6 +97,15 @@ def test_a_session_stays_where_it_began_though_chance_would_part_it() -> None:
     run(main)
 
 
+async def of_a_session_at(entry: RunningSite, home: str) -> dict[str, str]:
+    """The headers of a session that has made itself at home at this site."""
+    for number in range(200):  # each is somewhere by chance
+        headers = {"x-session-id": f"s-{number}"}
+        if await served_by(entry, post(chat_body(), headers=headers)) == home:
+            return headers
+    raise AssertionError(f"no session is at home at {home}")
+
+
 def test_what_became_of_a_home_is_told() -> None:
     async def main(cloud: GatewayCloud) -> None:
         sydney, _ = await two_near_sites(cloud)
@@ -122,11 +131,7 @@ def test_what_became_of_a_home_is_told() -> None:
 def test_a_home_that_is_not_allowed_is_left_and_nobody_else_moves() -> None:
     async def main(cloud: GatewayCloud) -> None:
         sydney, oslo = await two_near_sites(cloud)
-        headers = {"x-session-id": "s"}
-        while True:  # until some session is at home at Sydney
-            headers["x-session-id"] += "+"
-            if await served_by(sydney, post(chat_body(), headers=headers)) == "sydney":
-                break
+        headers = await of_a_session_at(sydney, "sydney")
         bound = post(chat_body(), key="norwegian", headers=headers)
         narrowed = post(chat_body(), headers={**headers, "x-isochrone-residency": "NO"})
         for raw in (bound, narrowed, bound, narrowed):
@@ -142,11 +147,7 @@ def test_a_home_that_is_not_allowed_is_left_and_nobody_else_moves() -> None:
 def test_each_wish_has_homes_of_its_own_also_one_of_transit() -> None:
     async def main(cloud: GatewayCloud) -> None:
         sydney, _ = await two_near_sites(cloud)
-        headers = {"x-session-id": "s"}
-        while True:  # until some session is at home at Oslo
-            headers["x-session-id"] += "+"
-            if await served_by(sydney, post(chat_body(), headers=headers)) == "oslo":
-                break
+        headers = await of_a_session_at(sydney, "oslo")
         narrowed = post(chat_body(), headers={**headers, "x-isochrone-transit": "any,via:AU"})
         for _ in range(6):
             assert await served_by(sydney, narrowed) == "sydney", "the link does not say its way"

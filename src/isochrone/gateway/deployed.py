@@ -25,7 +25,7 @@ class Deployed(msgspec.Struct, frozen=True):
 
 def closed_sites(deployed: Iterable[Deployed]) -> Closed:
     """The sites that take nothing of a class, by class and model: its ceiling there is 0."""
-    found: dict[tuple[Class, ModelName], tuple[Refused, ...]] = {}
+    found: dict[tuple[Class, ModelName], list[Refused]] = {}
     for each in deployed:
         if each.admission is None:
             continue
@@ -33,6 +33,5 @@ def closed_sites(deployed: Iterable[Deployed]) -> Closed:
             if rule.ceiling == 0:
                 detail = f"class_closed: {class_} is not taken"
                 shut = Refused(site=SiteName(each.site), rule="saturated", detail=detail)
-                key = (class_, ModelName(each.model))
-                found[key] = (*found.get(key, ()), shut)
-    return found
+                found.setdefault((class_, ModelName(each.model)), []).append(shut)
+    return {key: tuple(shut) for key, shut in found.items()}
