@@ -6,6 +6,7 @@ and may go on. Lisbon's processes belong to the test, so that what is killed sta
 
 import asyncio
 import json
+import math
 import os
 import signal
 import time
@@ -40,7 +41,7 @@ START_S = 60.0
 BOOKED_S = 90.0
 LEAST_TEXTS = 5  # a stream has received before the kill
 RUN_S, HALT_S = 0.01, 0.03  # of engines whose streams have to be in their middle together
-FAR_TEXTS, LONGEST_HALT_S = 10, 1.0  # as many texts as this more, and they stand as long again
+FAR_TEXTS, LONGEST_HALT_S = 10, 1.0  # as many texts as this more, and they stand twice as long
 EASED = 10       # requests in a row that say that a site has all its work again
 SPARE = 8.0      # more prompts than streams: some answers end early, and most nearly tie somewhere
 STOP_EVERY, SILENT_EVERY, PLAIN_EVERY = 10, 7, 9
@@ -374,7 +375,7 @@ async def slowed(engines: Iterable[int], texts: Callable[[], int]) -> AsyncItera
     pids = list(engines)
 
     def halt_s() -> float:
-        return min(HALT_S * (1 + texts() / FAR_TEXTS), LONGEST_HALT_S)
+        return min(HALT_S * math.exp2(texts() / FAR_TEXTS), LONGEST_HALT_S)
 
     async def halt_and_go() -> None:
         for sent in cycle((signal.SIGSTOP, signal.SIGCONT)):
