@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from isochrone.ports.network import Party
 
 READ_BYTES: Final = 65536  # a record has 16 KiB at the most
+LEAST_FRAME_BYTES: Final = 22  # what a record has beside its content: header, tag, type of content
 
 
 class Handshakes:
@@ -70,9 +71,9 @@ class Secured:
     was sent."""
 
     __slots__ = (
-        "_arrivals", "_arrived", "_closing", "_context", "_ended", "_established", "_factory",
-        "_handshake_s", "_handshakes", "_incoming", "_object", "_opened", "_outgoing", "_partial",
-        "_party", "_records", "_shaking", "_shutdown_s", "_tcp", "_timer",
+        "_alone_bytes", "_arrivals", "_arrived", "_closing", "_context", "_ended", "_established",
+        "_factory", "_handshake_s", "_handshakes", "_incoming", "_object", "_opened", "_outgoing",
+        "_partial", "_party", "_records", "_shaking", "_shutdown_s", "_silent", "_tcp", "_timer",
     )
 
     _tcp: asyncio.Transport
@@ -97,6 +98,8 @@ class Secured:
         self._established = False
         self._closing = False
         self._arrived = False  # among the arrivals of this round
+        self._alone_bytes = 0  # of one read, where OpenSSL has nothing else; 0: that is not known
+        self._silent = False   # OpenSSL has nothing to say to what was opened
         self._opened = b""  # what of them is to be handed on
         self._ended = False  # the other side has said goodbye
         self._partial = False  # OpenSSL holds a part of a record
@@ -120,13 +123,17 @@ class Secured:
 
     def data_received(self, data: bytes) -> None:
         self._incoming.write(data)
-        if not self._established:
-            if not self._shaking:
-                return
+        if self._arrived:
+            self._alone_bytes = 0
+            return
+        if self._established:
+            self._alone_bytes = 0 if self._partial else len(data)
+        elif self._shaking:
             self._shake_hands()
-        if not self._arrived:
-            self._arrived = True
-            self._arrivals.add(self)
+        else:
+            return
+        self._arrived = True
+        self._arrivals.add(self)
 
     def eof_received(self) -> bool:
         """TLS is not closed by halves: whoever sends nothing more is gone."""
@@ -179,9 +186,15 @@ class Secured:
             self._handshakes.open -= 1
 
     def open(self) -> None:
-        """Decrypt what whole records hold. What is left waits for the rest of its record."""
+        """Decrypt what whole records hold. What is left waits for the rest of its record. Mostly
+        a read is one record, as its size tells: then OpenSSL need not be asked what else there is.
+        """
         incoming, pieces = self._incoming, []
-        while waiting := incoming.pending:
+        waiting, self._alone_bytes = self._alone_bytes, 0
+        alone, self._silent = waiting > 0, False
+        if not alone:
+            waiting = incoming.pending
+        while waiting:
             try:
                 # What a record holds is less than the record, so nothing is left within OpenSSL.
                 piece = self._records.read(READ_BYTES if self._partial else waiting)
@@ -199,6 +212,11 @@ class Secured:
                 self._ended = True
                 break
             pieces.append(piece)
+            if alone and waiting - len(piece) == LEAST_FRAME_BYTES:
+                self._silent = True
+                break
+            alone = False
+            waiting = incoming.pending
         if pieces:
             opened = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             self._opened = self._opened + opened if self._opened else opened
@@ -210,7 +228,7 @@ class Secured:
         if party is None:
             return
         self._opened = b""
-        if self._outgoing.pending:
+        if not self._silent and self._outgoing.pending:
             self._send()
         if self._closing:
             if self._ended:
@@ -249,7 +267,7 @@ class Secured:
 
     def write(self, data: bytes) -> None:
         self.seal(data)
-        self.send()
+        self._send()
 
     def seal(self, data: bytes) -> None:
         """See `ports.network.Sealing`."""
@@ -260,8 +278,10 @@ class Secured:
             sent += self._records.write(data[sent:])
 
     def send(self) -> None:
-        """See `ports.network.Sealing`."""
-        self._send()
+        """See `ports.network.Sealing`: nothing is sealed where this is closing."""
+        data = self._outgoing.read()
+        if data:
+            self._tcp.write(data)
 
     def close(self) -> None:
         if self._closing:
