@@ -72,6 +72,7 @@ class CarryingOn(Tries):
     lost_why: Lost | None = None
     _silent = True
     _last_progress: Tokens | None = None
+    _noted_ns = 0  # when its progress was last looked at
     _last_ns: int | None = None  # when the sweep last saw the stream move
     _lost_ns: int | None = None  # since when the client waits for a continuation
     _waiting_ns = 0  # when it was last told so

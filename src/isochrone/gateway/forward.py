@@ -21,6 +21,7 @@ from isochrone.gateway.continuation.retained import Retained
 from isochrone.gateway.counts import tokens_of_answer
 from isochrone.gateway.give_way import GivingWay
 from isochrone.gateway.incoming import Fault, Incoming
+from isochrone.gateway.journal import PROGRESS_S
 from isochrone.gateway.message_meter import meter_for
 from isochrone.gateway.peer_hop import Hop
 from isochrone.gateway.recount import recount
@@ -34,6 +35,7 @@ from isochrone.gateway.surface import engine_error_body_for, error_event_for
 
 CLIENT_GONE_STATUS: Final = 499
 NO_TOKENS: Final = Tokens()
+_NOTED_NS: Final = int(0.9 * PROGRESS_S * 1e9)  # and the journal sees to the rest
 _SHORT_US: Final = 5_000  # how long choosing and sending take, and many a short answer
 _THOUSANDTHS: Final = [f"{number:03d}" for number in range(1000)]
 _SHORT_MS: Final = [f"{us // 1000}.{_THOUSANDTHS[us % 1000]}" for us in range(_SHORT_US)]
@@ -312,7 +314,7 @@ class Exchange(GivingWay):
                 self.stop(expired)
         elif self.reply.head_sent:
             if self.opened:
-                self._note_progress()
+                self._note_progress(now_ns)
             self.wait_audibly(now_ns)
         elif self.attempt is not None and self.request.stream and not waits:
             judged.look_for_lateness(self, self.attempt, now_ns)
@@ -323,7 +325,10 @@ class Exchange(GivingWay):
             return None
         return self._tries_began_ns or self.started_ns
 
-    def _note_progress(self) -> None:
+    def _note_progress(self, now_ns: int) -> None:
+        if now_ns - self._noted_ns < _NOTED_NS:
+            return
+        self._noted_ns = now_ns
         tokens = self._tokens()
         if tokens != self._last_progress:
             self._last_progress = tokens
