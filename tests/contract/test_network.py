@@ -311,3 +311,31 @@ def test_a_connection_that_came_in_time_is_made_by_a_loop_that_is_late(
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(asyncio.wait_for(main(), 20))
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_who_stops_a_connection_that_is_being_made_is_told_apart_from_its_limit(
+    factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def main() -> None:
+        network = SocketNetwork()
+        away = Address(host="127.0.0.1", port=9, rtt_ms=60_000)
+        connecting = asyncio.create_task(network.connect(Recorder, away, timeout_s=60))
+        await asyncio.sleep(0)
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05) as outer:
+                await network.connect(Recorder, away, timeout_s=60)
+        assert outer.expired()
+        async with asyncio.timeout(60) as outer:
+            with pytest.raises(TimeoutError):
+                await network.connect(Recorder, away, timeout_s=0.05)
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+        assert not outer.expired()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(asyncio.wait_for(main(), 20))

@@ -6,6 +6,7 @@ together, as they do when another gateway has gone, would wait a round for each 
 """
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable
 from typing import Final, cast
@@ -23,6 +24,7 @@ class Accepting:
     def __init__(self, factory: Callable[[], Party]) -> None:
         self._factory = factory
         self._listening: list[socket.socket] = []
+        self._waiting = select.poll()  # mostly nobody is, which it tells for less than an accept
         self._beginning: set[asyncio.Task[object]] = set()
 
     def follow(self, server: asyncio.Server) -> None:
@@ -30,17 +32,21 @@ class Accepting:
         self._listening = [
             socket.fromfd(each.fileno(), each.family, each.type) for each in server.sockets
         ]
+        for listening in self._listening:
+            self._waiting.register(listening, select.POLLIN)
 
     def close(self) -> None:
         """With the server: a socket listens as long as anybody has it open."""
         for listening in self._listening:
+            self._waiting.unregister(listening)
             listening.close()
         self._listening = []
 
     def make(self) -> Party:
         """The party of one connection."""
-        for listening in self._listening:
-            self._accept_all(listening)
+        if self._waiting.poll(0):
+            for listening in self._listening:
+                self._accept_all(listening)
         return self._factory()
 
     def _accept_all(self, listening: socket.socket) -> None:

@@ -7,8 +7,9 @@ the peer's delayed acknowledgement.
 import asyncio
 import contextlib
 import resource
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import cast
 
 from isochrone.adapters.network.accepting import Accepting
@@ -79,18 +80,20 @@ class SocketNetwork:
         secured = None if tls is None else ServerTls(tls)
         made = factory if secured is None else _secured_by(secured, factory)
         accepting = Accepting(made)
-        with _names_judged(host):
+        try:
             server = await asyncio.get_running_loop().create_server(
                 _made_by(accepting.make), host, port, backlog=BACKLOG,
                 reuse_port=(port == self._shared_port) or None,
             )
+        except UnicodeError as error:
+            raise _no_name(host, error) from error
         accepting.follow(server)
         return SocketListener(server, accepting, secured)
 
     async def connect(
         self, factory: Callable[[], P], address: Address, *, timeout_s: float
     ) -> P:
-        async with _within(timeout_s):
+        with _Limit(timeout_s):
             if address.rtt_ms <= 0:
                 return await self._dial(factory, address)
             # TCP's handshake is one round trip, TLS's another.
@@ -102,7 +105,7 @@ class SocketNetwork:
 
     async def _dial(self, factory: Callable[[], P], address: Address) -> P:
         loop = asyncio.get_running_loop()
-        with _names_judged(address.host):
+        try:
             if not address.tls:
                 made = await loop.create_connection(_made_by(factory), address.host, address.port)
                 return cast(P, made[1])
@@ -113,34 +116,56 @@ class SocketNetwork:
                 ssl_shutdown_timeout=TLS_SHUTDOWN_S,
             )
             return cast(P, protocol)
+        except UnicodeError as error:
+            raise _no_name(address.host, error) from error
 
 
-@contextlib.asynccontextmanager
-async def _within(timeout_s: float) -> AsyncIterator[None]:
-    """As `asyncio.timeout`, but what came in time counts, where the loop was too late to look."""
-    loop = asyncio.get_running_loop()
-    due_s = loop.time() + timeout_s
-    async with asyncio.timeout(None) as limit:
+class _Limit:
+    """As `asyncio.timeout`, but what came in time counts where the loop was too late to look; and
+    in a fraction of the time, which would be a good part of what a connection takes."""
 
-        def expire() -> None:
-            now_s = loop.time()
-            limit.reschedule(now_s if now_s < due_s + LATE_S else now_s + LATE_S)
+    __slots__ = ("_cancelled", "_cancelling", "_due_s", "_loop", "_task", "_timer")
 
-        timer = loop.call_at(due_s, expire)
-        try:
-            yield
-        finally:
-            timer.cancel()
+    _task: asyncio.Task[object]
+    _timer: asyncio.TimerHandle
+
+    def __init__(self, timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._due_s = self._loop.time() + timeout_s
+        self._cancelled = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancelling = task, task.cancelling()
+        self._timer = self._loop.call_at(self._due_s, self._look)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        if (
+            self._cancelled and self._task.uncancel() <= self._cancelling
+            and kind is asyncio.CancelledError
+        ):
+            raise TimeoutError from error
+
+    def _look(self) -> None:
+        if self._loop.time() < self._due_s + LATE_S:
+            self._expire()
+        else:
+            self._timer = self._loop.call_later(LATE_S, self._expire)
+
+    def _expire(self) -> None:
+        self._cancelled = True
+        self._task.cancel()
 
 
-@contextlib.contextmanager
-def _names_judged(host: str) -> Iterator[None]:
+def _no_name(host: str, error: UnicodeError) -> OSError:
     """A name that cannot be one in the DNS (an empty label, one of more than 63 bytes) is a place
     where nobody listens, not a fault of this process."""
-    try:
-        yield
-    except UnicodeError as error:
-        raise OSError(f"{host} cannot be a host's name: {error}") from error
+    return OSError(f"{host} cannot be a host's name: {error}")
 
 
 def _made_by(factory: Callable[[], Party]) -> Callable[[], asyncio.Protocol]:
