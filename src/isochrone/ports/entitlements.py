@@ -37,6 +37,10 @@ class Entitlements(Protocol):
         """Revoked ones and those whose window is over too."""
         ...
 
+    def entitlement(self, scope: Scope, entitlement_id: EntitlementId) -> StoredEntitlement:
+        """One of them, revoked or not. Raises NotFound."""
+        ...
+
     def add(
         self, scope: Scope, entitlement: StoredEntitlement, voters: Voters, *, once: Once | None
     ) -> StoredEntitlement:

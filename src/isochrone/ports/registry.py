@@ -17,12 +17,14 @@ from isochrone.ports.reconciling import Reconciling
 from isochrone.ports.tenants import Tenants
 from isochrone.ports.traffic import Traffic
 from isochrone.ports.usage_days import UsageDays
+from isochrone.ports.writes import Writes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
     """The parts of the registry over one database."""
 
+    writes: Writes
     tenants: Tenants
     members: Members
     accounts: Accounts

@@ -156,8 +156,8 @@ class Tenants(Protocol):
         """
         ...
 
-    def key(self, scope: Scope, key_id: KeyId) -> StoredKey:
-        """Raises NotFound."""
+    def key(self, scope: Scope, key_id: KeyId) -> tuple[StoredKey, Policy]:
+        """One of them, revoked or not. Raises NotFound."""
         ...
 
     def rotate_key(

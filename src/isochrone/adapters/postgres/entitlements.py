@@ -44,6 +44,10 @@ class PostgresEntitlements:
             ).fetchall()
         return [_stored(row) for row in rows]
 
+    def entitlement(self, scope: Scope, entitlement_id: EntitlementId) -> StoredEntitlement:
+        with self._pool.transaction(scope) as connection:
+            return _in_scope(connection, scope, entitlement_id)
+
     def add(
         self, scope: Scope, entitlement: StoredEntitlement, voters: Voters, *, once: Once | None
     ) -> StoredEntitlement:

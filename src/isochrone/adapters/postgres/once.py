@@ -3,7 +3,9 @@
 import psycopg
 from psycopg.rows import TupleRow
 
+from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.errors import Conflict
+from isochrone.core.world.tenant import Scope
 from isochrone.ports.tenants import Once
 
 KEPT_NS = 24 * 3600 * 1_000_000_000
@@ -27,11 +29,34 @@ def made_before(
     ).fetchone()
     if claimed is not None:
         return None
+    earlier = _made(connection, once, since=0)
+    assert earlier is not None, "the conflicting row is committed, so it is visible here"
+    return earlier
+
+
+class PostgresWrites:
+    """`ports.writes.Writes` on one database; one call is one transaction."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def made_before(self, scope: Scope, once: Once | None, *, now: int) -> str | None:
+        if once is None:
+            return None
+        with self._pool.transaction(scope) as connection:
+            return _made(connection, once, since=now - KEPT_NS)
+
+
+def _made(
+    connection: psycopg.Connection[TupleRow], once: Once, *, since: int
+) -> str | None:
     row = connection.execute(
-        "SELECT request_hash, resource FROM idempotency WHERE caller = %s AND key = %s",
-        (once.caller, once.key),
+        "SELECT request_hash, resource FROM idempotency"
+        " WHERE caller = %s AND key = %s AND created_at >= %s",
+        (once.caller, once.key, since),
     ).fetchone()
-    assert row is not None, "the conflicting row is committed, so it is visible here"
+    if row is None:
+        return None
     if row[0] != once.body_sha256:
         raise Conflict(
             f"the idempotency key {once.key!r} was used before with another request;"

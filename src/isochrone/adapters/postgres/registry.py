@@ -12,6 +12,7 @@ from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.limits import PostgresLimits
 from isochrone.adapters.postgres.members import PostgresMembers
 from isochrone.adapters.postgres.meters import PostgresMeters
+from isochrone.adapters.postgres.once import PostgresWrites
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.prices import PostgresPrices
 from isochrone.adapters.postgres.reconciling import PostgresReconciling
@@ -25,7 +26,7 @@ def open_registry(pool: Pool, archive: Path | None = None) -> Registry:
     """The parts of the registry on `pool`, which stays the caller's to close. `archive` is the
     folder that days of usage are detached to; without one they stay in the book."""
     return Registry(
-        tenants=PostgresTenants(pool), members=PostgresMembers(pool),
+        writes=PostgresWrites(pool), tenants=PostgresTenants(pool), members=PostgresMembers(pool),
         accounts=PostgresAccounts(pool), audit=PostgresAudit(pool),
         estate=PostgresEstate(pool), leases=PostgresLeases(pool),
         entitlements=PostgresEntitlements(pool), prices=PostgresPrices(pool),

@@ -205,9 +205,12 @@ class PostgresTenants:
         self, scope: Scope, policy: StoredPolicy, *, once: Once | None
     ) -> StoredPolicy:
         with self._pool.transaction(scope) as connection:
-            check_owner(connection, scope, policy.policy.org_id)
-            # Only for its refusal of another body: the same axes find the same policy anyway.
-            made_before(connection, once, resource=policy.policy.id, now=policy.created_at)
+            # Which one it made is of no use: the same axes find the same policy anyway.
+            earlier = made_before(
+                connection, once, resource=policy.policy.id, now=policy.created_at
+            )
+            if earlier is None:
+                check_owner(connection, scope, policy.policy.org_id)
             return _stored_policy(connection, policy)
 
     def keys(self, scope: Scope, page: Page) -> Sequence[tuple[StoredKey, Policy]]:
@@ -235,9 +238,9 @@ class PostgresTenants:
             _insert_key(connection, key, bound.id)
             return _key_in(connection, scope, key.key.id)
 
-    def key(self, scope: Scope, key_id: KeyId) -> StoredKey:
+    def key(self, scope: Scope, key_id: KeyId) -> tuple[StoredKey, Policy]:
         with self._pool.transaction(scope) as connection:
-            return _key_in(connection, scope, key_id)[0]
+            return _key_in(connection, scope, key_id)
 
     def rotate_key(
         self, scope: Scope, new: StoredKey, *, former_until: int, once: Once | None

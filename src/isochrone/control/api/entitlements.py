@@ -90,13 +90,17 @@ def routes(context: Context) -> APIRouter:
     ) -> EntitlementShape:
         """Sell capacity. Gateways are told within a second of the answer, and honour it from then
         on, control or no control; in a cloud without voters after fifteen more."""
+        once, now = again.once(caller, body), context.now()
+        earlier = context.registry.writes.made_before(caller.scope, once, now=now)
+        if earlier is not None:
+            return _shape(sold.entitlement(caller.scope, EntitlementId(earlier)))
         made = sold.add(
             caller.scope,
             StoredEntitlement(
-                entitlement=_entitlement(context, body), name=body.name, created_at=context.now()
+                entitlement=_entitlement(context, body), name=body.name, created_at=now
             ),
             Voters(sites=choose_voters(_by_standing(context.registry.estate.sites(EVERY)))),
-            once=again.once(caller, body),
+            once=once,
         )
         context.changed()
         return _shape(made)

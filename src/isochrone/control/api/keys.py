@@ -92,15 +92,17 @@ def routes(context: Context) -> APIRouter:
         again: Annotated[Repeat, Depends(repeat)],
     ) -> MadeKey:
         """Make a key; the answer shows its secret, once."""
-        now = context.now()
+        now, once = context.now(), again.once(caller, body)
+        secret = new_secret(context, API_KEY_PREFIX, once)
+        earlier = context.registry.writes.made_before(caller.scope, once, now=now)
+        if earlier is not None:
+            return _shown(tenants.key(caller.scope, KeyId(earlier)), secret)
         expires_at, problems = read_end(body.expires_at, now=now)
         project = _project(context, caller, body.project_id)
         policy = policy_of(
             body, policy_id=context.new_id(), org_id=project.org_id, blocs=context.blocs,
             also=problems,
         )
-        once = again.once(caller, body)
-        secret = new_secret(context, API_KEY_PREFIX, once)
         key = ApiKey(
             id=KeyId(context.new_id()), secret_sha256=hash_of(secret), org_id=project.org_id,
             project_id=project.id, policy_id=policy.id, classes=tuple(sorted(set(body.classes))),
@@ -113,7 +115,7 @@ def routes(context: Context) -> APIRouter:
             once=once,
         )
         context.changed()
-        return MadeKey(**_shape(*made).model_dump(), key=secret)
+        return _shown(made, secret)
 
     @router.delete("/{key_id}")
     def revoke_key(key_id: str, caller: Annotated[Caller, may("keys.write")]) -> RevokedKey:
@@ -140,9 +142,12 @@ def _add_rotation(router: APIRouter, context: Context) -> None:
         """Make a key that replaces this one: same project, policy, classes and scopes, its own id
         and secret. The old one goes on for `overlap_s`, so that nothing has to stop meanwhile."""
         now, once = context.now(), again.once(caller, body)
-        stated = end_in(body, now=now)
-        old = tenants.key(caller.scope, KeyId(key_id))
         secret = new_secret(context, API_KEY_PREFIX, once)
+        earlier = context.registry.writes.made_before(caller.scope, once, now=now)
+        if earlier is not None:
+            return _shown(tenants.key(caller.scope, KeyId(earlier)), secret)
+        stated = end_in(body, now=now)
+        old, _ = tenants.key(caller.scope, KeyId(key_id))
         renewed = renewed_end(old.created_at, old.key.expires_at, now=now)
         key = replace(
             old.key, id=KeyId(context.new_id()), secret_sha256=hash_of(secret),
@@ -157,7 +162,7 @@ def _add_rotation(router: APIRouter, context: Context) -> None:
             once=once,
         )
         context.changed()
-        return MadeKey(**_shape(*made).model_dump(), key=secret)
+        return _shown(made, secret)
 
 
 def read_end(text: str | None, *, now: int) -> tuple[int | None, list[str]]:
@@ -188,6 +193,10 @@ def _project(context: Context, caller: Caller, wanted: str | None) -> Project:
     if len(projects) != 1:
         raise InvalidInput(["project_id: missing; the organisation has not exactly one project"])
     return projects[0]
+
+
+def _shown(made: tuple[StoredKey, Policy], secret: str) -> MadeKey:
+    return MadeKey(**_shape(*made).model_dump(), key=secret)
 
 
 def _shape(row: StoredKey, policy: Policy) -> KeyShape:

@@ -127,7 +127,7 @@ def _limit(context: Context, caller: Caller, body: NewLimit) -> Limit:
     tenants = context.registry.tenants
     org, project, key = body.org_id, body.project_id, body.key_id
     if key is not None:
-        of_key = tenants.key(caller.scope, KeyId(key)).key
+        of_key = tenants.key(caller.scope, KeyId(key))[0].key
         project = _same("key_id", project, of_key.project_id)
         org = _same("key_id", org, of_key.org_id)
     elif project is not None:
