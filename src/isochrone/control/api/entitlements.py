@@ -1,7 +1,6 @@
 """Entitlements, capacity that is sold once and honoured at any allowed site: list, sell, revoke."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -17,14 +16,13 @@ from isochrone.control.api.writing import Repeat, repeat
 from isochrone.core.admission.entitlement import (
     allowed_sites,
     check_entitlement,
-    choose_voters,
     divide_sold,
+    first_voters,
 )
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import EntitlementId, ModelName, OrgId, ProjectId, SiteName
 from isochrone.core.residency.rule import parse_axis
 from isochrone.core.world.entitlement import Entitlement, Voters
-from isochrone.core.world.site import Site
 from isochrone.core.world.tenant import ANY, Class
 from isochrone.ports.entitlements import StoredEntitlement
 from isochrone.ports.tenants import Page
@@ -99,7 +97,7 @@ def routes(context: Context) -> APIRouter:
             StoredEntitlement(
                 entitlement=_entitlement(context, body), name=body.name, created_at=now
             ),
-            Voters(sites=choose_voters(_by_standing(context.registry.estate.sites(EVERY)))),
+            Voters(sites=first_voters(context.registry.estate.sites(EVERY))),
             once=once,
         )
         context.changed()
@@ -154,13 +152,6 @@ def _entitlement(context: Context, body: NewEntitlement) -> Entitlement:
     if problems:
         raise InvalidInput(problems)
     return replace(entitlement, slices=divide_sold(entitlement.tok_s, slots))
-
-
-def _by_standing(sites: Sequence[Site]) -> list[SiteName]:
-    """Those that have joined first; equals by name."""
-    return [
-        site.name for site in sorted(sites, key=lambda each: (each.peer_key is None, each.name))
-    ]
 
 
 def _shape(row: StoredEntitlement) -> EntitlementShape:

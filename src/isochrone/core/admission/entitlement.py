@@ -62,6 +62,15 @@ def choose_voters(sites: Sequence[SiteName]) -> tuple[SiteName, ...]:
     return tuple(sites[: most if most % 2 else most - 1])
 
 
+def first_voters(sites: Iterable[Site]) -> tuple[SiteName, ...]:
+    """Those of the first sale: the sites that have joined, by name, and of the others only as many
+    as leave most of the voters able to vote. Where none has joined, nobody knows who will."""
+    ranked = sorted(sites, key=lambda each: (each.peer_key is None, each.name))
+    joined = sum(each.peer_key is not None for each in ranked)
+    most = 2 * joined - 1 if joined else len(ranked)
+    return choose_voters([each.name for each in ranked[:most]])
+
+
 def check_voters(sites: Sequence[SiteName], known: Iterable[Site]) -> list[str]:
     """Every problem of voters that somebody wants to have."""
     joined = {site.name: site.peer_key is not None for site in known}
