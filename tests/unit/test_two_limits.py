@@ -130,6 +130,12 @@ class AtHomeOfOne(gauges.Home):
             limits, (gauges.SITE, self.OTHER), self.clock.now_ns, self.clock.wall_ns()
         )
 
+    def leave_only(self, limits: Sequence[Limit]) -> None:
+        """The others are removed."""
+        self.limits.fleet.take(
+            limits, (gauges.SITE, self.OTHER), self.clock.now_ns, self.clock.wall_ns()
+        )
+
     def grant(self, free: int = 0) -> None:
         """The other site gives what was needed, by its last ask."""
         ask = self.asks.pop()
@@ -217,3 +223,13 @@ def test_many_that_wait_for_the_next_limit_are_decided_in_one_go() -> None:
     assert {each.limit for each in home.asks} == {key}
     home.grant()
     assert answers == [None] * 1_501
+
+
+@pytest.mark.parametrize("gone", [("key",), ("key", "project")], ids=["one", "all"])
+def test_who_waits_for_a_limit_that_is_removed_goes_on(gone: tuple[str, ...]) -> None:
+    """It was refused after three seconds, as if those that kept the limit did not answer."""
+    answers: list[Refusal | None] = []
+    home, _ = asked(AtHomeOfOne.OTHER, gauges.SITE, answers)
+    home.leave_only([] if "project" in gone else [at("project", gauges.SITE)])
+    home.pass_s(1)
+    assert answers == [None]

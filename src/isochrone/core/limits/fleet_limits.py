@@ -68,7 +68,10 @@ class FleetLimits:
         self._sites = ranked
         known, self._limits = self._limits, {each.id: each for each in limits}
         for id_ in known.keys() - self._limits.keys():
-            for kept in (self._custodians, self._parts, self._keepers):
+            gone = self._parts.pop(id_, None)
+            if gone is not None:
+                gone.lift()
+            for kept in (self._custodians, self._keepers):
                 kept.pop(id_, None)
         for limit in self._limits.values():
             if known.get(limit.id) != limit or before != ranked:

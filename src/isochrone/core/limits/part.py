@@ -29,6 +29,7 @@ from isochrone.core.limits.terms import (
 from isochrone.core.world.limit import Limit
 
 DRIFT: Final = 500  # clocks differ by less than one part in this
+_EVERYTHING: Final = 1 << 66  # beyond all sums of amounts
 _KEPT_ASKS: Final = 8
 _KEPT_HOURS: Final = 48
 _KEPT_MARKS: Final = 4
@@ -146,6 +147,10 @@ class Part:
         if own is None and others is None:
             return RUNNING_WAIT_S if self.held else 60.0
         return min(each for each in (own, others) if each is not None)
+
+    def lift(self) -> None:
+        """Its limit is no more, so whatever waits for it fits."""
+        self.bootstrap, self.until_ns = _EVERYTHING, 0
 
     def wait(self, amount: int) -> None:
         """A request that needs so much waits for a grant."""
