@@ -11,7 +11,7 @@ import pytest
 
 from isochrone.core.admission.cashier import Back, Pay, cashiers_of
 from isochrone.core.admission.payments import MOST_LATE
-from isochrone.core.ids import SiteName
+from isochrone.core.ids import EntitlementId, ProjectId, SiteName
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.gateway.entitled import Sold
 from isochrone.gateway.letters import PATH
@@ -358,5 +358,54 @@ def test_a_gateway_that_drains_asks_no_cashier_and_gives_back_what_is_left() -> 
         answer = await ask(rome, wanting())
         assert (answer.status, answer.headers[CLASS]) == (200, "on_demand")
         assert outcomes(rome)["asked"] == 1
+
+    run(main)
+
+
+async def paris_pays_for_two(cloud: GatewayCloud, *, spent: bool) -> list[RunningSite]:
+    """As `paris_pays`; and more was sold to the project alone, which comes first. `spent`: there is
+    nothing left of that."""
+    sites, own = await a_cloud(cloud, "paris", "rome"), EntitlementId("own")
+    paris = sites[0]
+    await sell(cloud, {"paris": 10})
+    await sell(cloud, {"paris": 3}, id=own, project_id=ProjectId("project"))
+    await until(lambda: all(len(each.running.context.entitled.sold()) == 2 for each in sites))
+    await until(
+        lambda: usable(paris) == 10 and paris.running.letters.standing(own).usable_tok_s == 3
+    )
+    paris.clock.ahead_ns += 10**10  # type: ignore[attr-defined]
+    assert (left(paris), left(paris, own)) == (50, 15)
+    if spent:
+        (sold,) = [
+            each for each in paris.running.context.entitled.sold() if each.entitlement.id == own
+        ]
+        sold.allowance.settle(0, 1_000, paris.clock.monotonic_ns(), counts=False)
+    return sites
+
+
+def honoured(site: RunningSite) -> dict[str, int]:
+    return {each.entitlement.id: each.honoured for each in site.running.context.entitled.sold()}
+
+
+@pytest.mark.parametrize(("spent", "of"), [(False, "own"), (True, "gold")])
+def test_of_two_that_were_sold_the_first_that_has_enough_pays(spent: bool, of: str) -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        _, rome = await paris_pays_for_two(cloud, spent=spent)
+        answer = await served_once(rome, wanting(), lambda: outcomes(rome).get("paid") == 1)
+        assert (answer.status, answer.headers[CLASS]) == (200, "reserved")
+        assert honoured(rome) == {"own": 0, "gold": 0} | {of: 1}
+
+    run(main)
+
+
+def test_one_that_waits_for_its_payment_waits_for_the_next_one_too() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        _, rome = await paris_pays_for_two(cloud, spent=True)
+        for name in ("rome", "paris"):
+            await admit_by(cloud, name, SitePolicy(on_demand=ClassRule(ceiling=0.0)))
+        answer = await ask(rome, wanting())
+        assert (answer.status, answer.headers[CLASS]) == (200, "reserved")
+        assert honoured(rome) == {"own": 0, "gold": 1}
+        assert outcomes(rome) == {"asked": 2, "refused": 1, "paid": 1}
 
     run(main)

@@ -6,7 +6,7 @@ import pytest
 
 from isochrone.core.admission.cashier import Paid, Pay
 from isochrone.core.admission.commitments import Commitments
-from isochrone.core.admission.payments import PAY_NS, Payment
+from isochrone.core.admission.payments import MOST_LATE, PAY_NS, Payment
 from isochrone.core.ids import EntitlementId, OrgId, SiteName
 from isochrone.core.metering.event import Tokens
 from isochrone.core.rng import stream
@@ -138,3 +138,53 @@ def test_a_cashier_is_asked_for_no_more_than_all_may_have_saved_up() -> None:
     allowance = cashier.allowance(noun.id)
     assert allowance is not None
     assert allowance.is_idle, "nothing is borrowed for it"
+
+
+def test_cashiers_are_asked_in_the_order_in_which_entitlements_are_used() -> None:
+    """Only the last one's was: of what is used before it, thin demand got nothing."""
+    rome = Rome(own=NOW, shared=NOW)
+    claim = rome.claim()
+    first = rome.ask(claim)
+    assert first.purse.id == "own"
+    rome.answer(first, paid=False)
+    claim.give_up(4)
+    second = rome.ask(claim)
+    assert second.purse.id == "shared"
+    rome.answer(second, paid=True)
+    assert claim.paid() == "reserved"
+    claim.settle(Tokens(input_uncached=5, output=8), 5)
+    assert [each.honoured for each in rome.options] == [0, 1]
+    assert claim.ask(6) is None
+
+
+def test_what_the_first_cashier_pays_is_asked_of_no_other() -> None:
+    rome = Rome(own=NOW, shared=NOW)
+    claim = rome.claim()
+    rome.answer(rome.ask(claim), paid=True)
+    claim.paid()
+    claim.settle(Tokens(input_uncached=5, output=8), 5)
+    assert [each.honoured for each in rome.options] == [1, 0]
+    assert claim.ask(6) is None
+
+
+def test_another_cashier_is_not_asked_when_the_time_for_a_payment_is_over() -> None:
+    rome = Rome(own=NOW, shared=NOW)
+    claim = rome.claim()
+    rome.answer(rome.ask(claim), paid=False)
+    claim.give_up(PAY_NS)
+    assert claim.ask(PAY_NS + 3) is None
+    assert claim.unpaid_because == "spent_at_cashier"
+
+
+def test_a_cashier_that_was_asked_second_is_not_too_far_for_being_late() -> None:
+    rome = Rome(own=NOW, shared=NOW)
+    for number in range(MOST_LATE + 1):
+        claim = rome.claim()
+        first = rome.ask(claim)
+        rome.answer(first, paid=False)
+        claim.give_up(4)
+        payment = claim.ask(4 + number)
+        assert payment is not None
+        assert payment.purse.id == "shared"
+        claim.settle(Tokens(input_uncached=5, output=8), 5)
+        first.purse.refused(0, -PAY_NS)  # and may be asked again at once

@@ -10,7 +10,7 @@ from typing import Final
 
 from isochrone.core.admission.allowance import BURST_S, Allowance
 from isochrone.core.admission.entitlement import OUTPUT_WEIGHT, in_force
-from isochrone.core.admission.payments import Payment, Purse
+from isochrone.core.admission.payments import PAY_NS, Payment, Purse
 from isochrone.core.ids import EntitlementId, ModelName, OrgId, SiteName
 from isochrone.core.metering.event import Tokens
 from isochrone.core.residency.rule import Admitted, admits
@@ -105,6 +105,7 @@ class Sold:
 
 
 _NOTHING_SOLD: Final[tuple[Sold, ...]] = ()
+_NOTHING_TO_ASK: Final[tuple[tuple[Sold, int, bool], ...]] = ()
 
 
 class Claim:
@@ -113,8 +114,8 @@ class Claim:
     was asked for, or has paid."""
 
     __slots__ = (
-        "_class", "_counts", "_empty", "_lines", "_not_paid", "_options", "_output", "_prompt",
-        "_spent", "_tokens", "_told", "asked", "payment", "unpaid",
+        "_asked_ns", "_class", "_counts", "_empty", "_lines", "_not_paid", "_options", "_output",
+        "_prompt", "_spent", "_to_ask", "_tokens", "_told", "asked", "payment", "unpaid",
     )
 
     def __init__(
@@ -131,7 +132,9 @@ class Claim:
         self._spent: Sold | None = None
         self._tokens = 0
         self._counts = True  # as demand of this site
-        self._empty: Sold | None = None  # what could not pay for it
+        self._empty: Sold | None = None  # what could not pay for it, the last that was tried
+        self._to_ask = _NOTHING_TO_ASK  # whose cashier may, with what, and the demand that it is
+        self._asked_ns = -1  # when the first of those was asked
         self._not_paid: UnpaidBecause = "spent"  # of what could not
         self._told = False  # the gateway that was to pay said in which class it serves it
 
@@ -159,7 +162,7 @@ class Claim:
         reserved = self.asked == "reserved"
         another = another and reserved
         self._class, self._empty, self._told = "on_demand", None, False
-        self._not_paid = "spent"
+        self._not_paid, self._to_ask, self._asked_ns = "spent", _NOTHING_TO_ASK, -1
         for sold in self._options:
             if sold.is_open and sold.served.admits(site):
                 tokens, purse = sold.expected_tokens(self._prompt, self._output), sold.purse
@@ -167,16 +170,18 @@ class Claim:
                 self._tokens, self._counts = tokens, counts
                 if sold.allowance.spend(tokens, now_ns, another_may=another, counts=counts):
                     self._spent, self._class = sold, self.asked
-                    self._empty = None
+                    self._empty, self._to_ask = None, _NOTHING_TO_ASK
                     break
                 self._empty = sold
+                if reserved and purse is not None:
+                    self._to_ask += ((sold, tokens, counts),)
         self.unpaid = another and self._empty is not None
         return self._class
 
     def answered(self, class_: Class) -> Class:
         """The gateway that was to pay for it serves it in this class, and counts it."""
         self._class, self._empty, self.unpaid = class_, None, False
-        self._told = True
+        self._told, self._to_ask = True, _NOTHING_TO_ASK
         return class_
 
     @property
@@ -212,20 +217,31 @@ class Claim:
         if payment is not None:
             self.give_up(now_ns, late=tokens.output > 0)
 
-    # What nothing here can pay for, the cashier may.
+    # What nothing here can pay for, a cashier may.
 
     def ask(self, now_ns: int) -> Payment | None:
-        """Ask it, where that is of use; what was asked for."""
-        empty = self._empty
-        if empty is not None and self.payment is None and not self.unpaid:
-            purse = empty.purse
-            if purse is not None and self.asked == "reserved":
-                self.payment = purse.ask(self._tokens, self._counts, now_ns)
-                return self.payment
+        """Ask it, where that is of use; what was asked for. Of several entitlements that of the
+        first, and once that has refused, for as long as one may take to pay, that of the next."""
+        if self.payment is not None or self.unpaid:
+            return None
+        if self._to_ask and self._asked_ns >= 0 and now_ns - self._asked_ns > PAY_NS:
+            self._to_ask = _NOTHING_TO_ASK
+        while self._to_ask:
+            (sold, tokens, counts), self._to_ask = self._to_ask[0], self._to_ask[1:]
+            purse = sold.purse
+            assert purse is not None, "there is one where anybody is to be asked"
+            payment = purse.ask(tokens, counts, now_ns)
+            if payment is not None:
+                self._empty, self._tokens, self._counts = sold, tokens, counts
+                if self._asked_ns < 0:
+                    self._asked_ns = now_ns
+                self.payment = payment
+                return payment
         return None
 
     def paid(self) -> Class:
         """It has paid in time."""
+        self._to_ask = _NOTHING_TO_ASK
         self._spent, self._empty, self._class = self._empty, None, self.asked
         return self._class
 
@@ -233,6 +249,7 @@ class Claim:
         """Nothing is wanted of the cashier. `late`: it was slower than the answer."""
         payment, self.payment = self.payment, None
         if payment is not None:
+            late = late and payment.asked_ns == self._asked_ns  # others were asked before it
             refused = payment.state == "refused"
             self._not_paid = "spent_at_cashier" if refused else "cashier_late"
             payment.purse.give_up(payment, now_ns, late=late)

@@ -2,7 +2,8 @@
 
 They go on meanwhile, on demand. A payment that comes before the head of the answer has gone out
 makes one `reserved`: in the queue, in its answer, in what is metered. One that the queue would have
-turned away as on demand waits for it, for a second at most. What is asked, and of whom, is decided
+turned away as on demand waits for it, for a second at most, or two where the first cashier refuses
+and that of another entitlement is asked. What is asked, and of whom, is decided
 in `core/admission/payments.py`.
 """
 
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from isochrone.core.admission.commitments import Commitments
 from isochrone.core.admission.payments import Payment
 from isochrone.core.ids import SiteName
+from isochrone.gateway.entitled import Claim
 from isochrone.gateway.replies import Refusal
 from isochrone.wire import peer
 
@@ -43,13 +45,18 @@ class Paying:
         assert claim is not None, "somebody has made one"
         exchange.class_ = claim.at(site, now_ns, another, begun=exchange.head_sent)
         self._say_class(exchange)
+        self._ask(exchange, claim, now_ns)
+
+    def _ask(self, exchange: "Tries", claim: Claim, now_ns: int) -> Payment | None:
+        """Have a cashier pay for what is not paid for, where one may."""
         if self.commitments is None or self.stopped or exchange.head_sent:
-            return
+            return None
         payment = claim.ask(now_ns)
         if payment is not None:
             self.outcomes["asked"] += 1
             self._waiting[payment] = exchange
             self.send()
+        return payment
 
     def keeps(self, exchange: "Tries", site: SiteName, rtt_ms: float, refusal: Refusal) -> bool:
         """Whether a request that a queue has refused is kept until it is known if it is paid for.
@@ -70,10 +77,13 @@ class Paying:
             exchange = self._waiting.pop(payment, None)
             kept = self._turned_away.pop(payment, None)
             if exchange is not None:
-                self._decide(exchange, payment, now_ns)
+                then = self._decide(exchange, payment, now_ns)
                 if kept is not None:
                     exchange.queued_ns += now_ns - payment.asked_ns
-                    self._go_on(exchange, *kept, now_ns)
+                    if then is None:
+                        self._go_on(exchange, *kept, now_ns)
+                    else:
+                        self._turned_away[then] = kept
 
     def sweep(self, now_ns: int) -> None:
         """A few times a second: forget requests that ask for nothing any more."""
@@ -83,13 +93,15 @@ class Paying:
             self._turned_away.pop(payment, None)
             self.outcomes["given_up"] += 1
 
-    def _decide(self, exchange: "Tries", payment: Payment, now_ns: int) -> None:
+    def _decide(self, exchange: "Tries", payment: Payment, now_ns: int) -> Payment | None:
+        """What becomes of the request; what it waits for now, if anything."""
         claim = exchange.claim
         assert claim is not None, "it has asked"
         if payment.state != "paid":
             claim.give_up(now_ns)
             self.outcomes[payment.state] += 1
-        elif exchange.head_sent:
+            return self._ask(exchange, claim, now_ns)
+        if exchange.head_sent:
             claim.give_up(now_ns, late=True)
             self.outcomes["late"] += 1
         else:
@@ -98,6 +110,7 @@ class Paying:
             self._say_class(exchange)
             if exchange.turn is not None:
                 exchange.turn.paid(now_ns, exchange.patience_ns(now_ns))
+        return None
 
     def _go_on(
         self, exchange: "Tries", site: SiteName, rtt_ms: float, refusal: Refusal, now_ns: int
