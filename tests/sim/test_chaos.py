@@ -76,6 +76,41 @@ def test_who_plays_ends_with_whoever_asked_for_it() -> None:
     assert not left, "they wait for more to do, for ever"
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_ends_what_plays(jobs: int) -> None:
+    """Also those that play in processes of their own, which hear of it through the first alone."""
+    asked = subprocess.Popen(
+        [sys.executable, "-m", "isochrone", "twin", "chaos", "--seeds", "400", "--jobs", str(jobs)],
+        start_new_session=True, stderr=subprocess.DEVNULL,
+    )
+    children = Path(f"/proc/{asked.pid}/task/{asked.pid}/children")
+    players: list[Path] = []
+    try:
+        until_s = time.monotonic() + 60.0
+        while time.monotonic() < until_s:
+            players = _players(children) if jobs > 1 else [Path(f"/proc/{asked.pid}")]
+            if len(players) == jobs and all(map(_is_amid_a_run, players)):
+                break
+            time.sleep(0.05)
+        asked.send_signal(signal.SIGINT)
+        assert asked.wait(timeout=20.0) == 130
+    finally:
+        if asked.poll() is None:
+            os.killpg(asked.pid, signal.SIGKILL)
+            asked.wait()
+    assert len(players) == jobs
+    assert not any(map(_runs, players))
+
+
+def _is_amid_a_run(player: Path) -> bool:
+    """Whether it has connections both to make databases and to use one."""
+    try:
+        every = [os.readlink(each) for each in (player / "fd").iterdir()]
+    except OSError:  # one of them was closed meanwhile
+        return False
+    return sum(each.startswith("socket:") for each in every) >= 2
+
+
 def _players(children: Path) -> list[Path]:
     every = [Path(f"/proc/{pid}") for pid in children.read_text(encoding="ascii").split()]
     return [one for one in every if b"spawn_main" in (one / "cmdline").read_bytes()]

@@ -32,8 +32,10 @@ def play_seeds(seeds: Sequence[int], jobs: int) -> Iterator[Played]:
             min(jobs, len(seeds)), context, _begin, (os.getpid(),)
         ) as pool:
             waiting = [pool.submit(_play_short, server, seed) for seed in seeds]
+            left = len(waiting)
             try:
                 for done in as_completed(waiting):
+                    left -= 1
                     yield done.result()
             except BrokenExecutor as error:
                 raise Unavailable(
@@ -42,6 +44,9 @@ def play_seeds(seeds: Sequence[int], jobs: int) -> Iterator[Played]:
                 ) from error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+                if left:  # without the server, a run that goes on tries to reach it for ever
+                    for process in multiprocessing.active_children():
+                        process.terminate()
 
 
 def play_on(conninfo: str, superuser_conninfo: str, seed: int) -> Played:
