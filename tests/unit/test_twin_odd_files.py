@@ -10,7 +10,10 @@ import pytest
 
 from isochrone.core.errors import InvalidInput
 from isochrone.replay.trace import parse_trace
+from isochrone.twin.scenario import Scenario
 from isochrone.twin.workloads.fitted import Fitted, Lengths, fitted_asks, parse_client_rates
+from isochrone.wiring.twin_choice import Changes, chosen_scenario
+from isochrone.wiring.twin_comparison import games, ground_of
 from isochrone.wiring.twin_experiment import read_experiment
 from isochrone.wiring.twin_places import ways_of
 from isochrone.wiring.twin_world import twin_world
@@ -96,3 +99,29 @@ def test_a_rare_client_asks_as_often_as_it_says() -> None:
     assert asks[-1].at_s == pytest.approx(2000 / 1e-8, rel=0.1)
     halves = [ask.at_s % fit.period_s < 600.0 for ask in asks]
     assert sum(halves) == pytest.approx(1000, rel=0.15), "each within its own window"
+
+
+def calls_at(folder: Path, times: str) -> Scenario:
+    """A trace of short calls at these instants."""
+    path = folder / "calls.csv"
+    rows = [f"{at_s},500,50\n" for at_s in times.split()]
+    path.write_text("t_s,context_tokens,generated_tokens\n" + "".join(rows), encoding="utf-8")
+    return chosen_scenario("eight-sites", Changes(trace=(str(path),)))
+
+
+def test_a_recording_in_another_unit_begins_as_soon_as_others(tmp_path: Path) -> None:
+    """Tens of thousands of copies of these weeks, which were half an hour, make the rate."""
+    scenario = calls_at(tmp_path, " ".join(str(number * 100) for number in range(20_000)))
+    with within_s(8.0):
+        ground = ground_of(scenario, 2000)
+        requests = [row for chunk in ground.arrivals() for row in chunk.rows()]
+    assert ground.world.rate_rps > 10_000 * 0.01, "copies of it, or it would show nothing"
+    assert len(requests) / requests[-1].at_s == pytest.approx(ground.world.rate_rps, rel=0.1)
+
+
+def test_a_wrong_time_that_leaves_hardly_any_requests_is_told(tmp_path: Path) -> None:
+    scenario = calls_at(tmp_path, "0 1 2 2e6")
+    with within_s(8.0), pytest.raises(InvalidInput, match="more than a million copies") as raised:
+        games(scenario, ["nearest"], [0.001, 0.6], 10)
+    assert len(raised.value.problems) == 1
+    assert games(scenario, ["nearest"], [0.001], 10)

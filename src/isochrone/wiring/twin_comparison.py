@@ -94,9 +94,10 @@ def games(
     played = [
         replace(scenario, workload=replace(workload, load=load, rate_rps=None)) for load in loads
     ] or [scenario]
+    busiest = max(played, key=lambda each: each.workload.load or 0.0)
     try:
         problems += never_lost(
-            scenario.outages, ground_of(played[0], requests).world.fleet
+            scenario.outages, ground_of(busiest, requests).world.fleet
         )
     except InvalidInput as error:
         problems += error.problems

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,12 @@ from isochrone.twin.workloads.fitted import (
     together,
 )
 from isochrone.twin.workloads.placing import Source
-from isochrone.twin.workloads.recorded import Recorded, RecordedRow, recorded_asks
+from isochrone.twin.workloads.recorded import (
+    MOST_COPIES,
+    Recorded,
+    RecordedRow,
+    recorded_asks,
+)
 from isochrone.twin.workloads.steady import drawn_asks, exponential_asks, parse_lengths
 from isochrone.twin.workloads.token_week import parse_token_week
 from isochrone.twin.world.fleet_plan import CONTEXT_TOKENS
@@ -54,14 +60,15 @@ Nature = Literal["calls", "conversations", "coding"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """A source of requests at any rate, and the mean tokens of one. `left_out` says of each row
-    that is no request why."""
+    """A source of requests at any rate up to `most_rps`, and the mean tokens of one. `left_out`
+    says of each row that is no request why."""
 
     source: Source
     prompt_tokens: float
     output_tokens: float
     nature: Nature = "calls"
     left_out: tuple[str, ...] = ()
+    most_rps: float = inf
 
 
 def traffic_of(workload: Workload) -> Traffic:
@@ -220,5 +227,5 @@ def _recorded(path: Path, part: tuple[float, float]) -> Traffic:
         source=lambda rate, seed: recorded_asks(recorded, rate, seed),
         nature="conversations" if trace.block_tokens else "calls", left_out=trace.bad,
         prompt_tokens=sum(row.input_tokens for row in rows) / len(rows),
-        output_tokens=recorded.mean_output_tokens,
+        output_tokens=recorded.mean_output_tokens, most_rps=MOST_COPIES * recorded.rate_rps,
     )

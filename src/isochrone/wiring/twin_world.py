@@ -58,6 +58,11 @@ def twin_world(scenario: Scenario) -> TwinWorld:
     most_rps = capacity_rps(fleet, traffic.prompt_tokens, traffic.output_tokens)
     rate_rps = workload.rate_rps or (workload.load or 1.0) * most_rps
     demand = demand_of(sites, start_s=scenario.start_hour * 3600.0, flat=not scenario.hours)
+    if rate_rps / demand.mean_activity() > traffic.most_rps:
+        raise InvalidInput([
+            f"{files}: has so few requests in so long a time that {rate_rps:.3g} requests/s are "
+            "more than a million copies of it; is one of its times wrong, or in another unit?"
+        ])
     if entries:
         demand = _entering(demand, sites, entries)
     places = _places(tenants, sites, demand)

@@ -6,10 +6,12 @@ of a rate is made by slowing all copies down a little. A copy that comes to the 
 begins anew, with other conversations. Copies share no prefix but one that every request has.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from heapq import merge
+from heapq import heappush, heapreplace
 from math import ceil
+from typing import NamedTuple
 
 from isochrone.core.rng import stream
 from isochrone.twin.fast.arrivals import NO_SESSION
@@ -17,6 +19,7 @@ from isochrone.twin.fast.replica import BLOCK_TOKENS
 from isochrone.twin.workloads.asks import Ask, mixed
 
 COMMON = 0  # as a copy's number: what all copies have
+MOST_COPIES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,8 @@ class Recorded:
 
 
 def recorded_asks(trace: Recorded, rate_rps: float, seed: int) -> Iterator[Ask]:
-    """For ever; memory is that of the trace and a little for each copy."""
+    """For ever; memory is that of the trace and a little for each copy. A copy is made when its
+    first request comes: of a trace with few requests in a long time there are very many."""
     copies = max(ceil(rate_rps / trace.rate_rps - 1e-9), 1)
     slower = copies * trace.rate_rps / rate_rps
     rng = stream(seed, "workload.recorded")
@@ -61,28 +65,47 @@ def recorded_asks(trace: Recorded, rate_rps: float, seed: int) -> Iterator[Ask]:
     common = next(iter(firsts)) if len(firsts) == 1 else ()
     shared = set(_finer(common, trace.block_tokens))
     fine = [_finer(row.blocks, trace.block_tokens) for row in trace.rows]
-    starts = [rng.random() * trace.length_s for _ in range(copies)]
-    return merge(
-        *(
-            _copy(trace, fine, number + 1, start, slower, shared)
-            for number, start in enumerate(starts)
-        ),
-        key=lambda ask: ask.at_s,
-    )
+    begins_s = [row.at_s - trace.rows[0].at_s for row in trace.rows]
+    waiting: list[tuple[float, _Copy]] = []
+    for number in range(1, copies + 1):
+        start_s = rng.random() * trace.length_s
+        turn, place = divmod(bisect_left(begins_s, start_s), len(begins_s))
+        first_s = (begins_s[place] + turn * trace.length_s - start_s) * slower
+        waiting.append((first_s, _Copy(number, start_s, turn, place)))
+    waiting.sort(reverse=True)
+    due: list[tuple[float, int, Ask, Iterator[Ask]]] = []
+    while True:
+        while waiting and (not due or (waiting[-1][0], waiting[-1][1].number) < due[0][:2]):
+            copy = waiting.pop()[1]
+            asks = _played(trace, fine, copy, slower, shared)
+            ask = next(asks)
+            heappush(due, (ask.at_s, copy.number, ask, asks))
+        _, number, ask, asks = due[0]
+        yield ask
+        after = next(asks)
+        heapreplace(due, (after.at_s, number, after, asks))
 
 
-def _copy(
-    trace: Recorded, fine: Sequence[Sequence[int]], number: int, start_s: float, slower: float,
-    shared: set[int],
+class _Copy(NamedTuple):
+    """One of the trace, whose time 0 is at `start_s`; the first request after that is in this
+    `turn`, at this `place`."""
+
+    number: int
+    start_s: float
+    turn: int
+    place: int
+
+
+def _played(
+    trace: Recorded, fine: Sequence[Sequence[int]], copy: _Copy, slower: float, shared: set[int]
 ) -> Iterator[Ask]:
     first_s, length_s = trace.rows[0].at_s, trace.length_s
-    turn = 0
+    turn, begin = copy.turn, copy.place
     while True:
-        salt = mixed(number, turn)
-        for place, row in enumerate(trace.rows):
-            at_s = (row.at_s - first_s + turn * length_s - start_s) * slower
-            if at_s < 0.0:
-                continue
+        salt = mixed(copy.number, turn)
+        for place in range(begin, len(trace.rows)):
+            row = trace.rows[place]
+            at_s = (row.at_s - first_s + turn * length_s - copy.start_s) * slower
             blocks = fine[place][: row.prompt_tokens // BLOCK_TOKENS]
             # Without a session recorded, a conversation is known by the first that is its own.
             own = next((block for block in blocks if block not in shared), -1 - place)
@@ -90,7 +113,7 @@ def _copy(
                 at_s, row.prompt_tokens, row.output_tokens, mixed(salt, own), NO_SESSION,
                 [mixed(COMMON if block in shared else salt, block) for block in blocks],
             )
-        turn += 1
+        turn, begin = turn + 1, 0
 
 
 def _finer(blocks: Sequence[int], block_tokens: int) -> list[int]:
