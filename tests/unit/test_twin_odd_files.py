@@ -14,7 +14,7 @@ from isochrone.twin.scenario import Scenario
 from isochrone.twin.workloads.fitted import Fitted, Lengths, fitted_asks, parse_client_rates
 from isochrone.wiring.twin_choice import Changes, chosen_scenario
 from isochrone.wiring.twin_comparison import games, ground_of
-from isochrone.wiring.twin_experiment import read_experiment
+from isochrone.wiring.twin_experiment import file_of, read_experiment
 from isochrone.wiring.twin_places import ways_of
 from isochrone.wiring.twin_world import twin_world
 
@@ -125,3 +125,42 @@ def test_a_wrong_time_that_leaves_hardly_any_requests_is_told(tmp_path: Path) ->
         games(scenario, ["nearest"], [0.001, 0.6], 10)
     assert len(raised.value.problems) == 1
     assert games(scenario, ["nearest"], [0.001], 10)
+
+
+def test_folders_of_whom_nobody_knows_are_told(tmp_path: Path) -> None:
+    unknown = "~nobody-of-this-name/x.toml"
+    for read in (
+        lambda: chosen_scenario(unknown, Changes()), lambda: file_of(unknown),
+        lambda: chosen_scenario("eight-sites", Changes(trace=(unknown,), rtt=unknown)),
+        lambda: ways_of(unknown),
+    ):
+        with pytest.raises(InvalidInput, match=unknown):
+            read()
+
+
+def test_ones_own_folder_may_be_named_in_every_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell puts it in place of the `~` of `--rtt=~/x.csv`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.csv").write_text("t_s,context_tokens,generated_tokens\n0,5,6\n")
+    read = chosen_scenario(
+        "eight-sites", Changes(trace=("~/x.csv",), rtt="~/x.csv", sites="~/x.csv")
+    )
+    assert read.workload.kind == "recorded"
+
+
+def test_round_trips_by_distance_may_be_in_quotation_marks(tmp_path: Path) -> None:
+    plain = "km_mean,p10,p50,p90,p99\n100,1,2,3,4\n5000,60,70,90,200\n"
+    marked = "".join(
+        ",".join(f'"{each}"' for each in line.split(",")) + "\r\n" for line in plain.splitlines()
+    )
+    found = [ways_of(written(tmp_path, text))[1].rtt_ms.tolist() for text in (plain, marked)]
+    assert found[0] == found[1]
+
+
+def test_a_trace_with_blank_lines_first_is_known_by_the_next(tmp_path: Path) -> None:
+    trace = written(tmp_path, "\n\nt_s,context_tokens,generated_tokens\n0,5,6\n1,5,6\n")
+    assert chosen_scenario("eight-sites", Changes(trace=(trace,))).workload.kind == "recorded"
+    with pytest.raises(InvalidInput, match="no known traffic"):
+        chosen_scenario("eight-sites", Changes(trace=(written(tmp_path, "\n" * 10_000),)))

@@ -4,12 +4,14 @@ import gzip
 import io
 import zlib
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from isochrone.adapters.packaged import DATA
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.scenario import Scenario, WorkloadKind
-from isochrone.wiring.twin_files import shown
+from isochrone.wiring.twin_files import at_home, shown
 from isochrone.wiring.twin_scenario import FILES_OF_KIND, MOST_LOAD, parse_scenario
 from isochrone.wiring.twin_traffic import SAMPLES
 
@@ -17,6 +19,7 @@ SCENARIOS = DATA / "scenarios"
 LEAST_LOAD = 0.001
 PARQUET = "PAR1"
 LOOKED_AT = 65_536  # characters of a trace's first line
+MOST_BLANK = 1000   # lines before it
 # What the first line of each kind's (first) file has.
 MARKS: tuple[tuple[WorkloadKind, tuple[str, ...]], ...] = (
     ("recorded", ('"hash_ids"', '"timestamp"')),
@@ -61,7 +64,7 @@ def chosen_scenario(wanted: str, changes: Changes) -> Scenario:
     except InvalidInput as error:
         problems += error.problems
     for option, file in (("--rtt", changes.rtt), ("--sites", changes.sites)):
-        if file is not None and not Path(file).is_file():
+        if file is not None and not at_home(file).is_file():
             problems.append(f"{option} {file}: there is no such file")
     if problems or scenario is None:
         raise InvalidInput(problems)
@@ -108,7 +111,7 @@ def packaged_scenarios() -> tuple[str, ...]:
 
 
 def _scenario(wanted: str) -> Scenario:
-    path = Path(wanted).expanduser()
+    path = at_home(wanted)
     if not path.exists():
         if wanted not in packaged_scenarios():
             raise InvalidInput([
@@ -174,7 +177,7 @@ def _marked(
 
 def _first_line(file: str) -> str:
     try:
-        with Path(file).open("rb") as opened:
+        with at_home(file).open("rb") as opened:
             zipped = opened.read(2) == b"\x1f\x8b"
             opened.seek(0)
             if opened.read(4) == PARQUET.encode():
@@ -182,7 +185,8 @@ def _first_line(file: str) -> str:
             opened.seek(0)
             plain = gzip.GzipFile(fileobj=opened) if zipped else opened
             with io.TextIOWrapper(plain, encoding="utf-8-sig") as text:
-                return text.readline(LOOKED_AT)
+                lines = islice(iter(partial(text.readline, LOOKED_AT), ""), MOST_BLANK)
+                return next((line for line in lines if line.strip()), "")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InvalidInput([f"--trace {file}: is damaged gzip ({error})"]) from error
     except UnicodeDecodeError as error:

@@ -22,6 +22,7 @@ from isochrone.twin.experiments.experiment import (
 from isochrone.twin.scenario import Scenario
 from isochrone.wiring.toml_table import Problems, TomlTable
 from isochrone.wiring.twin_comparison import POLICIES, Game, Played, games, ground_of
+from isochrone.wiring.twin_files import at_home
 from isochrone.wiring.twin_pool import play_all
 from isochrone.wiring.twin_scenario import read_scenario
 
@@ -63,7 +64,7 @@ def packaged_experiments() -> tuple[str, ...]:
 
 def file_of(wanted: str) -> Path:
     """A file, or that of the packaged experiment or scenario of this name. Raises InvalidInput."""
-    path = Path(wanted).expanduser()
+    path = at_home(wanted)
     if not path.exists():
         known = [folder / f"{wanted}.toml" for folder in (EXPERIMENTS, SCENARIOS)]
         found = [each for each in known if each.is_file()]

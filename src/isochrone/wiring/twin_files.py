@@ -16,9 +16,17 @@ def shown(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
+def at_home(file: str) -> Path:
+    """With the folder of whoever is meant by a `~`; as it is where nobody knows them."""
+    try:
+        return Path(file).expanduser()
+    except RuntimeError:
+        return Path(file)
+
+
 def path_of(file: str) -> Path:
     """The file, or the packaged one of this bare name where there is none here."""
-    path = Path(file).expanduser()
+    path = at_home(file)
     if not path.exists() and path.name == file:
         for folder in FOLDERS:
             packaged = DATA / folder / file

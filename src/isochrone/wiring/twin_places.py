@@ -78,7 +78,7 @@ def ways_of(file: str | None) -> tuple[Measured, Spread]:
             f"with {', '.join(DISTANCE_COLUMNS)}"
         ])
     text = text_of(path)
-    columns = text.partition("\n")[0].strip().split(",")
+    columns = csv.DictReader(io.StringIO(text)).fieldnames or ()
     if all(name in columns for name in DISTANCE_COLUMNS):
         return measured_of({}, {}), _by_distance(text, str(path))
     positions = load_region_positions()
