@@ -30,14 +30,16 @@ def experiment(*cases: dict[str, Any], **scenario: Any) -> Experiment:
     ({"set": {"outage": [{"what": "country", "countries": ["IS"]}]}}, "there are no engines in IS"),
     ({"set": {"outage": [{"what": "cable", "countries": ["VA"]}]}}, "no way to engines crosses"),
     ({"set": {"tenant": [{"name": "a", "clients": ["VA"]}]}}, "tenant a: no site is in VA"),
+    ({"set": {"fleet.apart_km": 9_000.0}}, "there are no engines in MX"),
 ])
 def test_what_is_wrong_with_any_case_is_told_before_anything_is_played(
     case: dict[str, Any], told: str
 ) -> None:
-    good = experiment({"name": "first"}, {"name": "second", "set": {"workload.load": 0.6}})
+    lost = {"outage": [{"what": "country", "countries": ["MX"]}]}
+    good = experiment({"name": "first"}, {"name": "second", "set": {"workload.load": 0.6}}, **lost)
     assert len(work_of(good, 10)) == 2
     with pytest.raises(InvalidInput, match=told):
-        work_of(experiment({"name": "first"}, {"name": "second", **case}), 10)
+        work_of(experiment({"name": "first"}, {"name": "second", **case}, **lost), 10)
 
 
 def test_two_cases_have_two_names() -> None:

@@ -204,6 +204,9 @@ def test_values_are_set_by_key_and_all_combinations_are_played() -> None:
     assert with_values(base, {"fleet.replicas": 3, "workload.load": 0.5}) == {
         "fleet": {"replicas": 3}, "workload": {"load": 0.5}
     }
+    assert with_values({"workload": {"load": 0.6}}, {"workload.rate_rps": 3.0}) == {
+        "workload": {"rate_rps": 3.0}
+    }
     assert base["fleet"] == {"replicas": 1}
     read = read_experiment(
         content_of("eight-sites"), source="eight-sites", change=lambda each: each,
@@ -211,6 +214,19 @@ def test_values_are_set_by_key_and_all_combinations_are_played() -> None:
     )
     assert [each.point.varied["fleet.replicas"] for each in read.settings] == [8, 16, 8, 16]
     assert len(work_of(read, 10)) == 4 * len(POLICIES)
+    with pytest.raises(InvalidInput, match="only one can be varied"):
+        read_experiment(
+            content_of("eight-sites"), source="eight-sites", change=lambda each: each,
+            vary={"workload.load": (0.3,), "workload.rate_rps": (8.0,)},
+        )
+
+
+def test_rates_are_varied_of_a_scenario_that_states_a_load() -> None:
+    read = read_experiment(
+        content_of("eight-sites"), source="eight-sites", change=lambda each: each,
+        vary={"workload.rate_rps": (5, 10)},
+    )
+    assert [each.scenario.workload.rate_rps for each in read.settings] == [5.0, 10.0]
 
 
 def test_an_experiment_is_played_and_its_page_needs_nothing_else(

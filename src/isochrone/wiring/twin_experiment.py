@@ -30,6 +30,8 @@ EXPERIMENTS = DATA / "experiments"
 SCENARIOS = DATA / "scenarios"
 VIEWS: tuple[View, ...] = ("loads", "campus", "cases", "pairs", "tenants", "pooling")
 MOST_POINTS = 10_000
+# Of these a scenario states one.
+INSTEAD_OF = {"workload.load": "rate_rps", "workload.rate_rps": "load"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,8 @@ def read_experiment(
     top.table("scenario")
     cases = top.tables("case", name_key="name")
     varied = {**_varied(top.tables("vary")), **(vary or {})}
+    if varied.keys() >= INSTEAD_OF.keys():
+        problems.add("", f"of {' and '.join(INSTEAD_OF)} only one can be varied")
     view = head.choice("view", VIEWS, default="loads")
     title = head.text("title") or source
     policies = head.names("policies", default=POLICIES)
@@ -190,8 +194,8 @@ def with_values(
                 raise InvalidInput([f"{key}: {each} is no table of a scenario"])
             at = inner
         at[last] = copy.deepcopy(value)
-        if key == "workload.load":
-            at.pop("rate_rps", None)
+        if key in INSTEAD_OF:
+            at.pop(INSTEAD_OF[key], None)
     return made
 
 
@@ -235,8 +239,8 @@ def _looked_at(setting: Setting) -> object:
     scenario, workload = setting.scenario, setting.scenario.workload
     return (
         scenario.sites, scenario.rtt, scenario.entries, scenario.tenants, scenario.outages,
-        scenario.fleet.engine_sites, workload.kind, workload.files, workload.part,
-        workload.prompt_tokens, workload.output_tokens, setting.policies,
+        scenario.fleet.engine_sites, scenario.fleet.apart_km, workload.kind, workload.files,
+        workload.part, workload.prompt_tokens, workload.output_tokens, setting.policies,
     )
 
 
