@@ -5,7 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from isochrone.adapters.parquet.tables import read_parquet
-from isochrone.twin.experiments.experiment import Cell, Outcome, Point, Results, View
+from isochrone.twin.experiments.experiment import (
+    Cell,
+    Outcome,
+    Place,
+    Point,
+    Results,
+    View,
+)
 from isochrone.twin.experiments.findings import findings_of
 from isochrone.twin.fast.rows import Row
 from isochrone.twin.report.page import page_of
@@ -83,6 +90,17 @@ def test_rows_charts_and_documents_say_what_was_varied() -> None:
     page = page_of([loads], RINGS, ["Map: x."])
     for replicas in (8, 16):
         assert f"<h3>w, fleet.replicas={replicas}: within the objective</h3>" in page
+
+
+def test_a_map_says_what_its_circles_are() -> None:
+    def heading(*outcomes: Outcome) -> str:
+        place = Place(name="a", country="DE", latitude_deg=50.0, longitude_deg=9.0, replicas=3)
+        page = page_of([replace(results("loads", *outcomes), places=(place,))], RINGS, ["Map: x."])
+        return page[page.index("Where it runs"):].partition("</h3>")[0]
+
+    ours, other = (replace(outcome(name, {}), by_site=(7,)) for name in ("ours", "nearest"))
+    assert "by what they served" in heading(other, ours)
+    assert "by their replicas" in heading(other), "only ours is drawn"
 
 
 def test_a_case_is_set_beside_the_one_that_differs_in_nothing_else() -> None:

@@ -88,9 +88,11 @@ def _chapter(results: Results, rings: Sequence[Ring], *, named: bool) -> list[st
         )
     parts += [f"<p>{escape(note)}</p>" for note in results.notes]
     parts.append(f"<div class=cards>{_figures(results)}</div>")
+    served = _served(results)
+    size = "by what they served" if served else "by their replicas"
     parts.append(_figure(
-        "Where it runs: clients (blue) and sites with engines (red, by what they served)",
-        _map(results, rings),
+        f"Where it runs: clients (blue) and sites with engines (red, {size})",
+        world_map(rings, results.places, results.clients, served),
     ))
     parts.append(
         "<details><summary>All figures</summary><div class=wide>" + _table(results)
@@ -224,12 +226,12 @@ def _of_tenants(outcomes: Sequence[Outcome]) -> list[str]:
     return parts
 
 
-def _map(results: Results, rings: Sequence[Ring]) -> str:
-    served = next(
+def _served(results: Results) -> Sequence[int]:
+    """Requests by place, of the first that ours played there; empty where it did not."""
+    return next(
         (each.by_site for each in results.outcomes
          if each.row.policy == "ours" and len(each.by_site) == len(results.places)), (),
     )
-    return world_map(rings, results.places, results.clients, served)
 
 
 def _table(results: Results) -> str:
