@@ -347,3 +347,28 @@ def test_what_is_sealed_goes_out_in_its_order(folder: Path, then: str) -> None:
         assert pair.read() == (b"one two three" if then == "write" else b"one two ")
 
     within_loop(folder, main)
+
+
+def test_what_has_come_is_handed_on_though_a_record_is_framed_by_less(tmp_path: Path) -> None:
+    """ChaCha20 in TLS 1.2 takes a byte less than TLS 1.3 does: each read has a byte of the record
+    after the next, as if it were one record by itself, until a whole one is there."""
+
+    def main(pair: Pair) -> None:
+        context = client_context(tmp_path / "authority.pem")
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("ECDHE+CHACHA20")
+        pair.client = context.wrap_bio(
+            pair.to_client, pair.to_server, server_hostname="gateway.test"
+        )
+        pair.shake_hands()
+        for _ in range(40):
+            pair.client.write(b"0123456789")
+        sent = pair.to_server.read()
+        record = len(sent) // 40
+        assert record == 10 + 21
+        for number in range(1, 36):
+            pair.end.data_received(sent[(number - 1) * (record + 1) : number * (record + 1)])
+            pair.arrivals.deliver()
+            assert len(pair.party.got) == number * (record + 1) // record * 10
+
+    within_loop(tmp_path, main)

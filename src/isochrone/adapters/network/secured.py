@@ -14,7 +14,9 @@ from typing import Any, Final, cast
 from isochrone.ports.network import Party
 
 READ_BYTES: Final = 65536  # a record has 16 KiB at the most
-LEAST_FRAME_BYTES: Final = 22  # what a record has beside its content: header, tag, type of content
+# What a record of TLS 1.3 has beside its content, at the least: header, tag, type of content. One
+# of TLS 1.2 may have a byte less, with ChaCha20, and then a size tells nothing.
+LEAST_FRAME_BYTES: Final = 22
 
 
 class Handshakes:
@@ -73,7 +75,8 @@ class Secured:
     __slots__ = (
         "_alone_bytes", "_arrivals", "_arrived", "_closing", "_context", "_ended", "_established",
         "_factory", "_handshake_s", "_handshakes", "_incoming", "_object", "_opened", "_outgoing",
-        "_partial", "_party", "_records", "_shaking", "_shutdown_s", "_silent", "_tcp", "_timer",
+        "_partial", "_party", "_records", "_shaking", "_shutdown_s", "_silent", "_sizes_tell",
+        "_tcp", "_timer",
     )
 
     _tcp: asyncio.Transport
@@ -100,6 +103,7 @@ class Secured:
         self._arrived = False  # among the arrivals of this round
         self._alone_bytes = 0  # of one read, where OpenSSL has nothing else; 0: that is not known
         self._silent = False   # OpenSSL has nothing to say to what was opened
+        self._sizes_tell = False  # records are those of TLS 1.3
         self._opened = b""  # what of them is to be handed on
         self._ended = False  # the other side has said goodbye
         self._partial = False  # OpenSSL holds a part of a record
@@ -127,7 +131,7 @@ class Secured:
             self._alone_bytes = 0
             return
         if self._established:
-            self._alone_bytes = 0 if self._partial else len(data)
+            self._alone_bytes = len(data) if self._sizes_tell and not self._partial else 0
         elif self._shaking:
             self._shake_hands()
         else:
@@ -176,6 +180,7 @@ class Secured:
         self._cancel()
         self._shaken()
         self._established = True
+        self._sizes_tell = self._object.version() == "TLSv1.3"
         self._party = self._factory()
         self._party.connection_made(cast(asyncio.Transport, self))
 
