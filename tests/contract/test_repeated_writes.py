@@ -1,26 +1,12 @@
 """A write under an idempotency key that is repeated has the first answer, whatever came since."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
-import pytest
-
-from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.tenancy.terms import DAY_NS
-from tests.contract.test_control_api import Api, an_api, an_intent
-from tests.contract.test_tenancy_api import SECOND_NS, Ahead
+from tests.contract.test_control_api import Api, an_intent
+from tests.contract.test_tenancy_api import SECOND_NS, Ahead, api, clock
 
-
-@pytest.fixture
-def clock() -> Ahead:
-    """Time that the test moves."""
-    return Ahead()
-
-
-@pytest.fixture
-def api(pool: Pool, clock: Ahead) -> Iterator[Api]:
-    with an_api(pool, clock) as found:
-        yield found
+__all__ = ["api", "clock"]
 
 
 def in_a_minute(api: Api) -> str:
