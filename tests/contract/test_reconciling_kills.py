@@ -119,6 +119,9 @@ def test_a_stream_that_went_on_elsewhere_is_explained_at_both_engines(day: Day) 
     assert len(report.explained) == 2
     assert report.explained[0].startswith(f"{THERE}: agrees within ")
     assert "worked on by several engines, each of which read the prompt (1)" in report.explained[0]
+    ended = "at work when its engine ended, of whose last counts nobody heard (1)"
+    assert report.explained[1].startswith(f"{HERE}: agrees within ")
+    assert ended in report.explained[1]
 
 
 def test_what_a_dead_engine_told_nobody_is_explained(day: Day) -> None:

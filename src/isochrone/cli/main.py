@@ -12,8 +12,8 @@ PROCESSES = ("control", "gateway", "agent", "dns", "console")  # they are many, 
 
 def main() -> None:
     """Run the command line and exit."""
-    if sys.argv[1:2] == ["gateway"]:
-        # One alone takes SIGHUP as word of its file, and must not end by it while it starts.
+    if sys.argv[1:2] in (["gateway"], ["dns"]):
+        # One with a file takes SIGHUP as word of its file, and must not end by it while it starts.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         # Before anything that has a compiled form is imported: the two forms must not be mixed.

@@ -7,7 +7,6 @@ changed whenever the file changes. A file with problems changes nothing.
 import asyncio
 import dataclasses
 import secrets
-import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,7 +41,7 @@ from isochrone.wiring.alone_reload import Reloader
 from isochrone.wiring.gateway_start import LineFile, freeze_start
 from isochrone.wiring.log import configure_log, write_output
 from isochrone.wiring.peer_secret import kept_peer_secret, peer_public, read_peer_secret
-from isochrone.wiring.stopping import asked_to_stop, hang_ups_held
+from isochrone.wiring.stopping import asked_to_stop
 from isochrone.wiring.telemetry import spans_of
 from isochrone.wiring.watched import watched
 
@@ -108,8 +107,6 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
     gateway = Gateway(settings, identity, ports, Data(blocs=load_blocs(), hardware=load_hardware()))
     reloader = Reloader(config, file, teller, told, outputs.reopen)
     stop = asyncio.Event()
-    with hang_ups_held():
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
     beside = [asyncio.ensure_future(watched("reload", reloader.run))]
     if settings.worker == 0:
         # Each by itself: one that fails keeps no other from being shipped.
@@ -120,7 +117,7 @@ async def _serve(config: Path, file: AloneFile, settings: GatewaySettings) -> No
             for folder in folders_left_over(file.settings.journal, settings.workers)
         ]
     try:
-        with asked_to_stop(stop.set):
+        with asked_to_stop(stop.set, hang_up=reloader.ask):
             await gateway.run(stop, freeze_start)
     finally:
         for task in beside:

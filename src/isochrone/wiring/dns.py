@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import signal
 from pathlib import Path
 
 import structlog
@@ -67,10 +66,9 @@ async def _serve(config: Path, file: DnsFile, clock: SystemClock) -> None:
     )
     reloader = DnsReloader(config, file, dns.tell, lambda: clock.wall_ns() // NS_PER_S)
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
     following = asyncio.ensure_future(reloader.run())
     try:
-        with asked_to_stop(stop.set):
+        with asked_to_stop(stop.set, hang_up=reloader.ask):
             await dns.run(stop)
     finally:
         following.cancel()

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -82,11 +83,8 @@ class _Workers:
         self._unable: str | None = None
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        with hang_ups_held():
-            loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
         log.info("workers_start", workers=self._workers, port=self._port)
-        with asked_to_stop(self._stop):
+        with asked_to_stop(self._stop, hang_up=partial(self._tell, signal.SIGHUP)):
             async with asyncio.TaskGroup() as group:
                 for worker in range(self._workers):
                     group.create_task(self._keep(worker))
