@@ -14,6 +14,7 @@ from isochrone.core.routing.prefix import (
     Prefixes,
     Sighting,
 )
+from isochrone.core.routing.replicas_said import KEPT_TOKENS, ReplicasSaid
 from isochrone.core.world.digest import ReplicaLoad, SiteDigest
 from tests.builders import MODEL, SECOND_NS
 
@@ -47,6 +48,10 @@ def a_digest_of(
             for replica, generation, total in replicas
         ),
     )
+
+
+def said_of(*replicas: tuple[ReplicaId, int, int | None], site: SiteName = SYDNEY) -> ReplicasSaid:
+    return ReplicasSaid(a_digest_of(*replicas, site=site))
 
 
 def test_a_site_has_what_it_got() -> None:
@@ -122,12 +127,12 @@ def test_time_halves_what_is_believed_until_it_is_gone() -> None:
 def test_tokens_computed_since_displace_what_was_there() -> None:
     prefixes = Prefixes()
     prefixes.saw(SYDNEY, MODEL, [1, 2], 0, tokens=512)
-    prefixes.saw(SYDNEY, MODEL, [10], 0, tokens=prefix.KEPT_TOKENS // 2)
+    prefixes.saw(SYDNEY, MODEL, [10], 0, tokens=KEPT_TOKENS // 2)
     assert tokens_of(prefixes, [1, 2]) == {SYDNEY: BLOCK_TOKENS}
-    prefixes.saw(OSLO, MODEL, [11], 0, tokens=prefix.KEPT_TOKENS)
-    prefixes.saw(SYDNEY, ModelName("other"), [12], 0, tokens=prefix.KEPT_TOKENS)
+    prefixes.saw(OSLO, MODEL, [11], 0, tokens=KEPT_TOKENS)
+    prefixes.saw(SYDNEY, ModelName("other"), [12], 0, tokens=KEPT_TOKENS)
     assert tokens_of(prefixes, [1, 2]) == {SYDNEY: BLOCK_TOKENS}, "other caches"
-    prefixes.saw(SYDNEY, MODEL, [13], 0, tokens=prefix.KEPT_TOKENS // 2)
+    prefixes.saw(SYDNEY, MODEL, [13], 0, tokens=KEPT_TOKENS // 2)
     assert tokens_of(prefixes, [1, 2]) == {}
     assert tokens_of(prefixes, [13]) == {SYDNEY: BLOCK_TOKENS}
 
@@ -135,13 +140,13 @@ def test_tokens_computed_since_displace_what_was_there() -> None:
 def test_digests_say_what_all_gateways_had_computed() -> None:
     prefixes = Prefixes()
     prefixes.saw(SYDNEY, MODEL, [1, 2], 0)
-    prefixes.heard(a_digest_of((ONE, 1, 70_000), (TWO, 1, 0)))  # before this began to listen
+    prefixes.heard(said_of((ONE, 1, 70_000), (TWO, 1, 0)))  # before this began to listen
     assert tokens_of(prefixes, [1, 2]) == {SYDNEY: 2 * BLOCK_TOKENS}
-    prefixes.heard(a_digest_of((ONE, 1, 70_000 + prefix.KEPT_TOKENS), (TWO, 1, 0)))
+    prefixes.heard(said_of((ONE, 1, 70_000 + KEPT_TOKENS), (TWO, 1, 0)))
     assert tokens_of(prefixes, [1, 2]) == {SYDNEY: BLOCK_TOKENS}, "half of two replicas' caches"
-    prefixes.saw(SYDNEY, MODEL, [9], 0, tokens=prefix.KEPT_TOKENS)
+    prefixes.saw(SYDNEY, MODEL, [9], 0, tokens=KEPT_TOKENS)
     assert tokens_of(prefixes, [1, 2]) == {SYDNEY: BLOCK_TOKENS}, "own requests are in the digests"
-    prefixes.heard(a_digest_of((ONE, 1, 70_000), site=OSLO))  # nothing was sent there: not kept
+    prefixes.heard(said_of((ONE, 1, 70_000), site=OSLO))  # nothing was sent there: not kept
     assert set(prefixes._caches) == {SYDNEY}
 
 
@@ -157,7 +162,8 @@ def test_what_a_replica_says_of_its_cache_decides_how_soon_it_turns_over(
     for total in (0, 10_000):
         digest = a_digest_of((ONE, 1, total))
         load = replace(digest.replicas[0], kept_tokens=kept_tokens)
-        prefixes.heard(replace(digest, replicas=(load, replace(load, model=ModelName("other")))))
+        other = replace(load, model=ModelName("other"))
+        prefixes.heard(ReplicasSaid(replace(digest, replicas=(load, other))))
     assert tokens_of(prefixes, [1, 2]) == {SYDNEY: pytest.approx(believed, abs=1)}
 
 
@@ -165,8 +171,25 @@ def test_counters_that_begin_anew_are_counted_from_there() -> None:
     prefixes = Prefixes()
     cache = prefixes.saw(SYDNEY, MODEL, [1], 0).cache
     for generation, total, computed in ((1, 500, 0), (1, 700, 200), (2, 90, 290), (2, 80, 290)):
-        prefixes.heard(a_digest_of((ONE, generation, total)))
+        prefixes.heard(said_of((ONE, generation, total)))
         assert cache.computed_tokens == computed
+
+
+def test_what_was_missed_or_not_told_for_a_while_is_counted_with_the_next() -> None:
+    told = [
+        ReplicasSaid(replace(a_digest_of((ONE, 1, one), (TWO, 1, two)), sequence=sequence))
+        for sequence, (one, two) in enumerate(((100, 50), (300, None), (None, 70), (450, 90)), 1)
+    ]
+    heard_all, missed_some = Prefixes(), Prefixes()
+    caches = [each.saw(SYDNEY, MODEL, [1], 0).cache for each in (heard_all, missed_some)]
+    computed = []
+    for said in told:
+        heard_all.heard(said)
+        computed.append(caches[0].computed_tokens)
+    assert computed == [0, 200, 220, 390]
+    missed_some.heard(told[0])
+    missed_some.heard(told[3])
+    assert caches[1].computed_tokens == 390
 
 
 def test_places_that_have_lost_it_displace_nobody() -> None:
@@ -183,12 +206,12 @@ def test_a_replica_that_has_started_anew_has_nothing() -> None:
     prefixes.saw(SYDNEY, MODEL, [1, 2], 0, replica=ONE, generation=3)
     prefixes.saw(SYDNEY, MODEL, [1], 0, replica=TWO, generation=1)
     assert by_replica(prefixes, [1, 2]) == {ONE: 2 * BLOCK_TOKENS, TWO: BLOCK_TOKENS}
-    prefixes.heard(a_digest_of((ONE, 3, 10), (TWO, 1, 10)))
+    prefixes.heard(said_of((ONE, 3, 10), (TWO, 1, 10)))
     assert tokens_of(prefixes, [1, 2]) == {SYDNEY: 2 * BLOCK_TOKENS}
-    prefixes.heard(a_digest_of((ONE, 4, 0), (TWO, 1, 10)))
+    prefixes.heard(said_of((ONE, 4, 0), (TWO, 1, 10)))
     assert by_replica(prefixes, [1, 2]) == {TWO: BLOCK_TOKENS}
     assert tokens_of(prefixes, [1, 2]) == {SYDNEY: BLOCK_TOKENS}
-    prefixes.heard(a_digest_of((ONE, 4, 0)))
+    prefixes.heard(said_of((ONE, 4, 0)))
     assert tokens_of(prefixes, [1, 2]) == {}, "nobody speaks of the other replica any more"
 
 
@@ -196,9 +219,9 @@ def test_a_replica_that_ended_has_nothing_at_a_site_with_many_others() -> None:
     prefixes = Prefixes()
     many = [(ReplicaId(f"r{number}"), 1, 10) for number in range(100)]
     prefixes.saw(SYDNEY, MODEL, [1, 2], 0, replica=ONE, generation=1)
-    prefixes.heard(a_digest_of((ONE, 1, 10), *many))
+    prefixes.heard(said_of((ONE, 1, 10), *many))
     for _ in range(3):
-        prefixes.heard(a_digest_of(*many))
+        prefixes.heard(said_of(*many))
         assert tokens_of(prefixes, [1, 2]) == {}, "nobody speaks of it any more"
 
 
@@ -206,9 +229,9 @@ def test_replicas_that_come_and_go_do_not_fill_the_memory() -> None:
     prefixes = Prefixes()
     seen = prefixes.saw(SYDNEY, MODEL, [1], 0)
     for number in range(500):
-        prefixes.heard(a_digest_of((ReplicaId(f"r{number}"), 1, 5)))
-    assert len(seen.cache.generations) < 100
-    assert len(seen.cache.totals) == 1
+        prefixes.heard(said_of((ReplicaId(f"r{number}"), 1, 5)))
+    assert len(seen.cache._ended) < 100
+    assert len(seen.cache._totals) == 0
 
 
 # -- tries that come to nothing --------------------------------------------------------------------
@@ -296,7 +319,7 @@ def ask(
 def test_a_report_says_which_replica_has_it() -> None:
     prefixes = Prefixes()
     prefixes.saw(SYDNEY, MODEL, [5], 0)
-    prefixes.heard(a_digest_of((ONE, 7, 10)))
+    prefixes.heard(said_of((ONE, 7, 10)))
     seen = ask(prefixes, [1, 2], 0)
     assert (seen.replica, seen.generation) == (ONE, 7)
     assert by_replica(prefixes, [1, 2]) == {ONE: 2 * BLOCK_TOKENS}

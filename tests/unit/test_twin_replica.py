@@ -1,6 +1,7 @@
 """The simulated engine against what is known exactly: queues of theory, conservation of work."""
 
 import math
+import tracemalloc
 from collections.abc import Sequence
 from math import factorial, inf
 from random import Random
@@ -154,6 +155,19 @@ def test_least_recently_used_blocks_go_first_and_beginnings_last() -> None:
     assert cache.use([7]) == 0
     assert cache.leading([1, 2, 3]) == 2, "the end of what was used longest ago"
     assert len(cache) == 4
+
+
+def test_a_conversation_that_goes_on_for_ever_takes_no_more_memory() -> None:
+    cache = BlockCache(1_000)
+    tracemalloc.start()
+    try:
+        for turn in range(20_000):
+            assert cache.use(list(range(1, 17))) == (16 if turn else 0)
+        now_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert now_bytes < 40_000
+    assert (len(cache), cache.leading([1, 2, 99])) == (16, 2)
 
 
 JOBS = st.lists(

@@ -15,6 +15,7 @@ from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.lifecycle.health import HealthRules
 from isochrone.core.rng import Random
 from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.replicas_said import ReplicasSaid
 from isochrone.core.world.digest import SiteDigest
 from isochrone.gateway.context import Context
 from isochrone.gateway.detail import Detail
@@ -263,7 +264,7 @@ class Gateway:
         # The bus lets each site publish under its own subject only.
         if subject == subjects.digest_subject(digest.site):
             if self.context.loads.heard(digest, self._ports.clock.monotonic_ns()):
-                self.context.prefixes.heard(digest)
+                self.context.prefixes.heard(ReplicasSaid(digest))
             self.context.endpoints.heard(digest)
             if self.context.view.replicas.reaches(digest.site):
                 now_ns = self._ports.clock.monotonic_ns()

@@ -11,7 +11,7 @@ from math import exp2
 from typing import Final
 
 from isochrone.core.ids import ModelName, ReplicaId, SiteName
-from isochrone.core.world.digest import SiteDigest
+from isochrone.core.routing.replicas_said import KEPT_TOKENS, ModelSaid, ReplicasSaid
 
 BLOCK_BYTES: Final = 1024  # of the prompt's JSON, the first blocks
 BLOCK_TOKENS: Final = BLOCK_BYTES // 4  # four bytes a token, as in the gateway's other estimates
@@ -31,8 +31,6 @@ BLOCK_ENDS: Final[tuple[int, ...]] = _block_ends()  # in bytes of the prompt's J
 _TOKENS: Final[list[int]] = [end // 4 for end in BLOCK_ENDS]
 
 HALF_LIFE_S: Final = 600.0  # after this long half of what was computed counts
-KEPT_TOKENS: Final = 200_000  # by a replica that does not say how many its cache holds
-MOST_KEPT_TOKENS: Final = 1 << 40  # a digest is another site's word
 LEAST_SHARE: Final = 1 / 16  # what is this unlikely to be there counts as gone
 TRUST_STEP: Final = 1 / 8  # how much one report counts beside all before it
 LEAST_TRUST: Final = 1 / 16  # so that a cache that works again is found out
@@ -45,11 +43,11 @@ ENDED: Final = -2    # generation: the replica is no longer spoken of
 
 
 class Cache:
-    """What is known of the engines of one model at one site: tokens computed since ever, and the
-    generation of each replica by its last digest. Nothing in it comes from what prompts say."""
+    """What is known of the engines of one model at one site: tokens computed since ever, and what
+    its last digest said of each. Nothing in it comes from what prompts say."""
 
     __slots__ = (
-        "computed_tokens", "generations", "kept_tokens", "model", "site", "told", "totals",
+        "_ended", "_said", "_totals", "computed_tokens", "kept_tokens", "model", "site", "told",
     )
 
     def __init__(self, site: SiteName, model: ModelName) -> None:
@@ -58,8 +56,51 @@ class Cache:
         self.computed_tokens = 0
         self.told = False  # digests say it; until then own requests are counted
         self.kept_tokens = KEPT_TOKENS  # of all replicas together
-        self.generations: dict[ReplicaId, int] = {}
-        self.totals: dict[ReplicaId, int] = {}
+        self._said: ModelSaid | None = None
+        self._ended: dict[ReplicaId, None] = {}  # the latest last
+        self._totals: dict[ReplicaId, int] = {}  # of those that told once, and not the last time
+
+    def generation(self, replica: ReplicaId) -> int:
+        """Of the replica, as it was spoken of last."""
+        if self._said is not None:
+            said = self._said.generations.get(replica)
+            if said is not None:
+                return said
+        return ENDED if replica in self._ended else UNKNOWN
+
+    def hear(self, said: ModelSaid) -> None:
+        """Totals begin anew with a generation. What a site says before it was sent anything counts
+        from there on."""
+        before = self._said
+        since_tokens = None if before is None else said.since(before)
+        if since_tokens is None:
+            self._hear_each(said, before)
+        else:
+            self.computed_tokens += since_tokens
+        self.kept_tokens = said.kept_tokens
+        self._said = said
+
+    def _hear_each(self, said: ModelSaid, before: ModelSaid | None) -> None:
+        known, generations = self._totals, said.generations
+        if before is not None:
+            known = {**known, **before.totals}
+        for replica, total in said.totals.items():
+            self.told = True
+            was = self.generation(replica)
+            if was != UNKNOWN:
+                counted = known.get(replica, total) if was == generations[replica] else 0
+                self.computed_tokens += max(total - counted, 0)
+        self._totals = {
+            replica: total for replica, total in known.items()
+            if replica in generations and replica not in said.totals
+        }
+        for replica in generations:
+            self._ended.pop(replica, None)
+        if before is not None:
+            gone = [replica for replica in before.generations if replica not in generations]
+            self._ended.update(dict.fromkeys(gone))
+        for replica in list(self._ended)[:-MOST_ENDED]:
+            del self._ended[replica]
 
 
 class Trust:
@@ -114,6 +155,7 @@ class Belief:
 
 
 _NOWHERE: Final[tuple[Sighting, ...]] = ()
+_NO_RUNS: Final[list[tuple[tuple[Sighting, ...], int]]] = []  # never changed
 
 
 class Prefixes:
@@ -132,7 +174,7 @@ class Prefixes:
         self._caches: dict[SiteName, dict[ModelName, Cache]] = {}
         self._trusts: dict[tuple[int, SiteName], Trust] = {}
         self._asked: Sequence[int] = ()  # the blocks that were last asked about, and their runs
-        self._runs_of_asked: list[tuple[tuple[Sighting, ...], int]] = []
+        self._runs_of_asked = _NO_RUNS
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
@@ -223,7 +265,7 @@ class Prefixes:
         if len(self._young) + len(blocks) > self._half:
             self._old, self._young = self._young, {}
         young, old = self._young, self._old
-        self._asked = ()
+        self._asked, self._runs_of_asked = (), _NO_RUNS
         before = _NOWHERE
         alone: tuple[Sighting, ...] = (seen,)
         after, is_known = alone, True
@@ -249,7 +291,7 @@ class Prefixes:
         if belief is None:
             return
         earlier, before, after = belief.sighting, _NOWHERE, _NOWHERE
-        self._asked = ()
+        self._asked, self._runs_of_asked = (), _NO_RUNS
         for block, tokens in zip(blocks, _TOKENS, strict=False):
             half = self._young if block in self._young else self._old
             known = half.get(block, _NOWHERE)
@@ -268,7 +310,7 @@ class Prefixes:
         `belief` is what was expected of the place; None: nothing."""
         if seen.replica is None and replica is not None:
             seen.replica = replica
-            seen.generation = seen.cache.generations.get(replica, UNKNOWN)
+            seen.generation = seen.cache.generation(replica)
         trust = seen.trust
         if reported_tokens > 0:
             trust.reports = True
@@ -280,24 +322,15 @@ class Prefixes:
         if share < 0.5 and (earlier.replica is None or earlier.replica == replica):
             earlier.gone = True
 
-    def heard(self, digest: SiteDigest) -> None:
+    def heard(self, said: ReplicasSaid) -> None:
         """What a site says of its replicas: what they computed, and which have started anew."""
-        caches = self._caches.get(digest.site)
+        caches = self._caches.get(said.site)
         if caches is None:
             return
         for cache in caches.values():
-            spoken_of = set()
-            kept_tokens = 0
-            for said in digest.replicas:
-                if said.model == cache.model:
-                    replica = ReplicaId(said.id)
-                    spoken_of.add(replica)
-                    _hear(cache, replica, said.generation, said.prompt_tokens_total,
-                          said.output_tokens_total)
-                    kept_tokens += _kept(said.kept_tokens)
-            if spoken_of:
-                cache.kept_tokens = kept_tokens
-                _end_others(cache, spoken_of)
+            of_model = said.of(cache.model)
+            if of_model is not None:
+                cache.hear(of_model)
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -328,7 +361,7 @@ def still_there(seen: Sighting, now_ns: int) -> float:
         return 0.0
     cache, replica = seen.cache, seen.replica
     if replica is not None and seen.generation != UNKNOWN:
-        generation = cache.generations.get(replica, UNKNOWN)
+        generation = cache.generation(replica)
         if generation != UNKNOWN and generation != seen.generation:
             return 0.0
     since_tokens = max(cache.computed_tokens - seen.computed_tokens, 0)
@@ -362,40 +395,3 @@ def _in_place_of(
     seen: Sighting, earlier: Sighting, known: tuple[Sighting, ...]
 ) -> tuple[Sighting, ...]:
     return tuple([earlier if each is seen else each for each in known])
-
-
-def _hear(
-    cache: Cache, replica: ReplicaId, generation: int, prompt_tokens: int | None,
-    output_tokens: int | None,
-) -> None:
-    """Totals begin anew with a generation. What a site says before it was sent anything counts
-    from there on."""
-    before = cache.generations.get(replica, UNKNOWN)
-    cache.generations[replica] = generation
-    if prompt_tokens is None:
-        return
-    cache.told = True
-    total = max(prompt_tokens, 0) + max(output_tokens or 0, 0)
-    if before != UNKNOWN:
-        counted = cache.totals.get(replica, total) if before == generation else 0
-        cache.computed_tokens += max(total - counted, 0)
-    cache.totals[replica] = total
-
-
-def _kept(said_tokens: int | None) -> int:
-    """What a replica's cache holds; a size that none can have counts as not said."""
-    if said_tokens is None or not BLOCK_TOKENS <= said_tokens <= MOST_KEPT_TOKENS:
-        return KEPT_TOKENS
-    return said_tokens
-
-
-def _end_others(cache: Cache, spoken_of: set[ReplicaId]) -> None:
-    """Replicas that are no longer spoken of. The last ones are remembered as ended."""
-    most = len(spoken_of) + MOST_ENDED
-    for replica in list(cache.generations):
-        if replica not in spoken_of:
-            if cache.generations[replica] == ENDED and len(cache.generations) > most:
-                del cache.generations[replica]
-            else:
-                cache.generations[replica] = ENDED
-            cache.totals.pop(replica, None)

@@ -103,7 +103,7 @@ class Gateway:
         if self.ingress >= 0 and not news.passes(told.site, self.ingress):
             return True  # it is lost on its way
         self.loads.take(told.report, int(at_s * 1e9))
-        self.prefixes.heard(told.digest)
+        self.prefixes.heard(told.said)
         return True
 
 

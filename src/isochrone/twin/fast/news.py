@@ -10,6 +10,7 @@ from math import inf
 from typing import Final
 
 from isochrone.core.routing.loads import Report
+from isochrone.core.routing.replicas_said import ReplicasSaid
 from isochrone.core.world.digest import SiteDigest
 from isochrone.twin.fast.ways import Ways
 
@@ -18,9 +19,9 @@ KEPT: Final = 16
 
 class Told:
     """One digest, made at a site at an instant. `number` counts all of them; `report` is what
-    loads take in, the same wherever it is heard."""
+    loads take in, `said` what prompts' beginnings do, the same wherever they are heard."""
 
-    __slots__ = ("digest", "made_s", "number", "report", "site")
+    __slots__ = ("digest", "made_s", "number", "report", "said", "site")
 
     def __init__(self, number: int, site: int, made_s: float, digest: SiteDigest) -> None:
         self.number = number
@@ -28,6 +29,7 @@ class Told:
         self.made_s = made_s
         self.digest = digest
         self.report = Report(digest)
+        self.said = ReplicasSaid(digest)
 
 
 class Digests:
