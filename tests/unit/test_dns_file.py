@@ -185,6 +185,23 @@ def test_faults_of_our_own_csv_are_named_by_line(tmp_path: Path) -> None:
     assert "unknown column 'place'" in caught.value.problems[0]
 
 
+def test_our_own_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "places.csv"
+    line = "198.51.100.0/24,48.86,2.35\r\n"
+    for head in (
+        "\ufeffnetwork,latitude,longitude\r\n", '"network","latitude","longitude"\r\n',
+        "\r\nnetwork, latitude, longitude\r\n",
+    ):
+        path.write_text(head + line, encoding="utf-8", newline="")
+        read = load_subnets(path, KNOWN)
+        assert (len(read.entries), read.skipped) == (1, 0)
+    path.write_text("\n\nnetwork,country\nnonsense,DE\n")
+    with pytest.raises(InvalidInput, match="line 4: 'nonsense'"):
+        load_subnets(path, KNOWN)
+    path.write_text("\ufeff198.51.100.0/24,DE\n", encoding="utf-8")
+    assert len(load_subnets(path, KNOWN).entries) == 1
+
+
 def test_a_geofeed(tmp_path: Path) -> None:
     path = tmp_path / "geofeed.csv"
     path.write_text(
