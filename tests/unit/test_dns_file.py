@@ -100,6 +100,36 @@ def test_every_problem_is_listed_with_its_place(tmp_path: Path) -> None:
         assert expected in text, text
 
 
+def test_a_name_server_takes_the_place_of_no_other_name(tmp_path: Path) -> None:
+    text = """
+    [dns]
+    zone = "api.example.net"
+    [[site]]
+    name = "here"
+    latitude = 0
+    longitude = 0
+    country = "DE"
+    addresses = ["192.0.2.1"]
+    [[name]]
+    label = "acme"
+    transit = ["DE"]
+    [[alias]]
+    name = "proof"
+    target = "elsewhere.example.org"
+    """
+    for label in ("de", "acme", "proof"):
+        text += f"""
+        [[name_server]]
+        name = "{label}.api.example.net"
+        addresses = ["192.0.2.9"]
+        """
+    assert problems_of(text, tmp_path) == [
+        'dns.toml: name_server "acme.api.example.net": the name is answered with ingresses already',
+        'dns.toml: name_server "de.api.example.net": the name is answered with ingresses already',
+        'dns.toml: alias "proof": the name is that of a name server already',
+    ]
+
+
 def test_settings_have_their_problems_listed_too(tmp_path: Path) -> None:
     found = problems_of(
         '[dns]\nzone = "a..b"\nhosts = ["localhost"]\nprobe = "ping"\nttl_s = 0\n', tmp_path

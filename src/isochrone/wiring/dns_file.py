@@ -97,7 +97,7 @@ def parse_dns(text: str, *, source: str, path: Path, serial: int) -> DnsFile:
     aliases = [_alias(each) for each in top.tables("alias", name_key="name")]
     places, skipped = reader.read_places(top.tables("subnet"), unknown, path.parent)
     top.finish()
-    reader.judge(servers, names, aliases)
+    reader.judge(zone_name, servers, names, aliases)
     problems.raise_if_any()
     zone = Zone(
         name=zone_name, servers=tuple(servers),
@@ -338,15 +338,23 @@ class _Reader:
             return NOWHERE
 
     def judge(
-        self, servers: list[NameServer], names: list[tuple[str, Rule]],
+        self, zone: Name, servers: list[NameServer], names: list[tuple[str, Rule]],
         aliases: list[tuple[Name, Name]],
     ) -> None:
         """What no table can tell alone."""
         said = {label for label, _ in names}
-        for alias, _ in aliases:
-            text = b".".join(alias).decode()
+        leading = {b".".join(alias).decode() for alias, _ in aliases}
+        own = {
+            b".".join(server.name[: -len(zone)]).decode(): b".".join(server.name).decode()
+            for server in servers if server.name[-len(zone) :] == zone
+        }
+        others = [(f'alias "{text}"', text) for text in leading]
+        others += [(f'name_server "{name}"', text) for text, name in own.items()]
+        for where, text in sorted(others):
             if text in said or transit_of_label(text, self._blocs) is not None:
-                self._problems.add(f'alias "{text}"', "the name is answered with ingresses already")
+                self._problems.add(where, "the name is answered with ingresses already")
+        for text in sorted(leading & own.keys()):
+            self._problems.add(f'alias "{text}"', "the name is that of a name server already")
         self._once("alias", [b".".join(alias).decode() for alias, _ in aliases])
         if not 1 <= len(servers) <= MOST_SERVERS:
             self._problems.add(
