@@ -430,6 +430,21 @@ def test_what_is_too_long_is_said_and_keeps_nothing_else_back(run: Run) -> None:
         await bus.ensure_bucket(bucket)
         with pytest.raises(MessageTooLarge):
             await bus.put(bucket, "long", b"x" * (MAX_PAYLOAD_BYTES + 1))
+        stream = fresh("S")
+        await bus.ensure_stream(stream, [f"{stream}.>"], "book")
+        with pytest.raises(MessageTooLarge):
+            await bus.publish_durable(
+                f"{stream}.a", b"x" * (MAX_PAYLOAD_BYTES + 1), message_id="m"
+            )
+        await bus.publish_durable(f"{stream}.a", b"1", message_id="m")
+        (stored,) = await bus.pull(stream, "book", most=2, wait_s=0)
+        assert stored.payload == b"1"
+        heard: list[bytes] = []
+        await bus.subscribe("long", lambda _, payload: heard.append(payload))
+        await bus.publish("long", b"x" * (MAX_PAYLOAD_BYTES + 1))
+        await bus.publish("long", b"2")
+        await until(lambda: bool(heard), "what is short comes")
+        assert heard == [b"2"]
         await bus.put(bucket, "short", b"1")
         assert list(await bus.keys(bucket)) == ["short"]
         await close(bus)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from isochrone.adapters.clock import SystemClock
+from isochrone.control.api.axes import MOST_TERMS
 from isochrone.control.entries import Place, kind_of, wanted_entries
 from isochrone.control.joining import hash_of, invite
 from isochrone.core.ids import SiteName
@@ -100,6 +101,16 @@ def test_what_cannot_be_honoured_is_not_sold(api: Api) -> None:  # noqa: F811
     for wrong in (a_body(residency=["FR"]), a_body(**{"class": "batch"}), a_body(project_id="no")):
         assert api.call("POST", "entitlements", wrong)[0] in (404, 422)
     assert published(api) == {}
+
+
+def test_an_entitlement_asks_for_as_many_places_as_a_policy_may(api: Api) -> None:  # noqa: F811
+    few = ["DE", *(f"-site:s{number}" for number in range(1, MOST_TERMS))]
+    more, long = [*few, "-site:one-more"], ["-operator:" + "x" * 100]
+    for residency, said in ((more, "301 terms"), (long, "110 letters")):
+        status, problem = api.call("POST", "entitlements", a_body(residency=residency))
+        assert status == 422
+        assert [said in each for each in problem["problems"]] == [True], problem
+    assert api.call("POST", "entitlements", a_body(residency=few))[0] == 201
 
 
 def test_only_operators_sell_and_each_organisation_sees_its_own(api: Api) -> None:  # noqa: F811

@@ -227,6 +227,23 @@ def test_a_credit_is_in_the_currency_of_the_prices(api: Api) -> None:  # noqa: F
     assert api.call("POST", "ledger/credits", {"amount": "1", "currency": "CHF"}, once="k") == made
 
 
+def test_a_credit_is_shown_again_when_prices_are_in_another_currency(
+    api: Api,  # noqa: F811
+) -> None:
+    bodies = {"none": {"amount": "1"}, "said": {"amount": "1", "currency": "EUR"}}
+    first = {key: api.call("POST", "ledger/credits", bodies[key], once=key) for key in bodies}
+    for key, (status, made) in first.items():
+        assert (status, made["currency"]) == (201, "EUR")
+        undo = {"key": made["key"], "about": "prices are in another currency"}
+        assert api.call("POST", "ledger/corrections", undo, once=f"undo-{key}")[0] == 201
+    api.make("prices", {**SHEET, "currency": "CHF"})
+    for key, body in bodies.items():
+        assert api.call("POST", "ledger/credits", body, once=key) == first[key]
+    other = {"amount": "1", "currency": "CHF"}
+    assert api.call("POST", "ledger/credits", other, once="said")[0] == 409
+    assert api.call("POST", "ledger/credits", bodies["said"], once="new")[0] == 422
+
+
 def use_too_much(api: Api) -> str:  # noqa: F811
     """The default project uses more than the book holds; the id of one that does not. Prices of an
     earlier release took any amount."""

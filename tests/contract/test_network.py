@@ -116,11 +116,13 @@ class Recorder(asyncio.Protocol):
             await self._changed.wait()
 
 
-async def pair(network: Network) -> tuple[Recorder, Recorder]:
+async def pair(
+    network: Network, serves: type[Recorder] = Recorder
+) -> tuple[Recorder, Recorder]:
     servers: list[Recorder] = []
 
     def serve() -> Recorder:
-        servers.append(Recorder())
+        servers.append(serves())
         return servers[-1]
 
     listener = await network.listen(serve, "127.0.0.1", 0)
@@ -175,6 +177,33 @@ def test_a_writer_is_paused_by_a_reader_that_does_not_read(run: Callable[[Main],
         await server.until(lambda r: len(r.received) == 5 + sent * len(piece))
         client.open.close()
         await server.until(lambda r: r.calls[-1] == "lost")
+
+    run(main)
+
+
+def test_nothing_comes_after_close(run: Callable[[Main], None]) -> None:
+    """However much had arrived: a protocol that has ended its connection is done with it."""
+
+    class Once(Recorder):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if b"x" in data:
+                self.pieces += 1
+                self.open.close()
+
+        pieces = 0
+
+    async def main(network: Network) -> None:
+        client, server = await pair(network, serves=Once)
+        server.open.pause_reading()
+        for _ in range(64):
+            client.open.write(b"x" * 65_536)
+        server.open.resume_reading()
+        await server.until(lambda r: r.calls[-1].startswith("lost"))
+        assert isinstance(server, Once)
+        assert server.pieces == 1
+        client.open.abort()
+        await client.until(lambda r: r.calls[-1].startswith("lost"))
 
     run(main)
 

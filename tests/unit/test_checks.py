@@ -84,6 +84,8 @@ def test_what_is_wrong_is_found_by_its_judge(name: str) -> None:
     replace(RIGHT, asked=(replace(REFUSED, reason=None),), booked=(NOTHING,), worked=()),
     replace(RIGHT, asked=(replace(REFUSED, code=None),), booked=(NOTHING,), worked=()),
     replace(RIGHT, money=replace(MONEY, wrong_hours=1)),
+    Record(asked=(REFUSED,), booked=(replace(NOTHING, tokens=Tokens(input_uncached=7)),),
+           worked=()),
 ])
 def test_other_ways_to_be_wrong(record: Record) -> None:
     assert judge(record) != []
@@ -96,6 +98,15 @@ def test_what_is_documented_to_be_lost_is_forgiven_and_no_more() -> None:
     assert judge(replace(lost, downs=(replace(cut, unsynced=False),))) != []
     assert judge(replace(lost, downs=(replace(cut, at_s=3.0),))) != []
     assert judge(replace(lost, downs=(replace(cut, site=SiteName("lyon")),))) != []
+
+
+def test_what_was_on_record_before_a_gateway_died_is_booked_with_its_tokens() -> None:
+    less = replace(with_event(tokens=replace(EVENT.tokens, output=4)), is_exact=False)
+    died = Down(site=PARIS, at_s=2.1, back_s=9.0)
+    assert judge(replace(less, downs=(died,))) == []
+    later = replace(died, at_s=3.0)
+    assert judge(replace(less, downs=(later,))) != []
+    assert judge(replace(less, downs=(replace(later, full=True),))) == []
 
 
 def test_a_connection_that_breaks_excuses_the_answer_and_not_the_book() -> None:

@@ -119,10 +119,27 @@ def test_a_stream_whose_client_was_told_on_demand_stays_so_where_it_goes_on() ->
     (sold,) = rome.options
     sold.allowance.set_slice(100, 1 << 62, 0)
     assert sold.allowance.left(10**10) == 500
-    assert claim.at(SiteName("bern"), 10**10, another=True, begun=True) == "on_demand"
+    assert claim.at(SiteName("bern"), 10**10, another=True, begun=Tokens()) == "on_demand"
     assert not claim.unpaid
     assert sold.allowance.left(10**10) == 500
     assert claim.at(SiteName("bern"), 10**10, another=True) == "reserved", "of one that is retried"
+
+
+def test_the_part_of_a_stream_that_another_site_has_paid_for_is_not_paid_for_again() -> None:
+    rome = Rome(sold=NOW)
+    (sold,) = rome.options
+    claim = Claim(tuple(rome.options), "reserved", REQUEST, "")
+    assert claim.at(OSLO, 2, another=True) == "on_demand"
+    assert claim.unpaid
+    assert claim.answered("reserved") == "reserved"
+    sold.allowance.set_slice(100, 1 << 62, 0)
+    now_ns = 10**10
+    assert sold.allowance.left(now_ns) == 500
+    first = Tokens(input_uncached=5, output=3, source="engine")
+    assert claim.at(ROME, now_ns, another=False, begun=first) == "reserved"
+    claim.settle(Tokens(input_uncached=5, output=8, source="engine"), now_ns)
+    assert sold.allowance.left(now_ns) == 500 - 2 * (8 - 3)
+    assert (sold.honoured, sold.used_tokens) == (0, 10), "Oslo has counted it"
 
 
 def test_a_cashier_is_asked_for_no_more_than_all_may_have_saved_up() -> None:

@@ -129,6 +129,25 @@ def test_choices_may_end_in_another_order_in_a_replay(cut: int) -> None:
     assert sorted(usage["completion_tokens"] for usage in got.usages) == [2, 4]
 
 
+@pytest.mark.parametrize(("cut", "added"), [(11, [4]), (12, [])])
+def test_the_choice_that_ended_last_has_a_usage_too(cut: int, added: list[int]) -> None:
+    lossy = Lossy(*PAIR[:cut], n=2, metered=metered_by(*PAIR[:cut]))
+    plan = lossy.plan()
+    assert isinstance(plan, FinishLocally)
+    rest = received(lossy.continuation.closing(plan))
+    assert [usage["completion_tokens"] for usage in rest.usages] == added
+    assert [usage["prompt_tokens"] for usage in rest.usages] == [10] * len(added)
+    assert rest.done == 1
+
+
+def test_a_usage_of_all_choices_stands_alone() -> None:
+    whole = [*PAIR[:7], *PAIR[8:11], event(usage={"prompt_tokens": 10, "completion_tokens": 6})]
+    lossy = Lossy(*whole, n=2, metered=metered_by(*whole))
+    plan = lossy.plan()
+    assert isinstance(plan, FinishLocally)
+    assert received(lossy.continuation.closing(plan)).usages == []
+
+
 def test_all_choices_of_a_replay_are_charged_when_it_is_lost_too() -> None:
     lossy = Lossy(*PAIR[:5], n=2, metered=metered_by(*PAIR[:5]))
     lossy.then(Replay(), *PAIR[:5])

@@ -252,6 +252,10 @@ def test_explanations_are_for_those_who_prove_their_address(service: Service) ->
     for _ in range(2 * EXPLANATIONS_PER_S):
         assert ask(service, type_="TXT", tcp=True).rcode() == dns.rcode.NOERROR
     assert ask(service, type_="TXT", tcp=True).rcode() == dns.rcode.REFUSED
+    for _ in range(3):  # what is no explanation costs none
+        proof = ask(service, f"_acme-challenge.{ZONE}", "TXT", tcp=True)
+        assert addresses(proof) == {"api-challenge.example.org."}
+        assert ask(service, f"nowhere.{ZONE}", "TXT", tcp=True).rcode() == dns.rcode.NXDOMAIN
 
 
 def test_answers_are_not_authoritative_beyond_the_zone_and_never_recursive(

@@ -100,6 +100,36 @@ def test_every_problem_is_listed_with_its_place(tmp_path: Path) -> None:
         assert expected in text, text
 
 
+def test_a_name_server_takes_the_place_of_no_other_name(tmp_path: Path) -> None:
+    text = """
+    [dns]
+    zone = "api.example.net"
+    [[site]]
+    name = "here"
+    latitude = 0
+    longitude = 0
+    country = "DE"
+    addresses = ["192.0.2.1"]
+    [[name]]
+    label = "acme"
+    transit = ["DE"]
+    [[alias]]
+    name = "proof"
+    target = "elsewhere.example.org"
+    """
+    for label in ("de", "acme", "proof"):
+        text += f"""
+        [[name_server]]
+        name = "{label}.api.example.net"
+        addresses = ["192.0.2.9"]
+        """
+    assert problems_of(text, tmp_path) == [
+        'dns.toml: name_server "acme.api.example.net": the name is answered with ingresses already',
+        'dns.toml: name_server "de.api.example.net": the name is answered with ingresses already',
+        'dns.toml: alias "proof": the name is that of a name server already',
+    ]
+
+
 def test_settings_have_their_problems_listed_too(tmp_path: Path) -> None:
     found = problems_of(
         '[dns]\nzone = "a..b"\nhosts = ["localhost"]\nprobe = "ping"\nttl_s = 0\n', tmp_path
@@ -183,6 +213,23 @@ def test_faults_of_our_own_csv_are_named_by_line(tmp_path: Path) -> None:
         load_subnets(path, KNOWN)
     assert len(caught.value.problems) == 21
     assert "unknown column 'place'" in caught.value.problems[0]
+
+
+def test_our_own_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "places.csv"
+    line = "198.51.100.0/24,48.86,2.35\r\n"
+    for head in (
+        "\ufeffnetwork,latitude,longitude\r\n", '"network","latitude","longitude"\r\n',
+        "\r\nnetwork, latitude, longitude\r\n",
+    ):
+        path.write_text(head + line, encoding="utf-8", newline="")
+        read = load_subnets(path, KNOWN)
+        assert (len(read.entries), read.skipped) == (1, 0)
+    path.write_text("\n\nnetwork,country\nnonsense,DE\n")
+    with pytest.raises(InvalidInput, match="line 4: 'nonsense'"):
+        load_subnets(path, KNOWN)
+    path.write_text("\ufeff198.51.100.0/24,DE\n", encoding="utf-8")
+    assert len(load_subnets(path, KNOWN).entries) == 1
 
 
 def test_a_geofeed(tmp_path: Path) -> None:

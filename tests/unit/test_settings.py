@@ -13,6 +13,12 @@ from isochrone.wiring.settings import load, parse, render, render_masked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    host: str = "127.0.0.1"
+    metrics_host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     port: int
     database: str
@@ -118,3 +124,11 @@ def test_no_path_holds_a_nul() -> None:
     with pytest.raises(InvalidInput, match="journal: must be a path"):
         parse('port = 1\ndatabase = "d"\njournal = "j\\u0000"', Sample,
               source="f", folder=Path("/"))
+
+
+@pytest.mark.parametrize("name", ["host", "metrics_host"])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_host_is_not_taken_for_every_address(name: str, empty: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{name}: must be an address or the name of a host"):
+        parse(f'{name} = "{empty}"', Listening, source="f", folder=Path("/"))
+    assert parse(f'{name} = "0.0.0.0"', Listening, source="f", folder=Path("/"))

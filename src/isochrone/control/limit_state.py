@@ -31,6 +31,9 @@ class LimitState:
         self._clock = clock
         self._seen: dict[LimitId, tuple[SiteName, LimitUse, int]] = {}
 
+    def __len__(self) -> int:
+        return len(self._seen)
+
     def of(self, limit_id: LimitId) -> SeenUse | None:
         """None where nobody used it lately."""
         seen = self._seen.get(limit_id)
@@ -53,4 +56,14 @@ class LimitState:
             return
         now_ns = self._clock.monotonic_ns()
         for use in report.limits:
+            self._seen.pop(use.limit, None)  # what was said last stays last
             self._seen[use.limit] = (report.site, use, now_ns)
+        self._forget(now_ns)
+
+    def _forget(self, now_ns: int) -> None:
+        """Drop what is too old to be told: limits are removed, too."""
+        while self._seen:
+            oldest = next(iter(self._seen))
+            if now_ns - self._seen[oldest][2] <= STALE_NS:
+                return
+            del self._seen[oldest]

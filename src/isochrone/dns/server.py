@@ -22,10 +22,6 @@ MOST_QUERY_BYTES = 4096  # a query is a name and a few options
 MOST_AT_ONCE = 16        # answers to one connection before others have their turn
 EXPLANATIONS_PER_S = 5   # to one network; each looks at every site
 
-TOO_MANY = Response(
-    rcode=codes.REFUSED, authoritative=False, why="too many explanations were asked for"
-)
-
 
 def source_of(address: str) -> Subnet:
     """The address of who asks, as a subnet of one."""
@@ -75,11 +71,11 @@ class Service:
         query = parse_query(data)
         if not isinstance(query, Query):
             return self._malformed(query)
-        if query.type == codes.TYPE_TXT:
-            now_ns = self._clock.monotonic_ns()
-            if self._explanations.judge(source, now_ns) != "answer":
-                return self._encode(query, TOO_MANY, MOST_TCP_BYTES)
-        response = self.answerer.respond(query, source, over_tcp=True)
+
+        def may_explain() -> bool:
+            return self._explanations.judge(source, self._clock.monotonic_ns()) == "answer"
+
+        response = self.answerer.respond(query, source, over_tcp=True, may_explain=may_explain)
         return self._encode(query, response, MOST_TCP_BYTES)
 
     def _malformed(self, query: Malformed | None) -> bytes | None:

@@ -4,7 +4,7 @@ A name exists if it is the zone's own, if its one label spells a rule (`de`, `eu
 names it, or if it is a name server's. Everything outside the zone is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from isochrone.core.ids import SiteName
@@ -30,6 +30,9 @@ WHY: Mapping[Outcome, str] = {
     "none_allowed": "no ingress is allowed for this name",
 }
 STARTING = "the name server knows no sites yet"
+TOO_MANY = Response(
+    rcode=codes.REFUSED, authoritative=False, why="too many explanations were asked for"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +83,12 @@ class Answerer:
         self._rules = rules
         self._rng = rng
 
-    def respond(self, query: Query, resolver: Subnet, *, over_tcp: bool) -> Response:
-        """The answer to a query from this resolver's address."""
+    def respond(
+        self, query: Query, resolver: Subnet, *, over_tcp: bool,
+        may_explain: Callable[[], bool] = lambda: True,
+    ) -> Response:
+        """The answer to a query from this resolver's address. `may_explain` is asked before an
+        explanation is made, and before nothing else."""
         zone = self.zone.name
         below = len(query.labels) - len(zone)
         if below < 0 or query.labels[below:] != zone or query.class_ != codes.CLASS_IN:
@@ -108,8 +115,9 @@ class Answerer:
         if query.type in (codes.TYPE_A, codes.TYPE_AAAA):
             return self._steered(query, rule, resolver)
         if query.type == codes.TYPE_TXT and self._rules.explain:
-            # Only who has proved his address gets the long answer.
-            return self._explained(query, rule, resolver) if over_tcp else Response(truncated=True)
+            if not over_tcp:  # only who has proved his address gets the long answer
+                return Response(truncated=True)
+            return self._explained(query, rule, resolver) if may_explain() else TOO_MANY
         return self._nothing(query)
 
     def _rule(self, labels: Name) -> Rule | None:

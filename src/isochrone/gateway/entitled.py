@@ -92,16 +92,21 @@ class Sold:
         tokens = prompt + OUTPUT_WEIGHT * output
         return tokens if tokens < self.most_tokens else self.most_tokens
 
-    def count(self, tokens: Tokens) -> int:
-        """A request that it has paid for has ended; what it used, weighted."""
+    def count(self, tokens: Tokens, paid_there: int = 0) -> int:
+        """A request that it has paid for has ended; what it used, weighted, beyond what another
+        site has paid and counted."""
         output = tokens.output
-        used = tokens.input_uncached + tokens.input_cached + OUTPUT_WEIGHT * output
-        self.honoured += used > 0
+        used = max(_weighted(tokens) - paid_there, 0)
+        self.honoured += used > 0 and not paid_there
         self.used_tokens += used
         if output:
             mean = self.mean_output
             self.mean_output = mean + (output - mean) / MEAN_OVER if mean else float(output)
         return used
+
+
+def _weighted(tokens: Tokens) -> int:
+    return tokens.input_uncached + tokens.input_cached + OUTPUT_WEIGHT * tokens.output
 
 
 _NOTHING_SOLD: Final[tuple[Sold, ...]] = ()
@@ -115,7 +120,8 @@ class Claim:
 
     __slots__ = (
         "_asked_ns", "_class", "_counts", "_empty", "_lines", "_not_paid", "_options", "_output",
-        "_prompt", "_spent", "_to_ask", "_tokens", "_told", "asked", "payment", "unpaid",
+        "_paid_there", "_prompt", "_spent", "_to_ask", "_tokens", "_told", "asked", "payment",
+        "unpaid",
     )
 
     def __init__(
@@ -137,16 +143,21 @@ class Claim:
         self._asked_ns = -1  # when the first of those was asked
         self._not_paid: UnpaidBecause = "spent"  # of what could not
         self._told = False  # the gateway that was to pay said in which class it serves it
+        self._paid_there = 0  # by that one, for the part of the answer that it served
 
-    def at(self, site: SiteName, now_ns: int, another: bool, *, begun: bool = False) -> Class:
+    def at(
+        self, site: SiteName, now_ns: int, another: bool, *, begun: Tokens | None = None
+    ) -> Class:
         """The class in which the request is served at a site; spends what that takes, or gives
         back what was spent for a site where it does not count. `another`: a gateway stands there
-        that may pay for it. `begun`: its client has been told the class, and part of the answer: it
-        may lose what that says, and gains nothing."""
+        that may pay for it. `begun`: its client has been told the class, and so much of the answer:
+        it may lose what that says, and gains nothing."""
         spent = self._spent
-        if begun and self._class != self.asked:
+        if begun is not None and self._class != self.asked:
             self.unpaid = False
             return self._class
+        if begun is not None and self._told:
+            self._paid_there = _weighted(begun)
         if spent is not None:
             if spent.served.admits(site):
                 return self._class
@@ -206,7 +217,7 @@ class Claim:
         """The request has ended, in whatever way; call it once."""
         spent, payment = self._spent, self.payment
         if spent is not None:
-            used = spent.count(tokens)
+            used = spent.count(tokens, self._paid_there)
             if payment is not None and spent.purse is not None:
                 spent.purse.settle(payment, used)
             else:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Final
 from isochrone.core.admission.commitments import Commitments
 from isochrone.core.admission.payments import Payment
 from isochrone.core.ids import SiteName
+from isochrone.core.metering.event import Tokens
 from isochrone.gateway.entitled import Claim
 from isochrone.gateway.replies import Refusal
 from isochrone.wire import peer
 
 if TYPE_CHECKING:
     from isochrone.gateway.tries import Tries
+
+_NO_TOKENS: Final = Tokens()
 
 # Refusals of a queue that might not be one of the class `reserved`.
 _OF_THE_CLASS: Final = frozenset(("would_expire", "queue_full", "class_closed", "busy"))
@@ -43,7 +46,10 @@ class Paying:
         gateway stands there that may pay for it."""
         claim = exchange.claim
         assert claim is not None, "somebody has made one"
-        exchange.class_ = claim.at(site, now_ns, another, begun=exchange.head_sent)
+        begun, continuation = None, exchange.continuation
+        if exchange.head_sent:
+            begun = _NO_TOKENS if continuation is None else continuation.tokens()
+        exchange.class_ = claim.at(site, now_ns, another, begun=begun)
         self._say_class(exchange)
         self._ask(exchange, claim, now_ns)
 

@@ -148,7 +148,7 @@ class MemoryTransport(asyncio.Transport):
         self._deliver()
 
     def _deliver(self) -> None:
-        while self._inbox and self._reading and not self._lost:
+        while self._inbox and self._reading and not self._closing:
             piece = self._inbox.popleft()
             if piece is None:
                 if not self._protocol.eof_received():

@@ -19,7 +19,7 @@ from isochrone.core.rng import Random
 from isochrone.dns.process import Dns, Ports
 from isochrone.wire.identity import SiteIdentity
 from isochrone.wiring.dns_file import DnsFile, load_dns
-from isochrone.wiring.dns_reload import DnsReloader
+from isochrone.wiring.dns_reload import DnsReloader, Stamps, stamps_of
 from isochrone.wiring.joining import load_identity
 from isochrone.wiring.log import configure_log
 from isochrone.wiring.stopping import asked_to_stop
@@ -33,13 +33,14 @@ def run(config: Path) -> None:
     """Answer as `config` says until SIGTERM or SIGINT. Raises InvalidInput for a bad file,
     Unavailable when a port cannot be had."""
     clock = SystemClock()
+    taken = stamps_of(config)
     file = load_dns(config, serial=clock.wall_ns() // NS_PER_S)
     configure_log("dns", file.settings.log_level)
     if file.skipped:
         log.warning("geofeed_lines_skipped", lines=file.skipped)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, file, clock))
+            runner.run(_serve(config, file, taken, clock))
     except OSError as error:
         raise Unavailable(f"the name server cannot run: {error}") from error
     except ExceptionGroup as group:
@@ -50,7 +51,7 @@ def run(config: Path) -> None:
         raise Unavailable(f"the name server cannot run: {causes}") from group
 
 
-async def _serve(config: Path, file: DnsFile, clock: SystemClock) -> None:
+async def _serve(config: Path, file: DnsFile, taken: Stamps, clock: SystemClock) -> None:
     settings = file.settings
     rng = Random(secrets.randbits(128))
     identity = None if settings.identity is None else load_identity(settings.identity)
@@ -64,7 +65,7 @@ async def _serve(config: Path, file: DnsFile, clock: SystemClock) -> None:
         settings, file.told, ports, control_key=None if identity is None else identity.control_key,
         blocs=load_blocs(), by_distance=load_round_trips().by_distance,
     )
-    reloader = DnsReloader(config, file, dns.tell, lambda: clock.wall_ns() // NS_PER_S)
+    reloader = DnsReloader(config, file, taken, dns.tell, lambda: clock.wall_ns() // NS_PER_S)
     stop = asyncio.Event()
     following = asyncio.ensure_future(reloader.run())
     try:

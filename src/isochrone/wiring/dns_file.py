@@ -47,11 +47,10 @@ MOST_NAME_CHARACTERS = 200  # leaves room for a label in front
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DnsFile:
-    """`followed`: the file and those that it names. `skipped`: lines of geofeeds without use."""
+    """`skipped`: lines of geofeeds without use."""
 
     settings: DnsSettings
     told: Told
-    followed: tuple[Path, ...]
     skipped: int
 
 
@@ -63,6 +62,16 @@ def load_dns(path: Path, *, serial: int) -> DnsFile:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InvalidInput([f"{path}: cannot be read: {reason}"]) from error
     return parse_dns(text, source=str(path), path=path.absolute(), serial=serial)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The file and those of subnets that it names, as far as it can be read."""
+    path = path.absolute()
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))["dns"]["subnet_files"]
+        return (path, *(path.parent / name for name in given))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return (path,)
 
 
 def parse_dns(text: str, *, source: str, path: Path, serial: int) -> DnsFile:
@@ -86,9 +95,9 @@ def parse_dns(text: str, *, source: str, path: Path, serial: int) -> DnsFile:
     ]
     names = reader.read_names(top.tables("name", name_key="label"))
     aliases = [_alias(each) for each in top.tables("alias", name_key="name")]
-    places, followed, skipped = reader.read_places(top.tables("subnet"), unknown, path.parent)
+    places, skipped = reader.read_places(top.tables("subnet"), unknown, path.parent)
     top.finish()
-    reader.judge(servers, names, aliases)
+    reader.judge(zone_name, servers, names, aliases)
     problems.raise_if_any()
     zone = Zone(
         name=zone_name, servers=tuple(servers),
@@ -97,7 +106,7 @@ def parse_dns(text: str, *, source: str, path: Path, serial: int) -> DnsFile:
         aliases=dict(aliases), addresses=reader.addresses, places=places, serial=serial,
     )
     told = Told(zone=zone, places_at=frozenset(reader.places_at), estate=reader.estate)
-    return DnsFile(settings=settings, told=told, followed=(path, *followed), skipped=skipped)
+    return DnsFile(settings=settings, told=told, skipped=skipped)
 
 
 def _settings(given: object, folder: Path, problems: Problems) -> DnsSettings:
@@ -265,7 +274,7 @@ class _Reader:
 
     def read_places(
         self, tables: Iterable[TomlTable], unknown: object, folder: Path
-    ) -> tuple[Places, tuple[Path, ...], int]:
+    ) -> tuple[Places, int]:
         """(places, files that they come from, lines that were skipped). Tables of the file come
         after its CSV files, so that they count where both name a subnet."""
         known = Known(
@@ -273,9 +282,9 @@ class _Reader:
             sites=self._site_names if self._settings.identity is None else None,
         )
         entries: list[Entry] = []
-        files = tuple(folder / name for name in self._settings.subnet_files)
         skipped = 0
-        for path in files:
+        for name in self._settings.subnet_files:
+            path = folder / name
             try:
                 read = load_subnets(path, known)
             except InvalidInput as error:
@@ -294,7 +303,7 @@ class _Reader:
         for place in (rest, *(place for _, place in entries)):
             if isinstance(place, AtSite):
                 self.places_at.add(place.site)
-        return Places(entries, rest), files, skipped
+        return Places(entries, rest), skipped
 
     def _subnet(self, table: TomlTable, known: Known) -> Entry:
         text = table.need_text("network", expected='a network such as "203.0.113.0/24"')
@@ -329,15 +338,23 @@ class _Reader:
             return NOWHERE
 
     def judge(
-        self, servers: list[NameServer], names: list[tuple[str, Rule]],
+        self, zone: Name, servers: list[NameServer], names: list[tuple[str, Rule]],
         aliases: list[tuple[Name, Name]],
     ) -> None:
         """What no table can tell alone."""
         said = {label for label, _ in names}
-        for alias, _ in aliases:
-            text = b".".join(alias).decode()
+        leading = {b".".join(alias).decode() for alias, _ in aliases}
+        own = {
+            b".".join(server.name[: -len(zone)]).decode(): b".".join(server.name).decode()
+            for server in servers if server.name[-len(zone) :] == zone
+        }
+        others = [(f'alias "{text}"', text) for text in leading]
+        others += [(f'name_server "{name}"', text) for text, name in own.items()]
+        for where, text in sorted(others):
             if text in said or transit_of_label(text, self._blocs) is not None:
-                self._problems.add(f'alias "{text}"', "the name is answered with ingresses already")
+                self._problems.add(where, "the name is answered with ingresses already")
+        for text in sorted(leading & own.keys()):
+            self._problems.add(f'alias "{text}"', "the name is that of a name server already")
         self._once("alias", [b".".join(alias).decode() for alias, _ in aliases])
         if not 1 <= len(servers) <= MOST_SERVERS:
             self._problems.add(

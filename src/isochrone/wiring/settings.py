@@ -3,7 +3,8 @@
 All problems of a file are found before anything is refused: unknown keys, missing keys, wrong
 types, numbers out of range. Fields may be str, int, float, bool, Path, tuple[str, ...], a Literal
 of strings, or any of these or None. Units in names give the bounds: `port` and `*_port` hold
-0..65535, `*_s`, `*_ms` and `*_bytes` are above zero, and durations at most LONGEST; a field's
+0..65535, `*_s`, `*_ms` and `*_bytes` are above zero, and durations at most LONGEST. `host` and
+`*_host` name something: an empty one would listen at every address without saying so. A field's
 metadata may say `min` and `max`, or the `pattern` of a string and, in words, what it `expected`.
 Relative paths are relative to the folder of the TOML file. Metadata `secret` marks a value that
 must not be shown.
@@ -118,6 +119,7 @@ def values_of(
         if name in document:
             problem, value = _value(document[name], hints[name], folder)
             problem = problem or _out_of_range(name, value, field.metadata)
+            problem = problem or _no_host(name, value)
             problem = problem or _unlike_pattern(value, field.metadata)
             if problem is not None:
                 problems.append(f"{name}: {problem}, not {_shown(field, document[name])}")
@@ -176,6 +178,12 @@ def _out_of_range(name: str, value: object, metadata: Mapping[str, Any]) -> str 
         return f"must be at least {least}"
     if most is not None and value > most:
         return f"must be at most {most}"
+    return None
+
+
+def _no_host(name: str, value: object) -> str | None:
+    if (name == "host" or name.endswith("_host")) and isinstance(value, str) and not value.strip():
+        return "must be an address or the name of a host"
     return None
 
 

@@ -52,7 +52,7 @@ def parse_subnet(text: str) -> Subnet:
 def load_subnets(path: Path, known: Known) -> SubnetFile:
     """Read one file. Raises InvalidInput with the problems found, by line."""
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
             return _parse(lines, known, str(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it is no CSV text: {error}"
@@ -60,23 +60,25 @@ def load_subnets(path: Path, known: Known) -> SubnetFile:
 
 
 def _parse(lines: Iterable[str], known: Known, source: str) -> SubnetFile:
-    rest = iter(lines)
-    first = next(rest, "")
-    names = [name.strip().lower() for name in first.split(",")]
+    rest = enumerate(lines, start=1)
+    number, first = next(((at, line) for at, line in rest if line.strip()), (1, ""))
+    cells = next(csv.reader([first]), [])
+    names = [name.strip().lower() for name in cells]
+    behind = (line for _, line in rest)
     if "network" in names:
-        return _own(csv.reader(rest), names, known, source)
-    return _geofeed(csv.reader(chain([first], rest)), known)
+        return _own(csv.reader(behind), names, number, known, source)
+    return _geofeed(csv.reader(chain([first], behind)), known)
 
 
 def _own(
-    rows: Iterable[list[str]], names: list[str], known: Known, source: str
+    rows: Iterable[list[str]], names: list[str], head_line: int, known: Known, source: str
 ) -> SubnetFile:
     problems = [
-        f"{source}: line 1: unknown column {name!r}; known columns: {', '.join(COLUMNS)}"
+        f"{source}: line {head_line}: unknown column {name!r}; known columns: {', '.join(COLUMNS)}"
         for name in names if name not in COLUMNS
     ]
     entries: list[Entry] = []
-    for number, cells in enumerate(rows, start=2):
+    for number, cells in enumerate(rows, start=head_line + 1):
         if not cells or not any(cells):
             continue
         row = {name: cell.strip() for name, cell in zip(names, cells, strict=False)}

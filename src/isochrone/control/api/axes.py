@@ -61,7 +61,7 @@ def policy_of(
         if terms is None:
             continue
         axis = tuple(term for text in terms for term in parse_axis(text))
-        faults = _too_much(axis) or check_axis(axis, blocs, links=name == "transit")
+        faults = too_much(axis) or check_axis(axis, blocs, links=name == "transit")
         problems += [f"{name}: {fault}" for fault in faults]
         axes[name] = tuple(sorted(axis))
     if problems:
@@ -72,8 +72,8 @@ def policy_of(
     )
 
 
-def _too_much(axis: Axis) -> list[str]:
-    """What is wrong with its size: every gateway holds every policy."""
+def too_much(axis: Axis) -> list[str]:
+    """What is wrong with its size: every gateway holds every policy and all that was sold."""
     if len(axis) > MOST_TERMS:
         return [f"{len(axis)} terms; at most {MOST_TERMS} are possible"]
     longest = max(map(len, axis), default=0)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, status
 from pydantic import BaseModel, Field
 
 from isochrone.control.api.auth import Caller, access
+from isochrone.control.api.axes import too_much
 from isochrone.control.api.context import Context
 from isochrone.control.api.instants import instant_of
 from isochrone.control.api.paging import Listed, Paging, paging
@@ -137,6 +138,9 @@ def _entitlement(context: Context, body: NewEntitlement) -> Entitlement:
         ends_at=ends_at,
         slices=(),
     )
+    faults = too_much(entitlement.residency)
+    if faults:
+        raise InvalidInput([f"residency: {fault}" for fault in faults])
     problems = check_entitlement(entitlement, context.blocs, now=now)
     sites = estate.sites(EVERY)
     allowed = set(allowed_sites(entitlement.residency, sites, context.blocs))

@@ -234,7 +234,7 @@ def _add_writing(router: APIRouter, context: Context) -> None:
         project = context.registry.tenants.project(caller.scope, ProjectId(body.project_id))
         if project.org_id != body.org_id:
             raise NotFound(f"the organisation has no project {body.project_id!r}")
-        posting = _credit(context, body, f"credit/{caller.id}/{_key(again)}")
+        posting = _credit(context, caller, body, f"credit/{caller.id}/{_key(again)}")
         asked = body.model_copy(update={"currency": posting.currency})
         return _record(context, caller, posting, again.once(caller, asked))
 
@@ -276,9 +276,11 @@ def _record(
     return _posting(found)
 
 
-def _credit(context: Context, body: NewCredit, key: str) -> Posting:
+def _credit(context: Context, caller: Caller, body: NewCredit, key: str) -> Posting:
     org = OrgId(body.org_id)
-    priced = currency_of(context, org)
+    # Prices may be in another currency by now; a credit that is repeated stays what it was.
+    earlier = _currency_before(context, caller, org, key)
+    priced = currency_of(context, org) if earlier is None else None
     problems = currency_problems(body.currency, priced)
     amount = 0
     try:
@@ -293,12 +295,20 @@ def _credit(context: Context, body: NewCredit, key: str) -> Posting:
     own = Account(kind="credit", org_id=org, project_id=ProjectId(body.project_id))
     return Posting(
         org_id=org, key=key, kind="credit", at=context.now(),
-        currency=body.currency or priced or "EUR", about=body.about,
+        currency=body.currency or earlier or priced or "EUR", about=body.about,
         entries=(
             Entry(account=own, amount_pico=amount),
             Entry(account=Account(kind="cash", org_id=org), amount_pico=-amount),
         ),
     )
+
+
+def _currency_before(context: Context, caller: Caller, org: OrgId, key: str) -> str | None:
+    """Of the credit that was recorded under this key; None when none was."""
+    try:
+        return context.registry.ledger.posting(caller.scope, org, key).posting.currency
+    except NotFound:
+        return None
 
 
 def _key(again: Repeat) -> str:

@@ -50,12 +50,15 @@ def closing(
         else:
             choice["text"] = raw("")
         out += render(with_identity({"choices": raw([choice])}, delivered.identity))
-    if client_gets_usage and not delivered.usage_sent and tokens.source != "none":
+    unreported = delivered.unreported
+    lacks_usage = not delivered.usage_sent or unreported is not None
+    if client_gets_usage and lacks_usage and tokens.source != "none":
         prompt = tokens.input_uncached + tokens.input_cached
+        output = tokens.output if unreported is None else unreported
         usage = {
             "prompt_tokens": prompt,
-            "completion_tokens": tokens.output,
-            "total_tokens": prompt + tokens.output,
+            "completion_tokens": output,
+            "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": tokens.input_cached},
         }
         last: Fields = {"choices": raw([]), "usage": raw(usage)}

@@ -74,6 +74,14 @@ class Delivered:
         parts = ((index, f"{name}/name"), (index, f"{name}/arguments"))
         return call in self.tool_ids or any(part in self.channels for part in parts)
 
+    @property
+    def unreported(self) -> int | None:
+        """Tokens of the choice that ended last, where each has a usage of its own and that one's
+        did not come; None elsewhere, and where nobody counted them."""
+        if len(self.finished) < 2 or not self.usage_sent or self._ended in self.reported:
+            return None
+        return self.outputs.get(self._ended)
+
     def pack(self) -> None:
         """Many small pieces cost ten times their text."""
         for channel, pieces in self.channels.items():

@@ -1,5 +1,6 @@
 """Judges the book: every request once, under its own tenant, with the tokens that engines made."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -82,6 +83,8 @@ def _against_engines(
         yield f"{where}: {tokens.output} tokens are booked, engines made {made}"
     prompts = {work.prompt_tokens for work in works}
     read = tokens.input_uncached + tokens.input_cached
+    if read and not works:
+        yield f"{where}: a prompt of {read} tokens is booked that no engine read"
     if tokens.source == "engine" and works and read not in prompts:
         yield f"{where}: a prompt of {read} tokens is booked, engines read {sorted(prompts)}"
     if record.is_exact and one.whole and (len(works) != 1 or tokens.output != made):
@@ -114,9 +117,12 @@ def _references(record: Record) -> dict[RequestId, str | None]:
 
 
 def _died(one: Asked, record: Record) -> bool:
-    """Whether the gateway of the ingress died since the request began."""
+    """Whether the gateway of the ingress died before what came of the request was on record. What
+    was there is found again, with its tokens."""
+    ended_s = math.inf if one.ended_s is None else one.ended_s
     return any(
         down.site == one.ingress and down.at_s > one.began_s
+        and (down.full or ended_s >= down.at_s - UNSYNCED_S)
         for down in record.downs if not down.lives
     )
 

@@ -296,7 +296,7 @@ class FakeBus:
         return self.hub.is_up and not self._cut and not self._closed
 
     async def publish(self, subject: str, payload: bytes) -> None:
-        if self.connected:
+        if self.connected and len(payload) <= self.hub.message_bytes_most:
             self.hub.deliver(subject, payload)
 
     async def subscribe(
@@ -309,6 +309,7 @@ class FakeBus:
     async def publish_durable(
         self, subject: str, payload: bytes, *, message_id: str, timeout_s: float = 2.0
     ) -> None:
+        self._check_length(subject, payload)
         await self._reach(subject, timeout_s)
         stream = self._stream_of(subject)
         now_s = asyncio.get_running_loop().time()
@@ -354,8 +355,7 @@ class FakeBus:
         await self._reply("acknowledgement", _CALL_S)
 
     async def put(self, bucket: str, key: str, value: bytes) -> None:
-        if len(value) > self.hub.message_bytes_most:
-            raise MessageTooLarge(f"{bucket}.{key}: maximum payload exceeded")
+        self._check_length(f"{bucket}.{key}", value)
         await self._store(bucket, key, value)
 
     async def delete(self, bucket: str, key: str) -> None:
@@ -414,6 +414,10 @@ class FakeBus:
             loop.call_later(self.hub.latency_s + late_s, arrive)
         else:
             loop.call_soon(arrive)
+
+    def _check_length(self, what: str, payload: bytes) -> None:
+        if len(payload) > self.hub.message_bytes_most:
+            raise MessageTooLarge(f"{what}: maximum payload exceeded")
 
     async def _reach(self, what: str, timeout_s: float) -> None:
         """Wait for the connection and for the way there. Raises BusUnavailable."""

@@ -371,10 +371,10 @@ class _Connection(asyncio.Protocol):
         part: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
         last = [{"index": choice.index, **part, "finish_reason": "length"}]
         self._event(last, {} if self._chat else counts)
-        if self._open_choices:
-            return
         if self._chat and (self._ask.get("stream_options") or {}).get("include_usage"):
             self._event([], counts)
+        if self._open_choices:
+            return
         self._chunk(b"data: [DONE]\n\n")
         self._transport.write(b"0\r\n\r\n")
         self._finish()
