@@ -222,3 +222,18 @@ def test_the_book_is_compared_request_by_request() -> None:
         speed=1.0, wall_s=2.0,
     )
     assert verify(good, rows[:1]).agrees
+
+
+def test_requests_whose_own_id_the_book_may_not_have_are_found_by_the_answers_id() -> None:
+    trace = parse_trace(AZURE, "a")
+    report = summarise(
+        [a_sent(1), a_sent(2), a_sent(3)], run="x", trace=trace,
+        scaled=fit(trace, context_tokens=4096), model="m", speed=1.0, wall_s=2.0,
+    )
+    rows = [booked(row, client_request_id=None) for row in (1, 2, 3)]
+    assert verify(report, rows).agrees
+    wrong = verify(report, [rows[0], rows[0], booked(2, client_request_id=None, output=6)])
+    assert (wrong.double, wrong.unlike, wrong.lost) == (
+        ("replay-x-1",), ("replay-x-2",), ("replay-x-3",)
+    )
+    assert wrong.unknown == ()
