@@ -70,3 +70,57 @@ def test_names_and_numbers_beyond_all_bounds_are_said_in_one_line(
     said = capsys.readouterr().err
     assert said.startswith("isochrone: ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("replay", "~nobody-is-called-so/trace.csv"),
+        ("status", "--state", "~nobody-is-called-so/mine"),
+        ("up", "--state", "~nobody-is-called-so/mine"),
+        ("restore", ".", "--state", "~nobody-is-called-so/mine"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_folder_of_somebody_unknown_is_said_in_one_line(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["isochrone", *words])
+    assert run() == 2
+    said = capsys.readouterr().err
+    assert said.endswith(": the folder ~nobody-is-called-so is not known\n")
+    assert said.count("\n") == 1
+
+
+def test_the_state_folder_of_up_is_that_of_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["isochrone", "status", "--state=~/mine"])
+    assert run() == 1
+    assert f"no cloud is up in {tmp_path}/mine" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["isochrone", *map(str, words)])
+        assert run() == 2
+        return capsys.readouterr().err
+
+    assert f"--out {tmp_path}: is a folder" in told(
+        "replay", "azure-conv-sample", "--out", tmp_path, *AT, *KEY
+    )
+    one, same = tmp_path / "one", tmp_path / "no" / ".." / "one"
+    (tmp_path / "no").mkdir()
+    assert told("twin", "sweep", "policies", "--json", one, "--parquet", same) == (
+        f"isochrone: --json and --parquet name one file, {same}\n"
+    )
+    assert "--out and --json name one file" in told(
+        "twin", "report", "policies", "--out", one, "--json", one
+    )
+    assert "--json and --progress-json name one file" in told(
+        "twin", "run", "eight-sites", "--json", one, "--progress-json", one
+    )
+    assert not one.exists()
