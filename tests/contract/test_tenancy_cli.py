@@ -233,6 +233,31 @@ def test_help_teaches_by_example(cli: Cli, verb: str) -> None:
     assert "Example" in output
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("key", "list"), ("keys", "list"), ("member", "list"), ("org", "list"), ("project", "list"),
+     ("policies", "list"), ("limit", "list"), ("entitlement", "list"), ("price", "list"),
+     ("meter", "list"), ("ledger", "spent"), ("ledger", "balances")],
+)
+def test_options_before_a_command_of_a_group_hold_for_it(
+    words: tuple[str, str], url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ISOCHRONE_URL", "http://127.0.0.1:1")
+    group, command = words
+    place = ("--url", url, "--key", ADMIN, "--json")
+    monkeypatch.setattr(sys, "argv", ["isochrone", group, *place, command])
+    assert run() == 0
+    assert isinstance(json.loads(capsys.readouterr().out), list)
+    other = ("--url", "http://127.0.0.1:1", "--key", "isoadm_other")
+    monkeypatch.setattr(sys, "argv", ["isochrone", group, *other, command, *place])
+    assert run() == 0, "what stands nearer holds"
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["isochrone", group, "--state", str(tmp_path), command])
+    assert run() == 1
+    assert f"no cloud is up in {tmp_path}" in capsys.readouterr().err
+
+
 def test_durations() -> None:
     given = ("0", "0s", "30s", "90m", "12h", "7d")
     assert [duration_s(text, "--overlap") for text in given] == [
