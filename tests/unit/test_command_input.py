@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from isochrone.cli.app import run
+from isochrone.cli.show import print_table
 
 AT = ("--url", "http://127.0.0.1:1")
 KEY = ("--key", "isoadm_secret")
@@ -124,3 +125,19 @@ def test_what_cannot_be_written_is_said_before_anything_is_played(
         "twin", "run", "eight-sites", "--json", one, "--progress-json", one
     )
     assert not one.exists()
+
+
+def test_names_are_shown_as_they_are_and_on_one_line_in_a_pipe(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("operator:key:DE", "[red]x", "\\[b]", "back\\", "a:cat:b")
+    request = "019aa1b2-0000-7000-8000-000000000001"
+    print_table(
+        ("request", *names), [(request, *(name * 12 for name in names))], title="of :fire: [b]",
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].rstrip() == "of :fire: [b]"
+    [row] = [line for line in lines if request in line]
+    for name in names:
+        assert name * 12 in row
+        assert any(name in line for line in lines[:3])
