@@ -139,6 +139,26 @@ def test_events_are_told_listed_and_reported(cli: Cli, tmp_path: Path) -> None:
         assert all(each in complaint for each in said)
 
 
+def test_events_that_were_taken_are_told_although_later_ones_were_not(
+    cli: Cli, tmp_path: Path
+) -> None:
+    file = tmp_path / "events.jsonl"
+    at = "2026-11-20T10:00:00Z"
+    lines: list[dict[str, object]] = [
+        {"id": f"e{number}", "meter": "bytes", "amount": 1, "at": at} for number in range(1001)
+    ]
+    lines[7]["subject"] = "two\u2028lines\u0085here"
+    lines[1000]["amount"] = "much"
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    code, output, complaint = cli("meter", "send", "--file", str(file), "--json")
+    assert code == 1, "something was done"
+    assert [each["id"] for each in json.loads(output)] == [f"e{number}" for number in range(1000)]
+    assert "event 1001 and all after it were not taken: " in complaint
+    file.write_text('{"amount": NaN}\n' + "[" * 100_000 + "\n")
+    code, _, complaint = cli("meter", "send", "--file", str(file))
+    assert (code, complaint.count("is no JSON object")) == (2, 2)
+
+
 def test_the_first_name_of_the_key_command_goes_on_working(cli: Cli) -> None:
     made = ok(cli("keys", "create", "--residency", "DE", "--json"))
     assert set(made) == {"id", "key", "residency", "transit"}
