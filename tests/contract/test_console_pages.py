@@ -209,6 +209,19 @@ def test_a_sheet_is_written_anew_from_the_one_before_and_says_what_changes(api: 
         ("fee care: – → 1 % of all", False), ("fee support: 3 % of all → –", True),
     ]
     assert len(asks(api, prices.load)) == 1, "nothing was written"
+    bounded = {**PRICED, "adjustments": [
+        {"name": "discount", "basis_points": -2000, "models": ["tiny"], "bound": False},
+        {"name": "far", "basis_points": 500, "sites": ["sydney"]},
+        {"name": "rush", "basis_points": 100},
+    ]}
+    later_still = {**bounded, "id": "bounded", "valid_from": "2200-01-01T00:00:00Z"}
+    assert api.call("POST", "prices", later_still)[0] == 201
+    shown = next(each for each in asks(api, prices.load) if each.id == "bounded").sheet
+    assert [row[1:] for row in prices.beside(shown)][:3] == [
+        ("discount", "-20 %", "tiny; not named by the policy"), ("far", "+5 %", "sydney"),
+        ("rush", "+1 %", "all"),
+    ]
+    assert prices.further(first.sheet.prices[1]) == ["named by the policy", "at least 1.00"]
     for text, said in (("id = ", "not valid TOML"), (prices.written_as(None), "")):
         if said:
             with pytest.raises(InvalidInput, match=said):

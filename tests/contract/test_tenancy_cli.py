@@ -245,6 +245,42 @@ def test_what_was_spent_is_shown_beside_a_project_that_comes_to_too_much(
     assert "project 'default' of 'default'" in complaint
 
 
+def test_a_sheet_is_shown_with_all_that_bounds_its_prices(cli: Cli, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.toml"
+    sheet.write_text("""id = "own"
+currency = "EUR"
+valid_from = "2200-01-01T00:00:00Z"
+[[prices]]
+name = "gpu"
+meters = ["gpu_seconds"]
+kinds = ["H100"]
+bound = true
+least = "1.50"
+charge = { model = "per_unit", price = "2" }
+[[prices]]
+name = "disk"
+meters = ["bytes"]
+charge = { model = "per_unit", price = "1" }
+[[adjustments]]
+name = "discount"
+basis_points = -2000
+models = ["tiny"]
+[[fees]]
+name = "care"
+basis_points = 100
+of = ["gpu", "disk"]
+[[recurring]]
+name = "desk"
+amount = "9.00"
+""")
+    assert cli("price", "create", str(sheet)) == (0, "added own 1\n", "")
+    code, text, _ = cli("price", "show", "own")
+    assert code == 0
+    for said in ("H100, named by the policy, at least 1.50", "discount: -20 % of tiny\n",
+                 "care: 1 % of disk, gpu\n"):
+        assert said in text
+
+
 @pytest.mark.parametrize("verb", ["org", "project", "member", "key", "audit", "meter"])
 def test_help_teaches_by_example(cli: Cli, verb: str) -> None:
     code, output, _ = cli(verb, "--help")
