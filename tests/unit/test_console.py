@@ -1,5 +1,6 @@
 """The console without a browser: its list of pages, its guard, where signing in leads."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,16 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from isochrone.console.estate import Replica, cache_use
+from isochrone.console.estate import Deployment, Fleet, Replica, cache_use
 from isochrone.console.guard import Guard
 from isochrone.console.page import Page
 from isochrone.console.pages.audit import Entry, told
 from isochrone.console.pages.catalogue import PAGES
+from isochrone.console.pages.fleet import wish_of
 from isochrone.console.parts.chart import alone
 from isochrone.console.parts.words import ago, count, duration, instant, share, whole
 from isochrone.console.sign_in import Begun, cookie_for, inside
+from isochrone.core.errors import InvalidInput
 from isochrone.core.tenancy.authorise import MAY
 
 CONSOLE = Path(__file__).parents[2] / "src" / "isochrone" / "console"
@@ -50,6 +53,28 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in text, path
         assert "https:" not in text, path
+
+
+def test_every_document_and_example_that_is_named_is_there() -> None:
+    root = DOCUMENT.parents[1]
+    named = {
+        name
+        for folder in (CONSOLE, CONSOLE.parent / "cli") for path in folder.rglob("*.py")
+        for name in re.findall(r"\b(?:docs|examples)/[a-z-]+\.(?:md|toml)", path.read_text("utf-8"))
+    }
+    assert named
+    assert [name for name in sorted(named) if not (root / name).is_file()] == []
+
+
+def test_a_deployment_that_is_gone_is_told() -> None:
+    wish = Deployment(
+        site="sydney", model="m", replicas=1, engine="llama.cpp", context_tokens=1024,
+        stopped_replicas=None,
+    )
+    fleet = Fleet(bus=True, sites=(), deployments=(wish,))
+    assert wish_of(fleet, "sydney", "m") == wish
+    with pytest.raises(InvalidInput, match="model: n is not deployed at sydney any more"):
+        wish_of(fleet, "sydney", "n")
 
 
 async def said(request: Request) -> PlainTextResponse:

@@ -114,7 +114,7 @@ def day_named(at: int) -> str:
 
 async def build(visit: Visit) -> None:
     title("Reconciliation", "Engines, usage and charges of a day, compared")
-    books = await shown(load(visit.api, visit.query.get("day")))
+    books = await shown(load(visit.api, visit.query.get("day") or None))
     if books is None:
         return
     report = books.report
@@ -167,7 +167,7 @@ def _day(report: Report, *, is_over: bool) -> None:
             pass
 
     def go() -> None:
-        ui.navigate.to(ADDRESS.replace("{}", str(field.value)))
+        ui.navigate.to(ADDRESS.replace("{}", str(field.value or "")))
 
     with ui.row().classes("iso-ask"):
         field = ui.input("Day (UTC)", value=day).props("outlined dense type=date")
