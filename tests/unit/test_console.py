@@ -17,7 +17,8 @@ from isochrone.console.pages.audit import Entry, told
 from isochrone.console.pages.catalogue import PAGES
 from isochrone.console.pages.fleet import wish_of
 from isochrone.console.parts.chart import alone
-from isochrone.console.parts.words import ago, count, duration, instant, share, whole
+from isochrone.console.parts.table import cells
+from isochrone.console.parts.words import ago, count, duration, instant, share, size, whole
 from isochrone.console.sign_in import Begun, cookie_for, inside
 from isochrone.core.errors import InvalidInput
 from isochrone.core.tenancy.authorise import MAY
@@ -192,4 +193,22 @@ def test_values_read_well() -> None:
         "–", "0", "1\u202f234\u202f567", "12.3 M",
     ]
     assert (share(1, 3), share(0, 0)) == ("33.3 %", "–")
+    assert [share(part, 3000) for part in (3000, 2999, 1, 0, 3000.0000000001)] == [
+        "100.0 %", "> 99.9 %", "< 0.1 %", "0.0 %", "100.0 %",
+    ]
     assert instant(1_764_338_400_000_000_000) == "2025-11-28 14:00:00"
+
+
+def test_columns_of_numbers_are_sorted_by_what_they_say() -> None:
+    rising = [
+        [duration(ms) for ms in (None, 0.4, 9.9, 250.0, 999.0, 1_200.0, 59_000.0, 180_000.0, 8e6)],
+        [count(n) for n in (None, 0, 7, 1_200, 9_999_999, 12_345_678)],
+        ["2 / 2", "3 / 12", "12 / 3"], [share(part, 100) for part in (0, 5, 33, 100)],
+        ["-20 to +3", "0 to +1", "5"], ["0.20 / 1\u202f000\u202f000", "0.60 / 1"],
+        ["-1.50", "0.0012", "10.00"],
+    ]
+    for column in rising:
+        sizes = [size(said) for said in column]
+        assert sizes == sorted(set(sizes)), column
+    [row] = cells(["text", "number"], [("900 s", duration(1_200.0))])
+    assert row == {"id": 0, "c0": "900 s", "c1": "1.2 s", "s1": 1_200.0}

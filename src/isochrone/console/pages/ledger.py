@@ -15,7 +15,7 @@ from isochrone.console.parts.facts import card, figures
 from isochrone.console.parts.form import Field, form
 from isochrone.console.parts.notices import banner, shown
 from isochrone.console.parts.table import Column, table
-from isochrone.console.parts.words import NOTHING, count, instant
+from isochrone.console.parts.words import NOTHING, count, instant, whole
 
 MOST = 200
 MOST_LINES = 500
@@ -212,7 +212,7 @@ def _spent(found: Ledger) -> None:
                     Column(title="Amount", kind="number"), Column(title="Sheet"),
                 ),
                 [
-                    (project, line.name, line.model, count(quantity), line.adjustments,
+                    (project, line.name, line.model, whole(quantity), line.adjustments,
                      f"{amount:f}", f"{line.sheet} v{line.version}")
                     for project, line, quantity, amount in lines[:MOST_LINES]
                 ],

@@ -12,7 +12,7 @@ from isochrone.console.page import Visit
 from isochrone.console.parts.facts import card, figures
 from isochrone.console.parts.notices import banner, shown
 from isochrone.console.parts.table import Column, table
-from isochrone.console.parts.words import count, instant
+from isochrone.console.parts.words import count, instant, whole
 from isochrone.core.billing.period import DAY_NS
 
 NS_PER_S = 1_000_000_000
@@ -195,8 +195,8 @@ def _replicas(rows: Sequence[Replica]) -> None:
                 Column(title="Explained", kind="number"),
             ),
             [
-                (each.replica, each.model, each.verdict, each.requests, count(each.engine.whole),
-                 count(each.exact.whole), count(each.other.whole), count(each.difference.whole),
+                (each.replica, each.model, each.verdict, each.requests, whole(each.engine.whole),
+                 whole(each.exact.whole), whole(each.other.whole), whole(each.difference.whole),
                  explained(each.allowed))
                 for each in rows
             ],
@@ -207,7 +207,7 @@ def _replicas(rows: Sequence[Replica]) -> None:
 def explained(allowed: Range) -> str | None:
     """By how many tokens, over all classes, engine and book may differ; None where by none."""
     least, most = allowed.least.whole, allowed.most.whole
-    return f"{count(least)} to +{count(most)}" if least or most else None
+    return f"{whole(least)} to +{whole(most)}" if least or most else None
 
 
 def _meters(rows: Sequence[Meter]) -> None:
@@ -219,7 +219,7 @@ def _meters(rows: Sequence[Meter]) -> None:
                 Column(title="Waiting for its hour", kind="number"),
                 Column(title="Without a price", kind="number"),
             ),
-            [(each.meter, count(each.used), count(each.charged), count(each.waiting),
-              count(each.unpriced)) for each in rows],
+            [(each.meter, whole(each.used), whole(each.charged), whole(each.waiting),
+              whole(each.unpriced)) for each in rows],
             title="Usage against charges", empty="Nothing was used on this day.",
         )
