@@ -263,6 +263,18 @@ def test_money_is_summed_exactly_and_the_latest_comes_first(api: Api) -> None:
     assert (sheet.sheet.adjustments[0].basis_points, sheet.sheet.fees[0].name) == (-5000, "support")
 
 
+def test_a_credit_is_asked_about_once_it_can_be_one() -> None:
+    projects = {"p1": ledger.Project(id="p1", org_id="acme", name="shop")}
+    filled = {"project_id": "p1", "amount": " 10.00\u00a0", "currency": " EUR", "about": "credit"}
+    assert ledger.credit_in(filled, projects) == {
+        "project_id": "p1", "org_id": "acme", "amount": "10.00", "currency": "EUR",
+        "about": "credit",
+    }
+    with pytest.raises(InvalidInput) as wrong:
+        ledger.credit_in({**filled, "project_id": "", "amount": " "}, projects)
+    assert wrong.value.problems == ("project_id: choose one", "amount: missing")
+
+
 def test_a_day_is_reconciled(api: Api) -> None:
     found = asks(api, lambda control: books.load(control, "2026-11-20"))
     assert books.day_named(found.report.day_at) == "2026-11-20"
