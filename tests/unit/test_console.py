@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from starlette.applications import Starlette
@@ -19,7 +20,7 @@ from isochrone.console.pages.fleet import wish_of
 from isochrone.console.parts.chart import alone
 from isochrone.console.parts.table import cells
 from isochrone.console.parts.words import ago, count, duration, instant, share, size, whole
-from isochrone.console.sign_in import Begun, cookie_for, inside
+from isochrone.console.sign_in import Begun, cookie_for, inside, sign_in_for
 from isochrone.core.errors import InvalidInput
 from isochrone.core.tenancy.authorise import MAY
 
@@ -125,6 +126,15 @@ def test_every_answer_tells_browsers_what_a_page_may_do(guarded: TestClient) -> 
 )
 def test_signing_in_leads_to_the_console_only(wanted: str, leads: str) -> None:
     assert inside(wanted) == leads
+
+
+def test_signing_in_again_leads_back_to_the_page_that_was_open() -> None:
+    request = Request({
+        "type": "http", "method": "GET", "path": "/prices", "query_string": b"sheet=a%20v1&add",
+        "headers": [(b"host", b"console.example")], "scheme": "http", "server": ("x", 80),
+    })
+    address, _, wanted = sign_in_for(request).partition("?next=")
+    assert (address, inside(unquote(wanted))) == ("/sign-in", "/prices?sheet=a%20v1&add")
 
 
 def test_the_cookie_is_for_one_console_and_secure_where_it_can_be() -> None:
