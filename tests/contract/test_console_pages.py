@@ -209,6 +209,19 @@ def test_a_sheet_is_written_anew_from_the_one_before_and_says_what_changes(api: 
         ("fee care: – → 1 % of all", False), ("fee support: 3 % of all → –", True),
     ]
     assert len(asks(api, prices.load)) == 1, "nothing was written"
+    bounded = {**PRICED, "adjustments": [
+        {"name": "discount", "basis_points": -2000, "models": ["tiny"], "bound": False},
+        {"name": "far", "basis_points": 500, "sites": ["sydney"]},
+        {"name": "rush", "basis_points": 100},
+    ]}
+    later_still = {**bounded, "id": "bounded", "valid_from": "2200-01-01T00:00:00Z"}
+    assert api.call("POST", "prices", later_still)[0] == 201
+    shown = next(each for each in asks(api, prices.load) if each.id == "bounded").sheet
+    assert [row[1:] for row in prices.beside(shown)][:3] == [
+        ("discount", "-20 %", "tiny; not named by the policy"), ("far", "+5 %", "sydney"),
+        ("rush", "+1 %", "all"),
+    ]
+    assert prices.further(first.sheet.prices[1]) == ["named by the policy", "at least 1.00"]
     for text, said in (("id = ", "not valid TOML"), (prices.written_as(None), "")):
         if said:
             with pytest.raises(InvalidInput, match=said):
@@ -248,6 +261,18 @@ def test_money_is_summed_exactly_and_the_latest_comes_first(api: Api) -> None:
         "0.60 / 1\u202f000\u202f000"
     ]
     assert (sheet.sheet.adjustments[0].basis_points, sheet.sheet.fees[0].name) == (-5000, "support")
+
+
+def test_a_credit_is_asked_about_once_it_can_be_one() -> None:
+    projects = {"p1": ledger.Project(id="p1", org_id="acme", name="shop")}
+    filled = {"project_id": "p1", "amount": " 10.00\u00a0", "currency": " EUR", "about": "credit"}
+    assert ledger.credit_in(filled, projects) == {
+        "project_id": "p1", "org_id": "acme", "amount": "10.00", "currency": "EUR",
+        "about": "credit",
+    }
+    with pytest.raises(InvalidInput) as wrong:
+        ledger.credit_in({**filled, "project_id": "", "amount": " "}, projects)
+    assert wrong.value.problems == ("project_id: choose one", "amount: missing")
 
 
 def test_a_day_is_reconciled(api: Api) -> None:

@@ -217,7 +217,8 @@ def ask(api: Api, gateway: Gateway) -> Ask:  # noqa: F811
     cookie = cookie_for("http://console.example:80")
 
     def send(
-        method: str, path: str, secret: str | None, content: bytes = b"{}"
+        method: str, path: str, secret: str | None, content: bytes = b"{}",
+        key: bytes = b"iso_mine",
     ) -> httpx.Response:
         async def run() -> httpx.Response:
             control = httpx.ASGITransport(app=api.client.app)
@@ -233,7 +234,8 @@ def ask(api: Api, gateway: Gateway) -> Ask:  # noqa: F811
                 ) as browser:
                     return await browser.request(
                         method, f"/playground/{path}", content=content,
-                        headers={"authorization": "Bearer iso_mine", "x-forwarded-for": "10.0.0.1"},
+                        headers={b"authorization": b"Bearer " + key,
+                                 b"x-forwarded-for": b"10.0.0.1"},
                     )
 
         return asyncio.run(run())
@@ -253,6 +255,14 @@ def test_the_relay_passes_the_key_on_and_neither_session_nor_cookies(
     assert headers["authorization"] == "Bearer iso_mine"
     assert not {"cookie", "x-forwarded-for"} & headers.keys()
     assert ADMIN not in repr(headers)
+
+
+def test_a_key_that_was_pasted_with_a_letter_of_no_key_is_the_gateways_to_refuse(
+    ask: Ask, gateway: Gateway
+) -> None:
+    assert ask("POST", "chat?site=sydney", ADMIN, key=b"iso_mine\xad").status_code == 429
+    ((_, headers, _),) = gateway.heard
+    assert headers["authorization"] == "Bearer iso_mine\xad"
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,26 @@ def test_events_are_told_listed_and_reported(cli: Cli, tmp_path: Path) -> None:
         assert all(each in complaint for each in said)
 
 
+def test_events_that_were_taken_are_told_although_later_ones_were_not(
+    cli: Cli, tmp_path: Path
+) -> None:
+    file = tmp_path / "events.jsonl"
+    at = "2026-11-20T10:00:00Z"
+    lines: list[dict[str, object]] = [
+        {"id": f"e{number}", "meter": "bytes", "amount": 1, "at": at} for number in range(1001)
+    ]
+    lines[7]["subject"] = "two\u2028lines\u0085here"
+    lines[1000]["amount"] = "much"
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    code, output, complaint = cli("meter", "send", "--file", str(file), "--json")
+    assert code == 1, "something was done"
+    assert [each["id"] for each in json.loads(output)] == [f"e{number}" for number in range(1000)]
+    assert "event 1001 and all after it were not taken: " in complaint
+    file.write_text('{"amount": NaN}\n' + "[" * 100_000 + "\n")
+    code, _, complaint = cli("meter", "send", "--file", str(file))
+    assert (code, complaint.count("is no JSON object")) == (2, 2)
+
+
 def test_the_first_name_of_the_key_command_goes_on_working(cli: Cli) -> None:
     made = ok(cli("keys", "create", "--residency", "DE", "--json"))
     assert set(made) == {"id", "key", "residency", "transit"}
@@ -225,12 +245,73 @@ def test_what_was_spent_is_shown_beside_a_project_that_comes_to_too_much(
     assert "project 'default' of 'default'" in complaint
 
 
+def test_a_sheet_is_shown_with_all_that_bounds_its_prices(cli: Cli, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.toml"
+    sheet.write_text("""id = "own"
+currency = "EUR"
+valid_from = "2200-01-01T00:00:00Z"
+[[prices]]
+name = "gpu"
+meters = ["gpu_seconds"]
+kinds = ["H100"]
+bound = true
+least = "1.50"
+charge = { model = "per_unit", price = "2" }
+[[prices]]
+name = "disk"
+meters = ["bytes"]
+charge = { model = "per_unit", price = "1" }
+[[adjustments]]
+name = "discount"
+basis_points = -2000
+models = ["tiny"]
+[[fees]]
+name = "care"
+basis_points = 100
+of = ["gpu", "disk"]
+[[recurring]]
+name = "desk"
+amount = "9.00"
+""")
+    assert cli("price", "create", str(sheet)) == (0, "added own 1\n", "")
+    code, text, _ = cli("price", "show", "own")
+    assert code == 0
+    for said in ("H100, named by the policy, at least 1.50", "discount: -20 % of tiny\n",
+                 "care: 1 % of disk, gpu\n"):
+        assert said in text
+
+
 @pytest.mark.parametrize("verb", ["org", "project", "member", "key", "audit", "meter"])
 def test_help_teaches_by_example(cli: Cli, verb: str) -> None:
     code, output, _ = cli(verb, "--help")
     assert code == 0
     assert f"isochrone {verb}" in output
     assert "Example" in output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("key", "list"), ("keys", "list"), ("member", "list"), ("org", "list"), ("project", "list"),
+     ("policies", "list"), ("limit", "list"), ("entitlement", "list"), ("price", "list"),
+     ("meter", "list"), ("ledger", "spent"), ("ledger", "balances")],
+)
+def test_options_before_a_command_of_a_group_hold_for_it(
+    words: tuple[str, str], url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ISOCHRONE_URL", "http://127.0.0.1:1")
+    group, command = words
+    place = ("--url", url, "--key", ADMIN, "--json")
+    monkeypatch.setattr(sys, "argv", ["isochrone", group, *place, command])
+    assert run() == 0
+    assert isinstance(json.loads(capsys.readouterr().out), list)
+    other = ("--url", "http://127.0.0.1:1", "--key", "isoadm_other")
+    monkeypatch.setattr(sys, "argv", ["isochrone", group, *other, command, *place])
+    assert run() == 0, "what stands nearer holds"
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["isochrone", group, "--state", str(tmp_path), command])
+    assert run() == 1
+    assert f"no cloud is up in {tmp_path}" in capsys.readouterr().err
 
 
 def test_durations() -> None:

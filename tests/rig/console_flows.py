@@ -1,5 +1,6 @@
 """What people do in the console from one page to the next, on the live local cloud."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +17,13 @@ from tests.rig.cloud import Cloud, Reply, ask, isochrone
 from tests.rig.waiting import wait_until
 
 README = Path(__file__).parents[2] / "README.md"
+BEGIN_ANEW_MIDWAY = """() => new MutationObserver((_, watch) => {
+  const said = [...document.querySelectorAll(".chat-said:not(.is-mine) p")].at(-1);
+  if (!said || said.parentElement.dataset.request || said.textContent.length < 4) return;
+  watch.disconnect();
+  document.querySelector(".chat-fresh").click();
+}).observe(document.querySelector(".chat-log"),
+           { subtree: true, childList: true, characterData: true })"""
 
 
 def is_booked(cloud: Cloud, request_id: str) -> bool:
@@ -73,6 +81,19 @@ def says(tab: Tab, text: str, number: int) -> str:
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_selector(f"[data-booked=yes] >> nth={number}")
     return tab.page.locator(".chat-facts").nth(number).inner_text()
+
+
+def begins_anew(tab: Tab) -> None:
+    """A new conversation that is begun in the middle of an answer holds nothing of it."""
+    page = tab.page
+    page.evaluate(BEGIN_ANEW_MIDWAY)
+    page.fill("[aria-label=Message]", "Tell me a long story.")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".chat-empty")
+    with page.expect_request("**/playground/chat*") as asked:
+        says(tab, "Hello!", 0)
+    said = json.loads(asked.value.post_data or "")["messages"]
+    assert said == [{"role": "user", "content": "Hello!"}]
 
 
 def walked(text: str) -> list[str]:
@@ -155,7 +176,6 @@ def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
             assert wanted in facts
         newcomer.picture("newcomer-answer")
         explain_the_answer(newcomer, site)
-
         beside.open("/")
         go("Fleet", beside)
         beside.follow(f".iso-table a:text-is('{site}')", f"**/fleet?site={site}")
@@ -186,6 +206,7 @@ def a_newcomers_walk(cloud: Cloud, chromium: Browser) -> None:
             lambda: ask_at_sydney("Again.", next(numbers)) != "" and answering(newcomer) == site,
             "the site answers again", deadline_s=20,
         )
+        begins_anew(newcomer)
         assert newcomer.complaints + beside.complaints == []
     assert clicked == walked(README.read_text(encoding="utf-8")), "as the README says"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from isochrone.cli.app import run
+from isochrone.cli.show import print_table
 
 AT = ("--url", "http://127.0.0.1:1")
 KEY = ("--key", "isoadm_secret")
@@ -70,3 +71,73 @@ def test_names_and_numbers_beyond_all_bounds_are_said_in_one_line(
     said = capsys.readouterr().err
     assert said.startswith("isochrone: ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("replay", "~nobody-is-called-so/trace.csv"),
+        ("status", "--state", "~nobody-is-called-so/mine"),
+        ("up", "--state", "~nobody-is-called-so/mine"),
+        ("restore", ".", "--state", "~nobody-is-called-so/mine"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_folder_of_somebody_unknown_is_said_in_one_line(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["isochrone", *words])
+    assert run() == 2
+    said = capsys.readouterr().err
+    assert said.endswith(": the folder ~nobody-is-called-so is not known\n")
+    assert said.count("\n") == 1
+
+
+def test_the_state_folder_of_up_is_that_of_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["isochrone", "status", "--state=~/mine"])
+    assert run() == 1
+    assert f"no cloud is up in {tmp_path}/mine" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["isochrone", *map(str, words)])
+        assert run() == 2
+        return capsys.readouterr().err
+
+    assert f"--out {tmp_path}: is a folder" in told(
+        "replay", "azure-conv-sample", "--out", tmp_path, *AT, *KEY
+    )
+    one, same = tmp_path / "one", tmp_path / "no" / ".." / "one"
+    (tmp_path / "no").mkdir()
+    assert told("twin", "sweep", "policies", "--json", one, "--parquet", same) == (
+        f"isochrone: --json and --parquet name one file, {same}\n"
+    )
+    assert "--out and --json name one file" in told(
+        "twin", "report", "policies", "--out", one, "--json", one
+    )
+    assert "--json and --progress-json name one file" in told(
+        "twin", "run", "eight-sites", "--json", one, "--progress-json", one
+    )
+    assert not one.exists()
+
+
+def test_names_are_shown_as_they_are_and_on_one_line_in_a_pipe(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("operator:key:DE", "[red]x", "\\[b]", "back\\", "a:cat:b")
+    request = "019aa1b2-0000-7000-8000-000000000001"
+    print_table(
+        ("request", *names), [(request, *(name * 12 for name in names))], title="of :fire: [b]",
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].rstrip() == "of :fire: [b]"
+    [row] = [line for line in lines if request in line]
+    for name in names:
+        assert name * 12 in row
+        assert any(name in line for line in lines[:3])

@@ -1,6 +1,8 @@
 """The console without a browser: its list of pages, its guard, where signing in leads."""
 
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from starlette.applications import Starlette
@@ -9,14 +11,17 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from isochrone.console.estate import Replica, cache_use
+from isochrone.console.estate import Deployment, Fleet, Replica, cache_use
 from isochrone.console.guard import Guard
 from isochrone.console.page import Page
 from isochrone.console.pages.audit import Entry, told
 from isochrone.console.pages.catalogue import PAGES
+from isochrone.console.pages.fleet import wish_of
 from isochrone.console.parts.chart import alone
-from isochrone.console.parts.words import ago, count, duration, instant, share, whole
-from isochrone.console.sign_in import Begun, cookie_for, inside
+from isochrone.console.parts.table import cells
+from isochrone.console.parts.words import ago, count, duration, instant, share, size, whole
+from isochrone.console.sign_in import Begun, cookie_for, inside, sign_in_for
+from isochrone.core.errors import InvalidInput
 from isochrone.core.tenancy.authorise import MAY
 
 CONSOLE = Path(__file__).parents[2] / "src" / "isochrone" / "console"
@@ -50,6 +55,28 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in text, path
         assert "https:" not in text, path
+
+
+def test_every_document_and_example_that_is_named_is_there() -> None:
+    root = DOCUMENT.parents[1]
+    named = {
+        name
+        for folder in (CONSOLE, CONSOLE.parent / "cli") for path in folder.rglob("*.py")
+        for name in re.findall(r"\b(?:docs|examples)/[a-z-]+\.(?:md|toml)", path.read_text("utf-8"))
+    }
+    assert named
+    assert [name for name in sorted(named) if not (root / name).is_file()] == []
+
+
+def test_a_deployment_that_is_gone_is_told() -> None:
+    wish = Deployment(
+        site="sydney", model="m", replicas=1, engine="llama.cpp", context_tokens=1024,
+        stopped_replicas=None,
+    )
+    fleet = Fleet(bus=True, sites=(), deployments=(wish,))
+    assert wish_of(fleet, "sydney", "m") == wish
+    with pytest.raises(InvalidInput, match="model: n is not deployed at sydney any more"):
+        wish_of(fleet, "sydney", "n")
 
 
 async def said(request: Request) -> PlainTextResponse:
@@ -99,6 +126,15 @@ def test_every_answer_tells_browsers_what_a_page_may_do(guarded: TestClient) -> 
 )
 def test_signing_in_leads_to_the_console_only(wanted: str, leads: str) -> None:
     assert inside(wanted) == leads
+
+
+def test_signing_in_again_leads_back_to_the_page_that_was_open() -> None:
+    request = Request({
+        "type": "http", "method": "GET", "path": "/prices", "query_string": b"sheet=a%20v1&add",
+        "headers": [(b"host", b"console.example")], "scheme": "http", "server": ("x", 80),
+    })
+    address, _, wanted = sign_in_for(request).partition("?next=")
+    assert (address, inside(unquote(wanted))) == ("/sign-in", "/prices?sheet=a%20v1&add")
 
 
 def test_the_cookie_is_for_one_console_and_secure_where_it_can_be() -> None:
@@ -167,4 +203,22 @@ def test_values_read_well() -> None:
         "–", "0", "1\u202f234\u202f567", "12.3 M",
     ]
     assert (share(1, 3), share(0, 0)) == ("33.3 %", "–")
+    assert [share(part, 3000) for part in (3000, 2999, 1, 0, 3000.0000000001)] == [
+        "100.0 %", "> 99.9 %", "< 0.1 %", "0.0 %", "100.0 %",
+    ]
     assert instant(1_764_338_400_000_000_000) == "2025-11-28 14:00:00"
+
+
+def test_columns_of_numbers_are_sorted_by_what_they_say() -> None:
+    rising = [
+        [duration(ms) for ms in (None, 0.4, 9.9, 250.0, 999.0, 1_200.0, 59_000.0, 180_000.0, 8e6)],
+        [count(n) for n in (None, 0, 7, 1_200, 9_999_999, 12_345_678)],
+        ["2 / 2", "3 / 12", "12 / 3"], [share(part, 100) for part in (0, 5, 33, 100)],
+        ["-20 to +3", "0 to +1", "5"], ["0.20 / 1\u202f000\u202f000", "0.60 / 1"],
+        ["-1.50", "0.0012", "10.00"],
+    ]
+    for column in rising:
+        sizes = [size(said) for said in column]
+        assert sizes == sorted(set(sizes)), column
+    [row] = cells(["text", "number"], [("900 s", duration(1_200.0))])
+    assert row == {"id": 0, "c0": "900 s", "c1": "1.2 s", "s1": 1_200.0}

@@ -4,6 +4,7 @@ from decimal import Decimal
 
 import pytest
 
+from isochrone.console.pages import keys
 from isochrone.console.pages.keys import new_key
 from isochrone.console.pages.playground import Site, entrances
 from isochrone.console.pages.usage import (
@@ -93,6 +94,24 @@ def test_a_new_key_is_what_was_filled_in() -> None:
         "expires_at": "2027-01-31T23:59:59Z",
     }
     assert new_key({**filled, "residency": "", "project_id": "p"})["residency"] == ["any"]
+
+
+def test_of_many_keys_the_latest_are_shown() -> None:
+    made = [
+        keys.Key(id=f"k{number}", name="n", project_id="p", residency=("any",), scopes=("chat",),
+                 expires_at=None, created_at=number, revoked_at=None)
+        for number in range(keys.MOST_SHOWN + 3)
+    ]
+    shown = keys.newest(made)
+    assert (len(shown), shown[0]) == (keys.MOST_SHOWN, made[-1])
+
+
+def test_projects_of_one_name_are_told_apart() -> None:
+    found = [keys.Project(id=f"p{org}", name="main", org_id=org) for org in ("acme", "zeta")]
+    found.append(keys.Project(id="p3", name="shop", org_id="acme"))
+    assert keys.names_of(found) == {
+        "pacme": "main of acme", "pzeta": "main of zeta", "p3": "shop",
+    }
 
 
 def test_requests_enter_where_a_gateway_is_and_engines_first() -> None:

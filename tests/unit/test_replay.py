@@ -3,10 +3,12 @@
 import asyncio
 import gzip
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from isochrone.adapters.packaged import bundled_trace
+from isochrone.cli.replay import keep, new_run
 from isochrone.core.errors import InvalidInput, NotFound, Unavailable
 from isochrone.replay.client import Sent
 from isochrone.replay.prompts import Calibration, Prompts, calibrate
@@ -222,3 +224,42 @@ def test_the_book_is_compared_request_by_request() -> None:
         speed=1.0, wall_s=2.0,
     )
     assert verify(good, rows[:1]).agrees
+
+
+def test_requests_whose_own_id_the_book_may_not_have_are_found_by_the_answers_id() -> None:
+    trace = parse_trace(AZURE, "a")
+    report = summarise(
+        [a_sent(1), a_sent(2), a_sent(3)], run="x", trace=trace,
+        scaled=fit(trace, context_tokens=4096), model="m", speed=1.0, wall_s=2.0,
+    )
+    rows = [booked(row, client_request_id=None) for row in (1, 2, 3)]
+    assert verify(report, rows).agrees
+    wrong = verify(report, [rows[0], rows[0], booked(2, client_request_id=None, output=6)])
+    assert (wrong.double, wrong.unlike, wrong.lost) == (
+        ("replay-x-1",), ("replay-x-2",), ("replay-x-3",)
+    )
+    assert wrong.unknown == ()
+
+
+def test_a_result_that_cannot_be_written_is_shown_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = parse_trace(AZURE, "a")
+    report = summarise(
+        [a_sent(1)], run="x", trace=trace, scaled=fit(trace, context_tokens=4096), model="m",
+        speed=1.0, wall_s=2.0,
+    )
+    with pytest.raises(InvalidInput, match="cannot be written: File name too long"):
+        keep(report, tmp_path / ("x" * 250), as_json=False)
+    shown = capsys.readouterr().out
+    assert "sydney" in shown
+    assert "written to" not in shown
+    with pytest.raises(InvalidInput):
+        keep(report, tmp_path / ("x" * 250), as_json=True)
+    assert read_report(capsys.readouterr().out.encode()) == report
+    keep(report, tmp_path / "good.json", as_json=False)
+    assert read_report((tmp_path / "good.json").read_bytes()) == report
+
+
+def test_two_replays_that_begin_at_once_have_names_of_their_own() -> None:
+    assert len({new_run() for _ in range(20)}) == 20

@@ -67,7 +67,9 @@ def answers(server: Server, body: bytes) -> None:
     loop.call_later(1.0, server.transport.write, end)
 
 
-def ask(script: Script, *, calls: int = 1, down: bool = False) -> tuple[list[Sent], list[bytes]]:
+def ask(
+    script: Script, *, calls: int = 1, down: bool = False, host: str = "h"
+) -> tuple[list[Sent], list[bytes]]:
     """Replay `calls` requests, one each 0.1 s, against one server; `down` puts a dead ingress
     before it."""
 
@@ -75,8 +77,8 @@ def ask(script: Script, *, calls: int = 1, down: bool = False) -> tuple[list[Sen
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         wire, seen = Wire(loop), list[bytes]()
-        listener = await wire.process("server").listen(lambda: Server(script, seen), "h", 0)
-        ingresses = [Ingress(name="up", host="h", port=listener.port)]
+        listener = await wire.process("server").listen(lambda: Server(script, seen), host, 0)
+        ingresses = [Ingress(name="up", host=host, port=listener.port)]
         if down:
             ingresses.insert(0, Ingress(name="down", host="h", port=1))
         target = Target(ingresses=tuple(ingresses), api_key="k", model="m", timeout_s=20.0)
@@ -103,6 +105,11 @@ def test_requests_leave_at_their_moments_however_slow_the_answers() -> None:
     assert (first.input_tokens, first.cached_tokens, first.output_tokens) == (9, 3, 4)
     assert b"x-request-id: replay-t-0\r\n" in seen[0]
     assert b'"ignore_eos":true' in seen[0]
+
+
+def test_an_address_of_ipv6_is_named_in_brackets() -> None:
+    _, (request,) = ask(answers, host="2001:db8::1")
+    assert b"\r\nhost: [2001:db8::1]:" in request
 
 
 def test_a_refused_connection_goes_to_the_next_ingress() -> None:

@@ -34,7 +34,7 @@ from isochrone.cli import (
     up,
     usage,
 )
-from isochrone.cli.line import new_line, run_line
+from isochrone.cli.line import Group, new_line, run_line
 
 app = new_line()
 
@@ -43,20 +43,20 @@ for group in (
     check, processes,
 ):
     group.register(app)
-app.add_typer(replicas.app, name="replica")
-app.add_typer(orgs.app, name="org")
-app.add_typer(projects.app, name="project")
-app.add_typer(members.app, name="member")
-app.add_typer(keys.app, name="key")
-app.add_typer(keys.app, name="keys", hidden=True)  # its first name, which goes on working
-app.add_typer(policies.app, name="policies")
-app.add_typer(entitlements.app, name="entitlement")
-app.add_typer(limits.app, name="limit")
-app.add_typer(prices.app, name="price")
-app.add_typer(meters.app, name="meter")
-app.add_typer(ledger.app, name="ledger")
-app.add_typer(days.app, name="days")
-app.add_typer(twin.app, name="twin")
+app.add_typer(replicas.app, name="replica", cls=Group)
+app.add_typer(orgs.app, name="org", cls=Group)
+app.add_typer(projects.app, name="project", cls=Group)
+app.add_typer(members.app, name="member", cls=Group)
+app.add_typer(keys.app, name="key", cls=Group)
+app.add_typer(keys.app, name="keys", cls=Group, hidden=True)  # its first name goes on working
+app.add_typer(policies.app, name="policies", cls=Group)
+app.add_typer(entitlements.app, name="entitlement", cls=Group)
+app.add_typer(limits.app, name="limit", cls=Group)
+app.add_typer(prices.app, name="price", cls=Group)
+app.add_typer(meters.app, name="meter", cls=Group)
+app.add_typer(ledger.app, name="ledger", cls=Group)
+app.add_typer(days.app, name="days", cls=Group)
+app.add_typer(twin.app, name="twin", cls=Group)
 
 
 @app.command()

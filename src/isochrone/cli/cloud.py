@@ -16,6 +16,7 @@ import typer
 
 from isochrone.core.errors import InvalidInput, Unavailable
 from isochrone.wiring.control_api import ControlApi
+from isochrone.wiring.home import expanded
 from isochrone.wiring.local.place import default_folder
 
 URL, KEY, ENDPOINT = "ISOCHRONE_URL", "ISOCHRONE_KEY", "ISOCHRONE_ENDPOINT"
@@ -72,7 +73,7 @@ class Cloud:
 
 def state_folder(state: Path | None) -> Path:
     """`--state`, or the folder that `up` uses by default."""
-    return state if state is not None else default_folder(os.environ)
+    return expanded(state) if state is not None else default_folder(os.environ)
 
 
 def find_cloud(state: Path | None, url: str | None, key: str | None) -> Cloud:

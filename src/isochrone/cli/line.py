@@ -3,9 +3,10 @@
 import os
 import sys
 from errno import ENOSPC
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from isochrone.core.errors import InvalidInput, IsochroneError
 
@@ -13,6 +14,17 @@ MOST = 2**31 - 1  # of whatever is counted: more rows or seeds than anybody has
 LimitOption = Annotated[
     int | None, typer.Option(min=1, max=MOST, help="Most rows. [default: all]")
 ]
+
+
+class Group(TyperGroup):
+    """Commands of one kind. Options that stand before the command hold for it: `isochrone key
+    --state mine revoke ID` must not revoke a key of another cloud."""
+
+    def invoke(self, ctx: Any) -> Any:
+        given = {name: value for name, value in ctx.params.items() if value}
+        ctx.default_map = dict.fromkeys(self.commands, given)
+        return super().invoke(ctx)
+
 
 def new_line() -> typer.Typer:
     """A command line without commands."""

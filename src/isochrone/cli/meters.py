@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,8 @@ import typer
 
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud
 from isochrone.cli.line import LimitOption
-from isochrone.core.errors import InvalidInput
+from isochrone.core.errors import InvalidInput, IsochroneError, Unavailable
+from isochrone.wiring.control_api import ControlApi
 
 app = typer.Typer(help="List meters; send and list events of usage that no request tells.")
 
@@ -105,12 +106,7 @@ def send(
             "site": site, "kind": kind, "replaces": replaces,
         }
         events = [{name: value for name, value in one.items() if value is not None}]
-    api = find_cloud(state, url, key).api
-    results = [
-        each
-        for first in range(0, len(events), BATCH)
-        for each in api.post("meters/events", {"events": events[first : first + BATCH]})["items"]
-    ]
+    results, failed = _told(find_cloud(state, url, key).api, events)
     if as_json:
         print_json(results)
     else:
@@ -118,6 +114,8 @@ def send(
             ("event", "result", "why"),
             [(each["id"], each["result"], each["reason"]) for each in results],
         )
+    if failed is not None:
+        raise failed
     if any(each["result"] not in ("accepted", "duplicate") for each in results):
         raise typer.Exit(1)
 
@@ -182,16 +180,38 @@ def unmetered(
     )
 
 
+def _told(
+    api: ControlApi, events: Sequence[object]
+) -> tuple[list[Any], IsochroneError | None]:
+    """The result of each event; where control took only the first ones, also why no more. Raises
+    IsochroneError where it took none."""
+    results: list[Any] = []
+    for first in range(0, len(events), BATCH):
+        try:
+            results += api.post("meters/events", {"events": events[first : first + BATCH]})["items"]
+        except IsochroneError as error:
+            if not results:
+                raise
+            why = "; ".join(error.problems) if isinstance(error, InvalidInput) else error.message
+            return results, Unavailable(f"event {first + 1} and all after it were not taken: {why}")
+    return results, None
+
+
 def _of(row: Mapping[str, Any]) -> list[str]:
     """What an event says beside its meter."""
     names = ("model", "class", "site", "kind", "subject", "request_id", "replaces")
     return [f"{name} {row[name]}" for name in names if row[name]]
 
 
+def _no_number(text: str) -> object:
+    """NaN and its like are no JSON, and would have a whole batch refused."""
+    raise ValueError(text)
+
+
 def _read(file: Path) -> list[Any]:
     """One event a line. Raises InvalidInput with all that is wrong."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # others may stand within a text
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput([f"{file}: {error}"]) from error
     found, problems = [], []
@@ -199,8 +219,8 @@ def _read(file: Path) -> list[Any]:
         if not line.strip():
             continue
         try:
-            event = json.loads(line)
-        except ValueError:
+            event = json.loads(line, parse_constant=_no_number)
+        except (ValueError, RecursionError):
             event = None
         if isinstance(event, dict):
             found.append(event)

@@ -1,8 +1,9 @@
 """`isochrone price`: price sheets, which say what usage costs."""
 
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,21 +73,40 @@ def show(
         return
     print(f"{row['id']} {row['version']}, in {row['currency']}, from {instant(row['valid_from'])}")
     print_table(
-        ("price", "charge", "meters", "models", "classes", "sites"),
+        ("price", "charge", "meters", "models", "classes", "sites", "only"),
         [
             (
                 each["name"], _charge(each["charge"]), each.get("meters"), each.get("models"),
-                each.get("classes"), each.get("sites"),
+                each.get("classes"), each.get("sites"), _further(each),
             )
             for each in row["sheet"]["prices"]
         ],
     )
     for each in row["sheet"].get("adjustments", ()):
-        print(f"{each['name']}: {each['basis_points'] / 100:+g} %")
+        print(f"{each['name']}: {each['basis_points'] / 100:+g} % of {_bounds(each)}")
     for each in row["sheet"].get("recurring", ()):
         print(f"{each['name']}: {each['amount']} a month")
     for each in row["sheet"].get("fees", ()):
-        print(f"{each['name']}: {each['basis_points'] / 100:g} % of {each.get('of') or 'all'}")
+        print(f"{each['name']}: {each['basis_points'] / 100:g} % of "
+              f"{', '.join(each.get('of') or ()) or 'all'}")
+
+
+def _bounds(entry: Mapping[str, Any]) -> str:
+    """What an adjustment is restricted to."""
+    lists = (entry.get(name) for name in ("meters", "models", "classes", "sites"))
+    return "; ".join([", ".join(each) for each in lists if each] + _further(entry)) or "all"
+
+
+def _further(entry: Mapping[str, Any]) -> list[str]:
+    """The restrictions that have no column of their own."""
+    found = [", ".join(entry["kinds"])] if entry.get("kinds") else []
+    if entry.get("bound") is not None:
+        found.append("named by the policy" if entry["bound"] else "not named by the policy")
+    return found + [
+        f"{said} {entry[name]}"
+        for name, said in (("least", "at least"), ("most", "at most"))
+        if entry.get(name) is not None
+    ]
 
 
 def _charge(charge: dict[str, object]) -> str:

@@ -1,5 +1,6 @@
 """`isochrone replay`: sends a recorded trace to a running cloud, open loop, and sums up."""
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import typer
 
 from isochrone.cli.cloud import Cloud, JsonOption, KeyOption, StateOption, UrlOption, find_cloud
 from isochrone.cli.line import MOST, LimitOption
+from isochrone.cli.outputs import check_outputs
 from isochrone.core.errors import InvalidInput, NotFound, Unavailable
 
 if TYPE_CHECKING:
@@ -67,10 +69,9 @@ def replay(
     from isochrone.replay.session import Plan
 
     rows = _trace(trace).window(start=start, limit=limit)
-    run = time.strftime("%Y%m%dT%H%M%S")
+    run = new_run()
     path = out or Path(f"replay-{run}.json")
-    if not path.parent.is_dir():
-        raise InvalidInput([f"--out {path}: the folder {path.parent} does not exist"])
+    check_outputs({"--out": path})
     cloud = find_cloud(state, url, key)
     name, context_tokens = _model(cloud, model)
     plan = Plan(run=run, context_tokens=context_tokens, speed=speed, factor=factor, seed=seed)
@@ -80,7 +81,7 @@ def replay(
     )
     began_ns = time.time_ns()
     report = _play(rows, plan, target, quiet=as_json)
-    _keep(report, path, as_json=as_json)
+    keep(report, path, as_json=as_json)
     if verify:
         _verify(cloud, report, began_ns, quiet=as_json)
 
@@ -101,23 +102,40 @@ def _play(rows: "Trace", plan: "Plan", target: "Target", *, quiet: bool) -> "Rep
         )
 
 
-def _keep(report: "Report", path: Path, *, as_json: bool) -> None:
-    """Write the result to its file and print it."""
+def new_run() -> str:
+    """A name that no other replay has, not even one of this second: requests are found by it."""
+    return f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def keep(report: "Report", path: Path, *, as_json: bool) -> None:
+    """Print the result and write it to its file; neither costs the other."""
     try:
-        path.write_bytes(report.json())
+        if as_json:
+            print(report.json().decode(), flush=True)
+        else:
+            _print_report(report)
+    finally:
+        _write(report, path)
+    if not as_json:
+        print(f"written to {path}")
+
+
+def _write(report: "Report", path: Path) -> None:
+    from isochrone.adapters.disk.whole_file import whole_file
+
+    try:
+        with whole_file(path) as part:
+            part.write_bytes(report.json())
     except OSError as error:
         raise InvalidInput([f"--out {path}: cannot be written: {error.strerror}"]) from error
-    if as_json:
-        print(report.json().decode())
-    else:
-        _print_report(report, path)
 
 
 def _trace(wanted: str) -> "Trace":
     from isochrone.adapters.packaged import DATA
     from isochrone.replay.trace import parse_trace
+    from isochrone.wiring.home import expanded
 
-    path = Path(wanted).expanduser()
+    path = expanded(Path(wanted))
     if not path.exists():
         files = [each for each in (DATA / "traces").iterdir() if each.suffix in (".csv", ".gz")]
         packaged = {each.name.split(".")[0]: each for each in files}
@@ -198,7 +216,7 @@ def _progress(
         yield on_ready, on_sent
 
 
-def _print_report(report: "Report", path: Path) -> None:
+def _print_report(report: "Report") -> None:
     from isochrone.cli.show import print_table
 
     print_table(
@@ -220,7 +238,6 @@ def _print_report(report: "Report", path: Path) -> None:
         f"{_percent(report.output_error)} (answers); {_percent(report.cached_share)} of prompt "
         f"tokens were cached; sent late by {report.late_ms.p99 or 0:.1f} ms at p99"
     )
-    print(f"written to {path}")
 
 
 def _row(group: "Group") -> tuple[object, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 NS_PER_S = 1_000_000_000
+WIDEST = 4_000  # letters of a line in a pipe
 
 
 def print_json(value: object) -> None:
@@ -20,28 +21,30 @@ def print_table(
 ) -> None:
     """A table; columns whose values are numbers are aligned to the right."""
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     if not rows:
         print(empty)
         return
-    title = None if title is None else escape(title)
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    # Texts, not markup: what somebody named `:key:` or `[red]` is shown under this name.
+    heading = None if title is None else Text(title, style="table.title")
+    table = Table(title=heading, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for number, column in enumerate(columns):
         numeric = all(isinstance(row[number], int | float | None) for row in rows)
         # Identifiers are copied from here, so no cell is ever cut.
-        table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell(value)) for value in row))
+        table.add_row(*(Text(cell(value)) for value in row))
     print_rich(table)
 
 
 def print_rich(*renderables: object) -> None:
-    """Print Rich values; without a terminal, wide enough that nothing wraps in a pipe."""
+    """Print Rich values; without a terminal, wide enough that no id is parted in a pipe."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    width = None if sys.stdout.isatty() else WIDEST
+    console = Console(width=width, emoji=False)
     for renderable in renderables:
         console.print(renderable, soft_wrap=isinstance(renderable, str))
 

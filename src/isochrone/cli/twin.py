@@ -11,6 +11,7 @@ import typer
 
 from isochrone.cli.chaos import EPILOG, chaos
 from isochrone.cli.line import MOST
+from isochrone.cli.outputs import check_outputs, problems_of
 from isochrone.cli.twin_asked import Asked, PackagedOption, ProgressOption, read
 from isochrone.cli.twin_plan import EPILOG as PLAN_EPILOG
 from isochrone.cli.twin_plan import plan
@@ -123,7 +124,9 @@ def run(
     from isochrone.wiring.twin_comparison import games, play
     from isochrone.wiring.twin_report import write_rows
 
-    chosen, loads = _chosen(scenario, trace, rtt, sites, seed, load, out)
+    chosen, loads = _chosen(
+        scenario, trace, rtt, sites, seed, load, out, progress_json
+    )
     if len(loads) > 1:
         raise InvalidInput([f'load "{load}": expected one; `isochrone twin compare` plays several'])
     [game] = games(chosen, [policy], loads, requests)
@@ -170,7 +173,9 @@ def compare(
     from isochrone.wiring.twin_pool import play_all
     from isochrone.wiring.twin_report import write_rows
 
-    chosen, wanted = _chosen(scenario, trace, rtt, sites, seed, loads, out)
+    chosen, wanted = _chosen(
+        scenario, trace, rtt, sites, seed, loads, out, progress_json
+    )
     names = [each.strip() for each in policies.split(",")] if policies else list(POLICIES)
     work = games(chosen, names, wanted, requests, gpus)
     with progress("runs", len(work), progress_json) as told:
@@ -208,7 +213,7 @@ def sweep(
     """Simulate a scenario again and again with other values, or an experiment, on all cores."""
     from isochrone.wiring.twin_report import write_results, write_table
 
-    _folders_exist([parquet, out, progress_json])
+    check_outputs({"--json": out, "--parquet": parquet, "--progress-json": progress_json})
     played = _played(Asked(
         wanted=experiment, vary=vary, policies=policies, requests=requests, seed=seed, gpus=gpus,
         full=full,
@@ -240,7 +245,9 @@ def report(
     """As `sweep`, and write one page with plots and a map that needs nothing else."""
     from isochrone.wiring.twin_report import write_page, write_results, write_table
 
-    _folders_exist([parquet, out, as_json, progress_json])
+    check_outputs({
+        "--out": out, "--json": as_json, "--parquet": parquet, "--progress-json": progress_json,
+    })
     played = _played(Asked(
         wanted=experiment, vary=vary, policies=policies, requests=requests, seed=seed, gpus=gpus,
         full=full, packaged=packaged,
@@ -300,36 +307,15 @@ def _named(file: Path) -> str:
     return shown(str(file))
 
 
-def _folders_exist(files: list[Path | None]) -> None:
-    problems = [
-        f"{file}: {problem}" for file in files if file is not None and (problem := _hindered(file))
-    ]
-    if problems:
-        raise InvalidInput(problems)
-
-
-def _hindered(file: Path) -> str | None:
-    """Why this cannot be written, as far as is known before hours of play."""
-    if file.is_dir():
-        return "is a folder"
-    if not file.parent.is_dir():
-        return f"the folder {file.parent} does not exist"
-    if not os.access(file.parent, os.W_OK) and not (file.exists() and not file.is_file()):
-        return f"the folder {file.parent} cannot be written to"
-    return None
-
-
 def _chosen(
     scenario: str, trace: list[Path] | None, rtt: Path | None, sites: Path | None,
-    seed: int | None, loads: str | None, out: Path | None,
+    seed: int | None, loads: str | None, out: Path | None, progress_json: Path | None,
 ) -> "tuple[Scenario, tuple[float, ...]]":
     """Raises InvalidInput with the problems of all of them."""
     from isochrone.wiring.twin_choice import Changes, chosen_loads, chosen_scenario
 
-    problems: list[str] = []
+    problems = problems_of({"--json": out, "--progress-json": progress_json})
     found: tuple[float, ...] = ()
-    if out is not None and (problem := _hindered(out)):
-        problems.append(f"--json {out}: {problem}")
     try:
         found = chosen_loads(loads) if loads is not None else ()
     except InvalidInput as error:

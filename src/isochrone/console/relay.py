@@ -126,12 +126,13 @@ async def _read(request: Request) -> bytes | None:
     return bytes(body)
 
 
-def _passed_on(request: Request) -> dict[str, str]:
-    """The key and nothing else of the browser's headers: above all not the session's cookie."""
+def _passed_on(request: Request) -> dict[bytes, bytes]:
+    """The key and nothing else of the browser's headers: above all not the session's cookie. As it
+    came, whatever was pasted: the gateway says what is wrong with it."""
     return {
-        "authorization": request.headers.get("authorization", ""),
-        "content-type": "application/json", "accept-encoding": "identity",
-        "x-isochrone-explain": "full",
+        b"authorization": request.headers.get("authorization", "").encode("latin-1"),
+        b"content-type": b"application/json", b"accept-encoding": b"identity",
+        b"x-isochrone-explain": b"full",
     }
 
 

@@ -69,10 +69,15 @@ def cookie_for(public_url: str) -> Cookie:
     return Cookie(name=f"{prefix}isochrone-{parts.port or 443}", is_secure=is_secure)
 
 
-def to_sign_in(request: Request) -> RedirectResponse:
-    """Where somebody without a session is sent, to come back to this page afterwards."""
+def sign_in_for(request: Request) -> str:
+    """The address at which to sign in and come back to this page."""
     wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    return RedirectResponse(f"{SIGN_IN}?next={quote(wanted, safe='')}", status_code=303)
+    return f"{SIGN_IN}?next={quote(wanted, safe='')}"
+
+
+def to_sign_in(request: Request) -> RedirectResponse:
+    """Where somebody without a session is sent."""
+    return RedirectResponse(sign_in_for(request), status_code=303)
 
 
 def routes(client: httpx.AsyncClient, cookie: Cookie) -> APIRouter:

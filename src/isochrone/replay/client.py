@@ -183,9 +183,10 @@ class Client:
                 "ignore_eos": True,  # engines that know it answer at the recorded length
             }
         )
+        host = f"[{ingress.host}]" if ":" in ingress.host else ingress.host
         head = (
             f"POST {ingress.base_path}/chat/completions HTTP/1.1\r\n"
-            f"host: {ingress.host}:{ingress.port}\r\n"
+            f"host: {host}:{ingress.port}\r\n"
             f"authorization: Bearer {self._target.api_key}\r\n"
             f"x-request-id: {name}\r\n"
             "content-type: application/json\r\n"

@@ -54,14 +54,15 @@ def verify(report: Report, rows: Sequence[BookedRow]) -> Verdict:
     """Compare all requests of a report with all rows of the book."""
     prefix, probe = f"replay-{report.run}-", f"replay-{report.run}-probe"
     sent = {each.client_request_id: each for each in report.requests}
-    ids = {each.request_id for each in report.requests if each.request_id}
+    ids = {each.request_id: name for name, each in sent.items() if each.request_id}
+    # A policy of logs may keep the client's own id out of the book: then the answer's id tells.
     own = [
-        row for row in rows
+        (row.client_request_id or ids.get(row.id, ""), row) for row in rows
         if (row.client_request_id or "").startswith(prefix) or row.id in ids
     ]
-    by_client = Counter(row.client_request_id for row in own)
-    by_id = Counter(row.id for row in own)
-    booked = {row.client_request_id: row for row in own}
+    by_client = Counter(name for name, _ in own)
+    by_id = Counter(row.id for _, row in own)
+    booked = dict(own)
     lost: list[str] = []
     double: list[str] = []
     unlike: list[str] = []
@@ -80,7 +81,7 @@ def verify(report: Report, rows: Sequence[BookedRow]) -> Verdict:
             told = (each.input_tokens, each.cached_tokens, each.output_tokens)
             if told != (row.input_uncached + row.input_cached, row.input_cached, row.output):
                 unlike.append(name)
-    names = {row.client_request_id or row.id for row in own} - set(sent) - {probe}
+    names = set(by_client) - set(sent) - {probe}
     return Verdict(
         booked=len(own) - by_client[probe],
         lost=tuple(lost),

@@ -13,7 +13,7 @@ from isochrone.console.parts.bars import Step, stacked, timeline
 from isochrone.console.parts.facts import card, facts, figures
 from isochrone.console.parts.notices import banner, empty, shown
 from isochrone.console.parts.table import Column, table
-from isochrone.console.parts.words import count, duration, instant
+from isochrone.console.parts.words import count, duration, instant, whole
 from isochrone.core.errors import NotFound
 from isochrone.core.metering.event import Outcome, Reporter, TokenSource
 from isochrone.core.metering.words import OUTCOMES, REPORTERS, SOURCES
@@ -478,7 +478,7 @@ def _price(price: Price) -> None:
             (Column(title="For"), Column(title="Quantity", kind="number"),
              Column(title="Adjusted by"), Column(title=price.currency, kind="number")),
             [
-                (line.name, count(line.quantity), line.adjustments, line.amount)
+                (line.name, whole(line.quantity), line.adjustments, line.amount)
                 for line in price.lines
             ],
             empty="It costs nothing.",

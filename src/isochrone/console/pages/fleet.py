@@ -66,7 +66,7 @@ class AllSites:
         self._hosts = Rows(HOSTS, "Hosts", "No agent has told its host yet.",
                            "Each site's agent does within a second of its start: docs/hosts.md.")
         self._wishes = Rows(WISHES, "Deployments", "Nothing is deployed yet.",
-                            "The world file says what runs where: docs/worlds.md.")
+                            "The world file says what runs where: examples/my-world.toml is one.")
 
     async def look(self) -> None:
         """Ask control again and show what it says."""
@@ -340,8 +340,11 @@ async def _ask(
     """The question, with what it leads to now, not when the page was opened."""
     fleet = await shown(load_fleet(visit.api))
     present = None if fleet is None else fleet.site(site.name)
-    if fleet is not None and present is not None:
+    if present is not None and fleet is not None:
         ask(question, effects_of(fleet, present), verb, done)
+    elif fleet is not None:
+        with banner("bad", f"There is no site {site.name} any more."):
+            pass
 
 
 def _again(site: str) -> None:
@@ -425,10 +428,7 @@ def _resize(visit: Visit, wishes: Sequence[Deployment]) -> None:
     async def asked(values: Mapping[str, str]) -> None:
         replicas = replicas_in(values["replicas"])
         fleet = await load_fleet(visit.api)
-        wish = next(
-            each for each in fleet.deployments
-            if (each.site, each.model) == (wishes[0].site, values["model"])
-        )
+        wish = wish_of(fleet, wishes[0].site, values["model"])
 
         async def put() -> None:
             body = {"site": wish.site, "model": wish.model, "replicas": replicas}
@@ -449,6 +449,14 @@ def _resize(visit: Visit, wishes: Sequence[Deployment]) -> None:
         ),
         "Set replicas", asked,
     )
+
+
+def wish_of(fleet: Fleet, site: str, model: str) -> Deployment:
+    """Raises InvalidInput: what runs there may have changed since the page was opened."""
+    for each in fleet.wishes(site):
+        if each.model == model:
+            return each
+    raise InvalidInput([f"model: {model} is not deployed at {site} any more"])
 
 
 def replicas_in(text: str) -> int:

@@ -4,7 +4,8 @@ The secret of a new key is shown once. From here it goes to the playground throu
 store for this tab, never through the address.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from nicegui import ui
@@ -12,14 +13,15 @@ from nicegui import ui
 from isochrone.console.api import part
 from isochrone.console.frame import title
 from isochrone.console.page import Visit
-from isochrone.console.parts.dialog import dialog
+from isochrone.console.parts.dialog import dialog, is_open
 from isochrone.console.parts.facts import card
 from isochrone.console.parts.form import Field, form
 from isochrone.console.parts.notices import banner, empty, shown
 from isochrone.console.parts.words import day, text
 from isochrone.core.world.tenant import KEY_SCOPES, KeyScope
 
-MOST = 1000
+MOST = 100_000  # a list cut off after the oldest would hide those in use
+MOST_SHOWN = 500
 SCOPES: Mapping[str, str] = {
     "chat": "Chat, completions, responses, messages", "embeddings": "Embeddings",
     "models": "The list of models", "usage": "Its own usage, at the Control API",
@@ -40,6 +42,7 @@ COPY = """() => navigator.clipboard.writeText(
 class Project(msgspec.Struct, frozen=True):
     id: str
     name: str
+    org_id: str
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -79,8 +82,17 @@ async def build(visit: Visit) -> None:
     projects = await shown(visit.api.items("projects", Project, most=MOST))
     if projects is None:
         return
-    view = View(visit, {each.id: each.name for each in projects})
+    view = View(visit, names_of(projects))
     await view.look()
+
+
+def names_of(projects: Sequence[Project]) -> dict[str, str]:
+    """Each by its id; with its organisation where several have one of this name."""
+    names = Counter(each.name for each in projects)
+    return {
+        each.id: each.name if names[each.name] == 1 else f"{each.name} of {each.org_id}"
+        for each in projects
+    }
 
 
 class View:
@@ -111,12 +123,18 @@ class View:
             with card(f"{len(live)} in use" if live else ""):
                 if not live:
                     empty("There are no keys in use.", "Make one: programs need it.", icon="key")
-                for each in _newest(live):
-                    self._row(each, "active")
+                self._rows(live, now.at)
             if over:
                 with card(), ui.expansion(f"{len(over)} that ended").classes("iso-expansion"):
-                    for each in _newest(over):
-                        self._row(each, ended(each, now.at) or "")
+                    self._rows(over, now.at)
+
+    def _rows(self, keys: Sequence[Key], now: int) -> None:
+        for each in newest(keys):
+            self._row(each, ended(each, now) or "active")
+        if len(keys) > MOST_SHOWN:
+            ui.label(
+                f"These are the latest {MOST_SHOWN}; `isochrone key list` has all."
+            ).classes("iso-about")
 
     def _form(self) -> None:
         fields = [
@@ -181,7 +199,10 @@ class View:
             )
             opened.close()
 
-        with self._asking, dialog(f"A new key in place of {key.name}") as opened:
+        heading = f"A new key in place of {key.name}"
+        if is_open(heading):
+            return
+        with self._asking, dialog(heading) as opened:
             ui.label(
                 "It has the same policy, project and uses, and a term as long. The present one "
                 "goes on for a while, so that nothing has to stop."
@@ -198,7 +219,10 @@ class View:
             opened.close()
             await self.look()
 
-        with self._asking, dialog(f"End {key.name}", is_question=True) as opened:
+        heading = f"End {key.name}"
+        if is_open(heading):
+            return
+        with self._asking, dialog(heading, is_question=True) as opened:
             ui.label(
                 "Gateways refuse it within half a second, for good. What was used with it stays "
                 "in the books."
@@ -237,8 +261,9 @@ def _where(residency: tuple[str, ...]) -> str:
     return "Processed anywhere" if residency == ("any",) else f"Processed in {text(residency)}"
 
 
-def _newest(keys: list[Key]) -> list[Key]:
-    return sorted(keys, key=lambda each: each.created_at, reverse=True)
+def newest(keys: Sequence[Key]) -> list[Key]:
+    """Those that are shown, the latest first."""
+    return sorted(keys, key=lambda each: each.created_at, reverse=True)[:MOST_SHOWN]
 
 
 def _secret(made: Made) -> None:

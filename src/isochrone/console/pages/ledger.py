@@ -15,7 +15,8 @@ from isochrone.console.parts.facts import card, figures
 from isochrone.console.parts.form import Field, form
 from isochrone.console.parts.notices import banner, shown
 from isochrone.console.parts.table import Column, table
-from isochrone.console.parts.words import NOTHING, count, instant
+from isochrone.console.parts.words import count, instant, whole
+from isochrone.core.errors import InvalidInput
 
 MOST = 200
 MOST_LINES = 500
@@ -212,7 +213,7 @@ def _spent(found: Ledger) -> None:
                     Column(title="Amount", kind="number"), Column(title="Sheet"),
                 ),
                 [
-                    (project, line.name, line.model, count(quantity), line.adjustments,
+                    (project, line.name, line.model, whole(quantity), line.adjustments,
                      f"{amount:f}", f"{line.sheet} v{line.version}")
                     for project, line, quantity, amount in lines[:MOST_LINES]
                 ],
@@ -265,6 +266,18 @@ def _postings(found: Ledger) -> None:
             )
 
 
+def credit_in(values: Mapping[str, str], projects: Mapping[str, Project]) -> dict[str, str]:
+    """The body of POST /ledger/credits for what was filled in. Raises InvalidInput."""
+    body = {name: value.strip() for name, value in values.items()}
+    project = projects.get(body["project_id"])
+    problems = [f"{name}: missing" for name in ("amount", "currency") if not body[name]]
+    if project is None:
+        raise InvalidInput(["project_id: choose one", *problems])
+    if problems:
+        raise InvalidInput(problems)
+    return {**body, "org_id": project.org_id}
+
+
 def _credit(visit: Visit, found: Ledger) -> None:
     """A credit. The same one sent again before anybody sees that it was posted is posted once."""
     by_id = {each.id: each for each in found.projects}
@@ -272,8 +285,7 @@ def _credit(visit: Visit, found: Ledger) -> None:
     latest = [found.postings[0].number if found.postings else 0]
 
     async def asked(values: Mapping[str, str]) -> None:
-        project = by_id.get(values["project_id"])
-        body = {**values, "org_id": NOTHING if project is None else project.org_id}
+        body = credit_in(values, by_id)
 
         async def post() -> None:
             once = once_after(latest[0], body)
@@ -284,8 +296,8 @@ def _credit(visit: Visit, found: Ledger) -> None:
                 ui.link("Show it", "/ledger")
 
         ask(
-            f"Credit {values['amount']} {values['currency']}?",
-            [Effect(text=f"The project {values['project_id']} has so much more. A posting is never"
+            f"Credit {body['amount']} {body['currency']}?",
+            [Effect(text=f"The project {body['project_id']} has so much more. A posting is never"
                     " changed; a correction takes it back.")],
             "Credit it", post,
         )

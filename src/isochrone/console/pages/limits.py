@@ -9,12 +9,13 @@ from nicegui import ui
 from isochrone.console.api import part
 from isochrone.console.frame import title
 from isochrone.console.page import Visit
+from isochrone.console.pages.keys import Project, names_of
 from isochrone.console.parts.facts import card
 from isochrone.console.parts.form import Field, form
 from isochrone.console.parts.notices import empty, shown
 from isochrone.core.world.limit import BudgetPeriod, LimitKind
 
-MOST = 1000
+MOST = 100_000
 LOOK_AGAIN_S = 5.0
 NEARLY = 0.8  # of a limit: from here on it is shown as busy
 KINDS: Mapping[str, str] = {
@@ -24,7 +25,7 @@ KINDS: Mapping[str, str] = {
 
 
 class Named(msgspec.Struct, frozen=True):
-    """A project or a key."""
+    """A key."""
 
     id: str
     name: str
@@ -62,7 +63,7 @@ class Limit(msgspec.Struct, frozen=True):
 
 async def build(visit: Visit) -> None:
     title("Limits", "How much may be used, over all sites, and how much of it is")
-    projects = await shown(visit.api.items("projects", Named, most=MOST))
+    projects = await shown(visit.api.items("projects", Project, most=MOST))
     keys: tuple[Named, ...] | None = ()
     if visit.me.may("keys.read"):
         keys = await shown(visit.api.items("keys", Named, most=MOST))
@@ -77,11 +78,11 @@ class View:
     """The page's widgets; the list is filled anew each time that it looks."""
 
     def __init__(
-        self, visit: Visit, projects: tuple[Named, ...], keys: tuple[Named, ...]
+        self, visit: Visit, projects: tuple[Project, ...], keys: tuple[Named, ...]
     ) -> None:
         self._visit = visit
-        self._names = {each.id: each.name for each in (*projects, *keys)}
-        whose = {f"project_id {each.id}": f"project {each.name}" for each in projects}
+        self._names = names_of(projects) | {each.id: each.name for each in keys}
+        whose = {f"project_id {each.id}": f"project {self._names[each.id]}" for each in projects}
         whose |= {
             f"key_id {each.id}": f"key {each.name}" for each in keys if each.revoked_at is None
         }

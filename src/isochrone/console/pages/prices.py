@@ -216,14 +216,25 @@ def _entries(text: Text) -> dict[tuple[str, str], str]:
 
 def _where(entry: Price | Adjustment) -> str:
     """What it is restricted to, in words."""
-    lists = (entry.meters, entry.models, entry.classes, entry.sites, entry.kinds)
-    parts = [", ".join(each) for each in lists if each]
+    parts = bounds(entry)
+    return f"; {'; '.join(parts)}" if parts else ""
+
+
+def bounds(entry: Price | Adjustment) -> list[str]:
+    """Each restriction in words; empty for what holds for everything."""
+    lists = (entry.meters, entry.models, entry.classes, entry.sites)
+    return [", ".join(each) for each in lists if each] + further(entry)
+
+
+def further(entry: Price | Adjustment) -> list[str]:
+    """The restrictions that have no column of their own."""
+    parts = [", ".join(entry.kinds)] if entry.kinds else []
     if entry.bound is not None:
         parts.append("named by the policy" if entry.bound else "not named by the policy")
     if isinstance(entry, Price):
         parts += [f"{name} {value}" for name, value in
                   (("at least", entry.least), ("at most", entry.most)) if value is not None]
-    return f"; {'; '.join(parts)}" if parts else ""
+    return parts
 
 
 async def build(visit: Visit) -> None:
@@ -326,6 +337,20 @@ def effects_of(tried: Sheet, before: Sheet | None) -> list[Effect]:
 MOST_CHANGES = 12
 
 
+def beside(text: Text) -> list[tuple[str, str, str, str]]:
+    """What is added to the prices: kind, name, amount, and of what."""
+    return [
+        *(
+            ("adjustment", each.name, f"{each.basis_points / 100:+g} %",
+             "; ".join(bounds(each)) or "all")
+            for each in text.adjustments
+        ),
+        *(("a month", each.name, each.amount, "") for each in text.recurring),
+        *(("fee", each.name, f"{each.basis_points / 100:g} %", ", ".join(each.of) or "all")
+          for each in text.fees),
+    ]
+
+
 def _one(sheet: Sheet) -> None:
     written = sheet.sheet
     with card():
@@ -333,25 +358,16 @@ def _one(sheet: Sheet) -> None:
             (
                 Column(title="Price"), Column(title="Amount", kind="number"),
                 Column(title="Meters", kind="code"), Column(title="Models"),
-                Column(title="Classes"), Column(title="Sites"),
+                Column(title="Classes"), Column(title="Sites"), Column(title="Only"),
             ),
             [
-                (each.name, charged(each.charge), each.meters, each.models or "all",
-                 each.classes or "all", each.sites or "all")
+                (each.name, charged(each.charge), each.meters or "all", each.models or "all",
+                 each.classes or "all", each.sites or "all", "; ".join(further(each)))
                 for each in written.prices
             ],
             title=f"{sheet.name}, in {sheet.currency}", empty="Nothing has a price in it.",
         )
-    also: list[tuple[object, ...]] = [
-        *(
-            ("adjustment", each.name, f"{each.basis_points / 100:+g} %",
-             each.classes or each.meters or "all")
-            for each in written.adjustments
-        ),
-        *(("a month", each.name, each.amount, "") for each in written.recurring),
-        *(("fee", each.name, f"{each.basis_points / 100:g} %", each.of or "all")
-          for each in written.fees),
-    ]
+    also = beside(written)
     if also:
         with card():
             table(

@@ -12,7 +12,7 @@ from isochrone.console.page import Visit
 from isochrone.console.parts.facts import card, figures
 from isochrone.console.parts.notices import banner, shown
 from isochrone.console.parts.table import Column, table
-from isochrone.console.parts.words import count, instant
+from isochrone.console.parts.words import count, instant, whole
 from isochrone.core.billing.period import DAY_NS
 
 NS_PER_S = 1_000_000_000
@@ -114,7 +114,7 @@ def day_named(at: int) -> str:
 
 async def build(visit: Visit) -> None:
     title("Reconciliation", "Engines, usage and charges of a day, compared")
-    books = await shown(load(visit.api, visit.query.get("day")))
+    books = await shown(load(visit.api, visit.query.get("day") or None))
     if books is None:
         return
     report = books.report
@@ -167,7 +167,7 @@ def _day(report: Report, *, is_over: bool) -> None:
             pass
 
     def go() -> None:
-        ui.navigate.to(ADDRESS.replace("{}", str(field.value)))
+        ui.navigate.to(ADDRESS.replace("{}", str(field.value or "")))
 
     with ui.row().classes("iso-ask"):
         field = ui.input("Day (UTC)", value=day).props("outlined dense type=date")
@@ -195,8 +195,8 @@ def _replicas(rows: Sequence[Replica]) -> None:
                 Column(title="Explained", kind="number"),
             ),
             [
-                (each.replica, each.model, each.verdict, each.requests, count(each.engine.whole),
-                 count(each.exact.whole), count(each.other.whole), count(each.difference.whole),
+                (each.replica, each.model, each.verdict, each.requests, whole(each.engine.whole),
+                 whole(each.exact.whole), whole(each.other.whole), whole(each.difference.whole),
                  explained(each.allowed))
                 for each in rows
             ],
@@ -207,7 +207,7 @@ def _replicas(rows: Sequence[Replica]) -> None:
 def explained(allowed: Range) -> str | None:
     """By how many tokens, over all classes, engine and book may differ; None where by none."""
     least, most = allowed.least.whole, allowed.most.whole
-    return f"{count(least)} to +{count(most)}" if least or most else None
+    return f"{whole(least)} to +{whole(most)}" if least or most else None
 
 
 def _meters(rows: Sequence[Meter]) -> None:
@@ -219,7 +219,7 @@ def _meters(rows: Sequence[Meter]) -> None:
                 Column(title="Waiting for its hour", kind="number"),
                 Column(title="Without a price", kind="number"),
             ),
-            [(each.meter, count(each.used), count(each.charged), count(each.waiting),
-              count(each.unpriced)) for each in rows],
+            [(each.meter, whole(each.used), whole(each.charged), whole(each.waiting),
+              whole(each.unpriced)) for each in rows],
             title="Usage against charges", empty="Nothing was used on this day.",
         )

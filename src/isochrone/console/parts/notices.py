@@ -6,6 +6,7 @@ from typing import Literal, TypeVar
 
 from nicegui import ui
 
+from isochrone.console.sign_in import sign_in_for
 from isochrone.core.errors import InvalidInput, IsochroneError, Untrusted
 
 T = TypeVar("T")
@@ -39,7 +40,8 @@ def trouble(error: IsochroneError) -> None:
     """A failure in plain words, all its problems listed; the way back in when a session is over."""
     if isinstance(error, Untrusted):
         with banner("bad", "Your session is over."):
-            ui.link("Sign in again", "/sign-in")
+            # In another tab, so that what is written here can be taken along.
+            ui.link("Sign in again", sign_in_for(ui.context.client.request), new_tab=True)
         return
     problems = error.problems if isinstance(error, InvalidInput) else (error.message,)
     for problem in problems:

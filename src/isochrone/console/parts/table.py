@@ -11,7 +11,7 @@ from nicegui import ui
 from nicegui.events import GenericEventArguments
 
 from isochrone.console.parts.notices import empty as empty_state
-from isochrone.console.parts.words import text
+from isochrone.console.parts.words import size, text
 
 Kind = Literal["text", "long", "number", "code", "state", "link"]
 # Which words of states are shown how.
@@ -90,7 +90,7 @@ def table(
             *(_column(number, column) for number, column in enumerate(columns)),
             *([] if act is None else [_act_column(act)]),
         ],
-        rows=_cells(rows),
+        rows=cells([column.kind for column in columns], rows),
         row_key="id", pagination=50 if len(rows) > 50 else 0,
     ).classes("iso-table").props('flat dense :grid="window.innerWidth < 600"')
     if act is not None:
@@ -110,14 +110,18 @@ def table(
 
 def refill(shown: ui.table, rows: Sequence[Sequence[object]]) -> None:
     """Show other rows in a table that is there; who searches, sorts or moves in it goes on."""
-    cells = _cells(rows)
-    if cells != shown.rows:
-        shown.rows = cells
+    written = cells([column["kind"] for column in shown.columns], rows)
+    if written != shown.rows:
+        shown.rows = written
 
 
-def _cells(rows: Sequence[Sequence[object]]) -> list[dict[str, object]]:
+def cells(kinds: Sequence[str], rows: Sequence[Sequence[object]]) -> list[dict[str, object]]:
+    """Rows as the browser takes them: texts, and of numbers also how large each is."""
     return [
-        {"id": number, **{f"c{place}": text(value) for place, value in enumerate(row)}}
+        {"id": number}
+        | {f"c{place}": text(value) for place, value in enumerate(row)}
+        | {f"s{place}": size(text(value)) for place, value in enumerate(row)
+           if kinds[place] == "number"}
         for number, row in enumerate(rows)
     ]
 
@@ -149,11 +153,6 @@ def _column(number: int, column: Column) -> dict[str, object]:
         "sortable": True,
         ":tones": f"value => {list(GOOD)}.includes(value) ? 'good' : {list(BAD)}.includes(value)"
         " ? 'bad' : 'plain'",
-        **({":sort": NUMERIC} if column.kind == "number" else {}),
+        **({":sort": f"(a, b, one, other) => one.s{number} - other.s{number}"}
+           if column.kind == "number" else {}),
     }
-
-
-NUMERIC = """(a, b) => {
-  const number = text => parseFloat(text.replace(/[^0-9.-]/g, ""));
-  return number(a) - number(b);
-}"""

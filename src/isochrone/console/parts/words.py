@@ -1,9 +1,15 @@
-"""How values are written: instants, durations, counts and shares."""
+"""How values are written: instants, durations, counts and shares; and how large what is written is.
+"""
 
+import re
 from datetime import UTC, datetime
 
 NS_PER_S = 1_000_000_000
 NOTHING = "–"
+EQUAL = 1e-9  # percent: sums of scaled counts differ by so little
+LEAST = -1e300  # as which nothing is sorted
+NUMBER = re.compile(r"(-?[0-9][0-9\u202f]*(?:\.[0-9]+)?)(?: (ms|s|min|h|M)\b)?")
+UNITS = {"": 1.0, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "M": 1e6}
 
 
 def instant(at: int | None) -> str:
@@ -55,8 +61,21 @@ def ago(age_ms: float | None) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """`part` of `whole` in percent."""
-    return NOTHING if whole == 0 else f"{100 * part / whole:.1f} %"
+    """`part` of `whole` in percent; what is nearly all or nearly nothing is not called so."""
+    if whole == 0:
+        return NOTHING
+    percent = 100 * part / whole
+    if 99.95 <= percent < 100 - EQUAL:
+        return "> 99.9 %"
+    return "< 0.1 %" if EQUAL < percent < 0.05 else f"{percent:.1f} %"
+
+
+def size(said: str) -> float:
+    """How large the first number is in what these functions wrote, to sort by."""
+    found = NUMBER.search(said)
+    if found is None:
+        return LEAST
+    return float(found[1].replace("\u202f", "")) * UNITS[found[2] or ""]
 
 
 def text(value: object) -> str:

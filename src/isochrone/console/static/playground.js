@@ -63,26 +63,27 @@ class Playground {
   }
 
   async send() {
-    const content = this.text.value.trim(), key = this.key.value.trim();
+    const content = this.text.value.trim(), key = this.key.value.replace(/[^!-~]/g, ""); // what is pasted may hold what nobody sees
     if (!content) return this.text.focus();
     if (!key) { this.key.focus(); return this.key.classList.add("is-missing"); }
     this.key.classList.remove("is-missing");
-    if (!this.said.length) this.log.replaceChildren();
-    this.said.push({ role: "user", content });
+    const said = this.said; // a new conversation begins another one
+    if (!said.length) this.log.replaceChildren();
+    said.push({ role: "user", content });
     this.log.append(make("div", { class: "chat-said is-mine" }, make("p", {}, content)));
     this.text.value = "";
     const answer = new Answer(this.log, this.site.selectedOptions[0].value);
     this.running = new AbortController();
     this.button.textContent = "Stop";
     try {
-      const body = { model: this.model.value, messages: this.said, stream: true, stream_options: { include_usage: true } };
+      const body = { model: this.model.value, messages: said, stream: true, stream_options: { include_usage: true } };
       if (Number(this.most.value) > 0) body.max_tokens = Number(this.most.value);
       await answer.ask(key, body, this.running.signal);
     } finally {
       this.running = null;
       this.button.textContent = "Send";
       // A question without an answer is not part of what is said next.
-      if (answer.content) this.said.push({ role: "assistant", content: answer.content }); else this.said.pop();
+      if (answer.content) said.push({ role: "assistant", content: answer.content }); else said.pop();
     }
     this.text.focus();
   }

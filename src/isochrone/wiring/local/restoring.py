@@ -19,6 +19,7 @@ from isochrone.control.settings import ControlSettings
 from isochrone.core.errors import InvalidInput, Unavailable
 from isochrone.wire.backup import BackupManifest
 from isochrone.wiring.backup import Place, place_of, read_backup, restore
+from isochrone.wiring.home import expanded
 from isochrone.wiring.local.state import State, open_state
 from isochrone.wiring.settings import load
 
@@ -43,7 +44,7 @@ def restore_cloud(root: Path, folder: Path, *, replacing: bool, tell: Tell) -> B
     What is not restored is removed from a folder that was new. Raises InvalidInput, Unavailable.
     """
     read_backup(folder, tell=tell)
-    root = root.expanduser().absolute()
+    root = expanded(root).absolute()
     is_new = not root.exists() or not any(root.iterdir())
     if not is_new and not replacing and (root / "state.json").exists():
         raise InvalidInput(

@@ -32,6 +32,7 @@ from isochrone.adapters.nats.identity import (
     new_secrets,
 )
 from isochrone.core.errors import InvalidInput, IsochroneError
+from isochrone.wiring.home import expanded
 from isochrone.wiring.joining import load_identity
 from isochrone.wiring.local.ports import Ports
 from isochrone.wiring.private_file import write_private
@@ -124,7 +125,7 @@ class State:
 def open_state(folder: Path) -> State:
     """Make or check the folder and lock it; raises InvalidInput with one line that says what is
     wrong and what to do."""
-    root = folder.expanduser().absolute()
+    root = expanded(folder).absolute()
     try:
         lock = _locked(root)
         try:

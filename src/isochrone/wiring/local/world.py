@@ -12,6 +12,7 @@ from isochrone.adapters.packaged import DATA, bundled_model, default_world
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import ModelName
 from isochrone.core.world.world import World, WorldModel, WorldSite
+from isochrone.wiring.home import expanded
 from isochrone.wiring.world_file import BUNDLED, parse_world
 
 GGUF_MAGIC = b"GGUF"
@@ -58,7 +59,7 @@ def _with_model(world: World, wanted: str) -> World:
 
 def _model_file(wanted: str) -> str:
     """`bundled:NAME` or the absolute path that `--model` means. A file wins over a name."""
-    path = Path(wanted).expanduser()
+    path = expanded(Path(wanted))
     if path.exists():
         return str(path.absolute())
     names = sorted(file.name for file in (DATA / "models").glob("*.gguf"))
