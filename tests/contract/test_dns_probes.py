@@ -26,12 +26,17 @@ class Ready(asyncio.Protocol):
 
 
 @pytest.mark.parametrize(
-    ("certified", "trusted", "answers"),
-    [("api.example.net", True, True), ("other.example.net", True, False),
-     ("api.example.net", False, False)],
+    ("certified", "trusted", "url", "answers"),
+    [
+        ("api.example.net", True, "https://api.example.net:{port}/v1", True),
+        ("other.example.net", True, "https://api.example.net:{port}/v1", False),
+        ("api.example.net", False, "https://api.example.net:{port}/v1", False),
+        ("api.example.net", False, "http://api.example.net:{port}/v1", False),
+        ("api.example.net", False, "", True),  # nobody said its name: it is connected to only
+    ],
 )
 def test_a_gateway_must_prove_its_name(
-    tmp_path: Path, certified: str, trusted: bool, answers: bool
+    tmp_path: Path, certified: str, trusted: bool, url: str, answers: bool
 ) -> None:
     authority = Authority(tmp_path / "ours")
     other = Authority(tmp_path / "theirs", "another authority")
@@ -43,7 +48,7 @@ def test_a_gateway_must_prove_its_name(
         probes = Probes(network, kind="ready", interval_s=5, timeout_s=5)
         site = replace(
             a_site("berlin", "DE"), port=listener.port,
-            public_url=f"https://api.example.net:{listener.port}/v1",
+            public_url=url.format(port=listener.port),
         )
         probes.sites = {site.name: site}
         running = asyncio.create_task(probes.run())

@@ -175,6 +175,31 @@ site = "oslo"
     ]
 
 
+@pytest.mark.parametrize(
+    ("said", "url"), [("", ""), ("port = 4101", "http://192.0.2.1:4101/v1"), ("port = 443", "")]
+)
+def test_the_url_of_a_site_is_not_guessed_where_it_has_tls(
+    tmp_path: Path, said: str, url: str
+) -> None:
+    text = f"""
+    [dns]
+    zone = "api.example.net"
+    [[site]]
+    name = "here"
+    latitude = 0
+    longitude = 0
+    country = "DE"
+    addresses = ["192.0.2.1"]
+    {said}
+    [[name_server]]
+    name = "ns1.api.example.net"
+    addresses = ["192.0.2.9"]
+    """
+    told = parse_dns(text, source="dns.toml", path=tmp_path / "dns.toml", serial=1).told
+    assert told.estate is not None
+    assert told.estate.sites[SiteName("here")].public_url == url
+
+
 def test_settings_that_need_a_restart_are_known() -> None:
     before = example_file().settings
     assert settings_that_differ(before, before) == []

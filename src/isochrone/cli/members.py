@@ -143,7 +143,7 @@ def password(
 
     wanted: dict[str, object] = {} if login is None else {"login": login}
     if from_stdin:
-        wanted["password"] = sys.stdin.readline().rstrip("\n")
+        wanted["password"] = sys.stdin.readline().rstrip("\r\n")
     made = find_cloud(state, url, key).api.put(f"principals/{part(member_id)}/password", wanted)
     if as_json:
         print_json(made)

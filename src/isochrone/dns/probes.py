@@ -148,7 +148,8 @@ class Probes:
             )
             probe = await self._network.connect(ReadyProbe, address, timeout_s=self._timeout_s)
             kept = self._kept[name] = _Kept(site=site, probe=probe)
-        if self._kind == "ready":
+        # Without a URL the name that is in its certificate is not known.
+        if self._kind == "ready" and site.public_url:
             return await kept.probe.ask(site.host)
         self._drop(name)  # the next probe connects anew
         return True

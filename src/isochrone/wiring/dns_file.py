@@ -222,7 +222,8 @@ class _Reader:
                 name=name, country=country_of(table, self._blocs.countries), operator=None,
                 parent=None, latitude_deg=table.number("latitude", -90, 90),
                 longitude_deg=table.number("longitude", -180, 180), host=host, port=port,
-                public_url=url or f"http://{host}:{port}/v1", peer_key=None,
+                public_url=url or ("" if port == HTTPS_PORT else f"http://{host}:{port}/v1"),
+                peer_key=None,
                 draining=table.boolean("draining", default=False),
             )
             table.finish()

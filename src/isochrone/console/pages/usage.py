@@ -18,7 +18,7 @@ from isochrone.console.parts.words import count, day, share
 from isochrone.core.billing.period import DAY_NS, month_named, month_of, name_of
 from isochrone.core.billing.rate import Period
 
-MOST = 4_000
+MOST = 100_000  # sums of a part would look like sums of all
 MOST_MODELS = 6  # with a colour of their own; the rest are summed
 MONTHS = 12
 
