@@ -86,6 +86,24 @@ def test_the_cheapest_of_the_right_kind_is_beside_us() -> None:
     assert anyone.measured == pytest.approx(0.6)
 
 
+def test_a_machine_that_grows_slower_shows_beside_the_ratio_of_medians() -> None:
+    """Who was measured while it was slow is compared with who was then: 0.5 in each turn."""
+    steps = [
+        a_step(name, "W1-c32", router_cpu_s=cpu_s)
+        for name, turns in (("aware", (0.2, 0.4, 0.6)), ("isochrone", (0.1, 0.2, 0.9)))
+        for cpu_s in turns
+    ]
+    found = target(a_run(*steps[:3], a_step("isochrone", "W1-c32", router_cpu_s=0.1)), "W1")
+    assert found.measured == pytest.approx(0.25)
+    assert found.by_turns is None, "they had not the same turns"
+    found = target(a_run(*steps), "W1")
+    assert found.by_turns == pytest.approx(0.5)
+    steps[-2:] = [a_step("isochrone", "W1-c32", router_cpu_s=cpu_s) for cpu_s in (0.3, 0.3)]
+    found = target(a_run(*steps), "W1")
+    assert found.measured == pytest.approx(0.75)
+    assert found.by_turns == pytest.approx(0.5)
+
+
 def test_a_target_that_must_be_undercut_is_not_met_by_its_equal() -> None:
     steps = [a_step(name, "W1-c32") for name in ("isochrone", "robin", "aware")]
     assert target(a_run(*steps), "W1 short request, 32 connections: cheapest of any").met is False

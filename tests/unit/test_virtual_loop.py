@@ -1,6 +1,8 @@
 """The virtual loop: jumps, order of equal deadlines, deadlock detection, no threads."""
 
 import asyncio
+import os
+import signal
 
 import pytest
 
@@ -59,6 +61,48 @@ def test_timeouts_and_cancellation_work() -> None:
         return asyncio.get_running_loop().time()
 
     assert run(main()) == 3
+
+
+def test_ctrl_c_comes_between_two_steps() -> None:
+    """Within a step it would end what is just being done, or lose what was to be done next."""
+    done: list[str] = []
+
+    async def pressing() -> None:
+        await asyncio.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("the step in which it came")
+        try:
+            await asyncio.sleep(1.0)
+        finally:
+            done.append("cancelled")
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pressing())
+            group.create_task(asyncio.sleep(5.0))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main())
+    assert done == ["the step in which it came", "cancelled"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_after_the_last_step_is_not_lost() -> None:
+    async def main() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main())
+
+
+def test_a_step_that_never_ends_is_ended_by_the_second() -> None:
+    async def main() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main())
 
 
 def test_threads_are_refused() -> None:

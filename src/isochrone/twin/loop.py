@@ -5,6 +5,8 @@ can spin for ever (adding a small time-out does not change the float). Timers wi
 fire in the order in which they were made, so that the bytes of one connection never swap and the
 same seed gives the same run. A loop with nothing ready and nothing scheduled raises `Deadlock`,
 which finds hangs for free. Threads, sockets and executors are refused: only ports may do I/O.
+Ctrl-C comes between two steps: within one it could lose a wake-up that was taken from the queue,
+and whoever waits for that would never end.
 """
 
 import asyncio
@@ -12,8 +14,11 @@ import contextvars
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Coroutine
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 T = TypeVar("T")
@@ -46,6 +51,9 @@ class _Jump:
         self._loop = loop
 
     def select(self, timeout_s: float | None) -> list[Any]:
+        if self._loop.interrupted:
+            self._loop.interrupted = False
+            raise KeyboardInterrupt
         if timeout_s is None:
             raise Deadlock("nothing is ready and no timer is set: every task waits for ever")
         if timeout_s > 0:
@@ -62,6 +70,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
+        self.interrupted = False  # somebody pressed Ctrl-C, and has not been heard yet
         self._ticks = 0
         self._order = itertools.count()
         # Half a tick: a timer one tick ahead must not count as due.
@@ -123,14 +132,37 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` to its end in virtual time, then close every task and generator left over."""
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
+    with _interrupted_between_steps(loop):
+        try:
+            return loop.run_until_complete(main)
+        finally:
+            left = sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            asyncio.set_event_loop(None)
+            loop.close()
+
+
+@contextmanager
+def _interrupted_between_steps(loop: VirtualLoop) -> Iterator[None]:
+    """Within the block SIGINT is heard by the loop, unless somebody takes it already. One that
+    comes while an earlier one has not been heard is taken at once: that step may never end."""
+    def interrupt(number: int, frame: object) -> None:
+        loop.interrupted = not loop.interrupted
+        if not loop.interrupted:
+            raise KeyboardInterrupt
+
+    is_free = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        return loop.run_until_complete(main)
+        yield
     finally:
-        left = sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        asyncio.set_event_loop(None)
-        loop.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if loop.interrupted:  # after the last step
+        raise KeyboardInterrupt
