@@ -16,6 +16,17 @@ from tests.fixtures.name_server import EXAMPLE, example_file
 
 KNOWN = Known(centres=load_country_centres(), sites=("frankfurt",))
 
+ONE_SITE = """
+[dns]
+zone = "api.example.net"
+[[site]]
+name = "here"
+latitude = 0
+longitude = 0
+country = "DE"
+addresses = ["192.0.2.1"]
+"""
+
 FULL_OF_FAULTS = """
 [dns]
 zone = "api.example.net"
@@ -101,15 +112,7 @@ def test_every_problem_is_listed_with_its_place(tmp_path: Path) -> None:
 
 
 def test_a_name_server_takes_the_place_of_no_other_name(tmp_path: Path) -> None:
-    text = """
-    [dns]
-    zone = "api.example.net"
-    [[site]]
-    name = "here"
-    latitude = 0
-    longitude = 0
-    country = "DE"
-    addresses = ["192.0.2.1"]
+    text = ONE_SITE + """
     [[name]]
     label = "acme"
     transit = ["DE"]
@@ -181,15 +184,7 @@ site = "oslo"
 def test_the_url_of_a_site_is_not_guessed_where_it_has_tls(
     tmp_path: Path, said: str, url: str
 ) -> None:
-    text = f"""
-    [dns]
-    zone = "api.example.net"
-    [[site]]
-    name = "here"
-    latitude = 0
-    longitude = 0
-    country = "DE"
-    addresses = ["192.0.2.1"]
+    text = ONE_SITE + f"""
     {said}
     [[name_server]]
     name = "ns1.api.example.net"
