@@ -32,6 +32,8 @@ SLOTS = 1024  # of an upstream, the most that may be stated: the mock engine tak
 HARDWARE = "H100-SXM5-80GB"
 RATES = {"prefill_tok_s": 1e6, "decode_tok_s": 1e4}  # the mock engine is fast
 NEAR_MS, FAR_MS = 0.2, (100.0, 250.0)
+OUT_OF_REACH_MS = (5_000.0, 10_000.0)
+MOST = 0.99  # of the requests of a hop are to take it
 EUROPEAN = ("DE", "FR", "NL", "SE", "PL", "IT", "ES", "FI")
 OTHERS = ("US", "BR", "IN", "JP", "AU", "ZA", "CA")
 POLICIES = {"anywhere": ("any",), "europe": ("EU",)}
@@ -90,7 +92,8 @@ def _alone(place: Place, form: Form) -> Iterator[Running]:
 
 @contextmanager
 def _hop(place: Place, form: Form) -> Iterator[Running]:
-    """The second gateway is that of the nearest site, so it is always the one chosen.
+    """The second gateway is that of the nearest site, and all others are so far that none of them
+    is chosen in its place, however long it takes: they are asked without a hop here.
 
     The two share a core only here. So that neither takes it from the other with every message, they
     run as SCHED_BATCH, whose processes do not pre-empt one another when they wake.
@@ -113,7 +116,7 @@ def _hop(place: Place, form: Form) -> Iterator[Running]:
     )
     config = write_config(
         place.folder / "ingress.toml", ingress, place.upstreams,
-        gateways={site_name(NEAREST): serves},
+        gateways={site_name(NEAREST): serves}, far_ms=OUT_OF_REACH_MS,
     )
     with ExitStack() as stack:
         second = stack.enter_context(
@@ -123,6 +126,16 @@ def _hop(place: Place, form: Form) -> Iterator[Running]:
             _gateway(config, place, ports["ingress"], name="ingress", before=BATCH)
         )
         yield Running(port=ports["ingress"], roots=(first, second))
+    check_hops(place.folder)
+
+
+def check_hops(folder: Path) -> None:
+    """Raises NotRunning where requests found another way, as what two gateways wrote down says."""
+    asked, passed = (
+        (folder / f"{name}-usage.jsonl").read_bytes().count(b"\n") for name in ("ingress", "peer")
+    )
+    if passed < MOST * asked:
+        raise processes.NotRunning(f"only {passed:,} of {asked:,} requests took the hop")
 
 
 @contextmanager
@@ -182,9 +195,11 @@ def site_name(number: int | None) -> str:
 def write_config(
     path: Path, process: Mapping[str, Value], upstreams: Sequence[str], *,
     gateways: Mapping[str, Mapping[str, Value]] | None = None,
+    far_ms: tuple[float, float] = FAR_MS,
 ) -> Path:
     """Write the file of a gateway: `process` is its table [gateway], `gateways` says at which
-    sites another gateway is to be asked (instead of an upstream) or may ask."""
+    sites another gateway is to be asked (instead of an upstream) or may ask. All sites but the
+    nearest are `far_ms` away."""
     logs = {
         "usage": f"{path.stem}-usage.jsonl", "request_log": f"{path.stem}-requests.log",
         "journal": f"{path.stem}-journal",
@@ -196,7 +211,7 @@ def write_config(
     ]
     parts += [_key(number) for number in range(KEYS)]
     own = str(process["site"])
-    parts += _sites(own, upstreams, gateways or {})
+    parts += _sites(own, upstreams, gateways or {}, far_ms)
     path.write_text("\n".join(parts))
     return path
 
@@ -209,7 +224,8 @@ def _key(number: int) -> str:
 
 
 def _sites(
-    own: str, upstreams: Sequence[str], gateways: Mapping[str, Mapping[str, Value]]
+    own: str, upstreams: Sequence[str], gateways: Mapping[str, Mapping[str, Value]],
+    far_ms: tuple[float, float],
 ) -> list[str]:
     """Countries and round trips are the same in every run."""
     rng = Random(11)
@@ -221,7 +237,7 @@ def _sites(
         near = name == site_name(NEAREST) or name == own
         entry: dict[str, Value] = {
             "name": name, "country": country,
-            "rtt_ms": NEAR_MS if near else round(rng.uniform(*FAR_MS), 1),
+            "rtt_ms": NEAR_MS if near else round(rng.uniform(*far_ms), 1),
         }
         if name == own:
             del entry["rtt_ms"]

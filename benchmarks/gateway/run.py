@@ -98,7 +98,10 @@ class Session:
                 names = [name for name in self.routers_of(workload) if name in self.routers]
                 together = [each for each in names if workload.turns > 1 and each not in EXTRA]
                 if together:
-                    self._measure_together(number, workload, together)
+                    try:
+                        self._measure_together(number, workload, together)
+                    except processes.NotRunning as error:  # seen when it was stopped
+                        self.fail(f"round {number} {workload.name}", str(error))
                 for name in names:
                     if name not in together:
                         self._measure_one(number, workload, self.routers[name])

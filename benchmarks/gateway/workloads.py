@@ -87,10 +87,10 @@ def workloads(*, quick: bool, seconds: float | None) -> tuple[Workload, ...]:
         Workload(
             name="W6", what="the peer hop: two gateways in a row",
             steps=(
-                Step(name="W6-c32", bodies="short", connections=32, seconds=loop_s),
-                Step(name="W6-c128", bodies="short", connections=128, seconds=loop_s),
+                Step(name="W6-c32", bodies="short", connections=32, seconds=4 * loop_s),
+                Step(name="W6-c128", bodies="short", connections=128, seconds=4 * loop_s),
             ),
-            routers=("isochrone", "isochrone-hop"), turns=turns,
+            routers=("isochrone", "isochrone-hop"), turns=4 * turns,
         ),
         Workload(
             name="W7", what="TLS towards the client, W1's requests",

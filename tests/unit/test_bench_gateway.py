@@ -260,6 +260,27 @@ def test_routers_that_are_compared_take_turns(monkeypatch: pytest.MonkeyPatch) -
     ]
 
 
+def test_requests_that_took_no_hop_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that answers without the second one is cheap, and nothing else shows it."""
+    session = run.Session(run.parse(["--rounds", "1", "--only", "W6", "--quick"]))
+
+    def joined(stack: ExitStack, workload: Workload, router: Router) -> Loaded:
+        if router.name == "isochrone-hop":
+            stack.callback(ours.check_hops, tmp_path)
+        return Loaded(router.name, [])
+
+    monkeypatch.setattr(session, "_join", joined)
+    (tmp_path / "ingress-usage.jsonl").write_text("{}\n" * 1_000)
+    (tmp_path / "peer-usage.jsonl").write_text("{}\n" * 990)
+    session.measure()
+    assert session.failures == []
+    (tmp_path / "peer-usage.jsonl").write_text("{}\n" * 980)
+    session.measure()
+    assert session.failures == ["round 1 W6: only 980 of 1,000 requests took the hop"]
+
+
 def test_arguments() -> None:
     options = run.parse(["--only", "W1,W3", "--routers", "nginx,isochrone", "--rounds", "1"])
     assert (options.only, options.routers) == (["W1", "W3"], ["nginx", "isochrone"])
