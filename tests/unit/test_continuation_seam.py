@@ -127,6 +127,26 @@ def test_a_long_stream_is_packed_and_says_the_same() -> None:
     assert delivered.last_piece == "w1999 "
 
 
+@pytest.mark.parametrize("line_end", [b"\r", b"\r\n"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_lines_may_end_in_each_of_the_ways_that_events_may(line_end: bytes, at_once: bool) -> None:
+    events = [each.replace(b"\n", line_end) for each in (role(), said("a", 1), said("b", 2))]
+    delivered = kept(*([b"".join(events)] if at_once else events)).delivered()
+    assert delivered is not None
+    assert (delivered.text(), delivered.tokens) == ("ab", 2)
+
+
+def test_a_stream_whose_lines_end_in_carriage_returns_goes_on_with_another_such() -> None:
+    stream = Lossy(*(each.replace(b"\n", b"\r") for each in (role(), said("a", 1), said("b", 2))))
+    plan = stream.plan()
+    assert isinstance(plan, ContinueText)
+    stream.continuation.ask(plan)
+    rest = second(role(), said("c", 1), finish(), DONE).replace(b"\n", b"\r")
+    out = stream.seam.feed(rest) + stream.seam.end()
+    got = received(stream.sent.replace(b"\r", b"\n") + out)
+    assert (got.text, got.done) == ("abc", 1)
+
+
 def test_several_tokens_in_the_last_event_are_seen_behind_a_long_stream() -> None:
     pieces = [role(), *(said(f"w{i} ", i + 1) for i in range(1000)), said("x", 1004)]
     delivered = kept(*pieces).delivered()

@@ -189,6 +189,8 @@ class Retained:
 
     def _take_in(self, data: bytes) -> bytes:
         """Read what is whole of it, and return the rest."""
+        if data.endswith(b"\r"):  # no half of a line end: what was sent are whole events
+            data += b"\n"
         events, rest = split(data)
         payloads = []
         for event in events:
