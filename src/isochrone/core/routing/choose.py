@@ -147,7 +147,7 @@ def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: 
     choice.queue_ms = board.queues_ms.item(place)
     choice.prefill_ms = prompt_tokens * board.prompt_ms.item(place)
     choice.decode_ms = 0.0 if choice.decodes is None else choice.decodes.item(index)
-    age_ns = now_ns - known.heard_ns
+    age_ns = now_ns - known.said_ns
     choice.digest_age_ms = age_ns / 1e6 if age_ns > 0 else 0.0
 
 
