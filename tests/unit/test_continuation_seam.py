@@ -453,3 +453,43 @@ def test_a_usage_that_says_nothing_leaves_the_counts_as_they_were() -> None:
     assert lost.seam.finished
     expected = Tokens(input_uncached=8, input_cached=2, output=3, source="running")
     assert lost.seam.tokens(40) == expected
+
+
+# -- logprobs -----------------------------------------------------------------------------------
+
+
+def judged(text: str, token: str, tokens: int) -> bytes:
+    """An event of vLLM with the logprob of its only token, which has no text while a character is
+    not whole."""
+    choice = {
+        "index": 0, "finish_reason": None, "delta": {"content": text},
+        "logprobs": {"content": [{"token": token, "logprob": -0.5}]},
+    }
+    return event(choice, usage={"prompt_tokens": 9, "completion_tokens": tokens})
+
+
+def tokens_judged(stream: bytes) -> list[str]:
+    return [
+        each["token"]
+        for line in stream.decode().split("\n") if line.startswith("data: {")
+        for choice in json.loads(line[6:])["choices"]
+        for each in (choice.get("logprobs") or {}).get("content", ())
+    ]
+
+
+@pytest.mark.parametrize("fields", [{}, {"temperature": 0.7}], ids=["continued", "replayed"])
+@pytest.mark.parametrize("lost_behind", [2, 3, 4])
+def test_each_token_has_its_logprob_once_be_there_text_or_not(
+    fields: dict[str, Any], lost_behind: int
+) -> None:
+    whole = [
+        judged("a", "a", 1), judged("", "x", 2), judged("", "y", 3), judged("é", "z", 4),
+        judged("", "u", 5), judged("b", "v", 6),
+    ]
+    stream = Lossy(role(), *whole[:lost_behind], kin=VLLM, logprobs=True, **fields)
+    plan = stream.plan()
+    assert isinstance(plan, Replay if fields else ContinueText)
+    stream.continuation.ask(plan)
+    first = 0 if fields else 1 if lost_behind < 4 else 4
+    out = stream.seam.feed(second(role(), *whole[first:], finish(), DONE))
+    assert tokens_judged(stream.sent + out) == ["a", "x", "y", "z", "u", "v"]
