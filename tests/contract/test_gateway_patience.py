@@ -5,9 +5,10 @@ from functools import partial
 
 from isochrone.core.admission.retry_budget import RetryBudget
 from isochrone.core.ids import OrgId, SiteName
+from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.gateway.prefix_hash import prompt_blocks
 from isochrone.gateway.request import parse_request
-from tests.fixtures.few_slots import queue_of
+from tests.fixtures.few_slots import admit_by, queue_of
 from tests.fixtures.gateways import (
     MODEL,
     GatewayCloud,
@@ -56,6 +57,31 @@ def test_a_busy_site_sends_back_what_may_not_wait_so_long_and_queues_the_rest() 
         await until(lambda: queue_of(frankfurt).queued == 1)
         engine.hold.set()
         assert [(await each).status for each in (first, patient)] == [200, 200]
+
+    run(main)
+
+
+def test_a_request_that_a_busy_site_sends_back_takes_nobodys_place_there() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        sydney = await cloud.add_site("sydney", "AU")
+        frankfurt = await cloud.add_site("frankfurt", "DE", replica={"slots": 1})
+        await cloud.key("german", residency=("DE",))
+        await cloud.key("other", residency=("DE",), org="other")
+        await cloud.ready()
+        await admit_by(cloud, "frankfurt", SitePolicy(on_demand=ClassRule(queue_most=2)))
+        engine = frankfurt.engines[0]
+        assert (await ask(frankfurt, signed_by(sydney, frankfurt))).status == 200
+        engine.hold.clear()
+        hog = [
+            asyncio.create_task(ask(frankfurt, signed_by(sydney, frankfurt))) for _ in range(3)
+        ]
+        await until(lambda: queue_of(frankfurt).queued == 2)
+        queue_of(frankfurt).asked_ns = 1e6  # some 500 tokens run: half a second each
+        raw = signed_by(sydney, frankfurt, key="other", patience_ms=100.0)
+        busy = await ask(frankfurt, raw)
+        assert (busy.status, busy.headers["x-isochrone-refused"]) == (429, "busy")
+        engine.hold.set()
+        assert [(await each).status for each in hog] == [200, 200, 200]
 
     run(main)
 

@@ -1,10 +1,15 @@
 """Real gateways whose lent slots are asked back: what begins anew, what goes on, what stays."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from isochrone.core.admission.retry_budget import RetryBudget
+from isochrone.core.ids import OrgId
+from isochrone.gateway.prefix_hash import prompt_blocks
+from isochrone.gateway.request import parse_request
 from tests.fixtures.few_slots import (
     ALL,
     HALF,
@@ -16,8 +21,11 @@ from tests.fixtures.few_slots import (
     sell_to_all,
 )
 from tests.fixtures.gateways import (
+    MODEL,
+    Answer,
     Client,
     GatewayCloud,
+    RunningSite,
     ask,
     chat_body,
     post,
@@ -55,6 +63,72 @@ def test_a_request_whose_answer_has_not_begun_gives_way_and_begins_anew() -> Non
         queues = paris.running.context.queues
         assert dict(queues.stops) == {"on_demand": 1}
         assert sum(queues.reclaims["reserved"]) == 1
+
+    run(main)
+
+
+async def one_gives_way(
+    cloud: GatewayCloud, bodies: Sequence[bytes], *others: str
+) -> tuple[RunningSite, list["asyncio.Task[Answer]"], "asyncio.Task[Answer]"]:
+    """Paris, two requests that hold its two slots, and a firm one, which has to stay there, for
+    which one of them, that has not begun to answer, has just begun to wait again."""
+    paris = await cloud.add_site("paris", "FR", replica={"slots": 2})
+    for name in others:
+        await cloud.add_site(name, "DE")
+    await cloud.key("secret", classes=ALL)
+    await cloud.key("french", classes=ALL, residency=("FR",))
+    await cloud.ready()
+    await admit_by(cloud, "paris", HALF)
+    sell_to_all(paris)
+    engine = paris.engines[0]
+    engine.hold.clear()
+    lent = [asyncio.create_task(ask(paris, post(each))) for each in bodies]
+    await until(lambda: len(engine.asked) == 2)
+    raw = post(chat_body(max_tokens=20, service_tier="priority"), key="french")
+    firm = asyncio.create_task(ask(paris, raw))
+    await until(lambda: len(engine.asked) == 3 and engine.cancelled == 1)
+    assert queue_of(paris).queued == 1
+    return paris, lent, firm
+
+
+def test_what_gave_way_pays_for_each_of_its_retries() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        others = ("berlin", "bonn")
+        paris, lent, firm = await one_gives_way(cloud, [chat_body(max_tokens=20)] * 2, *others)
+        for each in cloud.sites.values():
+            each.engines[0].status = 503
+        context = paris.running.context
+        context.retries = RetryBudget(1.0, 0.0)
+        context.retries.deposit(context.clock.monotonic_ns())
+        paris.engines[0].hold.set()
+        answers = await asyncio.gather(*lent, firm)
+        assert sorted(answer.status for answer in answers) == [200, 200, 503]
+        (refused,) = [answer for answer in answers if answer.status == 503]
+        asked = sum(len(cloud.sites[each].engines[0].asked) for each in others)
+        assert (refused.headers["x-isochrone-reason"], asked) == ("retry_budget", 1)
+        assert context.retries.spent == 1
+
+    run(main)
+
+
+def test_an_engine_is_not_believed_to_have_read_what_gave_way_before_it_answered() -> None:
+    async def main(cloud: GatewayCloud) -> None:
+        bodies = [
+            chat_body(max_tokens=5, messages=[{"role": "user", "content": f"{what} " * 175}])
+            for what in ("river", "stone")
+        ]
+        paris, lent, firm = await one_gives_way(cloud, bodies)
+        context = paris.running.context
+        salt = context.salts.of_prompts(OrgId("org"), MODEL)
+
+        def believed(body: bytes) -> bool:
+            blocks = prompt_blocks(parse_request("chat.completions", body), salt)
+            return bool(context.prefixes.cached(blocks, context.clock.monotonic_ns()))
+
+        assert sorted(believed(each) for each in bodies) == [False, True]
+        paris.engines[0].hold.set()
+        assert {answer.status for answer in await asyncio.gather(*lent, firm)} == {200}
+        assert [believed(each) for each in bodies] == [True, True]
 
     run(main)
 

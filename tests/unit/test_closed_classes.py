@@ -34,6 +34,32 @@ def test_who_takes_nothing_of_the_class_is_left_out_while_another_is_left() -> N
     assert choice.site == "near"
 
 
+def test_who_falls_silent_is_no_longer_one_who_takes_nothing_of_the_class() -> None:
+    names = ("near", "mid", "far")
+    view = a_view(
+        [a_site("own"), *map(a_site, names)], own_site="own", serving=names,
+        rtt_ms={"near": 10.0, "mid": 30.0, "far": 300.0},
+    )
+    table, loads = a_table(view), Loads()
+    for name in names:
+        loads.heard(a_digest(name, a_load()), 0)
+    closed = tuple(
+        Refused(site=SiteName(name), rule="saturated", detail="class_closed") for name in names[:2]
+    )
+
+    def rules(now_ns: int) -> tuple[str | None, dict[str, str]]:
+        choice = a_choice(table, loads, class_="batch", closed=closed, now_ns=now_ns)
+        return choice.site, {each.site: each.rule for each in choice.refused}
+
+    assert rules(0) == ("far", {"near": "saturated", "mid": "saturated"})
+    for name in ("mid", "far"):
+        loads.heard(a_digest(name, a_load(), sequence=2), 6_000_000_000)
+    assert rules(6_000_000_000) == ("far", {"near": "digest_stale", "mid": "saturated"})
+    loads.lost(SiteName("far"), 6_000_000_000)
+    # Who is left takes nothing of the class, and may say so himself.
+    assert rules(6_000_000_000) == ("mid", {"near": "digest_stale", "far": "unreachable"})
+
+
 def test_a_class_is_closed_where_its_ceiling_is_nothing() -> None:
     shut = SitePolicy(batch=ClassRule(ceiling=0.0))
     found = closed_sites([

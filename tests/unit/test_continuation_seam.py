@@ -127,6 +127,26 @@ def test_a_long_stream_is_packed_and_says_the_same() -> None:
     assert delivered.last_piece == "w1999 "
 
 
+@pytest.mark.parametrize("line_end", [b"\r", b"\r\n"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_lines_may_end_in_each_of_the_ways_that_events_may(line_end: bytes, at_once: bool) -> None:
+    events = [each.replace(b"\n", line_end) for each in (role(), said("a", 1), said("b", 2))]
+    delivered = kept(*([b"".join(events)] if at_once else events)).delivered()
+    assert delivered is not None
+    assert (delivered.text(), delivered.tokens) == ("ab", 2)
+
+
+def test_a_stream_whose_lines_end_in_carriage_returns_goes_on_with_another_such() -> None:
+    stream = Lossy(*(each.replace(b"\n", b"\r") for each in (role(), said("a", 1), said("b", 2))))
+    plan = stream.plan()
+    assert isinstance(plan, ContinueText)
+    stream.continuation.ask(plan)
+    rest = second(role(), said("c", 1), finish(), DONE).replace(b"\n", b"\r")
+    out = stream.seam.feed(rest) + stream.seam.end()
+    got = received(stream.sent.replace(b"\r", b"\n") + out)
+    assert (got.text, got.done) == ("abc", 1)
+
+
 def test_several_tokens_in_the_last_event_are_seen_behind_a_long_stream() -> None:
     pieces = [role(), *(said(f"w{i} ", i + 1) for i in range(1000)), said("x", 1004)]
     delivered = kept(*pieces).delivered()
@@ -433,3 +453,43 @@ def test_a_usage_that_says_nothing_leaves_the_counts_as_they_were() -> None:
     assert lost.seam.finished
     expected = Tokens(input_uncached=8, input_cached=2, output=3, source="running")
     assert lost.seam.tokens(40) == expected
+
+
+# -- logprobs -----------------------------------------------------------------------------------
+
+
+def judged(text: str, token: str, tokens: int) -> bytes:
+    """An event of vLLM with the logprob of its only token, which has no text while a character is
+    not whole."""
+    choice = {
+        "index": 0, "finish_reason": None, "delta": {"content": text},
+        "logprobs": {"content": [{"token": token, "logprob": -0.5}]},
+    }
+    return event(choice, usage={"prompt_tokens": 9, "completion_tokens": tokens})
+
+
+def tokens_judged(stream: bytes) -> list[str]:
+    return [
+        each["token"]
+        for line in stream.decode().split("\n") if line.startswith("data: {")
+        for choice in json.loads(line[6:])["choices"]
+        for each in (choice.get("logprobs") or {}).get("content", ())
+    ]
+
+
+@pytest.mark.parametrize("fields", [{}, {"temperature": 0.7}], ids=["continued", "replayed"])
+@pytest.mark.parametrize("lost_behind", [2, 3, 4])
+def test_each_token_has_its_logprob_once_be_there_text_or_not(
+    fields: dict[str, Any], lost_behind: int
+) -> None:
+    whole = [
+        judged("a", "a", 1), judged("", "x", 2), judged("", "y", 3), judged("é", "z", 4),
+        judged("", "u", 5), judged("b", "v", 6),
+    ]
+    stream = Lossy(role(), *whole[:lost_behind], kin=VLLM, logprobs=True, **fields)
+    plan = stream.plan()
+    assert isinstance(plan, Replay if fields else ContinueText)
+    stream.continuation.ask(plan)
+    first = 0 if fields else 1 if lost_behind < 4 else 4
+    out = stream.seam.feed(second(role(), *whole[first:], finish(), DONE))
+    assert tokens_judged(stream.sent + out) == ["a", "x", "y", "z", "u", "v"]

@@ -1,6 +1,8 @@
 """What `isochrone explain` says to an auditor."""
 
 import json
+import math
+from array import array
 from dataclasses import replace
 from typing import Any
 
@@ -240,3 +242,19 @@ def test_each_site_of_a_stream_is_held_to_its_own_prediction() -> None:
     nowhere = went_on | {"predicted_ttft_ms": None, "candidates": []}
     assert predictions(nowhere) == predictions(went_on)[:1]
     assert predictions(DECISION) == ["first token expected after 300.0, was 310.0 (3% later)"]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["queues_ms", "decodes_ms"])
+def test_a_decision_whose_terms_are_no_times_is_not_shown(name: str, odd: float) -> None:
+    ground, event = a_ground(), a_usage_event()
+    decision = a_decision(ground)
+    assert decision.costs_ms, "it is a whole one"
+    for term, is_shown in ((0.0, True), (odd, False)):
+        kept: dict[str, Any] = {name: array("f", [term, 0.0]).tobytes()}
+        booked = Booked(
+            event=replace(event, decision=replace(decision, **kept)), booked_at=0, ground=ground
+        )
+        shown = _explanation(booked).model_dump_json(by_alias=True)
+        found = msgspec.json.decode(shown, type=ConsoleExplanation)
+        assert (found.decision is not None) == is_shown

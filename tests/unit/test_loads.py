@@ -7,7 +7,16 @@ import pytest
 from isochrone.core.estimate.service import Work
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.routing.loads import EVERY_SITE, NEVER_NS, Loads, Report
-from tests.builders import MODEL, SECOND_NS, a_digest, a_load
+from tests.builders import (
+    MODEL,
+    SECOND_NS,
+    a_choice,
+    a_digest,
+    a_load,
+    a_site,
+    a_table,
+    a_view,
+)
 
 SITE = SiteName("sydney")
 
@@ -172,6 +181,15 @@ def test_silence_of_the_bus_is_no_silence_of_the_sites() -> None:
     loads.hearing(60 * SECOND_NS)
     assert loads.stale_ms(known, 60 * SECOND_NS) == 1000
     assert loads.stale_ms(known, 65 * SECOND_NS) == 6000
+
+
+def test_a_digest_is_as_old_as_it_is_though_the_bus_was_silent_meanwhile() -> None:
+    loads = Loads()
+    loads.heard(a_digest(SITE), 0)
+    loads.deaf(1 * SECOND_NS)
+    loads.hearing(60 * SECOND_NS)
+    choice = a_choice(a_table(a_view([a_site(SITE)])), loads, now_ns=61 * SECOND_NS)
+    assert (choice.site, choice.digest_age_ms) == (SITE, 61_000.0)
 
 
 def test_without_a_bus_a_lost_site_is_tried_again_after_its_hold() -> None:

@@ -103,6 +103,27 @@ def test_llamacpp_with_two_choices_reports_each_apart() -> None:
     assert meter.tokens(0) == Tokens(input_uncached=4, input_cached=8, output=5, source="engine")
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_the_usage_of_one_choice_is_no_final_count_of_a_stream_that_broke(running: bool) -> None:
+    def piece(index: int, text: str, predicted: int) -> dict[str, object]:
+        return llamacpp(index, text, predicted if running else None)
+
+    meter, _ = metered(
+        piece(0, "one", 1), piece(1, "one", 1), piece(1, ",", 2), stop(1), usage(12, 8, 2),
+        piece(0, ",", 2), n=2,
+    )
+    assert meter.tokens(0) == Tokens(
+        input_uncached=4, input_cached=8, output=4, source="running"
+    )
+    meter.feed(sse(stop(0), usage(12, 8, 2), "[DONE]"))
+    assert meter.tokens(0).source == "engine"
+
+
+def test_one_usage_for_all_choices_is_final_once_all_have_ended() -> None:
+    two = (llamacpp(0, "a"), llamacpp(1, "a"), stop(0), stop(1), usage(12, 0, 2))
+    assert metered(*two, n=2)[0].tokens(0).source == "engine"
+
+
 def test_usage_of_one_choice_is_never_below_what_was_counted() -> None:
     two = (llamacpp(0, "a"), llamacpp(1, "a"), llamacpp(0, "b"), llamacpp(1, "b"))
     meter, _ = metered(*two, usage(12, 0, 2), n=2)

@@ -89,6 +89,15 @@ def test_what_cannot_tell_teaches_nothing(changed: dict[str, Any]) -> None:
     assert learned_from(a_record(**changed))[0] == SEED
 
 
+def test_answers_that_are_written_at_once_do_not_say_how_fast_one_is() -> None:
+    learned = LearnedRates()
+    outcomes = Outcomes(learned, a_viewing())
+    for _ in range(100):
+        outcomes.ended(a_record(output=4 * 50), 4)
+    outcomes.learn(0)
+    assert learned.rates(MODEL, "h100", SEED) == SEED
+
+
 def test_a_queue_a_short_prompt_and_a_short_answer_say_nothing_of_rates() -> None:
     late: dict[str, Any] = {"first_byte_ms": 900.0, "total_ms": 1900.0}
     queued, _ = learned_from(a_record(decision=a_decision(queue_ms=5.0), **late))

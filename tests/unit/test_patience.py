@@ -6,7 +6,7 @@ from math import inf
 import pytest
 
 from isochrone.core.admission.fair_order import Ticket
-from isochrone.core.admission.sent_back import begins_in_ms, leave
+from isochrone.core.admission.sent_back import begins_in_ms, costs_others, leave
 from isochrone.core.admission.site_queue import SiteQueue
 from isochrone.core.ids import SiteName
 from isochrone.core.routing.choice import Refused
@@ -77,6 +77,26 @@ def test_what_is_below_its_floor_waits_for_no_more_than_a_stop() -> None:
     for ticket in fixed.line("on_demand").tickets:
         fixed.first_byte(ticket)
     assert begins_in_ms(fixed, "reserved", "acme", 40.0, 0) == 1_000.0  # nobody can stop for it
+
+
+def test_who_goes_elsewhere_takes_nobodys_place() -> None:
+    queue = SiteQueue(SitePolicy(on_demand=ClassRule(share=3, queue_most=2)), 1, 10.0 * MS)
+    for _ in range(3):
+        queue.offer("on_demand", "hog", 100, most_tokens=100, now_ns=0)
+    assert costs_others(queue, "on_demand", "acme")  # the last of whoever has two more waiting
+    assert not costs_others(queue, "on_demand", "hog")  # it would be refused
+    assert not costs_others(queue, "batch", "acme")  # it would wait behind
+
+
+def test_who_goes_elsewhere_has_nobody_stopped() -> None:
+    rule = ClassRule(share=3)
+    policy = SitePolicy(reserved=ClassRule(floor=0.5), on_demand=rule, batch=rule)
+    queue = SiteQueue(policy, 2, 10.0 * MS)
+    queue.offer("batch", "lab", 100, most_tokens=100, now_ns=0)
+    assert not costs_others(queue, "reserved", "acme")  # a slot is free
+    queue.offer("batch", "lab", 100, most_tokens=100, now_ns=0)
+    assert costs_others(queue, "reserved", "acme")
+    assert not costs_others(queue, "on_demand", "acme")  # which has no floor
 
 
 def test_who_leaves_the_queue_at_once_leaves_nothing_behind() -> None:

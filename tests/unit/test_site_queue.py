@@ -412,6 +412,32 @@ def test_room_to_read_that_has_just_come_is_for_those_who_wait_and_not_for_a_new
     assert [each.ticket for each in drained(queue)] == [reserved]
 
 
+def test_a_prompt_that_is_sent_elsewhere_is_still_to_be_read_there() -> None:
+    """However long its first engine would have taken: a whole answer does not say when it was."""
+    queue = SiteQueue(POLICY, 10, 1.0 * MS)
+    queue.engines_read(["a", "b"], 1_000.0)
+
+    def comes(tells: bool = True) -> Ticket:
+        ticket = queue.offer(
+            "on_demand", "t", 600, most_tokens=600, now_ns=0, prompt_tokens=600, tells=tells
+        )
+        assert isinstance(ticket, Ticket)
+        return ticket
+
+    queue.reads(comes(), 600, "b", 0)
+    moved = comes(tells=False)
+    queue.reads(moved, 600, "a", 0)
+    queue.reads(moved, 600, "b", 10 * MS)  # it failed there
+    for now_ns in (500 * MS, 900 * MS):  # what it would have taken at "a", and what it takes at "b"
+        queue.tick(now_ns)
+        queue.reading.pass_to(now_ns)
+        assert queue.reading.tokens == 1_200
+    at_a = comes()
+    queue.reads(at_a, 600, "a", 900 * MS)
+    queue.first_byte(at_a, now_ns=1_500 * MS)
+    assert queue.reading.tokens == 1_200
+
+
 def test_an_answer_that_was_stopped_does_not_make_room_in_a_full_queue() -> None:
     policy = SitePolicy(
         reserved=ClassRule(floor=0.7), batch=ClassRule(share=1, queue_most=2, wait_ms=600_000)

@@ -1,6 +1,7 @@
 """What is remembered of requests that narrow: bounded, and apart from everybody else's."""
 
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,9 @@ from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.routing.table import LISTINGS_KEPT, NARROWED_KEPT, compile_table
 from isochrone.core.world.site import Link
 from isochrone.gateway.models_route import allowed_models
+from isochrone.gateway.narrowing import MOST_BYTES, Narrowings
+from isochrone.gateway.narrowing import MOST_KEPT as HEADERS_KEPT
+from isochrone.gateway.replies import Refusal
 from isochrone.gateway.salts import MOST_KEPT, MOST_WISHES, Salts
 from tests.builders import MODEL, a_model, a_policy, a_site, a_view, some_blocs
 
@@ -83,3 +87,16 @@ def test_whether_a_site_may_be_tried_again_is_also_asked_of_the_way_there() -> N
         assert table.may_process(SITES[0].name, by_land.id), "to itself it needs no way"
         wish = Narrowing(transit=("any", "via:AU", "via:DE"))
         assert table.may_process(SITES[1].name, PolicyId("anywhere"), wish) == may
+
+
+def test_headers_that_are_too_large_are_refused_and_not_kept() -> None:
+    narrowings, blocs, name = Narrowings(), some_blocs(), b"x-isochrone-residency"
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number in range(HEADERS_KEPT):
+        large = b"site:%d," % number + b"a" * 30_000
+        assert isinstance(narrowings.of({name: large}, blocs), Refusal)
+    kept = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert kept < HEADERS_KEPT * MOST_BYTES
+    assert narrowings.of({name: b"DE"}, blocs) == Narrowing(residency=("DE",), transit=("any",))

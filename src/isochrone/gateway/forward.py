@@ -393,7 +393,8 @@ class Exchange(GivingWay):
             )
             context.metrics.ended(record)
             if self.reply.hop is None:
-                context.outcomes.ended(record)
+                answers = 1 if self.parsed is None else self.parsed.choices
+                context.outcomes.ended(record, answers)
             if self.continuation is not None:
                 why = None if self.lost_why is None else self.lost_why.why
                 context.metrics.lost_engine(record, self.continued, why)

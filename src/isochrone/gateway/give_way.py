@@ -102,6 +102,8 @@ class GivingWay(CarryingOn):
         if attempt is None:
             return
         attempt.cancel()
+        if self.affinity is not None:
+            self.affinity.failed(self.context)
         self.release(attempt, None, now_ns)
         self.attempt = None
         self._tries_before += 1

@@ -162,6 +162,8 @@ class StreamMeter(EventTee):
         final = of_answers(self._finals, self._n, self._prompts)
         if final is None and len(self._ended) == self._n:
             final = running
+        elif final is not None and len(self._finals) < self._n and not self.finished:
+            running, final = running or final, None  # it is of those that have ended
         counted = sum(
             max(events, count.output if count else 0)
             for events, count in zip(self._counted, self._running, strict=True)

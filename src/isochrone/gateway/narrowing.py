@@ -29,6 +29,8 @@ class Narrowings:
             return None
         asked = (headers.get(_RESIDENCY, b"any"), headers.get(_TRANSIT, b"any"))
         if asked not in self._known:
+            if len(asked[0]) > MOST_BYTES or len(asked[1]) > MOST_BYTES:
+                return _read(*asked, blocs)  # refused, and too large to be remembered
             if len(self._known) >= MOST_KEPT:
                 self._known.clear()
             self._known[asked] = _read(*asked, blocs)

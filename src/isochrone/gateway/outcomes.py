@@ -1,7 +1,8 @@
 """Learns from requests that ended: how fast hardware is, and how far predictions were off.
 
-Off the path of requests: what ended is kept until the next sweep. Only a stream of one try says
-when its prompt was read; only one that found no queue says how long that took. One that went on at
+Off the path of requests: what ended is kept until the next sweep. Only a stream of one try and one
+answer says when its prompt was read and how fast an answer is written: several are written at once.
+Only one that found no queue says how long reading took. One that went on at
 another site says of each site how far its prediction was off.
 """
 
@@ -36,7 +37,7 @@ class Outcomes:
     def __init__(self, learned: LearnedRates, view: Tabled) -> None:
         self._learned = learned
         self._view = view
-        self._waiting: list[UsageRecord] = []
+        self._waiting: list[tuple[UsageRecord, int]] = []  # with the answers that each had
         self._calibrations: dict[ModelName, Calibration] = {}
 
     @property
@@ -44,22 +45,22 @@ class Outcomes:
         """How far predicted times to the first token were off, by model."""
         return self._calibrations
 
-    def ended(self, record: UsageRecord) -> None:
-        """A request of this ingress came to its end."""
+    def ended(self, record: UsageRecord, answers: int = 1) -> None:
+        """A request of this ingress came to its end, which had so many `answers`."""
         decision = record.decision
         tells = record.stream and record.first_byte_ms is not None and (
             record.attempts == 1 or (decision is not None and len(decision.foretold) > 0)
         )
         if tells and len(self._waiting) < MOST_KEPT:
-            self._waiting.append(record)
+            self._waiting.append((record, answers))
 
     def learn(self, now_ns: int) -> None:
         """Take in what has gathered."""
         waiting, self._waiting = self._waiting, []
         self._learned.fade(now_ns)
-        for record in waiting:
+        for record, answers in waiting:
             self._calibrate(record)
-            is_plain = record.attempts == 1 and record.outcome == "finished"
+            is_plain = record.attempts == answers == 1 and record.outcome == "finished"
             if is_plain and record.serving_site is not None:
                 site = self._view.table.open_site(record.serving_site)
                 if site is not None:

@@ -20,7 +20,7 @@ from isochrone.core.admission.classes import (
 )
 from isochrone.core.admission.fair_order import Ticket
 from isochrone.core.admission.queue_commands import Command, Refused, Start, Stop
-from isochrone.core.admission.sent_back import begins_in_ms, leave
+from isochrone.core.admission.sent_back import begins_in_ms, costs_others, leave
 from isochrone.core.admission.site_queue import SiteQueue
 from isochrone.core.estimate.hardware import SLOW
 from isochrone.core.ids import ModelName, SiteName
@@ -245,6 +245,9 @@ class SiteQueues:
             queue, waiter.class_, waiter.key.org_id,
             self._view.replicas.soonest_ms(site, request.model), now_ns,
         )
+        is_busy = wait_ms > MARGIN_MS and wait_ms > may_wait_ms(waiter)
+        if is_busy and costs_others(queue, waiter.class_, waiter.key.org_id):
+            return self._busy(place, waiter.class_, wait_ms)
         ticket = queue.offer(
             waiter.class_, waiter.key.org_id, tokens, most_tokens=most_tokens, now_ns=now_ns,
             prompt_tokens=prompt_tokens, wait_ns=waiter.patience_ns(now_ns),
@@ -254,11 +257,11 @@ class SiteQueues:
             if queue.outbox:
                 place.settle_soon()
             return self.refusal(place, waiter.class_, ticket)
-        if wait_ms > MARGIN_MS and wait_ms > may_wait_ms(waiter):
+        if is_busy:
             leave(queue, ticket, now_ns)
             if queue.outbox:
                 place.settle_soon()
-            return self.refusal(place, waiter.class_, Refused("busy", int(wait_ms * 1e6)))
+            return self._busy(place, waiter.class_, wait_ms)
         place.waiters[ticket] = waiter
         if is_pushed(waiter):
             place.pushed += 1
@@ -324,6 +327,9 @@ class SiteQueues:
             self._timer = None
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _busy(self, place: Place, class_: str, wait_ms: float) -> Refusal:
+        return self.refusal(place, class_, Refused(BUSY, int(wait_ms * 1e6)))
 
     def _tick(self) -> None:
         self._timer, self._due_ns = None, NEVER_NS

@@ -383,8 +383,7 @@ class Tries(Choosing):
         tries = self.attempts - self._tries_before
         if attempt.last_ns:
             self._tries_began_ns = now_ns  # it was connected: the time went into its answer
-        if self.continuation is not None:
-            tries += 1  # the last one is for another site
+        tries += self.continuation is not None  # the last one is for another site
         if target.replica is not None:
             detail = f"replica {target.replica.id}: {why}"
             self.tried.append(Refused(site=target.site, rule="no_ready_replica", detail=detail))
@@ -432,7 +431,8 @@ class Tries(Choosing):
     def _may_retry(self, now_ns: int, saturated: Refusal | None = None) -> bool:
         """Whether the budget has a retry for this request; else it is refused, as `saturated` says
         where that just happened. Streams that have begun are tried anyway; of one alone none is."""
-        if self.continuation is not None or self.attempts >= MOST_TRIES or self._was_alone:
+        most = MOST_TRIES + self._tries_before
+        if self.continuation is not None or self.attempts >= most or self._was_alone:
             return True
         if self.context.retries.try_spend(now_ns):
             return True

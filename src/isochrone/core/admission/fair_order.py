@@ -26,8 +26,8 @@ class Ticket:
     `is_long`: the first half of that. `resumable`: it may be stopped at any time, since what it has
     done is kept. `charged`: what its tenant's counter has of it. `begun`: the first byte of its
     answer has come. `stops`: how often it was stopped. `unread`: of its prompt, what its `engine`
-    (empty before that is picked) has still to read as far as known; `tells`: the first byte says
-    that it was read.
+    (empty before that is picked) has still to read as far as known, and `placed` under which number
+    it was sent there; `tells`: the first byte says that it was read.
     """
 
     __slots__ = (
@@ -38,6 +38,7 @@ class Ticket:
         "firm",
         "is_long",
         "offered_ns",
+        "placed",
         "prompt_tokens",
         "rank",
         "resumable",
@@ -67,6 +68,7 @@ class Ticket:
         self.stops = 0
         self.unread = 0
         self.engine = ""
+        self.placed = 0
         self.tells = tells
         self.offered_ns = now_ns
         self.started_ns = now_ns

@@ -48,7 +48,9 @@ class Speed:
 
 
 class Row:
-    """What one engine was sent and has not read, in order. `is_listed`: it is ready."""
+    """What one engine was sent and has not read, in order. `is_listed`: it is ready. Of what was
+    `sent`: when it should have been read, and the number under which it was placed; a request that
+    has another one by now was sent elsewhere, or once more."""
 
     __slots__ = ("busy_until_ns", "is_listed", "sent", "tokens")
 
@@ -56,7 +58,7 @@ class Row:
         self.tokens = 0
         self.is_listed = False
         self.busy_until_ns = 0  # until when it reads, by its measured speed
-        self.sent: deque[tuple[int, Ticket]] = deque()  # when each should have been read
+        self.sent: deque[tuple[int, int, Ticket]] = deque()
 
 
 class Reading:
@@ -66,8 +68,8 @@ class Reading:
     all of them were sent and have not read. Mutable, owned by its queue."""
 
     __slots__ = (
-        "_openings", "_rows", "_stated_tok_s", "_streams", "_unplaced", "_whole", "_whole_running",
-        "engines", "room_tokens", "tok_s", "tokens",
+        "_openings", "_placed", "_rows", "_stated_tok_s", "_streams", "_unplaced", "_whole",
+        "_whole_running", "engines", "room_tokens", "tok_s", "tokens",
     )
 
     def __init__(self) -> None:
@@ -78,6 +80,7 @@ class Reading:
         self._stated_tok_s = 0.0
         self._rows: dict[str, Row] = {}
         self._openings = 0  # engines that are listed and have less to read than that
+        self._placed = 0    # requests that were sent to an engine, ever
         self._unplaced = 0  # requests that were started, and are at no engine yet
         self._streams = Speed()
         self._whole = Speed()
@@ -146,7 +149,7 @@ class Reading:
         if ticket.prompt_tokens <= 0 or self.tok_s <= 0.0:
             return
         ticket.unread = ticket.prompt_tokens
-        ticket.engine = ""
+        ticket.engine, ticket.placed = "", 0
         self._unplaced += 1
         if not ticket.tells:
             if not self._whole_running:
@@ -170,7 +173,9 @@ class Reading:
         if row.busy_until_ns < now_ns:
             row.busy_until_ns = now_ns
         row.busy_until_ns += int(tokens / (GROWTH * self.tok_s) * 1e9)
-        row.sent.append((row.busy_until_ns, ticket))
+        self._placed += 1
+        ticket.placed = self._placed
+        row.sent.append((row.busy_until_ns, ticket.placed, ticket))
 
     def read(self, ticket: Ticket, now_ns: int) -> None:
         """The first byte of a stream has come: its prompt was read, and what does not tell and was
@@ -178,14 +183,14 @@ class Reading:
         tokens, row = ticket.unread, self._rows.get(ticket.engine)
         self.end(ticket)
         while row is not None and row.sent:
-            first = row.sent[0][1]
-            if first.unread:
+            _, placed, first = row.sent[0]
+            if first.unread and first.placed == placed:
                 if first.tells:
                     break
                 tokens += first.unread
                 self.end(first)
             row.sent.popleft()
-            if first is ticket:
+            if placed == ticket.placed:
                 break
         self._streams.take(tokens, now_ns)
         self._judge()
@@ -221,7 +226,7 @@ class Reading:
         if self.is_full():
             for row in self._rows.values():
                 if row.sent:
-                    due_ns, ticket = row.sent[0]
+                    due_ns, _, ticket = row.sent[0]
                     soonest_ns = min(soonest_ns, due_ns + STUCK_NS if ticket.tells else due_ns)
         return soonest_ns
 
@@ -230,8 +235,8 @@ class Reading:
     def _pass(self, row: Row, now_ns: int) -> None:
         sent = row.sent
         while sent:
-            due_ns, ticket = sent[0]
-            if ticket.unread:
+            due_ns, placed, ticket = sent[0]
+            if ticket.unread and ticket.placed == placed:
                 if now_ns < (due_ns + STUCK_NS if ticket.tells else due_ns):
                     return
                 self.end(ticket)

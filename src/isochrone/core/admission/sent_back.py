@@ -25,6 +25,15 @@ def begins_in_ms(
     return engines_ms
 
 
+def costs_others(queue: SiteQueue, class_: Class, tenant: str) -> bool:
+    """Whether a request that came now would have another one turned away, whose place in a full
+    queue it took, or stopped: who goes elsewhere anyway is not even offered then."""
+    line = queue.line(class_)
+    if line.order.queued >= line.queue_most:
+        return line.order.crowder(tenant) is not None
+    return queue.running >= queue.slots and _has_way(queue, class_)
+
+
 def leave(queue: SiteQueue, ticket: Ticket, now_ns: int) -> None:
     """A request that the queue has just taken goes elsewhere after all."""
     if ticket.state == "queued":

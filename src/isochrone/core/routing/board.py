@@ -5,6 +5,7 @@ site; what time alone changes is watched by one instant, `next_change_ns`.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -320,6 +321,10 @@ class Part:
         self.version = self.resized = -1
         self._nearest: list[int] = []
         self._sizes: list[float] = []  # of the nearest, each with those before it
+        self._closed: Sequence[Refused] = ()
+        self._shut_at = -1  # the version for which `_shut` is that of `_closed`
+        self._shut: tuple[Refused, ...] = ()
+        self._shut_places = np.zeros(0, dtype=np.intp)
 
     def catch_up(self) -> None:
         """Count anew. Due when `version` or `resized` differs from the board's."""
@@ -335,6 +340,21 @@ class Part:
             ])
         self.eligible = len(self.sites) - len(self.refused)
         self._rank()
+
+    def shut(
+        self, closed: Sequence[Refused]
+    ) -> tuple[tuple[Refused, ...], np.ndarray[tuple[Any, ...], np.dtype[np.intp]]]:
+        """Of the sites that are `closed` to a class, which may be nearly all, those that could take
+        a request otherwise, and their indices: worked out once for many requests."""
+        if closed is not self._closed or self._shut_at != self.version:
+            refusals, index_of = self.board.refusals, self.index_of
+            self._closed, self._shut_at = closed, self.version
+            self._shut = tuple([
+                each for each in closed if each.site in index_of and each.site not in refusals
+            ])
+            places = [index_of[each.site] for each in self._shut]
+            self._shut_places = np.array(places, dtype=np.intp)
+        return self._shut, self._shut_places
 
     def stays(self, index: int, late_ms: float) -> float:
         """The chance with which a request stays at its nearest site, which is `late_ms` dearer than

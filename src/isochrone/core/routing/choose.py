@@ -147,7 +147,7 @@ def _settle(choice: Choice, part: Part, index: int, prompt_tokens: int, now_ns: 
     choice.queue_ms = board.queues_ms.item(place)
     choice.prefill_ms = prompt_tokens * board.prompt_ms.item(place)
     choice.decode_ms = 0.0 if choice.decodes is None else choice.decodes.item(index)
-    age_ns = now_ns - known.heard_ns
+    age_ns = now_ns - known.said_ns
     choice.digest_age_ms = age_ns / 1e6 if age_ns > 0 else 0.0
 
 
@@ -289,8 +289,12 @@ def _without(
 ) -> tuple[Refused, ...]:
     """Rule out the sites that were tried or are not asked, and the closed ones while another is
     left or one that is not was full; all refusals of open sites."""
-    if not (tried or passed_over or closed):
-        return part.refused
+    if not (tried or passed_over):
+        shut, places = part.shut(closed) if closed else ((), None)
+        if not shut or len(shut) == part.eligible:
+            return part.refused
+        costs[places] = np.inf
+        return part.refused + shut
     refused = {each.site: each for each in part.refused}
     for each in passed_over:
         index = part.index_of.get(each.site)
@@ -303,9 +307,9 @@ def _without(
             costs[index] = np.inf
             detail = f"this request was there already: {earlier.rule} ({earlier.detail})"
             refused[earlier.site] = Refused(site=earlier.site, rule="tried_before", detail=detail)
-    shut = [each for each in closed if each.site in part.index_of and each.site not in refused]
-    if shut and (len(shut) + len(refused) < len(costs) or _any_full(tried)):
-        for each in shut:
+    others = [each for each in closed if each.site in part.index_of and each.site not in refused]
+    if others and (len(others) + len(refused) < len(costs) or _any_full(tried)):
+        for each in others:
             costs[part.index_of[each.site]] = np.inf
             refused[each.site] = each
     return tuple(refused.values())

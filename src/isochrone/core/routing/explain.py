@@ -23,6 +23,8 @@ def explain(ground: Ground, decision: Decision) -> Explanation | None:
     if any(len(array) != 4 * count for array in arrays):
         return None
     costs, queues, decodes = (np.frombuffer(array, dtype="<f4") for array in arrays)
+    if not np.isfinite(np.stack([queues, decodes])[:, np.isfinite(costs)]).all():
+        return None  # another site's word, and no time that anything takes
     order = sorted(range(count), key=lambda index: (index != decision.chosen, costs[index]))
     candidates = [
         _candidate(

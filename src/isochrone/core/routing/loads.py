@@ -83,7 +83,8 @@ class SiteLoad:
 
     site: SiteName
     number: int = 0
-    heard_ns: int = 0
+    heard_ns: int = 0  # when its last digest came, and later by the time in which none could come
+    said_ns: int = 0   # when it came
     epoch: int | None = None
     left_epochs: tuple[int | None, ...] = ()
     sequence: int = -1
@@ -282,8 +283,7 @@ class Loads:
             load.left_epochs = (*load.left_epochs, load.epoch)[-MOST_LEFT:]
             load.epoch = report.epoch
         was_away = load.sequence >= 0 and self.is_stale(load, now_ns)
-        load.sequence = report.sequence
-        load.heard_ns = now_ns
+        load.sequence, load.heard_ns, load.said_ns = report.sequence, now_ns, now_ns
         _take_in(load, report.said, now_ns)
         if load.unreachable and load.lost_ns is not None:
             load.unreachable = now_ns < load.lost_ns + load.hold_ns

@@ -49,6 +49,13 @@ class _ToolCall(msgspec.Struct, frozen=True):
     function: _Function | None = None
 
 
+class _Logprobs(msgspec.Struct, frozen=True):
+    """Of chat, and of completions: a list has an entry for each token."""
+
+    content: list[msgspec.Raw] | None = None
+    tokens: list[msgspec.Raw] | None = None
+
+
 class _Choice(msgspec.Struct, frozen=True):
     index: int = 0
     finish_reason: str | None = None
@@ -56,6 +63,7 @@ class _Choice(msgspec.Struct, frozen=True):
     delta: Fields | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
+    logprobs: msgspec.Raw = msgspec.Raw()
 
 
 class _Chunk(msgspec.Struct, frozen=True):
@@ -95,6 +103,7 @@ _plain = msgspec.json.Decoder(list[_PlainChunk])
 _chunk = msgspec.json.Decoder(_Chunk)
 _chunks = msgspec.json.Decoder(list[_Chunk])
 _tool_calls = msgspec.json.Decoder(list[_ToolCall])
+_logprobs = msgspec.json.Decoder(_Logprobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +120,7 @@ class Identity:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
     """What one event adds: pieces of channels, ids of tool calls by their channel, who
-    has a role, who finished."""
+    has a role, who finished, and of how many tokens of which choice it has logprobs."""
 
     identity: Identity
     pieces: tuple[tuple[Channel, str], ...]
@@ -123,6 +132,7 @@ class Said:
     is_error: bool
     token_ids: tuple[int, ...]
     prompt_ids: tuple[int, ...]
+    logprobs: tuple[tuple[int, int], ...] = ()
 
 
 def payload_of(event: bytes) -> bytes | None:
@@ -232,6 +242,7 @@ def _said(chunk: _Chunk) -> Said:
         is_error=bytes(chunk.error) not in _EMPTY or chunk.object == "error",
         token_ids=tuple(ids),
         prompt_ids=tuple(prompt_ids or ()),
+        logprobs=tuple([(c.index, logprobs_in(c.logprobs)) for c in choices if c.logprobs]),
     )
 
 
@@ -246,6 +257,18 @@ def _read_tool_calls(
             pieces.append(((index, f"{name}/name"), call.function.name))
         if call.function is not None and call.function.arguments:
             pieces.append(((index, f"{name}/arguments"), call.function.arguments))
+
+
+def logprobs_in(given: bytes | msgspec.Raw) -> int:
+    """Of how many tokens; 0 for what is not of the form that either API has."""
+    raw = bytes(given)
+    if raw in _EMPTY:
+        return 0
+    try:
+        found = _logprobs.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return 0
+    return len(found.content or found.tokens or ())
 
 
 # -- writing -----------------------------------------------------------------------------------

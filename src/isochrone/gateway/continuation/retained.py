@@ -37,7 +37,8 @@ class Delivered:
     `last_jump` its tokens. `tool_ids` are by the channel of the call. `ids` are the token ids of
     the answer where the engine shows them, up to the last event with text. `reported`: choices
     behind whose end a usage came, the last that ended before it. `outputs`: tokens of each choice,
-    as its engine counted them behind its last event with text.
+    as its engine counted them behind its last event with text. `later_logprobs`: of how many tokens
+    behind that event the client has them.
     """
 
     identity: Identity | None = None
@@ -59,6 +60,7 @@ class Delivered:
     prompt_ids: tuple[int, ...] = ()
     ids: list[int] = field(default_factory=list)
     later_ids: list[int] = field(default_factory=list)
+    later_logprobs: dict[int, int] = field(default_factory=dict)
     _ended: int = -1
 
     def text(self, channel: Channel = (0, TEXT)) -> str:
@@ -111,6 +113,8 @@ class Delivered:
         self.counts = said.counts or self.counts
         self.prompt_ids = self.prompt_ids or said.prompt_ids
         self.later_ids += said.token_ids
+        for index, count in said.logprobs:
+            self.later_logprobs[index] = self.later_logprobs.get(index, 0) + count
         for channel, id_ in said.tool_ids:
             self.tool_ids.setdefault(channel, id_)
         if not said.pieces:
@@ -119,6 +123,7 @@ class Delivered:
         self.ids += self.later_ids
         self.later_ids.clear()
         for channel, piece in said.pieces:
+            self.later_logprobs.pop(channel[0], None)
             self.channels.setdefault(channel, []).append(piece)
             self.text_bytes += len(piece.encode("utf-8", "surrogatepass"))
         tokens = None if said.counts is None else said.counts.output
@@ -189,6 +194,8 @@ class Retained:
 
     def _take_in(self, data: bytes) -> bytes:
         """Read what is whole of it, and return the rest."""
+        if data.endswith(b"\r"):  # no half of a line end: what was sent are whole events
+            data += b"\n"
         events, rest = split(data)
         payloads = []
         for event in events:

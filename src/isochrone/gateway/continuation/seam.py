@@ -25,6 +25,7 @@ from isochrone.gateway.continuation.events import (
     Unreadable,
     fields_of,
     list_of,
+    logprobs_in,
     payload_of,
     raw,
     read_said,
@@ -69,8 +70,8 @@ class Seam:
 
     __slots__ = (
         "_at", "_closed", "_counts", "_ended", "_events", "_final", "_finished", "_fresh_text",
-        "_held", "_made_again", "_meter", "_reported", "_says_more", "_shown", "_start", "_tail",
-        "_waiting", "gave", "outcome",
+        "_held", "_logprobs_again", "_made_again", "_meter", "_reported", "_says_more", "_shown",
+        "_start", "_tail", "_textless", "_waiting", "gave", "outcome",
     )
 
     def __init__(self, start: SeamStart) -> None:
@@ -84,6 +85,8 @@ class Seam:
         self._reported = frozenset(start.delivered.reported)
         self._ended = -1  # the choice that did last
         self._made_again = len(start.delivered.later_ids)  # ids without text, which the client has
+        self._logprobs_again = dict(start.delivered.later_logprobs)  # likewise
+        self._textless = False  # the present event
         self._finished = set(self._closed)
         self._says_more = False  # a choice, than the client has of it
         self._shown = start.whole
@@ -202,7 +205,7 @@ class Seam:
         if said.is_error:
             self.outcome = "error"
             return b""
-        fields = fields_of(payload)
+        fields, self._textless = fields_of(payload), not said.pieces
         given = fields.get("choices", _NOTHING)
         choices = [] if bytes(given) == b"null" else [self._choice(each) for each in list_of(given)]
         if self.outcome == "differs":
@@ -267,6 +270,7 @@ class Seam:
             choice["delta"] = raw(delta)
             new = bool(delta)
         new = self._has_new_ids(choice) or new
+        new = self._has_new_logprobs(index, choice) or new
         if (self._says_more and index in self._closed) or (
             (self._says_more or finish) and self._lacks(index)
         ):
@@ -284,6 +288,14 @@ class Seam:
             return False
         count = len(msgspec.json.decode(given, type=list[int]))
         again, self._made_again = self._made_again, max(self._made_again - count, 0)
+        return count > again
+
+    def _has_new_logprobs(self, index: int, choice: Fields) -> bool:
+        """Whether it has those of tokens that the client does not know and that have no text."""
+        if not self._textless or "logprobs" not in choice or self._lacks(index):
+            return False
+        count, again = logprobs_in(choice["logprobs"]), self._logprobs_again.get(index, 0)
+        self._logprobs_again[index] = max(again - count, 0)
         return count > again
 
     def _delta(self, index: int, delta: Fields, *, last: bool) -> Fields:

@@ -12,7 +12,7 @@ from isochrone.core.admission.class_line import NEVER_NS
 from isochrone.core.admission.classes import CLASSES, weighted_tokens
 from isochrone.core.admission.queue_commands import Refused as TurnedAway
 from isochrone.core.admission.queue_commands import Start, Stop, TurnAway
-from isochrone.core.admission.sent_back import leave
+from isochrone.core.admission.sent_back import costs_others, leave
 from isochrone.core.estimate.room import usual_by_model
 from isochrone.core.estimate.service import Rates, Work
 from isochrone.core.ids import ModelName, PolicyId, ReplicaId
@@ -228,16 +228,15 @@ class Ours:
         class_: Class = CLASSES[sent.rank]
         tenant = self.tenants[arrival.tenant]
         sent.bounced = before is None and sent.is_impatient(place, class_, tenant, now_ns)
-        turn = queue.offer(
+        turn = None if sent.bounced and costs_others(queue, class_, tenant) else queue.offer(
             class_, tenant, tokens, most_tokens=tokens, now_ns=now_ns,
             prompt_tokens=arrival.prompt_tokens, resumable=False,
         )
         if isinstance(turn, TurnedAway):
             sent.bounced = False
-            flight.site_note = None
-            self.actions.refuse(flight, now_s)
-        elif sent.bounced:
+        elif turn is not None and sent.bounced:
             leave(queue, turn, now_ns)
+        if turn is None or sent.bounced or isinstance(turn, TurnedAway):
             flight.site_note = None
             self.actions.refuse(flight, now_s)
         else:
