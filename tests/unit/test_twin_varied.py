@@ -155,7 +155,7 @@ def test_never_is_later_than_any_time_beside_a_campus() -> None:
     assert "LOSES at every load" in verdict((2.0, 1.0), (None, 1.0))
 
 
-def test_bars_say_never_where_nothing_ever_came() -> None:
+def test_charts_say_never_where_nothing_ever_came() -> None:
     page = page_of([results("cases", *(
         outcome(policy, {}, case=case, p99=p99)
         for case, policy, p99 in (
@@ -165,6 +165,10 @@ def test_bars_say_never_where_nothing_ever_came() -> None:
     assert "<title>nothing, ours: 100</title>" in page
     assert "<title>lost, ours: never</title></rect><text" in page
     assert "lost, campus" not in page, "it was not played there"
+    page = page_of([results("loads", *(
+        outcome("ours", {}, load=load, p99=p99) for load, p99 in ((0.4, 10.0), (0.9, None))
+    ))], RINGS, ["Map: x."])
+    assert "<title>ours at 0.9: never</title></path>" in page
     gone = page_of([results("cases", outcome("ours", {}, p99=None))], RINGS, ["Map: x."])
     assert "Nothing to draw: never, all of them." in gone
 

@@ -14,6 +14,7 @@ COLOURS = (
     "#77808f", "#a6761d",
 )
 OWN = {"ours": "var(--own)", "bound": "var(--bound)", "campus": "#8a8f99"}
+ARROW = 9.0  # its width
 DASHED = frozenset({"bound"})
 
 
@@ -27,7 +28,8 @@ def lines(
     series: Mapping[str, Sequence[tuple[float, float | None]]], *, x_title: str, y_title: str,
     names: Sequence[str], logarithmic: bool = False,
 ) -> str:
-    """One line for each name, with gaps where there is no value. `names` fix the colours."""
+    """One line for each name. Where there is no value it has a gap, and an arrow at the upper edge:
+    never. `names` fix the colours."""
     values = [y for points in series.values() for _, y in points if y is not None]
     xs = sorted({x for points in series.values() for x, _ in points})
     if not values or not xs:
@@ -54,6 +56,9 @@ def lines(
                  f"{escape(x_title)}</text>")
     for name, points in series.items():
         parts.append(_line(name, points, at_x, at_y, colour_of(name, names)))
+    for x in xs:
+        gone = [name for name, points in series.items() if (x, None) in points]
+        parts += _nevers(gone, x, at_x(x), names)
     return _svg("".join(parts), f"{y_title} by {x_title}") + _legend(list(series), names)
 
 
@@ -132,6 +137,17 @@ def _line(
         f'stroke-width="{width}"{dash}/>'
         for run in runs if len(run) > 1
     ) + "".join(dots)
+
+
+def _nevers(gone: Sequence[str], x: float, place: float, names: Sequence[str]) -> list[str]:
+    """Their arrows side by side, as all point beyond the same edge."""
+    wide = (len(gone) - 1) * ARROW
+    left = min(place - wide / 2, WIDTH - ARROW - wide)
+    return [
+        f'<path d="M{left + number * ARROW:.1f} 0l4 9h-8Z" fill="{colour_of(name, names)}">'
+        f"<title>{escape(f'{name} at {x:g}: never')}</title></path>"
+        for number, name in enumerate(gone)
+    ]
 
 
 def _frame(ticks: Sequence[float], at_y: "Scale", y_title: str) -> str:
