@@ -8,16 +8,27 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from isochrone.adapters.packaged import default_world
 from isochrone.adapters.postgres.server import PostgresPlan
-from isochrone.twin.chaos.plan import KINDS, QUIET_EVERY, Messages, draw
+from isochrone.twin import loop as virtual
+from isochrone.twin.chaos.plan import KINDS, QUIET_EVERY, Event, Messages, draw
+from isochrone.wiring.chaos_faults import Faults
 from isochrone.wiring.chaos_runs import play_on
+from isochrone.wiring.faulty_pool import FaultyPool
+from isochrone.wiring.whole_system import WholeSystem
+from isochrone.wiring.world_file import parse_world
 
 SEEDS = int(os.environ.get("ISOCHRONE_SEEDS", "50"))
 AT_ONCE = 10
+# Faults of any process that runs.
+WHOEVER_RUNS = (
+    "clock_jump", "connections_reset", "network_slow", "bus_cut", "replies_lost", "pulls_doubled"
+)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
@@ -39,6 +50,23 @@ def test_the_swarm_has_every_fault_and_seeds_without_any() -> None:
     for name in Messages.__slots__:
         assert any(getattr(plan.messages, name) > 0 for plan in plans)
     assert [plan.seed for plan in plans if not plan.has_faults] == [*range(0, 200, QUIET_EVERY)]
+
+
+def test_faults_that_find_no_process_hit_nobody() -> None:
+    """All of them may be dead at once: killed, and not started again yet."""
+    events = tuple(
+        Event(at_s=0.5, kind=kind, for_s=0.5, pick=0.9, hard=0.9)
+        for kind in KINDS if kind in WHOEVER_RUNS
+    )
+    assert len(events) == len(WHOEVER_RUNS)
+
+    async def happen() -> None:
+        pool = FaultyPool("")  # nobody connects
+        system = WholeSystem(pool, parse_world(default_world(), source="default"), seed=1)
+        await Faults(system, pool, replace(draw(1), events=events)).run()
+        assert not system.clocks
+
+    virtual.run(happen())
 
 
 def test_one_seed_is_one_trace_under_every_hash_seed(postgres: PostgresPlan) -> None:

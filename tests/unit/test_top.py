@@ -53,6 +53,12 @@ def test_the_busiest_sites_come_first_with_what_they_do() -> None:
     assert "and 1 more sites" in said
 
 
+def test_what_is_nearly_all_is_not_called_all() -> None:
+    nearly = seen(a_site("busy", 4))
+    nearly.traffic["spans"][0].update(finished=119.96, good=0.04)
+    assert "finished > 99.9 %   good < 0.1 %   elsewhere 0.0 %" in shown(nearly)
+
+
 def test_nothing_to_tell_and_control_away_are_said() -> None:
     unheard = a_site("new", 0, digest_age_ms=None, loads=[], replicas=[], health="down")
     said = shown(seen(unheard, spans=0.0), away="no answer")

@@ -1,10 +1,13 @@
 """All that an experiment names is looked at before anything is played, whatever case names it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from isochrone.core.errors import InvalidInput
+from isochrone.twin.experiments.experiment import Cell
+from isochrone.wiring.twin_comparison import games, play
 from isochrone.wiring.twin_experiment import Experiment, read_experiment, work_of
 from isochrone.wiring.twin_world import twin_world
 
@@ -55,3 +58,32 @@ def test_clients_where_nobody_asks_are_nobodys() -> None:
             entries="m365_entry_regions.csv", tenant=[tenant]
         ).settings[0].scenario)
     twin_world(experiment(tenant=[tenant]).settings[0].scenario)
+
+
+def test_one_value_is_played_once() -> None:
+    def varied(*values: Cell) -> None:
+        read_experiment(
+            {"experiment": {}, "scenario": SCENARIO}, source="x", change=lambda each: each,
+            vary={"fleet.replicas": values},
+        )
+
+    varied(8, 16)
+    with pytest.raises(InvalidInput, match=r"vary fleet\.replicas: 8 is there twice"):
+        varied(8, 16, 8)
+    twice = {"key": "workload.load", "values": [0.5, 0.5]}
+    with pytest.raises(InvalidInput, match=r"vary workload\.load: 0\.5 is there twice"):
+        read_experiment(
+            {"experiment": {}, "scenario": SCENARIO, "vary": [twice]}, source="x",
+            change=lambda each: each,
+        )
+
+
+def test_a_fleet_that_has_nothing_to_lose_is_no_answer() -> None:
+    """How many GPUs keep the objective while the third site is lost: not two sites, which have no
+    third."""
+    [lost] = games(
+        experiment(outage=[{"what": "site", "rank": 3}]).settings[0].scenario, ["nearest"], [0.1],
+        50, 0.01,
+    )
+    assert play(lost).row.gpus_for_slo == 3
+    assert play(replace(lost, scenario=replace(lost.scenario, outages=()))).row.gpus_for_slo == 1

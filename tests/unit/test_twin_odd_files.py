@@ -12,6 +12,8 @@ from isochrone.core.errors import InvalidInput
 from isochrone.replay.trace import parse_trace
 from isochrone.twin.scenario import Scenario
 from isochrone.twin.workloads.fitted import Fitted, Lengths, fitted_asks, parse_client_rates
+from isochrone.twin.workloads.steady import parse_lengths
+from isochrone.twin.world.sites_table import parse_sites
 from isochrone.wiring.twin_choice import Changes, chosen_scenario
 from isochrone.wiring.twin_comparison import games, ground_of
 from isochrone.wiring.twin_experiment import file_of, read_experiment
@@ -164,3 +166,28 @@ def test_a_trace_with_blank_lines_first_is_known_by_the_next(tmp_path: Path) -> 
     assert chosen_scenario("eight-sites", Changes(trace=(trace,))).workload.kind == "recorded"
     with pytest.raises(InvalidInput, match="no known traffic"):
         chosen_scenario("eight-sites", Changes(trace=(written(tmp_path, "\n" * 10_000),)))
+
+
+STRAY = """t_s,context_tokens,generated_tokens
+0,100,10
+1,"100,10
+2,x,10
+3,100,10
+"""
+
+
+def test_a_stray_quotation_mark_costs_its_own_row_alone(tmp_path: Path) -> None:
+    trace = parse_trace(STRAY.encode(), "x.csv")
+    assert [row.number for row in trace.rows] == [2, 5]
+    assert [each.partition(":")[0] for each in trace.bad] == ["x.csv, row 3", "x.csv, row 4"]
+    sites = "site_id,country_iso2,lat,lon\n" + "".join(
+        f'{quote}{number},DE,50.0,9.{number}\n' for number, quote in enumerate(('', '"', '', '"'))
+    )
+    with pytest.raises(InvalidInput) as raised:
+        parse_sites(sites, "x.csv")
+    assert [each.partition(":")[0] for each in raised.value.problems] == [
+        "x.csv, line 3", "x.csv, line 5"
+    ]
+    assert max(map(len, raised.value.problems)) < 200
+    table = "num_prefill_tokens,num_decode_tokens\r\n5,6\r\n" + '"5",7\r\n'
+    assert parse_lengths(table, "x.csv") == ((5, 6), (5, 7))

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from isochrone.adapters.parquet.tables import read_parquet
+from isochrone.cli.twin_shown import print_rows
 from isochrone.twin.experiments.experiment import (
     Cell,
     Outcome,
@@ -17,6 +20,7 @@ from isochrone.twin.experiments.findings import findings_of
 from isochrone.twin.fast.rows import Row
 from isochrone.twin.report.page import page_of
 from isochrone.twin.report.words import columns_of, markdown_of, rows_of
+from isochrone.wiring.twin_comparison import Played
 from isochrone.wiring.twin_report import write_table
 
 RINGS = [[0.0, 0.0, 1.0, 1.0]]
@@ -149,3 +153,35 @@ def test_never_is_later_than_any_time_beside_a_campus() -> None:
     assert "LOSES at every load" not in beaten
     assert "distributed loses at 0.1" in beaten
     assert "LOSES at every load" in verdict((2.0, 1.0), (None, 1.0))
+
+
+def test_charts_say_never_where_nothing_ever_came() -> None:
+    page = page_of([results("cases", *(
+        outcome(policy, {}, case=case, p99=p99)
+        for case, policy, p99 in (
+            ("nothing", "ours", 100.0), ("nothing", "campus", 90.0), ("lost", "ours", None)
+        )
+    ))], RINGS, ["Map: x."])
+    assert "<title>nothing, ours: 100</title>" in page
+    assert "<title>lost, ours: never</title></rect><text" in page
+    assert "lost, campus" not in page, "it was not played there"
+    page = page_of([results("loads", *(
+        outcome("ours", {}, load=load, p99=p99) for load, p99 in ((0.4, 10.0), (0.9, None))
+    ))], RINGS, ["Map: x."])
+    assert "<title>ours at 0.9: never</title></path>" in page
+    gone = page_of([results("cases", outcome("ours", {}, p99=None))], RINGS, ["Map: x."])
+    assert "Nothing to draw: never, all of them." in gone
+
+
+def test_what_is_nearly_all_is_not_called_all(capsys: pytest.CaptureFixture[str]) -> None:
+    nearly = results("cases", outcome("ours", {}, case="a"), outcome(
+        "ours", {}, case="b", in_time=0.9996
+    ))
+    assert "in time > 99.9 % (without: 100.0 %)" in findings_of(nearly)[0].text
+    told = [cells for _, cells in rows_of(nearly, columns_of(nearly))]
+    assert ["100.0 %" in told[0], "100.0 %" in told[1]] == [True, False]
+    assert "> 99.9 %" in told[1]
+    print_rows([Played(row=nearly.outcomes[1].row, summary=None)])
+    shown = capsys.readouterr().out
+    assert "> 99.9 %" in shown
+    assert "100.0 %" not in shown

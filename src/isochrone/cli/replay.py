@@ -14,6 +14,7 @@ from isochrone.cli.cloud import Cloud, JsonOption, KeyOption, StateOption, UrlOp
 from isochrone.cli.line import MOST, LimitOption
 from isochrone.cli.outputs import check_outputs
 from isochrone.core.errors import InvalidInput, NotFound, Unavailable
+from isochrone.core.percent import percent
 
 if TYPE_CHECKING:
     from isochrone.replay.client import Ingress, Sent, Target
@@ -252,7 +253,7 @@ def _row(group: "Group") -> tuple[object, ...]:
 
 
 def _percent(share: float | None) -> str:
-    return "unknown" if share is None else f"{share * 100:.1f} %"
+    return "unknown" if share is None else percent(share)
 
 
 def _verify(cloud: Cloud, report: "Report", began_ns: int, *, quiet: bool) -> None:

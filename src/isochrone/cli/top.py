@@ -12,6 +12,7 @@ import typer
 from isochrone.cli.cloud import KeyOption, StateOption, UrlOption, find_cloud
 from isochrone.cli.show import NS_PER_S, cell
 from isochrone.core.errors import Unavailable
+from isochrone.core.percent import percent
 from isochrone.wiring.control_api import ControlApi
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _sum(traffic: Mapping[str, Any]) -> str:
     requests = sum(each["requests"] for each in spans)
     if not requests:
         return f"nothing was asked in the last {SPAN_S * SPANS} s"
-    share = {name: 100 * sum(each[name] for each in spans) / requests
+    share = {name: percent(sum(each[name] for each in spans), requests)
              for name in ("finished", "good", "spilled")}
     timed = [each for each in spans if each["p50_ms"] is not None]
     times = "" if not timed else (
@@ -141,8 +142,8 @@ def _sum(traffic: Mapping[str, Any]) -> str:
         f" p99 {timed[-1]['p99_ms']:.0f} ms"
     )
     return (
-        f"{requests / (SPAN_S * SPANS):.1f} requests/s   finished {share['finished']:.1f} %   "
-        f"good {share['good']:.1f} %   elsewhere {share['spilled']:.1f} %{times}"
+        f"{requests / (SPAN_S * SPANS):.1f} requests/s   finished {share['finished']}   "
+        f"good {share['good']}   elsewhere {share['spilled']}{times}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from isochrone.cli.show import print_table
 from isochrone.core.errors import InvalidInput
+from isochrone.core.percent import percent
 
 if TYPE_CHECKING:
     from isochrone.twin.experiments.experiment import Results
@@ -103,7 +104,7 @@ def _cells(row: "Row", rows: "Sequence[Row]") -> tuple[object, ...]:
     border = row.cross_border_bytes
     return (
         row.policy, row.ttft_ms_mean, row.ttft_ms_p50, row.ttft_ms_p90, row.ttft_ms_p99,
-        _percent(row.slo_attainment), row.goodput_rps, _percent(row.hit_rate),
+        percent(row.slo_attainment), row.goodput_rps, percent(row.hit_rate),
         None if border is None else border / BYTES_PER_MB,
         _times(row.ttft_ms_mean, bound.ttft_ms_mean if bound else None),
         _times(row.ttft_ms_p99, bound.ttft_ms_p99 if bound else None),
@@ -113,10 +114,6 @@ def _cells(row: "Row", rows: "Sequence[Row]") -> tuple[object, ...]:
 
 def _times(value: float | None, other: float | None) -> str | None:
     return f"{value / other:.2f} x" if value and other else None
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.1f} %"
 
 
 def print_results(results: "Results") -> None:
@@ -141,7 +138,7 @@ def print_summary(summary: "Summary") -> None:
         f"{summary.retried} sent again"
     )
     print(
-        f"{summary.gpus} GPUs, busy {_percent(summary.busy_share)} of {summary.simulated_s:.1f} s; "
+        f"{summary.gpus} GPUs, busy {percent(summary.busy_share)} of {summary.simulated_s:.1f} s; "
         f"trace {summary.trace}"
     )
 

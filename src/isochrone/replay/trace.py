@@ -8,7 +8,6 @@ Two formats, told apart by their content, plain or gzip:
 
 import csv
 import gzip
-import io
 import math
 import zlib
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Literal
 import msgspec
 
 from isochrone.core.errors import InvalidInput
+from isochrone.core.table_lines import lines_of
 
 MOONCAKE_BLOCK_TOKENS = 512
 MOST_BAD_ROWS_TOLD = 20
@@ -124,7 +124,7 @@ def _azure(text: str) -> list[TraceRow | str]:
     read: list[TraceRow | str] = []
     table = text.lstrip()
     blank = text[: len(text) - len(table)].count("\n")  # lines, before the one with the columns
-    reader = csv.DictReader(io.StringIO(table))
+    reader = csv.DictReader(lines_of(table))
     for record in reader:
         number = reader.line_num + blank
         try:

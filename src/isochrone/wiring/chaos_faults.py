@@ -102,9 +102,7 @@ class Faults:
             case "partition" | "connections_reset" | "network_slow":
                 await self._network(event)
             case "clock_jump":
-                clock = system.clock_of(self._process(event))
-                jump_s = (2 * event.hard - 1) * LONGEST_JUMP_S
-                clock.offset_ns += int(jump_s * 1e9)
+                self._jump(event)
             case "disk_full" | "disk_errors":
                 await self._disk(event)
             case "store_away" | "store_reply_lost":
@@ -113,6 +111,12 @@ class Faults:
                 await self._for_a_while(event, self._store, (fate, share))
             case "key_revoked":
                 await self._revoke()
+
+    def _jump(self, event: Event) -> None:
+        name = self._process(event)
+        if name is not None:
+            jump_s = (2 * event.hard - 1) * LONGEST_JUMP_S
+            self._system.clock_of(name).offset_ns += int(jump_s * 1e9)
 
     async def _revoke(self) -> None:
         """As an operator does, who tries again while the book is away."""
@@ -212,9 +216,10 @@ class Faults:
                 await asyncio.sleep(event.for_s)
                 hub.fill_stream(USAGE_STREAM, full=False)
         else:
-            bus = system.bus_of(self._process(event)) if system.running() else None
-            if bus is None:
+            name = self._process(event)
+            if name is None:
                 return
+            bus = system.bus_of(name)
             if event.kind == "replies_lost":
                 for _ in range(1 + int(event.hard * 4)):
                     bus.lose_next_reply()
@@ -235,13 +240,16 @@ class Faults:
             second = (first + 1 + int(event.hard * (len(names) - 1))) % len(names)
             await self._for_a_while(event, self._cuts, frozenset((names[first], names[second])))
             wire.healed()
-        elif event.kind == "connections_reset":
-            name, at_s = self._process(event), self._system.loop.time()
+            return
+        name = self._process(event)
+        if name is None:
+            return
+        if event.kind == "connections_reset":
+            at_s = self._system.loop.time()
             wire.reset(name)
             if name.startswith("gateway"):
                 self.downs.append(Down(site=_site_of(name), at_s=at_s, back_s=at_s, lives=True))
         else:
-            name = self._process(event)
             self._slow[name] = event.hard * SLOWEST_WAY_S
             await asyncio.sleep(event.for_s)
             self._slow.pop(name, None)
@@ -267,9 +275,10 @@ class Faults:
         names = [site.name for site in self._system.world.sites]
         return names[int(event.pick * len(names))]
 
-    def _process(self, event: Event) -> str:
+    def _process(self, event: Event) -> str | None:
+        """None where all are dead: then it hits nobody."""
         names = self._system.running()
-        return names[int(event.pick * len(names))]
+        return names[int(event.pick * len(names))] if names else None
 
     def _engine_at(self, site: SiteName, event: Event) -> FakeEngine | None:
         driver = self._system.engines[site]

@@ -176,6 +176,8 @@ def _least(game: Game, ground: Ground, load: float, first: Played) -> int | None
         workload = replace(scenario.workload, load=None, rate_rps=ground.world.rate_rps)
         other = replace(scenario, fleet=fleet, workload=workload)
         sized = replace(ground, world=twin_world(other))
+        if never_lost(scenario.outages, sized.world.fleet):
+            return False  # it would be judged without the loss that the others have
         return _played(game, sized, load, lambda _: None).row.slo_attainment >= wanted
 
     return least_replicas(keeps, scenario.fleet.replicas)

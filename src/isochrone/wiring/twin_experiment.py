@@ -18,6 +18,7 @@ from isochrone.twin.experiments.experiment import (
     Results,
     View,
     outcomes_of,
+    told,
 )
 from isochrone.twin.scenario import Scenario
 from isochrone.wiring.toml_table import Problems, TomlTable
@@ -106,8 +107,7 @@ def read_experiment(
     top.table("scenario")
     cases = top.tables("case", name_key="name")
     varied = {**_varied(top.tables("vary")), **(vary or {})}
-    if varied.keys() >= INSTEAD_OF.keys():
-        problems.add("", f"of {' and '.join(INSTEAD_OF)} only one can be varied")
+    _check_varied(varied, problems)
     view = head.choice("view", VIEWS, default="loads")
     title = head.text("title") or source
     policies = head.names("policies", default=POLICIES)
@@ -130,7 +130,7 @@ def read_experiment(
         case.finish()
     top.finish()
     problems.raise_if_any()
-    told: list[str] = []
+    wrong: list[str] = []
     for name, values, chosen in known or [("", {}, policies)]:
         for combined in product(*varied.values()):
             at = dict(zip(varied, combined, strict=True))
@@ -139,15 +139,15 @@ def read_experiment(
             try:
                 scenario = change(read_scenario(made, source=where))
             except InvalidInput as error:
-                told += [each for each in error.problems if each not in told]
+                wrong += [each for each in error.problems if each not in wrong]
                 continue
             settings.append(Setting(
                 point=Point(case=name, varied=at), scenario=scenario, policies=chosen
             ))
     if len(settings) > MOST_POINTS:
-        told.append(f"{source}: {len(settings)} points; expected at most {MOST_POINTS}")
-    if told:
-        raise InvalidInput(told)
+        wrong.append(f"{source}: {len(settings)} points; expected at most {MOST_POINTS}")
+    if wrong:
+        raise InvalidInput(wrong)
     return replace(read, settings=tuple(settings))
 
 
@@ -209,9 +209,18 @@ def _varied(tables: Sequence[TomlTable]) -> dict[str, Sequence[Cell]]:
     return found
 
 
+def _check_varied(varied: Mapping[str, Sequence[Cell]], problems: Problems) -> None:
+    if varied.keys() >= INSTEAD_OF.keys():
+        problems.add("", f"of {' and '.join(INSTEAD_OF)} only one can be varied")
+    for key, values in varied.items():
+        twice = [each for place, each in enumerate(values) if each in values[:place]]
+        if twice:
+            problems.add("", f"vary {key}: {told(twice[0])} is there twice")
+
+
 def work_of(experiment: Experiment, requests: int | None) -> list[tuple[Setting, Game]]:
     """What is played, in order. Raises InvalidInput with all problems, before anything is."""
-    told: list[str] = []
+    wrong: list[str] = []
     found: list[tuple[Setting, Game]] = []
     seen: set[object] = set()
     for setting in experiment.settings:
@@ -221,7 +230,7 @@ def work_of(experiment: Experiment, requests: int | None) -> list[tuple[Setting,
             try:
                 games(setting.scenario, setting.policies, (), requests)
             except InvalidInput as error:
-                told += [each for each in error.problems if each not in told]
+                wrong += [each for each in error.problems if each not in wrong]
         found += [
             (setting, Game(
                 scenario=setting.scenario, policy=policy, requests=requests,
@@ -229,8 +238,8 @@ def work_of(experiment: Experiment, requests: int | None) -> list[tuple[Setting,
             ))
             for policy in setting.policies
         ]
-    if told:
-        raise InvalidInput(told)
+    if wrong:
+        raise InvalidInput(wrong)
     return found
 
 

@@ -4,9 +4,10 @@
 import re
 from datetime import UTC, datetime
 
+from isochrone.core.percent import percent
+
 NS_PER_S = 1_000_000_000
 NOTHING = "–"
-EQUAL = 1e-9  # percent: sums of scaled counts differ by so little
 LEAST = -1e300  # as which nothing is sorted
 NUMBER = re.compile(r"(-?[0-9][0-9\u202f]*(?:\.[0-9]+)?)(?: (ms|s|min|h|M)\b)?")
 UNITS = {"": 1.0, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "M": 1e6}
@@ -62,12 +63,7 @@ def ago(age_ms: float | None) -> str:
 
 def share(part: float, whole: float) -> str:
     """`part` of `whole` in percent; what is nearly all or nearly nothing is not called so."""
-    if whole == 0:
-        return NOTHING
-    percent = 100 * part / whole
-    if 99.95 <= percent < 100 - EQUAL:
-        return "> 99.9 %"
-    return "< 0.1 %" if EQUAL < percent < 0.05 else f"{percent:.1f} %"
+    return NOTHING if whole == 0 else percent(part, whole)
 
 
 def size(said: str) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from isochrone.core.percent import percent
 from isochrone.twin.experiments.erlang import attainable_utilisation
 from isochrone.twin.experiments.experiment import Outcome, Results
 from isochrone.twin.fast.rows import Row
@@ -299,8 +300,8 @@ def _cases(outcomes: Sequence[Outcome]) -> list[Finding]:
             continue
         row, usual = each.row, before.row
         text = (
-            f"{each.point.name}, {row.policy}: in time {row.slo_attainment:.1%} "
-            f"(without: {usual.slo_attainment:.1%}), mean {_ms(row.ttft_ms_mean)} "
+            f"{each.point.name}, {row.policy}: in time {percent(row.slo_attainment)} "
+            f"(without: {percent(usual.slo_attainment)}), mean {_ms(row.ttft_ms_mean)} "
             f"({_ms(usual.ttft_ms_mean)}), p99 {_ms(row.ttft_ms_p99)} ({_ms(usual.ttft_ms_p99)})"
         )
         if each.refused or each.broken:
@@ -323,7 +324,7 @@ def _tenants(outcomes: Sequence[Outcome]) -> list[Finding]:
             row = each.row
             found.append(Finding(text=(
                 f"{each.point.name or row.workload} at load {row.load:g}, {each.tenant}: "
-                f"{row.slo_attainment:.1%} in time, p99 {_ms(row.ttft_ms_p99)}, "
+                f"{percent(row.slo_attainment)} in time, p99 {_ms(row.ttft_ms_p99)}, "
                 f"{each.refused or 0} of {each.requests} refused"
             )))
     return found

@@ -14,6 +14,7 @@ COLOURS = (
     "#77808f", "#a6761d",
 )
 OWN = {"ours": "var(--own)", "bound": "var(--bound)", "campus": "#8a8f99"}
+ARROW = 9.0  # its width
 DASHED = frozenset({"bound"})
 
 
@@ -27,7 +28,8 @@ def lines(
     series: Mapping[str, Sequence[tuple[float, float | None]]], *, x_title: str, y_title: str,
     names: Sequence[str], logarithmic: bool = False,
 ) -> str:
-    """One line for each name, with gaps where there is no value. `names` fix the colours."""
+    """One line for each name. Where there is no value it has a gap, and an arrow at the upper edge:
+    never. `names` fix the colours."""
     values = [y for points in series.values() for _, y in points if y is not None]
     xs = sorted({x for points in series.values() for x, _ in points})
     if not values or not xs:
@@ -54,16 +56,22 @@ def lines(
                  f"{escape(x_title)}</text>")
     for name, points in series.items():
         parts.append(_line(name, points, at_x, at_y, colour_of(name, names)))
+    for x in xs:
+        gone = [name for name, points in series.items() if (x, None) in points]
+        parts += _nevers(gone, x, at_x(x), names)
     return _svg("".join(parts), f"{y_title} by {x_title}") + _legend(list(series), names)
 
 
 def bars(
-    values: Mapping[str, Mapping[str, float | None]], *, y_title: str, names: Sequence[str]
+    values: Mapping[str, Mapping[str, float | None]], *, y_title: str, names: Sequence[str],
+    never: str = "never",
 ) -> str:
-    """Groups of bars: `values[group][name]`."""
+    """Groups of bars: `values[group][name]`. Where that is None, the bar has no end and says
+    `never`; a name that a group does not have has none."""
     there = [y for group in values.values() for y in group.values() if y is not None]
     if not there:
-        return "<p class=none>Nothing to draw.</p>"
+        all_ = f": {escape(never)}, all of them" if any(values.values()) else ""
+        return f"<p class=none>Nothing to draw{all_}.</p>"
     ticks = _ticks([0.0, *there])
 
     def at_y(y: float) -> float:
@@ -80,15 +88,31 @@ def bars(
             f"{escape(group[: max(int(wide / 6), 4)])}</text>"
         )
         for place, name in enumerate(shown):
-            y = of_group.get(name)
-            if y is not None:
-                top = at_y(y)
-                parts.append(
-                    f'<rect x="{begin + place * one:.1f}" y="{top:.1f}" width="{one * 0.9:.1f}" '
-                    f'height="{HEIGHT - BOTTOM - top:.1f}" fill="{colour_of(name, names)}">'
-                    f"<title>{escape(f'{group}, {name}: {y:,.4g}')}</title></rect>"
-                )
+            if name in of_group:
+                y = of_group[name]
+                told = f"{group}, {name}: {never if y is None else f'{y:,.4g}'}"
+                parts.append(_bar(
+                    begin + place * one, one * 0.9, None if y is None else at_y(y),
+                    colour_of(name, names), told, never,
+                ))
     return _svg("".join(parts), y_title) + _legend(shown, names)
+
+
+def _bar(
+    left: float, wide: float, top: float | None, colour: str, told: str, never: str
+) -> str:
+    """Without `top` it goes up to the edge, pale and open, with the word for that in it."""
+    high = HEIGHT - BOTTOM - (0.0 if top is None else top)
+    bar = f'<rect x="{left:.1f}" y="{top or 0.0:.1f}" width="{wide:.1f}" height="{high:.1f}"'
+    title = f"<title>{escape(told)}</title>"
+    if top is not None:
+        return f'{bar} fill="{colour}">{title}</rect>'
+    x, y = left + wide / 2 + 4, HEIGHT - BOTTOM - 8
+    return (
+        f'{bar} fill="{colour}" fill-opacity=".15" stroke="{colour}" stroke-dasharray="3 3">'
+        f'{title}</rect><text transform="translate({x:.1f} {y:.1f}) rotate(-90)">'
+        f"{escape(never)}</text>"
+    )
 
 
 def _line(
@@ -113,6 +137,17 @@ def _line(
         f'stroke-width="{width}"{dash}/>'
         for run in runs if len(run) > 1
     ) + "".join(dots)
+
+
+def _nevers(gone: Sequence[str], x: float, place: float, names: Sequence[str]) -> list[str]:
+    """Their arrows side by side, as all point beyond the same edge."""
+    wide = (len(gone) - 1) * ARROW
+    left = min(place - wide / 2, WIDTH - ARROW - wide)
+    return [
+        f'<path d="M{left + number * ARROW:.1f} 0l4 9h-8Z" fill="{colour_of(name, names)}">'
+        f"<title>{escape(f'{name} at {x:g}: never')}</title></path>"
+        for number, name in enumerate(gone)
+    ]
 
 
 def _frame(ticks: Sequence[float], at_y: "Scale", y_title: str) -> str:

@@ -197,7 +197,9 @@ def _beside(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[str]:
         for key, found in groups.items()
     }
     if any(value is not None for group in sized.values() for value in group.values()):
-        parts.append(_figure("GPUs for the objective", bars(sized, y_title="GPUs", names=names)))
+        parts.append(_figure("GPUs for the objective", bars(
+            sized, y_title="GPUs", names=names, never="none found"
+        )))
     return parts
 
 

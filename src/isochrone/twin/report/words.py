@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from isochrone.core.percent import percent
 from isochrone.twin.experiments.experiment import IN_THE_ROW, Cell, Outcome, Results, told
 from isochrone.twin.experiments.findings import findings_of
 
@@ -28,10 +29,10 @@ EVERY: tuple[Column, ...] = (
     Column(title="p50", value=lambda each: each.row.ttft_ms_p50),
     Column(title="p90", value=lambda each: each.row.ttft_ms_p90),
     Column(title="p99", value=lambda each: each.row.ttft_ms_p99),
-    Column(title="in time", value=lambda each: each.row.slo_attainment, digits=1, share=True),
+    Column(title="in time", value=lambda each: each.row.slo_attainment, share=True),
     Column(title="good/s", digits=1,
            value=lambda each: None if each.tenant else each.row.goodput_rps),
-    Column(title="cached", digits=1, share=True,
+    Column(title="cached", share=True,
            value=lambda each: None if each.tenant else each.row.hit_rate),
     Column(title="over borders MB", value=lambda each: (
         None if each.row.cross_border_bytes is None
@@ -78,7 +79,7 @@ def _cell(column: Column, value: Cell) -> str:
     if isinstance(value, str):
         return value
     if column.share:
-        return f"{100.0 * value:.{column.digits}f} %"
+        return percent(value)
     return f"{value:,.{column.digits}f}"
 
 

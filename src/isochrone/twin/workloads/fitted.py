@@ -6,7 +6,6 @@ its windows exactly in the mean, with its bursts. After the last window all begi
 """
 
 import csv
-import io
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Literal
 
 from isochrone.core.errors import InvalidInput
 from isochrone.core.rng import Random, stream
+from isochrone.core.table_lines import lines_of
 from isochrone.twin.fast.arrivals import NO_SESSION
 from isochrone.twin.workloads.asks import Ask, mixed
 
@@ -307,7 +307,7 @@ def _lengths_of_bins(bins: Mapping[float, float]) -> Lengths:
 def _rows(
     text: str, source: str, needed: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(text))
+    reader = csv.DictReader(lines_of(text))
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing:
         raise InvalidInput(

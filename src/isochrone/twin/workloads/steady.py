@@ -5,11 +5,11 @@ traffic is like that. No prefixes; every request is from a place of its own.
 """
 
 import csv
-import io
 from collections.abc import Iterator, Sequence
 
 from isochrone.core.errors import InvalidInput
 from isochrone.core.rng import stream
+from isochrone.core.table_lines import lines_of
 from isochrone.twin.fast.arrivals import NO_SESSION
 from isochrone.twin.workloads.asks import Ask
 
@@ -19,7 +19,7 @@ MOST_TOLD = 20
 def parse_lengths(text: str, source: str) -> tuple[tuple[int, int], ...]:
     """Vidur's: CSV with num_prefill_tokens and num_decode_tokens; prompt and answer of each
     request. Raises InvalidInput with all problems."""
-    reader = csv.DictReader(io.StringIO(text))
+    reader = csv.DictReader(lines_of(text))
     needed = ("num_prefill_tokens", "num_decode_tokens")
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing:
