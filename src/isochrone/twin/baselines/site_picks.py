@@ -167,8 +167,8 @@ class SpillingSites:
 
 
 class WeightedSites:
-    """GORGO's weighted sum: round trip, tokens queued there, tokens running there at a weight, and
-    what of the prompt was not sent there before, all in ms at one rate; the least is taken."""
+    """GORGO's weighted sum: round trip, tokens to be read there, tokens running there at a weight,
+    and what of the prompt was not sent there before, all in ms at one rate; the least is taken."""
 
     def __init__(
         self, *, ms_per_token: float, running_weight: float, rtt_weight: float,
@@ -199,8 +199,7 @@ class WeightedSites:
                 break  # they only get farther
             load = vantage.load(site, arrival.model, name, now_s)
             running = max(load.requests - load.waiting, 0.0) * self.typical_tokens
-            queued = load.waiting * self.typical_tokens
-            ahead = (queued + self.running_weight * running) / load.ready
+            ahead = (load.prompt_tokens + self.running_weight * running) / load.ready
             cached = min(matches.get(site, 0) * BLOCK_TOKENS, arrival.prompt_tokens)
             cost_ms = way_ms + self.ms_per_token * (ahead - cached)
             if cost_ms < best_ms:
