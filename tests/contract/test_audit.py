@@ -200,6 +200,22 @@ def test_a_change_by_hand_is_in_the_log_too(registry: Registry, database: str) -
     assert told(registry)[-1] == ("database:isochrone", "organisation", "default", "changed")
 
 
+def test_nobody_truncates_what_is_logged_row_by_row(database: str, pool: Pool) -> None:
+    """The owner neither: no trigger of rows would say what is gone."""
+    with pool.transaction() as connection:
+        unguarded = connection.execute(
+            "SELECT tgrelid::regclass::text FROM pg_trigger a WHERE tgname = 'audited'"
+            " AND tgparentid = 0 AND NOT EXISTS (SELECT FROM pg_trigger t"
+            "  WHERE t.tgrelid = a.tgrelid AND t.tgenabled = 'O' AND t.tgtype & 32 <> 0)"
+        ).fetchall()
+    assert unguarded == []
+    with (
+        psycopg.connect(database) as owner,
+        pytest.raises(psycopg.errors.InsufficientPrivilege, match="DELETE from sessions"),
+    ):
+        owner.execute("TRUNCATE sessions")
+
+
 def test_an_organisation_reads_its_own_entries_only(registry: Registry) -> None:
     registry.tenants.add_organisation(
         OPERATOR, Organisation(id=OrgId("o2"), name="two", created_at=NOW), once=None

@@ -367,6 +367,35 @@ def test_other_peoples_tables_are_never_touched(
     assert list(tables(fresh.database)) == ["recipes"]
 
 
+@pytest.mark.parametrize("replacing", [False, True])
+def test_tables_of_others_who_have_migrations_too_are_never_touched(
+    full: Pool, place: Place, fresh: Place, tmp_path: Path, replacing: bool
+) -> None:
+    backup(place, tmp_path / "copy", now=5, tell=tell)
+    with psycopg.connect(fresh.database) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num text)")
+        connection.execute("INSERT INTO alembic_version VALUES ('1975ea83b712')")
+        connection.execute("CREATE TABLE recipes AS SELECT 'bread' AS name")
+    with pytest.raises(InvalidInput, match="holds other tables \\(alembic_version, recipes\\)"):
+        restore(fresh, tmp_path / "copy", replacing=replacing, tell=tell)
+    assert tables(fresh.database)["recipes"] == ["('bread',)"]
+
+
+def test_a_table_of_others_beside_a_book_is_lost_only_when_told(
+    full: Pool, place: Place, fresh: Place, tmp_path: Path
+) -> None:
+    backup(place, tmp_path / "copy", now=5, tell=tell)
+    migrate(fresh.database)
+    with psycopg.connect(fresh.database) as connection:
+        connection.execute("CREATE TABLE recipes AS SELECT 'bread' AS name")
+    with pytest.raises(InvalidInput, match="holds a book already \\(recipes has rows\\)"):
+        restore(fresh, tmp_path / "copy", replacing=False, tell=tell)
+    with psycopg.connect(fresh.database) as connection:
+        connection.execute("DROP TABLE recipes")
+    restore(fresh, tmp_path / "copy", replacing=False, tell=tell)
+    assert tables(fresh.database) == tables(place.database)
+
+
 def test_what_is_inconsistent_is_not_backed_up(
     full: Pool, place: Place, fresh: Place, tmp_path: Path
 ) -> None:

@@ -111,7 +111,7 @@ def at(ledger: PostgresLedger, account: Account) -> int:
 
 
 def spent_by(
-    ledger: PostgresLedger, project_id: ProjectId | None = None, *, now: int = NOVEMBER.begin
+    ledger: PostgresLedger, project_id: ProjectId | None = None, *, now: int = NOVEMBER.end
 ) -> list[Spent]:
     """Of each project, which all can be rated."""
     found = ledger.spent(EVERY_TENANT, NOVEMBER, now=now, org_id=None, project_id=project_id)

@@ -33,6 +33,7 @@ from tests.contract.test_ledger import (
     a_sheet,
     charge_all,
     sell_at,
+    spent_by,
     spent_pico,
 )
 
@@ -213,6 +214,26 @@ def test_a_request_that_did_not_count_is_amended_from_nothing(
     assert spent_pico(ledger) == 2 * PICO
 
 
+def test_what_is_told_of_hours_to_come_is_not_spent_yet(
+    meters: PostgresMeters, pool: Pool
+) -> None:
+    """A machine that is held until later is told when it begins, and a typo may be of any day."""
+    each = Price(
+        name="gpus", when=When(meters=frozenset[Meter](("gpu_seconds",))),
+        charge=PerUnit(price_pico=PICO),
+    )
+    sell_at(PostgresPrices(pool), a_sheet(prices=(each,)))
+    assert add(meters, gpus("a", 1, 0, 3 * 3600)) == ["accepted"]
+    ledger = PostgresLedger(pool)
+
+    def spent_at(now: int) -> list[int]:
+        return [each.rated.total_pico for each in spent_by(ledger, now=now)]
+
+    assert spent_at(START - 1) == []
+    assert spent_at(START) == spent_at(START + HOUR_NS - 1) == [3600 * PICO]
+    assert spent_at(START + 2 * HOUR_NS) == spent_at(NOVEMBER.end) == [3 * 3600 * PICO]
+
+
 def test_an_event_of_the_wrong_month_that_is_replaced_leaves_nothing_owed_there(
     meters: PostgresMeters, pool: Pool
 ) -> None:
@@ -221,7 +242,8 @@ def test_an_event_of_the_wrong_month_that_is_replaced_leaves_nothing_owed_there(
     ledger, closed = PostgresLedger(pool), NOVEMBER.end + HOUR_NS
     assert add(meters, an_event("typo")) == ["accepted"]
     charge_all(ledger, closed)
-    assert spent_pico(ledger) == 0, "asked before the month began"
+    before = spent_by(ledger, now=NOVEMBER.begin)
+    assert sum(each.rated.total_pico for each in before) == 0, "asked before the month began"
     owed = {account.kind: amount for (account, _), amount in _balances(ledger).items()}
     assert owed["owed"] == -300 * PICO
     assert add(meters, an_event("e2", from_at=closed, replaces="typo")) == ["accepted"]

@@ -1,10 +1,23 @@
 """A write under an idempotency key that is repeated has the first answer, whatever came since."""
 
+import asyncio
+import hashlib
+import json
 from dataclasses import replace
+from typing import Any
 
+from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.tenancy.terms import DAY_NS
+from isochrone.core.world.tenant import EVERY_TENANT
 from tests.contract.test_control_api import Api, an_intent
-from tests.contract.test_tenancy_api import SECOND_NS, Ahead, api, clock
+from tests.contract.test_tenancy_api import (
+    SECOND_NS,
+    Ahead,
+    api,
+    clock,
+    everything_in,
+    one_round,
+)
 
 __all__ = ["api", "clock"]
 
@@ -104,3 +117,35 @@ def test_a_key_that_is_forgotten_makes_a_new_write(api: Api, clock: Ahead) -> No
     assert api.call("POST", "keys", body, once="k") == first
     clock.ahead_ns = DAY_NS + 60 * SECOND_NS
     assert api.call("POST", "keys", body, once="k")[0] == 422
+
+
+def test_what_was_asked_under_an_idempotency_key_is_forgotten_after_a_day(
+    api: Api, pool: Pool, clock: Ahead
+) -> None:
+    """Also where the tenant never writes again: it is a hash of who somebody is."""
+    body = {"name": "Charles", "role": "billing"}
+    assert api.call("POST", "principals", body, key=api.tenant("two"), once="k")[0] == 201
+    for ahead_ns, left in ((DAY_NS - 60 * SECOND_NS, 1), (DAY_NS + 60 * SECOND_NS, 0)):
+        clock.ahead_ns = ahead_ns
+        asyncio.run(one_round(api))
+        with pool.transaction(EVERY_TENANT) as connection:
+            rows = connection.execute("SELECT FROM idempotency WHERE key = 'k'").fetchall()
+        assert len(rows) == left
+
+
+def test_a_chosen_password_is_nowhere_in_the_book_as_a_hash_that_is_quick(
+    api: Api, pool: Pool
+) -> None:
+    """Whoever steals the book knows all else of the request that made the member."""
+    org = api.make("organisations", {"name": "Acme"})["id"]
+    body: dict[str, Any] = {
+        "name": "Ada", "role": "owner", "org_id": org, "kind": "person",
+        "email": "ada@acme.example", "expires_at": None,
+        "account": {"login": None, "password": "correct horse battery"},
+    }
+    assert api.call("POST", "principals", body, once="a")[0] == 201
+    asked = f"/api/v1/principals\n{json.dumps(body, sort_keys=True)}"
+    assert hashlib.sha256(asked.encode()).hexdigest() not in everything_in(pool)
+    assert api.call("POST", "principals", body, once="a")[0] == 201
+    body["account"]["password"] = "staple of another kind"
+    assert api.call("POST", "principals", body, once="a")[0] == 409

@@ -1,19 +1,27 @@
 """A backup that is restored a second time: gateways have seen more than it knows of."""
 
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
 
 from isochrone.adapters.clock import SystemClock
+from isochrone.adapters.postgres.audit import PostgresAudit
 from isochrone.adapters.postgres.entitlements import PostgresEntitlements
+from isochrone.adapters.postgres.ledger import PostgresLedger
 from isochrone.adapters.postgres.pool import Pool, open_pool
+from isochrone.adapters.postgres.tenants import PostgresTenants
 from isochrone.core.admission.commitments import Commitments
 from isochrone.core.admission.entitlement import changed_voters
 from isochrone.core.admission.stewards import TERM_NS, Stand
-from isochrone.core.ids import SiteName
+from isochrone.core.billing.hold import Hold
+from isochrone.core.ids import OrgId, SiteName
 from isochrone.core.world.entitlement import Voters
+from isochrone.core.world.tenant import EVERY_TENANT
+from isochrone.ports.audit import AuditFilter
 from isochrone.wiring.backup import Place, backup, restore
 from tests.contract.test_backup import fresh, full, place, tell  # noqa: F401 - fixtures
+from tests.contract.test_ledger import ORG, PROJECT, START
 from tests.contract.test_row_security import registry  # noqa: F401 - a fixture
 
 SIGNED_SINCE = 5_000
@@ -40,6 +48,46 @@ def test_gateways_take_what_is_signed_after_a_second_restoration(
     )
     restore(fresh, tmp_path / "copy", replacing=True, tell=tell)
     assert number(fresh.database, serial) > seen
+
+
+def followed(pool: Pool, numbers: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """The numbers of postings and of entries of the audit log behind the last that were heard."""
+    postings = PostgresLedger(pool).postings(
+        EVERY_TENANT, org_id=None, project_id=None, most=10_000, after=numbers[0]
+    )
+    entries = PostgresAudit(pool).entries(
+        EVERY_TENANT, AuditFilter(), most=10_000, after=numbers[1]
+    )
+    return [each.number for each in postings], [each.serial for each in entries]
+
+
+def add_to_logs(pool: Pool, name: str) -> None:
+    """A posting and an entry of the audit log."""
+    hold = Hold(
+        org_id=ORG, id=name, project_id=PROJECT, currency="EUR", amount_pico=7, opened_at=START,
+        expires_at=START + 10**15,
+    )
+    PostgresLedger(pool).open_hold(hold, now=3)
+    PostgresTenants(pool).change_organisation(
+        EVERY_TENANT, OrgId("one"), name=name, retain_days=None
+    )
+
+
+def test_who_follows_a_log_hears_of_what_comes_after_each_restoration(
+    full: Pool, place: Place, fresh: Place, tmp_path: Path  # noqa: F811
+) -> None:
+    """What came after the backup is lost, and who follows the logs has heard of it."""
+    backup(place, tmp_path / "copy", now=5, tell=tell)
+    for name in ("lost 1", "lost 2", "lost 3"):
+        add_to_logs(full, name)
+    postings, entries = followed(full, (0, 0))
+    for replacing in (False, True):
+        restore(fresh, tmp_path / "copy", replacing=replacing, tell=tell)
+        with closing(open_pool(fresh.database)) as pool:
+            for name in ("new 1", "new 2"):
+                add_to_logs(pool, name)
+            postings, entries = followed(pool, (postings[-1], entries[-1]))
+        assert len(postings) == len(entries) == 2
 
 
 def test_running_gateways_vote_by_the_voters_of_a_restored_book(

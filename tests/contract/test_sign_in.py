@@ -1,13 +1,20 @@
 """Signing in over a real PostgreSQL: sessions, passwords, and how often one may try."""
 
+import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import httpx
 import pytest
 
+from isochrone.adapters.postgres.members import write_account
 from isochrone.adapters.postgres.pool import Pool
+from isochrone.control.api.sessions import count_try
 from isochrone.control.joining import hash_of
 from isochrone.core.tenancy.sign_in import SESSION_NS, Tried
 from isochrone.core.world.tenant import EVERY_TENANT
+from isochrone.ports.accounts import Session
 from isochrone.ports.audit import AuditFilter
 from tests.contract.test_control_api import ADMIN, NOW, Api, an_api
 
@@ -92,6 +99,42 @@ def test_a_session_ends_by_signing_out_and_by_itself(api: Api, clock: TestClock)
     assert (status, problem["detail"]) == (401, "the session is over; sign in again")
 
 
+def test_who_signs_in_and_out_is_named_in_the_log(api: Api, clock: TestClock) -> None:
+    member = a_member(api)
+    a_session(api)
+    api.call("DELETE", "sessions/current", key=a_session(api))
+    clock.now += SESSION_NS
+    api.context.registry.accounts.forget_old(now=clock.now)
+    entries = api.context.registry.audit.entries(
+        EVERY_TENANT, AuditFilter(kind="session"), most=100
+    )
+    herself = f"principal:{member}"
+    assert [(each.change, each.actor) for each in entries] == [
+        ("made", herself), ("made", herself), ("removed", herself), ("removed", "control"),
+    ]
+    assert len({each.org_id for each in entries}) == 1
+
+
+def test_a_password_that_is_changed_while_it_is_compared_begins_no_session(
+    api: Api, pool: Pool
+) -> None:
+    """Whoever changes it has all sessions ended, and means those of the old one."""
+    member = a_member(api)
+    accounts = api.context.registry.accounts
+    account = accounts.named("ada@acme.example", now=NOW)
+    assert account is not None
+    session = Session(
+        secret_sha256="a" * 64, principal_id=member, org_id=account.org_id, begun_at=NOW,
+        expires_at=NOW + SESSION_NS,
+    )
+    with ThreadPoolExecutor(1) as other, pool.transaction(EVERY_TENANT) as connection:
+        write_account(connection, replace(account, password="another"), now=NOW)
+        begun = other.submit(accounts.begin, session, password=account.password)
+    assert begun.result(timeout=10) is False
+    assert accounts.holder(session.secret_sha256, now=NOW) is None
+    assert accounts.begin(session, password="another")
+
+
 def test_a_revoked_member_is_out_at_once_and_leaves_no_name(api: Api, pool: Pool) -> None:
     member = a_member(api, role="admin")  # an organisation keeps its last owner
     session = a_session(api)
@@ -136,6 +179,28 @@ def test_tries_from_one_address_wait_whatever_the_name(api: Api, clock: TestCloc
     assert tries({"address": "an address", "login": "new"}, now=clock.now) > 0
     assert tries({"address": "elsewhere", "login": "new"}, now=clock.now) == 0
     assert sign_in(api)[0] == 201, "others sign in meanwhile"
+
+
+def tried_from(api: Api, peer: str, **stated: str) -> int:
+    """The code of a wrong try that comes over a connection from `peer`."""
+
+    async def run() -> int:
+        transport = httpx.ASGITransport(app=api.client.app, client=(peer, 4000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://control") as client:
+            body = {"login": f"somebody@{peer}", "password": OTHER, **stated}
+            return (await client.post("/api/v1/sessions", json=body)).status_code
+
+    return asyncio.run(run())
+
+
+def test_nobody_makes_the_visitors_of_a_console_wait_by_stating_their_address(api: Api) -> None:
+    """Nor passes the count by stating none."""
+    for number in range(30):
+        count_try(api.context, f"name {number}", "10.1.1.1", teller="198.51.100.7")
+        count_try(api.context, f"other {number}", teller="198.51.100.8")
+    assert tried_from(api, "198.51.100.7", address="10.1.1.1") == 429
+    assert tried_from(api, "10.0.0.1", address="10.1.1.1") == 401, "as the console says"
+    assert tried_from(api, "198.51.100.8") == 429
 
 
 def test_the_own_password_is_changed_with_the_present_one(api: Api) -> None:

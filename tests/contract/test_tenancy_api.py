@@ -130,6 +130,18 @@ def test_a_member_gets_a_new_admin_key_and_the_old_one_ends(api: Api, clock: Ahe
     assert api.call("POST", f"principals/{made['id']}/rotate", {}, key=owner)[0] == 404
 
 
+def test_who_is_past_the_end_gets_no_key_without_a_later_one(api: Api, clock: Ahead) -> None:
+    owner = api.tenant("two")
+    body = {"name": "Ada", "role": "admin", "expires_at": str(api.context.now() + 60 * SECOND_NS)}
+    ada = api.make("principals", body, key=owner)["id"]
+    clock.ahead_ns = 120 * SECOND_NS
+    status, problem = api.call("POST", f"principals/{ada}/rotate", {}, key=owner)
+    assert (status, problem["problems"][0].partition(":")[0]) == (422, "expires_at")
+    later = {"expires_at": str(api.context.now() + 60 * SECOND_NS)}
+    made = api.make(f"principals/{ada}/rotate", later, key=owner)
+    assert api.call("GET", "me", key=made["key"])[0] == 200
+
+
 def test_nobody_gives_themselves_more_time(api: Api, clock: Ahead) -> None:
     owner = api.tenant("two")
     end, later = (str(api.context.now() + days * DAY_NS) for days in (1, 2))
@@ -253,15 +265,19 @@ def test_members_who_left_are_erased_when_they_are_retained_no_longer(
 async def one_round(api: Api) -> None:
     """What control's loop does, until it has done it once."""
     done = asyncio.Event()
+    calls: list[object] = []
 
     async def offload(call: Callable[[], T], /) -> T:
         found = call()
-        done.set()
+        calls.append(call)
+        if len(calls) == 3:
+            done.set()
         return found
 
+    registry = api.context.registry
     task = asyncio.create_task(
         erase_for_ever(
-            api.context.registry.members, api.context.registry.accounts, api.context.clock, offload
+            registry.members, registry.accounts, registry.writes, api.context.clock, offload
         )
     )
     async with asyncio.timeout(10):

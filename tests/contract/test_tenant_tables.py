@@ -62,7 +62,7 @@ def filled(registry: Registry, pool: Pool, tmp_path: Path) -> Pool:  # noqa: F81
         ), now=NOW)
         registry.accounts.begin(Session(
             secret_sha256=secret, principal_id=member, org_id=org, begun_at=NOW, expires_at=NOW + 1,
-        ))
+        ), password="x")
         registry.tenants.add_project(
             scope, Project(id=ProjectId(f"q-{org}"), org_id=org, name="second", created_at=NOW),
             once=Once(caller=member, key="k", body_sha256="x"),

@@ -1,5 +1,6 @@
 """What is given to commands that call control and is no key, address or id: one line, no trace."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -71,6 +72,20 @@ def test_names_and_numbers_beyond_all_bounds_are_said_in_one_line(
     said = capsys.readouterr().err
     assert said.startswith("isochrone: ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [("keys", "hash", "--stdin"), ("member", "password", "m", "--stdin", *AT, *KEY)],
+    ids=["key", "password"],
+)
+def test_a_secret_that_is_no_text_is_said_in_one_line_without_it(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["isochrone", *words])
+    given = io.TextIOWrapper(io.BytesIO(b"a secret of \xff bytes\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", given)
+    assert run() == 2
+    assert capsys.readouterr().err == "isochrone: standard input: is not text in utf-8\n"
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,16 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from isochrone.console.api import open_client
 from isochrone.console.estate import Deployment, Fleet, Replica, cache_use
 from isochrone.console.guard import Guard
 from isochrone.console.page import Page
@@ -20,7 +23,7 @@ from isochrone.console.pages.fleet import wish_of
 from isochrone.console.parts.chart import alone
 from isochrone.console.parts.table import cells
 from isochrone.console.parts.words import ago, count, duration, instant, share, size, whole
-from isochrone.console.sign_in import Begun, cookie_for, inside, sign_in_for
+from isochrone.console.sign_in import Begun, cookie_for, inside, routes, sign_in_for
 from isochrone.core.errors import InvalidInput
 from isochrone.core.tenancy.authorise import MAY
 
@@ -222,3 +225,20 @@ def test_columns_of_numbers_are_sorted_by_what_they_say() -> None:
         assert sizes == sorted(set(sizes)), column
     [row] = cells(["text", "number"], [("900 s", duration(1_200.0))])
     assert row == {"id": 0, "c0": "900 s", "c1": "1.2 s", "s1": 1_200.0}
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 404, 422, 429, 500])
+def test_signing_out_forgets_the_session_whatever_control_says(status: int) -> None:
+    async def said_by_control(request: Request) -> JSONResponse:
+        return JSONResponse({"ended": True}, status_code=status)
+
+    control = Starlette(routes=[Route("/{path:path}", said_by_control, methods=["DELETE"])])
+    cookie = cookie_for("http://127.0.0.1:4105")
+    console = FastAPI()
+    console.include_router(
+        routes(open_client("http://control", httpx.ASGITransport(control)), cookie)
+    )
+    with TestClient(console, cookies={cookie.name: "isoses_x"}) as browser:
+        answer = browser.post("/sign-out", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
+    assert answer.headers["set-cookie"].startswith(f'{cookie.name}=""; ')

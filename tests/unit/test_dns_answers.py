@@ -1,6 +1,7 @@
 """What the name server answers: the worked example of docs/dns.md, names, errors, protocol."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import dns.edns
 import dns.flags
@@ -176,6 +177,24 @@ def test_no_address_of_a_family_is_no_failure() -> None:
     assert why(answer) == "no allowed healthy ingress has such an address"
 
 
+@pytest.mark.parametrize("unfit", [(), ("ashburn",)], ids=["open", "unhealthy"])
+def test_an_allowed_ingress_without_any_address_is_said_to_have_none(
+    unfit: tuple[str, ...],
+) -> None:
+    file = example_file()
+    director, estate = a_director(file, unhealthy(*unfit)), file.told.estate
+    assert estate is not None
+    named = replace(
+        estate.sites[SiteName("ashburn")], host="", public_url="https://ashburn.example.org/v1"
+    )
+    director.learn(replace(estate, sites={**estate.sites, named.name: named}), {})
+    service = a_service(file, director=director)
+    answer = ask(service, f"us.{ZONE}")
+    assert addresses(answer) == set()
+    assert why(answer) == "no allowed healthy ingress has such an address"
+    assert service.answerer.outcomes == {"no_address": 1}
+
+
 @pytest.mark.parametrize(
     "label", ["xx", "de-xx", "any", "de-any", "de-de", "-", "de-", "frankfurt", "www.de", "\\255"]
 )
@@ -319,6 +338,26 @@ def test_protocol_errors(service: Service) -> None:
     response = bytes([*good[:2], good[2] | 0x80, *good[3:]])
     assert raw(service, response) is None, "answers are not answered"
     assert raw(service, good[:11]) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "has_edns"),
+    [
+        (dns.message.make_query(ZONE, "A", use_edns=None).to_wire() + b"x", False),
+        (dns.message.make_query(ZONE, "A", use_edns=None).to_wire()[:11] + b"\1"
+         + dns.message.make_query(ZONE, "A", use_edns=None).to_wire()[12:], False),
+        (dns.message.make_query(ZONE, "A", use_edns=0).to_wire() + b"x", True),
+        (ecs_query(b"\0\1\x18"), True),
+    ],
+    ids=["more behind", "a record too few", "EDNS, more behind", "EDNS, a broken option"],
+)
+def test_who_asks_without_edns_is_refused_without(
+    service: Service, query: bytes, has_edns: bool
+) -> None:
+    answer = raw(service, query)
+    assert answer is not None
+    assert answer.rcode() == dns.rcode.FORMERR
+    assert (answer.edns >= 0) == has_edns
 
 
 def test_near_equals_are_shared(service: Service) -> None:

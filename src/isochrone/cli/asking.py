@@ -1,6 +1,8 @@
-"""Asks before something is done that stops somebody or cannot be undone."""
+"""Asks before something is done that stops somebody or cannot be undone, and takes what is given on
+standard input."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -23,3 +25,11 @@ def make_sure(question: str, *, is_sure: bool) -> None:
             print(file=sys.stderr)
     if not answer:
         raise InvalidInput(["nothing was done; answer y, or give --yes"])
+
+
+def given(read: Callable[[], str]) -> str:
+    """What is read from standard input. Raises InvalidInput, without it, where it is no text."""
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        raise InvalidInput([f"standard input: is not text in {error.encoding}"]) from error

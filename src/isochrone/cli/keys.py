@@ -185,16 +185,18 @@ def hash_secret(
     import sys
     from hashlib import sha256
 
+    from isochrone.cli.asking import given
     from isochrone.cli.show import print_json
     from isochrone.wiring.settings import toml_value
 
-    secret = sys.stdin.read().strip() if stdin else f"{SECRET_PREFIX}{secrets.token_urlsafe(32)}"
+    made = f"{SECRET_PREFIX}{secrets.token_urlsafe(32)}"
+    secret = given(sys.stdin.read).strip() if stdin else made
     if not secret.isascii() or not secret.isprintable() or len(secret) < LEAST_SECRET:
         raise InvalidInput([f"the secret: expected {LEAST_SECRET} plain characters or more"])
     digest = sha256(secret.encode()).hexdigest()
     if as_json:
-        made = {"name": name, "secret_sha256": digest}
-        print_json(made if stdin else {**made, "secret": secret})
+        said = {"name": name, "secret_sha256": digest}
+        print_json(said if stdin else {**said, "secret": secret})
         return
     if not stdin:
         print(f"secret  {secret}   (shown once, keep it)", file=sys.stderr)

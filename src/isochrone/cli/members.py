@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from isochrone.cli.asking import given
 from isochrone.cli.cloud import JsonOption, KeyOption, StateOption, UrlOption, find_cloud, part
 from isochrone.cli.terms import ExpiresOption, OverlapOption, RenewedOption, duration_s
 
@@ -143,7 +144,7 @@ def password(
 
     wanted: dict[str, object] = {} if login is None else {"login": login}
     if from_stdin:
-        wanted["password"] = sys.stdin.readline().rstrip("\r\n")
+        wanted["password"] = given(sys.stdin.readline).rstrip("\r\n")
     made = find_cloud(state, url, key).api.put(f"principals/{part(member_id)}/password", wanted)
     if as_json:
         print_json(made)

@@ -5,6 +5,7 @@ holds the session's secret itself: the console keeps nothing of anybody.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -18,7 +19,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from isochrone.console.api import Api
-from isochrone.core.errors import IsochroneError, TooManyTries, Unavailable, Untrusted
+from isochrone.core.errors import IsochroneError, TooManyTries, Untrusted
 
 FORM = Template((Path(__file__).parent / "static" / "sign_in.html").read_text(encoding="utf-8"))
 SIGN_IN, SIGN_OUT, HOME = "/sign-in", "/sign-out", "/"
@@ -127,10 +128,8 @@ def routes(client: httpx.AsyncClient, cookie: Cookie) -> APIRouter:
         secret, answer = cookie.of(request), RedirectResponse(SIGN_IN, status_code=303)
         cookie.clear(answer)
         if secret is not None:
-            try:
+            with suppress(IsochroneError):
                 await Api(client, secret).delete("sessions/current", Ended)
-            except (Untrusted, Unavailable):
-                return answer
         return answer
 
     return router

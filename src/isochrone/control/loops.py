@@ -113,8 +113,8 @@ class ControlLoops:
                 )
                 tasks.create_task(
                     erase_for_ever(
-                        ports.registry.members, ports.registry.accounts, ports.clock,
-                        ports.offload,
+                        ports.registry.members, ports.registry.accounts,
+                        ports.registry.writes, ports.clock, ports.offload,
                     ),
                     name="retention",
                 )

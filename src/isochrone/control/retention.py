@@ -1,5 +1,5 @@
-"""For ever: erases who former members were, once their organisation retains it no longer, and
-removes sign-ins that are over."""
+"""For ever: erases who former members were, once their organisation retains it no longer, removes
+sign-ins that are over, and forgets idempotency keys."""
 
 import asyncio
 from functools import partial
@@ -11,6 +11,7 @@ from isochrone.core.errors import Unavailable
 from isochrone.ports.accounts import Accounts
 from isochrone.ports.clock import Clock
 from isochrone.ports.members import Members
+from isochrone.ports.writes import Writes
 
 INTERVAL_S = 3600.0
 
@@ -18,13 +19,15 @@ log = structlog.get_logger()
 
 
 async def erase_for_ever(
-    members: Members, accounts: Accounts, clock: Clock, offload: Offload
+    members: Members, accounts: Accounts, writes: Writes, clock: Clock, offload: Offload
 ) -> None:
     """At the start and once an hour. Several copies of control may do this at once."""
     while True:
         try:
             erased = await offload(partial(members.erase_overdue, now=clock.wall_ns()))
             await offload(partial(accounts.forget_old, now=clock.wall_ns()))
+            # A tenant's own writes forget the tenant's, and there may be no more of them.
+            await offload(partial(writes.forget_old, now=clock.wall_ns()))
         except Unavailable as error:
             log.warning("erasing_waits", reason=str(error))
         else:

@@ -4,6 +4,7 @@ Names in questions are not compressed in any real query, so a pointer there is m
 no loop can be written. Names of other records are skipped, not read.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from isochrone.core.steering.place import WIDTH_BITS, Family, Subnet
@@ -92,7 +93,8 @@ def parse_query(data: bytes) -> Query | Malformed | None:
     try:
         edns = _edns(data, at + 4, sum(counts[1:3]), counts[3])
     except _Broken:
-        return malformed(codes.FORMAT_ERROR, question, has_edns=True)
+        has_edns = _shows_edns(data, at + 4, sum(counts[1:]))
+        return malformed(codes.FORMAT_ERROR, question, has_edns)
     if edns is not None and edns.version != 0:
         return malformed(codes.BAD_VERSION, question, has_edns=True)
     return Query(
@@ -141,30 +143,44 @@ def _skip_name(data: bytes, at: int) -> int:
         at += 1 + length
 
 
-def _edns(data: bytes, at: int, before: int, additional: int) -> Edns | None:
-    """The OPT record among the last `additional` records, after `before` others. Everything must
-    be whole, and nothing may follow."""
-    found: Edns | None = None
-    for number in range(before + additional):
+def _records(data: bytes, at: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """(where it starts, its type, where what follows its name starts) of each record. Everything
+    must be whole, and nothing may follow: that is known at the end only."""
+    for _ in range(count):
         start = at
         at = _skip_name(data, at)
-        type_, class_ = _u16(data, at), _u16(data, at + 2)
-        upper, lower = _u16(data, at + 4), _u16(data, at + 6)
-        length = _u16(data, at + 8)
-        at += 10
-        if at + length > len(data):
+        type_, length = _u16(data, at), _u16(data, at + 8)
+        yield start, type_, at
+        at += 10 + length
+        if at > len(data):
             raise _Broken
+    if at != len(data):
+        raise _Broken
+
+
+def _shows_edns(data: bytes, at: int, count: int) -> bool:
+    """Whether there is an OPT record before the place where the records break: who sent none is
+    sent none."""
+    try:
+        return any(type_ == codes.TYPE_OPT for _, type_, _ in _records(data, at, count))
+    except _Broken:
+        return False
+
+
+def _edns(data: bytes, at: int, before: int, additional: int) -> Edns | None:
+    """The OPT record among the last `additional` records, after `before` others."""
+    found: Edns | None = None
+    for number, (start, type_, head) in enumerate(_records(data, at, before + additional)):
         if type_ == codes.TYPE_OPT:
             if number < before or found is not None or data[start] != 0:
                 raise _Broken
+            upper, lower = _u16(data, head + 4), _u16(data, head + 6)
+            length = _u16(data, head + 8)
             found = Edns(
-                udp_bytes=class_, version=upper & 0xFF,
+                udp_bytes=_u16(data, head + 2), version=upper & 0xFF,
                 dnssec_ok=bool(lower & codes.FLAG_DNSSEC_OK),
-                client=_client_subnet(data[at : at + length]),
+                client=_client_subnet(data[head + 10 : head + 10 + length]),
             )
-        at += length
-    if at != len(data):
-        raise _Broken
     return found
 
 

@@ -52,8 +52,9 @@ class Accounts(Protocol):
         that is taken."""
         ...
 
-    def begin(self, session: Session) -> None:
-        """Keep a new session."""
+    def begin(self, session: Session, *, password: str) -> bool:
+        """Keep a new session, unless this is no longer the password (its hash) of the account:
+        whoever changed it has ended all that the one before had begun."""
         ...
 
     def holder(self, secret_sha256: str, *, now: int) -> Principal | None:

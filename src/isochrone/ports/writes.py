@@ -15,3 +15,7 @@ class Writes(Protocol):
         """The id of what this write made before; None for one that is new, or has no key. Raises
         Conflict where the key was used with another body, StoreUnavailable."""
         ...
+
+    def forget_old(self, *, now: int) -> None:
+        """Forget the keys that are older than a day, and what was asked with them."""
+        ...

@@ -55,15 +55,17 @@ class PostgresAccounts:
                 (account.principal_id, keep),
             )
 
-    def begin(self, session: Session) -> None:
+    def begin(self, session: Session, *, password: str) -> bool:
         scope = Scope(org_id=session.org_id, actor=f"principal:{session.principal_id}")
         with self._pool.transaction(scope) as connection:
-            connection.execute(
+            # Who changes the password meanwhile is waited for, and ends what is begun before.
+            return connection.execute(
                 "INSERT INTO sessions (secret_sha256, principal_id, org_id, begun_at, expires_at)"
-                " VALUES (%s, %s, %s, %s, %s)",
-                (session.secret_sha256, session.principal_id, session.org_id, session.begun_at,
-                 session.expires_at),
-            )
+                " SELECT %s, principal_id, org_id, %s, %s FROM accounts"
+                " WHERE principal_id = %s AND password = %s FOR SHARE",
+                (session.secret_sha256, session.begun_at, session.expires_at,
+                 session.principal_id, password),
+            ).rowcount > 0
 
     def holder(self, secret_sha256: str, *, now: int) -> Principal | None:
         with self._pool.transaction(EVERY_TENANT) as connection:
@@ -76,6 +78,12 @@ class PostgresAccounts:
 
     def end(self, secret_sha256: str) -> bool:
         with self._pool.transaction(EVERY_TENANT) as connection:
+            # Whose secret it is decides on whose behalf.
+            connection.execute(
+                "SELECT set_config('isochrone.actor', 'principal:' || principal_id, true)"
+                " FROM sessions WHERE secret_sha256 = %s",
+                (secret_sha256,),
+            )
             return connection.execute(
                 "DELETE FROM sessions WHERE secret_sha256 = %s", (secret_sha256,)
             ).rowcount > 0

@@ -33,6 +33,10 @@ GZIP_LEVEL = 2
 # More than any cloud signs between a backup and its restoration, should the clock be wrong.
 SERIALS_AHEAD = 1_000_000_000
 
+# What a book of any release has; others, too, have their migrations by Alembic.
+EVERY_BOOK = {"alembic_version", "organisations", "api_keys", "usage", "view_serial"}
+MIGRATED = {"alembic_version", "view_serial"}  # with rows in a book that was never used
+
 Tell = Callable[[str, int], None]  # what is being done, and how many rows of it are
 _Connection = psycopg.Connection[TupleRow]
 
@@ -251,14 +255,14 @@ def _refuse_target(connection: _Connection, *, replacing: bool) -> None:
             [f"{row[0]} sessions are connected to the database; stop control (or the cloud) first"]
         )
     tables = {name for name, _, _ in _tables(connection)}
-    if tables and "alembic_version" not in tables:
+    if tables and not tables >= EVERY_BOOK:
         raise InvalidInput(
             [f"the database holds other tables ({', '.join(sorted(tables)[:3])}); restore into a "
              "database of its own"]
         )
     _see_everybody(connection)
-    for name in ("api_keys", "usage", "postings", "organisations"):
-        if name in tables and not replacing and _has_rows(connection, name):
+    for name in sorted(tables - MIGRATED):
+        if not replacing and _has_rows(connection, name):
             raise InvalidInput(
                 [f"the database holds a book already ({name} has rows); restore into an empty "
                  "database, or say --replace to lose what it holds"]
@@ -350,7 +354,9 @@ def _load(
 
 
 def _number_on(connection: _Connection) -> None:
-    """What the database numbers goes on after the rows that came in."""
+    """What the database numbers goes on after the rows that came in, and after those that were lost
+    since the backup was made: who follows a log by its last number would not see new rows below it.
+    By the clock in milliseconds, as no log has a thousand rows a second for long."""
     rows = connection.execute(
         "SELECT c.relname::text, a.attname::text FROM pg_attribute a"
         " JOIN pg_class c ON c.oid = a.attrelid"
@@ -359,8 +365,8 @@ def _number_on(connection: _Connection) -> None:
     for table, column in rows:
         connection.execute(
             sql.SQL(
-                "SELECT setval(pg_get_serial_sequence({name}, {text}), max({column}))"
-                " FROM {table} HAVING max({column}) IS NOT NULL"
+                "SELECT setval(pg_get_serial_sequence({name}, {text}), greatest(max({column}),"
+                " (extract(epoch FROM clock_timestamp()) * 1000)::bigint)) FROM {table}"
             ).format(
                 column=sql.Identifier(column), table=sql.Identifier(table),
                 name=sql.Literal(f'public."{table}"'), text=sql.Literal(column),

@@ -164,15 +164,15 @@ def add_charges(connection: _Connection, charges: Sequence[Charge], now: int) ->
 
 
 def spent_projects(
-    connection: _Connection, period: Period, mine: Mapping[str, Any]
+    connection: _Connection, period: Period, mine: Mapping[str, Any], *, until: int
 ) -> list[Payer]:
-    """Projects of `mine` that used something in the period."""
+    """Projects of `mine` that used something in the period before `until`."""
     rows = connection.execute(
         f"SELECT DISTINCT org_id, project_id FROM ({USED}) AS used"
-        " WHERE hour_at >= %(begin)s AND hour_at < %(end)s"
+        " WHERE hour_at >= %(begin)s AND hour_at < %(until)s"
         " AND (%(org)s::text IS NULL OR org_id = %(org)s)"
         " AND (%(project)s::text IS NULL OR project_id = %(project)s) ORDER BY 1, 2",
-        {**mine, "begin": period.begin, "end": period.end},
+        {**mine, "begin": period.begin, "until": until},
     ).fetchall()
     return [Payer(org_id=org, project_id=project) for org, project in rows]
 

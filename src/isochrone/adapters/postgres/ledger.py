@@ -36,7 +36,7 @@ from isochrone.core.billing.ledger import (
     problems_of,
     verdict,
 )
-from isochrone.core.billing.period import part_over
+from isochrone.core.billing.period import hour_of, part_over
 from isochrone.core.billing.rate import Period, rate
 from isochrone.core.billing.sheet import HOUR_NS, PriceSheet
 from isochrone.core.errors import Conflict, InvalidInput, NotFound, TooMuchMoney
@@ -191,11 +191,11 @@ class PostgresLedger:
         with self._pool.transaction(scope, one_instant=True) as connection:
             mine = _mine(scope, org_id, project_id)
             known = load_sheets(connection)
-            for payer in spent_projects(connection, period, mine):
+            # Events may be of times to come: they are not spent yet.
+            until = min(hour_of(now) + HOUR_NS, period.end)
+            for payer in spent_projects(connection, period, mine, until=until):
                 sheets = sheets_for(known, payer.org_id)
-                usage, _ = load_hours(
-                    connection, payer, period, sheets, since=period.end, until=period.end
-                )
+                usage, _ = load_hours(connection, payer, period, sheets, since=until, until=until)
                 so_far = replace(period, covered=part_over(period, now))
                 standing = load_standing(connection, payer, period, since=period.begin)
                 charged = sum(each.amount_pico for each in standing.values())

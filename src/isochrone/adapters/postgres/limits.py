@@ -125,7 +125,7 @@ class PostgresLimits:
                 return _came_to(until, sheets, month) - _came_to(earlier, sheets, month)
             total = 0
             mine = {"org": limit.org_id, "project": limit.project_id}
-            for payer in spent_projects(connection, month, mine):
+            for payer in spent_projects(connection, month, mine, until=before):
                 total += _spent_by(connection, payer, month, sheets, before)
                 total -= _spent_by(connection, payer, month, sheets, since)
         try:

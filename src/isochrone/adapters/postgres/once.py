@@ -5,7 +5,7 @@ from psycopg.rows import TupleRow
 
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.core.errors import Conflict
-from isochrone.core.world.tenant import Scope
+from isochrone.core.world.tenant import EVERY_TENANT, Scope
 from isochrone.ports.tenants import Once
 
 KEPT_NS = 24 * 3600 * 1_000_000_000
@@ -21,7 +21,7 @@ def made_before(
     """
     if once is None:
         return None
-    connection.execute("DELETE FROM idempotency WHERE created_at < %s", (now - KEPT_NS,))
+    _forget_old(connection, now)
     claimed = connection.execute(
         "INSERT INTO idempotency (caller, key, request_hash, resource, created_at)"
         " VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING resource",
@@ -45,6 +45,14 @@ class PostgresWrites:
             return None
         with self._pool.transaction(scope) as connection:
             return _made(connection, once, since=now - KEPT_NS)
+
+    def forget_old(self, *, now: int) -> None:
+        with self._pool.transaction(EVERY_TENANT) as connection:
+            _forget_old(connection, now)
+
+
+def _forget_old(connection: psycopg.Connection[TupleRow], now: int) -> None:
+    connection.execute("DELETE FROM idempotency WHERE created_at < %s", (now - KEPT_NS,))
 
 
 def _made(

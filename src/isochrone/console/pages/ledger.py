@@ -148,9 +148,10 @@ async def build(visit: Visit) -> None:
     title("Ledger", "What was spent so far, and every movement of money")
     month, org = visit.query.get("month") or None, visit.query.get("org") or None
     found = await shown(load(visit.api, month, org))
+    present = found.spent[0].month if found is not None and found.spent else ""
+    _choose(visit, month or present, org)  # also where what was chosen is wrong
     if found is None:
         return
-    _choose(visit, found, month, org)
     figures([
         *(
             (f"Spent, {currency}", f"{amount:f}", f"in {found.spent[0].month} so far")
@@ -168,13 +169,12 @@ async def build(visit: Visit) -> None:
             _credit(visit, found)
 
 
-def _choose(visit: Visit, found: Ledger, month: str | None, org: str | None) -> None:
+def _choose(visit: Visit, month: str, org: str | None) -> None:
     def go() -> None:
         ui.navigate.to(f"/ledger?month={part(str(at.value or ''))}&org={part(str(of.value or ''))}")
 
-    shown_month = month or (found.spent[0].month if found.spent else "")
     with ui.row().classes("iso-ask"):
-        at = ui.input("Month", value=shown_month).props("outlined dense type=month stack-label")
+        at = ui.input("Month", value=month).props("outlined dense type=month stack-label")
         of = ui.input("Organisation", value=org or "").props("outlined dense clearable")
         of.set_visibility(visit.me.org_id is None)
         for each in (at, of):

@@ -114,8 +114,10 @@ def day_named(at: int) -> str:
 
 async def build(visit: Visit) -> None:
     title("Reconciliation", "Engines, usage and charges of a day, compared")
-    books = await shown(load(visit.api, visit.query.get("day") or None))
+    wanted = visit.query.get("day") or None
+    books = await shown(load(visit.api, wanted))
     if books is None:
+        _choose(wanted or "")
         return
     report = books.report
     _day(report, is_over=books.is_over)
@@ -165,14 +167,7 @@ def _day(report: Report, *, is_over: bool) -> None:
         with banner("info", f"{day} goes on: {findings} so far. While requests run, engines are "
                     "heard a moment after what they did is booked; look again when it is quiet."):
             pass
-
-    def go() -> None:
-        ui.navigate.to(ADDRESS.replace("{}", str(field.value or "")))
-
-    with ui.row().classes("iso-ask"):
-        field = ui.input("Day (UTC)", value=day).props("outlined dense type=date")
-        field.on("keydown.enter", go)
-        ui.button("Show", on_click=go).props("unelevated no-caps")
+    _choose(day)
     figures([
         ("Replicas compared", count(len(report.replicas)), ""),
         ("Meters compared", count(len(report.meters)), ""),
@@ -180,6 +175,16 @@ def _day(report: Report, *, is_over: bool) -> None:
         ("Parked", count(report.parked), "messages that could not be booked"),
         ("Unmetered", count(report.unmetered), "events of no meter"),
     ])
+
+
+def _choose(day: str) -> None:
+    def go() -> None:
+        ui.navigate.to(ADDRESS.replace("{}", str(field.value or "")))
+
+    with ui.row().classes("iso-ask"):
+        field = ui.input("Day (UTC)", value=day).props("outlined dense type=date")
+        field.on("keydown.enter", go)
+        ui.button("Show", on_click=go).props("unelevated no-caps")
 
 
 def _replicas(rows: Sequence[Replica]) -> None:

@@ -92,11 +92,10 @@ class Bill:
 
 async def build(visit: Visit) -> None:
     title("Usage", "What was used in a month, what it costs, and where it was processed")
-    now = await shown(visit.api.get("live", Now))
-    if now is None:
+    opened = await shown(visit.api.get("live", Now))
+    if opened is None:
         return
-    present = month_of(now.at)
-    names = list(months_before(present))
+    names = list(months_before(month_of(opened.at)))
     with ui.row().classes("iso-ask"):
         month = ui.select(names, label="Month", value=names[0]).props("outlined dense")
         month.classes("iso-choice")
@@ -106,8 +105,9 @@ async def build(visit: Visit) -> None:
         body.clear()
         with body:
             period = month_named(str(month.value))
+            now = await shown(visit.api.get("live", Now))  # the page may have been open for days
             used = await shown(_used(visit, period))
-            if used is None:
+            if now is None or used is None:
                 return
             bill = None
             if visit.me.may("ledger.read"):

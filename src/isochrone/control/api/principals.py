@@ -2,6 +2,7 @@
 admin key, change the role, rotate the key, revoke, erase who a person is."""
 
 import re
+from hashlib import sha256
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, status
@@ -15,9 +16,10 @@ from isochrone.control.api.paging import Listed, Paging, paging
 from isochrone.control.api.shapes import Body, Identifier, Name, Plain
 from isochrone.control.api.writing import ADMIN_KEY_PREFIX, Repeat, new_secret, repeat
 from isochrone.control.joining import hash_of
+from isochrone.control.passwords import hash_password
 from isochrone.core.errors import Forbidden, InvalidInput
 from isochrone.core.tenancy.authorise import Action
-from isochrone.core.tenancy.terms import end_of_rotated, is_later
+from isochrone.core.tenancy.terms import end_of_rotated, is_later, is_over
 from isochrone.core.world.tenant import MemberKind, Principal, Role
 from isochrone.ports.members import Turnover
 
@@ -95,7 +97,7 @@ def routes(context: Context) -> APIRouter:
     ) -> MadePrincipal:
         """Make a principal; the answer shows its admin key, once."""
         caller.need_appointment(body.role)
-        now, once = context.now(), again.once(caller, body)
+        now, once = context.now(), again.once(caller, _as_remembered(body, again))
         earlier = context.registry.writes.made_before(caller.scope, once, now=now)
         expires_at, problems = read_end(body.expires_at, now=now)
         wanted = Principal(
@@ -159,6 +161,8 @@ def _add_changes(router: APIRouter, context: Context) -> None:
         if context.registry.writes.made_before(caller.scope, once, now=now) is not None:
             return MadePrincipal(**_shape(present).model_dump(), key=secret)
         expires_at = end_in(body, now=now)
+        if expires_at is None and is_over(present.expires_at, now=now):
+            raise InvalidInput(["expires_at: missing; the present end is past, give a later one"])
         if is_own and is_later(expires_at, present.expires_at):
             raise Forbidden("nobody gives themselves more time: ask another principal")
         changed = members.turn_over(
@@ -206,6 +210,17 @@ def _other(
     caller.need(action, present.org_id)
     caller.need_appointment(present.role)
     return present
+
+
+def _as_remembered(body: NewPrincipal, again: Repeat) -> NewPrincipal:
+    """The request as its hash is kept for its idempotency key: a password in it is as slow to guess
+    from there as from the account."""
+    if again.key is None or body.account is None or body.account.password is None:
+        return body
+    slow = hash_password(body.account.password, sha256(again.key.encode()).digest())
+    return body.model_copy(
+        update={"account": body.account.model_copy(update={"password": slow})}
+    )
 
 
 def _check(wanted: Principal, problems: list[str]) -> None:

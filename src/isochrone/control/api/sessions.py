@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Header, status
+from fastapi import APIRouter, Header, Request, status
 from pydantic import BaseModel, StringConstraints
 
 from isochrone.control.api.auth import SESSION_PREFIX, Caller, access, bearer
@@ -34,7 +34,8 @@ log = structlog.get_logger()
 
 
 class SignIn(Body):
-    """`address` is where the person is, as a console that signs them in sees it."""
+    """`address` is where the person is, as a console that signs them in sees it. Nobody knows
+    whether that is true, so tries are counted for each who states it apart."""
 
     login: Login
     password: Password
@@ -73,18 +74,21 @@ def routes(context: Context) -> APIRouter:
     may = access(context)
 
     @router.post("/sessions", status_code=status.HTTP_201_CREATED)
-    def sign_in(body: SignIn) -> Begun:
+    def sign_in(body: SignIn, request: Request) -> Begun:
         """Sign in. 401 for a wrong name or password, 429 after too many tries."""
         login, now = body.login.lower(), context.now()
         accounts = context.registry.accounts
-        tried = count_try(context, login, body.address)
+        teller = request.client.host if request.client is not None else ""
+        tried = count_try(context, login, body.address, teller=teller)
         account = accounts.named(login, now=now)
         if not is_password(body.password, None if account is None else account.password):
-            log.warning("sign_in_refused", address=body.address)
-            raise Untrusted("the name or the password is wrong")
+            raise _refused(body.address)
         assert account is not None, "nobody has the password of no account"
+        begun = _begin(context, account, now=now)
+        if begun is None:
+            raise _refused(body.address)
         accounts.succeeded(tried)
-        return _begin(context, account, now=now)
+        return begun
 
     @router.delete("/sessions/current")
     def sign_out(authorization: Annotated[str | None, Header()] = None) -> Ended:
@@ -99,11 +103,15 @@ def routes(context: Context) -> APIRouter:
     return router
 
 
-def count_try(context: Context, login: str, address: str = "") -> Mapping[Tried, str]:
-    """Count a try of a password, and say what is to be told of its success. Raises TooManyTries."""
+def count_try(
+    context: Context, login: str, address: str = "", *, teller: str | None = None
+) -> Mapping[Tried, str]:
+    """Count a try of a password, and say what is to be told of its success. Who connects (`teller`)
+    may state any `address`, and makes nobody wait there whose console is another. Raises
+    TooManyTries."""
     tried: dict[Tried, str] = {"login": _mark("login", login)}
-    if address:
-        tried["address"] = _mark("address", address)
+    if teller is not None:
+        tried["address"] = _mark("address", f"{teller}\n{address}")
     waits_s = context.registry.accounts.try_once(tried, now=context.now())
     if waits_s > 0:
         log.warning("sign_in_held_back", wait_s=round(waits_s, 1), address=address)
@@ -113,13 +121,20 @@ def count_try(context: Context, login: str, address: str = "") -> Mapping[Tried,
     return tried
 
 
-def _begin(context: Context, account: Account, *, now: int) -> Begun:
+def _refused(address: str) -> Untrusted:
+    log.warning("sign_in_refused", address=address)
+    return Untrusted("the name or the password is wrong")
+
+
+def _begin(context: Context, account: Account, *, now: int) -> Begun | None:
+    """None where the password was changed while it was compared."""
     secret = new_secret(context, SESSION_PREFIX, None)
     session = Session(
         secret_sha256=hash_of(secret), principal_id=account.principal_id, org_id=account.org_id,
         begun_at=now, expires_at=now + SESSION_NS,
     )
-    context.registry.accounts.begin(session)
+    if not context.registry.accounts.begin(session, password=account.password):
+        return None
     log.info("signed_in", principal=account.principal_id)
     return Begun(token=secret, expires_at=session.expires_at)
 

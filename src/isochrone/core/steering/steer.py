@@ -90,8 +90,9 @@ class Chosen:
 class Steering:
     """An answer. `chosen` is empty unless the outcome is `served`:
 
-    no_address     somebody is open, but has no address of this family
-    none_healthy   the rule allows some ingress, and none of these is healthy
+    no_address     somebody is open, but has no address of this family; or nobody who is allowed
+                   has any
+    none_healthy   the rule allows some ingress with an address, and none of these is healthy
     none_allowed   the rule allows no ingress of a site that has joined
 
     `depends`: a client elsewhere might get another answer.
@@ -176,7 +177,7 @@ def _why_none(openings: Openings) -> Outcome:
         return "no_address"
     if (openings.allowed & addressed).any():
         return "none_healthy"
-    return "none_allowed"
+    return "no_address" if openings.allowed.any() else "none_allowed"
 
 
 def left_out(steering: Steering) -> tuple[NotAnswered, ...]:
