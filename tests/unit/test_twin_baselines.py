@@ -27,8 +27,10 @@ from isochrone.twin.baselines.catalogue import (
     routers,
 )
 from isochrone.twin.baselines.prefix_tree import PrefixTree
+from isochrone.twin.baselines.replica_picks import StickyReplica, WeightedReplica
 from isochrone.twin.baselines.skywalker import SkyWalkerRouter
 from isochrone.twin.baselines.tune import tune
+from isochrone.twin.baselines.two_level import TwoLevelRouter
 from isochrone.twin.baselines.vantage import Vantage
 from isochrone.twin.fast.fleet import Fleet
 from isochrone.twin.fast.plan import Outage, Plan
@@ -182,6 +184,31 @@ def test_a_tree_knows_the_longest_beginning_and_forgets_the_oldest() -> None:
     tree.sent((20, 21, 22, 23, 24, 25), 9)
     assert len(tree) == 6
     assert tree.matches((1, 2)) == {}
+
+
+@pytest.mark.parametrize("name", ["llm_d", "gorgo", "skywalker"])
+def test_a_replica_that_is_lost_is_believed_to_have_nothing(name: str) -> None:
+    fleet = a_fleet(sites=1, ingresses=1)
+    blocks = (1, 2, 3)  # with which all prompts of a lone session begin
+
+    def believed(*outages: Outage) -> set[int]:
+        router = routers()[name]
+        run = Simulation(fleet, router, Plan(outages=outages))
+        run.run(some_arrivals(fleet, rate_s=2.0, seconds=20.0, sessions=1))
+        return set(_trees(router)[0].matches(blocks))
+
+    lost = min(believed())
+    from_s = 20.0  # after the last arrival, so it is sent nothing anew
+    assert lost not in believed(Outage(what="replica", number=lost, from_s=from_s, until_s=30.0))
+
+
+def _trees(router: Router) -> dict[int, PrefixTree]:
+    """Of replicas, by site."""
+    if isinstance(router, SkyWalkerRouter):
+        return router._replica_trees
+    assert isinstance(router, TwoLevelRouter)
+    assert isinstance(router._replica_pick, StickyReplica | WeightedReplica)
+    return router._replica_pick._trees
 
 
 def test_tuning_finds_the_best_and_keeps_what_it_tried() -> None:

@@ -25,6 +25,9 @@ class RoundRobinReplica:
     def served(self, flight: Flight) -> None:
         pass
 
+    def lost(self, site: int, replica: int) -> None:
+        pass
+
 
 class LeastOutstandingReplica:
     """The one with the fewest requests that have not ended; of equals the first."""
@@ -43,6 +46,9 @@ class LeastOutstandingReplica:
 
     def served(self, flight: Flight) -> None:
         self._open[flight.replica] -= 1
+
+    def lost(self, site: int, replica: int) -> None:
+        pass
 
 
 class StickyReplica:
@@ -89,6 +95,11 @@ class StickyReplica:
     def served(self, flight: Flight) -> None:
         self.first_token(flight)  # of one that was lost before it
         self._open[flight.replica] -= 1
+
+    def lost(self, site: int, replica: int) -> None:
+        """It will begin anew, with nothing."""
+        if site in self._trees:
+            self._trees[site].forget(replica)
 
     def _rate(self, replica: int) -> float:
         return self._replicas[replica].stated.prefill_tok_s
@@ -139,3 +150,8 @@ class WeightedReplica:
         if flight.site_note == "running":
             self._running[flight.replica] -= flight.arrival.prompt_tokens
             flight.site_note = None
+
+    def lost(self, site: int, replica: int) -> None:
+        """It will begin anew, with nothing."""
+        if site in self._trees:
+            self._trees[site].forget(replica)

@@ -114,6 +114,10 @@ class SkyWalkerRouter:
         self._push(site, flight.arrival.model, now_s)
 
     def replicas_changed(self, site: int, ready: Sequence[int], now_s: float) -> None:
+        tree = self._tree(self._replica_trees, site)
+        for replica in self._ready.get(site, ()):
+            if replica not in ready:
+                tree.forget(replica)  # it will begin anew, with nothing
         self._ready[site] = tuple(ready)
         for (at, model), queue in self._queues.items():
             if at != site:

@@ -47,6 +47,8 @@ class ReplicaPick(Protocol):
 
     def served(self, flight: Flight) -> None: ...
 
+    def lost(self, site: int, replica: int) -> None: ...
+
 
 class TwoLevelRouter:
     """See `Router` of the fast twin."""
@@ -132,6 +134,9 @@ class TwoLevelRouter:
         self._replica_pick.served(flight)
 
     def replicas_changed(self, site: int, ready: Sequence[int], now_s: float) -> None:
+        for replica in self._ready.get(site, ()):
+            if replica not in ready:
+                self._replica_pick.lost(site, replica)
         self._ready[site] = tuple(ready)
 
     # -- everywhere ------------------------------------------------------------------------------
