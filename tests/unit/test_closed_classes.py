@@ -3,23 +3,31 @@
 from isochrone.core.ids import ModelName, SiteName
 from isochrone.core.routing.choice import Refused
 from isochrone.core.routing.loads import Loads
+from isochrone.core.routing.table import RoutingTable
 from isochrone.core.world.site_policy import ClassRule, SitePolicy
 from isochrone.gateway.deployed import Deployed, closed_sites
 from tests.builders import a_choice, a_digest, a_load, a_site, a_table, a_view
 
+NAMES = ("near", "mid", "far")
 
-def test_who_takes_nothing_of_the_class_is_left_out_while_another_is_left() -> None:
-    names = ("near", "mid", "far")
+
+def _heard() -> tuple[RoutingTable, Loads]:
+    """Of three sites, each farther than the one before, after a digest of each at 0."""
     view = a_view(
-        [a_site("own"), *map(a_site, names)], own_site="own", serving=names,
+        [a_site("own"), *map(a_site, NAMES)], own_site="own", serving=NAMES,
         rtt_ms={"near": 10.0, "mid": 30.0, "far": 300.0},
     )
-    table, loads = a_table(view), Loads()
-    for name in names:
+    loads = Loads()
+    for name in NAMES:
         loads.heard(a_digest(name, a_load()), 0)
+    return a_table(view), loads
+
+
+def test_who_takes_nothing_of_the_class_is_left_out_while_another_is_left() -> None:
+    table, loads = _heard()
     shut = tuple(
         Refused(site=SiteName(name), rule="saturated", detail="class_closed: batch is not taken")
-        for name in names
+        for name in NAMES
     )
     choice = a_choice(table, loads, class_="batch", closed=shut[:2])
     assert (choice.site, choice.eligible, choice.refused) == ("far", 1, shut[:2])
@@ -35,16 +43,9 @@ def test_who_takes_nothing_of_the_class_is_left_out_while_another_is_left() -> N
 
 
 def test_who_falls_silent_is_no_longer_one_who_takes_nothing_of_the_class() -> None:
-    names = ("near", "mid", "far")
-    view = a_view(
-        [a_site("own"), *map(a_site, names)], own_site="own", serving=names,
-        rtt_ms={"near": 10.0, "mid": 30.0, "far": 300.0},
-    )
-    table, loads = a_table(view), Loads()
-    for name in names:
-        loads.heard(a_digest(name, a_load()), 0)
+    table, loads = _heard()
     closed = tuple(
-        Refused(site=SiteName(name), rule="saturated", detail="class_closed") for name in names[:2]
+        Refused(site=SiteName(name), rule="saturated", detail="class_closed") for name in NAMES[:2]
     )
 
     def rules(now_ns: int) -> tuple[str | None, dict[str, str]]:
