@@ -159,7 +159,7 @@ def test_rows_outside_the_scope_do_not_exist(registry: Registry) -> None:
         lambda: tenants.add_project(other, a_project("p3", "default"), once=None),
         lambda: tenants.add_key(other, a_key("k3"), a_policy("z", "default"), once=None),
         lambda: tenants.add_key(ALL, a_key("k4", "o2"), a_policy("z", "o2"), once=None),
-        lambda: registry.members.revoke(other, "operator", now=NOW),
+        lambda: registry.members.revoke(other, "operator", judge=lambda _: None, now=NOW),
     ]
     for call in refused:
         with pytest.raises(NotFound):

@@ -454,7 +454,7 @@ def test_two_owners_cannot_remove_each_other_at_once(api: Api) -> None:
 
     def remove(each: str) -> str:
         try:
-            members.revoke(scope, each, now=now)
+            members.revoke(scope, each, judge=lambda _: None, now=now)
         except LastOwner:
             return "kept"
         return "removed"

@@ -6,7 +6,7 @@ call is one transaction, instants, ids and hashes of secrets are arguments. A ro
 `Scope` does not exist for the caller. All calls raise StoreUnavailable when the book is away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,11 @@ class Turnover:
     secret_sha256: str
     former_until: int
     expires_at: int | None
+
+
+# Raises what speaks against a change of this member. It is asked in the transaction of the change,
+# and nobody else changes the member meanwhile.
+Judge = Callable[[Principal], None]
 
 
 class Members(Protocol):
@@ -47,9 +52,9 @@ class Members(Protocol):
         ...
 
     def set_role(
-        self, scope: Scope, principal_id: str, role: Role, *, now: int
+        self, scope: Scope, principal_id: str, role: Role, *, judge: Judge, now: int
     ) -> Principal:
-        """Raises NotFound, also for one that is revoked, and LastOwner."""
+        """Raises NotFound, also for one that is revoked, LastOwner, and what `judge` raises."""
         ...
 
     def turn_over(
@@ -59,14 +64,14 @@ class Members(Protocol):
         NotFound, also for one that is revoked, and Conflict for a secret in use."""
         ...
 
-    def revoke(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
-        """Revoke; revoking again changes nothing. Raises NotFound, and LastOwner where an open
-        organisation would be left without an owner whose key works."""
+    def revoke(self, scope: Scope, principal_id: str, *, judge: Judge, now: int) -> Principal:
+        """Revoke; revoking again changes nothing. Raises NotFound, what `judge` raises, and
+        LastOwner where an open organisation would be left without an owner whose key works."""
         ...
 
-    def erase(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
-        """Erase who a person is, and revoke them; again changes nothing. Raises NotFound, LastOwner
-        as `revoke` does, and Conflict for a service account, which is nobody."""
+    def erase(self, scope: Scope, principal_id: str, *, judge: Judge, now: int) -> Principal:
+        """Erase who a person is, and revoke them; again changes nothing. Raises what `revoke`
+        does, and Conflict for a service account, which is nobody."""
         ...
 
     def erase_overdue(self, *, now: int) -> int:

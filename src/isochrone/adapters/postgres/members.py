@@ -13,7 +13,7 @@ from isochrone.core.errors import Conflict, LastOwner, NotFound
 from isochrone.core.tenancy.terms import DAY_NS
 from isochrone.core.world.tenant import EVERY_TENANT, Principal, Role, Scope
 from isochrone.ports.accounts import Account
-from isochrone.ports.members import Turnover
+from isochrone.ports.members import Judge, Turnover
 from isochrone.ports.tenants import Once, Page
 
 PRINCIPAL = """
@@ -87,9 +87,10 @@ class PostgresMembers:
         return principal
 
     def set_role(
-        self, scope: Scope, principal_id: str, role: Role, *, now: int
+        self, scope: Scope, principal_id: str, role: Role, *, judge: Judge, now: int
     ) -> Principal:
         with self._pool.transaction(scope) as connection:
+            judge(_locked(connection, scope, principal_id))
             if role != "owner":
                 _check_last_owner(connection, scope, principal_id, now)
             connection.execute(
@@ -114,14 +115,17 @@ class PostgresMembers:
                 )
             return _principal_in(connection, scope, principal_id, is_live=True)
 
-    def revoke(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
+    def revoke(self, scope: Scope, principal_id: str, *, judge: Judge, now: int) -> Principal:
         with self._pool.transaction(scope) as connection:
+            judge(_locked(connection, scope, principal_id))
             _revoke(connection, scope, principal_id, now)
             return _principal_in(connection, scope, principal_id)
 
-    def erase(self, scope: Scope, principal_id: str, *, now: int) -> Principal:
+    def erase(self, scope: Scope, principal_id: str, *, judge: Judge, now: int) -> Principal:
         with self._pool.transaction(scope) as connection:
-            if _principal_in(connection, scope, principal_id).kind != "person":
+            present = _locked(connection, scope, principal_id)
+            judge(present)
+            if present.kind != "person":
                 raise Conflict(f"{principal_id!r} is a service account, not a person")
             _revoke(connection, scope, principal_id, now)
             connection.execute(_ERASE + "principal_id = %(id)s", {"now": now, "id": principal_id})
@@ -200,6 +204,17 @@ def _revoke(connection: _Connection, scope: Scope, principal_id: str, now: int) 
         " AND (%(org)s::text IS NULL OR org_id = %(org)s)",
         {"id": principal_id, "org": scope.org_id},
     )
+
+
+def _locked(connection: _Connection, scope: Scope, principal_id: str) -> Principal:
+    """The member as it is until the transaction ends. Raises NotFound."""
+    row = connection.execute(
+        PRINCIPAL + f"WHERE p.id = %(id)s AND {_IN_SCOPE} FOR NO KEY UPDATE OF p",
+        {"id": principal_id, "org": scope.org_id},
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"there is no principal {principal_id!r}")
+    return principal_of(row)
 
 
 def _principal_in(

@@ -21,7 +21,7 @@ from isochrone.core.errors import Forbidden, InvalidInput
 from isochrone.core.tenancy.authorise import Action
 from isochrone.core.tenancy.terms import end_of_rotated, is_later, is_over
 from isochrone.core.world.tenant import MemberKind, Principal, Role
-from isochrone.ports.members import Turnover
+from isochrone.ports.members import Judge, Turnover
 
 _ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
@@ -131,15 +131,19 @@ def _add_changes(router: APIRouter, context: Context) -> None:
         principal_id: str, body: ChangedRole, caller: Annotated[Caller, may("members.write")]
     ) -> PrincipalShape:
         """Give a principal another role; what it may do changes at once."""
-        present = _other(context, caller, principal_id)
-        caller.need_appointment(body.role)
-        if (body.role == "operator") != (present.role == "operator"):
-            raise InvalidInput(
-                ["role: operators belong to no organisation; make another principal instead"]
-            )
-        return _shape(
-            members.set_role(caller.scope, principal_id, body.role, now=context.now())
-        )
+        may_change = _other(caller, principal_id)
+
+        def judge(present: Principal) -> None:
+            may_change(present)
+            caller.need_appointment(body.role)
+            if (body.role == "operator") != (present.role == "operator"):
+                raise InvalidInput(
+                    ["role: operators belong to no organisation; make another principal instead"]
+                )
+
+        return _shape(members.set_role(
+            caller.scope, principal_id, body.role, judge=judge, now=context.now()
+        ))
 
     @router.post("/{principal_id}/rotate", status_code=status.HTTP_201_CREATED)
     def rotate_principal(
@@ -187,8 +191,9 @@ def _add_ends(router: APIRouter, context: Context) -> None:
         principal_id: str, caller: Annotated[Caller, may("members.write")]
     ) -> PrincipalShape:
         """Revoke a principal; its key works no more."""
-        _other(context, caller, principal_id)
-        return _shape(members.revoke(caller.scope, principal_id, now=context.now()))
+        return _shape(members.revoke(
+            caller.scope, principal_id, judge=_other(caller, principal_id), now=context.now()
+        ))
 
     @router.post("/{principal_id}/erase")
     def erase_person(
@@ -196,20 +201,21 @@ def _add_ends(router: APIRouter, context: Context) -> None:
     ) -> PrincipalShape:
         """Erase the name and e-mail address of a person for good, and revoke them. Ledger, usage
         and audit log know them by their id only, and stay as they are."""
-        _other(context, caller, principal_id, action="members.erase")
-        return _shape(members.erase(caller.scope, principal_id, now=context.now()))
+        judge = _other(caller, principal_id, action="members.erase")
+        return _shape(members.erase(caller.scope, principal_id, judge=judge, now=context.now()))
 
 
-def _other(
-    context: Context, caller: Caller, principal_id: str, *, action: Action = "members.write"
-) -> Principal:
-    """The principal that the caller is about to change. Raises NotFound or Forbidden."""
+def _other(caller: Caller, principal_id: str, *, action: Action = "members.write") -> Judge:
+    """Judges whether the caller may change the principal as it stands; Forbidden or NotFound.
+    Raises Forbidden at once for the caller's own."""
     if caller.id == f"principal:{principal_id}":
         raise Forbidden("nobody may revoke or change themselves: ask another principal")
-    present = context.registry.members.member(caller.scope, principal_id)
-    caller.need(action, present.org_id)
-    caller.need_appointment(present.role)
-    return present
+
+    def judge(present: Principal) -> None:
+        caller.need(action, present.org_id)
+        caller.need_appointment(present.role)
+
+    return judge
 
 
 def _as_remembered(body: NewPrincipal, again: Repeat) -> NewPrincipal:

@@ -1,0 +1,44 @@
+"""A change of a member is judged by the member as it stands when it is changed."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from isochrone.adapters.postgres.pool import Pool
+from isochrone.core.world.tenant import EVERY_TENANT
+from tests.contract.test_control_api import Api, an_api
+
+
+@pytest.fixture
+def api(pool: Pool) -> Iterator[Api]:
+    with an_api(pool) as found:
+        yield found
+
+
+def until_one_waits(pool: Pool) -> None:
+    """Until a transaction waits for the lock of another one."""
+    for _ in range(20_000):
+        with pool.transaction() as connection:
+            row = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+        if row is not None and row[0]:
+            return
+    raise AssertionError("nobody waits")
+
+
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+def test_who_was_appointed_meanwhile_is_judged_by_the_role_they_have_now(
+    api: Api, pool: Pool, method: str
+) -> None:
+    owner = api.tenant("two")
+    admin = api.make("principals", {"name": "a", "role": "admin"}, key=owner)["key"]
+    other = api.make("principals", {"name": "x", "role": "developer"}, key=owner)["id"]
+    body = {"role": "billing"} if method == "PATCH" else None
+    with ThreadPoolExecutor(1) as worker:
+        with pool.transaction(EVERY_TENANT) as connection:
+            connection.execute("UPDATE principals SET role = 'owner' WHERE id = %s", (other,))
+            answer = worker.submit(api.call, method, f"principals/{other}", body, key=admin)
+            until_one_waits(pool)
+        status, problem = answer.result(timeout=20)
+    assert (status, "may not appoint the role 'owner'" in problem["detail"]) == (403, True)
+    assert api.context.registry.members.member(EVERY_TENANT, other).role == "owner"
