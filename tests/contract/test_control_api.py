@@ -221,6 +221,7 @@ def test_axes_of_every_kind_are_kept_in_canonical_terms(api: Api) -> None:
         ("residency", ["-DE"], "nothing is allowed"), ("caches", [], "empty"),
         ("residency", ["via:DE"], "which only transit has"), ("logs", ["planet:earth"], "unknown"),
         ("transit", ["any", "-operator:"], "names nothing"),
+        ("residency", ["DE", "-DE"], "no country is left"), ("logs", ["EU", "-EEA"], "no country"),
     ):
         status, problem = api.call("POST", "policies", {axis: wrong})
         assert status == 422

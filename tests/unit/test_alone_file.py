@@ -283,6 +283,14 @@ SECOND_UPSTREAM = '[[site.upstream]]\nurl = "http://127.0.0.1:8080/v1"\n[[key]]'
         ),
         (SMALL.replace("[[key]]", '[[key]]\nclasses = ["fast"]'), 'classes names "fast"'),
         (SMALL.replace("[[key]]", '[[key]]\nscopes = ["root"]'), 'scopes names "root"'),
+        (
+            SMALL + '[[policy]]\nname = "p"\nresidency = ["DE", "-EU"]\n',
+            'policy "p": residency: no country is left, so that no site can ever be allowed',
+        ),
+        (
+            SMALL + '[[policy]]\nname = "p"\nresidency = ["DE"]\ncaches = ["FR"]\n',
+            'policy "p": residency and caches: no country is left that both allow',
+        ),
         (SMALL.replace("[[key]]", '[[key]]\nexpires = "soon"'), "expires is"),
         (SMALL.replace("[[key]]", "[[key]]\nconcurrent = 0"), "concurrent is 0; expected a"),
     ],

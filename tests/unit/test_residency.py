@@ -13,7 +13,7 @@ from isochrone.core.residency.rule import (
     parse_axis,
     render_axis,
 )
-from isochrone.core.residency.terms import brief_axis, name_key
+from isochrone.core.residency.terms import Axis, brief_axis, check_together, name_key
 from isochrone.core.world.site import Site
 from tests.builders import a_site, some_blocs
 
@@ -81,6 +81,10 @@ def test_a_denial_by_a_long_list_says_the_beginning_of_it() -> None:
         (("DE", "DE"), ["listed twice"]),
         (("EUU",), ["'EUU'", "did you mean 'EU'"]),
         (("QQ", "zz"), ["'QQ'", "'zz'"]),
+        (("DE", "-DE"), ["no country is left"]),
+        (("DE", "FR", "-EU"), ["no country is left"]),
+        (("DE", "operator:acme", "-operator:acme"), ["no operator is left"]),
+        (("site:lyon", "-site:lyon"), ["no site is left"]),
     ],
 )
 def test_problems_of_an_axis_are_all_listed(axis: tuple[str, ...], words: list[str]) -> None:
@@ -91,8 +95,28 @@ def test_problems_of_an_axis_are_all_listed(axis: tuple[str, ...], words: list[s
 
 
 def test_a_usable_axis_has_no_problems() -> None:
-    for axis in (("any",), ("DE",), ("EEA", "US"), ("NA",)):
+    nowhere_yet = ("DE", "-FR", "operator:nobody-yet", "-site:lyon")
+    for axis in (("any",), ("DE",), ("EEA", "US"), ("NA",), ("EU", "-DE"), nowhere_yet):
         assert check_axis(axis, some_blocs()) == []
+
+
+def test_who_denies_every_country_there_is_allows_none() -> None:
+    blocs = some_blocs()
+    everywhere = tuple(f"-{country}" for country in sorted(blocs.countries))
+    assert check_axis(("any", *everywhere[1:]), blocs) == []
+    (problem,) = check_axis(("any", *everywhere), blocs)
+    assert problem.startswith("no country is left")
+
+
+def test_caches_and_residency_have_to_leave_a_site_together() -> None:
+    blocs = some_blocs()
+    usable: list[Axis | None] = [None, ("any",), ("DE", "FR"), ("operator:acme",)]
+    for caches in usable:
+        assert check_together(("DE", "US"), caches, blocs) == []
+    contradicting: list[Axis] = [("FR",), ("any", "-DE", "-US")]
+    for caches in contradicting:
+        (problem,) = check_together(("DE", "US"), caches, blocs)
+        assert problem.startswith("residency and caches: no country is left")
 
 
 def test_an_axis_is_parsed_from_what_people_type() -> None:

@@ -6,7 +6,7 @@ may enter and pass. A header that is not understood refuses the request.
 
 from isochrone.core.residency.blocs import Blocs
 from isochrone.core.residency.bounds import Narrowing
-from isochrone.core.residency.terms import Axis, check_axis, parse_axis
+from isochrone.core.residency.terms import Axis, check_wish, parse_axis
 from isochrone.gateway.replies import Refusal
 from isochrone.wire import peer
 
@@ -52,7 +52,7 @@ def _read(residency: bytes, transit: bytes, blocs: Blocs) -> Narrowing | Refusal
             return _refusal(name, "it has characters beyond ASCII")
         if len(value) > MOST_BYTES or len(axis) > MOST_TERMS:
             return _refusal(name, f"more than {MOST_TERMS} terms, or {MOST_BYTES} bytes")
-        problems = check_axis(axis, blocs, links=name == peer.TRANSIT)
+        problems = check_wish(axis, blocs, links=name == peer.TRANSIT)
         if problems:
             return _refusal(name, "; ".join(problems))
         axes.append(tuple(sorted(axis)))

@@ -18,7 +18,7 @@ from isochrone.adapters.packaged import load_blocs, load_hardware
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import KeyId, ModelName, OrgId, PolicyId, ProjectId, SiteName
 from isochrone.core.residency.blocs import Blocs
-from isochrone.core.residency.terms import check_axis, parse_term
+from isochrone.core.residency.terms import check_axis, check_together, parse_term
 from isochrone.core.world.entitlement import Entitlement
 from isochrone.core.world.model import Model, ModelKind
 from isochrone.core.world.tenant import ANY, KEY_SCOPES, ApiKey, Class, Limits, Policy
@@ -195,13 +195,15 @@ def _model(table: TomlTable) -> Model:
 
 def _policy(table: TomlTable, blocs: Blocs) -> Policy:
     name = _name(table)
-    axes = []
+    axes, faults = [], []
     for axis in ("residency", "transit", "caches", "logs"):
         terms = tuple(parse_term(term) for term in table.names(axis, default=(ANY,)))
-        for fault in check_axis(terms, blocs, links=axis == "transit"):
-            table.problem(f"{axis}: {fault}")
+        found = check_axis(terms, blocs, links=axis == "transit")
+        faults += [f"{axis}: {fault}" for fault in found]
         axes.append(tuple(sorted(terms)))
     caches = axes[2] if table.has("caches") else None
+    for fault in faults or check_together(axes[0], caches, blocs):
+        table.problem(fault)
     age_s = table.number("max_view_age_s", 1, LONGEST_VIEW_AGE_S, default=LONGEST_VIEW_AGE_S)
     table.finish()
     return Policy(

@@ -8,7 +8,7 @@ from isochrone.control.api.shapes import Body
 from isochrone.core.errors import InvalidInput
 from isochrone.core.ids import OrgId, PolicyId
 from isochrone.core.residency.blocs import Blocs
-from isochrone.core.residency.terms import Axis, check_axis, parse_axis
+from isochrone.core.residency.terms import Axis, check_axis, check_together, parse_axis
 from isochrone.core.world.tenant import ANY, Policy
 
 MOST_TERMS = 300
@@ -64,6 +64,8 @@ def policy_of(
         faults = too_much(axis) or check_axis(axis, blocs, links=name == "transit")
         problems += [f"{name}: {fault}" for fault in faults]
         axes[name] = tuple(sorted(axis))
+    if not problems:
+        problems += check_together(axes["residency"], axes.get("caches"), blocs)
     if problems:
         raise InvalidInput(problems)
     return Policy(

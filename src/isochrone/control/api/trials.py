@@ -14,7 +14,7 @@ from isochrone.core.errors import NotFound
 from isochrone.core.ids import ModelName, OrgId, SiteName
 from isochrone.core.residency.bounds import Narrowing
 from isochrone.core.residency.rule import UNBOUND, Admitted, Denied, Verdict
-from isochrone.core.residency.terms import Axis, check_axis, parse_axis
+from isochrone.core.residency.terms import Axis, check_wish, parse_axis
 from isochrone.core.routing.choice import Rule
 from isochrone.core.routing.trial import Outcome, SiteTrial, try_request, try_sites
 from isochrone.core.world.site import Site
@@ -134,7 +134,7 @@ def _narrowing(context: Context, asked: TrialRequest, faults: list[str]) -> Narr
         ("request residency", asked.residency, False), ("request transit", asked.transit, True),
     ):
         axis = UNBOUND if text is None else parse_axis(text)
-        faults += [f"{name}: {each}" for each in check_axis(axis, context.blocs, links=links)]
+        faults += [f"{name}: {each}" for each in check_wish(axis, context.blocs, links=links)]
         axes.append(tuple(sorted(axis)))
     narrowing = Narrowing(residency=axes[0], transit=axes[1])
     return None if narrowing == Narrowing() else narrowing

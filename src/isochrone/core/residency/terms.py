@@ -5,7 +5,7 @@ A term allows, or with a minus in front denies: `DE` and `EEA` a place (a countr
 site itself, `via:DE` what a link passes. See docs/residency.md.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -19,6 +19,9 @@ Attribute = Literal["place", "operator", "parent", "site", "via"]
 
 SITE_ATTRIBUTES: tuple[Attribute, ...] = ("place", "operator", "parent", "site")
 DENY = "-"
+_NOUNS: Mapping[Attribute, str] = {
+    "place": "country", "operator": "operator", "parent": "parent", "site": "site",
+}
 BRIEF_LETTERS = 60  # a fleet's sites, all refused, then fit into the record of a request
 _NAMED: Mapping[str, Attribute] = {
     "operator": "operator", "parent": "parent", "site": "site", "via": "via",
@@ -113,6 +116,11 @@ def brief_axis(axis: Axis) -> str:
 def check_axis(axis: Axis, blocs: Blocs, *, links: bool = False) -> list[str]:
     """Every problem of an axis that somebody wants to store; empty when it is usable. `links`: it
     bounds transit, so that it may ask of links too."""
+    return check_wish(axis, blocs, links=links) or _nothing_left((axis,), blocs)
+
+
+def check_wish(axis: Axis, blocs: Blocs, *, links: bool = False) -> list[str]:
+    """The same of what one request asks for, which may well leave no site: it is told so."""
     if not axis:
         return [f"the list is empty: name countries or blocs, or {ANY!r}"]
     problems: list[str] = []
@@ -131,6 +139,35 @@ def check_axis(axis: Axis, blocs: Blocs, *, links: bool = False) -> list[str]:
     if not meaning.anywhere and not allows:
         problems.append(f"nothing is allowed: name what is, or {ANY!r}")
     return problems
+
+
+def check_together(residency: Axis, caches: Axis | None, blocs: Blocs) -> list[str]:
+    """What is wrong with the two axes of one policy that each are usable: a site that processes
+    also caches, so both have to admit it."""
+    if caches is None:
+        return []
+    return [
+        f"residency and caches: {fault}" for fault in _nothing_left((residency, caches), blocs)
+    ]
+
+
+def _nothing_left(axes: Sequence[Axis], blocs: Blocs) -> list[str]:
+    """Whether axes that all have to admit can admit no site whatever it states. Which sites there
+    are is not asked: one that they admit may join later."""
+    meanings = [meaning_of(axis, blocs) for axis in axes]
+    for attribute in SITE_ATTRIBUTES:
+        denied = {value for each in meanings for value in each.denies.get(attribute, ())}
+        allowed = [each.allows[attribute] for each in meanings if attribute in each.allows]
+        if attribute == "place" and denied:
+            allowed.append(blocs.countries)
+        if allowed and not frozenset(allowed[0]).intersection(*allowed[1:]) - denied:
+            return [
+                f"no {_NOUNS[attribute]} is left, so that no site can ever be allowed: what is "
+                "allowed has to go beyond what is denied"
+                if len(axes) == 1 else
+                f"no {_NOUNS[attribute]} is left that both allow, so that no site can ever process"
+            ]
+    return []
 
 
 def _parts(term: str) -> tuple[Attribute | None, str, bool]:
