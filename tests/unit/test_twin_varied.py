@@ -173,6 +173,24 @@ def test_charts_say_never_where_nothing_ever_came() -> None:
     assert "Nothing to draw: never, all of them." in gone
 
 
+def test_gpus_that_were_looked_for_and_not_found_are_told(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = results("cases", outcome("ours", {}))
+    assert "GPUs for SLO" not in [each.title for each in columns_of(found)]
+    sought = replace(found, slo_share=0.95)
+    columns = columns_of(sought)
+    assert columns[-1].title == "GPUs for SLO"
+    assert rows_of(sought, columns)[0][1][-1] == "none found"
+    played = [Played(row=found.outcomes[0].row, summary=None)]
+    print_rows(played)
+    assert "GPUs for SLO" not in " ".join(capsys.readouterr().out.split())
+    print_rows(played, sized=True)
+    shown = capsys.readouterr().out
+    assert "GPUs for SLO" in " ".join(shown.split())
+    assert "none found" in shown
+
+
 def test_what_is_nearly_all_is_not_called_all(capsys: pytest.CaptureFixture[str]) -> None:
     nearly = results("cases", outcome("ours", {}, case="a"), outcome(
         "ours", {}, case="b", in_time=0.9996

@@ -181,7 +181,7 @@ def compare(
     with progress("runs", len(work), progress_json) as told:
         played = play_all(work, jobs or os.cpu_count() or 1, lambda _: told(1), cluster)
     try:
-        print_rows(played)
+        print_rows(played, sized=gpus is not None)
         print_engine(chosen.fleet)
         print_left_out([chosen.workload])
     finally:

@@ -72,18 +72,22 @@ def _noted_in(file: Path, what: str, total: int | None) -> Callable[[int], None]
     return note
 
 
-def print_rows(played: "Sequence[Played]") -> None:
+def print_rows(played: "Sequence[Played]", *, sized: bool = False) -> None:
     """A table for each load: times in ms, and how many times those of the bound and the best
-    baseline they are."""
+    baseline they are. `sized`: the smallest fleets were looked for."""
+    from isochrone.twin.report.words import NONE_FOUND
+
     rows = [each.row for each in played]
     for load in dict.fromkeys(row.load for row in rows):
         same = [row for row in rows if row.load == load]
-        sized = any(row.gpus_for_slo for row in same)
         print_table(
             ("policy", "TTFT mean", "p50", "p90", "p99", "in time", "good/s", "cached",
              "over borders MB", "mean / bound", "p99 / bound", "mean / best", "p99 / best",
              *(("GPUs for SLO",) if sized else ())),
-            [(*_cells(row, same), *((row.gpus_for_slo,) if sized else ())) for row in same],
+            [
+                (*_cells(row, same), *((row.gpus_for_slo or NONE_FOUND,) if sized else ()))
+                for row in same
+            ],
             title=f"{same[0].workload} at load {load:.3g} (times in ms)",
         )
         for each in played:

@@ -9,6 +9,7 @@ from isochrone.twin.experiments.experiment import IN_THE_ROW, Cell, Outcome, Res
 from isochrone.twin.experiments.findings import findings_of
 
 BYTES_PER_MB = 1_000_000.0
+NONE_FOUND = "none found"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +42,11 @@ EVERY: tuple[Column, ...] = (
     Column(title="refused", value=lambda each: each.refused or None),
     Column(title="broken", value=lambda each: each.broken or None),
     Column(title="GPUs", value=lambda each: each.gpus),
-    Column(title="GPUs for SLO", value=lambda each: each.row.gpus_for_slo),
 )
+# Where it was looked for: that no fleet keeps the objective is an answer, too.
+SIZED = Column(title="GPUs for SLO", value=lambda each: None if each.tenant else (
+    each.row.gpus_for_slo or NONE_FOUND
+))
 ALWAYS = ("workload", "load", "policy", "TTFT mean ms", "p50", "p90", "p99", "in time")
 
 
@@ -52,8 +56,9 @@ def columns_of(results: Results) -> list[Column]:
         key for each in results.outcomes for key in each.point.varied if key not in IN_THE_ROW
     )
     varied = [Column(title=key, value=partial(_varied, key)) for key in keys]
+    sized = () if results.slo_share is None else (SIZED,)
     return [
-        column for column in (EVERY[0], *varied, *EVERY[1:])
+        column for column in (EVERY[0], *varied, *EVERY[1:], *sized)
         if column.title in ALWAYS
         or any(column.value(each) is not None for each in results.outcomes)
     ]
