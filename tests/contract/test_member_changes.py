@@ -5,8 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from isochrone.adapters.postgres.members import write_account
 from isochrone.adapters.postgres.pool import Pool
+from isochrone.core.errors import InvalidInput
 from isochrone.core.world.tenant import EVERY_TENANT
+from isochrone.ports.accounts import Account
 from tests.contract.test_control_api import Api, an_api
 
 
@@ -42,3 +45,18 @@ def test_who_was_appointed_meanwhile_is_judged_by_the_role_they_have_now(
         status, problem = answer.result(timeout=20)
     assert (status, "may not appoint the role 'owner'" in problem["detail"]) == (403, True)
     assert api.context.registry.members.member(EVERY_TENANT, other).role == "owner"
+
+
+def test_a_name_with_letters_that_only_the_book_knows_is_refused_in_plain_words(
+    api: Api, pool: Pool
+) -> None:
+    """A capital stands for a letter that is newer than the tables of this Python."""
+    owner = api.tenant("two")
+    made = api.make("principals", {"name": "x", "role": "developer"}, key=owner)
+    account = Account(
+        principal_id=made["id"], org_id=made["org_id"], login="Ada", password="x", is_given=True
+    )
+    with pytest.raises(InvalidInput) as raised, pool.transaction(EVERY_TENANT) as connection:
+        write_account(connection, account, now=api.context.now())
+    (problem,) = raised.value.problems
+    assert problem.startswith("login: has a capital letter whose small form is not known here")

@@ -48,7 +48,8 @@ class Members(Protocol):
     ) -> Principal:
         """Add a member, with the account that they sign in with where there is one. Raises
         NotFound for an organisation outside the scope, Conflict for a secret in use or a name to
-        sign in with that is taken; then nothing was added."""
+        sign in with that is taken, and InvalidInput for one that is not written small; then
+        nothing was added."""
         ...
 
     def set_role(

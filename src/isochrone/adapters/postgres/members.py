@@ -9,7 +9,7 @@ from isochrone.adapters.postgres.once import made_before
 from isochrone.adapters.postgres.owners import check_owner
 from isochrone.adapters.postgres.pool import Pool
 from isochrone.adapters.postgres.tenants import SECRET_IN_USE
-from isochrone.core.errors import Conflict, LastOwner, NotFound
+from isochrone.core.errors import Conflict, InvalidInput, LastOwner, NotFound
 from isochrone.core.tenancy.terms import DAY_NS
 from isochrone.core.world.tenant import EVERY_TENANT, Principal, Role, Scope
 from isochrone.ports.accounts import Account
@@ -174,10 +174,14 @@ def _check_last_owner(
 
 
 TAKEN = "this name is taken by another account; choose another one"
+UNKNOWN_LETTER = (
+    "login: has a capital letter whose small form is not known here; choose another name"
+)
 
 
 def write_account(connection: _Connection, account: Account, *, now: int) -> None:
-    """Make or change an account. Raises Conflict for a name that is taken."""
+    """Make or change an account. Raises Conflict for a name that is taken,
+    InvalidInput for one that is not written small."""
     try:
         connection.execute(
             "INSERT INTO accounts (principal_id, org_id, login, password, is_given,"
@@ -190,6 +194,9 @@ def write_account(connection: _Connection, account: Account, *, now: int) -> Non
         )
     except psycopg.errors.UniqueViolation as error:
         raise Conflict(TAKEN) from error
+    except psycopg.errors.CheckViolation as error:
+        # Whoever makes the account wrote it small; the book's tables of letters may be newer.
+        raise InvalidInput([UNKNOWN_LETTER]) from error
 
 
 def _revoke(connection: _Connection, scope: Scope, principal_id: str, now: int) -> None:
