@@ -162,7 +162,7 @@ class PostgresUsageDays:
 
     def _drop_empty(self, day_at: int) -> None:
         with self._pool.transaction(EVERY_TENANT) as connection:
-            connection.execute("SELECT hold_usage_day(%s)", (day_at,))
+            _hold(connection, day_at)
             if _count(connection, day_at):
                 raise Conflict(f"requests of {day_name(day_at)} were booked meanwhile; try again")
             connection.execute("SELECT drop_usage_day(%s)", (day_at,))
@@ -289,7 +289,7 @@ class PostgresUsageDays:
         day = {"day": day_at, "next": day_at + DAY_NS}
         with self._pool.transaction(scope) as connection:
             day_files.take_time(connection)
-            connection.execute("SELECT hold_usage_day(%s)", (day_at,))
+            _hold(connection, day_at)
             if day_files.sums(connection, "usage", day) != said:
                 raise Conflict(f"requests of {day_name(day_at)} were booked meanwhile; try again")
             part = day_files.list_file(connection, _LISTED, target, said, day, now=now)
@@ -302,6 +302,13 @@ class PostgresUsageDays:
                 if each.part == part
             )
         return made
+
+
+def _hold(connection: _Connection, day_at: int) -> None:
+    """Until the end of the transaction nobody writes to the rows of a day, and nobody else takes
+    one away. Two who held days and wanted the whole table would wait for each other."""
+    connection.execute("SELECT pg_advisory_xact_lock(746135, 0)")
+    connection.execute("SELECT hold_usage_day(%s)", (day_at,))
 
 
 def _count(connection: _Connection, day_at: int) -> int:
