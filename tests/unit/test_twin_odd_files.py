@@ -1,7 +1,10 @@
 """Files and numbers for the twin that nobody means: a line that says so, no traceback, no hang."""
 
+import gzip
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -16,7 +19,8 @@ from isochrone.twin.workloads.steady import parse_lengths
 from isochrone.twin.world.sites_table import parse_sites
 from isochrone.wiring.twin_choice import Changes, chosen_scenario
 from isochrone.wiring.twin_comparison import games, ground_of
-from isochrone.wiring.twin_experiment import file_of, read_experiment
+from isochrone.wiring.twin_experiment import content_of, file_of, read_experiment
+from isochrone.wiring.twin_files import bytes_of, text_of
 from isochrone.wiring.twin_places import ways_of
 from isochrone.wiring.twin_world import twin_world
 
@@ -191,3 +195,31 @@ def test_a_stray_quotation_mark_costs_its_own_row_alone(tmp_path: Path) -> None:
     assert max(map(len, raised.value.problems)) < 200
     table = "num_prefill_tokens,num_decode_tokens\r\n5,6\r\n" + '"5",7\r\n'
     assert parse_lengths(table, "x.csv") == ((5, 6), (5, 7))
+
+
+@pytest.mark.parametrize("read", [
+    content_of, lambda file: chosen_scenario(file, Changes()),
+    lambda file: bytes_of(Path(file), most=5_000_000),
+])
+def test_a_file_without_an_end_is_not_read_for_ever(read: Callable[[str], object]) -> None:
+    with within_s(20.0), pytest.raises(InvalidInput, match=r"/dev/zero: has more than .* MB"):
+        read("/dev/zero")
+
+
+def test_what_unpacks_to_more_than_is_read_is_told(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.gz"
+    bomb.write_bytes(gzip.compress(bytes(3_000_000)))
+    assert len(text_of(bomb, most=3_000_000)) == 3_000_000
+    with pytest.raises(InvalidInput, match=r"bomb\.gz: has more than 2 MB"):
+        text_of(bomb, most=2_000_000)
+
+
+def test_a_pipe_that_ends_is_read_as_a_file_and_a_folder_is_told(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as writer, within_s(20.0):
+        written_all = writer.submit(pipe.write_bytes, b"x" * 200_000)
+        assert bytes_of(pipe, most=200_000) == b"x" * 200_000
+        written_all.result()
+    with pytest.raises(InvalidInput, match="directory"):
+        bytes_of(tmp_path)

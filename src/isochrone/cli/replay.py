@@ -135,6 +135,7 @@ def _trace(wanted: str) -> "Trace":
     from isochrone.adapters.packaged import DATA
     from isochrone.replay.trace import parse_trace
     from isochrone.wiring.home import expanded
+    from isochrone.wiring.twin_files import unpacked_of
 
     path = expanded(Path(wanted))
     if not path.exists():
@@ -146,10 +147,7 @@ def _trace(wanted: str) -> "Trace":
                  f"{', '.join(sorted(packaged))}"]
             )
         path = packaged[wanted]
-    try:
-        return parse_trace(path.read_bytes(), wanted)
-    except OSError as error:
-        raise InvalidInput([f"{path}: cannot be read: {error.strerror}"]) from error
+    return parse_trace(unpacked_of(path), wanted)
 
 
 def _model(cloud: Cloud, wanted: str | None) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from isochrone.adapters.packaged import DATA
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.scenario import Scenario, WorkloadKind
-from isochrone.wiring.twin_files import at_home, shown
+from isochrone.wiring.twin_files import MOST_PLAN_BYTES, at_home, bytes_of, shown
 from isochrone.wiring.twin_scenario import FILES_OF_KIND, MOST_LOAD, parse_scenario
 from isochrone.wiring.twin_traffic import SAMPLES
 
@@ -120,9 +120,7 @@ def _scenario(wanted: str) -> Scenario:
             ])
         path = SCENARIOS / f"{wanted}.toml"
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput([f"{path}: cannot be read: {error.strerror}"]) from error
+        text = bytes_of(path, most=MOST_PLAN_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidInput([f"{path}: is no text ({error.reason})"]) from error
     return parse_scenario(text, source=wanted)

@@ -23,7 +23,7 @@ from isochrone.twin.experiments.experiment import (
 from isochrone.twin.scenario import Scenario
 from isochrone.wiring.toml_table import Problems, TomlTable
 from isochrone.wiring.twin_comparison import POLICIES, Game, Played, games, ground_of
-from isochrone.wiring.twin_files import at_home
+from isochrone.wiring.twin_files import MOST_PLAN_BYTES, at_home, bytes_of
 from isochrone.wiring.twin_pool import play_all
 from isochrone.wiring.twin_scenario import read_scenario
 
@@ -85,9 +85,7 @@ def content_of(wanted: str) -> dict[str, object]:
     """What it says. Raises InvalidInput."""
     path = file_of(wanted)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInput([f"{path}: cannot be read: {error.strerror}"]) from error
+        return tomllib.loads(bytes_of(path, most=MOST_PLAN_BYTES).decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput([f"{wanted}: not a TOML file: {error}"]) from error
 

@@ -1,13 +1,18 @@
 """Reads files that somebody named: plain or gzip, and packaged ones by their bare names."""
 
 import gzip
+import io
 import os
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 from isochrone.adapters.packaged import DATA
 from isochrone.core.errors import InvalidInput
 
+MOST_BYTES = 2_000_000_000   # of a trace or a table, unpacked too
+MOST_PLAN_BYTES = 10_000_000  # of a scenario or an experiment
+CHUNK_BYTES = 1 << 20
 FOLDERS = ("traces", "workloads", "sites", "network")  # of the packaged data
 
 
@@ -40,19 +45,41 @@ def is_packaged(file: str) -> bool:
     return Path(file).name == file and any((DATA / each / file).is_file() for each in FOLDERS)
 
 
-def bytes_of(path: Path) -> bytes:
-    """Raises InvalidInput."""
+def bytes_of(path: Path, *, most: int = MOST_BYTES) -> bytes:
+    """Raises InvalidInput, above all where there is more than `most`: a pipe or a device may have
+    no end."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return _all_of(file, path, most)
     except OSError as error:
         raise InvalidInput([f"{path}: cannot be read ({error.strerror})"]) from error
 
 
-def text_of(path: Path) -> str:
+def text_of(path: Path, *, most: int = MOST_BYTES) -> str:
     """Unpacked. Raises InvalidInput."""
-    data = bytes_of(path)
     try:
-        plain = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
-        return plain.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        return unpacked_of(path, most=most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise InvalidInput([f"{path}: is no text ({error})"]) from error
+
+
+def unpacked_of(path: Path, *, most: int = MOST_BYTES) -> bytes:
+    """What a plain or a gzip file says; neither may have more than `most`. Raises InvalidInput."""
+    data = bytes_of(path, most=most)
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        return _all_of(gzip.GzipFile(fileobj=io.BytesIO(data)), path, most)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidInput([f"{path}: is damaged gzip ({error})"]) from error
+
+
+def _all_of(file: BinaryIO | gzip.GzipFile, path: Path, most: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := file.read(CHUNK_BYTES):
+        size += len(chunk)
+        if size > most:
+            raise InvalidInput([f"{path}: has more than {most / 1e6:,.0f} MB, or no end"])
+        chunks.append(chunk)
+    return b"".join(chunks)

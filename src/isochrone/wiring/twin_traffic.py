@@ -41,7 +41,7 @@ from isochrone.twin.workloads.recorded import (
 from isochrone.twin.workloads.steady import drawn_asks, exponential_asks, parse_lengths
 from isochrone.twin.workloads.token_week import parse_token_week
 from isochrone.twin.world.fleet_plan import CONTEXT_TOKENS
-from isochrone.wiring.twin_files import bytes_of, path_of, text_of
+from isochrone.wiring.twin_files import bytes_of, path_of, text_of, unpacked_of
 
 SAMPLES = {
     "servegen": (
@@ -207,7 +207,7 @@ def _lengths(path: Path) -> Mapping[str, Lengths]:
 
 
 def _recorded(path: Path, part: tuple[float, float]) -> Traffic:
-    trace = parse_trace(bytes_of(path), str(path))
+    trace = parse_trace(unpacked_of(path), str(path))
     last_s = trace.rows[-1].at_s
     _need_span(0.0, last_s, str(path))
     rows = [
