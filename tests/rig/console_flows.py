@@ -1,5 +1,6 @@
 """What people do in the console from one page to the next, on the live local cloud."""
 
+import http.client
 import json
 import os
 import re
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Locator
 
@@ -24,6 +26,33 @@ BEGIN_ANEW_MIDWAY = """() => new MutationObserver((_, watch) => {
   document.querySelector(".chat-fresh").click();
 }).observe(document.querySelector(".chat-log"),
            { subtree: true, childList: true, characterData: true })"""
+
+
+def end_session(operator: Tab, cloud: Cloud) -> None:
+    """End the session of an open tab as if somebody had signed out elsewhere."""
+    (cookie,) = operator.page.context.cookies()
+    parts = urlsplit(cloud.up["control"])
+    link = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    link.request(
+        "DELETE", "/api/v1/sessions/current",
+        headers={"authorization": f"Bearer {cookie['value']}"},
+    )
+    assert json.loads(link.getresponse().read()) == {"ended": True}
+    link.close()
+
+
+def led_to_sign_in_and_back(operator: Tab, cloud: Cloud) -> None:
+    """An open map whose session ends leads to the form by itself, and the form back to the map."""
+    page = operator.page
+    operator.open("/map?of=me")
+    page.wait_for_function("window.isochroneMap?.frames > 1")
+    end_session(operator, cloud)
+    page.wait_for_selector("form[action='/sign-in']")
+    page.fill("#login", cloud.up["console_login"])
+    page.fill("#password", cloud.up["console_password"])
+    page.click("button[type=submit]")
+    page.wait_for_function("window.isochroneMap?.frames > 1")
+    assert page.url.endswith("/map?of=me")
 
 
 def is_booked(cloud: Cloud, request_id: str) -> bool:

@@ -4,7 +4,6 @@ Pictures of every page are kept in artefacts/console/.
 """
 
 import http.client
-import json
 import os
 import signal
 import subprocess
@@ -447,17 +446,15 @@ def test_a_run_is_stopped_from_the_page_and_ended_by_a_kill(cloud: Cloud, operat
 def test_a_session_that_is_over_says_so(operator: Tab, cloud: Cloud) -> None:
     page = operator.page
     operator.open("/traffic")
-    (cookie,) = page.context.cookies()
-    parts = urlsplit(cloud.up["control"])
-    link = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
-    link.request(
-        "DELETE", "/api/v1/sessions/current",
-        headers={"authorization": f"Bearer {cookie['value']}"},
-    )
-    assert json.loads(link.getresponse().read()) == {"ended": True}
-    link.close()
+    console_flows.end_session(operator, cloud)
     page.click("button:has-text('6 h')")
     page.wait_for_selector("text=Your session is over")
+
+
+def test_a_map_whose_session_is_over_leads_to_signing_in_and_back(
+    operator: Tab, cloud: Cloud
+) -> None:
+    console_flows.led_to_sign_in_and_back(operator, cloud)
 
 
 def sites_1100() -> list[dict[str, object]]:

@@ -107,7 +107,8 @@ class Map_ {
   // --- data
   async loadSites() {
     const answer = await fetch("/live/sites");
-    if (!answer.ok) { this.say(answer.status === 401 ? "session over" : "control does not answer", "bad"); return; }
+    if (answer.status === 401) { this.toSignIn(); return; }
+    if (!answer.ok) { this.say("control does not answer", "bad"); return; }
     const { v, sites } = await answer.json();
     this.version = v;
     this.sites = sites.map((site) => ({ ...site, at: project(site.lon, site.lat) }));
@@ -133,10 +134,20 @@ class Map_ {
     const source = new EventSource("/live/frames");
     source.onmessage = (event) => this.frame(JSON.parse(event.data));
     source.addEventListener("trouble", (event) => this.say(JSON.parse(event.data).detail, "bad"));
-    source.addEventListener("over", () => { source.close(); this.say("session over: sign in again", "bad"); });
-    source.onerror = () => this.say("connection lost", "bad");
+    source.addEventListener("over", () => this.toSignIn());
+    source.onerror = () => {
+      this.say("connection lost", "bad");
+      // It was refused, and is not asked for again: the answer for the sites says whether the session is over.
+      if (source.readyState === EventSource.CLOSED) this.loadSites().catch(() => {});
+    };
     this.source = source;
     addEventListener("pagehide", () => source.close());
+  }
+
+  // A map is read and nothing is written in it: whoever is signed out is led to the form, and back to here.
+  toSignIn() {
+    this.source?.close();
+    location.assign(`/sign-in?next=${encodeURIComponent(location.pathname + location.search)}`);
   }
 
   frame(frame) {
