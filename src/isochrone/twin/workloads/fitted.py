@@ -109,7 +109,7 @@ def fitted_asks(fit: Fitted, rate_rps: float, seed: int) -> Iterator[Ask]:
 def _times(
     windows: Sequence[Window], period_s: float, factor: float, rng: Random
 ) -> Iterator[float]:
-    left = rng.random()  # of a step, where time 0 falls into one
+    left = _rest_of_step(windows[0], rng)
     turn = 0
     of_turn = sum((each.end_s - each.start_s) * each.rate_rps for each in windows) * factor
     while True:
@@ -134,6 +134,18 @@ def _step(window: Window, rng: Random) -> float:
         shape = 1.0 / window.spread**2
         return rng.gammavariate(shape, 1.0 / shape)
     return rng.weibullvariate(1.0 / gamma(1.0 + 1.0 / window.spread), window.spread)
+
+
+def _rest_of_step(window: Window, rng: Random) -> float:
+    """What is left, at any instant, of the step that it falls into: into a long one more often. Or
+    every client would begin with a burst, the more of one the more its steps differ."""
+    if window.family == "Gamma":
+        shape = 1.0 / window.spread**2
+        whole = rng.gammavariate(shape + 1.0, 1.0 / shape)
+    else:
+        power = 1.0 / window.spread
+        whole = rng.gammavariate(1.0 + power, 1.0) ** power / gamma(1.0 + power)
+    return rng.random() * whole
 
 
 def parse_client_rates(
