@@ -5,7 +5,6 @@ Gamma or Weibull distributed with mean 1 and the spread of the window. So a clie
 its windows exactly in the mean, with its bursts. After the last window all begins anew.
 """
 
-import csv
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from typing import Literal
 
 from isochrone.core.errors import InvalidInput
 from isochrone.core.rng import Random, stream
-from isochrone.core.table_lines import lines_of
 from isochrone.twin.fast.arrivals import NO_SESSION
+from isochrone.twin.table import table_of
 from isochrone.twin.workloads.asks import Ask, mixed
 from isochrone.twin.world.fleet_plan import CONTEXT_TOKENS
 
@@ -280,10 +279,17 @@ def parse_length_percentiles(text: str, source: str) -> Mapping[str, Lengths]:
             )
             continue
         points.setdefault(row["field"], []).append((share, max(tokens, 1.0)))
+    for each in points.values():
+        each.sort()
+    problems += [
+        f"{source}: {field} has {high:g} tokens at percentile {after * 100:g}, less than at "
+        f"{before * 100:g}; expected those of one trace"
+        for field, each in points.items()
+        for (before, low), (after, high) in pairwise(each) if high < low
+    ]
     _raise_if(problems, points, source)
     found = {}
-    for field, each in points.items():
-        ordered = sorted(each)
+    for field, ordered in points.items():
         whole = [(0.0, ordered[0][1]), *ordered, (1.0, ordered[-1][1])]
         found[field] = Lengths(
             shares=tuple(share for share, _ in whole), tokens=tuple(tokens for _, tokens in whole)
@@ -343,7 +349,7 @@ def _lengths_of_bins(bins: Mapping[float, float]) -> Lengths:
 def _rows(
     text: str, source: str, needed: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(lines_of(text))
+    reader = table_of(text)
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing:
         raise InvalidInput(

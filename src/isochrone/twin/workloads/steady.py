@@ -4,14 +4,13 @@ For tables of lengths without times, and for results that are known exactly (Erl
 traffic is like that. No prefixes; every request is from a place of its own.
 """
 
-import csv
 from collections.abc import Iterator, Sequence
 from math import exp, log1p
 
 from isochrone.core.errors import InvalidInput
 from isochrone.core.rng import stream
-from isochrone.core.table_lines import lines_of
 from isochrone.twin.fast.arrivals import NO_SESSION
+from isochrone.twin.table import table_of
 from isochrone.twin.workloads.asks import Ask
 
 MOST_TOLD = 20
@@ -21,7 +20,7 @@ SURELY = 1e6  # as a rate: the first token is the last
 def parse_lengths(text: str, source: str) -> tuple[tuple[int, int], ...]:
     """Vidur's: CSV with num_prefill_tokens and num_decode_tokens; prompt and answer of each
     request. Raises InvalidInput with all problems."""
-    reader = csv.DictReader(lines_of(text))
+    reader = table_of(text)
     needed = ("num_prefill_tokens", "num_decode_tokens")
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing:
