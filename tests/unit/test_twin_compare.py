@@ -268,6 +268,19 @@ def test_the_load_of_a_stated_rate_is_its_part_of_what_the_fleet_does(
     assert 0.0 < rates[1] != 0.5
 
 
+def test_no_file_that_is_played_is_written_over(
+    twin_command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = written(tmp_path, "s.toml", SMALL)
+    trace = written(tmp_path, "t.csv", "t_s,context_tokens,generated_tokens\n0,5,6\n1,5,6\n")
+    other = tmp_path / "other.csv"
+    other.symlink_to(trace)
+    for out in (scenario, other):
+        assert twin_command("run", scenario, "--trace", trace, "--requests", 5, "--json", out) == 2
+        assert "is read here, and would be lost" in capsys.readouterr().err
+    assert Path(trace).read_text().startswith("t_s,")
+
+
 def test_everything_that_is_wrong_is_told_and_nothing_is_written(
     twin_command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

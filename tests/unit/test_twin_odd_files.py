@@ -14,14 +14,20 @@ import pytest
 from isochrone.core.errors import InvalidInput
 from isochrone.replay.trace import parse_trace
 from isochrone.twin.scenario import Scenario
-from isochrone.twin.workloads.fitted import Fitted, Lengths, fitted_asks, parse_client_rates
+from isochrone.twin.workloads.fitted import (
+    Fitted,
+    Lengths,
+    fitted_asks,
+    parse_client_rates,
+    parse_length_percentiles,
+)
 from isochrone.twin.workloads.steady import parse_lengths
 from isochrone.twin.world.sites_table import parse_sites
 from isochrone.wiring.twin_choice import Changes, chosen_scenario
 from isochrone.wiring.twin_comparison import games, ground_of
 from isochrone.wiring.twin_experiment import content_of, file_of, read_experiment
 from isochrone.wiring.twin_files import bytes_of, text_of
-from isochrone.wiring.twin_places import ways_of
+from isochrone.wiring.twin_places import entries_of, ways_of
 from isochrone.wiring.twin_world import twin_world
 
 RATES = "client,window_s,rate_rps,cv,dist,p1\n"
@@ -170,6 +176,42 @@ def test_a_trace_with_blank_lines_first_is_known_by_the_next(tmp_path: Path) -> 
     assert chosen_scenario("eight-sites", Changes(trace=(trace,))).workload.kind == "recorded"
     with pytest.raises(InvalidInput, match="no known traffic"):
         chosen_scenario("eight-sites", Changes(trace=(written(tmp_path, "\n" * 10_000),)))
+
+
+def test_tables_with_blank_lines_first_have_their_columns_in_the_next(tmp_path: Path) -> None:
+    for before in ("\n", "\r\n \n\n"):
+        lengths = before + "num_prefill_tokens,num_decode_tokens\n5,6\n"
+        assert parse_lengths(lengths, "x") == ((5, 6),)
+        assert parse_client_rates(before + RATES + "a,0,1,1,Gamma,1\n", "x")[1] == 600.0
+        sites = before + "site_id,country_iso2,lat,lon\na,DE,50,9\n"
+        assert [each.name for each in parse_sites(sites, "x")] == ["a"]
+        ways = before + "km_mean,p10,p50,p90,p99\n100,1,2,3,4\n900,9,10,11,12\n"
+        assert len(ways_of(written(tmp_path, ways))[1].km) == 3
+    with pytest.raises(InvalidInput, match="x, line 4: invalid literal"):
+        parse_lengths("\n\nnum_prefill_tokens,num_decode_tokens\nx,6\n", "x")
+    with pytest.raises(InvalidInput, match="no column num_prefill_tokens"):
+        parse_lengths("\n\n", "x")
+
+
+def test_percentiles_of_two_traces_in_one_table_are_told() -> None:
+    table = "trace,field,percentile,tokens\n" + "".join(
+        f"{trace},context_tokens,{percentile},{tokens}\n" for trace, percentile, tokens in (
+            ("conv", 10, 400), ("conv", 50, 900), ("code", 20, 100), ("code", 60, 2000)
+        )
+    )
+    with pytest.raises(InvalidInput) as raised:
+        parse_length_percentiles(table, "x")
+    assert raised.value.problems == (
+        "x: context_tokens has 100 tokens at percentile 20, less than at 10; expected those of "
+        "one trace",
+    )
+
+
+def test_entries_of_a_country_that_is_none_are_told(tmp_path: Path) -> None:
+    head = "country_iso2,sampled_requests\nGB,5\n"
+    assert entries_of(written(tmp_path, head)) == {"GB": 5.0}
+    with pytest.raises(InvalidInput, match="line 3: UK, 7; expected a known place"):
+        entries_of(written(tmp_path, head + "UK,7\n"))
 
 
 STRAY = """t_s,context_tokens,generated_tokens

@@ -1,5 +1,6 @@
 """What traffic is read from which files: parts, lengths without times, weeks, and what fits."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from isochrone.twin.workloads.coding_sessions import CodingSession, Turn, fittin
 from isochrone.twin.workloads.fitted import pooled_lengths
 from isochrone.twin.workloads.steady import parse_lengths
 from isochrone.twin.workloads.token_week import parse_token_week
+from isochrone.twin.world.fleet_plan import CONTEXT_TOKENS
 from isochrone.wiring.twin_traffic import traffic_of
 
 POINTS = ("p01", "p05", "p10", "p25", "p50", "p75", "p90", "p95", "p99")
@@ -35,9 +37,43 @@ def test_exponential_answers_come_by_chance_with_their_mean() -> None:
     found = asks(workload("exponential"), 5.0, 20_000)
     assert {each.prompt_tokens for each in found} == {100}
     mean = sum(each.output_tokens for each in found) / len(found)
-    assert mean == pytest.approx(400.5, rel=0.03)  # rounded up
+    assert mean == pytest.approx(400.0, rel=0.02)
     assert found[-1].at_s == pytest.approx(20_000 / 5.0, rel=0.03)
     assert max(each.output_tokens for each in found) > 5 * 400
+
+
+@pytest.mark.parametrize("output_tokens", [1.0, 2.0, 100_000.0])
+def test_answers_that_are_very_short_or_long_have_the_mean_that_is_told(
+    output_tokens: float,
+) -> None:
+    of = replace(workload("exponential"), prompt_tokens=100.4, output_tokens=output_tokens)
+    traffic, found = traffic_of(of), asks(of, 5.0, 20_000)
+    assert traffic.prompt_tokens == found[0].prompt_tokens == 100
+    mean = sum(each.output_tokens for each in found) / len(found)
+    assert mean == pytest.approx(traffic.output_tokens, rel=0.02)
+    if output_tokens < 100.0:
+        assert traffic.output_tokens == pytest.approx(output_tokens)
+    assert max(each.prompt_tokens + each.output_tokens for each in found) <= CONTEXT_TOKENS
+
+
+def test_lengths_that_do_not_fit_cost_nothing_of_the_rate(tmp_path: Path) -> None:
+    rates, lengths = tmp_path / "rates.csv", tmp_path / "lengths.csv"
+    rates.write_text("t_s,inv_per_min\n0,60\n600,60\n")
+    head = "field,percentile,tokens\ngenerated_tokens,50,1000\n"
+    lengths.write_text(
+        head + "context_tokens,0,1000\ncontext_tokens,60,50000\ncontext_tokens,100,300000\n"
+    )
+    of = workload("azure-2024", rates, lengths)
+    traffic, found = traffic_of(of), asks(of, 5.0, 20_000)
+    assert max(each.prompt_tokens + each.output_tokens for each in found) <= CONTEXT_TOKENS
+    mean = sum(each.prompt_tokens for each in found) / len(found)
+    assert mean == pytest.approx(traffic.prompt_tokens, rel=0.03)
+    assert traffic.output_tokens == 1000.0
+    lengths.write_text(
+        head + "context_tokens,0.4,1\ncontext_tokens,0.5,130100\ncontext_tokens,100,130100\n"
+    )
+    with pytest.raises(InvalidInput, match="hardly any request of at most 131072 tokens"):
+        traffic_of(replace(of, name="y", part=(0.0, 0.9)))
 
 
 def test_lengths_without_times_are_drawn_row_by_row(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from isochrone.core.errors import InvalidInput
 from isochrone.twin.workloads.asks import Ask, all_mixed, mixed
 from isochrone.twin.workloads.coding_sessions import coding_asks, parse_sessions
 from isochrone.twin.workloads.fitted import (
+    Family,
     Fitted,
     Lengths,
     Window,
@@ -128,6 +129,17 @@ def test_a_fit_follows_its_windows_and_its_spread() -> None:
         times = [ask.at_s for ask in islice(fitted_asks(fit, 1.0, 2), 20_000)]
         steps = [after - before for before, after in pairwise(times)]
         assert pstdev(steps) / mean(steps) == pytest.approx(spread, rel=0.08)
+
+
+@pytest.mark.parametrize(("family", "spread"), [("Gamma", 8.0), ("Weibull", 0.4), ("Gamma", 0.2)])
+def test_a_fit_has_its_rate_from_the_first_second_on(family: Family, spread: float) -> None:
+    """However much the times between a client's requests differ."""
+    fit = Fitted(clients=((
+        Window(start_s=0, end_s=600, rate_rps=1.0, family=family, spread=spread),
+    ),), period_s=600.0, prompt=SHORT, output=SHORT)
+    counts = [len(until(fitted_asks(fit, 1.0, seed), 50.0)) for seed in range(2_000)]
+    assert mean(counts) == pytest.approx(50.0, abs=4 * pstdev(counts) / 2_000**0.5)
+    assert 4 * pstdev(counts) / 2_000**0.5 < 6.0, "or it would show nothing"
 
 
 def test_lengths_come_at_their_quantiles() -> None:

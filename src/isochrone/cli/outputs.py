@@ -1,7 +1,7 @@
 """Files that a command will write: what hinders them is said before hours of play."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from isochrone.core.errors import InvalidInput
@@ -13,12 +13,20 @@ def check_outputs(files: Mapping[str, Path | None]) -> None:
         raise InvalidInput(problems)
 
 
-def problems_of(files: Mapping[str, Path | None]) -> list[str]:
-    """What would keep one of these from being written, or from staying as it was written."""
+def problems_of(
+    files: Mapping[str, Path | None], read: Sequence[Path | None] = ()
+) -> list[str]:
+    """What would keep one of these from being written, or from staying as it was written, or cost
+    one of those that are `read`."""
     named = {option: file for option, file in files.items() if file is not None}
     problems = [
         f"{option} {file}: {problem}"
         for option, file in named.items() if (problem := _hindered(file))
+    ]
+    inputs = {os.path.realpath(file) for file in read if file is not None and file.is_file()}
+    problems += [
+        f"{option} {file}: is read here, and would be lost"
+        for option, file in named.items() if os.path.realpath(file) in inputs
     ]
     first: dict[str, str] = {}
     for option, file in named.items():

@@ -314,7 +314,10 @@ def _chosen(
     """Raises InvalidInput with the problems of all of them."""
     from isochrone.wiring.twin_choice import Changes, chosen_loads, chosen_scenario
 
-    problems = problems_of({"--json": out, "--progress-json": progress_json})
+    problems = problems_of(
+        {"--json": out, "--progress-json": progress_json},
+        read=[Path(scenario), *(trace or ()), rtt, sites],
+    )
     found: tuple[float, ...] = ()
     try:
         found = chosen_loads(loads) if loads is not None else ()

@@ -1,11 +1,10 @@
 """Reads where a scenario's sites are and how far apart: tables of sites and of round trips."""
 
-import csv
 from math import inf
 
-from isochrone.adapters.packaged import DATA, load_region_positions, load_spread
+from isochrone.adapters.packaged import DATA, load_blocs, load_region_positions, load_spread
 from isochrone.core.errors import InvalidInput
-from isochrone.core.table_lines import lines_of
+from isochrone.twin.table import table_of
 from isochrone.twin.world.round_trips import Measured, Spread, measured_of, spread_of
 from isochrone.twin.world.sites_table import PlacedSite, parse_sites
 from isochrone.wiring.twin_files import bytes_of, path_of, text_of
@@ -27,7 +26,7 @@ def entries_of(file: str) -> dict[str, float]:
     """Requests by country: CSV with country_iso2 and sampled_requests, or, as M365's, region and
     sampled_requests, of env prod where there is one. Raises InvalidInput with all problems."""
     path = path_of(file)
-    reader = csv.DictReader(lines_of(text_of(path)))
+    reader = table_of(text_of(path))
     columns = reader.fieldnames or ()
     key = next((each for each in ("country_iso2", "region") if each in columns), None)
     if key is None or "sampled_requests" not in columns:
@@ -37,10 +36,12 @@ def entries_of(file: str) -> dict[str, float]:
         ])
     found: dict[str, float] = {}
     problems: list[str] = []
-    countries = {} if key == "country_iso2" else entry_countries()
+    countries = (
+        entry_countries() if key == "region" else {each: each for each in load_blocs().countries}
+    )
     for row in reader:
         place = row[key] or ""
-        country = place if key == "country_iso2" else countries.get(place)
+        country = countries.get(place)
         try:
             requests = float(row["sampled_requests"] or "")
         except ValueError:
@@ -61,9 +62,7 @@ def entry_countries() -> dict[str, str]:
     """The country of each of Azure's regions by the name that its interfaces have."""
     return {
         row["region"].replace(" ", "").lower(): row["country_iso2"]
-        for row in csv.DictReader(lines_of(
-            text_of(DATA / "network" / "cloud_regions.csv")
-        ))
+        for row in table_of(text_of(DATA / "network" / "cloud_regions.csv"))
     }
 
 
@@ -78,7 +77,7 @@ def ways_of(file: str | None) -> tuple[Measured, Spread]:
             f"with {', '.join(DISTANCE_COLUMNS)}"
         ])
     text = text_of(path)
-    columns = csv.DictReader(lines_of(text)).fieldnames or ()
+    columns = table_of(text).fieldnames or ()
     if all(name in columns for name in DISTANCE_COLUMNS):
         return measured_of({}, {}), _by_distance(text, str(path))
     positions = load_region_positions()
@@ -97,7 +96,7 @@ def ways_of(file: str | None) -> tuple[Measured, Spread]:
 
 def parse_round_trips(text: str, source: str) -> dict[tuple[str, str], float]:
     """CSV with src, dst and one of `RTT_COLUMNS`. Raises InvalidInput with all problems."""
-    reader = csv.DictReader(lines_of(text))
+    reader = table_of(text)
     columns = reader.fieldnames or ()
     column = next((each for each in RTT_COLUMNS if each in columns), None)
     if column is None or "src" not in columns or "dst" not in columns:
@@ -129,7 +128,7 @@ def parse_round_trips(text: str, source: str) -> dict[tuple[str, str], float]:
 def _by_distance(text: str, source: str) -> Spread:
     rows: list[tuple[float, ...]] = []
     problems: list[str] = []
-    reader = csv.DictReader(lines_of(text))
+    reader = table_of(text)
     for row in reader:
         try:
             values = tuple(float(row[name] or "") for name in DISTANCE_COLUMNS)

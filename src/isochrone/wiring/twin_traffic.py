@@ -24,6 +24,7 @@ from isochrone.twin.workloads.fitted import (
     Lengths,
     Window,
     fitted_asks,
+    means_within,
     parse_client_rates,
     parse_length_histogram,
     parse_length_percentiles,
@@ -38,7 +39,12 @@ from isochrone.twin.workloads.recorded import (
     RecordedRow,
     recorded_asks,
 )
-from isochrone.twin.workloads.steady import drawn_asks, exponential_asks, parse_lengths
+from isochrone.twin.workloads.steady import (
+    drawn_asks,
+    exponential_asks,
+    exponential_mean,
+    parse_lengths,
+)
 from isochrone.twin.workloads.token_week import parse_token_week
 from isochrone.twin.world.fleet_plan import CONTEXT_TOKENS
 from isochrone.wiring.twin_files import bytes_of, path_of, text_of, unpacked_of
@@ -53,6 +59,7 @@ SAMPLES = {
 SAMPLE_TRACE = "mooncake-conv-sample"
 PARQUET = b"PAR1"
 LONGEST_S = 366 * 86_400.0  # of a recording: a longer one has a wrong time, or another unit
+LEAST_SHARE = 0.01  # of the requests of a table that fit: they are drawn until one does
 
 # What prefixes it has: none, those of conversations, or long ones of sessions.
 Nature = Literal["calls", "conversations", "coding"]
@@ -85,16 +92,7 @@ def traffic_of(workload: Workload) -> Traffic:
 def _traffic(workload: Workload) -> Traffic:
     files = tuple(path_of(each) for each in workload.files)
     if workload.kind == "exponential":
-        prompt, output = workload.prompt_tokens, workload.output_tokens
-        if prompt + output > CONTEXT_TOKENS:
-            raise InvalidInput([
-                f"prompt_tokens {prompt:g} and output_tokens {output:g} are too many; expected at "
-                f"most {CONTEXT_TOKENS} together"
-            ])
-        return Traffic(
-            source=lambda rate, seed: exponential_asks(prompt, output, rate, seed),
-            prompt_tokens=prompt, output_tokens=output,
-        )
+        return _exponential(round(workload.prompt_tokens), workload.output_tokens)
     if workload.kind == "recorded":
         return _recorded(files[0] if files else bundled_trace(SAMPLE_TRACE), workload.part)
     if workload.kind == "lengths":
@@ -103,6 +101,18 @@ def _traffic(workload: Workload) -> Traffic:
     if workload.kind == "coding":
         return _coding(files[0], workload.part)
     return _fitted(workload.kind, files, workload.part)
+
+
+def _exponential(prompt: int, output: float) -> Traffic:
+    if prompt + output > CONTEXT_TOKENS:
+        raise InvalidInput([
+            f"prompt_tokens {prompt} and output_tokens {output:g} are too many; expected at most "
+            f"{CONTEXT_TOKENS} together"
+        ])
+    return Traffic(
+        source=lambda rate, seed: exponential_asks(prompt, output, CONTEXT_TOKENS, rate, seed),
+        prompt_tokens=prompt, output_tokens=exponential_mean(output, CONTEXT_TOKENS - prompt),
+    )
 
 
 def _drawn(path: Path) -> Traffic:
@@ -159,6 +169,11 @@ def _fitted(kind: str, files: Sequence[Path], part: tuple[float, float]) -> Traf
             f"{files[1]}: has requests of {prompt.mean + output.mean:.3g} tokens in the mean; "
             f"expected at most {CONTEXT_TOKENS}"
         ])
+    share, prompt_tokens, output_tokens = means_within(prompt, output, CONTEXT_TOKENS)
+    if share < LEAST_SHARE:
+        raise InvalidInput([
+            f"{files[1]}: has hardly any request of at most {CONTEXT_TOKENS} tokens"
+        ])
     first_s = min((windows[0].start_s for windows in clients), default=0.0)
     _need_span(first_s, period_s, source)
     clients, period_s = _part(clients, first_s, period_s, part)
@@ -166,8 +181,8 @@ def _fitted(kind: str, files: Sequence[Path], part: tuple[float, float]) -> Traf
         raise InvalidInput([f"{source}: has no rate in the part from {part[0]:g} to {part[1]:g}"])
     fit = Fitted(clients=clients, period_s=period_s, prompt=prompt, output=output)
     return Traffic(
-        source=lambda rate, seed: fitted_asks(fit, rate, seed), prompt_tokens=prompt.mean,
-        output_tokens=output.mean,
+        source=lambda rate, seed: fitted_asks(fit, rate, seed), prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
     )
 
 

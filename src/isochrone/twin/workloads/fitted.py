@@ -5,20 +5,20 @@ Gamma or Weibull distributed with mean 1 and the spread of the window. So a clie
 its windows exactly in the mean, with its bursts. After the last window all begins anew.
 """
 
-import csv
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import exp, gamma, inf, isfinite, log
 from typing import Literal
 
 from isochrone.core.errors import InvalidInput
 from isochrone.core.rng import Random, stream
-from isochrone.core.table_lines import lines_of
 from isochrone.twin.fast.arrivals import NO_SESSION
+from isochrone.twin.table import table_of
 from isochrone.twin.workloads.asks import Ask, mixed
+from isochrone.twin.world.fleet_plan import CONTEXT_TOKENS
 
 Family = Literal["Gamma", "Weibull"]
 MOST_TOLD = 20
@@ -27,6 +27,7 @@ MOST_RPS = 1e9
 LEAST_RPS = 1e-9       # once in thirty years
 LEAST_SPREAD = 0.01
 MANY_TURNS = 1000      # of a period without a request, that are passed over at once
+STEPS = 1000           # of quantiles that a mean is taken over
 _PERCENTILES = ("p01", "p05", "p10", "p25", "p50", "p75", "p90", "p95", "p99")
 # Of a prompt that is told in parts, as ServeGen's multimodal clients have it.
 PROMPT_PARTS = ("text_tokens", "image_tokens", "audio_tokens", "video_tokens")
@@ -63,19 +64,25 @@ class Lengths:
 
     @property
     def mean(self) -> float:
-        return sum(self.at((step + 0.5) / 1000) for step in range(1000)) / 1000
+        return sum(self.steps()) / STEPS
+
+    def steps(self) -> list[int]:
+        """Ascending, each as likely as the others."""
+        return [self.at((step + 0.5) / STEPS) for step in range(STEPS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
     """`clients` each have windows by `start_s`; all repeat after `period_s`. Prompt and answer are
-    drawn independently of each other, which the real ones are not."""
+    drawn independently of each other, which the real ones are not, and again where they are more
+    than `most_tokens` together."""
 
     clients: tuple[tuple[Window, ...], ...]
     period_s: float
     prompt: Lengths
     output: Lengths
     spread_over: int = 8  # places that one client's requests come from
+    most_tokens: int = CONTEXT_TOKENS
 
     @property
     def rate_rps(self) -> float:
@@ -100,16 +107,32 @@ def fitted_asks(fit: Fitted, rate_rps: float, seed: int) -> Iterator[Ask]:
         heapreplace(due, (next(times), number, times))
         # One that stands for everybody has no place of its own.
         place = rng.getrandbits(62) if len(fit.clients) == 1 else rng.randrange(fit.spread_over)
-        yield Ask(
-            at_s, fit.prompt.at(rng.random()), fit.output.at(rng.random()),
-            mixed(number, place), NO_SESSION, (),
-        )
+        prompt, output = fit.prompt.at(rng.random()), fit.output.at(rng.random())
+        while prompt + output > fit.most_tokens:
+            prompt, output = fit.prompt.at(rng.random()), fit.output.at(rng.random())
+        yield Ask(at_s, prompt, output, mixed(number, place), NO_SESSION, ())
+
+
+def means_within(prompt: Lengths, output: Lengths, most_tokens: int) -> tuple[float, float, float]:
+    """Which share of the requests has at most so many tokens, and the means of prompt and answer of
+    those; 0 for all where there are none."""
+    prompts, outputs = prompt.steps(), output.steps()
+    sums = [0, *accumulate(outputs)]
+    fitting = [bisect_right(outputs, most_tokens - each) for each in prompts]
+    count = sum(fitting)
+    if not count:
+        return 0.0, 0.0, 0.0
+    return (
+        count / STEPS**2,
+        sum(each * there for each, there in zip(prompts, fitting, strict=True)) / count,
+        sum(sums[there] for there in fitting) / count,
+    )
 
 
 def _times(
     windows: Sequence[Window], period_s: float, factor: float, rng: Random
 ) -> Iterator[float]:
-    left = rng.random()  # of a step, where time 0 falls into one
+    left = _rest_of_step(windows[0], rng)
     turn = 0
     of_turn = sum((each.end_s - each.start_s) * each.rate_rps for each in windows) * factor
     while True:
@@ -134,6 +157,18 @@ def _step(window: Window, rng: Random) -> float:
         shape = 1.0 / window.spread**2
         return rng.gammavariate(shape, 1.0 / shape)
     return rng.weibullvariate(1.0 / gamma(1.0 + 1.0 / window.spread), window.spread)
+
+
+def _rest_of_step(window: Window, rng: Random) -> float:
+    """What is left, at any instant, of the step that it falls into: into a long one more often. Or
+    every client would begin with a burst, the more of one the more its steps differ."""
+    if window.family == "Gamma":
+        shape = 1.0 / window.spread**2
+        whole = rng.gammavariate(shape + 1.0, 1.0 / shape)
+    else:
+        power = 1.0 / window.spread
+        whole = rng.gammavariate(1.0 + power, 1.0) ** power / gamma(1.0 + power)
+    return rng.random() * whole
 
 
 def parse_client_rates(
@@ -244,10 +279,17 @@ def parse_length_percentiles(text: str, source: str) -> Mapping[str, Lengths]:
             )
             continue
         points.setdefault(row["field"], []).append((share, max(tokens, 1.0)))
+    for each in points.values():
+        each.sort()
+    problems += [
+        f"{source}: {field} has {high:g} tokens at percentile {after * 100:g}, less than at "
+        f"{before * 100:g}; expected those of one trace"
+        for field, each in points.items()
+        for (before, low), (after, high) in pairwise(each) if high < low
+    ]
     _raise_if(problems, points, source)
     found = {}
-    for field, each in points.items():
-        ordered = sorted(each)
+    for field, ordered in points.items():
         whole = [(0.0, ordered[0][1]), *ordered, (1.0, ordered[-1][1])]
         found[field] = Lengths(
             shares=tuple(share for share, _ in whole), tokens=tuple(tokens for _, tokens in whole)
@@ -307,7 +349,7 @@ def _lengths_of_bins(bins: Mapping[float, float]) -> Lengths:
 def _rows(
     text: str, source: str, needed: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(lines_of(text))
+    reader = table_of(text)
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing:
         raise InvalidInput(

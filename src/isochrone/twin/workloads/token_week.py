@@ -4,10 +4,9 @@ M365's table (SageServe): CSV with model_family, env, t_s and tokens_per_s_plott
 the first model family in it is taken. Its scale is unverified at the source and not used.
 """
 
-import csv
 
 from isochrone.core.errors import InvalidInput
-from isochrone.core.table_lines import lines_of
+from isochrone.twin.table import table_of
 from isochrone.twin.workloads.fitted import MOST_S, Window
 
 NEEDED = ("model_family", "env", "t_s", "tokens_per_s_plotted")
@@ -17,7 +16,7 @@ MOST_TOKENS_S = 1e12
 
 def parse_token_week(text: str, source: str) -> tuple[tuple[Window, ...], float]:
     """Windows and period. Raises InvalidInput with all problems."""
-    reader = csv.DictReader(lines_of(text))
+    reader = table_of(text)
     missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
     if missing:
         raise InvalidInput(

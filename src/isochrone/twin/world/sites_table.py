@@ -4,12 +4,11 @@ Used where there are any: `operator`; `metro` and `metro_city_pop`, for demand; 
 marks the sites of a fleet (others are left out). The code of Namibia is the text `NA`.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from isochrone.core.errors import InvalidInput
-from isochrone.core.table_lines import lines_of
+from isochrone.twin.table import table_of
 
 MOST_TOLD = 20
 MOST_PEOPLE = 1e9  # of a city
@@ -34,7 +33,7 @@ class PlacedSite:
 
 def parse_sites(text: str, source: str) -> tuple[PlacedSite, ...]:
     """All sites of the fleet, in the order of the file. Raises InvalidInput with all problems."""
-    reader = csv.DictReader(lines_of(text))
+    reader = table_of(text)
     columns = reader.fieldnames or ()
     edge = "site_id" not in columns and "colo" in columns
     if edge:
