@@ -5,6 +5,7 @@ environment they run what was compiled from them (see docs/adr/0012).
 """
 
 import os
+import signal
 
 from isochrone.wiring.compiled import use_compiled
 
@@ -12,6 +13,11 @@ pytest_plugins = [
     "tests.fixtures.postgres", "tests.fixtures.nats", "tests.fixtures.loops",
     "tests.fixtures.twin_command",
 ]
+
+# A shell that starts tests in the background lets them ignore Ctrl-C, and with them all that they
+# start; what has to end by it could not be tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if os.environ.get("ISOCHRONE_TEST_FORM") == "compiled":
     assert use_compiled(), "nothing is compiled that fits these sources: make compile"
