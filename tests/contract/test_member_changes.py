@@ -11,22 +11,13 @@ from isochrone.core.errors import InvalidInput
 from isochrone.core.world.tenant import EVERY_TENANT
 from isochrone.ports.accounts import Account
 from tests.contract.test_control_api import Api, an_api
+from tests.fixtures.locks import until_waiting
 
 
 @pytest.fixture
 def api(pool: Pool) -> Iterator[Api]:
     with an_api(pool) as found:
         yield found
-
-
-def until_one_waits(pool: Pool) -> None:
-    """Until a transaction waits for the lock of another one."""
-    for _ in range(20_000):
-        with pool.transaction() as connection:
-            row = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
-        if row is not None and row[0]:
-            return
-    raise AssertionError("nobody waits")
 
 
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
@@ -41,7 +32,7 @@ def test_who_was_appointed_meanwhile_is_judged_by_the_role_they_have_now(
         with pool.transaction(EVERY_TENANT) as connection:
             connection.execute("UPDATE principals SET role = 'owner' WHERE id = %s", (other,))
             answer = worker.submit(api.call, method, f"principals/{other}", body, key=admin)
-            until_one_waits(pool)
+            until_waiting(pool, 1)
         status, problem = answer.result(timeout=20)
     assert (status, "may not appoint the role 'owner'" in problem["detail"]) == (403, True)
     assert api.context.registry.members.member(EVERY_TENANT, other).role == "owner"

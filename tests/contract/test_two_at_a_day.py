@@ -15,9 +15,9 @@ from isochrone.core.world.tenant import EVERY_TENANT
 from tests.contract.test_ledger import START
 from tests.contract.test_usage_days import NOW, a_report, stored, wrong
 from tests.fixtures.interrupted_pool import InterruptedPool
+from tests.fixtures.locks import until_waiting
 
 TOLD = [a_report(number) for number in range(300)]
-MOST_LOOKS = 20_000
 
 
 @pytest.mark.parametrize("number", range(1, 8))
@@ -44,18 +44,6 @@ def test_a_day_that_another_copy_detaches_meanwhile(
     assert wrong(book) == 0
 
 
-def until_two_wait(pool: Pool) -> None:
-    """Until two transactions wait for locks."""
-    for _ in range(MOST_LOOKS):
-        with pool.transaction() as connection:
-            row = connection.execute(
-                "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted"
-            ).fetchone()
-        if row == (2,):
-            return
-    raise AssertionError("they do not wait")
-
-
 def test_two_who_take_a_day_away_do_not_wait_for_each_other(pool: Pool, tmp_path: Path) -> None:
     book, days = PostgresBook(pool), PostgresUsageDays(pool, tmp_path / "archive")
     book.book_usage(TOLD, now=1)
@@ -71,7 +59,7 @@ def test_two_who_take_a_day_away_do_not_wait_for_each_other(pool: Pool, tmp_path
         with pool.transaction(EVERY_TENANT) as reader:  # keeps the day there until both want it
             reader.execute("SELECT count(*) FROM usage")
             done = [both.submit(detach, now) for now in (NOW, NOW + 1)]
-            until_two_wait(pool)
+            until_waiting(pool, 2)
         first, second = sorted(each.result(timeout=30) for each in done)
     assert first == ""
     assert "has no partition any more" in second  # and no deadlock

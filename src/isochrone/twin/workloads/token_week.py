@@ -4,7 +4,6 @@ M365's table (SageServe): CSV with model_family, env, t_s and tokens_per_s_plott
 the first model family in it is taken. Its scale is unverified at the source and not used.
 """
 
-
 from isochrone.core.errors import InvalidInput
 from isochrone.twin.table import table_of
 from isochrone.twin.workloads.fitted import MOST_S, Window
